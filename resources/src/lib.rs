@@ -1,0 +1,1 @@
+//! The test guest kernel as an embedded ELF, and the built-in scenarios.

@@ -1,0 +1,1 @@
+//! zapscope's library.

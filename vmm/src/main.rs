@@ -1,0 +1,2 @@
+//! The zapscope command.
+fn main() {}
