@@ -3,13 +3,63 @@
 //! Addresses and half-open ranges of three address spaces, memslots as plain data, regions of memory and
 //! what backs them, what a page really is (pagemap), and the operations that take pages away. Knows nothing
 //! of KVM and nothing of range policies.
+//!
+//! ```text
+//!   Backing ─> Region ─┬─> PageScanner ─> PageRun, PageCounts      what the pages are
+//!                      ├─> Planner     ─> Planned, Call            what an operation will announce
+//!                      ├─> perform, page_out_fully ─> Outcome      the operation, and what it really did
+//!                      └─> protect, unmap_shared                   drop translations, keep the pages
+//!   ZramSwap, MemoryCgroup                                         where pages go, and what makes them go
+//! ```
+//!
+//! All of it works without root where the kernel lets it: folio orders below the PMD, zram devices and (mostly)
+//! cgroups are the exceptions, and say so.
 
 mod address;
+mod announce;
+mod backing;
+mod causes;
+mod cgroup;
+mod cgroup_mounts;
+mod entries;
+mod folios;
+mod lru;
+mod pagemap;
+mod plan;
 mod range;
+mod reclaim;
+mod region;
+mod seam;
 mod slots;
+mod state;
+mod swaps;
+mod sys;
+mod thp;
 mod victim;
+mod zap;
+mod zram;
 
 pub use address::{Address, Gfn, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
+pub use backing::{Backing, Unavailable, UnknownBacking};
+pub use cgroup::{CgroupError, MemoryCgroup, Squeezed};
+pub use cgroup_mounts::Version as CgroupVersion;
+pub use folios::LargeFolio;
+pub use lru::drain_lru;
+pub use pagemap::{PageScanner, ScanError, ScanMethod};
+pub use plan::{Call, Planned, Planner, Unit, UnknownUnit};
 pub use range::{AddressRange, Chunks, GfnRange, GpaRange, HvaRange};
+pub use reclaim::{
+    Operation, Outcome, PageOutReport, ReclaimError, UnknownOperation, page_out_fully, perform,
+    perform_unmeasured,
+};
+pub use region::{RangeError, Region, RegionError};
+pub use seam::SeamError;
 pub use slots::{Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
+pub use state::{PageCounts, PageRun, PageState};
+pub use swaps::{SwapArea, SwapInfo};
+pub use thp::{HostThp, ShmemSwitch, Switch};
 pub use victim::{MapLevel, Order, Victim};
+pub use zap::{
+    Protected, ZapError, protect, toggle_protection, toggle_unit, toggle_without_seams, unmap_shared,
+};
+pub use zram::{MmStat, ZramError, ZramSwap, swap_on_device, undo_by_number};

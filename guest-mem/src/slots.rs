@@ -153,7 +153,8 @@ impl SlotTableBuilder {
                 return Err(SlotError::Overlap(a.gpa, b.gpa));
             }
         }
-        Ok(SlotTable { by_hva: by_hva.into(), by_gpa: by_gpa.into() })
+        let gpas = by_gpa.iter().map(|&index| by_hva[index as usize].gpa).collect();
+        Ok(SlotTable { by_hva: by_hva.into(), by_gpa: by_gpa.into(), gpas })
     }
 }
 
@@ -165,6 +166,8 @@ pub struct SlotTable {
     by_hva: Box<[Memslot]>,
     /// Indices into `by_hva`, in order of guest address.
     by_gpa: Box<[u32]>,
+    /// Where each of `by_gpa` begins, by itself: a search among these stays in the cache.
+    gpas: Box<[Gpa]>,
 }
 
 impl SlotTable {
@@ -192,7 +195,7 @@ impl SlotTable {
     }
     /// The slot that holds a guest physical address.
     pub fn find_gpa(&self, gpa: Gpa) -> Option<&Memslot> {
-        let after = self.by_gpa.partition_point(|&index| self.by_hva[index as usize].gpa <= gpa);
+        let after = self.gpas.partition_point(|&start| start <= gpa);
         let slot = &self.by_hva[self.by_gpa[after.checked_sub(1)?] as usize];
         slot.gpa_range().contains(gpa).then_some(slot)
     }
@@ -242,6 +245,16 @@ mod tests {
                 prop_assert_eq!(slots.gpa_of(hva), Some(gpa));
             }
         }
+    }
+
+    #[test]
+    fn a_full_table_finds_every_slot_both_ways() {
+        let slots = table(&[(0, 1 << 40, 32_000 << 21, 2 << 20)]).unwrap();
+        for (index, slot) in slots.as_slice().iter().enumerate() {
+            assert_eq!(slots.covering(slot.hva_range()), std::slice::from_ref(slot));
+            assert_eq!(slots.find_gfn(Gfn::new(index as u64 * 512 + 511)), Some(slot));
+        }
+        assert_eq!(slots.find_gfn(Gfn::new(32_000 * 512)), None);
     }
 
     #[test]

@@ -1,1 +1,61 @@
-//! The stand-in mmu_notifier chain: invalidations, range policies, listeners, the sequence protocol, the ledger.
+//! The stand-in `mmu_notifier` chain of zapscope. Knows nothing of KVM.
+//!
+//! An operation that takes a guest's memory away is handed to the [`Bridge`], which announces it as widely as
+//! a [`Policy`] says, performs it, and writes down what it cost:
+//!
+//! ```text
+//!   Invalidation ──> Policy ──> Calls ──> Bridge ──> Chain ──> ShadowingMmu: SoftMmu, a VMM's memslots
+//!   event.rs         policy.rs  calls.rs  bridge.rs  chain.rs └> SharingMmu: SharedTlb
+//!                                            │                      │
+//!                                            v                      └─ Sequence: why no fault slips through
+//!                                     InvalidationRecord               sequence.rs, soft_mmu/
+//!                                            │
+//!                                            v
+//!                                         Recorder ──(one a thread, merged once)──> Ledger
+//!                                         recorder.rs                               ledger.rs, totals.rs
+//! ```
+//!
+//! To read how an invalidation travels, take the files in that order.
+
+mod bridge;
+pub mod calls;
+mod chain;
+mod clock;
+mod count;
+mod event;
+mod host_mmu;
+mod ledger;
+pub mod listener;
+mod names;
+pub mod policy;
+mod primary;
+mod record;
+mod recorder;
+pub mod sequence;
+pub mod shared_tlb;
+pub mod soft_mmu;
+mod sync;
+mod totals;
+
+#[cfg(test)]
+mod doubles;
+
+pub use bridge::{Bridge, BridgeBuilder};
+pub use calls::{Call, Calls};
+pub use clock::monotonic_ns;
+pub use count::Count;
+pub use event::{Cause, Invalidation, Source};
+pub use host_mmu::HostMmu;
+pub use ledger::Ledger;
+pub use listener::{
+    Listener, ListenerKind, Shadowing, ShadowingMmu, Sharing, SharingMmu, StartContext, WouldBlock, Zapped,
+};
+pub use names::UnknownName;
+pub use policy::Policy;
+pub use primary::{Frame, Mapping, PrimaryMmu, ResolveError};
+pub use record::{InvalidationRecord, Outcome};
+pub use recorder::Recorder;
+pub use sequence::Sequence;
+pub use shared_tlb::{SharedTlb, SharedTlbStats};
+pub use soft_mmu::{AccessError, SoftMmu, SoftMmuStats, Worker, WorkerStats};
+pub use totals::{Totals, TotalsKey, TotalsTable};

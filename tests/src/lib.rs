@@ -1,1 +1,8 @@
-//! Tests of the whole.
+//! What the tests of the whole share: what the host offers, machines to test on, images of hostile guests, and
+//! the program itself as a child process.
+
+pub mod elf;
+pub mod host;
+pub mod machine;
+pub mod naive;
+pub mod program;

@@ -1,2 +1,7 @@
 //! The zapscope command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmm::cli::main()
+}

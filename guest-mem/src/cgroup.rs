@@ -1,0 +1,244 @@
+//! A memory cgroup of one's own, to squeeze this process and nobody else.
+//!
+//! Memory is charged to the group of whoever touches it first and stays there: enter the group before the
+//! memory is populated.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::causes::with_causes;
+use crate::cgroup_mounts::{ControllerMount, Version, find_memory_controller};
+
+/// Why this process could not be put under pressure.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// Nothing manages memory here.
+    #[error(
+        "no memory cgroup for this process: mount cgroup2 at /sys/fs/cgroup with the memory controller, \
+         or boot without `cgroup_disable=memory`"
+    )]
+    NoController,
+    /// A name that is no name for a directory.
+    #[error("`{0}` is no name for a cgroup: use letters, digits, `-`, `_` and `.`")]
+    Name(String),
+    /// A file could not be read or written.
+    #[error("{attempt} {path}: run as root, or under `systemd-run --user --scope -p Delegate=yes`")]
+    File {
+        /// What was tried.
+        attempt: String,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The group came without the files that manage memory.
+    #[error(
+        "the new cgroup {0} has no memory controller: `echo +memory > cgroup.subtree_control` in its parent"
+    )]
+    NotDelegated(PathBuf),
+}
+
+/// A group made for this process, which is inside as long as this lives.
+#[derive(Debug)]
+pub struct MemoryCgroup {
+    version: Version,
+    path: PathBuf,
+    home: PathBuf,
+}
+
+/// What squeezing came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Squeezed {
+    /// Bytes the group was to lose.
+    pub asked_bytes: u64,
+    /// Bytes it was charged before.
+    pub before: u64,
+    /// Bytes it was charged after.
+    pub after: u64,
+}
+
+impl Squeezed {
+    /// Bytes the group lost.
+    pub fn got_bytes(&self) -> u64 {
+        self.before.saturating_sub(self.after)
+    }
+}
+
+impl MemoryCgroup {
+    /// Makes a group `name` and moves this process, all its threads, into it. With cgroup v1 it is made below
+    /// the process's group; with v2 beside it, because a v2 group with processes cannot have children with
+    /// controllers.
+    ///
+    /// # Errors
+    /// No memory controller, or no right to use it. Nothing stays behind then.
+    pub fn enter(name: &str) -> Result<Self, CgroupError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(allowed) {
+            return Err(CgroupError::Name(name.to_owned()));
+        }
+        let mounts = read(Path::new("/proc/self/mountinfo"))?;
+        let groups = read(Path::new("/proc/self/cgroup"))?;
+        let ControllerMount { version, home, root } =
+            find_memory_controller(&mounts, &groups).ok_or(CgroupError::NoController)?;
+        let parent = match version {
+            Version::V2 if home != root => home.parent().map_or(root, Path::to_path_buf),
+            Version::V1 | Version::V2 => home.clone(),
+        };
+        let path = parent.join(name);
+        fs::create_dir(&path).map_err(|source| failed("making", &path, source))?;
+        let group = Self { version, path, home };
+        // From here on the drop of `group` undoes what was done.
+        if !group.file(group.usage_file()).exists() {
+            return Err(CgroupError::NotDelegated(group.path.clone()));
+        }
+        group.adopt(&group.path)?;
+        Ok(group)
+    }
+
+    /// Which generation of cgroups this is.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+    /// The group's directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes charged to the group now.
+    ///
+    /// # Errors
+    /// The kernel's file cannot be read.
+    pub fn usage(&self) -> Result<u64, CgroupError> {
+        let path = self.file(self.usage_file());
+        let text = read(&path)?;
+        text.trim().parse().map_err(|error| {
+            failed("making sense of", &path, io::Error::new(io::ErrorKind::InvalidData, error))
+        })
+    }
+
+    /// Makes the kernel reclaim about `bytes` from the group, as if memory were short: its choice which. v2:
+    /// `memory.reclaim`, or `memory.high` before Linux 5.19; v1: the limit lowered in steps. Limits are
+    /// restored. Have swap for what is to leave: while a v1 limit is low, a fault that finds nothing more to
+    /// reclaim ends in the OOM killer.
+    ///
+    /// # Errors
+    /// The kernel's files cannot be used. Getting less than was asked is no error: [`Squeezed`] says so.
+    pub fn squeeze(&self, bytes: u64) -> Result<Squeezed, CgroupError> {
+        let before = self.usage()?;
+        let target = before.saturating_sub(bytes);
+        match self.version {
+            Version::V1 => self.lower_limit("memory.limit_in_bytes", "-1", before, target)?,
+            Version::V2 if self.file("memory.reclaim").exists() => {
+                self.ask_for(&self.file("memory.reclaim"), before - target)?;
+            }
+            Version::V2 => self.lower_limit("memory.high", "max", before, target)?,
+        }
+        Ok(Squeezed { asked_bytes: bytes, before, after: self.usage()? })
+    }
+
+    /// `memory.reclaim` says EAGAIN where it got less than it was asked for.
+    fn ask_for(&self, file: &Path, bytes: u64) -> Result<(), CgroupError> {
+        match fs::write(file, bytes.to_string()) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
+            done => done.map_err(|source| failed("writing to", file, source)),
+        }
+    }
+
+    /// Lowers a limit to `target` in steps: one leap makes the kernel give up (v1: EBUSY) where many small
+    /// ones succeed. Then lifts it.
+    fn lower_limit(&self, file: &str, lifted: &str, from: u64, target: u64) -> Result<(), CgroupError> {
+        const STEPS: u64 = 8;
+        let path = self.file(file);
+        let mut outcome = Ok(());
+        for step in 1..=STEPS {
+            let limit = from - (from - target) / STEPS * step;
+            match fs::write(&path, limit.to_string()) {
+                // It cannot go lower: what was got is got.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => break,
+                Err(source) => {
+                    outcome = Err(failed("lowering", &path, source));
+                    break;
+                }
+                Ok(()) => {}
+            }
+        }
+        let restored = fs::write(&path, lifted).map_err(|source| failed("restoring", &path, source));
+        outcome.and(restored)
+    }
+
+    fn usage_file(&self) -> &'static str {
+        match self.version {
+            Version::V1 => "memory.usage_in_bytes",
+            Version::V2 => "memory.current",
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Moves this process into the group at `path`.
+    fn adopt(&self, path: &Path) -> Result<(), CgroupError> {
+        let procs = path.join("cgroup.procs");
+        let pid = std::process::id().to_string();
+        fs::write(&procs, pid).map_err(|source| failed("moving this process by", &procs, source))
+    }
+
+    /// Moves the process back where it was and removes the group. Memory charged to it stays charged to its
+    /// parent.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub fn leave(self) -> Result<(), CgroupError> {
+        let outcome = self.undo();
+        std::mem::forget(self);
+        outcome
+    }
+
+    fn undo(&self) -> Result<(), CgroupError> {
+        self.adopt(&self.home)?;
+        // A thread that is just exiting keeps the group busy for a moment.
+        let mut outcome = Ok(());
+        for _ in 0..50 {
+            outcome = fs::remove_dir(&self.path);
+            match &outcome {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => sleep(Duration::from_millis(20)),
+                _ => break,
+            }
+        }
+        outcome.map_err(|source| failed("removing", &self.path, source))
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo() {
+            // A destructor can only say it; `leave` is for callers who want to know.
+            eprintln!("cgroup {} stays behind: {}", self.path.display(), with_causes(&error));
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, CgroupError> {
+    fs::read_to_string(path).map_err(|source| failed("reading", path, source))
+}
+
+fn failed(attempt: &str, path: &Path, source: io::Error) -> CgroupError {
+    CgroupError::File { attempt: attempt.to_owned(), path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_would_climb_out_are_refused() {
+        for name in ["", ".", "..", "a/b", "../x", "a b"] {
+            assert!(matches!(MemoryCgroup::enter(name), Err(CgroupError::Name(_))), "{name}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What an operation will announce, named before it is done.
+//!
+//! Reclaim by address is a list of system calls ([`Unit`] says how large each is), and each announces ranges
+//! to every secondary MMU. A plan predicts them from what pagemap says of the memory now:
+//!
+//! ```text
+//!   range ── cut by unit ── cut at seams (VMA boundaries) ── each piece against runs and folios ── Planned
+//! ```
+//!
+//! The prediction itself is a pure function ([`crate::announce`]); this file has its words, and the scan that
+//! feeds it.
+//!
+//! What a plan cannot know: folio orders below the PMD where `/proc/kpageflags` is closed
+//! ([`PageScanner::knows_folios`]): such pages count as base pages. Whether an empty block still has a page
+//! table, which decides if a VMA split there is announced: it counts as having none. How finely shmem splits
+//! the folios at the ends of a hole, which differs between kernels: one split a folio is planned.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::address::PMD_SIZE;
+use crate::announce::{Layout, announce};
+use crate::backing::Backing;
+use crate::folios::LargeFolio;
+use crate::pagemap::{PageScanner, ScanError};
+use crate::range::HvaRange;
+use crate::reclaim::Operation;
+use crate::region::Region;
+use crate::state::{PageRun, PageState};
+use crate::victim::{MapLevel, Victim};
+
+/// How much of the range one system call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// `page`: 4 KiB each, whatever they are a part of.
+    Page,
+    /// `folio`: each folio whole, as far as the range has it; memory that holds nothing is left out.
+    Folio,
+    /// `region`: each aligned 2 MiB.
+    Region,
+    /// `range`: everything at once.
+    Range,
+}
+
+/// One announcement to come, in the order the kernel makes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// A PMD-mapped huge page is split because a part of it is taken: these 2 MiB are announced.
+    SplitPmd(HvaRange),
+    /// A folio mapped by PTEs is split because a part of it is taken: what is mapped of it is announced (in each
+    /// VMA apart, where a seam cuts it).
+    SplitFolio(HvaRange),
+    /// The reverse map is walked for one folio.
+    Take(Victim),
+    /// The operation announces exactly this range, whatever is mapped there.
+    Exact(HvaRange),
+}
+
+impl Planned {
+    /// The range the kernel announces.
+    pub fn range(&self) -> HvaRange {
+        match self {
+            Self::SplitPmd(range) | Self::SplitFolio(range) | Self::Exact(range) => *range,
+            Self::Take(victim) => victim.pages,
+        }
+    }
+}
+
+/// One system call of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// What it is asked for.
+    pub range: HvaRange,
+    /// Which of the plan's announcements it makes.
+    pub announces: std::ops::Range<usize>,
+}
+
+/// A text that names no unit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown unit `{0}`: use page, folio, region or range")]
+pub struct UnknownUnit(pub String);
+
+impl Unit {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Page, Self::Folio, Self::Region, Self::Range];
+
+    /// The name in scenarios and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Page => "page",
+            Self::Folio => "folio",
+            Self::Region => "region",
+            Self::Range => "range",
+        }
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Unit {
+    type Err = UnknownUnit;
+
+    fn from_str(text: &str) -> Result<Self, UnknownUnit> {
+        let known = Self::ALL.into_iter().find(|unit| unit.name() == text);
+        known.ok_or_else(|| UnknownUnit(text.to_owned()))
+    }
+}
+
+/// Makes plans. Keeps its buffers, so that planning allocates nothing once warm.
+#[derive(Debug, Default)]
+pub struct Planner {
+    runs: Vec<PageRun>,
+    folios: Vec<LargeFolio>,
+    calls: Vec<Call>,
+}
+
+impl Planner {
+    /// A planner with empty buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Plans an operation; `out` is cleared first. [`Planner::calls`] has the system calls to make, in order.
+    ///
+    /// # Errors
+    /// A range that does not fit the region, or a kernel that refuses.
+    pub fn plan(
+        &mut self,
+        scanner: &mut PageScanner,
+        region: &Region,
+        range: HvaRange,
+        unit: Unit,
+        operation: Operation,
+        out: &mut Vec<Planned>,
+    ) -> Result<(), ScanError> {
+        out.clear();
+        self.folios.clear();
+        self.calls.clear();
+        region.check(range)?;
+        // Whole blocks: what lies beside the range decides what is split.
+        let blocks = range.checked_align_outward(PMD_SIZE).and_then(|wide| wide.intersection(region.range()));
+        let Some(blocks) = blocks else { return Ok(()) };
+        scanner.scan_region(region, blocks, &mut self.runs)?;
+        if self.may_hold_large_folios(region) && scanner.knows_folios() {
+            scanner.folios().large_folios(blocks, &mut self.folios)?;
+        }
+        let layout = Layout { runs: &self.runs, folios: &self.folios, region };
+        announce(&layout, range, unit, operation, &mut self.calls, out);
+        Ok(())
+    }
+
+    /// Whether a folio mapped by PTEs can be larger than a page here. Looking for one reads the flags of every
+    /// page frame around, some 80 us, so it is not done where the answer is known: `4k` and `memfd` have none,
+    /// hugetlb is always whole, and what a PMD maps is seen in the runs.
+    fn may_hold_large_folios(&self, region: &Region) -> bool {
+        let by_pte = |run: &PageRun| {
+            matches!(run.state, PageState::Mapped { level: MapLevel::Pte, .. } | PageState::Cached)
+        };
+        match region.backing() {
+            Backing::Base4k | Backing::Memfd | Backing::Hugetlb2m => false,
+            Backing::Mthp(_) | Backing::Thp | Backing::MemfdThp => self.runs.iter().any(by_pte),
+        }
+    }
+
+    /// The system calls of the last plan.
+    pub fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_read_back_as_they_print() {
+        for unit in Unit::ALL {
+            assert_eq!(unit.to_string().parse(), Ok(unit));
+        }
+        assert!("pages".parse::<Unit>().unwrap_err().to_string().contains("page, folio"));
+    }
+}

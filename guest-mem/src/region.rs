@@ -1,0 +1,411 @@
+//! A region: one mapping of guest RAM and what backs it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::mm::Advice;
+
+use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
+use crate::backing::Backing;
+use crate::range::HvaRange;
+use crate::seam::{SeamError, Seams};
+use crate::sys::{self, Content, Madvise};
+use crate::thp::HostThp;
+use crate::victim::Order;
+
+/// Why guest RAM could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// No region has this length.
+    #[error(
+        "mapping {len} bytes of guest RAM: the size must be a multiple of 2 MiB, more than 0, below 64 TiB"
+    )]
+    Length {
+        /// Bytes asked for.
+        len: u64,
+    },
+    /// The address space has no such hole.
+    #[error("reserving address space for {len} bytes of guest RAM: lower the size, or raise `ulimit -v`")]
+    Reserve {
+        /// Bytes asked for.
+        len: u64,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// The pool of huge pages is too small.
+    #[error(
+        "mapping {len} bytes of `hugetlb:2m`: the pool is too small; \
+         `echo {pages} > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages`"
+    )]
+    HugetlbPool {
+        /// Bytes asked for.
+        len: u64,
+        /// Pages of 2 MiB that many bytes need.
+        pages: u64,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// A step of the setup failed.
+    #[error("{step} for {len} bytes of `{backing}`: this kernel may lack the feature; see `zapscope doctor`")]
+    Setup {
+        /// What was tried.
+        step: &'static str,
+        /// What for.
+        backing: Backing,
+        /// Bytes asked for.
+        len: u64,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// The seams that keep 2 MiB pages out of an mTHP region could not be made.
+    #[error("keeping 2 MiB pages out of `{backing}`")]
+    Guard {
+        /// What for.
+        backing: Backing,
+        /// Why not.
+        #[source]
+        source: SeamError,
+    },
+    /// Memory could not be filled.
+    #[error("populating {range}: is there memory left, and Linux 5.14 or later?")]
+    Populate {
+        /// What was to be filled.
+        range: HvaRange,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// The range does not fit the region.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+}
+
+/// A range that does not fit the region it was used with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RangeError {
+    /// Part of it lies elsewhere.
+    #[error("{range} leaves its region {region}")]
+    Outside {
+        /// What was asked for.
+        range: HvaRange,
+        /// What there is.
+        region: HvaRange,
+    },
+    /// An end lies inside a page.
+    #[error("{range}: both ends must be multiples of {granule} bytes in this region")]
+    Unaligned {
+        /// What was asked for.
+        range: HvaRange,
+        /// The region's page size.
+        granule: u64,
+    },
+    /// A word that is not one.
+    #[error("no word of 8 aligned bytes at {at} in {region}")]
+    Word {
+        /// The address.
+        at: Hva,
+        /// What there is.
+        region: HvaRange,
+    },
+}
+
+/// The size above which no x86-64 process with 47 address bits can map.
+const LARGEST: u64 = 64 << 40;
+
+/// One mapping of guest RAM, 2 MiB aligned, unmapped when dropped.
+///
+/// No Rust reference into it exists, ever: a guest writes to it at any time. Host-side access is by volatile
+/// words. What the pages really are is for [`crate::PageScanner`] to say; [`Region::backing`] is what was asked.
+#[derive(Debug)]
+pub struct Region {
+    range: HvaRange,
+    backing: Backing,
+    label: String,
+    memfd: Option<OwnedFd>,
+    seams: Seams,
+}
+
+impl Region {
+    /// Maps `len` bytes of guest RAM, not yet populated.
+    ///
+    /// mTHP where the host also has 2 MiB pages on: a fault takes the largest folio that fits inside the VMA,
+    /// so a seam (see [`Region::seam`]) is put into every 2 MiB before anything is touched, and no 2 MiB folio
+    /// fits any more, at a fault or for khugepaged. Enabled sizes between cannot be kept out that way:
+    /// [`Backing::unavailable`] names them.
+    ///
+    /// # Errors
+    /// A length that is 0, no multiple of 2 MiB or absurd; a host without the memory or the feature.
+    pub fn map(len: u64, backing: Backing) -> Result<Self, RegionError> {
+        if len == 0 || !len.is_multiple_of(PMD_SIZE) || len >= LARGEST {
+            return Err(RegionError::Length { len });
+        }
+        let setup = |step| move |source| RegionError::Setup { step, backing, len, source };
+        let memfd = match backing {
+            Backing::Memfd | Backing::MemfdThp => {
+                Some(sys::memfd(c"zapscope-ram", len).map_err(setup("creating a memfd"))?)
+            }
+            _ => None,
+        };
+        let content = match (&memfd, backing) {
+            (Some(fd), _) => Content::Shared(fd.as_fd()),
+            (None, Backing::Hugetlb2m) => Content::Hugetlb2m,
+            (None, _) => Content::Anonymous,
+        };
+        let range = map_aligned(len, content).map_err(|failed| match failed {
+            MapFailed::Reserve(source) => RegionError::Reserve { len, source },
+            MapFailed::Map(source) if backing == Backing::Hugetlb2m => {
+                RegionError::HugetlbPool { len, pages: len / PMD_SIZE, source }
+            }
+            MapFailed::Map(source) => setup("mapping")(source),
+        })?;
+        let seams = Seams::new(range, seam_len(backing));
+        let region = Self { range, backing, label: backing.to_string(), memfd, seams };
+        region.advise_backing()?;
+        Ok(region)
+    }
+
+    /// Tells the kernel which pages to use. On failure the drop of `self` unmaps.
+    fn advise_backing(&self) -> Result<(), RegionError> {
+        let (advice, step) = match self.backing {
+            Backing::Base4k | Backing::Memfd => (Advice::LinuxNoHugepage, "MADV_NOHUGEPAGE"),
+            Backing::Thp | Backing::Mthp(_) | Backing::MemfdThp => (Advice::LinuxHugepage, "MADV_HUGEPAGE"),
+            Backing::Hugetlb2m => return Ok(()),
+        };
+        // SAFETY: the mapping was made a moment ago and nothing refers to it.
+        match unsafe { sys::madvise(self.range, Madvise::Known(advice)) } {
+            Ok(()) => {}
+            // A kernel without huge pages: base pages are what it gives anyway.
+            Err(Errno::INVAL) if advice == Advice::LinuxNoHugepage => {}
+            Err(source) => {
+                let (backing, len) = (self.backing, self.range.len());
+                return Err(RegionError::Setup { step, backing, len, source });
+            }
+        }
+        if matches!(self.backing, Backing::Mthp(_))
+            && HostThp::read().anonymous_switch(Order::PMD).serves_madvised()
+        {
+            let backing = self.backing;
+            self.seams.guard().map_err(|source| RegionError::Guard { backing, source })?;
+        }
+        Ok(())
+    }
+
+    /// The region with another label.
+    #[must_use]
+    pub fn with_label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+    /// What reports call the region; its backing unless something else was said.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+    /// Where it is mapped.
+    pub fn range(&self) -> HvaRange {
+        self.range
+    }
+    /// What was asked for.
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+    /// The file behind shared memory.
+    pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
+        self.memfd.as_ref().map(AsFd::as_fd)
+    }
+    /// The smallest page an operation can take: 2 MiB for hugetlb, else 4 KiB.
+    pub fn granule(&self) -> u64 {
+        if self.backing == Backing::Hugetlb2m { PMD_SIZE } else { PAGE_SIZE }
+    }
+    /// Where in the region (and in its memfd) an address lies.
+    pub fn offset_of(&self, at: Hva) -> Option<u64> {
+        if !self.range.contains(at) {
+            return None;
+        }
+        at.checked_offset_from(self.range.start())
+    }
+    /// The address `offset` bytes into the region.
+    pub fn hva_at(&self, offset: u64) -> Option<Hva> {
+        self.range.start().checked_add(offset).filter(|&at| self.range.contains(at))
+    }
+    /// `len` bytes of the region from `offset` on.
+    pub fn slice(&self, offset: u64, len: u64) -> Option<HvaRange> {
+        let part = HvaRange::with_len(self.range.start().checked_add(offset)?, len)?;
+        self.range.covers(part).then_some(part)
+    }
+
+    /// Checks that `range` is made of whole pages of this region.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self, range: HvaRange) -> Result<(), RangeError> {
+        if !self.range.covers(range) {
+            return Err(RangeError::Outside { range, region: self.range });
+        }
+        let granule = self.granule();
+        if !range.start().is_aligned(granule) || !range.end().is_aligned(granule) {
+            return Err(RangeError::Unaligned { range, granule });
+        }
+        Ok(())
+    }
+
+    /// Keeps khugepaged out from now on: it would collapse what a step has split, behind the step's back. Huge
+    /// pages that are there stay; new ones, MADV_COLLAPSE's too, are refused.
+    ///
+    /// # Errors
+    /// A kernel that refuses.
+    pub fn settle(&self) -> Result<(), RegionError> {
+        if matches!(self.backing, Backing::Base4k | Backing::Memfd | Backing::Hugetlb2m) {
+            return Ok(());
+        }
+        let (backing, len) = (self.backing, self.range.len());
+        // SAFETY: this mapping; the advice changes no content.
+        unsafe { sys::madvise(self.range, Madvise::Known(Advice::LinuxNoHugepage)) }
+            .map_err(|source| RegionError::Setup { step: "MADV_NOHUGEPAGE", backing, len, source })
+    }
+
+    /// Faults all of `range` in for writing, in the calling thread's memory cgroup. Content stays as it is.
+    ///
+    /// # Errors
+    /// A range that does not fit, or no memory.
+    pub fn populate(&self, range: HvaRange) -> Result<(), RegionError> {
+        self.check(range)?;
+        // SAFETY: inside this mapping; populating changes no content.
+        unsafe { sys::madvise(range, Madvise::Known(Advice::LinuxPopulateWrite)) }
+            .map_err(|source| RegionError::Populate { range, source })
+    }
+
+    /// Reads the word at `at`, faulting it in if it must be.
+    ///
+    /// # Errors
+    /// An address that is no aligned word of this region.
+    pub fn read_u64(&self, at: Hva) -> Result<u64, RangeError> {
+        self.check_word(at)?;
+        // SAFETY: checked to be an aligned word of this mapping, which is readable as long as `self` lives.
+        Ok(unsafe { sys::read_word(at) })
+    }
+
+    /// Writes the word at `at`, faulting it in if it must be. While `at` is read-only by
+    /// [`crate::protect`] this is a segmentation fault: stop whoever writes first, as for a guest.
+    ///
+    /// # Errors
+    /// An address that is no aligned word of this region.
+    pub fn write_u64(&self, at: Hva, value: u64) -> Result<(), RangeError> {
+        self.check_word(at)?;
+        // SAFETY: checked to be an aligned word of this mapping, which lives as long as `self` and is never
+        // made unreadable; a write during `protect` traps instead of corrupting.
+        unsafe { sys::write_word(at, value) };
+        Ok(())
+    }
+
+    fn check_word(&self, at: Hva) -> Result<(), RangeError> {
+        let inside = HvaRange::with_len(at, 8).is_some_and(|word| self.range.covers(word));
+        if inside && at.is_aligned(8) { Ok(()) } else { Err(RangeError::Word { at, region: self.range }) }
+    }
+
+    /// The region's seams.
+    pub(crate) fn seams(&self) -> &Seams {
+        &self.seams
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.seams.forget();
+        // SAFETY: the mapping belongs to this region, and with `self` the last safe way into it goes.
+        let unmapped = unsafe { sys::munmap(self.range) };
+        debug_assert_eq!(unmapped, Ok(()), "munmap of a whole mapping of ours");
+    }
+}
+
+/// A seam must not cut through a folio of the backing.
+fn seam_len(backing: Backing) -> u64 {
+    match backing {
+        Backing::Mthp(order) => order.bytes(),
+        _ => PAGE_SIZE,
+    }
+}
+
+enum MapFailed {
+    Reserve(Errno),
+    Map(Errno),
+}
+
+/// Maps `content` at a multiple of 2 MiB: reserves 2 MiB too much and gives the ends back.
+fn map_aligned(len: u64, content: Content<'_>) -> Result<HvaRange, MapFailed> {
+    let range = reserve_congruent(len, 0).map_err(MapFailed::Reserve)?;
+    // SAFETY: `range` was reserved a moment ago and belongs to us.
+    unsafe { sys::map_over(range, content) }.map_err(|errno| {
+        // SAFETY: as above; nothing refers to it.
+        let _ = unsafe { sys::munmap(range) };
+        MapFailed::Map(errno)
+    })?;
+    Ok(range)
+}
+
+/// Reserves `len` bytes whose address is `offset` modulo 2 MiB. Both are page aligned.
+pub(crate) fn reserve_congruent(len: u64, offset: u64) -> Result<HvaRange, Errno> {
+    let wide = sys::reserve((len + 2 * PMD_SIZE) as usize)?;
+    let block = wide.start().checked_align_up(PMD_SIZE).ok_or(Errno::NOMEM)?;
+    let range =
+        block.checked_add(offset).and_then(|start| HvaRange::with_len(start, len)).ok_or(Errno::NOMEM)?;
+    let outside = [HvaRange::new(wide.start(), range.start()), HvaRange::new(range.end(), wide.end())];
+    for end in outside.into_iter().flatten() {
+        // SAFETY: part of the reservation, which is ours and holds nothing.
+        unsafe { sys::munmap(end) }?;
+    }
+    Ok(range)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        for len in [0, 3, PAGE_SIZE, PMD_SIZE - 1, PMD_SIZE + PAGE_SIZE, 1 << 63, LARGEST, u64::MAX] {
+            let error = Region::map(len, Backing::Base4k).unwrap_err();
+            assert!(matches!(error, RegionError::Length { .. }), "{len}: {error}");
+            assert!(error.to_string().contains(&len.to_string()));
+        }
+    }
+
+    #[test]
+    fn a_region_is_aligned_and_answers_for_its_addresses() {
+        let region = Region::map(3 * PMD_SIZE, Backing::Base4k).unwrap().with_label("ram");
+        let range = region.range();
+        assert!(range.start().is_aligned(PMD_SIZE));
+        assert_eq!((range.len(), region.label()), (3 * PMD_SIZE, "ram"));
+        assert_eq!(region.hva_at(3 * PMD_SIZE), None);
+        assert_eq!(region.offset_of(range.end()), None);
+        assert_eq!(region.slice(PMD_SIZE, 2 * PMD_SIZE).map(|part| part.end()), Some(range.end()));
+        assert_eq!(region.slice(PMD_SIZE, 2 * PMD_SIZE + 1), None);
+    }
+
+    #[test]
+    fn words_are_bounds_checked() {
+        let region = Region::map(PMD_SIZE, Backing::Memfd).unwrap();
+        let last = region.hva_at(PMD_SIZE - 8).unwrap();
+        region.write_u64(last, 0x1234).unwrap();
+        assert_eq!(region.read_u64(last).unwrap(), 0x1234);
+        assert_eq!(region.read_u64(region.range().start()).unwrap(), 0);
+        for at in [region.range().end(), Hva::new(last.get() + 4), Hva::new(0), Hva::new(u64::MAX - 3)] {
+            assert!(matches!(region.read_u64(at), Err(RangeError::Word { .. })), "{at}");
+            assert!(region.write_u64(at, 1).is_err());
+        }
+    }
+
+    #[test]
+    fn ranges_are_checked_against_the_region() {
+        let region = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
+        let start = region.range().start();
+        let odd = HvaRange::with_len(start, 100).unwrap();
+        assert!(matches!(region.check(odd), Err(RangeError::Unaligned { granule: 4096, .. })));
+        let wide = HvaRange::with_len(start, 2 * PMD_SIZE).unwrap();
+        assert!(matches!(region.check(wide), Err(RangeError::Outside { .. })));
+        assert!(matches!(region.populate(wide), Err(RegionError::Range(_))));
+        assert_eq!(region.check(region.range()), Ok(()));
+    }
+}

@@ -1,0 +1,322 @@
+//! Seams: VMA boundaries put inside 2 MiB blocks, so that changing one page's protection zaps one page.
+//!
+//! mprotect of a part of a VMA splits the VMA, and a split at an address that is no multiple of 2 MiB, in a
+//! VMA that spans the whole block around it, goes through `split_huge_pmd_address()`, which announces the
+//! block to every secondary MMU, huge page or not. In a block that no VMA spans it does not:
+//!
+//! ```text
+//!   without   |<------------------- one VMA ------------------->|     mprotect of p announces the block
+//!             A            p                                  A+2M
+//!   with      |s|<----------------- another -------------------->|     … and here 4 KiB: nobody spans [A, A+2M)
+//! ```
+//!
+//! The two VMAs must differ, or the kernel merges them again. `MADV_DONTDUMP` on the strip `s` is a
+//! difference without consequences other than in a core dump. The strip is one page, or for mTHP one folio, so
+//! that no folio is cut.
+
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::io::Errno;
+use rustix::mm::Advice;
+
+use crate::address::{Address, Hva, PMD_SIZE};
+use crate::backing::Backing;
+use crate::entries::block_pieces;
+use crate::range::HvaRange;
+use crate::region::{RangeError, Region};
+use crate::sys::{self, Madvise};
+
+/// Why seams could not be put in or taken out.
+#[derive(Debug, thiserror::Error)]
+pub enum SeamError {
+    /// The process would have too many VMAs.
+    #[error(
+        "{wanted} more seams need {needed} VMAs in all, but vm.max_map_count is {limit}: \
+         `sysctl vm.max_map_count={needed}`, or use less memory"
+    )]
+    TooManyVmas {
+        /// Seams asked for.
+        wanted: u64,
+        /// VMAs the process would need, with some left for everything else it does.
+        needed: u64,
+        /// VMAs the kernel allows.
+        limit: u64,
+    },
+    /// hugetlb mappings are only ever cut between their pages.
+    #[error("seams in `hugetlb:2m`: there is nothing smaller than 2 MiB to tell apart")]
+    Hugetlb,
+    /// The range does not fit the region.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// madvise failed.
+    #[error("{call} on the seam at {at}: is the mapping still whole?")]
+    Call {
+        /// Which advice.
+        call: &'static str,
+        /// Where.
+        at: Hva,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+}
+
+/// Seams in place in this process, all regions together: each one costs two VMAs.
+static IN_PLACE: AtomicU64 = AtomicU64::new(0);
+/// VMAs left to the rest of the process: libraries, stacks, the allocator.
+const HEADROOM: u64 = 2048;
+
+/// The seams of one region: which 2 MiB blocks have one.
+#[derive(Debug)]
+pub(crate) struct Seams {
+    region: HvaRange,
+    strip: u64,
+    /// One bit a block.
+    blocks: Box<[AtomicU64]>,
+    /// Set where seams keep 2 MiB folios out of an mTHP region: then they stay.
+    guarded: AtomicU64,
+}
+
+impl Seams {
+    pub(crate) fn new(region: HvaRange, strip: u64) -> Self {
+        let words = (region.len() / PMD_SIZE).div_ceil(64);
+        let blocks = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Self { region, strip, blocks, guarded: AtomicU64::new(0) }
+    }
+
+    /// Puts a seam into every block, to stay.
+    pub(crate) fn guard(&self) -> Result<(), SeamError> {
+        self.install(self.region)?;
+        self.guarded.store(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn bit(&self, block: HvaRange) -> (&AtomicU64, u64) {
+        let index = (block.start().get() - self.region.start().get()) / PMD_SIZE;
+        (&self.blocks[(index / 64) as usize], 1 << (index % 64))
+    }
+
+    fn has(&self, block: HvaRange) -> bool {
+        let (word, bit) = self.bit(block);
+        word.load(Ordering::Relaxed) & bit != 0
+    }
+
+    fn strip_of(&self, block: HvaRange) -> HvaRange {
+        let start = block.start().align_down(PMD_SIZE);
+        HvaRange::with_len(start, self.strip).expect("inside the region")
+    }
+
+    /// Puts a seam into each block `range` touches. Returns how many were new.
+    fn install(&self, range: HvaRange) -> Result<u64, SeamError> {
+        let wanted = block_pieces(range).filter(|&block| !self.has(block)).count() as u64;
+        if wanted == 0 {
+            return Ok(0);
+        }
+        check_vmas(wanted)?;
+        for block in block_pieces(range).filter(|&block| !self.has(block)) {
+            self.advise(block, Advice::LinuxDontDump, "MADV_DONTDUMP")?;
+            let (word, bit) = self.bit(block);
+            if word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+                IN_PLACE.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Takes the seam out of each block `range` touches. Returns how many there were.
+    fn remove(&self, range: HvaRange) -> Result<u64, SeamError> {
+        if self.guarded.load(Ordering::Relaxed) != 0 {
+            return Ok(0);
+        }
+        let mut removed = 0;
+        for block in block_pieces(range).filter(|&block| self.has(block)) {
+            self.advise(block, Advice::LinuxDoDump, "MADV_DODUMP")?;
+            let (word, bit) = self.bit(block);
+            if word.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
+                IN_PLACE.fetch_sub(1, Ordering::Relaxed);
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn advise(&self, block: HvaRange, advice: Advice, call: &'static str) -> Result<(), SeamError> {
+        let strip = self.strip_of(block);
+        // SAFETY: the strip lies in the region's own mapping, and the advice changes no content.
+        unsafe { sys::madvise(strip, Madvise::Known(advice)) }.map_err(|source| SeamError::Call {
+            call,
+            at: strip.start(),
+            source,
+        })
+    }
+
+    /// Takes the seams out of the account: their mapping goes.
+    pub(crate) fn forget(&self) {
+        let seams: u32 = self.blocks.iter().map(|word| word.swap(0, Ordering::Relaxed).count_ones()).sum();
+        IN_PLACE.fetch_sub(u64::from(seams), Ordering::Relaxed);
+    }
+
+    /// Cuts `range` where seams cut its VMAs: a system call over it announces each piece by itself.
+    pub(crate) fn pieces(&self, range: HvaRange) -> impl Iterator<Item = HvaRange> {
+        let mut rest = range;
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let cut = self.next_cut(rest);
+            let piece = HvaRange::new(rest.start(), cut)?;
+            rest = HvaRange::new(cut, rest.end())?;
+            Some(piece)
+        })
+    }
+
+    /// The first VMA boundary after the start of `rest`, or its end.
+    fn next_cut(&self, rest: HvaRange) -> Hva {
+        for piece in block_pieces(rest).filter(|&piece| self.has(piece)) {
+            let strip = self.strip_of(piece);
+            if let Some(cut) = [strip.start(), strip.end()].into_iter().find(|&cut| cut > rest.start()) {
+                return cut.min(rest.end());
+            }
+        }
+        rest.end()
+    }
+}
+
+fn check_vmas(wanted: u64) -> Result<(), SeamError> {
+    let read = fs::read_to_string("/proc/sys/vm/max_map_count");
+    // Where the limit cannot be read, the kernel enforces it all the same.
+    let Some(limit) = read.ok().and_then(|text| text.trim().parse::<u64>().ok()) else { return Ok(()) };
+    judge_vmas(wanted, IN_PLACE.load(Ordering::Relaxed), limit)
+}
+
+/// The pure part of [`check_vmas`].
+fn judge_vmas(wanted: u64, in_place: u64, limit: u64) -> Result<(), SeamError> {
+    let needed = 2 * (in_place + wanted) + HEADROOM;
+    if needed > limit { Err(SeamError::TooManyVmas { wanted, needed, limit }) } else { Ok(()) }
+}
+
+impl Region {
+    /// Puts a seam into each 2 MiB block that `range` touches and that has none, so that a toggle inside it
+    /// is exact. Returns how many were new: each of them announces its block once, and splits the PMD mapping
+    /// of a block that has one.
+    ///
+    /// # Errors
+    /// hugetlb, a range that does not fit, or more VMAs than the kernel allows.
+    pub fn seam(&self, range: HvaRange) -> Result<u64, SeamError> {
+        self.check(range)?;
+        if self.backing() == Backing::Hugetlb2m {
+            return Err(SeamError::Hugetlb);
+        }
+        self.seams().install(range)
+    }
+
+    /// Takes the seams of each 2 MiB block that `range` touches out again, so that huge pages can form.
+    /// Returns how many there were. Seams that keep 2 MiB folios out of an mTHP region stay.
+    ///
+    /// # Errors
+    /// A range that does not fit, or a kernel that refuses.
+    pub fn unseam(&self, range: HvaRange) -> Result<u64, SeamError> {
+        self.check(range)?;
+        self.seams().remove(range)
+    }
+
+    /// Whether the 2 MiB block that holds `at` has a seam.
+    pub fn is_seamed(&self, at: Hva) -> bool {
+        let byte = HvaRange::with_len(at, 1);
+        byte.is_some_and(|byte| self.range().covers(byte) && self.seams().has(byte))
+    }
+
+    /// The 2 MiB blocks without a seam of which `range` covers a part only: a toggle of `range` puts a seam
+    /// into each, and with it announces each.
+    pub fn unseamed_edges(&self, range: HvaRange) -> impl Iterator<Item = HvaRange> {
+        let block_of = |at: Hva| HvaRange::with_len(at.align_down(PMD_SIZE), PMD_SIZE);
+        let start =
+            (!range.is_empty() && !range.start().is_aligned(PMD_SIZE)).then(|| block_of(range.start()));
+        let end = (!range.is_empty() && !range.end().is_aligned(PMD_SIZE)).then(|| block_of(range.end()));
+        let (start, end) = (start.flatten(), end.flatten().filter(|&block| Some(block) != start.flatten()));
+        let unseamed = move |block: &HvaRange| self.range().covers(*block) && !self.seams().has(*block);
+        start.into_iter().chain(end).filter(unseamed)
+    }
+
+    /// `range` cut where seams cut the region's VMAs. The kernel announces a range operation once a piece.
+    pub fn vma_pieces(&self, range: HvaRange) -> impl Iterator<Item = HvaRange> {
+        self.seams().pieces(range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::PAGE_SIZE;
+    use proptest::prelude::*;
+
+    const BLOCKS: u64 = 5;
+
+    fn region() -> HvaRange {
+        HvaRange::with_len(Hva::new(16 * PMD_SIZE), BLOCKS * PMD_SIZE).unwrap()
+    }
+
+    /// Seams as data only: the bits are set without a mapping behind them.
+    fn seams(mask: u64, strip: u64) -> Seams {
+        let seams = Seams::new(region(), strip);
+        seams.blocks[0].store(mask, Ordering::Relaxed);
+        seams
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_tile_the_range_and_cut_exactly_at_seams(
+            mask in 0u64..1 << BLOCKS, strip in 0u32..9, a in 0u64..=512 * BLOCKS, b in 0u64..=512 * BLOCKS,
+        ) {
+            let base = region().start().get();
+            let at = |page: u64| Hva::new(base + page * PAGE_SIZE);
+            let range = HvaRange::new(at(a.min(b)), at(a.max(b))).unwrap();
+            let strip_pages = 1u64 << strip;
+            let got: Vec<_> = seams(mask, strip_pages * PAGE_SIZE).pieces(range).collect();
+            // The oracle asks of each page boundary whether a seam's strip begins or ends there.
+            let is_cut = |page: u64| [page, page.wrapping_sub(strip_pages)].into_iter()
+                .any(|strip_start| strip_start % 512 == 0 && strip_start < 512 * BLOCKS && mask >> (strip_start / 512) & 1 == 1);
+            let mut expected = Vec::new();
+            let mut from = a.min(b);
+            for page in a.min(b) + 1..=a.max(b) {
+                if page == a.max(b) || is_cut(page) {
+                    expected.push(HvaRange::new(at(from), at(page)).unwrap());
+                    from = page;
+                }
+            }
+            prop_assert_eq!(got, expected);
+        }
+    }
+
+    #[test]
+    fn too_many_vmas_are_refused_with_the_remedy() {
+        assert!(judge_vmas(31_000, 0, 65_530).is_ok());
+        let error = judge_vmas(31_000, 1_000, 65_530).unwrap_err();
+        assert!(error.to_string().contains("sysctl vm.max_map_count=66048"), "{error}");
+    }
+
+    #[test]
+    fn seams_are_remembered_and_counted_back() {
+        let region = Region::map(4 * PMD_SIZE, Backing::Base4k).unwrap();
+        let part = region.slice(PMD_SIZE + PAGE_SIZE, PMD_SIZE).unwrap();
+        assert_eq!(region.unseamed_edges(part).count(), 2);
+        assert_eq!(region.seam(part).unwrap(), 2);
+        assert_eq!(region.seam(part).unwrap(), 0);
+        let seamed: Vec<bool> =
+            (0..4).map(|block| region.is_seamed(region.hva_at(block * PMD_SIZE).unwrap())).collect();
+        assert_eq!(seamed, [false, true, true, false]);
+        assert_eq!(region.unseamed_edges(part).count(), 0);
+        assert_eq!(region.unseam(region.range()).unwrap(), 2);
+        assert!(!region.is_seamed(part.start()));
+    }
+
+    #[test]
+    fn whole_blocks_need_no_seam() {
+        let region = Region::map(3 * PMD_SIZE, Backing::Base4k).unwrap();
+        assert_eq!(region.unseamed_edges(region.range()).count(), 0);
+        let one_page = region.slice(PMD_SIZE, PAGE_SIZE).unwrap();
+        let edges: Vec<_> = region.unseamed_edges(one_page).collect();
+        assert_eq!(edges, [region.slice(PMD_SIZE, PMD_SIZE).unwrap()]);
+    }
+}

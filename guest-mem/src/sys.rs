@@ -1,0 +1,294 @@
+//! The system calls of this crate, and nothing else: each takes typed ranges and gives back an errno.
+//!
+//! rustix where it has the call; libc for `PAGEMAP_SCAN`, `MADV_COLLAPSE`, `mincore` and swap devices.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+
+use crate::address::{Address, Hva};
+use crate::range::HvaRange;
+
+/// `struct page_region` of `<linux/fs.h>`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PageRegion {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) categories: u64,
+}
+
+/// `struct pm_scan_arg` of `<linux/fs.h>`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct PmScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+pub(crate) const PAGE_IS_FILE: u64 = 1 << 2;
+pub(crate) const PAGE_IS_PRESENT: u64 = 1 << 3;
+pub(crate) const PAGE_IS_SWAPPED: u64 = 1 << 4;
+pub(crate) const PAGE_IS_PFNZERO: u64 = 1 << 5;
+pub(crate) const PAGE_IS_HUGE: u64 = 1 << 6;
+
+/// `_IOWR(type, nr, size)` of `<asm-generic/ioctl.h>`.
+const fn iowr(kind: u8, nr: u8, size: usize) -> u64 {
+    (3 << 30) | ((size as u64) << 16) | ((kind as u64) << 8) | nr as u64
+}
+
+const PAGEMAP_SCAN: u64 = iowr(b'f', 16, size_of::<PmScanArg>());
+
+// What the kernel's headers say, so that a slip here does not compile.
+const _: () = assert!(PAGEMAP_SCAN == 0xc060_6610);
+const _: () = assert!(size_of::<PmScanArg>() == 96);
+const _: () = assert!(std::mem::offset_of!(PmScanArg, walk_end) == 32);
+const _: () = assert!(std::mem::offset_of!(PmScanArg, return_mask) == 88);
+const _: () = assert!(size_of::<PageRegion>() == 24);
+const _: () = assert!(std::mem::offset_of!(PageRegion, categories) == 16);
+
+/// The `MADV_*` calls this crate makes, `MADV_COLLAPSE` among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Madvise {
+    Known(Advice),
+    Collapse,
+}
+
+fn last_errno() -> Errno {
+    // The cast cannot fail: the value was just taken from errno, which is small and positive.
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
+/// One step of `PAGEMAP_SCAN`: fills `out` with pages of `range` that have any of `any_of`, reporting the
+/// categories in `report`. Returns how many entries were filled and where the walk stopped.
+pub(crate) fn pagemap_scan(
+    pagemap: &File,
+    range: HvaRange,
+    any_of: u64,
+    report: u64,
+    out: &mut [PageRegion],
+) -> Result<(usize, Hva), Errno> {
+    let mut arg = PmScanArg {
+        size: size_of::<PmScanArg>() as u64,
+        start: range.start().get(),
+        end: range.end().get(),
+        vec: out.as_mut_ptr() as u64,
+        vec_len: out.len() as u64,
+        category_anyof_mask: any_of,
+        return_mask: report,
+        ..PmScanArg::default()
+    };
+    // SAFETY: `arg` is laid out as the kernel's `struct pm_scan_arg` (asserted above), and `vec`/`vec_len`
+    // describe `out`, which is exclusively borrowed; without PM_SCAN_WP_MATCHING the walk changes nothing.
+    let filled = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+    if filled < 0 {
+        return Err(last_errno());
+    }
+    Ok((filled as usize, Hva::new(arg.walk_end)))
+}
+
+/// Whether each page of `range` is resident: mapped, or in the page cache or swap cache behind it.
+pub(crate) fn mincore(range: HvaRange, out: &mut [u8]) -> Result<(), Errno> {
+    assert!(out.len() as u64 >= range.page_count(), "one byte a page");
+    // SAFETY: `out` has a byte for each page of the range, and mincore only reads page tables.
+    let done = unsafe { libc::mincore(range.start().as_ptr(), range.len() as usize, out.as_mut_ptr()) };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// madvise on memory of a region.
+///
+/// # Safety
+/// `range` lies in a mapping that belongs to the caller, and nobody holds a Rust reference into it: the
+/// advice may discard or move its content.
+pub(crate) unsafe fn madvise(range: HvaRange, advice: Madvise) -> Result<(), Errno> {
+    match advice {
+        Madvise::Known(advice) => {
+            // SAFETY: the caller vouches for the range.
+            unsafe { rustix::mm::madvise(range.start().as_ptr(), range.len() as usize, advice) }
+        }
+        Madvise::Collapse => {
+            // SAFETY: the caller vouches for the range.
+            let done =
+                unsafe { libc::madvise(range.start().as_ptr(), range.len() as usize, libc::MADV_COLLAPSE) };
+            if done < 0 { Err(last_errno()) } else { Ok(()) }
+        }
+    }
+}
+
+/// How much of a mapping may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protection {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// mprotect on memory of a region.
+///
+/// # Safety
+/// `range` lies in a mapping that belongs to the caller, and nobody holds a Rust reference into it.
+pub(crate) unsafe fn mprotect(range: HvaRange, protection: Protection) -> Result<(), Errno> {
+    let flags = match protection {
+        Protection::ReadOnly => MprotectFlags::READ,
+        Protection::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+    };
+    // SAFETY: the caller vouches for the range.
+    unsafe { rustix::mm::mprotect(range.start().as_ptr(), range.len() as usize, flags) }
+}
+
+/// Reserves `len` bytes of address space that hold nothing, at an address of the kernel's choosing.
+pub(crate) fn reserve(len: usize) -> Result<HvaRange, Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: without MAP_FIXED a new mapping cannot touch an existing one.
+    let at = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
+    HvaRange::with_len(Hva::of(at), len as u64).ok_or(Errno::NOMEM)
+}
+
+/// What a mapping is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content<'fd> {
+    Anonymous,
+    Hugetlb2m,
+    Shared(BorrowedFd<'fd>),
+}
+
+/// Puts a readable and writable mapping over all of `range`.
+///
+/// # Safety
+/// `range` is a reservation that belongs to the caller: what is mapped there now is replaced.
+pub(crate) unsafe fn map_over(range: HvaRange, content: Content<'_>) -> Result<(), Errno> {
+    let (at, len) = (range.start().as_ptr(), range.len() as usize);
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // NORESERVE: a laboratory overcommits on purpose; hugetlb must not, or the first touch is a SIGBUS.
+    let private = MapFlags::PRIVATE | MapFlags::FIXED;
+    let mapped = match content {
+        // SAFETY: the caller owns what MAP_FIXED replaces.
+        Content::Anonymous => unsafe {
+            rustix::mm::mmap_anonymous(at, len, access, private | MapFlags::NORESERVE)
+        },
+        // SAFETY: the caller owns what MAP_FIXED replaces.
+        Content::Hugetlb2m => unsafe {
+            rustix::mm::mmap_anonymous(at, len, access, private | MapFlags::HUGETLB | MapFlags::HUGE_2MB)
+        },
+        // SAFETY: the caller owns what MAP_FIXED replaces.
+        Content::Shared(fd) => unsafe {
+            let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+            rustix::mm::mmap(at, len, access, flags, fd, 0)
+        },
+    };
+    mapped.map(|_| ())
+}
+
+/// munmap.
+///
+/// # Safety
+/// `range` belongs to the caller and is not used again.
+pub(crate) unsafe fn munmap(range: HvaRange) -> Result<(), Errno> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: the caller vouches for the range.
+    unsafe { rustix::mm::munmap(range.start().as_ptr(), range.len() as usize) }
+}
+
+/// What becomes of the old place when pages move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OldPlace {
+    /// It stays mapped, empty: no other thread's mmap can land there meanwhile.
+    KeepEmpty,
+    /// It is unmapped.
+    Unmap,
+}
+
+/// Moves the page tables of `from` over the mapping at `to`, which has the same length.
+///
+/// # Safety
+/// Both ranges belong to the caller, and nobody holds a Rust reference into either.
+pub(crate) unsafe fn move_pages(from: HvaRange, to: HvaRange, old: OldPlace) -> Result<(), Errno> {
+    assert_eq!(from.len(), to.len(), "pages move to a place of the same length");
+    let flags = match old {
+        OldPlace::KeepEmpty => MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP,
+        OldPlace::Unmap => MremapFlags::MAYMOVE,
+    };
+    let len = from.len() as usize;
+    // SAFETY: the caller vouches for both ranges.
+    let moved =
+        unsafe { rustix::mm::mremap_fixed(from.start().as_ptr(), len, len, flags, to.start().as_ptr()) };
+    moved.map(|_| ())
+}
+
+/// A sealed-off file in memory, of `len` bytes.
+pub(crate) fn memfd(name: &CStr, len: u64) -> Result<OwnedFd, Errno> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&fd, len)?;
+    Ok(fd)
+}
+
+/// Punches a hole of `len` bytes at `offset`: the pages leave the page cache and swap.
+pub(crate) fn punch_hole(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
+    rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+}
+
+/// The first offset at or after `offset` that holds data, in memory or in swap; `None` if there is none.
+pub(crate) fn seek_data(fd: BorrowedFd<'_>, offset: u64) -> Result<Option<u64>, Errno> {
+    match rustix::fs::seek(fd, SeekFrom::Data(offset)) {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The first offset at or after `offset` that holds nothing; the end of the file counts.
+pub(crate) fn seek_hole(fd: BorrowedFd<'_>, offset: u64) -> Result<u64, Errno> {
+    rustix::fs::seek(fd, SeekFrom::Hole(offset))
+}
+
+/// swapon with an explicit priority, discards off.
+pub(crate) fn swapon(device: &CStr, priority: i16) -> Result<(), Errno> {
+    const SWAP_FLAG_PREFER: i32 = 0x8000;
+    const SWAP_FLAG_PRIO_MASK: i32 = 0x7fff;
+    let flags = SWAP_FLAG_PREFER | (i32::from(priority.max(0)) & SWAP_FLAG_PRIO_MASK);
+    // SAFETY: the path is NUL-terminated and only read.
+    let done = unsafe { libc::swapon(device.as_ptr(), flags) };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// swapoff: reads everything back in, so it can take long and can run out of memory.
+pub(crate) fn swapoff(device: &CStr) -> Result<(), Errno> {
+    // SAFETY: the path is NUL-terminated and only read.
+    let done = unsafe { libc::swapoff(device.as_ptr()) };
+    if done < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Reads the word at `at`.
+///
+/// # Safety
+/// The eight bytes at `at` are mapped and `at` is a multiple of 8.
+pub(crate) unsafe fn read_word(at: Hva) -> u64 {
+    debug_assert!(at.is_aligned(8));
+    // SAFETY: mapped and aligned, says the caller; volatile because the guest may write meanwhile.
+    unsafe { at.as_ptr::<u64>().read_volatile() }
+}
+
+/// Writes the word at `at`.
+///
+/// # Safety
+/// The eight bytes at `at` are mapped writable and `at` is a multiple of 8.
+pub(crate) unsafe fn write_word(at: Hva, value: u64) {
+    debug_assert!(at.is_aligned(8));
+    // SAFETY: mapped and aligned, says the caller; volatile because the guest may read meanwhile.
+    unsafe { at.as_ptr::<u64>().write_volatile(value) }
+}

@@ -1,0 +1,211 @@
+//! The host's huge-page switches, read once and judged elsewhere.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use crate::victim::Order;
+
+const THP: &str = "/sys/kernel/mm/transparent_hugepage";
+const HUGETLB_2M: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+/// One switch of `transparent_hugepage/`, the bracketed word of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// For every mapping.
+    Always,
+    /// For mappings that asked (`madvise`, `advise`, `within_size`).
+    Madvise,
+    /// As the global switch says.
+    Inherit,
+    /// Not at all.
+    Never,
+}
+
+impl Switch {
+    /// Whether a mapping with `MADV_HUGEPAGE` gets this size. [`Switch::Inherit`] must be resolved before.
+    pub fn serves_madvised(self) -> bool {
+        matches!(self, Self::Always | Self::Madvise)
+    }
+
+    /// Reads the bracketed word, as in `always inherit [madvise] never`.
+    fn parse(text: &str) -> Option<Self> {
+        match chosen(text)? {
+            "always" => Some(Self::Always),
+            "madvise" | "advise" | "within_size" => Some(Self::Madvise),
+            "inherit" => Some(Self::Inherit),
+            "never" => Some(Self::Never),
+            _ => None,
+        }
+    }
+}
+
+/// The global `shmem_enabled`, which knows two more words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShmemSwitch {
+    /// For every file.
+    Always,
+    /// For mappings that asked, or up to the file's size.
+    Advise,
+    /// Not for files that did not ask by mount option.
+    Never,
+    /// Not for any file, whatever anybody asks.
+    Deny,
+    /// For every file, whatever anybody asks.
+    Force,
+}
+
+impl ShmemSwitch {
+    fn parse(text: &str) -> Option<Self> {
+        match chosen(text)? {
+            "always" => Some(Self::Always),
+            "advise" | "within_size" => Some(Self::Advise),
+            "never" => Some(Self::Never),
+            "deny" => Some(Self::Deny),
+            "force" => Some(Self::Force),
+            _ => None,
+        }
+    }
+}
+
+fn chosen(text: &str) -> Option<&str> {
+    text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
+}
+
+/// What the host's switches said when they were read. A kernel without a switch has it off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostThp {
+    /// `transparent_hugepage/enabled`.
+    pub global: Switch,
+    /// `transparent_hugepage/hugepages-*kB/enabled`, by folio order. Empty before Linux 6.8.
+    pub anonymous: BTreeMap<Order, Switch>,
+    /// `transparent_hugepage/shmem_enabled`.
+    pub shmem_global: ShmemSwitch,
+    /// `transparent_hugepage/hugepages-*kB/shmem_enabled`, by folio order. Empty before Linux 6.11.
+    pub shmem: BTreeMap<Order, Switch>,
+    /// Pages of 2 MiB in the hugetlb pool.
+    pub hugetlb_2m_total: u64,
+    /// Those of them that are free.
+    pub hugetlb_2m_free: u64,
+}
+
+impl HostThp {
+    /// Reads the switches of this host.
+    pub fn read() -> Self {
+        Self::read_from(Path::new(THP), Path::new(HUGETLB_2M))
+    }
+
+    fn read_from(thp: &Path, hugetlb: &Path) -> Self {
+        let word = |path: &Path| fs::read_to_string(path).ok();
+        let number = |name: &str| -> u64 {
+            word(&hugetlb.join(name)).and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        };
+        let mut host = Self {
+            global: word(&thp.join("enabled")).and_then(|text| Switch::parse(&text)).unwrap_or(Switch::Never),
+            anonymous: BTreeMap::new(),
+            shmem_global: word(&thp.join("shmem_enabled"))
+                .and_then(|text| ShmemSwitch::parse(&text))
+                .unwrap_or(ShmemSwitch::Never),
+            shmem: BTreeMap::new(),
+            hugetlb_2m_total: number("nr_hugepages"),
+            hugetlb_2m_free: number("free_hugepages"),
+        };
+        for entry in fs::read_dir(thp).into_iter().flatten().flatten() {
+            let Some(order) = entry.file_name().to_str().and_then(order_of_directory) else { continue };
+            let switch = |name: &str| word(&entry.path().join(name)).and_then(|text| Switch::parse(&text));
+            host.anonymous.extend(switch("enabled").map(|switch| (order, switch)));
+            host.shmem.extend(switch("shmem_enabled").map(|switch| (order, switch)));
+        }
+        host
+    }
+
+    /// The switch that decides for anonymous folios of `order`, with `inherit` resolved.
+    pub fn anonymous_switch(&self, order: Order) -> Switch {
+        match self.anonymous.get(&order) {
+            Some(Switch::Inherit) => self.global,
+            Some(switch) => *switch,
+            None if self.anonymous.is_empty() && order == Order::PMD => self.global,
+            None => Switch::Never,
+        }
+    }
+
+    /// The switch that decides for folios of `order` in a memfd, with `inherit` resolved.
+    pub fn shmem_switch(&self, order: Order) -> Switch {
+        let global = match self.shmem_global {
+            ShmemSwitch::Always | ShmemSwitch::Force => Switch::Always,
+            ShmemSwitch::Advise => Switch::Madvise,
+            ShmemSwitch::Never | ShmemSwitch::Deny => Switch::Never,
+        };
+        match (self.shmem_global, self.shmem.get(&order)) {
+            // These two silence the switches of the single sizes.
+            (ShmemSwitch::Deny, _) => Switch::Never,
+            (ShmemSwitch::Force, _) if order == Order::PMD => Switch::Always,
+            (_, Some(Switch::Inherit)) => global,
+            (_, Some(switch)) => *switch,
+            (_, None) if self.shmem.is_empty() && order == Order::PMD => global,
+            (_, None) => Switch::Never,
+        }
+    }
+}
+
+/// `hugepages-64kB` is order 4.
+fn order_of_directory(name: &str) -> Option<Order> {
+    let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+    Order::of_bytes(kib.checked_mul(1 << 10)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bracketed_word_is_the_setting() {
+        assert_eq!(Switch::parse("always inherit [madvise] never\n"), Some(Switch::Madvise));
+        assert_eq!(Switch::parse("always [inherit] within_size advise never"), Some(Switch::Inherit));
+        assert_eq!(Switch::parse("always madvise never"), None);
+        assert_eq!(Switch::parse(""), None);
+        assert_eq!(
+            ShmemSwitch::parse("always within_size advise never deny [force]\n"),
+            Some(ShmemSwitch::Force)
+        );
+    }
+
+    #[test]
+    fn directories_name_orders() {
+        assert_eq!(order_of_directory("hugepages-2048kB"), Some(Order::PMD));
+        assert_eq!(order_of_directory("hugepages-64kB").map(Order::get), Some(4));
+        assert_eq!(order_of_directory("hugepages-3kB"), None);
+        assert_eq!(order_of_directory("khugepaged"), None);
+    }
+
+    #[test]
+    fn a_tree_of_switches_is_read_whole() {
+        let root = std::env::temp_dir().join(format!("guest-mem-thp-{}", std::process::id()));
+        let size = root.join("hugepages-64kB");
+        fs::create_dir_all(&size).unwrap();
+        fs::write(root.join("enabled"), "always [madvise] never\n").unwrap();
+        fs::write(size.join("enabled"), "always [inherit] madvise never\n").unwrap();
+        fs::write(root.join("nr_hugepages"), "7\n").unwrap();
+        let host = HostThp::read_from(&root, &root);
+        fs::remove_dir_all(&root).unwrap();
+        let order = Order::of_bytes(64 << 10).unwrap();
+        assert_eq!(host.anonymous_switch(order), Switch::Madvise);
+        assert_eq!(host.anonymous_switch(Order::PMD), Switch::Never);
+        assert_eq!((host.shmem_global, host.hugetlb_2m_total), (ShmemSwitch::Never, 7));
+    }
+
+    #[test]
+    fn an_old_kernel_has_only_the_global_switch() {
+        let host = HostThp {
+            global: Switch::Always,
+            anonymous: BTreeMap::new(),
+            shmem_global: ShmemSwitch::Advise,
+            shmem: BTreeMap::new(),
+            hugetlb_2m_total: 0,
+            hugetlb_2m_free: 0,
+        };
+        assert_eq!(host.anonymous_switch(Order::PMD), Switch::Always);
+        assert_eq!(host.anonymous_switch(Order::of_bytes(64 << 10).unwrap()), Switch::Never);
+        assert_eq!(host.shmem_switch(Order::PMD), Switch::Madvise);
+    }
+}

@@ -1,0 +1,158 @@
+//! Each backing on a real kernel: what was asked for against what pagemap says was got.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use guest_mem::{
+    Backing, HostThp, Operation, Order, PAGE_SIZE, PMD_SIZE, PageCounts, PageRun, PageScanner, PageState,
+    Region, RegionError, ScanMethod, perform,
+};
+use support::{
+    allow, alone, assert_intact, backings, could_not_run, counts, fill, filled, pages, swap, vmas,
+};
+
+const LEN: u64 = 4 * PMD_SIZE;
+const PAGES: u64 = LEN / PAGE_SIZE;
+
+#[test]
+fn each_backing_is_what_it_says() {
+    let _alone = alone();
+    let mut scanner = PageScanner::new().unwrap();
+    for backing in backings() {
+        let test = "each_backing_is_what_it_says";
+        let Some(_switches) = allow(test, backing) else { continue };
+        let Some(region) = filled(test, LEN, backing) else { continue };
+        let got = counts(&mut scanner, &region, region.range());
+        let pmd_mapped = if backing.wanted_order() == Order::PMD { PAGES } else { 0 };
+        assert_eq!((got.present, got.pmd_mapped), (PAGES, pmd_mapped), "{backing}");
+        if scanner.knows_folios() {
+            for page in [0, 1, 700, PAGES - 1] {
+                let order = scanner.folio_order(pages(&region, page, 1).start()).unwrap();
+                assert_eq!(order, Some(backing.wanted_order()), "{backing}, page {page}");
+            }
+        }
+        assert_eq!(region.memfd().is_some(), backing.is_shared());
+        assert_intact(&region, region.range());
+    }
+}
+
+/// A larger folio fits, and the host would give it: the seams of the region keep it out.
+#[test]
+fn mthp_beside_enabled_thp_stays_mthp() {
+    let _alone = alone();
+    let test = "mthp_beside_enabled_thp_stays_mthp";
+    for bytes in [16u64 << 10, 64 << 10, 1 << 20] {
+        let backing = Backing::mthp(bytes).unwrap();
+        let Some(_thp) = allow(test, Backing::Thp) else { return };
+        let Some(_switches) = allow(test, backing) else { return };
+        assert!(HostThp::read().anonymous_switch(Order::PMD).serves_madvised());
+        let Some(region) = filled(test, LEN, backing) else { return };
+        let mut scanner = PageScanner::new().unwrap();
+        assert_eq!(counts(&mut scanner, &region, region.range()).pmd_mapped, 0);
+        assert!(region.is_seamed(region.range().start()));
+        // Two VMAs a block; and they are there to stay.
+        assert_eq!(vmas(&region), 8, "{backing}");
+        assert_eq!(region.unseam(region.range()).unwrap(), 0);
+        if !scanner.knows_folios() {
+            could_not_run(test, "folio orders need root");
+            return;
+        }
+        for page in (0..PAGES).step_by(4) {
+            let order = scanner.folio_order(pages(&region, page, 1).start()).unwrap();
+            assert_eq!(order, Some(backing.wanted_order()), "{backing}, page {page}");
+        }
+    }
+}
+
+#[test]
+fn hugetlb_without_a_pool_says_how_to_get_one() {
+    let _alone = alone();
+    let free = HostThp::read().hugetlb_2m_free;
+    let error = Region::map((free + 1) * PMD_SIZE, Backing::Hugetlb2m).unwrap_err();
+    assert!(matches!(error, RegionError::HugetlbPool { .. }), "{error}");
+    assert!(error.to_string().contains("nr_hugepages"), "{error}");
+}
+
+fn scanned(scanner: &mut PageScanner, region: &Region) -> Vec<PageRun> {
+    let mut runs = Vec::new();
+    scanner.scan_region(region, region.range(), &mut runs).unwrap();
+    let mut at = region.range().start();
+    for run in &runs {
+        assert_eq!(run.range.start(), at, "runs tile the range");
+        at = run.range.end();
+    }
+    assert_eq!(at, region.range().end());
+    runs
+}
+
+/// PAGEMAP_SCAN and the entries of pagemap, over memory in every state there is.
+#[test]
+fn both_ways_to_scan_agree() {
+    let _alone = alone();
+    let test = "both_ways_to_scan_agree";
+    let Ok(mut by_ioctl) = PageScanner::with_method(ScanMethod::Scan) else {
+        could_not_run(test, "no PAGEMAP_SCAN");
+        return;
+    };
+    let mut by_entries = PageScanner::with_method(ScanMethod::Entries).unwrap();
+    assert_eq!(by_entries.method(), ScanMethod::Entries);
+    let Some(_swap) = swap(test) else { return };
+    for backing in backings() {
+        let Some(_switches) = allow(test, backing) else { continue };
+        let region = Region::map(LEN, backing).unwrap();
+        assert_eq!(scanned(&mut by_ioctl, &region).len(), 1, "{backing}: nothing yet");
+        assert_eq!(scanned(&mut by_ioctl, &region), scanned(&mut by_entries, &region));
+        // The last block stays empty; a read there maps the zero page (or, for a file, a page of its own).
+        region.populate(pages(&region, 0, 3 * 512)).unwrap();
+        if backing != Backing::Hugetlb2m {
+            region.read_u64(pages(&region, 3 * 512 + 7, 1).start()).unwrap();
+            perform(&mut by_ioctl, &region, Operation::PageOut, pages(&region, 512, 512)).unwrap();
+        }
+        perform(&mut by_ioctl, &region, Operation::DontNeed, pages(&region, 1024, 512)).unwrap();
+        let runs = scanned(&mut by_ioctl, &region);
+        assert_eq!(runs, scanned(&mut by_entries, &region), "{backing}");
+        for run in &runs {
+            let (first, last) = (run.range.start(), guest_mem::Hva::new(run.range.end().get() - 1));
+            for at in [first, last] {
+                assert_eq!(by_ioctl.page(at).unwrap(), by_entries.page(at).unwrap(), "{backing} at {at}");
+            }
+        }
+    }
+}
+
+/// An empty page-table entry of shared memory means three different things.
+#[test]
+fn shared_memory_is_looked_at_behind_the_page_tables() {
+    let _alone = alone();
+    let test = "shared_memory_is_looked_at_behind_the_page_tables";
+    let Some(_swap) = swap(test) else { return };
+    let mut scanner = PageScanner::new().unwrap();
+    let region = Region::map(LEN, Backing::Memfd).unwrap();
+    fill(&region, pages(&region, 0, 200));
+    let _ = guest_mem::drain_lru();
+    perform(&mut scanner, &region, Operation::PageOut, pages(&region, 0, 50)).unwrap();
+    perform(&mut scanner, &region, Operation::DontNeed, pages(&region, 100, 30)).unwrap();
+    let mut raw = Vec::new();
+    scanner.scan(pages(&region, 0, 50), &mut raw).unwrap();
+    assert_eq!(raw[0].state, PageState::Absent, "the page tables alone do not tell");
+    let expected = PageCounts {
+        present: 200 - 50 - 30,
+        swapped: 50,
+        cached: 30,
+        absent: PAGES - 200,
+        ..PageCounts::default()
+    };
+    assert_eq!(counts(&mut scanner, &region, region.range()), expected);
+    assert_intact(&region, pages(&region, 0, 200));
+}
+
+#[test]
+fn populating_keeps_content() {
+    let region = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
+    fill(&region, pages(&region, 3, 5));
+    region.populate(region.range()).unwrap();
+    assert_intact(&region, pages(&region, 3, 5));
+    let mut scanner = PageScanner::new().unwrap();
+    assert_eq!(counts(&mut scanner, &region, region.range()).present, 512);
+}

@@ -1,0 +1,136 @@
+//! Where pages go and what makes them go: zram swap devices and memory cgroups, on a real kernel.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use guest_mem::{
+    Backing, CgroupVersion, MemoryCgroup, Operation, PMD_SIZE, PageScanner, Region, SwapInfo, ZramError,
+    ZramSwap, perform, undo_by_number,
+};
+use support::{alone, assert_intact, could_not_run, counts, fill, filled, swap};
+
+fn exists(number: u32) -> bool {
+    std::path::Path::new(&format!("/sys/block/zram{number}")).exists()
+}
+
+#[test]
+fn a_zram_device_comes_works_and_goes() {
+    let _alone = alone();
+    let test = "a_zram_device_comes_works_and_goes";
+    let Some(device) = swap(test) else { return };
+    let number = device.number();
+    let swaps = SwapInfo::read();
+    let area = swaps.find(&device.path()).expect("it is a swap area");
+    assert_eq!(area.priority, i32::from(device.priority()));
+    assert!(swaps.areas.iter().all(|other| other == area || other.priority < area.priority));
+    assert_eq!(area.size, device.size() - 4096);
+
+    let Some(region) = filled(test, 16 * PMD_SIZE, Backing::Base4k) else { return };
+    let mut scanner = PageScanner::new().unwrap();
+    let outcome = perform(&mut scanner, &region, Operation::PageOut, region.range()).unwrap();
+    assert_eq!(outcome.got_bytes, region.range().len());
+    let stat = device.mm_stat().unwrap();
+    // The page with the swap header is stored as well.
+    assert_eq!(stat.original, region.range().len() + 4096);
+    assert!(stat.compressed > 0 && stat.compressed < stat.original, "{stat:?}");
+    // swapoff brings everything back.
+    device.remove().unwrap();
+    assert!(!exists(number));
+    assert_eq!(counts(&mut scanner, &region, region.range()).swapped, 0);
+    assert_intact(&region, region.range());
+}
+
+#[test]
+fn a_dropped_device_goes_too() {
+    let _alone = alone();
+    let Some(device) = swap("a_dropped_device_goes_too") else { return };
+    let (number, path) = (device.number(), device.path());
+    drop(device);
+    assert!(!exists(number) && SwapInfo::read().find(&path).is_none());
+}
+
+/// The owner dies without its destructors; whoever knows the number cleans up.
+#[test]
+fn a_guardian_undoes_by_number() {
+    let _alone = alone();
+    let Some(device) = swap("a_guardian_undoes_by_number") else { return };
+    let (number, path) = (device.number(), device.path());
+    std::mem::forget(device);
+    undo_by_number(number).unwrap();
+    assert!(!exists(number) && SwapInfo::read().find(&path).is_none());
+    undo_by_number(number).unwrap();
+}
+
+#[test]
+fn a_step_that_fails_leaves_no_device_behind() {
+    let _alone = alone();
+    let test = "a_step_that_fails_leaves_no_device_behind";
+    let devices = || {
+        std::fs::read_dir("/sys/block")
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("zram"))
+            .count()
+    };
+    let before = devices();
+    match ZramSwap::create(64 << 20, Some("no-such-compressor")).unwrap_err() {
+        error @ ZramError::Algorithm { .. } => assert!(error.to_string().contains("offers"), "{error}"),
+        error => could_not_run(test, error),
+    }
+    assert_eq!(devices(), before);
+    for algorithm in ["lz4", "lzo-rle"] {
+        match ZramSwap::create(64 << 20, Some(algorithm)) {
+            Ok(device) => device.remove().unwrap(),
+            Err(error) => could_not_run(test, error),
+        }
+    }
+    assert_eq!(devices(), before);
+}
+
+#[test]
+fn squeezing_the_cgroup_evicts() {
+    let _alone = alone();
+    let test = "squeezing_the_cgroup_evicts";
+    let Some(_swap) = swap(test) else { return };
+    let group = match MemoryCgroup::enter(&format!("guest-mem-test-{}", std::process::id())) {
+        Ok(group) => group,
+        Err(error) => return could_not_run(test, error),
+    };
+    let path = group.path().to_owned();
+    let region = Region::map(32 * PMD_SIZE, Backing::Base4k).unwrap();
+    fill(&region, region.range());
+    assert!(group.usage().unwrap() >= region.range().len(), "the memory is charged to the group");
+    let wanted = 32 << 20;
+    let squeezed = group.squeeze(wanted).unwrap();
+    assert!(squeezed.got_bytes() >= wanted / 2, "{squeezed:?}");
+    let mut scanner = PageScanner::new().unwrap();
+    let after = counts(&mut scanner, &region, region.range());
+    assert!(after.swapped * 4096 >= wanted / 2, "{after:?}");
+    assert_intact(&region, region.range());
+    group.leave().unwrap();
+    assert!(!path.exists());
+    let home = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    assert!(!home.contains("guest-mem-test"), "{home}");
+}
+
+#[test]
+fn a_dropped_group_is_left_and_removed() {
+    let _alone = alone();
+    let test = "a_dropped_group_is_left_and_removed";
+    let name = format!("guest-mem-drop-{}", std::process::id());
+    let group = match MemoryCgroup::enter(&name) {
+        Ok(group) => group,
+        Err(error) => return could_not_run(test, error),
+    };
+    let path = group.path().to_owned();
+    assert!(std::fs::read_to_string("/proc/self/cgroup").unwrap().contains(&name));
+    // The same name again is a group below it (v1) or refused (v2); either way this one stays as it is.
+    match MemoryCgroup::enter(&name) {
+        Ok(inner) => assert_eq!((group.version(), inner.path()), (CgroupVersion::V1, &*path.join(&name))),
+        Err(error) => assert_eq!(group.version(), CgroupVersion::V2, "{error}"),
+    }
+    let inside = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    assert!(inside.lines().any(|line| line.ends_with(&name)), "{inside}");
+    drop(group);
+    assert!(!path.exists());
+}

@@ -1,0 +1,242 @@
+//! The bridge: an operation on guest memory goes in, its listeners are told, one record comes out.
+//!
+//! ```text
+//!   Bridge::invalidate(recorder, invalidation, operation)
+//!     │  Policy::calls ──> Start(r) ──────────────> Chain::start ──> every ShadowingMmu   ┐ Walk::open
+//!     │                    …                                                              ┘
+//!     │                    Operation ─────────────> operation()
+//!     │                    InvalidateRange(r) ────> Chain::flush ──> every SharingMmu     ┐
+//!     │                    InvalidatePage(r) ─────> Chain::page ───> everybody            │ Walk::close
+//!     │                    InvalidateRangeAgain(r) > Chain::flush                         │
+//!     │                    End(r) ────────────────> Chain::end                            ┘
+//!     └─ InvalidationRecord ──> Recorder
+//!
+//!   refused, or a start panicked:  Ends of what was started, innermost first; the operation is not run
+//!   the operation panicked:        the rest of the calls as if it had returned, since it may have changed
+//!                                  something; no record is made
+//! ```
+//!
+//! The bridge holds no lock and no state of its own: brackets of several threads overlap freely, as they
+//! do in the kernel, and it is the listeners' sequence count that makes sense of that.
+
+use std::sync::Arc;
+
+use guest_mem::SlotTable;
+
+use crate::calls::{Call, Calls};
+use crate::chain::Chain;
+use crate::clock::monotonic_ns;
+use crate::event::Invalidation;
+use crate::listener::{ShadowingMmu, SharingMmu, StartContext, WouldBlock};
+use crate::policy::Policy;
+use crate::record::{InvalidationRecord, Outcome};
+use crate::recorder::Recorder;
+
+/// Makes a [`Bridge`].
+pub struct BridgeBuilder {
+    policy: Policy,
+    slots: Arc<SlotTable>,
+    chain: Chain,
+}
+
+impl BridgeBuilder {
+    /// Registers a listener with translations of its own. Listeners are told in order of registration.
+    #[must_use]
+    pub fn shadowing(mut self, listener: Arc<dyn ShadowingMmu>) -> Self {
+        self.chain.shadowing.push(listener);
+        self
+    }
+    /// Registers a listener that shares the CPU's page tables.
+    #[must_use]
+    pub fn sharing(mut self, listener: Arc<dyn SharingMmu>) -> Self {
+        self.chain.sharing.push(listener);
+        self
+    }
+    /// The bridge. Its listeners stay for its life.
+    pub fn build(self) -> Bridge {
+        Bridge { policy: self.policy, slots: self.slots, chain: self.chain }
+    }
+}
+
+/// The stand-in `mmu_notifier` chain of one VM.
+pub struct Bridge {
+    policy: Policy,
+    slots: Arc<SlotTable>,
+    chain: Chain,
+}
+
+impl Bridge {
+    /// Begins a bridge with no listeners.
+    pub fn builder(policy: Policy, slots: Arc<SlotTable>) -> BridgeBuilder {
+        BridgeBuilder { policy, slots, chain: Chain::default() }
+    }
+
+    /// The rule for the range.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+    /// The memslots of the VM.
+    pub fn slots(&self) -> &Arc<SlotTable> {
+        &self.slots
+    }
+
+    /// Announces `invalidation`, performs `operation`, ends what was announced, and writes one record.
+    ///
+    /// `operation` is the change of the primary MMU (a `madvise`, a `munmap`). It must not wait for anything
+    /// that faults through a listener of this bridge: such a fault waits for the end of the bracket.
+    ///
+    /// # Errors
+    /// [`WouldBlock`] if the invalidation is not blockable and a listener would have had to wait. Then the
+    /// operation was not performed, and every bracket that was opened is closed.
+    pub fn invalidate<R>(
+        &self,
+        recorder: &mut Recorder,
+        invalidation: &Invalidation,
+        operation: impl FnOnce() -> R,
+    ) -> Result<R, WouldBlock> {
+        let mut walk = Walk::new(self, invalidation);
+        if let Err(refused) = walk.open() {
+            recorder.record(walk.refused());
+            return Err(refused);
+        }
+        let result = operation();
+        recorder.record(walk.close());
+        Ok(result)
+    }
+}
+
+/// Where a walk through the calls stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Before the operation: to stop here means that a start failed, and to end those before it.
+    Opening,
+    /// The operation may have changed something: to stop here is to make the rest of the calls.
+    Operating,
+    /// Nothing is open.
+    Closed,
+}
+
+/// One walk through the calls of one invalidation. Dropped early, it leaves no bracket open.
+struct Walk<'a> {
+    chain: &'a Chain,
+    calls: Calls<'a>,
+    context: StartContext,
+    stage: Stage,
+    record: InvalidationRecord,
+    /// When the part being timed began.
+    lap_ns: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(bridge: &'a Bridge, invalidation: &Invalidation) -> Self {
+        let lap_ns = monotonic_ns();
+        Self {
+            chain: &bridge.chain,
+            calls: invalidation.rule(bridge.policy).calls(
+                &invalidation.victim,
+                invalidation.vma,
+                &bridge.slots,
+            ),
+            context: StartContext { blockable: invalidation.blockable, cause: invalidation.cause },
+            stage: Stage::Opening,
+            record: InvalidationRecord::begun(invalidation, Some(bridge.policy), lap_ns),
+            lap_ns,
+        }
+    }
+
+    /// Every call before the operation. Its other half is [`Walk::close`].
+    fn open(&mut self) -> Result<(), WouldBlock> {
+        while let Some(Call::Start(range)) = self.calls.next() {
+            self.record.tell(range);
+            self.chain.start(range, &self.context, &mut self.record.zapped)?;
+        }
+        self.record.zap_ns = self.lap();
+        self.stage = Stage::Operating;
+        Ok(())
+    }
+
+    /// Every call after the operation. Its other half is [`Walk::open`].
+    fn close(&mut self) -> &InvalidationRecord {
+        self.record.operation_ns = self.lap();
+        let mut ending = false;
+        while let Some(call) = self.calls.next() {
+            if !ending && matches!(call, Call::InvalidateRangeAgain(_) | Call::End(_)) {
+                ending = true;
+                // With nobody there to be told, no time has passed, and the clock is the dearest part.
+                if !self.chain.sharing.is_empty() {
+                    self.record.zap_ns += self.lap();
+                }
+            }
+            self.dispatch(call);
+        }
+        self.stage = Stage::Closed;
+        let last = self.lap();
+        if ending {
+            self.record.end_ns = last
+        } else {
+            self.record.zap_ns += last
+        }
+        &self.record
+    }
+
+    /// The record of an operation that was not performed, and so needed nothing.
+    fn refused(&mut self) -> &InvalidationRecord {
+        self.record.outcome = Outcome::Refused;
+        self.record.needed_bytes = 0;
+        self.record.zap_ns = self.lap();
+        self.abandon();
+        self.record.end_ns = self.lap();
+        &self.record
+    }
+
+    /// Ends every bracket opened before the one whose start failed. That one the chain has ended itself.
+    fn abandon(&mut self) {
+        self.stage = Stage::Closed;
+        self.calls.unwind().skip(1).for_each(|range| self.chain.end(range));
+    }
+
+    fn dispatch(&mut self, call: Call) {
+        match call {
+            Call::Start(_) | Call::Operation => {}
+            Call::InvalidateRange(range) => {
+                self.record.sharing_calls += 1;
+                self.chain.flush(range);
+            }
+            Call::InvalidateRangeAgain(range) => {
+                self.record.sharing_calls += 1;
+                self.record.double_calls += 1;
+                self.chain.flush(range);
+            }
+            Call::InvalidatePage(page) => {
+                self.record.tell(page);
+                self.record.sharing_calls += 1;
+                self.record.zapped += self.chain.page(page, &self.context);
+            }
+            Call::End(range) => self.chain.end(range),
+        }
+    }
+
+    /// Nanoseconds since the lap before.
+    fn lap(&mut self) -> u64 {
+        let now = monotonic_ns();
+        now - std::mem::replace(&mut self.lap_ns, now)
+    }
+}
+
+impl Drop for Walk<'_> {
+    /// A walk that came to its end has no calls left, and this does nothing.
+    fn drop(&mut self) {
+        match self.stage {
+            Stage::Opening => self.abandon(),
+            Stage::Operating => {
+                while let Some(call) = self.calls.next() {
+                    self.dispatch(call);
+                }
+            }
+            Stage::Closed => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

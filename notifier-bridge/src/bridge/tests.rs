@@ -1,0 +1,301 @@
+//! The whole way: what every listener is told under each policy, what is refused, what a panic leaves.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use guest_mem::HvaRange;
+
+use super::*;
+use crate::doubles::{FaultInjecting, Injected, Journal, Told, folio_at, range, slots};
+use crate::event::Cause;
+use crate::ledger::Ledger;
+
+const MIB: u64 = 1 << 20;
+
+fn two_runs() -> Arc<SlotTable> {
+    Arc::new(slots(&[(0, 4 * MIB, 4 * MIB, MIB), (16 * MIB, 12 * MIB, MIB, MIB)]))
+}
+
+/// An order-1 folio 12 KiB below a 2 MiB boundary.
+fn page_out() -> Invalidation {
+    Invalidation::hook(Cause::PageOut, folio_at(6 * MIB - 0x3000, 1), range(4 * MIB, 4 * MIB))
+}
+
+fn non_blockable() -> Invalidation {
+    Invalidation { blockable: false, ..page_out() }
+}
+
+/// A bridge with one listener of each kind, what they were told, and the record of it.
+fn run(policy: Policy) -> (Vec<Told>, InvalidationRecord) {
+    let journal = Journal::default();
+    let bridge = Bridge::builder(policy, two_runs())
+        .shadowing(Arc::new(journal.shadowing("kvm")))
+        .sharing(journal.sharing("iommu"))
+        .build();
+    let mut recorder = Recorder::with_capacity(1);
+    let result = bridge.invalidate(&mut recorder, &page_out(), || {
+        journal.write(Told::Operation);
+        42
+    });
+    assert_eq!(result, Ok(42));
+    (journal.take(), recorder.records()[0])
+}
+
+const FIRST: (u64, u64) = (0x5f_d000, 0x1000);
+const SECOND: (u64, u64) = (0x5f_e000, 0x1000);
+
+fn at((start, len): (u64, u64)) -> HvaRange {
+    range(start, len)
+}
+
+#[test]
+fn page_by_page_up_to_4_12() {
+    let (told, record) = run(Policy::Page);
+    assert_eq!(
+        told,
+        [
+            Told::Operation,
+            Told::Page("kvm", at(FIRST)),
+            Told::Flush("iommu", at(FIRST)),
+            Told::Page("kvm", at(SECOND)),
+            Told::Flush("iommu", at(SECOND)),
+        ]
+    );
+    assert_eq!((record.ranges, record.invalidated_bytes), (2, 0x2000));
+    assert_eq!((record.sharing_calls, record.double_calls), (2, 0));
+}
+
+#[test]
+fn the_double_call_of_the_range_eras() {
+    for (policy, bytes) in [(Policy::Pmd, 0x3000), (Policy::Folio, 0x2000)] {
+        let (told, record) = run(policy);
+        let bracket = range(0x5f_d000, bytes);
+        assert_eq!(
+            told,
+            [
+                Told::Start("kvm", bracket),
+                Told::Operation,
+                Told::Flush("iommu", at(FIRST)),
+                Told::Flush("iommu", at(SECOND)),
+                Told::Flush("iommu", bracket),
+                Told::End("kvm", bracket),
+            ],
+            "{policy}"
+        );
+        assert_eq!((record.ranges, record.invalidated_bytes), (1, bytes));
+        assert_eq!((record.sharing_calls, record.double_calls), (3, 1));
+    }
+}
+
+#[test]
+fn no_double_call_since_6_6() {
+    let (told, record) = run(Policy::Modern);
+    let bracket = range(0x5f_d000, 0x2000);
+    assert_eq!(
+        told,
+        [
+            Told::Start("kvm", bracket),
+            Told::Operation,
+            Told::Flush("iommu", bracket),
+            Told::End("kvm", bracket)
+        ]
+    );
+    assert_eq!((record.sharing_calls, record.double_calls), (1, 0));
+    assert_eq!((record.needed_bytes, record.zapped.bytes, record.zapped.slots), (0x2000, 0x2000, 1));
+}
+
+#[test]
+fn a_slot_whole_and_every_slot() {
+    let (told, _) = run(Policy::Slot);
+    let (slot, victim) = (range(5 * MIB, MIB), range(0x5f_d000, 0x2000));
+    let flush = Told::Flush("iommu", victim);
+    assert_eq!(told, [Told::Start("kvm", slot), Told::Operation, flush, Told::End("kvm", slot)]);
+
+    let (told, record) = run(Policy::Vm);
+    let (first, second) = (range(4 * MIB, 4 * MIB), range(12 * MIB, MIB));
+    assert_eq!(
+        told,
+        [
+            Told::Start("kvm", first),
+            Told::Start("kvm", second),
+            Told::Operation,
+            flush,
+            Told::End("kvm", second),
+            Told::End("kvm", first),
+        ]
+    );
+    assert_eq!((record.ranges, record.invalidated_bytes, record.needed_bytes), (2, 5 * MIB, 0x2000));
+}
+
+#[test]
+fn every_listener_is_told_even_after_one_refused_and_only_the_others_are_ended() {
+    let journal = Journal::default();
+    let refusing = FaultInjecting::new(journal.shadowing("b"), [Injected::WouldBlock]);
+    let bridge = Bridge::builder(Policy::Modern, two_runs())
+        .shadowing(Arc::new(journal.shadowing("a")))
+        .shadowing(Arc::new(refusing))
+        .shadowing(Arc::new(journal.shadowing("c")))
+        .sharing(journal.sharing("iommu"))
+        .build();
+    let mut recorder = Recorder::with_capacity(2);
+    let refused = bridge.invalidate(&mut recorder, &non_blockable(), || panic!("must not be performed"));
+    assert_eq!(refused, Err::<(), _>(WouldBlock));
+    let r = range(0x5f_d000, 0x2000);
+    assert_eq!(
+        journal.take(),
+        [Told::Start("a", r), Told::Start("c", r), Told::End("c", r), Told::End("a", r)]
+    );
+    let record = recorder.records()[0];
+    assert_eq!((record.outcome, record.needed_bytes), (Outcome::Refused, 0));
+    assert_eq!((record.ranges, record.zapped.bytes), (1, 0x4000), "what was dropped was dropped");
+    assert_eq!(recorder.totals().sum(|_| true).refused, 1);
+
+    assert_eq!(bridge.invalidate(&mut recorder, &non_blockable(), || 7), Ok(7), "the next one goes through");
+    assert_eq!(recorder.records()[1].outcome, Outcome::Performed);
+}
+
+#[test]
+fn a_refusal_inside_nested_brackets_ends_those_around_it() {
+    let journal = Journal::default();
+    let plan = [Injected::Nothing, Injected::WouldBlock];
+    let bridge = Bridge::builder(Policy::Vm, two_runs())
+        .shadowing(Arc::new(journal.shadowing("a")))
+        .shadowing(Arc::new(FaultInjecting::new(journal.shadowing("b"), plan)))
+        .build();
+    let refused = bridge.invalidate(&mut Recorder::with_capacity(0), &non_blockable(), || ());
+    assert_eq!(refused, Err(WouldBlock));
+    let (first, second) = (range(4 * MIB, 4 * MIB), range(12 * MIB, MIB));
+    assert_eq!(
+        journal.take(),
+        [
+            Told::Start("a", first),
+            Told::Start("b", first),
+            Told::Start("a", second),
+            Told::End("a", second),
+            Told::End("a", first),
+            Told::End("b", first),
+        ]
+    );
+}
+
+#[test]
+fn an_operation_that_panics_is_told_to_the_end() {
+    let journal = Journal::default();
+    let bridge = Bridge::builder(Policy::Folio, two_runs())
+        .shadowing(Arc::new(journal.shadowing("kvm")))
+        .sharing(journal.sharing("iommu"))
+        .build();
+    let mut recorder = Recorder::with_capacity(1);
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        bridge.invalidate(&mut recorder, &page_out(), || panic!("half done")).map(|(): ()| ())
+    }));
+    assert!(unwound.is_err());
+    let r = range(0x5f_d000, 0x2000);
+    assert_eq!(
+        journal.take(),
+        [
+            Told::Start("kvm", r),
+            Told::Flush("iommu", at(FIRST)),
+            Told::Flush("iommu", at(SECOND)),
+            Told::Flush("iommu", r),
+            Told::End("kvm", r),
+        ]
+    );
+    assert!(recorder.records().is_empty());
+}
+
+#[test]
+fn a_start_that_panics_leaves_no_bracket_open() {
+    let journal = Journal::default();
+    let plan = [Injected::Nothing, Injected::Panic];
+    let bridge = Bridge::builder(Policy::Vm, two_runs())
+        .shadowing(Arc::new(journal.shadowing("a")))
+        .shadowing(Arc::new(FaultInjecting::new(journal.shadowing("b"), plan)))
+        .build();
+    let mut recorder = Recorder::with_capacity(1);
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        bridge.invalidate(&mut recorder, &page_out(), || unreachable!("no"))
+    }));
+    assert!(unwound.is_err());
+    let told = journal.take();
+    let (first, second) = (range(4 * MIB, 4 * MIB), range(12 * MIB, MIB));
+    assert_eq!(
+        told[3..],
+        [Told::End("a", second), Told::End("a", first), Told::End("b", first)],
+        "of {told:?}"
+    );
+}
+
+/// Ends with a panic, once.
+struct BadEnd(crate::doubles::Journal);
+
+impl crate::Listener for BadEnd {
+    type Kind = crate::Shadowing;
+}
+
+impl ShadowingMmu for BadEnd {
+    fn invalidate_range_start(&self, _: HvaRange, _: &StartContext) -> Result<crate::Zapped, WouldBlock> {
+        Ok(crate::Zapped::NOTHING)
+    }
+    fn invalidate_range_end(&self, range: HvaRange) {
+        self.0.write(Told::End("bad", range));
+        panic!("bad end");
+    }
+}
+
+#[test]
+fn an_end_that_panics_keeps_nobody_else_from_theirs() {
+    let journal = Journal::default();
+    let bridge = Bridge::builder(Policy::Modern, two_runs())
+        .shadowing(Arc::new(BadEnd(journal.clone())))
+        .shadowing(Arc::new(journal.shadowing("after")))
+        .build();
+    let mut recorder = Recorder::with_capacity(1);
+    let unwound = catch_unwind(AssertUnwindSafe(|| bridge.invalidate(&mut recorder, &page_out(), || ())));
+    assert!(unwound.is_err());
+    let r = range(0x5f_d000, 0x2000);
+    assert_eq!(journal.take(), [Told::Start("after", r), Told::End("bad", r), Told::End("after", r)]);
+}
+
+#[test]
+fn the_parts_of_an_invalidation_are_timed_apart() {
+    let bridge = Bridge::builder(Policy::Modern, two_runs()).build();
+    let mut recorder = Recorder::with_capacity(1);
+    let before = monotonic_ns();
+    let pause = std::time::Duration::from_millis(3);
+    bridge.invalidate(&mut recorder, &page_out(), || std::thread::sleep(pause)).unwrap();
+    let after = monotonic_ns();
+    let record = recorder.records()[0];
+    assert!((before..=after).contains(&record.start_ns));
+    assert!(record.operation_ns >= 3_000_000, "{record:?}");
+    assert!(record.zap_ns + record.operation_ns + record.end_ns <= after - before, "{record:?}");
+}
+
+#[test]
+fn several_threads_share_a_bridge_and_merge_at_the_end() {
+    const EACH: u64 = 500;
+    let journal = Journal::default();
+    let bridge =
+        Bridge::builder(Policy::Folio, two_runs()).shadowing(Arc::new(journal.shadowing("kvm"))).build();
+    let recorders: Vec<Recorder> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut recorder = Recorder::with_capacity(100);
+                    for _ in 0..EACH {
+                        bridge.invalidate(&mut recorder, &page_out(), || ()).unwrap();
+                    }
+                    recorder
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let ledger = Ledger::merge(recorders);
+    let starts = journal.take().iter().filter(|told| matches!(told, Told::Start(..))).count() as u64;
+    assert_eq!(starts, 3 * EACH);
+    assert_eq!((ledger.records().len(), ledger.lost()), (300, 3 * EACH - 300));
+    assert!(ledger.records().is_sorted_by_key(|record| record.start_ns));
+    let sum = ledger.sum(|key| key.policy == Some(Policy::Folio));
+    assert_eq!((sum.records, sum.needed_bytes), (3 * EACH, 3 * EACH * 0x2000), "totals lose nothing");
+    assert_eq!(sum.amplification(), Some(1.0));
+}

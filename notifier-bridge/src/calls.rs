@@ -1,0 +1,186 @@
+//! The calls of one invalidation, in order, as an iterator that allocates nothing.
+//!
+//! ```text
+//!            every bracket                                          every bracket, innermost first
+//!   Starts ── Start(r) ──> Operation ──> Inside ── one of: ──> Ends ── [InvalidateRangeAgain(r)] End(r)
+//!                                          Nothing
+//!                                          Pages: InvalidatePage(4K) …      told to every listener
+//!                                          Ptes:  InvalidateRange(4K) …     told to sharing listeners
+//!                                          Flush: InvalidateRange(victim)   told to sharing listeners
+//! ```
+//!
+//! Starts and Ends balance. Whoever stops halfway asks [`Calls::unwind`] for the Ends still owed.
+
+use guest_mem::{Chunks, Hva, HvaRange, Memslot};
+
+/// One call of the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `invalidate_range_start` to shadowing listeners. Its other half is [`Call::End`].
+    Start(HvaRange),
+    /// The operation itself: the primary MMU changes here.
+    Operation,
+    /// `invalidate_range`, since 6.6 `invalidate_secondary_tlbs`, to sharing listeners. It belongs to the
+    /// operation (the PTE is cleared and its lock held), and comes after it here because user space cannot
+    /// stand inside.
+    InvalidateRange(HvaRange),
+    /// `invalidate_page` to every listener, up to 4.12.
+    InvalidatePage(HvaRange),
+    /// `invalidate_range` to sharing listeners **again**, the first act of `invalidate_range_end` before
+    /// 6.6: the double call.
+    InvalidateRangeAgain(HvaRange),
+    /// `invalidate_range_end` to shadowing listeners. Its other half is [`Call::Start`].
+    End(HvaRange),
+}
+
+/// What happens between the operation and the first end.
+#[derive(Clone, Debug)]
+pub(crate) enum Inside {
+    Nothing,
+    Pages(Chunks<Hva>),
+    Ptes(Chunks<Hva>),
+    Flush(HvaRange),
+}
+
+impl Inside {
+    fn next(&mut self) -> Option<Call> {
+        match self {
+            Self::Nothing => None,
+            Self::Pages(pages) => pages.next().map(Call::InvalidatePage),
+            Self::Ptes(ptes) => ptes.next().map(Call::InvalidateRange),
+            Self::Flush(range) => {
+                let call = Call::InvalidateRange(*range);
+                *self = Self::Nothing;
+                Some(call)
+            }
+        }
+    }
+}
+
+/// The brackets of one invalidation: opened from the front, closed from the back.
+#[derive(Clone, Debug)]
+pub(crate) struct Brackets<'a> {
+    /// One bracket that does not come from the slots, opened first and closed last.
+    single: Option<HvaRange>,
+    single_is_open: bool,
+    /// One bracket for each host-contiguous run of these.
+    slots: &'a [Memslot],
+    /// `slots[..opened]` are inside open brackets.
+    opened: usize,
+}
+
+impl<'a> Brackets<'a> {
+    pub(crate) fn none() -> Self {
+        Self { single: None, single_is_open: false, slots: &[], opened: 0 }
+    }
+    pub(crate) fn one(range: HvaRange) -> Self {
+        Self { single: Some(range), ..Self::none() }
+    }
+    pub(crate) fn runs(slots: &'a [Memslot], single: Option<HvaRange>) -> Self {
+        Self { single, slots, ..Self::none() }
+    }
+
+    /// Opens the next bracket. Its other half is [`Brackets::close`].
+    fn open(&mut self) -> Option<HvaRange> {
+        if let Some(range) = self.single.filter(|_| !self.single_is_open) {
+            self.single_is_open = true;
+            return Some(range);
+        }
+        let rest = &self.slots[self.opened..];
+        let first = rest.first()?;
+        let run = 1 + rest.windows(2).take_while(|pair| contiguous(&pair[0], &pair[1])).count();
+        self.opened += run;
+        Some(first.hva_range().hull(rest[run - 1].hva_range()))
+    }
+
+    /// The bracket opened last of those still open.
+    fn innermost(&self) -> Option<(HvaRange, usize)> {
+        let open = &self.slots[..self.opened];
+        if let Some(last) = open.last() {
+            let run = 1 + open.windows(2).rev().take_while(|pair| contiguous(&pair[0], &pair[1])).count();
+            let first = open[open.len() - run];
+            return Some((first.hva_range().hull(last.hva_range()), run));
+        }
+        self.single.filter(|_| self.single_is_open).map(|range| (range, 0))
+    }
+
+    /// Closes the bracket opened last. Its other half is [`Brackets::open`].
+    fn close(&mut self) -> Option<HvaRange> {
+        let (range, run) = self.innermost()?;
+        self.opened -= run;
+        self.single_is_open &= run > 0;
+        Some(range)
+    }
+}
+
+fn contiguous(low: &Memslot, high: &Memslot) -> bool {
+    low.hva_range().end() == high.hva_range().start()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starts,
+    Inside,
+    /// `told`: the repeat for the innermost bracket is out, its end is next.
+    Ends {
+        told: bool,
+    },
+}
+
+/// The calls of one invalidation. Made by [`Policy::calls`](crate::Policy::calls).
+#[derive(Clone, Debug)]
+pub struct Calls<'a> {
+    brackets: Brackets<'a>,
+    inside: Inside,
+    end_repeats: bool,
+    phase: Phase,
+}
+
+impl<'a> Calls<'a> {
+    pub(crate) fn new(brackets: Brackets<'a>, inside: Inside, end_repeats: bool) -> Self {
+        Self { brackets, inside, end_repeats, phase: Phase::Starts }
+    }
+
+    /// The ends owed at this point: the ranges of every [`Call::Start`] handed out whose
+    /// [`Call::End`] was not, innermost first.
+    ///
+    /// The repeat before each end is left out: an operation that was not performed changed nothing that a
+    /// sharing listener could hold.
+    pub fn unwind(&self) -> impl Iterator<Item = HvaRange> + use<'a> {
+        let mut brackets = self.brackets.clone();
+        std::iter::from_fn(move || brackets.close())
+    }
+
+    fn next_end(&mut self, told: bool) -> Option<Call> {
+        if self.end_repeats && !told {
+            let (range, _) = self.brackets.innermost()?;
+            self.phase = Phase::Ends { told: true };
+            return Some(Call::InvalidateRangeAgain(range));
+        }
+        self.phase = Phase::Ends { told: false };
+        self.brackets.close().map(Call::End)
+    }
+}
+
+impl Iterator for Calls<'_> {
+    type Item = Call;
+
+    fn next(&mut self) -> Option<Call> {
+        match self.phase {
+            Phase::Starts => {
+                let start = self.brackets.open();
+                if start.is_none() {
+                    self.phase = Phase::Inside;
+                }
+                Some(start.map_or(Call::Operation, Call::Start))
+            }
+            Phase::Inside => match self.inside.next() {
+                Some(call) => Some(call),
+                None => self.next_end(false),
+            },
+            Phase::Ends { told } => self.next_end(told),
+        }
+    }
+}
+
+impl std::iter::FusedIterator for Calls<'_> {}

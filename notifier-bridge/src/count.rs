@@ -1,0 +1,69 @@
+//! A count that may be unknown, which is not the same as 0.
+
+use std::fmt;
+use std::ops::{Add, AddAssign};
+
+/// A count that somebody may have been unable to make.
+///
+/// Unknown is contagious: the sum of a known and an unknown count is unknown, since a partial sum would
+/// pass for a whole one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(Option<u64>);
+
+impl Count {
+    /// Known to be none.
+    pub const ZERO: Self = Self(Some(0));
+    /// Not counted.
+    pub const UNKNOWN: Self = Self(None);
+
+    /// A known count.
+    pub const fn of(count: u64) -> Self {
+        Self(Some(count))
+    }
+    /// The count, or `None` where it is unknown.
+    pub const fn get(self) -> Option<u64> {
+        self.0
+    }
+}
+
+impl From<Option<u64>> for Count {
+    fn from(count: Option<u64>) -> Self {
+        Self(count)
+    }
+}
+
+impl Add for Count {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self(self.0.zip(other.0).map(|(a, b)| a + b))
+    }
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(count) => count.fmt(f),
+            None => f.pad("unknown"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Count;
+
+    #[test]
+    fn unknown_is_contagious_and_zero_is_not_unknown() {
+        assert_eq!(Count::of(2) + Count::of(3), Count::of(5));
+        assert_eq!(Count::of(2) + Count::UNKNOWN, Count::UNKNOWN);
+        assert_ne!(Count::ZERO, Count::UNKNOWN);
+        assert_eq!(Count::UNKNOWN.to_string(), "unknown");
+    }
+}

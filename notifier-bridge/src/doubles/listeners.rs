@@ -1,0 +1,109 @@
+//! Listeners that write down what they are told, and one that misbehaves to a plan.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use guest_mem::HvaRange;
+
+use crate::listener::{
+    Listener, Shadowing, ShadowingMmu, Sharing, SharingMmu, StartContext, WouldBlock, Zapped,
+};
+
+/// What somebody was told. The name says whom, since a journal can be shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Start(&'static str, HvaRange),
+    End(&'static str, HvaRange),
+    Page(&'static str, HvaRange),
+    Flush(&'static str, HvaRange),
+    Operation,
+}
+
+/// What was told, in order, by everybody who shares it.
+#[derive(Clone, Default)]
+pub(crate) struct Journal(Arc<Mutex<Vec<Told>>>);
+
+impl Journal {
+    pub(crate) fn write(&self, told: Told) {
+        self.0.lock().unwrap().push(told);
+    }
+    /// What was told since the last time.
+    pub(crate) fn take(&self) -> Vec<Told> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+    pub(crate) fn shadowing(&self, name: &'static str) -> Recording<Shadowing> {
+        Recording { name, journal: self.clone(), kind: std::marker::PhantomData }
+    }
+    pub(crate) fn sharing(&self, name: &'static str) -> Arc<Recording<Sharing>> {
+        Arc::new(Recording { name, journal: self.clone(), kind: std::marker::PhantomData })
+    }
+}
+
+/// Writes down what it is told. Claims to have dropped one slot and as many bytes as it was told.
+pub(crate) struct Recording<K> {
+    name: &'static str,
+    journal: Journal,
+    kind: std::marker::PhantomData<fn() -> K>,
+}
+
+impl<K: crate::listener::ListenerKind> Listener for Recording<K> {
+    type Kind = K;
+}
+
+impl ShadowingMmu for Recording<Shadowing> {
+    fn invalidate_range_start(&self, range: HvaRange, _: &StartContext) -> Result<Zapped, WouldBlock> {
+        self.journal.write(Told::Start(self.name, range));
+        Ok(Zapped { slots: 1, bytes: range.len(), ..Zapped::NOTHING })
+    }
+    fn invalidate_range_end(&self, range: HvaRange) {
+        self.journal.write(Told::End(self.name, range));
+    }
+    fn invalidate_page(&self, page: HvaRange, _: &StartContext) -> Zapped {
+        self.journal.write(Told::Page(self.name, page));
+        Zapped { slots: 1, bytes: page.len(), ..Zapped::NOTHING }
+    }
+}
+
+impl SharingMmu for Recording<Sharing> {
+    fn invalidate_secondary_tlbs(&self, range: HvaRange) {
+        self.journal.write(Told::Flush(self.name, range));
+    }
+}
+
+/// What goes wrong with one start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Injected {
+    Nothing,
+    WouldBlock,
+    Panic,
+}
+
+/// Decorates a real listener: its starts go wrong to an ordered plan, and then go right for ever.
+pub(crate) struct FaultInjecting<L> {
+    inner: L,
+    plan: Mutex<VecDeque<Injected>>,
+}
+
+impl<L> FaultInjecting<L> {
+    pub(crate) fn new(inner: L, plan: impl IntoIterator<Item = Injected>) -> Self {
+        Self { inner, plan: Mutex::new(plan.into_iter().collect()) }
+    }
+}
+
+impl<L: ShadowingMmu> Listener for FaultInjecting<L> {
+    type Kind = Shadowing;
+}
+
+impl<L: ShadowingMmu> ShadowingMmu for FaultInjecting<L> {
+    fn invalidate_range_start(&self, range: HvaRange, cx: &StartContext) -> Result<Zapped, WouldBlock> {
+        let next = self.plan.lock().unwrap().pop_front();
+        match next.unwrap_or(Injected::Nothing) {
+            Injected::Nothing => self.inner.invalidate_range_start(range, cx),
+            Injected::WouldBlock => Err(WouldBlock),
+            Injected::Panic => panic!("injected"),
+        }
+    }
+    fn invalidate_range_end(&self, range: HvaRange) {
+        self.inner.invalidate_range_end(range);
+    }
+}

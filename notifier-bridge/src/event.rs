@@ -1,0 +1,122 @@
+//! What happened to the primary MMU, and who says so.
+
+use guest_mem::{HvaRange, PMD_SIZE, Victim};
+
+use crate::names::named_enum;
+use crate::policy::Policy;
+
+named_enum! {
+    /// Where the knowledge of an invalidation comes from.
+    pub enum Source ("source") {
+        /// An operation this process performs on guest memory, announced before it happens.
+        Hook = "hook",
+        /// A userfaultfd event.
+        Uffd = "uffd",
+        /// The kernel's own tracepoints.
+        Kernel = "kernel",
+        /// What pagemap says changed between two looks.
+        Scan = "scan",
+    }
+}
+
+named_enum! {
+    /// Why a mapping changes.
+    #[non_exhaustive]
+    pub enum Cause ("cause") {
+        /// `MADV_PAGEOUT` of a folio.
+        PageOut = "page-out",
+        /// A PMD mapping replaced by 512 PTEs, because something smaller is about to happen inside it.
+        PmdSplit = "pmd-split",
+        /// A folio mapped by PTEs is split, because a part of it is taken next.
+        FolioSplit = "folio-split",
+        /// `MADV_DONTNEED`.
+        DontNeed = "dont-need",
+        /// `MADV_FREE`.
+        Free = "free",
+        /// `MADV_COLD`.
+        Cold = "cold",
+        /// `MADV_REMOVE` or `fallocate(FALLOC_FL_PUNCH_HOLE)`.
+        PunchHole = "punch-hole",
+        /// khugepaged or `MADV_COLLAPSE` replaced 512 PTEs by a PMD mapping.
+        Collapse = "collapse",
+        /// `mprotect` or userfaultfd write protection.
+        Protect = "protect",
+        /// `mremap`: the old range.
+        Remap = "remap",
+        /// `munmap`.
+        Unmap = "unmap",
+        /// Reclaim that a memory cgroup's limit or `memory.reclaim` asked for.
+        CgroupReclaim = "cgroup-reclaim",
+        /// The guest gave the pages back.
+        Balloon = "balloon",
+        /// `UFFDIO_MOVE`: the source range.
+        Move = "move",
+        /// The host on its own: kswapd, a kdamond. A stranger to the experiment.
+        HostReclaim = "host-reclaim",
+        /// Migration or compaction.
+        Migration = "migration",
+        /// Copy-on-write, fork or KSM.
+        CopyOnWrite = "copy-on-write",
+        /// The source does not say.
+        Unknown = "unknown",
+    }
+}
+
+/// One change of the primary MMU, before a policy says how wide it is announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalidation {
+    /// Who says so.
+    pub source: Source,
+    /// Why.
+    pub cause: Cause,
+    /// The pages taken.
+    pub victim: Victim,
+    /// The host mapping (VMA) the victim lies in: no era announces anything beyond its end.
+    pub vma: HvaRange,
+    /// Whether listeners may wait. Where they may not, one that would have to refuses, and the operation
+    /// is not performed.
+    pub blockable: bool,
+}
+
+impl Invalidation {
+    /// An operation of this process that may wait for its listeners: the usual case.
+    pub const fn hook(cause: Cause, victim: Victim, vma: HvaRange) -> Self {
+        Self { source: Source::Hook, cause, victim, vma, blockable: true }
+    }
+
+    /// The policy whose rule this invalidation follows where `policy` is the one in force. A split was announced in
+    /// a bracket even when the reverse map still told page by page: `__split_huge_pmd` had
+    /// `mmu_notifier_invalidate_range_start`/`end` around it in 4.12.
+    pub(crate) const fn rule(&self, policy: Policy) -> Policy {
+        match (policy, self.cause) {
+            (Policy::Page, Cause::PmdSplit | Cause::FolioSplit) => Policy::Folio,
+            _ => policy,
+        }
+    }
+
+    /// The bytes the operation itself had to cover, the divisor of the amplification: the victim's pages;
+    /// for a PMD split the whole 2 MiB that one entry mapped, however little of it is wanted next.
+    pub fn needed_bytes(&self) -> u64 {
+        match self.cause {
+            Cause::PmdSplit => PMD_SIZE,
+            _ => self.victim.pages.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_have_a_bracket_in_every_era() {
+        let block = HvaRange::with_len(guest_mem::Hva::new(PMD_SIZE), PMD_SIZE).unwrap();
+        let (order, level) = (guest_mem::Order::PMD, guest_mem::MapLevel::Pmd);
+        let victim = Victim { pages: block, order, level, anonymous: true };
+        let rule = |cause| Invalidation::hook(cause, victim, block).rule(Policy::Page);
+        assert_eq!(rule(Cause::PmdSplit), Policy::Folio);
+        assert_eq!(rule(Cause::FolioSplit), Policy::Folio);
+        assert_eq!(rule(Cause::PageOut), Policy::Page);
+        assert_eq!(Invalidation::hook(Cause::PmdSplit, victim, block).rule(Policy::Pmd), Policy::Pmd);
+    }
+}

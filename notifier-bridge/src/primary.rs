@@ -1,0 +1,60 @@
+//! The primary MMU, as a secondary one sees it: somebody to ask for a page, who may take a while.
+
+use std::fmt;
+
+use guest_mem::{Hva, MapLevel, PAGE_SHIFT};
+
+/// What a translation leads to, in units of 4 KiB: a page frame number, below 2^52.
+///
+/// Consecutive frames of one PMD mapping have consecutive numbers.
+pub trait Frame: Copy + Eq + fmt::Debug + Send + Sync + 'static {
+    /// The frame with this number.
+    fn from_pfn(pfn: u64) -> Self;
+    /// The frame's number.
+    fn pfn(self) -> u64;
+}
+
+/// In this process a page is found where it is mapped: its frame is its address.
+impl Frame for Hva {
+    fn from_pfn(pfn: u64) -> Self {
+        Self::new(pfn << PAGE_SHIFT)
+    }
+    fn pfn(self) -> u64 {
+        self.get() >> PAGE_SHIFT
+    }
+}
+
+/// The answer of a primary MMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping<F> {
+    /// The frame of the 4 KiB page asked for, whatever the level.
+    pub frame: F,
+    /// How the primary MMU maps it.
+    pub level: MapLevel,
+    /// Whether it may be written through this mapping.
+    pub writable: bool,
+}
+
+/// Why a primary MMU has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResolveError {
+    /// Nothing is mapped there.
+    #[error("no guest memory is mapped at host address {0}")]
+    Unmapped(Hva),
+    /// It may not be written.
+    #[error("host address {0} may not be written")]
+    ReadOnly(Hva),
+}
+
+/// The primary MMU: the host's page tables, or a model of them.
+pub trait PrimaryMmu: Send + Sync {
+    /// What its translations lead to.
+    type Frame: Frame;
+
+    /// Finds the page at `hva`, faulting it in if need be. May sleep; called with no lock held.
+    ///
+    /// # Errors
+    /// Nothing mapped there, or a write to what may not be written.
+    fn resolve(&self, hva: Hva, write: bool) -> Result<Mapping<Self::Frame>, ResolveError>;
+}

@@ -1,0 +1,91 @@
+//! How an invalidation knows that nobody uses a dropped translation any more: an epoch for each worker.
+//!
+//! ```text
+//!   worker                                        invalidation (holds mmu_lock)
+//!   ──────                                        ────────────
+//!   epoch: even -> odd      (inside an access)    clear the entries
+//!   full barrier                                  full barrier
+//!   read the entry, use the frame                 epoch odd?  wait until it changes
+//!   epoch: odd -> even      (release)             nobody uses the old translation any more
+//! ```
+//!
+//! One of the two sees the other: either the worker finds the entry cleared, or the invalidation finds the
+//! epoch odd. The kernel does the same with `vcpu->mode`: `walk_shadow_page_lockless_begin`/`_end` in
+//! `arch/x86/kvm/mmu/mmu.c` against `kvm_flush_remote_tlbs`, whose IPI the waiting here stands for.
+//! Either barrier left out, both can look away; `tests/loom.rs` shows it.
+
+use std::marker::PhantomData;
+
+use crate::sync::{AtomicU64, Ordering, fence, relax};
+
+/// The full barrier on both sides, as a seam: a model checker takes it away to see what happens.
+pub trait Barrier {
+    /// Orders every access before it against every access after it.
+    fn full();
+}
+
+/// `smp_mb()`.
+#[derive(Debug)]
+pub enum SmpMb {}
+
+impl Barrier for SmpMb {
+    fn full() {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// One worker's epoch: odd while it is inside an access.
+#[derive(Debug)]
+pub struct Epoch<B = SmpMb> {
+    count: AtomicU64,
+    barrier: PhantomData<fn() -> B>,
+}
+
+/// Inside an access. Dropped, also by a panic, it leaves.
+#[derive(Debug)]
+pub struct Inside<'a>(&'a AtomicU64);
+
+impl<B: Barrier> Epoch<B> {
+    /// Of a worker that is outside.
+    pub fn new() -> Self {
+        Self { count: AtomicU64::new(0), barrier: PhantomData }
+    }
+
+    /// Enters an access; the drop of what it returns leaves again. Only the owner may enter, and one access
+    /// at a time. Its counterpart in the invalidation is [`wait_outside`](Self::wait_outside).
+    pub fn enter(&self) -> Inside<'_> {
+        let count = self.count.load(Ordering::Relaxed);
+        debug_assert_eq!(count % 2, 0, "a worker enters one access at a time");
+        self.count.store(count + 1, Ordering::Relaxed);
+        // The epoch is out before an entry is read. Pairs with the barrier in `wait_outside`.
+        B::full();
+        Inside(&self.count)
+    }
+
+    /// Waits until the worker has left the access it is in, if any. Entries have been cleared before.
+    /// Without `may_wait` it only asks, and says whether the worker was outside.
+    pub fn wait_outside(&self, may_wait: bool) -> bool {
+        // The cleared entries are out before the epoch is read. Pairs with the barrier in `enter`.
+        B::full();
+        let count = self.count.load(Ordering::Acquire);
+        if count.is_multiple_of(2) {
+            return true;
+        }
+        if may_wait {
+            let mut turn = 0u32;
+            while self.count.load(Ordering::Acquire) == count {
+                relax(turn);
+                turn = turn.saturating_add(1);
+            }
+        }
+        may_wait
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let count = self.0.load(Ordering::Relaxed);
+        // Every use of the frame is done before the epoch says so. Pairs with the loads in `wait_outside`.
+        self.0.store(count + 1, Ordering::Release);
+    }
+}

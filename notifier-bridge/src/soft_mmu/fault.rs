@@ -1,0 +1,115 @@
+//! A fault of the secondary MMU, phase by phase. Each phase is a type, so none can be left out or swapped.
+//!
+//! ```text
+//!   Fault ── snapshot ──> Snapshotted ── resolve ──> Resolved ── install ──> Fixed
+//!     ^      (no lock)       (no lock, may sleep)       (mmu_lock)      ├──> Spurious   somebody was faster
+//!     └─────────────────────────────────────────────────────────────────┴─── Retry      an invalidation was
+//! ```
+//!
+//! As `kvm_tdp_page_fault`: `kvm_faultin_pfn` takes the snapshot and looks the page up, then, with `mmu_lock`
+//! held, `is_page_fault_stale` asks whether that still holds, then the entry is installed.
+
+use guest_mem::{Gfn, Hva, MapLevel, Memslot, PAGE_SIZE, PAGES_PER_PMD};
+
+use super::SoftMmu;
+use super::spte::Spte;
+use crate::primary::{Frame, Mapping, PrimaryMmu, ResolveError};
+use crate::sequence::Snapshot;
+
+/// One fault, before anything was looked at.
+pub(super) struct Fault<'m, P> {
+    pub(super) mmu: &'m SoftMmu<P>,
+    pub(super) slot: Memslot,
+    pub(super) gfn: Gfn,
+    pub(super) write: bool,
+}
+
+/// The sequence is known, the page is not.
+pub(super) struct Snapshotted<'m, P> {
+    fault: Fault<'m, P>,
+    snapshot: Snapshot,
+}
+
+/// The page is known, and may be gone again.
+pub(super) struct Resolved<'m, P: PrimaryMmu> {
+    fault: Fault<'m, P>,
+    snapshot: Snapshot,
+    mapping: Mapping<P::Frame>,
+}
+
+/// How a fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Installed {
+    /// A translation was installed.
+    Fixed,
+    /// One was there already.
+    Spurious,
+    /// The page may be gone: begin again.
+    Retry,
+}
+
+impl<'m, P: PrimaryMmu> Fault<'m, P> {
+    pub(super) fn snapshot(self) -> Snapshotted<'m, P> {
+        let snapshot = self.mmu.sequence.snapshot();
+        Snapshotted { fault: self, snapshot }
+    }
+
+    fn hva(&self) -> Hva {
+        let pages = self.gfn.get() - self.slot.gpa_range().gfns().start().get();
+        Hva::new(self.slot.hva_range().start().get() + pages * PAGE_SIZE)
+    }
+}
+
+impl<'m, P: PrimaryMmu> Snapshotted<'m, P> {
+    /// Whether it is certain enough that the fault would only have to begin again: do not even look.
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.fault.mmu.sequence.retry_unsafe(self.snapshot, self.fault.gfn)
+    }
+
+    pub(super) fn resolve(self) -> Result<Resolved<'m, P>, ResolveError> {
+        let hva = self.fault.hva();
+        let mapping = self.fault.mmu.primary.resolve(hva, self.fault.write)?;
+        if self.fault.write && !mapping.writable {
+            return Err(ResolveError::ReadOnly(hva));
+        }
+        Ok(Resolved { fault: self.fault, snapshot: self.snapshot, mapping })
+    }
+}
+
+impl<P: PrimaryMmu> Resolved<'_, P> {
+    pub(super) fn install(self) -> Installed {
+        let Fault { mmu, slot, gfn, write } = self.fault;
+        let mut locked = mmu.sequence.lock();
+        if locked.retry_locked(self.snapshot, gfn) {
+            return Installed::Retry;
+        }
+        if mmu.table.look_up(&slot, gfn).allows(write) {
+            return Installed::Spurious;
+        }
+        let Mapping { frame, level, writable } = self.mapping;
+        let index = gfn.get() % PAGES_PER_PMD;
+        // The retry check above spoke of one gfn; a 2 MiB entry would map 511 others, and some of them may be
+        // under invalidation. KVM may look at the one gfn only: by then the host has split its own PMD, and
+        // has announced all 2 MiB of it. Whoever announces here need not have.
+        let region = mmu.table.large_region(&slot, gfn).filter(|region| {
+            level == MapLevel::Pmd
+                && frame.pfn() % PAGES_PER_PMD == index
+                && !locked.overlaps_in_progress(*region)
+        });
+        let replaced = match region {
+            Some(region) => {
+                locked.pages_2m += 1;
+                mmu.table.install_pmd(&slot, region, Spte::new(frame.pfn() - index, writable))
+            }
+            None => {
+                locked.pages_4k += 1;
+                mmu.table.install_pte(&slot, gfn, Spte::new(frame.pfn(), writable))
+            }
+        };
+        // A 2 MiB entry replaced by one of 4 KiB leaves 511 pages without an entry, and maybe with a worker
+        // inside: the next invalidation must wait for it though it finds nothing to drop.
+        locked.flush_pending |= region.is_none() && replaced.pmd > 0;
+        locked.forget(replaced);
+        Installed::Fixed
+    }
+}

@@ -1,0 +1,63 @@
+//! What a test may need of the host, probed once, and what is said where it is missing.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use kvm_ioctls::Kvm;
+
+/// Something a test cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// /dev/kvm.
+    Kvm,
+    /// A KVM that limits a slot's zap to the slot.
+    SlotZap,
+    /// Root, and a kernel with zram: a swap device of the test's own.
+    Zram,
+    /// qemu-system-x86_64, any accelerator.
+    Qemu,
+}
+
+impl Need {
+    /// Why the need is not met here, with the remedy; `None` if it is.
+    pub fn missing(self) -> Option<&'static str> {
+        static ANSWERS: OnceLock<[Option<&'static str>; 4]> = OnceLock::new();
+        let answers =
+            ANSWERS.get_or_init(|| [Self::Kvm, Self::SlotZap, Self::Zram, Self::Qemu].map(Self::probe));
+        answers[self as usize]
+    }
+
+    fn probe(self) -> Option<&'static str> {
+        let (met, why) = match self {
+            Self::Kvm => (Kvm::new().is_ok(), "/dev/kvm cannot be opened: load a KVM module, or become root"),
+            Self::SlotZap => {
+                (slot_zap(), "this KVM has no KVM_X86_QUIRK_SLOT_ZAP_ALL to disable: Linux 6.12 is needed")
+            }
+            Self::Zram => (
+                rustix::process::geteuid().is_root() && Path::new("/sys/class/zram-control/hot_add").exists(),
+                "a swap device needs root and zram: run as root, `modprobe zram`",
+            ),
+            Self::Qemu => (
+                Command::new("qemu-system-x86_64")
+                    .arg("--version")
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status()
+                    .is_ok_and(|status| status.success()),
+                "there is no qemu-system-x86_64: install qemu-system-x86",
+            ),
+        };
+        (!met).then_some(why)
+    }
+}
+
+fn slot_zap() -> bool {
+    const SLOT_ZAP_ALL: i32 = 1 << 7;
+    const DISABLE_QUIRKS2: u64 = 213;
+    let vm = Kvm::new().and_then(|kvm| kvm.create_vm());
+    vm.is_ok_and(|vm| {
+        let mask = vm.check_extension_raw(DISABLE_QUIRKS2);
+        mask > 0 && mask & SLOT_ZAP_ALL != 0
+    })
+}

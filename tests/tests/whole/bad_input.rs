@@ -1,0 +1,149 @@
+//! Bad input: a clear message, an exit code that is not 0, the host as it was.
+
+use std::path::Path;
+
+use tests::{elf, program};
+
+crate::tests! {
+    bad_command_lines_are_refused: [],
+    bad_scenarios_are_refused_with_file_and_line: [],
+    bad_kernels_are_refused_by_name: [Kvm, SlotZap],
+    a_guest_that_crashes_ends_the_run_with_its_registers: [Kvm, SlotZap],
+    rows_without_swap_say_so_and_the_others_run: [],
+    a_run_directory_is_never_overwritten: [],
+}
+
+fn refused(directory: &Path, arguments: &[&str], words: &[&str]) {
+    let output = program::output(directory, arguments);
+    let text = program::stderr(&output);
+    assert!(!output.status.success(), "{arguments:?} was accepted: {text}");
+    for word in words {
+        assert!(text.contains(word), "{arguments:?} does not say {word:?}: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+fn bad_command_lines_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    refused(at, &["run", "no-such-scenario"], &["no-such-scenario", "swapout"]);
+    refused(at, &["run", "missing.toml"], &["missing.toml"]);
+    refused(at, &["run", "."], &["directory"]);
+    for size in ["0", "3", "-1", "1XiB", "9223372036854775808", "1e300"] {
+        refused(at, &["run", &format!("--zram={size}")], &[]);
+    }
+    refused(at, &["run", "--backend", "xen"], &["xen"]);
+    refused(at, &["fly"], &["fly"]);
+    refused(at, &[], &["Usage"]);
+}
+
+/// A scenario that is sound but for one line.
+fn scenario(memory: &str, matrix: &str, step: &str) -> String {
+    format!(
+        "name = \"x\"\nmemory = {memory}\n[matrix]\nbacking = [\"4k\"]\npolicy = [\"kernel\"]\n{matrix}\n\
+         [[case]]\nname = \"c\"\n[[case.step]]\ndo = \"fill\"\n[[case.step]]\n{step}\n"
+    )
+}
+
+fn bad_scenarios_are_refused_with_file_and_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let sparse = "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3";
+    for (text, line, word) in [
+        (scenario("0", "", sparse), "2", "string"),
+        (scenario("\"0\"", "", sparse), "2", "memory"),
+        (scenario("\"3\"", "", sparse), "2", "memory"),
+        (scenario("\"9223372036854775808\"", "", sparse), "2", "memory"),
+        (scenario("\"8MiB\"", "granule = [\"3\"]", sparse), "6", "granule"),
+        (scenario("\"8MiB\"", "granule = [\"0\"]", sparse), "6", "granule"),
+        (scenario("\"8MiB\"", "speed = 3", sparse), "6", "speed"),
+        (scenario("\"8MiB\"", "reclaim = [\"eat\"]", sparse), "6", "eat"),
+        (scenario("\"8MiB\"", "", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 99999"), "12", "victims"),
+        (scenario("\"8MiB\"", "", "do = \"reclaim\"\nrange = \"0..9MiB\""), "13", "memory"),
+        (scenario("\"8MiB\"", "", "do = \"stop\""), "12", "hot"),
+    ] {
+        let path = directory.path().join("bad.toml");
+        std::fs::write(&path, &text).unwrap();
+        refused(directory.path(), &["run", "bad.toml"], &["bad.toml", &format!(":{line}"), word]);
+    }
+    std::fs::write(directory.path().join("bad.toml"), [0xff, 0xfe]).unwrap();
+    refused(directory.path(), &["run", "bad.toml"], &["bad.toml"]);
+}
+
+/// A scenario that needs no swap, on the guest kernel `kernel`.
+fn on_kernel(kernel: &str) -> String {
+    scenario("\"4MiB\"", "reclaim = [\"dontneed\"]", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3")
+        .replacen("memory", &format!("kernel = \"{kernel}\"\nmemory"), 1)
+}
+
+fn bad_kernels_are_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    std::fs::write(at.join("scenario.toml"), on_kernel("guest.elf")).unwrap();
+    refused(at, &["run", "scenario.toml"], &["guest.elf", "cannot be read"]);
+    let mut arm = resources::GUEST.to_vec();
+    arm[18] = 183;
+    let mut wild = resources::GUEST.to_vec();
+    // The first program header's file size: more than there is.
+    wild[64 + 32..64 + 40].copy_from_slice(&u64::MAX.to_le_bytes());
+    let no_note = {
+        let mut image = elf::image(&[0xf4]);
+        // The note's type.
+        let at = image.windows(4).position(|four| four == b"Xen\0").unwrap() - 4;
+        image[at] = 1;
+        image
+    };
+    for (image, word) in [
+        (Vec::new(), "0 bytes"),
+        (resources::GUEST[..100].to_vec(), "cannot be loaded"),
+        (resources::GUEST[..resources::GUEST.len() / 2].to_vec(), "cannot be loaded"),
+        (arm, "AArch64"),
+        (wild, "cannot be loaded"),
+        (no_note, "PVH"),
+        (b"#!/bin/sh\n".repeat(100), "no ELF file"),
+    ] {
+        std::fs::write(at.join("guest.elf"), image).unwrap();
+        refused(at, &["run", "scenario.toml"], &[word]);
+    }
+}
+
+fn a_guest_that_crashes_ends_the_run_with_its_registers() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("scenario.toml"), on_kernel("guest.elf")).unwrap();
+    std::fs::write(directory.path().join("guest.elf"), elf::image(&[0xf4])).unwrap();
+    refused(directory.path(), &["run", "scenario.toml"], &["halted", "rip 0x0000000000100001", "cr0"]);
+}
+
+fn rows_without_swap_say_so_and_the_others_run() {
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().count() > 1 {
+        println!("    this host has swap: only the rows that run were checked");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let text = scenario(
+        "\"4MiB\"",
+        "reclaim = [\"pageout\", \"dontneed\"]",
+        "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3",
+    );
+    std::fs::write(directory.path().join("scenario.toml"), text).unwrap();
+    let output = program::output(directory.path(), &["run", "scenario.toml", "--json", "--backend", "soft"]);
+    assert!(output.status.success(), "{}", program::stderr(&output));
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(record["rows"][1]["could_not_run"].is_null());
+    assert_eq!(record["rows"][1]["evicted_bytes"].as_u64(), Some(3 * 4096));
+    if swaps.lines().count() <= 1 {
+        let why = record["rows"][0]["could_not_run"].as_str().unwrap();
+        assert!(why.contains("no swap") || why.contains("there is none"), "{why}");
+        assert!(why.contains("--zram"), "{why}");
+        assert!(record["rows"][0]["evicted_bytes"].is_null(), "never 0");
+    }
+}
+
+fn a_run_directory_is_never_overwritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let text =
+        scenario("\"4MiB\"", "reclaim = [\"dontneed\"]", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3");
+    std::fs::write(directory.path().join("scenario.toml"), text).unwrap();
+    let arguments = ["run", "scenario.toml", "--backend", "soft", "--out", "here"];
+    assert!(program::output(directory.path(), &arguments).status.success());
+    refused(directory.path(), &arguments, &["run.json", "--out"]);
+}

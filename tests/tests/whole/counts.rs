@@ -1,0 +1,217 @@
+//! Exact counts: what a run says was invalidated is what a naive enumeration of its victims says, and two runs
+//! say the same.
+
+use std::path::Path;
+
+use guest_abi::layout::PAGE_SIZE;
+use serde_json::Value;
+use tests::{naive, program};
+use vmm::scenario::Scenario;
+
+crate::tests! {
+    sparse_victims_cost_what_enumeration_says: [Kvm, SlotZap],
+    two_runs_count_the_same: [Kvm, SlotZap, Zram],
+    swapped_pages_come_back_and_each_is_one_refault: [Kvm, SlotZap, Zram],
+    the_software_mmu_counts_as_kvm_does: [Kvm, SlotZap],
+    the_software_mmu_needs_no_kvm: [],
+}
+
+/// A scenario of sparse victims over every policy. Discarded, so that it needs no swap.
+const SPARSE: &str = r#"
+name = "sparse"
+memory = "16MiB"
+seed = 7
+[matrix]
+backing = ["4k"]
+policy = ["kernel", "page", "folio", "modern", "pmd", "slot"]
+reclaim = ["dontneed"]
+granule = ["512KiB"]
+[[case]]
+name = "sparse"
+[[case.step]]
+do = "fill"
+[[case.step]]
+do = "reclaim"
+victims = "sparse"
+count = 100
+unit = "page"
+[[case.step]]
+do = "refault"
+[[case.step]]
+do = "sweep"
+"#;
+
+/// Both ways to lay memory out, swapped out next to a hot loop.
+const SWAP: &str = r#"
+name = "swap"
+memory = "16MiB"
+seed = 8
+[matrix]
+backing = ["4k", "thp"]
+policy = ["kernel", "folio", "pmd", "slot", "vm"]
+[[case]]
+name = "sparse"
+[[case.step]]
+do = "fill"
+[[case.step]]
+do = "hot"
+count = 64
+[[case.step]]
+do = "baseline"
+for = "5ms"
+[[case.step]]
+do = "reclaim"
+victims = "sparse"
+count = 50
+[[case.step]]
+do = "stop"
+[[case.step]]
+do = "refault"
+[[case.step]]
+do = "sweep"
+[[case]]
+name = "whole"
+[[case.step]]
+do = "fill"
+[[case.step]]
+do = "reclaim"
+range = "0..4MiB"
+unit = "folio"
+[[case.step]]
+do = "refault"
+"#;
+
+/// Runs a scenario and returns its record.
+fn run(scenario: &str, options: &[&str]) -> Value {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("scenario.toml"), scenario).unwrap();
+    let mut arguments = vec!["run", "scenario.toml", "--json"];
+    arguments.extend(options);
+    let output = program::output(directory.path(), &arguments);
+    assert!(output.status.success(), "{}", program::stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn rows(record: &Value) -> &[Value] {
+    record["rows"].as_array().unwrap()
+}
+
+fn number(row: &Value, key: &str) -> u64 {
+    row[key].as_u64().unwrap_or_else(|| panic!("{key} of {row}"))
+}
+
+/// The pages a scenario's first reclaim step takes.
+fn victims(text: &str) -> Vec<u64> {
+    let scenario = Scenario::parse(text, "test").unwrap();
+    let row = scenario.rows().next().unwrap();
+    let plan = scenario.plan(&row);
+    let step = (0..).find(|&step| plan.victims(step).is_some()).unwrap();
+    plan.victims(step).unwrap().iter().flatten().collect()
+}
+
+fn sparse_victims_cost_what_enumeration_says() {
+    let record = run(SPARSE, &["--backend", "kvm"]);
+    assert_sparse(&record);
+    for row in rows(&record) {
+        assert_eq!(number(row, "refaults"), 100, "every victim comes back by a fault of its own");
+    }
+}
+
+/// Checks every row of [`SPARSE`] against the enumeration.
+fn assert_sparse(record: &Value) {
+    let (memory, granule) = (16 << 20, 512 << 10);
+    let victims = victims(SPARSE);
+    assert_eq!(victims.len(), 100);
+    assert_eq!(rows(record).len(), 6);
+    for row in rows(record) {
+        let policy = row["policy"].as_str().unwrap();
+        let pages: u64 =
+            victims.iter().map(|page| naive::pages_lost(policy, page * PAGE_SIZE, memory, granule)).sum();
+        assert_eq!(number(row, "invalidated_bytes"), pages * PAGE_SIZE, "{policy}");
+        assert_eq!(number(row, "needed_bytes"), 100 * PAGE_SIZE, "{policy}");
+        assert_eq!(number(row, "evicted_bytes"), 100 * PAGE_SIZE, "{policy}");
+        assert_eq!(number(row, "invalidations"), 100, "{policy}");
+        assert_eq!(row["amplification"].as_f64(), Some(pages as f64 / 100.0), "{policy}");
+        assert_eq!(number(row, "integrity_errors"), 0, "{policy}");
+        let slots = if policy == "slot" { 100 } else { 0 };
+        if row["listener"] == "kvm-slots" {
+            assert_eq!(number(row, "slots_zapped"), slots, "{policy}");
+        }
+    }
+}
+
+/// What must not differ from run to run.
+const COUNTS: [&str; 9] = [
+    "victims",
+    "victim_bytes",
+    "evicted_bytes",
+    "invalidations",
+    "needed_bytes",
+    "invalidated_bytes",
+    "slots_zapped",
+    "zapped_bytes",
+    "integrity_errors",
+];
+
+fn two_runs_count_the_same() {
+    let [first, second] = [0, 1].map(|_| run(SWAP, &["--backend", "kvm", "--zram", "64MiB"]));
+    assert_eq!(rows(&first).len(), 20);
+    for (a, b) in rows(&first).iter().zip(rows(&second)) {
+        assert_eq!(a["could_not_run"], Value::Null);
+        for key in COUNTS {
+            assert_eq!(a[key], b[key], "{key} of {}, {}, {}", a["case"], a["backing"], a["policy"]);
+        }
+        assert_eq!((&a["achieved"], &a["refaults"]), (&b["achieved"], &b["refaults"]));
+    }
+}
+
+fn swapped_pages_come_back_and_each_is_one_refault() {
+    let record = run(SWAP, &["--backend", "kvm", "--zram", "64MiB"]);
+    for row in rows(&record).iter().filter(|row| row["backing"] == "4k") {
+        let (evicted, refaults) = (number(row, "evicted_bytes"), number(row, "refaults"));
+        assert_eq!(evicted, number(row, "victim_bytes"), "{row}");
+        assert_eq!(refaults * PAGE_SIZE, evicted, "{row}");
+        assert_eq!(number(row, "integrity_errors"), 0);
+        let warnings = row["warnings"].as_array().unwrap();
+        let explained = |key: &str| {
+            warnings.iter().any(|w| w["keys"].as_array().is_some_and(|k| k.contains(&key.into())))
+        };
+        for (key, value) in row.as_object().unwrap() {
+            assert!(
+                !value.is_null() || key == "could_not_run" || explained(key),
+                "{key} is null for no reason"
+            );
+        }
+    }
+}
+
+fn the_software_mmu_counts_as_kvm_does() {
+    let [kvm, soft] = ["kvm", "soft"].map(|backend| run(SPARSE, &["--backend", backend]));
+    assert_eq!((&kvm["backend"], &soft["backend"]), (&"kvm".into(), &"soft".into()));
+    assert!(kvm["first_kvm_run_monotonic_ns"].is_u64() && soft["first_kvm_run_monotonic_ns"].is_null());
+    for (a, b) in rows(&kvm).iter().zip(rows(&soft)) {
+        for key in
+            ["victims", "evicted_bytes", "invalidations", "needed_bytes", "invalidated_bytes", "refaults"]
+        {
+            assert_eq!(a[key], b[key], "{key} under {}", a["policy"]);
+        }
+    }
+}
+
+fn the_software_mmu_needs_no_kvm() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("scenario.toml"), SPARSE).unwrap();
+    let arguments = ["run", "scenario.toml", "--json", "--backend", "soft", "--out", "out"];
+    let output = program::output(directory.path(), &arguments);
+    assert!(output.status.success(), "{}", program::stderr(&output));
+    assert!(program::stderr(&output).contains("no guest runs"), "it says so plainly");
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_sparse(&record);
+    for row in rows(&record) {
+        let dropped = number(row, "sptes_zapped_4k");
+        assert_eq!(row["listener"], "soft-mmu");
+        assert!(dropped >= 100 && dropped * PAGE_SIZE <= number(row, "invalidated_bytes"), "{row}");
+    }
+    let written = std::fs::read(Path::new(directory.path()).join("out/run.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&written).unwrap(), record);
+}

@@ -1,0 +1,61 @@
+//! What a user types.
+
+mod args;
+mod backend;
+mod directory;
+mod progress;
+mod run;
+mod zram;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::doctor::Report;
+use crate::host::guardian_main;
+use crate::run::chain;
+use args::{Arguments, Command};
+
+/// The exit code of a run that did what it was asked and found something wrong, or could not do it.
+const FAILED: u8 = 1;
+/// The exit code of a run that was stopped by a signal, as shells have it for SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// The whole program, with the process's own arguments.
+pub fn main() -> ExitCode {
+    match guardian_main::run_if_asked(std::env::args_os()) {
+        Some(code) => code,
+        None => main_with(std::env::args_os()),
+    }
+}
+
+/// The program with these arguments, the first of which is its name.
+pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        // Help and version, too, come this way, with an exit code of 0.
+        Err(message) => message.exit(),
+    };
+    let outcome = match arguments.command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Doctor(arguments) => doctor(&arguments),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("zapscope: {}", chain(&*error));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn doctor(arguments: &args::DoctorArguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let report = Report::of_this_host();
+    if arguments.json {
+        println!("{}", report.to_json()?)
+    } else {
+        print!("{}", report.to_text())
+    }
+    Ok(ExitCode::SUCCESS)
+}

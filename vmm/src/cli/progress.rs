@@ -1,0 +1,64 @@
+//! Progress on standard error: a bar on a terminal, a line a row elsewhere.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::record::Row;
+use crate::run::{Progress, describe};
+use crate::scenario::RowPlan;
+
+/// See the [module](self).
+pub struct Shown {
+    bar: Option<ProgressBar>,
+}
+
+impl Shown {
+    /// For this standard error.
+    pub fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            let style = ProgressStyle::with_template("{spinner} {pos}/{len} {bar:30} {msg} ({elapsed})");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self { bar }
+    }
+
+    /// Says something without breaking the bar.
+    pub fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Shown {
+    fn row(&mut self, index: usize, of: usize, row: &RowPlan<'_>) {
+        let what = format!("{}: {}", row.case.name, describe(row));
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(of as u64);
+                bar.set_position(index as u64);
+                bar.set_message(what);
+            }
+            None => eprintln!("[{}/{of}] {what}", index + 1),
+        }
+    }
+
+    fn done(&mut self, row: &Row) {
+        if let Some(why) = &row.could_not_run {
+            self.say(&format!("  could not run: {why}"));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! `zapscope run`.
+
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+use event_manager::{EventManager, SubscriberOps};
+
+use super::args::RunArguments;
+use super::{FAILED, INTERRUPTED, backend, directory, progress::Shown, zram};
+use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
+use crate::host::{HostChanges, Neighbours};
+use crate::report::{self, Charset};
+use crate::run::{RunOutcome, Runner};
+use crate::scenario::Scenario;
+
+/// How often the thread that handles signals looks whether the run is over, in milliseconds.
+const TICK: i32 = 100;
+
+/// No scenario by that name.
+#[derive(Debug, thiserror::Error)]
+#[error("no scenario `{name}`: name a TOML file, or one of the built-in {known}")]
+struct NoScenario {
+    name: String,
+    known: String,
+}
+
+pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
+    // Before anything is changed: what cannot be read needs no zram device.
+    let scenario = scenario(&arguments.scenario)?;
+    block_stop_signals()?;
+    let cancel = Cancel::new()?;
+    watch_signals(&cancel)?;
+    let (backend, notice) = backend::choose(arguments.backend)?;
+    if let Some(notice) = &notice {
+        eprintln!("zapscope: {notice}");
+    }
+    let mut neighbours = Neighbours::join().ok();
+    if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
+        eprintln!("zapscope: {warning}");
+    }
+    let mut changes = HostChanges::new(|change| eprintln!("zapscope: {change}"));
+    if let Some(size) = arguments.zram {
+        zram::add(&mut changes, size.0)?;
+    }
+    let runner = Runner::new(&scenario, backend, &cancel)?;
+    let mut shown = Shown::new();
+    let outcome = runner.run(&mut shown);
+    shown.clear();
+    let undone = changes.undo_all();
+    let mut outcome = outcome?;
+    if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
+        outcome.record.warnings.say(warning);
+    }
+    publish(arguments, &scenario, &outcome)?;
+    for error in &undone {
+        eprintln!("zapscope: {error}");
+    }
+    Ok(code(&outcome, !undone.is_empty()))
+}
+
+fn scenario(name: &str) -> Result<Scenario, Box<dyn Error>> {
+    if let Some((_, text)) = resources::SCENARIOS.iter().find(|(known, _)| *known == name) {
+        return Ok(Scenario::parse(text, &format!("built-in {name}"))?);
+    }
+    let path = Path::new(name);
+    if !path.exists() && !name.contains(['/', '.']) {
+        let known: Vec<_> = resources::SCENARIOS.iter().map(|(known, _)| *known).collect();
+        return Err(NoScenario { name: name.to_owned(), known: known.join(", ") }.into());
+    }
+    Ok(Scenario::load(path)?)
+}
+
+/// Starts the thread that turns Ctrl-C into a cancel. It ends with the process.
+fn watch_signals(cancel: &Cancel) -> Result<(), Box<dyn Error>> {
+    let signals = StopSignals::new(cancel.clone(), |text| eprintln!("zapscope: {text}"))?;
+    let mut manager = EventManager::new()?;
+    manager.add_subscriber(signals);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        // An error of epoll would come back at once, for ever: then signals are lost, and SIGKILL remains.
+        while manager.run_with_timeout(TICK).is_ok() {}
+    })?;
+    Ok(())
+}
+
+/// Writes the run directory and prints the table, or the record.
+fn publish(
+    arguments: &RunArguments,
+    scenario: &Scenario,
+    outcome: &RunOutcome,
+) -> Result<(), Box<dyn Error>> {
+    let record = &outcome.record;
+    let json = record.to_json()?;
+    let written = directory::write(arguments.out.as_deref(), &record.started_at, &scenario.name, &json)?;
+    let charset = Charset::of_locale(|name| std::env::var(name).ok());
+    let text = format!("{}\n{}\n", report::table(record, charset), report::words(record, charset));
+    if arguments.json {
+        eprint!("{text}");
+        print!("{json}");
+    } else {
+        print!("{text}");
+    }
+    for warning in record.warnings.iter() {
+        eprintln!("zapscope: warning: {warning}");
+    }
+    eprintln!("zapscope: the run record is in {}", written.display());
+    Ok(())
+}
+
+fn code(outcome: &RunOutcome, left_changed: bool) -> ExitCode {
+    let wrong = outcome.record.integrity_errors();
+    if wrong > 0 {
+        eprintln!("zapscope: {wrong} pages came back WRONG; see integrity_errors in the record");
+    }
+    if outcome.failed > 0 {
+        eprintln!("zapscope: {} rows failed", outcome.failed);
+    }
+    if outcome.cancelled {
+        eprintln!("zapscope: stopped before its end; the record has the rows made until then");
+        return ExitCode::from(INTERRUPTED);
+    }
+    let bad = wrong > 0 || outcome.failed > 0 || left_changed;
+    if bad { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,67 @@
+//! One line of the doctor's report.
+
+use serde::Serialize;
+
+/// Whether something can be measured here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Yes.
+    Can,
+    /// In part, or with a disturbance.
+    Limited,
+    /// No.
+    Cannot,
+}
+
+impl Verdict {
+    /// The word printed for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Can => "can",
+            Self::Limited => "limited",
+            Self::Cannot => "cannot",
+        }
+    }
+}
+
+/// What the doctor found about one subject.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What it is about.
+    pub subject: String,
+    /// Whether it can be measured.
+    pub verdict: Verdict,
+    /// Why, with the value found.
+    pub detail: String,
+    /// The command that would change it.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// It works.
+    pub fn can(subject: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(subject, Verdict::Can, detail)
+    }
+
+    /// It works in part.
+    pub fn limited(subject: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(subject, Verdict::Limited, detail)
+    }
+
+    /// It does not work.
+    pub fn cannot(subject: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(subject, Verdict::Cannot, detail)
+    }
+
+    /// With the command that would change it.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    fn new(subject: impl Into<String>, verdict: Verdict, detail: impl Into<String>) -> Self {
+        Self { subject: subject.into(), verdict, detail: detail.into(), remedy: None }
+    }
+}

@@ -1,0 +1,25 @@
+//! `zapscope doctor`: what this host can and cannot measure, why, and the command that would change it.
+//!
+//! Each subject is a file with a `probe`, which asks the host and keeps the answers as plain data, and a
+//! `judge`, a pure function of those answers. Nothing on the host is changed; what cannot be asked (no root,
+//! no `/dev/kvm`) becomes a finding like any other.
+
+mod access;
+mod capabilities;
+mod cgroup;
+mod exit_cost;
+mod finding;
+mod huge_pages;
+mod kvm_device;
+mod madvise;
+mod report;
+mod scratch;
+mod strangers;
+mod swap;
+mod tiny_vm;
+mod tracefs;
+mod tracing;
+mod uffd;
+
+pub use finding::{Finding, Verdict};
+pub use report::Report;

@@ -1,0 +1,42 @@
+//! Who reclaims on this host on its own.
+
+use super::finding::Finding;
+use crate::host::HostFacts;
+
+const SUBJECT: &str = "quiet host";
+
+pub(super) fn judge(host: &HostFacts) -> Vec<Finding> {
+    let warnings = host.warnings(None);
+    if warnings.is_empty() {
+        return vec![Finding::can(SUBJECT, "nothing seen that reclaims, merges or moves pages on its own")];
+    }
+    warnings.into_iter().map(|warning| as_finding(&warning)).collect()
+}
+
+/// A warning is "what it does: what to do".
+fn as_finding(warning: &str) -> Finding {
+    match warning.rsplit_once(": ") {
+        Some((what, remedy)) => Finding::limited(SUBJECT, what).remedy(remedy),
+        None => Finding::limited(SUBJECT, warning),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict;
+    use super::*;
+
+    #[test]
+    fn a_quiet_host_can() {
+        assert_eq!(judge(&HostFacts::default())[0].verdict, Verdict::Can);
+    }
+
+    #[test]
+    fn each_stranger_limits_and_names_its_cure() {
+        let host = HostFacts { ksm_running: Some(true), numa_balancing: Some(1), ..HostFacts::default() };
+        let findings = judge(&host);
+        assert_eq!(findings.len(), 2);
+        assert!(findings.iter().all(|finding| finding.verdict == Verdict::Limited));
+        assert_eq!(findings[0].remedy.as_deref(), Some("echo 0 > /sys/kernel/mm/ksm/run"));
+    }
+}

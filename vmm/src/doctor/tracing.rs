@@ -1,0 +1,203 @@
+//! The kernel's own account: can its tracepoints be opened, and which of those that matter exist.
+
+use std::ffi::CStr;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
+use super::finding::Finding;
+use super::scratch::last_errno;
+use super::tracefs::Tracefs;
+use crate::host::Root;
+
+/// The event that shows each range KVM was told to drop.
+const UNMAP_EVENT: &CStr = c"events/kvm/kvm_unmap_hva_range/id";
+
+const PERF_TYPE_TRACEPOINT: u64 = 2;
+/// The size of the first published `perf_event_attr`, which every kernel accepts.
+const PERF_ATTR_SIZE_VER0: u64 = 64;
+const PERF_FLAG_FD_CLOEXEC: u64 = 8;
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tracing {
+    /// Where tracefs is mounted already.
+    mounts: Vec<String>,
+    /// The tracepoint's number, by a mounted or a detached tracefs.
+    event: Result<u64, Errno>,
+    /// Opening it for all processes of one CPU.
+    perf: Result<(), Errno>,
+    paranoid: Option<i32>,
+    privileged: bool,
+    /// The chosen word of `/sys/kernel/security/lockdown`.
+    lockdown: Option<String>,
+}
+
+pub(super) fn probe() -> Tracing {
+    let root = Root::default();
+    let mounts = root.text("/proc/self/mountinfo").as_deref().map(parse_tracefs_mounts).unwrap_or_default();
+    let tracefs = match mounts.first() {
+        Some(mount) => Tracefs::mounted_at(mount),
+        None => Tracefs::detached(),
+    };
+    let event = tracefs.and_then(|tracefs| tracefs.event_id(UNMAP_EVENT));
+    let capabilities = Capabilities::read();
+    Tracing {
+        mounts,
+        event,
+        // Without the event's number, any number tells whether tracepoints may be opened at all.
+        perf: open_tracepoint(event.unwrap_or(1)).map(drop),
+        paranoid: root.number("/proc/sys/kernel/perf_event_paranoid"),
+        privileged: capabilities.has(CAP_PERFMON) || capabilities.has(CAP_SYS_ADMIN),
+        lockdown: root.choice("/sys/kernel/security/lockdown"),
+    }
+}
+
+/// Opens a tracepoint on CPU 0 for all processes, and does not enable it.
+fn open_tracepoint(id: u64) -> Result<OwnedFd, Errno> {
+    const DISABLED: u64 = 1;
+    // `struct perf_event_attr`, version 0, as words: type and size, config, period, sample type, read format,
+    // flags, wakeup and breakpoint type, breakpoint address.
+    let attributes: [u64; 8] =
+        [PERF_TYPE_TRACEPOINT | PERF_ATTR_SIZE_VER0 << 32, id, 0, 0, 0, DISABLED, 0, 0];
+    let (any_process, cpu, no_group) = (-1, 0, -1);
+    // SAFETY: the attributes are as long as they say and are only read; all else is by value.
+    let raw = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            attributes.as_ptr(),
+            any_process,
+            cpu,
+            no_group,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    match i32::try_from(raw) {
+        // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(last_errno()),
+    }
+}
+
+/// Mount points of type tracefs. debugfs mounts one below itself when somebody looks; that is not asked for.
+fn parse_tracefs_mounts(mountinfo: &str) -> Vec<String> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (front, end) = line.split_once(" - ")?;
+        end.starts_with("tracefs ").then(|| front.split(' ').nth(4).map(str::to_owned))?
+    });
+    mounts.collect()
+}
+
+pub(super) fn judge(tracing: &Tracing) -> Vec<Finding> {
+    vec![judge_tracefs(tracing), judge_perf(tracing)]
+}
+
+fn judge_tracefs(tracing: &Tracing) -> Finding {
+    const SUBJECT: &str = "tracefs";
+    let mounted = match tracing.mounts.first() {
+        Some(mount) => format!("mounted at {mount}"),
+        None => "mounted nowhere, an own one can be made".to_owned(),
+    };
+    match tracing.event {
+        Ok(_) => Finding::can(SUBJECT, format!("{mounted}; kvm:kvm_unmap_hva_range exists")),
+        Err(Errno::NOENT) => {
+            Finding::limited(SUBJECT, format!("{mounted}, but without kvm:kvm_unmap_hva_range"))
+                .remedy("load KVM's module; a kernel with CONFIG_FTRACE")
+        }
+        Err(Errno::PERM | Errno::ACCESS) => Finding::cannot(SUBJECT, "may not be read or mounted by us")
+            .remedy("root; or mount -o remount,gid=tracing,mode=750 /sys/kernel/tracing"),
+        Err(Errno::NODEV) => {
+            Finding::cannot(SUBJECT, "this kernel has none").remedy("a kernel with CONFIG_TRACING")
+        }
+        Err(errno) => Finding::cannot(SUBJECT, format!("failed: {errno}")),
+    }
+}
+
+fn judge_perf(tracing: &Tracing) -> Finding {
+    const SUBJECT: &str = "tracepoints by perf";
+    let paranoid = tracing.paranoid.map_or("none".to_owned(), |level| level.to_string());
+    match (tracing.perf, tracing.lockdown.as_deref()) {
+        (Ok(()), _) if tracing.event.is_ok() => {
+            Finding::can(SUBJECT, "kernel_ranges are counted: opened kvm_unmap_hva_range for all processes")
+        }
+        (Ok(()), _) => Finding::limited(SUBJECT, "may be opened, but the event's number is not known")
+            .remedy("see tracefs"),
+        (Err(_), Some("confidentiality")) => {
+            Finding::cannot(SUBJECT, "the kernel is locked down (confidentiality)")
+                .remedy("boot without lockdown=confidentiality")
+        }
+        (Err(Errno::NOSYS), _) => Finding::cannot(SUBJECT, "this kernel has no perf events")
+            .remedy("a kernel with CONFIG_PERF_EVENTS"),
+        (Err(Errno::ACCESS | Errno::PERM), _) if !tracing.privileged => {
+            Finding::cannot(SUBJECT, format!("perf_event_paranoid is {paranoid} and CAP_PERFMON is missing"))
+                .remedy("setcap cap_perfmon+ep zapscope, or sysctl kernel.perf_event_paranoid=-1")
+        }
+        (Err(errno), _) => Finding::cannot(SUBJECT, format!("is refused (paranoid {paranoid}): {errno}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict;
+    use super::*;
+
+    fn root_host() -> Tracing {
+        Tracing {
+            mounts: vec!["/sys/kernel/tracing".to_owned()],
+            event: Ok(1234),
+            perf: Ok(()),
+            paranoid: Some(2),
+            privileged: true,
+            lockdown: None,
+        }
+    }
+
+    fn verdicts(tracing: &Tracing) -> [Verdict; 2] {
+        [judge_tracefs(tracing).verdict, judge_perf(tracing).verdict]
+    }
+
+    #[test]
+    fn root_sees_everything() {
+        assert_eq!(verdicts(&root_host()), [Verdict::Can; 2]);
+        let unmounted = Tracing { mounts: Vec::new(), ..root_host() };
+        assert!(judge_tracefs(&unmounted).detail.contains("an own one"));
+    }
+
+    #[test]
+    fn a_user_sees_nothing_and_is_told_how() {
+        let user = Tracing {
+            event: Err(Errno::ACCESS),
+            perf: Err(Errno::ACCESS),
+            paranoid: Some(4),
+            privileged: false,
+            ..root_host()
+        };
+        assert_eq!(verdicts(&user), [Verdict::Cannot; 2]);
+        let perf = judge_perf(&user);
+        assert!(perf.detail.contains("paranoid is 4") && perf.remedy.unwrap().contains("cap_perfmon"));
+    }
+
+    #[test]
+    fn lockdown_refuses_root_too() {
+        let locked =
+            Tracing { perf: Err(Errno::PERM), lockdown: Some("confidentiality".to_owned()), ..root_host() };
+        assert!(judge_perf(&locked).detail.contains("locked down"));
+        let integrity = Tracing { lockdown: Some("integrity".to_owned()), ..root_host() };
+        assert_eq!(judge_perf(&integrity).verdict, Verdict::Can);
+    }
+
+    #[test]
+    fn without_kvm_there_is_no_event() {
+        let no_kvm = Tracing { event: Err(Errno::NOENT), ..root_host() };
+        assert_eq!(verdicts(&no_kvm), [Verdict::Limited; 2]);
+    }
+
+    #[test]
+    fn mounts_are_found_by_type() {
+        let mountinfo = "22 27 0:21 / /proc rw - proc proc rw\n\
+            36 24 0:12 / /sys/kernel/tracing rw,nosuid shared:9 - tracefs tracefs rw\n";
+        assert_eq!(parse_tracefs_mounts(mountinfo), ["/sys/kernel/tracing"]);
+        assert_eq!(parse_tracefs_mounts("1 2 0:3 / /tracefs rw - tmpfs tracefs rw\n"), Vec::<String>::new());
+    }
+}

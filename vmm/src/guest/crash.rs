@@ -1,0 +1,199 @@
+//! The report of a guest that did what it must not do.
+
+use std::fmt;
+
+use guest_abi::block::FaultFrame;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CrashKind {
+    /// An exception reached the guest's ring 0.
+    Exception(FaultFrame),
+    /// The guest's Rust code panicked, with this message.
+    Panic(String),
+    /// A triple fault: an exception that could not be delivered.
+    TripleFault,
+    /// The guest reached for memory that is none: beyond its RAM, or a hole where a memslot should have been.
+    NoMemory {
+        /// Guest physical address.
+        gpa: u64,
+        /// Whether it wrote.
+        write: bool,
+        /// Whether RAM is promised at that address, so that the fault is the VMM's.
+        promised: bool,
+    },
+    /// KVM could not reach the host memory behind a guest address: `KVM_RUN` failed with `EFAULT`.
+    HostFault,
+    /// The guest used an I/O port that nobody serves.
+    Port {
+        /// Which.
+        port: u16,
+        /// Whether it wrote.
+        write: bool,
+    },
+    /// The guest rang the doorbell with a value that means nothing at that point.
+    Doorbell(u8),
+    /// `KVM_EXIT_INTERNAL_ERROR`, usually an instruction that KVM's emulator does not know.
+    InternalError {
+        /// KVM's sub-error: 1 is emulation.
+        suberror: u32,
+        /// The instruction's bytes, where KVM tells them.
+        instruction: Vec<u8>,
+    },
+    /// The processor refused the guest's state.
+    FailEntry {
+        /// The hardware's reason.
+        reason: u64,
+    },
+    /// The guest halted, and nothing would ever wake it.
+    Halted,
+    /// Nothing came from it for too long, and it was asked where it is.
+    Silent,
+    /// Another exit, or an error of `KVM_RUN`, as KVM names it.
+    Other(String),
+    /// A worker on the software MMU failed.
+    Worker(String),
+}
+
+impl fmt::Display for CrashKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exception(frame) => write!(
+                f,
+                "exception {} ({}) with error code {:#x} at rip {:#x}, cr2 {:#x}",
+                frame.vector,
+                exception_name(frame.vector),
+                frame.error_code,
+                frame.rip,
+                frame.cr2
+            ),
+            Self::Panic(message) => write!(f, "panic: {message}"),
+            Self::TripleFault => write!(f, "triple fault"),
+            Self::NoMemory { gpa, write, promised } => write!(
+                f,
+                "{} guest physical address {gpa:#x}, {}",
+                if *write { "wrote to" } else { "read from" },
+                if *promised { "where its memslot was missing" } else { "where it has no memory" }
+            ),
+            Self::HostFault => write!(f, "KVM found the host memory behind it gone (EFAULT)"),
+            Self::Port { port, write } => {
+                write!(
+                    f,
+                    "{} I/O port {port:#x}, which nobody serves",
+                    if *write { "wrote to" } else { "read" }
+                )
+            }
+            Self::Doorbell(value) => write!(f, "rang the doorbell with {value}, which means nothing there"),
+            Self::InternalError { suberror, instruction } => {
+                write!(f, "KVM internal error {suberror}")?;
+                if !instruction.is_empty() {
+                    write!(f, " at the instruction {}", hex(instruction))?;
+                }
+                Ok(())
+            }
+            Self::FailEntry { reason } => write!(f, "the processor refused the entry, reason {reason:#x}"),
+            Self::Halted => write!(f, "halted with nothing to wake it"),
+            Self::Silent => write!(f, "gave no sign of life"),
+            Self::Other(what) => write!(f, "{what}"),
+            Self::Worker(what) => write!(f, "software worker: {what}"),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+/// The name Intel's manual gives an exception vector.
+fn exception_name(vector: u64) -> &'static str {
+    const NAMES: [&str; 22] = [
+        "#DE divide",
+        "#DB debug",
+        "NMI",
+        "#BP breakpoint",
+        "#OF overflow",
+        "#BR bound",
+        "#UD invalid opcode",
+        "#NM no FPU",
+        "#DF double fault",
+        "coprocessor",
+        "#TS invalid TSS",
+        "#NP not present",
+        "#SS stack",
+        "#GP general protection",
+        "#PF page fault",
+        "reserved",
+        "#MF FPU",
+        "#AC alignment",
+        "#MC machine check",
+        "#XM SIMD",
+        "#VE virtualisation",
+        "#CP control protection",
+    ];
+    NAMES.get(vector as usize).copied().unwrap_or("reserved")
+}
+
+/// A vCPU's registers, those that tell a story.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the registers' own names")]
+pub struct Registers {
+    pub rip: u64,
+    pub rsp: u64,
+    pub rflags: u64,
+    pub general: [u64; 15],
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub cs: u16,
+    pub ss: u16,
+}
+
+/// Names of [`Registers::general`], in order.
+const GENERAL: [&str; 15] =
+    ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+
+impl fmt::Display for Registers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "  rip {:#018x}  rsp {:#018x}  rflags {:#x}  cs {:#x}  ss {:#x}",
+            self.rip, self.rsp, self.rflags, self.cs, self.ss
+        )?;
+        for names in GENERAL.iter().zip(self.general).collect::<Vec<_>>().chunks(4) {
+            for (name, value) in names {
+                write!(f, "  {name:>3} {value:#018x}")?;
+            }
+            writeln!(f)?;
+        }
+        write!(
+            f,
+            "  cr0 {:#x}  cr2 {:#x}  cr3 {:#x}  cr4 {:#x}  efer {:#x}",
+            self.cr0, self.cr2, self.cr3, self.cr4, self.efer
+        )
+    }
+}
+
+/// What is known of a worker's end.
+#[derive(Clone, Debug)]
+pub struct CrashReport {
+    /// Which vCPU or worker.
+    pub vcpu: u32,
+    /// What happened.
+    pub kind: CrashKind,
+    /// Its registers, if it has any.
+    pub registers: Option<Registers>,
+}
+
+impl fmt::Display for CrashReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}: {}", self.vcpu, self.kind)?;
+        match &self.registers {
+            Some(registers) => write!(f, "\n{registers}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for CrashReport {}

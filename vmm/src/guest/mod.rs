@@ -1,0 +1,15 @@
+//! Whoever carries out work orders: vCPUs of the bare guest, or workers on the software MMU.
+//!
+//! ```text
+//!   engine ── Mailbox::submit(order) ──> worker thread ── runs the guest ── Mailbox::finish / fail
+//!     └───── Mailbox::wait ◄─────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The engine and a worker share one [`Mailbox`] and one control area each; the engine never waits without a
+//! deadline, because a guest may do anything, including nothing.
+
+mod crash;
+mod mailbox;
+
+pub use crash::{CrashKind, CrashReport, Registers};
+pub use mailbox::{GuestError, Mailbox, Phase};

@@ -1,0 +1,290 @@
+//! What a host is, as far as it bears on a measurement: the `host` part of a run record.
+//!
+//! Everything is read once and kept as read; what could not be read is `None`, which JSON shows as null.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::kvm_module::KvmFacts;
+use super::root::Root;
+use super::strangers::{Reclaimer, warnings_of};
+use super::swaps::{SwapDevice, parse_swaps};
+
+/// A host, as it was when it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HostFacts {
+    /// `uname -r`.
+    pub kernel: String,
+    /// The processor's name.
+    pub cpu: Option<String>,
+    /// Cores this process may run on.
+    pub cores: usize,
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+    /// Bytes of memory that were free or easily freed.
+    pub available_bytes: Option<u64>,
+    /// KVM's module and MMU.
+    pub kvm: KvmFacts,
+    /// The huge-page switches.
+    pub thp: ThpFacts,
+    /// khugepaged's settings.
+    pub khugepaged: KhugepagedFacts,
+    /// The swap devices in use.
+    pub swaps: Vec<SwapDevice>,
+    /// `vm.page-cluster`: swap reads ahead 2^this pages.
+    pub page_cluster: Option<u32>,
+    /// `vm.swappiness`.
+    pub swappiness: Option<u32>,
+    /// Whether pages go to zswap before they go to a swap device.
+    pub zswap: Option<bool>,
+    /// The version of the memory controller's cgroup hierarchy.
+    pub memory_cgroup: Option<CgroupVersion>,
+    /// The multi-generational LRU's switch mask (`0x0007`); `None` if the kernel was built without it.
+    pub lru_gen: Option<String>,
+    /// Whether ksmd merges pages.
+    pub ksm_running: Option<bool>,
+    /// `kernel.numa_balancing`: 1 samples accesses by unmapping, 2 also promotes.
+    pub numa_balancing: Option<u32>,
+    /// Whether reclaim moves pages to a slower node first.
+    pub numa_demotion: Option<bool>,
+    /// Whoever else takes memory from processes.
+    pub reclaimers: Vec<Reclaimer>,
+}
+
+/// The huge-page switches: the chosen words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ThpFacts {
+    /// `transparent_hugepage/enabled`.
+    pub enabled: Option<String>,
+    /// `transparent_hugepage/defrag`.
+    pub defrag: Option<String>,
+    /// `transparent_hugepage/shmem_enabled`.
+    pub shmem_enabled: Option<String>,
+    /// Each size's own switches, by its size in KiB. Empty before Linux 6.8.
+    pub sizes: BTreeMap<u64, ThpSize>,
+}
+
+/// The switches of one folio size.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ThpSize {
+    /// For anonymous memory.
+    pub enabled: Option<String>,
+    /// For shared memory.
+    pub shmem_enabled: Option<String>,
+}
+
+/// khugepaged, which collapses small pages into huge ones in the background.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct KhugepagedFacts {
+    /// Pages looked at in one go.
+    pub pages_to_scan: Option<u64>,
+    /// Milliseconds between two goes.
+    pub scan_sleep_ms: Option<u64>,
+    /// Pages that may be missing where it collapses.
+    pub max_ptes_none: Option<u64>,
+    /// Pages that may be in swap where it collapses.
+    pub max_ptes_swap: Option<u64>,
+}
+
+/// The version of a cgroup hierarchy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum CgroupVersion {
+    /// The old one: no `memory.reclaim`.
+    #[serde(rename = "v1")]
+    V1,
+    /// The unified one.
+    #[serde(rename = "v2")]
+    V2,
+}
+
+impl HostFacts {
+    /// Reads this host.
+    pub fn read() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { cores, ..Self::read_from(&Root::default()) }
+    }
+
+    /// Reads the files of a host; what this process may use of it is not in them, so `cores` stays 0.
+    pub fn read_from(root: &Root) -> Self {
+        let meminfo = root.text("/proc/meminfo").unwrap_or_default();
+        Self {
+            kernel: root.text("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            cores: 0,
+            cpu: root.text("/proc/cpuinfo").as_deref().and_then(parse_cpu_model),
+            memory_bytes: parse_meminfo(&meminfo, "MemTotal"),
+            available_bytes: parse_meminfo(&meminfo, "MemAvailable"),
+            kvm: KvmFacts::read_from(root),
+            thp: ThpFacts::read_from(root),
+            khugepaged: KhugepagedFacts::read_from(root),
+            swaps: root.text("/proc/swaps").as_deref().map(parse_swaps).unwrap_or_default(),
+            page_cluster: root.number("/proc/sys/vm/page-cluster"),
+            swappiness: root.number("/proc/sys/vm/swappiness"),
+            zswap: root.flag("/sys/module/zswap/parameters/enabled"),
+            memory_cgroup: root.text("/proc/self/mountinfo").as_deref().and_then(|mounts| {
+                parse_memory_cgroup(mounts, root.text("/proc/cgroups").as_deref().unwrap_or_default())
+            }),
+            lru_gen: root.text("/sys/kernel/mm/lru_gen/enabled"),
+            // 2 is "stopped, everything unmerged".
+            ksm_running: root.number::<u32>("/sys/kernel/mm/ksm/run").map(|run| run == 1),
+            numa_balancing: root.number("/proc/sys/kernel/numa_balancing"),
+            numa_demotion: root.flag("/sys/kernel/mm/numa/demotion_enabled"),
+            reclaimers: Reclaimer::find(root),
+        }
+    }
+
+    /// What on this host will disturb a measurement, with what would change it. `ours` is the swap device
+    /// the run made for itself, if it made one.
+    pub fn warnings(&self, ours: Option<&str>) -> Vec<String> {
+        warnings_of(self, ours)
+    }
+}
+
+impl ThpFacts {
+    fn read_from(root: &Root) -> Self {
+        const DIR: &str = "/sys/kernel/mm/transparent_hugepage";
+        let choice = |name: &str| root.choice(&format!("{DIR}/{name}"));
+        let size = |name: &String| {
+            let kib = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+            let size = ThpSize {
+                enabled: choice(&format!("{name}/enabled")),
+                shmem_enabled: choice(&format!("{name}/shmem_enabled")),
+            };
+            Some((kib, size))
+        };
+        Self {
+            enabled: choice("enabled"),
+            defrag: choice("defrag"),
+            shmem_enabled: choice("shmem_enabled"),
+            sizes: root.names(DIR).iter().filter_map(size).collect(),
+        }
+    }
+}
+
+impl KhugepagedFacts {
+    fn read_from(root: &Root) -> Self {
+        let number =
+            |name: &str| root.number(&format!("/sys/kernel/mm/transparent_hugepage/khugepaged/{name}"));
+        Self {
+            pages_to_scan: number("pages_to_scan"),
+            scan_sleep_ms: number("scan_sleep_millisecs"),
+            max_ptes_none: number("max_ptes_none"),
+            max_ptes_swap: number("max_ptes_swap"),
+        }
+    }
+}
+
+/// The first processor's `model name`.
+fn parse_cpu_model(cpuinfo: &str) -> Option<String> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// A line of `/proc/meminfo`, in bytes.
+pub(crate) fn parse_meminfo(meminfo: &str, key: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Which hierarchy has the memory controller: v1 if one is mounted with it, v2 if the unified one is mounted
+/// and the controller is in hierarchy 0. A host can have both mounted, and only one of them has the memory.
+pub(crate) fn parse_memory_cgroup(mountinfo: &str, cgroups: &str) -> Option<CgroupVersion> {
+    let mounted = |wanted: &str, option: Option<&str>| {
+        mountinfo.lines().filter_map(|line| line.split_once(" - ")).any(|(_, end)| {
+            let mut words = end.split(' ');
+            let kind = words.next();
+            let options = words.nth(1).unwrap_or_default();
+            kind == Some(wanted) && option.is_none_or(|option| options.split(',').any(|one| one == option))
+        })
+    };
+    if mounted("cgroup", Some("memory")) {
+        return Some(CgroupVersion::V1);
+    }
+    // `memory <hierarchy> <cgroups> <enabled>`; a kernel without v1 may have no such file.
+    let memory = cgroups.lines().find(|line| line.starts_with("memory\t") || line.starts_with("memory "));
+    let disabled = memory.is_some_and(|line| line.split_whitespace().nth(3) == Some("0"));
+    (mounted("cgroup2", None) && !disabled).then_some(CgroupVersion::V2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes files of a host into a directory.
+    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let root = Root::at(dir.path());
+        (dir, root)
+    }
+
+    #[test]
+    fn a_cloud_host_is_read_whole() {
+        let (_dir, root) = tree(&[
+            ("proc/cpuinfo", "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu\n"),
+            ("proc/meminfo", "MemTotal:       24684516 kB\nMemFree: 1 kB\nMemAvailable:   24000000 kB\n"),
+            ("proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n/dev/zram0 partition\t262140\t4\t100\n"),
+            ("proc/sys/vm/page-cluster", "3\n"),
+            ("sys/module/kvm_pvm/parameters/stats", "N\n"),
+            ("sys/module/kvm/parameters/tdp_mmu", "N\n"),
+            ("sys/kernel/mm/ksm/run", "0\n"),
+            ("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n"),
+            ("sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled", "always inherit madvise [never]\n"),
+            ("sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "4096\n"),
+        ]);
+        let facts = HostFacts::read_from(&root);
+        assert_eq!(facts.cpu.as_deref(), Some("AMD EPYC"));
+        assert_eq!(facts.memory_bytes, Some(24_684_516 * 1024));
+        assert_eq!(facts.swaps[0].priority, 100);
+        assert_eq!(facts.thp.enabled.as_deref(), Some("madvise"));
+        assert_eq!(facts.thp.sizes[&64].enabled.as_deref(), Some("never"));
+        assert_eq!(facts.khugepaged.pages_to_scan, Some(4096));
+        assert_eq!((facts.page_cluster, facts.ksm_running), (Some(3), Some(false)));
+        let json = serde_json::to_value(&facts).unwrap();
+        assert_eq!(json["kvm"]["mmu"], "shadow (pvm)");
+        assert!(json["lru_gen"].is_null(), "what is not there is null");
+    }
+
+    #[test]
+    fn a_host_that_shows_nothing_is_still_a_host() {
+        let (_dir, root) = tree(&[]);
+        let facts = HostFacts::read_from(&root);
+        assert_eq!(facts, HostFacts::default());
+        assert_eq!(facts.warnings(None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn this_host_is_read() {
+        let facts = HostFacts::read();
+        assert!(facts.cores > 0 && !facts.kernel.is_empty());
+        assert!(facts.memory_bytes.is_some_and(|bytes| bytes > 0));
+    }
+
+    const V1: &str = "30 25 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n";
+    const V2: &str = "31 25 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn the_memory_controller_lives_in_one_hierarchy() {
+        assert_eq!(parse_memory_cgroup(&[V1, V2].concat(), ""), Some(CgroupVersion::V1));
+        assert_eq!(parse_memory_cgroup(V2, "memory\t0\t99\t1\n"), Some(CgroupVersion::V2));
+        assert_eq!(parse_memory_cgroup(V2, ""), Some(CgroupVersion::V2));
+    }
+
+    #[test]
+    fn a_controller_that_is_off_is_in_none() {
+        assert_eq!(parse_memory_cgroup(V2, "memory\t0\t1\t0\n"), None, "cgroup_disable=memory");
+        assert_eq!(parse_memory_cgroup(&V1.replace("memory", "cpuset"), ""), None);
+    }
+
+    #[test]
+    fn meminfo_is_in_kib() {
+        assert_eq!(parse_meminfo("MemTotal: 2 kB\n", "MemTotal"), Some(2048));
+        assert_eq!(parse_meminfo("MemTotal: 2 kB\n", "Mem"), None);
+        assert_eq!(parse_meminfo("HugePages_Total: 2\n", "HugePages_Total"), None);
+    }
+}

@@ -1,0 +1,222 @@
+//! The guardian: a child process that undoes what a killed run left behind.
+//!
+//! ```text
+//!  run                                      guardian (own session, ignores SIGINT, SIGTERM, SIGHUP, SIGQUIT)
+//!   ├─ start ─────────────────────────────►   │
+//!   │ ◄──────────────────────────── ready ──  │
+//!   ├─ plan 1: write 'madvise' back ──────►   │  outstanding: 1        the change is made after this
+//!   ├─ add-zram 2 ────────────────────────►   │  makes the device, outstanding: 1, 2
+//!   │ ◄─────────────────────── zram 3 ──────  │
+//!   ├─ forget 2 (the run undid it) ───────►   │  outstanding: 1
+//!   ├─ done ──────────────────────────────►   └─ exits
+//!   ╳ killed: the socket closes ──────────►      waits for the death, undoes 1, exits
+//! ```
+//!
+//! There is no moment at which a change exists and the guardian does not know of it: a plan is in the socket
+//! before the change is made, and stays readable after the sender's death; a zram device, whose number nobody
+//! knows before it exists, is made by the guardian itself. What this does not cover is somebody killing both.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::undo::UndoAction;
+
+/// The hidden argument that makes the program a guardian; the owner's pid follows it.
+pub const GUARDIAN_ARGUMENT: &str = "__guardian";
+
+/// A guardian answers within microseconds; this bounds what a broken one can cost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a run tells its guardian.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// A change is about to be made; this would undo it.
+    Plan {
+        /// The change.
+        id: u64,
+        /// Its undoing.
+        action: UndoAction,
+    },
+    /// Make a zram device, and remove it if need be.
+    AddZram {
+        /// The change.
+        id: u64,
+    },
+    /// The change was undone, or not made after all.
+    Forget {
+        /// The change.
+        id: u64,
+    },
+    /// All is undone.
+    Done,
+}
+
+/// What a guardian says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// It has its own session and ignores signals: changes may begin.
+    Ready,
+    /// The device was made.
+    Zram {
+        /// Its number.
+        number: u32,
+        /// Its serial number.
+        diskseq: Option<u64>,
+    },
+    /// The device was not made.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What can go wrong between a run and its guardian.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardianError {
+    /// It could not be started.
+    #[error("cannot start the process that would undo changes after a crash, so nothing is changed")]
+    Start(#[source] io::Error),
+    /// It is gone, or silent.
+    #[error(
+        "the process that would undo changes after a crash is gone, so nothing more is changed; start again"
+    )]
+    Gone(#[source] io::Error),
+    /// It made no zram device.
+    #[error("cannot make a zram device: {why} (needs root and the module: modprobe zram num_devices=0)")]
+    NoZram {
+        /// Why.
+        why: String,
+    },
+}
+
+/// How to start a guardian: the running program itself with [`GUARDIAN_ARGUMENT`], unless a test says else.
+#[derive(Clone, Debug)]
+pub struct GuardianProgram {
+    program: OsString,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Default for GuardianProgram {
+    fn default() -> Self {
+        // Not the path: the file may have been replaced since.
+        Self::new("/proc/self/exe").arg(GUARDIAN_ARGUMENT).arg(std::process::id().to_string())
+    }
+}
+
+impl GuardianProgram {
+    /// A program that will call [`super::guardian_main::guard`].
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self { program: program.as_ref().to_owned(), arguments: Vec::new(), environment: Vec::new() }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds a variable to its environment.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+}
+
+/// A run's end of the line to its guardian.
+#[derive(Debug)]
+pub(crate) struct Guardian {
+    child: Child,
+    channel: BufReader<UnixStream>,
+}
+
+impl Guardian {
+    /// Starts one and waits until it is out of reach of Ctrl-C.
+    pub(crate) fn start(program: &GuardianProgram) -> Result<Self, GuardianError> {
+        let (ours, theirs) = UnixStream::pair().map_err(GuardianError::Start)?;
+        ours.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(GuardianError::Start)?;
+        // The command keeps `theirs` open until it is dropped: it must be gone before we wait for an answer,
+        // or a guardian that fails to start would look like a slow one.
+        let child = Command::new(&program.program)
+            .arg0("zapscope-guardian")
+            .args(&program.arguments)
+            .envs(program.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(GuardianError::Start)?;
+        let mut guardian = Self { child, channel: BufReader::new(ours) };
+        match guardian.answer() {
+            Ok(Answer::Ready) => Ok(guardian),
+            Ok(other) => Err(GuardianError::Start(io::Error::other(format!("it said {other:?}")))),
+            Err(error) => Err(GuardianError::Start(error)),
+        }
+    }
+
+    /// Tells it something; when this returns, the guardian will know even if we die.
+    pub(crate) fn tell(&mut self, request: &Request) -> Result<(), GuardianError> {
+        let line = to_line(request).map_err(GuardianError::Gone)?;
+        self.channel.get_mut().write_all(line.as_bytes()).map_err(GuardianError::Gone)
+    }
+
+    /// Has it make a zram device. Its number and serial number.
+    pub(crate) fn add_zram(&mut self, id: u64) -> Result<(u32, Option<u64>), GuardianError> {
+        self.tell(&Request::AddZram { id })?;
+        match self.answer().map_err(GuardianError::Gone)? {
+            Answer::Zram { number, diskseq } => Ok((number, diskseq)),
+            Answer::Failed { why } => Err(GuardianError::NoZram { why }),
+            Answer::Ready => Err(GuardianError::Gone(io::Error::other("it answered out of turn"))),
+        }
+    }
+
+    /// Lets it go: all is undone.
+    pub(crate) fn dismiss(mut self) {
+        if self.tell(&Request::Done).is_ok() {
+            let deadline = Instant::now() + EXIT_TIMEOUT;
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next answer, left unread.
+    #[cfg(test)]
+    pub(crate) fn peek(&self) -> Answer {
+        let mut bytes = [0u8; 1024];
+        let flags = rustix::net::RecvFlags::PEEK;
+        let (length, _) = rustix::net::recv(self.channel.get_ref(), &mut bytes, flags).unwrap();
+        serde_json::from_slice(&bytes[..length]).unwrap()
+    }
+
+    fn answer(&mut self) -> io::Result<Answer> {
+        let mut line = String::new();
+        if self.channel.read_line(&mut line)? == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended without a word"));
+        }
+        serde_json::from_str(&line).map_err(io::Error::from)
+    }
+}
+
+/// One line of JSON: a newline within is escaped there.
+pub(crate) fn to_line(message: &impl Serialize) -> io::Result<String> {
+    let mut line = serde_json::to_string(message).map_err(io::Error::from)?;
+    line.push('\n');
+    Ok(line)
+}

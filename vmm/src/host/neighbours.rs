@@ -1,0 +1,195 @@
+//! Other zapscope runs on this host: two of them reclaim from the same memory and disturb each other's times.
+//!
+//! Each run binds a datagram socket named `@zapscope-run-<pid>` in the abstract namespace, which the kernel
+//! frees on any death. A starting run finds the names in `/proc/net/unix` and tells their owners its pid, so
+//! that both learn of each other, whoever came first. Runs in another network namespace are not seen.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+const PREFIX: &str = "zapscope-run-";
+
+/// A run without its socket.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot open the socket by which other zapscope runs would notice this one (results may be disturbed unseen)"
+)]
+pub struct NeighbourError(#[source] io::Error);
+
+/// This run's place among the others.
+#[derive(Debug)]
+pub struct Neighbours {
+    socket: UnixDatagram,
+    prefix: String,
+    own: u32,
+    seen: BTreeSet<u32>,
+}
+
+impl Neighbours {
+    /// Takes a place, and tells those who are there.
+    pub fn join() -> Result<Self, NeighbourError> {
+        Self::join_as(PREFIX, std::process::id(), live_sockets)
+    }
+
+    fn join_as(prefix: &str, own: u32, list: impl FnOnce() -> String) -> Result<Self, NeighbourError> {
+        let socket = bind(&format!("{prefix}{own}")).map_err(NeighbourError)?;
+        let mut neighbours = Self { socket, prefix: prefix.to_owned(), own, seen: BTreeSet::new() };
+        // After our own name is there: of two runs that start at once, each finds the other.
+        for pid in parse_runs(&list(), prefix) {
+            neighbours.greet(pid);
+        }
+        Ok(neighbours)
+    }
+
+    /// Every other run that was alive at some time during this one, by pid.
+    pub fn neighbours_seen(&mut self) -> &BTreeSet<u32> {
+        let mut bytes = [0u8; 64];
+        while let Ok(length) = self.socket.recv(&mut bytes) {
+            let greeting = std::str::from_utf8(&bytes[..length]).ok();
+            let pid = greeting.and_then(|text| text.strip_prefix(&self.prefix)?.parse::<u32>().ok());
+            self.seen.extend(pid.filter(|pid| *pid != self.own));
+        }
+        &self.seen
+    }
+
+    /// The warning for the run record, if there is one to give.
+    pub fn warning(&mut self) -> Option<String> {
+        let pids: Vec<_> = self.neighbours_seen().iter().map(u32::to_string).collect();
+        (!pids.is_empty()).then(|| {
+            format!(
+                "another zapscope ran at the same time (pid {}), each disturbs the other's times: \
+                 run one after the other",
+                pids.join(", ")
+            )
+        })
+    }
+
+    fn greet(&mut self, pid: u32) {
+        if pid == self.own {
+            return;
+        }
+        let name = format!("{}{pid}", self.prefix);
+        let greeting = format!("{}{}", self.prefix, self.own);
+        let Ok(address) = SocketAddr::from_abstract_name(name) else { return };
+        match self.socket.send_to_addr(greeting.as_bytes(), &address) {
+            // It ended since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            // Told, or alive with a full queue: there it is.
+            _ => {
+                self.seen.insert(pid);
+            }
+        }
+    }
+}
+
+fn bind(name: &str) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn live_sockets() -> String {
+    // A path in it need not be text.
+    std::fs::read("/proc/net/unix")
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
+}
+
+/// The pids in the names of `/proc/net/unix`, where `@` stands for the abstract namespace.
+fn parse_runs(sockets: &str, prefix: &str) -> BTreeSet<u32> {
+    let name_of = |line: &str| line.split_whitespace().nth(7)?.strip_prefix('@').map(str::to_owned);
+    sockets.lines().filter_map(name_of).filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    const LIST: &str = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+        0000000000000000: 00000002 00000000 00000000 0002 01 17013 @zapscope-run-4711\n\
+        0000000000000000: 00000003 00000000 00000000 0001 03 17014\n\
+        0000000000000000: 00000002 00000000 00010000 0001 01 17015 /run/zapscope-run-12\n\
+        0000000000000000: 00000002 00000000 00000000 0002 01 17016 @zapscope-run-x\n\
+        0000000000000000: 00000002 00000000 00000000 0002 01 17017 @zapscope-run-8\n";
+
+    #[test]
+    fn runs_are_found_by_name() {
+        assert_eq!(parse_runs(LIST, PREFIX), BTreeSet::from([8, 4711]));
+        assert_eq!(parse_runs("", PREFIX), BTreeSet::new());
+    }
+
+    /// A prefix of this test's own: a real run on this host is nobody's neighbour here.
+    fn prefix(test: &str) -> String {
+        format!("zapscope-test-{}-{test}-", std::process::id())
+    }
+
+    #[test]
+    fn both_learn_of_each_other() {
+        let prefix = prefix("both");
+        let mut first = Neighbours::join_as(&prefix, 1, live_sockets).unwrap();
+        assert_eq!(first.warning(), None, "nobody else is there");
+        let mut second = Neighbours::join_as(&prefix, 2, live_sockets).unwrap();
+        assert_eq!(first.neighbours_seen(), &BTreeSet::from([2]));
+        assert_eq!(second.neighbours_seen(), &BTreeSet::from([1]));
+        drop(second);
+        assert!(first.warning().unwrap().contains("(pid 2)"), "seen is seen, also when it has ended");
+        let mut third = Neighbours::join_as(&prefix, 3, live_sockets).unwrap();
+        assert_eq!(third.neighbours_seen(), &BTreeSet::from([1]), "the dead are no neighbours");
+    }
+
+    #[test]
+    fn a_run_that_ended_since_it_was_listed_is_no_neighbour() {
+        let prefix = prefix("stale");
+        let list = format!("head\n0: 2 0 0 0002 01 17013 @{prefix}77\n");
+        let mut run = Neighbours::join_as(&prefix, 1, || list).unwrap();
+        assert!(run.neighbours_seen().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_greeting_is_ignored() {
+        let prefix = prefix("noise");
+        let mut run = Neighbours::join_as(&prefix, 1, String::new).unwrap();
+        let stranger = UnixDatagram::unbound().unwrap();
+        let address = SocketAddr::from_abstract_name(format!("{prefix}1")).unwrap();
+        for noise in ["", "hello", "zapscope", &format!("{prefix}none")] {
+            stranger.send_to_addr(noise.as_bytes(), &address).unwrap();
+        }
+        stranger.send_to_addr(&[0xff; 200], &address).unwrap();
+        assert!(run.neighbours_seen().is_empty());
+    }
+
+    const CHILD_PREFIX: &str = "ZAPSCOPE_TEST_NEIGHBOUR";
+
+    /// Not a test: the other process of the next one.
+    #[test]
+    fn not_a_test_but_a_neighbour() {
+        let Ok(prefix) = std::env::var(CHILD_PREFIX) else { return };
+        let _run = Neighbours::join_as(&prefix, std::process::id(), live_sockets).unwrap();
+        println!("\njoined");
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_killed_process_frees_its_place() {
+        let prefix = prefix("process");
+        let mut run = Neighbours::join_as(&prefix, 1, live_sockets).unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "host::neighbours::tests::not_a_test_but_a_neighbour", "--nocapture"])
+            .env(CHILD_PREFIX, &prefix)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        assert!(stdout.lines().any(|line| line.unwrap() == "joined"));
+        assert_eq!(run.neighbours_seen(), &BTreeSet::from([child.id()]));
+        assert!(parse_runs(&live_sockets(), &prefix).contains(&child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!parse_runs(&live_sockets(), &prefix).contains(&child.id()));
+    }
+}

@@ -1,0 +1,118 @@
+//! Taking a zram device away again, and asking the kernel for a new one.
+//!
+//! Sizing it and swapping to it is not done here: this is the part that must work from another process after
+//! the one that used the device is gone.
+
+use std::ffi::CString;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::root::Root;
+use super::undo::write_switch;
+
+const HOT_ADD: &str = "/sys/class/zram-control/hot_add";
+const HOT_REMOVE: &str = "/sys/class/zram-control/hot_remove";
+
+/// udev and blkid open a device that just changed; they are done soon.
+const BUSY_TRIES: u32 = 40;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// A device the kernel made for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NewZram {
+    pub(crate) number: u32,
+    pub(crate) diskseq: Option<u64>,
+}
+
+/// Makes a device: to read `hot_add` is to make one.
+pub(crate) fn hot_add() -> io::Result<NewZram> {
+    let text = std::fs::read_to_string(HOT_ADD)?;
+    let number = text.trim().parse().map_err(|_| {
+        io::Error::new(ErrorKind::InvalidData, format!("hot_add answered '{}', not a number", text.trim()))
+    })?;
+    Ok(NewZram { number, diskseq: diskseq_of(number) })
+}
+
+/// The kernel's serial number of the disk.
+pub(crate) fn diskseq_of(number: u32) -> Option<u64> {
+    Root::default().number(&format!("/sys/block/zram{number}/diskseq"))
+}
+
+/// Removes device `number`, if it is there and is the one that `diskseq` names.
+pub(crate) fn remove(number: u32, diskseq: Option<u64>) -> io::Result<()> {
+    let directory = PathBuf::from(format!("/sys/block/zram{number}"));
+    if !directory.exists() || (diskseq.is_some() && diskseq != diskseq_of(number)) {
+        return Ok(());
+    }
+    swapoff(&format!("/dev/zram{number}"))?;
+    while_busy(|| write_switch(&directory.join("reset"), "1"))?;
+    while_busy(|| write_switch(HOT_REMOVE.as_ref(), &number.to_string()))
+}
+
+/// Reads everything back in and stops swapping to the device; fine if nobody swapped to it.
+fn swapoff(device: &str) -> io::Result<()> {
+    let path = CString::new(device)?;
+    // SAFETY: the path is NUL-terminated and only read.
+    if unsafe { libc::swapoff(path.as_ptr()) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // Not a swap device (any more), or no device node.
+        Some(libc::EINVAL | libc::ENOENT) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+fn while_busy(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let mut last = attempt();
+    for _ in 1..BUSY_TRIES {
+        match &last {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => std::thread::sleep(BUSY_PAUSE),
+            _ => break,
+        }
+        last = attempt();
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_removed_only_if_it_is_the_same_one() {
+        let made = match hot_add() {
+            Ok(made) => made,
+            Err(error) => {
+                eprintln!("SKIPPED: a_device_is_removed_only_if_it_is_the_same_one: no zram: {error}");
+                return;
+            }
+        };
+        let path = PathBuf::from(format!("/sys/block/zram{}", made.number));
+        if made.diskseq.is_some() {
+            remove(made.number, made.diskseq.map(|seq| seq + 1)).unwrap();
+            assert!(path.exists(), "another disk of the same number is left alone");
+        }
+        remove(made.number, made.diskseq).unwrap();
+        assert!(!path.exists());
+        remove(made.number, made.diskseq).unwrap();
+    }
+
+    #[test]
+    fn only_busy_is_tried_again() {
+        let mut tries = 0;
+        let done = while_busy(|| {
+            tries += 1;
+            if tries < 3 { Err(ErrorKind::ResourceBusy.into()) } else { Ok(()) }
+        });
+        assert!(done.is_ok() && tries == 3);
+        let mut tries = 0;
+        let refused = while_busy(|| {
+            tries += 1;
+            Err(ErrorKind::PermissionDenied.into())
+        });
+        assert!(refused.is_err() && tries == 1);
+    }
+}

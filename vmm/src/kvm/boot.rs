@@ -1,0 +1,241 @@
+//! Loading the guest and setting its vCPUs to the PVH entry.
+//!
+//! | step | needs | gives |
+//! | --- | --- | --- |
+//! | [`check`] | the image's bytes | an error for what is no x86-64 ELF executable |
+//! | [`load`] | low memory | segments in place, the PVH entry address |
+//! | [`write_start_info`] | low memory, the memory map | the start info's address |
+//! | [`set_registers`] | a vCPU | a vCPU at the entry, as PVH demands it |
+//!
+//! The protocol is Xen's PVH (`docs/misc/pvh.pandoc` in Xen): 32-bit protected mode without paging, flat
+//! segments, EBX the address of `hvm_start_info`. What EDI and ESI say beyond it is the guest's own
+//! agreement with this VMM, see [`guest_abi::layout::CONTROL_MAGIC`].
+
+use std::io::Cursor;
+
+use guest_abi::layout;
+use guest_mem::{Gpa, GpaRange};
+use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_ioctls::VcpuFd;
+use linux_loader::configurator::pvh::PvhBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
+use linux_loader::loader::{Elf, KernelLoader};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// Where the start info lies.
+const START_INFO_GPA: u64 = 0x7000;
+/// Where its memory map lies.
+const MEMORY_MAP_GPA: u64 = 0x7100;
+/// `XEN_HVM_START_MAGIC_VALUE`.
+const START_MAGIC: u32 = 0x336e_c578;
+/// `XEN_HVM_MEMMAP_TYPE_RAM`.
+const RAM: u32 = 1;
+/// The largest kernel image read. The test guest has 50 KiB; a Linux kernel with everything, 100 MiB.
+pub const LARGEST_IMAGE: u64 = 256 << 20;
+
+/// Why a guest could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The file is not what this machine runs.
+    #[error("the guest kernel is {0}: an x86-64 ELF executable with a PVH note is needed")]
+    NotAGuest(String),
+    /// linux-loader could not place it.
+    #[error("the guest kernel cannot be loaded into {low_memory} bytes of low memory")]
+    Load {
+        /// How much memory there is below the arena.
+        low_memory: u64,
+        /// Why.
+        source: linux_loader::loader::Error,
+    },
+    /// There is no entry for PVH.
+    #[error("the guest kernel has no PVH entry (no ELF note of type 18 named \"Xen\"): build it with one")]
+    NoPvhEntry,
+    /// The entry lies outside what was loaded.
+    #[error("the guest kernel's PVH entry {entry:#x} lies outside of its {low_memory} bytes of low memory")]
+    WildEntry {
+        /// The entry.
+        entry: u64,
+        /// How much memory there is below the arena.
+        low_memory: u64,
+    },
+    /// The start info could not be written.
+    #[error("the PVH start info cannot be written")]
+    StartInfo(#[source] linux_loader::configurator::Error),
+    /// The vCPU refuses its registers.
+    #[error("KVM refuses vCPU {vcpu}'s first registers ({call})")]
+    Registers {
+        /// Which vCPU.
+        vcpu: u32,
+        /// Which call.
+        call: &'static str,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// Refuses what is not a little-endian x86-64 ELF executable, by name. (The loader checks neither class nor
+/// machine.)
+///
+/// # Errors
+/// [`BootError::NotAGuest`].
+pub fn check(image: &[u8]) -> Result<(), BootError> {
+    let refuse = |what: String| Err(BootError::NotAGuest(what));
+    if image.len() < 64 {
+        return refuse(format!("only {} bytes long", image.len()));
+    }
+    if image[..4] != *b"\x7fELF" {
+        return refuse(format!("no ELF file (it begins with {:02x?})", &image[..4]));
+    }
+    if image[4] != 2 {
+        return refuse("a 32-bit ELF file".to_owned());
+    }
+    if image[5] != 1 {
+        return refuse("a big-endian ELF file".to_owned());
+    }
+    let half = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
+    match half(18) {
+        62 => {}
+        183 => return refuse("built for Arm (AArch64)".to_owned()),
+        243 => return refuse("built for RISC-V".to_owned()),
+        other => return refuse(format!("built for ELF machine {other}")),
+    }
+    match half(16) {
+        2 | 3 => Ok(()),
+        1 => refuse("an object file, not linked".to_owned()),
+        4 => refuse("a core dump".to_owned()),
+        other => refuse(format!("of ELF type {other}")),
+    }
+}
+
+/// Puts the image's segments into low memory and returns its PVH entry.
+///
+/// # Errors
+/// An image that is truncated, does not fit, or has no PVH entry inside low memory.
+pub fn load(memory: &GuestMemoryMmap, low_memory: u64, image: &[u8]) -> Result<Gpa, BootError> {
+    check(image)?;
+    let loaded = Elf::load(memory, None, &mut Cursor::new(image), None)
+        .map_err(|source| BootError::Load { low_memory, source })?;
+    let PvhBootCapability::PvhEntryPresent(GuestAddress(entry)) = loaded.pvh_boot_cap else {
+        return Err(BootError::NoPvhEntry);
+    };
+    if entry >= low_memory {
+        return Err(BootError::WildEntry { entry, low_memory });
+    }
+    Ok(Gpa::new(entry))
+}
+
+/// Writes the start info and the memory map it points to.
+///
+/// # Errors
+/// [`BootError::StartInfo`].
+pub fn write_start_info(memory: &GuestMemoryMmap, ram: &[GpaRange]) -> Result<(), BootError> {
+    let map: Vec<_> = ram
+        .iter()
+        .map(|range| hvm_memmap_table_entry {
+            addr: range.start().get(),
+            size: range.len(),
+            type_: RAM,
+            reserved: 0,
+        })
+        .collect();
+    let info = hvm_start_info {
+        magic: START_MAGIC,
+        version: 1,
+        memmap_paddr: MEMORY_MAP_GPA,
+        memmap_entries: map.len() as u32,
+        ..hvm_start_info::default()
+    };
+    let mut params = BootParams::new(&info, GuestAddress(START_INFO_GPA));
+    params.set_sections(&map, GuestAddress(MEMORY_MAP_GPA));
+    PvhBootConfigurator::write_bootparams(&params, memory).map_err(BootError::StartInfo)
+}
+
+/// Sets a vCPU to the PVH entry, its index in ESI.
+///
+/// # Errors
+/// [`BootError::Registers`].
+pub fn set_registers(fd: &VcpuFd, vcpu: u32, entry: Gpa) -> Result<(), BootError> {
+    let failed = |call| move |source| BootError::Registers { vcpu, call, source };
+    let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    let segment = kvm_segment { limit: u32::MAX, present: 1, db: 1, s: 1, g: 1, ..kvm_segment::default() };
+    // Code: execute, read, accessed. Data: read, write, accessed. Task: 32-bit, busy.
+    sregs.cs = kvm_segment { selector: 0x08, type_: 0xb, ..segment };
+    let data = kvm_segment { selector: 0x10, type_: 0x3, ..segment };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = kvm_segment { selector: 0x18, type_: 0xb, limit: 0x67, present: 1, ..kvm_segment::default() };
+    sregs.cr0 = 1; // PE
+    sregs.cr4 = 0;
+    sregs.efer = 0;
+    fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+    let regs = kvm_regs {
+        rip: entry.get(),
+        rflags: 2,
+        rbx: START_INFO_GPA,
+        rdi: u64::from(layout::CONTROL_MAGIC),
+        rsi: u64::from(vcpu),
+        ..kvm_regs::default()
+    };
+    fd.set_regs(&regs).map_err(failed("KVM_SET_REGS"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOW: u64 = 4 << 20;
+
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), LOW as usize)]).unwrap()
+    }
+
+    #[test]
+    fn the_test_guest_has_a_pvh_entry() {
+        let entry = load(&memory(), LOW, resources::GUEST).unwrap();
+        assert!(entry.get() >= layout::IMAGE_GPA && entry.get() < layout::CONTROL_GPA);
+    }
+
+    #[test]
+    fn what_is_no_guest_is_refused_by_name() {
+        let guest = resources::GUEST;
+        let patched = |at: usize, bytes: &[u8]| {
+            let mut image = guest.to_vec();
+            image[at..at + bytes.len()].copy_from_slice(bytes);
+            image
+        };
+        let message = |image: &[u8]| load(&memory(), LOW, image).unwrap_err().to_string();
+        for (image, words) in [
+            (Vec::new(), "0 bytes"),
+            (b"MZ".repeat(64), "no ELF file"),
+            (patched(4, &[1]), "32-bit"),
+            (patched(5, &[2]), "big-endian"),
+            (patched(18, &[183, 0]), "AArch64"),
+            (patched(16, &[1, 0]), "object file"),
+        ] {
+            assert!(message(&image).contains(words), "{}", message(&image));
+        }
+    }
+
+    #[test]
+    fn hostile_headers_are_errors_and_nothing_worse() {
+        let guest = resources::GUEST;
+        for cut in (64..guest.len()).step_by(997) {
+            assert!(load(&memory(), LOW, &guest[..cut]).is_err(), "cut at {cut}");
+        }
+        // Every 8-byte field of the ELF header and the program headers, set to what a liar would choose.
+        for at in (24..64 + 3 * 56).step_by(4) {
+            for lie in [u64::MAX, 1 << 63, 0, 3, 0x7fff_ffff_ffff_f000] {
+                let mut image = guest.to_vec();
+                image[at..at + 8].copy_from_slice(&lie.to_le_bytes());
+                let _ = load(&memory(), LOW, &image);
+            }
+        }
+    }
+
+    #[test]
+    fn an_image_larger_than_low_memory_does_not_fit() {
+        let small = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_2000)]).unwrap();
+        assert!(matches!(load(&small, 0x10_2000, resources::GUEST), Err(BootError::Load { .. })));
+    }
+}

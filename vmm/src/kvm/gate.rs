@@ -1,0 +1,248 @@
+//! Keeping every vCPU out of the guest for as long as a memslot is absent.
+//!
+//! A vCPU that runs while its memslot is deleted sees a hole: its accesses leave KVM as MMIO, a locked
+//! operation is torn, an instruction fetch is an internal error. So vCPUs are stopped around a slot zap.
+//!
+//! ```text
+//!   vCPU thread                                    whoever zaps
+//!   ───────────                                    ────────────
+//!   immediate_exit = 0                             closed += 1
+//!   inside = 1                                     for each vCPU with inside = 1:
+//!   closed == 0 ?  ── no: inside = 0, wait ──┐         immediate_exit = 1, signal its thread
+//!   │ yes                                    │     wait until every inside = 0
+//!   KVM_RUN … returns (exit or EINTR)        │     ── delete the slot, put it back ──
+//!   inside = 0, wake a waiting zapper        │     closed -= 1; at 0 wake the vCPUs
+//!   └─ handle the exit, begin again  <───────┘
+//! ```
+//!
+//! Each side stores its own word and then loads the other's, both sequentially consistent, so at least one of
+//! them sees the other. `immediate_exit` closes the window between the check and `KVM_RUN`: a signal that
+//! arrives there finds no system call to interrupt, but KVM looks at the flag first and returns at once. A
+//! flag set late, for a vCPU that had just left, is cleared before the next entry: the zapper has finished by
+//! then, because the gate was shut until it had.
+
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+use super::sys;
+
+/// How often a waiting side looks before it sleeps. A zap takes tens to hundreds of microseconds; an idle
+/// core takes that long to wake.
+const SPINS: u32 = 2_000;
+
+/// One vCPU's place at the gate.
+#[derive(Debug, Default)]
+pub struct Seat {
+    /// 1 while the vCPU is in `KVM_RUN` or about to be.
+    inside: AtomicU32,
+    /// The thread to signal; 0 before it has sat down.
+    thread: AtomicI32,
+    /// The vCPU's `kvm_run.immediate_exit`.
+    immediate_exit: AtomicPtr<u8>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Gate {
+    /// How many hold the vCPUs out; also the futex on which the vCPUs wait.
+    closed: AtomicU32,
+    seats: Box<[Seat]>,
+}
+
+impl Gate {
+    /// An open gate for `vcpus` vCPUs.
+    pub fn new(vcpus: u32) -> Self {
+        Self { closed: AtomicU32::new(0), seats: (0..vcpus).map(|_| Seat::default()).collect() }
+    }
+
+    /// Takes the calling thread's place as vCPU `vcpu`.
+    ///
+    /// # Safety
+    /// `immediate_exit` points into the vCPU's `kvm_run` page and stays valid until the returned value is
+    /// dropped.
+    pub unsafe fn sit(&self, vcpu: u32, immediate_exit: *mut u8) -> Seated<'_> {
+        let seat = &self.seats[vcpu as usize];
+        seat.immediate_exit.store(immediate_exit, Ordering::SeqCst);
+        seat.thread.store(sys::thread_id(), Ordering::SeqCst);
+        Seated { gate: self, seat }
+    }
+
+    /// Stops every vCPU and keeps it stopped until the value is dropped. When this returns, no vCPU runs
+    /// guest code, and none will.
+    pub fn hold(&self) -> Hold<'_> {
+        // Pairs with the store of `inside` and the load of `closed` in `Seated::enter`.
+        self.closed.fetch_add(1, Ordering::SeqCst);
+        self.seats.iter().for_each(Seat::kick);
+        self.seats.iter().for_each(Seat::wait_outside);
+        Hold(self)
+    }
+
+    /// Makes one vCPU leave the guest once, without keeping it out.
+    pub fn kick(&self, vcpu: u32) {
+        self.seats[vcpu as usize].kick();
+    }
+}
+
+impl Seat {
+    fn kick(&self) {
+        if self.inside.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let flag = self.immediate_exit.load(Ordering::SeqCst);
+        if !flag.is_null() {
+            // SAFETY: `sit` was promised the pointer until the seat is given up, which takes `inside` == 0;
+            // the page is shared with the kernel, hence volatile.
+            unsafe { flag.write_volatile(1) };
+        }
+        sys::signal_thread(self.thread.load(Ordering::SeqCst));
+    }
+
+    fn wait_outside(&self) {
+        for _ in 0..SPINS {
+            if self.inside.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        while self.inside.load(Ordering::SeqCst) != 0 {
+            sys::futex_wait(&self.inside, 1);
+        }
+    }
+}
+
+/// All vCPUs are out until this is dropped.
+#[derive(Debug)]
+#[must_use = "the vCPUs run again as soon as this is dropped"]
+pub struct Hold<'a>(&'a Gate);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        if self.0.closed.fetch_sub(1, Ordering::SeqCst) == 1 {
+            sys::futex_wake_all(&self.0.closed);
+        }
+    }
+}
+
+/// A vCPU thread at its place.
+#[derive(Debug)]
+pub struct Seated<'a> {
+    gate: &'a Gate,
+    seat: &'a Seat,
+}
+
+impl Seated<'_> {
+    /// Waits until the gate is open, then runs `guest`, which is `KVM_RUN`.
+    pub fn enter<R>(&self, guest: impl FnOnce() -> R) -> R {
+        let flag = self.seat.immediate_exit.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: as in `Seat::kick`. Before `inside` is set, so that no kick meant for this entry is lost.
+            unsafe { flag.write_volatile(0) };
+            // Pairs with the increment of `closed` and the load of `inside` in `Gate::hold`.
+            self.seat.inside.store(1, Ordering::SeqCst);
+            let closed = self.gate.closed.load(Ordering::SeqCst);
+            if closed == 0 {
+                break;
+            }
+            self.leave();
+            self.wait_open();
+        }
+        let _leave = Leave(self);
+        guest()
+    }
+
+    fn leave(&self) {
+        self.seat.inside.store(0, Ordering::SeqCst);
+        if self.gate.closed.load(Ordering::SeqCst) != 0 {
+            sys::futex_wake_all(&self.seat.inside);
+        }
+    }
+
+    fn wait_open(&self) {
+        for _ in 0..SPINS {
+            if self.gate.closed.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        loop {
+            let closed = self.gate.closed.load(Ordering::SeqCst);
+            if closed == 0 {
+                return;
+            }
+            sys::futex_wait(&self.gate.closed, closed);
+        }
+    }
+}
+
+impl Drop for Seated<'_> {
+    fn drop(&mut self) {
+        self.seat.immediate_exit.store(std::ptr::null_mut(), Ordering::SeqCst);
+    }
+}
+
+struct Leave<'a>(&'a Seated<'a>);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    /// Threads that "run a guest" by watching a word that must not change while they are inside.
+    #[test]
+    fn nobody_is_inside_while_the_gate_is_held() {
+        sys::prepare_signal().unwrap();
+        let gate = Gate::new(2);
+        let hole = AtomicU32::new(0);
+        let (stop, seen) = (AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for vcpu in 0..2 {
+                let (gate, hole, stop, seen) = (&gate, &hole, &stop, &seen);
+                scope.spawn(move || {
+                    let mut immediate_exit = 0u8;
+                    let flag = &raw mut immediate_exit;
+                    // SAFETY: the local outlives the seat.
+                    let seated = unsafe { gate.sit(vcpu, flag) };
+                    while !stop.load(Ordering::Relaxed) {
+                        seated.enter(|| {
+                            for _ in 0..50 {
+                                assert_eq!(hole.load(Ordering::Relaxed), 0, "inside while the slot was gone");
+                                // SAFETY: the local outlives the seat.
+                                if unsafe { flag.read_volatile() } != 0 {
+                                    break;
+                                }
+                            }
+                            seen.fetch_add(1, Ordering::Relaxed);
+                        });
+                    }
+                });
+            }
+            while seen.load(Ordering::Relaxed) < 100 {
+                std::hint::spin_loop();
+            }
+            for _ in 0..5_000 {
+                let hold = gate.hold();
+                hole.store(1, Ordering::Relaxed);
+                std::hint::spin_loop();
+                hole.store(0, Ordering::Relaxed);
+                drop(hold);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn two_who_hold_are_both_waited_for() {
+        let gate = Gate::new(1);
+        let first = gate.hold();
+        let second = gate.hold();
+        drop(first);
+        assert_eq!(gate.closed.load(Ordering::Relaxed), 1);
+        drop(second);
+        assert_eq!(gate.closed.load(Ordering::Relaxed), 0);
+    }
+}

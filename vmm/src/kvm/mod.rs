@@ -1,0 +1,27 @@
+//! KVM: the VM, its vCPUs, and the listener that zaps its memslots.
+//!
+//! ```text
+//!   Machine ─┬─ VmCore ── VmFd, memslots, low memory and arena, statistics
+//!            │     ▲
+//!            │     └── KvmSlots: invalidate_range_start ── zap ──┬─ Memslot: Gate::hold, delete, restore
+//!            │                                                   ├─ Protect: ProtectionWindow, mprotect twice
+//!            │                                                   └─ Unmap
+//!            └─ Vcpu ── Mailbox ── thread: Gate ── KVM_RUN ── exit::decide
+//! ```
+
+pub mod boot;
+mod exit;
+pub mod gate;
+mod machine;
+mod slots;
+mod stats;
+pub mod sys;
+mod vcpu;
+mod vm;
+pub mod window;
+
+pub use machine::Machine;
+pub use slots::{Accounting, KvmSlots, ZapMethod};
+pub use stats::{Leaves, VcpuStats, VmStats};
+pub use vcpu::{Surroundings, Vcpu};
+pub use vm::{VmConfig, VmCore, VmError};

@@ -1,0 +1,173 @@
+//! The listener that zaps: it makes KVM drop its translations of an invalidated range, in one of three ways.
+//!
+//! | way | what goes | how | vCPUs |
+//! | --- | --- | --- | --- |
+//! | [`ZapMethod::Memslot`] | every memslot the range touches, whole | the slot deleted and put back | stopped, so that none sees the hole |
+//! | [`ZapMethod::Protect`] | the range | `mprotect` to read-only and back; KVM follows by its own notifier | run on; a write that meets the moment is repeated |
+//! | [`ZapMethod::Unmap`] | the range, of shared memory | the page-table entries dropped; the pages stay in the page cache | run on |
+//!
+//! Taking a memslot away and putting it back is the only way user space has to *ask KVM itself* for a zap; the
+//! other two let the kernel's own mmu_notifier chain do it. With KVM's default quirk
+//! (`KVM_X86_QUIRK_SLOT_ZAP_ALL`) deleting one slot drops every translation of the VM.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use guest_mem::{HvaRange, Memslot, Region};
+use kvm_bindings::kvm_userspace_memory_region;
+use notifier_bridge::{Count, Listener, Shadowing, ShadowingMmu, StartContext, WouldBlock, Zapped};
+
+use super::vm::VmCore;
+
+/// How translations are dropped. See the [module](self).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZapMethod {
+    /// Delete the memslots and put them back.
+    Memslot,
+    /// Toggle the protection of the range.
+    Protect,
+    /// Unmap the range of shared memory.
+    Unmap,
+}
+
+/// Whether each zap is surrounded by two readings of KVM's statistics, about a microsecond each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accounting {
+    /// Translations dropped are counted.
+    On,
+    /// They are not, and reported as unknown.
+    Off,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct KvmSlots {
+    core: Arc<VmCore>,
+    method: ZapMethod,
+    accounting: Accounting,
+    /// One zap at a time: a slot that two threads delete and put back would be put back too early.
+    zapping: Mutex<()>,
+}
+
+impl KvmSlots {
+    /// The listener for one VM.
+    pub fn new(core: Arc<VmCore>, method: ZapMethod, accounting: Accounting) -> Self {
+        Self { core, method, accounting, zapping: Mutex::new(()) }
+    }
+
+    /// Drops KVM's translations of `range`, and of whatever else the method cannot spare.
+    ///
+    /// # Panics
+    /// If KVM or the kernel refuses to give back what was taken for the zap. The vCPUs then stay stopped:
+    /// a guest that runs on without its memory would be wrong, not slow.
+    pub fn zap(&self, range: HvaRange) -> Zapped {
+        let _one = self.zapping.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.method {
+            ZapMethod::Memslot => self.zap_slots(range),
+            ZapMethod::Protect => self.zap_exactly(range, |region, part| self.toggle(region, part)),
+            ZapMethod::Unmap => self.zap_exactly(range, |region, part| self.unmap(region, part)),
+        }
+    }
+
+    fn zap_slots(&self, range: HvaRange) -> Zapped {
+        let slots = self.core.slots.covering(range);
+        if slots.is_empty() {
+            return Zapped::NOTHING;
+        }
+        let hold = self.core.surroundings.gate.hold();
+        let before = self.leaves();
+        for slot in slots {
+            if let Err(error) = self.core.delete_and_restore(slot) {
+                // The vCPUs stay where they are.
+                std::mem::forget(hold);
+                panic!("memslot {} is gone and cannot be put back: {error}", slot.id().0);
+            }
+        }
+        let after = self.leaves();
+        drop(hold);
+        let all = self.core.slot_zap_drops_all;
+        let dropped = if all { self.core.slots.as_slice() } else { slots };
+        zapped(slots.len() as u64, dropped.iter().map(Memslot::len).sum(), before, after)
+    }
+
+    /// Zaps the part of `range` in each region by `zap`, which returns the bytes it dropped.
+    fn zap_exactly(&self, range: HvaRange, zap: impl Fn(&Region, HvaRange) -> u64) -> Zapped {
+        let before = self.leaves();
+        let bytes = self
+            .core
+            .regions()
+            .filter_map(|region| Some((region, region.range().intersection(range)?)))
+            .map(|(region, part)| zap(region, part))
+            .sum();
+        zapped(0, bytes, before, self.leaves())
+    }
+
+    fn toggle(&self, region: &Region, part: HvaRange) -> u64 {
+        // A block that gets its seam now is announced whole, once.
+        let seams: u64 = region
+            .unseamed_edges(part)
+            .map(|block| block.len() - block.intersection(part).map_or(0, HvaRange::len))
+            .sum();
+        let _window = self.core.surroundings.window.open();
+        guest_mem::toggle_protection(region, part)
+            .unwrap_or_else(|error| panic!("guest memory may be left read-only: {error}"));
+        part.len() + seams
+    }
+
+    fn unmap(&self, region: &Region, part: HvaRange) -> u64 {
+        if !region.backing().is_shared() {
+            // Low memory is private, whatever the arena is.
+            return self.toggle(region, part);
+        }
+        guest_mem::unmap_shared(region, part)
+            .unwrap_or_else(|error| panic!("the range was checked when the region was chosen: {error}"));
+        part.len()
+    }
+
+    fn leaves(&self) -> Option<(u64, u64)> {
+        match self.accounting {
+            Accounting::On => self.core.stats.leaves().map(|leaves| (leaves.pages_4k, leaves.pages_2m)),
+            Accounting::Off => None,
+        }
+    }
+}
+
+fn zapped(slots: u64, bytes: u64, before: Option<(u64, u64)>, after: Option<(u64, u64)>) -> Zapped {
+    // Where vCPUs run on, a fault in between can leave more than there was: nothing was seen to go.
+    let dropped = before.zip(after).map(|(b, a)| (b.0.saturating_sub(a.0), b.1.saturating_sub(a.1)));
+    Zapped {
+        slots,
+        bytes,
+        sptes_4k: Count::from(dropped.map(|(small, _)| small)),
+        sptes_2m: Count::from(dropped.map(|(_, large)| large)),
+    }
+}
+
+impl Listener for KvmSlots {
+    type Kind = Shadowing;
+}
+
+impl ShadowingMmu for KvmSlots {
+    fn invalidate_range_start(&self, range: HvaRange, context: &StartContext) -> Result<Zapped, WouldBlock> {
+        // Every method sleeps in the kernel, so a start that may not wait is refused, as KVM's own would be
+        // if it had to.
+        if !context.blockable {
+            return Err(WouldBlock);
+        }
+        Ok(self.zap(range))
+    }
+
+    /// Nothing to do: KVM's own notifier keeps faults out while the kernel changes the mapping. This listener
+    /// adds width to what is dropped, not to how long.
+    fn invalidate_range_end(&self, _range: HvaRange) {}
+}
+
+/// A memslot as KVM takes it; `len` 0 deletes it.
+pub(super) fn kvm_slot(slot: &Memslot, len: u64) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region {
+        slot: slot.id().0,
+        flags: 0,
+        guest_phys_addr: slot.gpa_range().start().get(),
+        memory_size: len,
+        userspace_addr: slot.hva_range().start().get(),
+    }
+}

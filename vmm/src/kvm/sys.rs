@@ -1,0 +1,61 @@
+//! The system calls of this module that no crate wraps the way it needs them.
+
+use std::io;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
+
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+/// The calling thread's id.
+pub fn thread_id() -> i32 {
+    // SAFETY: the call takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// The signal that makes a vCPU thread leave `KVM_RUN`.
+fn kick_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Makes the kick signal interrupt system calls and do nothing else. Once a process.
+///
+/// # Errors
+/// The handler cannot be installed.
+pub fn prepare_signal() -> io::Result<()> {
+    static PREPARED: OnceLock<Result<(), i32>> = OnceLock::new();
+    PREPARED
+        .get_or_init(|| register_signal_handler(kick_signal(), ignore).map_err(|error| error.errno()))
+        .map_err(io::Error::from_raw_os_error)
+}
+
+/// Signals a thread of this process. One that has ended is no error: it is out of the guest.
+pub fn signal_thread(thread: i32) {
+    let process = std::process::id();
+    // SAFETY: the call takes integers; the signal's handler does nothing.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, kick_signal()) };
+}
+
+/// Sleeps while `word` holds `value`, or less long.
+pub fn futex_wait(word: &AtomicU32, value: u32) {
+    let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the word lives across the call; every caller looks again afterwards, so errors do not matter.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, ptr::null::<libc::timespec>());
+    }
+}
+
+/// Wakes all who sleep on `word`.
+pub fn futex_wake_all(word: &AtomicU32) {
+    let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the kernel only uses the word's address.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, i32::MAX) };
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,204 @@
+//! A vCPU and the thread that runs it.
+//!
+//! ```text
+//!              READY / DONE                 order                   gate shut, or kicked
+//!   in guest ───────────────> at the mailbox ─────> at the gate <───────────────────── in guest
+//!      ▲                                              │ open
+//!      └──────────────────────────────────────────────┘
+//!   in guest ── any other exit, or told to report ──> failed, with its registers
+//!   anywhere ── told to quit ──> ended
+//! ```
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use guest_abi::block::{ControlArea, Outcome};
+use kvm_ioctls::VcpuFd;
+
+use super::exit::{self, Action};
+use super::gate::{Gate, Seated};
+use super::sys;
+use super::window::ProtectionWindow;
+use crate::guest::{CrashKind, CrashReport, GuestError, Mailbox, Registers};
+
+/// How long a vCPU that was told to leave the guest may take, once it is out, to say where it was.
+const REPORT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What all vCPU threads of a VM share.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// Keeps them out of the guest while a memslot is absent.
+    pub gate: Gate,
+    /// The moments in which `EFAULT` is the VMM's own doing.
+    pub window: ProtectionWindow,
+    /// Guest physical addresses promised to be memory.
+    pub ram: Vec<guest_mem::GpaRange>,
+    /// When the first of them first entered the guest: `CLOCK_MONOTONIC` nanoseconds, 0 before.
+    pub first_entry_ns: AtomicU64,
+}
+
+/// One vCPU: its mailbox, and its thread.
+#[derive(Debug)]
+pub struct Vcpu {
+    mailbox: Arc<Mailbox>,
+    /// Set to make the thread report where it is and end.
+    report: Arc<AtomicBool>,
+    surroundings: Arc<Surroundings>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpu {
+    /// Starts a thread that runs `fd` as vCPU `index`.
+    ///
+    /// # Errors
+    /// The system has no room for another thread.
+    pub fn start(
+        index: u32,
+        fd: VcpuFd,
+        area: ControlArea,
+        surroundings: Arc<Surroundings>,
+    ) -> io::Result<Self> {
+        sys::prepare_signal()?;
+        let mailbox = Arc::new(Mailbox::new(index, area));
+        let report = Arc::new(AtomicBool::new(false));
+        let runner = Runner {
+            fd,
+            up: false,
+            mailbox: mailbox.clone(),
+            report: report.clone(),
+            surroundings: surroundings.clone(),
+        };
+        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || runner.run())?;
+        Ok(Self { mailbox, report, surroundings, thread: Some(thread) })
+    }
+
+    /// The way to give it orders.
+    pub fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    /// Waits for the order's end as [`Mailbox::wait`] does; a vCPU that gives no sign of life is stopped and
+    /// asked where it is.
+    ///
+    /// # Errors
+    /// As [`Mailbox::wait`], but silence ends in a report with registers.
+    pub fn wait(&self, patience: Duration) -> Result<Outcome, GuestError> {
+        match self.mailbox.wait(patience) {
+            Err(GuestError::Silent { .. }) => {
+                self.report.store(true, Ordering::SeqCst);
+                self.surroundings.gate.kick(self.mailbox.vcpu());
+                self.mailbox.wait(REPORT_PATIENCE)
+            }
+            result => result,
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.mailbox.quit();
+        self.surroundings.gate.kick(self.mailbox.vcpu());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so on standard error; there is nothing left to undo.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread's own part.
+struct Runner {
+    fd: VcpuFd,
+    /// Whether the guest has reported for work.
+    up: bool,
+    mailbox: Arc<Mailbox>,
+    report: Arc<AtomicBool>,
+    surroundings: Arc<Surroundings>,
+}
+
+impl Runner {
+    fn run(mut self) {
+        let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
+        let surroundings = self.surroundings.clone();
+        // SAFETY: the flag lies in the kvm_run page, mapped as long as `self.fd` lives, which is longer than
+        // the seat: both end with this function, the seat first.
+        let seated = unsafe { surroundings.gate.sit(self.mailbox.vcpu(), immediate_exit) };
+        if let Some(kind) = self.run_until_told(&seated) {
+            let registers = self.registers();
+            self.mailbox.fail(CrashReport { vcpu: self.mailbox.vcpu(), kind, registers });
+        }
+    }
+
+    /// Runs the guest until it crashes, or until told to quit, which is `None`.
+    fn run_until_told(&mut self, seated: &Seated<'_>) -> Option<CrashKind> {
+        self.surroundings.note_first_entry();
+        loop {
+            let toggles = self.surroundings.window.ended();
+            let exit = seated.enter(|| exit::run(&mut self.fd));
+            match exit::decide(exit, self.up, |gpa| self.surroundings.is_ram(gpa)) {
+                Action::Again if self.mailbox.quitting() => return None,
+                Action::Again if self.report.load(Ordering::SeqCst) => return Some(CrashKind::Silent),
+                Action::Again => {}
+                Action::NextOrder => {
+                    self.up = true;
+                    if !self.mailbox.next_order() {
+                        return None;
+                    }
+                }
+                Action::CheckHostFault if self.surroundings.window.explains(toggles) => {}
+                Action::CheckHostFault => return Some(CrashKind::HostFault),
+                Action::Exception => {
+                    return Some(CrashKind::Exception(self.mailbox.area().fault_frame()));
+                }
+                Action::Panic => return Some(CrashKind::Panic(self.message())),
+                Action::Crash(kind) => return Some(kind),
+            }
+        }
+    }
+
+    fn message(&self) -> String {
+        let (bytes, len) = self.mailbox.area().message();
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    }
+
+    /// The vCPU's registers, if KVM still tells them.
+    fn registers(&self) -> Option<Registers> {
+        let (regs, sregs) = (self.fd.get_regs().ok()?, self.fd.get_sregs().ok()?);
+        Some(Registers {
+            rip: regs.rip,
+            rsp: regs.rsp,
+            rflags: regs.rflags,
+            general: [
+                regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp, regs.r8, regs.r9,
+                regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+            ],
+            cr0: sregs.cr0,
+            cr2: sregs.cr2,
+            cr3: sregs.cr3,
+            cr4: sregs.cr4,
+            efer: sregs.efer,
+            cs: sregs.cs.selector,
+            ss: sregs.ss.selector,
+        })
+    }
+}
+
+impl Surroundings {
+    /// For a VM with that many vCPUs and that memory.
+    pub fn new(vcpus: u32, ram: Vec<guest_mem::GpaRange>) -> Self {
+        let window = ProtectionWindow::default();
+        Self { gate: Gate::new(vcpus), window, ram, first_entry_ns: AtomicU64::new(0) }
+    }
+
+    fn is_ram(&self, gpa: u64) -> bool {
+        self.ram.iter().any(|range| range.contains(guest_mem::Gpa::new(gpa)))
+    }
+
+    fn note_first_entry(&self) {
+        let now = sys::monotonic_ns();
+        // Only the first vCPU's time is kept.
+        let _ = self.first_entry_ns.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}

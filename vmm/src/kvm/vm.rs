@@ -1,0 +1,202 @@
+//! What makes up a VM apart from its vCPUs: the KVM file, its memory, its memslots, its statistics.
+
+use std::sync::Arc;
+
+use guest_abi::layout::{ARENA_GPA, low_memory};
+use guest_mem::{
+    Backing, Gpa, GpaRange, Memslot, Region, RegionError, SlotError, SlotTable, SlotTableBuilder,
+};
+use kvm_bindings::{KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use super::boot::BootError;
+use super::slots::kvm_slot;
+use super::stats::VmStats;
+use super::vcpu::Surroundings;
+
+/// Where Intel's KVM may keep its task state for guests in real mode; below the 4 GiB line, above all RAM.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// Why a VM could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// KVM cannot be opened.
+    #[error(
+        "/dev/kvm cannot be opened: load a KVM module, join the group that owns the file, or use --backend soft"
+    )]
+    Open(#[source] kvm_ioctls::Error),
+    /// A call failed.
+    #[error("{call} failed")]
+    Call {
+        /// Which.
+        call: &'static str,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+    /// A memslot was refused.
+    #[error("KVM refuses memslot {slot} ({} at gpa {gpa})", len)]
+    Slot {
+        /// Its number.
+        slot: u32,
+        /// Where in the guest.
+        gpa: Gpa,
+        /// Bytes.
+        len: u64,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+    /// This KVM cannot limit a slot zap to the slot.
+    #[error(
+        "this KVM drops every translation of the VM when one memslot goes (no KVM_X86_QUIRK_SLOT_ZAP_ALL in \
+         KVM_CAP_DISABLE_QUIRKS2, Linux 6.12): set `slot_zap_all_quirk = true`, or `zap = [\"protect\"]`"
+    )]
+    QuirkStays,
+    /// The memory could not be mapped.
+    #[error(transparent)]
+    Memory(#[from] RegionError),
+    /// The memslots make no sense.
+    #[error(transparent)]
+    Slots(#[from] SlotError),
+    /// The guest could not be started.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A vCPU thread could not be started.
+    #[error("vCPU {vcpu}'s thread cannot be started")]
+    Thread {
+        /// Which.
+        vcpu: u32,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Names the call in an error.
+pub(super) fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
+    move |source| VmError::Call { call, source }
+}
+
+/// What a VM is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct VmConfig {
+    /// vCPUs, 1 to [`guest_abi::layout::MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Bytes of the arena: a multiple of 2 MiB.
+    pub arena: u64,
+    /// What fills the arena.
+    pub backing: Backing,
+    /// Bytes of each of the arena's memslots.
+    pub granule: u64,
+    /// Whether KVM's default stays, by which one slot's zap drops every translation of the VM.
+    pub slot_zap_all_quirk: bool,
+}
+
+/// A VM without its vCPUs, shared by all who act on it.
+#[derive(Debug)]
+pub struct VmCore {
+    pub(super) vm: VmFd,
+    /// The memslots.
+    pub slots: Arc<SlotTable>,
+    low: Region,
+    arena: Region,
+    /// What the vCPU threads share.
+    pub surroundings: Arc<Surroundings>,
+    /// KVM's own account of the VM.
+    pub stats: VmStats,
+    /// Whether one slot's zap drops everything.
+    pub slot_zap_drops_all: bool,
+}
+
+impl VmCore {
+    /// Makes the VM: memory mapped, memslots in place, the quirk as asked for.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn new(kvm: &Kvm, config: &VmConfig) -> Result<Self, VmError> {
+        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let slot_zap_drops_all = set_quirk(&vm, config.slot_zap_all_quirk)?;
+        if vm.check_extension(Cap::SetTssAddr) {
+            vm.set_tss_address(TSS_ADDRESS).map_err(failed("KVM_SET_TSS_ADDR"))?;
+        }
+        report_failed_instructions(&vm);
+        let low = Region::map(low_memory(config.vcpus), Backing::Base4k)?.with_label("low memory");
+        let arena = Region::map(config.arena, config.backing)?.with_label("arena");
+        let mut builder = SlotTableBuilder::new(kvm.get_nr_memslots() as u64);
+        builder.add_region(Gpa::new(0), low.range(), low.range().len().next_power_of_two())?;
+        builder.add_region(Gpa::new(ARENA_GPA), arena.range(), config.granule)?;
+        let slots = Arc::new(builder.build()?);
+        let ram = [(0, &low), (ARENA_GPA, &arena)]
+            .map(|(gpa, region)| GpaRange::with_len(Gpa::new(gpa), region.range().len()))
+            .into_iter()
+            .flatten()
+            .collect();
+        let surroundings = Arc::new(Surroundings::new(config.vcpus, ram));
+        let stats = VmStats::of(&vm);
+        let core = Self { vm, slots, low, arena, surroundings, stats, slot_zap_drops_all };
+        core.slots.as_slice().iter().try_for_each(|slot| core.set_slot(slot, slot.len()))?;
+        Ok(core)
+    }
+
+    /// KVM's handle of the VM, for what this module does not do.
+    pub fn kvm_vm(&self) -> &VmFd {
+        &self.vm
+    }
+    /// The memory under test.
+    pub fn arena(&self) -> &Region {
+        &self.arena
+    }
+    /// The memory below the arena: image, control areas.
+    pub fn low(&self) -> &Region {
+        &self.low
+    }
+    /// Both.
+    pub fn regions(&self) -> impl Iterator<Item = &Region> {
+        [&self.low, &self.arena].into_iter()
+    }
+    /// Guest physical memory.
+    pub fn ram(&self) -> &[GpaRange] {
+        &self.surroundings.ram
+    }
+
+    fn set_slot(&self, slot: &Memslot, len: u64) -> Result<(), VmError> {
+        let region = kvm_slot(slot, len);
+        // SAFETY: the slot's host range lies in a region that this value owns, and that is unmapped only
+        // after the VM's file is closed and every vCPU has ended: `vm` stands before both in the struct.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| {
+            let gpa = slot.gpa_range().start();
+            VmError::Slot { slot: slot.id().0, gpa, len, source }
+        })
+    }
+
+    /// Deletes a memslot and puts the same one back: every translation through it is gone. The caller keeps
+    /// the vCPUs out of the guest meanwhile.
+    ///
+    /// # Errors
+    /// KVM refuses. If it refused the second call, the slot is gone.
+    pub(super) fn delete_and_restore(&self, slot: &Memslot) -> Result<(), VmError> {
+        self.set_slot(slot, 0)?;
+        self.set_slot(slot, slot.len())
+    }
+}
+
+/// Sets the slot-zap quirk as asked. Returns whether a slot's zap drops everything.
+fn set_quirk(vm: &VmFd, keep: bool) -> Result<bool, VmError> {
+    if keep {
+        return Ok(true);
+    }
+    let mask = vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
+    if mask < 0 || mask as u32 & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0 {
+        return Err(VmError::QuirkStays);
+    }
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, ..kvm_enable_cap::default() };
+    cap.args[0] = KVM_X86_QUIRK_SLOT_ZAP_ALL.into();
+    vm.enable_cap(&cap).map_err(failed("KVM_ENABLE_CAP(KVM_CAP_DISABLE_QUIRKS2)"))?;
+    Ok(false)
+}
+
+/// Asks for the bytes of instructions that KVM cannot emulate. Without the capability a report lacks them.
+fn report_failed_instructions(vm: &VmFd) {
+    let mut cap =
+        kvm_enable_cap { cap: kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..kvm_enable_cap::default() };
+    cap.args[0] = 1;
+    let _ = vm.enable_cap(&cap);
+}

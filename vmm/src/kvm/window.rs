@@ -1,0 +1,90 @@
+//! The moments in which host memory is read-only because the VMM toggles its protection.
+//!
+//! A guest write that faults in such a moment finds no writable host mapping, and `KVM_RUN` fails with
+//! `EFAULT`. The guest's state is as before the instruction, so entering again repeats it: nothing is lost.
+//! What must be told apart is an `EFAULT` that no toggle explains.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::sys;
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct ProtectionWindow {
+    /// How many toggles are between their two calls; also the futex of who waits for them.
+    open: AtomicU32,
+    /// Toggles ended so far.
+    ended: AtomicU64,
+}
+
+/// Host memory is read-only somewhere until this is dropped.
+#[derive(Debug)]
+pub struct Open<'a>(&'a ProtectionWindow);
+
+impl ProtectionWindow {
+    /// Says that memory is about to become read-only. Before the first `mprotect`; the other half is the drop
+    /// of the returned value, after the second.
+    pub fn open(&self) -> Open<'_> {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        Open(self)
+    }
+
+    /// How many toggles had ended. A vCPU takes note of it before it enters the guest.
+    pub fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Whether a toggle explains an `EFAULT` met since [`ended`](Self::ended) was `before`. If one is under
+    /// way, waits for its end.
+    pub fn explains(&self, before: u64) -> bool {
+        let mut explained = self.ended() != before;
+        loop {
+            let open = self.open.load(Ordering::SeqCst);
+            if open == 0 {
+                // A toggle that ended since the first look explains it too.
+                return explained || self.ended() != before;
+            }
+            explained = true;
+            sys::futex_wait(&self.open, open);
+        }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        // Before `open` falls: whoever sees no open window must see that one ended.
+        self.0.ended.fetch_add(1, Ordering::SeqCst);
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+        sys::futex_wake_all(&self.0.open);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_toggle_since_the_entry_explains_a_fault() {
+        let window = ProtectionWindow::default();
+        assert!(!window.explains(window.ended()));
+        let before = window.ended();
+        drop(window.open());
+        assert!(window.explains(before));
+        assert!(!window.explains(window.ended()));
+    }
+
+    #[test]
+    fn a_fault_inside_a_toggle_waits_for_its_end() {
+        let window = ProtectionWindow::default();
+        let before = window.ended();
+        let open = window.open();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                let explained = window.explains(before);
+                (explained, window.open.load(Ordering::SeqCst))
+            });
+            drop(open);
+            assert_eq!(waiter.join().unwrap(), (true, 0));
+        });
+    }
+}

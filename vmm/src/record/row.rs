@@ -1,0 +1,183 @@
+//! One row: a case in one combination, and what it cost.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::distribution::Distribution;
+use super::measured::{Measured, Warnings};
+use crate::scenario::RowPlan;
+
+/// What was tried.
+///
+/// Words, and not the types they come from: a record is read by other versions than the one that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowLabel {
+    /// The case.
+    pub case: String,
+    /// What was asked to fill the memory. What it really was is in `achieved`.
+    pub backing: String,
+    /// Whose range was announced; `kernel` for the kernel's own zap alone.
+    pub policy: String,
+    /// How memory was taken.
+    pub reclaim: String,
+    /// Bytes of a memslot.
+    pub granule: u64,
+    /// How the listener zapped; `none` under policy `kernel`.
+    pub zap: String,
+    /// Who listened.
+    pub listener: String,
+}
+
+impl RowLabel {
+    /// The label of a planned row.
+    pub fn of(row: &RowPlan, listener: impl Into<String>) -> Self {
+        Self {
+            case: row.case.name.clone(),
+            backing: row.combination.backing.to_string(),
+            policy: row.combination.policy.to_string(),
+            reclaim: row.combination.reclaim.to_string(),
+            granule: row.combination.granule.bytes(),
+            zap: row.combination.zap.to_string(),
+            listener: listener.into(),
+        }
+    }
+}
+
+macro_rules! row {
+    ($( $(#[$doc:meta])* $key:ident: $type:ty, )+) => {
+        /// One row of a run. In `run.json` the label's keys stand beside the others.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct Row {
+            /// What was tried.
+            #[serde(flatten)]
+            pub label: RowLabel,
+            /// How many times it was tried: counts are of one trial, times of all of them.
+            #[serde(default = "one")]
+            pub trials: u32,
+            $( $(#[$doc])* #[serde(default = "Measured::absent")] pub $key: Measured<$type>, )+
+            /// Why the row has no numbers at all, and what would change that.
+            #[serde(default)]
+            pub could_not_run: Option<String>,
+            /// Why single values are null or doubtful.
+            #[serde(default)]
+            pub warnings: Warnings,
+        }
+
+        impl Row {
+            /// A row that could not run. Its reason stands for all the warnings it would need.
+            pub fn could_not_run(label: RowLabel, why_and_remedy: impl Into<String>) -> Self {
+                Self {
+                    label,
+                    trials: 0,
+                    $( $key: Measured::absent(), )+
+                    could_not_run: Some(why_and_remedy.into()),
+                    warnings: Warnings::default(),
+                }
+            }
+
+            /// The keys that are null though nothing says why: a record's fault, not a host's.
+            pub fn unexplained(&self) -> Vec<&'static str> {
+                if self.could_not_run.is_some() {
+                    return Vec::new();
+                }
+                let nulls = [$( (stringify!($key), self.$key.is_null()), )+];
+                nulls.into_iter().filter(|(key, null)| *null && !self.warnings.explains(key)).map(|(key, _)| key).collect()
+            }
+        }
+    };
+}
+
+fn one() -> u32 {
+    1
+}
+
+row! {
+    /// What pagemap says the memory was when it was taken: a fraction for each name, `{"thp": 0.97, "4k": 0.03}`.
+    achieved: BTreeMap<String, f64>,
+    /// Operations asked for.
+    victims: u64,
+    /// Bytes asked for.
+    victim_bytes: u64,
+    /// Bytes really gone.
+    evicted_bytes: u64,
+    /// Ranges announced.
+    invalidations: u64,
+    /// Bytes the ranges had to cover.
+    needed_bytes: u64,
+    /// Bytes they did cover.
+    invalidated_bytes: u64,
+    /// Covered over needed.
+    amplification: f64,
+    /// Memslots that the listener dropped.
+    slots_zapped: u64,
+    /// Bytes the listener dropped. A memslot goes whole, so this can be more than was announced.
+    zapped_bytes: u64,
+    /// Leaf entries of 4 KiB that were dropped.
+    sptes_zapped_4k: u64,
+    /// Leaf entries of 2 MiB that were dropped.
+    sptes_zapped_2m: u64,
+    /// Remote TLB flushes.
+    remote_tlb_flushes: u64,
+    /// Guest faults on pages that had left.
+    refaults: u64,
+    /// Guest faults on pages that never left.
+    collateral_faults: u64,
+    /// Time in the listener's zaps.
+    zap_ns: Distribution,
+    /// Time in the operations that took the memory.
+    reclaim_ns: Distribution,
+    /// How long the guest stood still at each refault.
+    refault_ns: Distribution,
+    /// How long it stood still at each collateral fault.
+    collateral_ns: Distribution,
+    /// Touches a second by the hot loops, undisturbed.
+    guest_touches_before: f64,
+    /// Touches a second by the hot loops, under pressure.
+    guest_touches_during: f64,
+    /// Ranges the kernel announced in the same span, by its own account.
+    kernel_ranges: u64,
+    /// Bytes of them.
+    kernel_bytes: u64,
+    /// Events of that account that were lost.
+    lost_events: u64,
+    /// Pages that came back wrong.
+    integrity_errors: u64,
+}
+
+impl Row {
+    /// How fast the hot loops ran under pressure, as a part of how fast they run undisturbed.
+    pub fn hot_loop_ratio(&self) -> Option<f64> {
+        let (before, during) = (self.guest_touches_before.get()?, self.guest_touches_during.get()?);
+        (before > 0.0).then(|| during / before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Scenario;
+
+    #[test]
+    fn a_label_has_the_words_of_the_scenario() {
+        let text = "name = \"x\"\nmemory = \"2m\"\nmatrix.backing = [\"memfd:thp\"]\nmatrix.policy = [\"slot\"]\n\
+                    [[case]]\nname = \"a\"\n[[case.step]]\ndo = \"fill\"\n";
+        let scenario = Scenario::parse(text, "x.toml").unwrap();
+        let label = RowLabel::of(&scenario.rows().next().unwrap(), "kvm-slots");
+        let words = [&label.case, &label.backing, &label.policy, &label.reclaim, &label.zap, &label.listener];
+        assert_eq!(words, ["a", "memfd:thp", "slot", "pageout", "memslot", "kvm-slots"]);
+        assert_eq!(label.granule, 2 << 20);
+    }
+
+    #[test]
+    fn a_hot_loop_that_stood_still_before_has_no_ratio() {
+        let text = |before: f64| {
+            format!(
+                r#"{{"case":"a","backing":"4k","policy":"folio","reclaim":"pageout","granule":4096,"zap":"protect",
+                "listener":"soft","guest_touches_before":{before},"guest_touches_during":50.0}}"#
+            )
+        };
+        let ratio = |before| serde_json::from_str::<Row>(&text(before)).unwrap().hot_loop_ratio();
+        assert_eq!((ratio(100.0), ratio(0.0)), (Some(0.5), None));
+    }
+}

@@ -1,0 +1,42 @@
+//! Rows made by hand, for the tests of the report.
+
+use serde_json::{Value, json};
+
+use crate::record::{Measured, Row, RunRecord};
+
+/// 256 pages of 4 KiB, taken exactly.
+pub(super) fn row(backing: &str, policy: &str) -> Row {
+    let mut value = json!({
+        "case": "sparse", "backing": backing, "policy": policy, "reclaim": "pageout", "granule": 2 << 20,
+        "zap": "protect", "listener": "kvm-slots", "trials": 1, "achieved": {},
+        "victims": 256, "victim_bytes": 1 << 20, "evicted_bytes": 1 << 20,
+        "invalidations": 256, "needed_bytes": 1 << 20, "invalidated_bytes": 1 << 20, "amplification": 1.0,
+        "sptes_zapped_4k": 256, "sptes_zapped_2m": 0, "refaults": 256, "collateral_faults": 0,
+        "zap_ns": times(25_000), "reclaim_ns": times(7_000), "refault_ns": times(8_000),
+        "guest_touches_before": 2e6, "guest_touches_during": 1e6, "integrity_errors": 0,
+    });
+    value["achieved"][backing] = Value::from(1.0);
+    serde_json::from_value(value).unwrap()
+}
+
+fn times(p50: u64) -> Value {
+    json!({"count": 256, "min": p50, "p50": p50, "p90": p50, "p99": 5 * p50, "p999": 5 * p50, "max": 5 * p50,
+           "sum": 256 * p50})
+}
+
+/// The row with another amplification, and all that follows from it.
+pub(super) fn wider(mut row: Row, amplification: f64) -> Row {
+    row.amplification = Measured::of(amplification);
+    row.invalidated_bytes = Measured::of((amplification * 1_048_576.0) as u64);
+    row
+}
+
+pub(super) fn run(rows: Vec<Row>) -> RunRecord {
+    let mut run: RunRecord = serde_json::from_value(json!({
+        "schema": 1, "started_at": "2017-08-29T00:00:00Z", "host": {}, "backend": "kvm", "scenario": "", "seed": 42,
+        "rows": [],
+    }))
+    .unwrap();
+    run.rows = rows;
+    run
+}

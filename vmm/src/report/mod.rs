@@ -1,0 +1,16 @@
+//! What a run found, for people: a table of its rows, and a paragraph of what they say.
+//!
+//! Both are pure functions of the run record, so that a record read back tells the same as the run that made
+//! it.
+
+mod caption;
+#[cfg(test)]
+mod fixture;
+mod names;
+mod table;
+pub mod units;
+mod words;
+
+pub use table::table;
+pub use units::Charset;
+pub use words::words;

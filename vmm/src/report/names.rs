@@ -1,0 +1,98 @@
+//! What to call a row among its neighbours: only what tells it from them.
+
+use crate::record::Row;
+
+use super::units;
+
+/// Which parts of the label tell the rows of a group apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Differences {
+    pub policy: bool,
+    pub reclaim: bool,
+    pub granule: bool,
+    /// Whether two rows differ in nothing but the zap: one that follows from the policy tells nothing.
+    pub zap: bool,
+}
+
+impl Differences {
+    pub fn among(rows: &[&Row]) -> Self {
+        let differ = |same: fn(&Row, &Row) -> bool| rows.iter().any(|a| rows.iter().any(|b| !same(a, b)));
+        let zap = rows.iter().any(|a| {
+            rows.iter().any(|b| {
+                let mut like_a = b.label.clone();
+                like_a.zap.clone_from(&a.label.zap);
+                a.label.zap != b.label.zap && like_a == a.label
+            })
+        });
+        Self {
+            policy: differ(|a, b| a.label.policy == b.label.policy),
+            reclaim: differ(|a, b| a.label.reclaim == b.label.reclaim),
+            granule: differ(|a, b| a.label.granule == b.label.granule),
+            zap,
+        }
+    }
+
+    /// The row's name, with its preposition: ``under `folio` ``, `with slots of 64 KiB`.
+    pub fn name(self, row: &Row) -> String {
+        let mut parts = Vec::new();
+        if self.policy || !(self.granule || self.zap) {
+            parts.push(format!("under `{}`", row.label.policy));
+        }
+        if self.granule {
+            parts.push(format!("with slots of {}", units::bytes(row.label.granule)));
+        }
+        if self.zap {
+            parts.push(format!("by `{}`", row.label.zap));
+        }
+        parts.join(" ")
+    }
+}
+
+/// ``under `a`, `b` and `c` ``: a preposition that they share is said once.
+pub(super) fn enumerate(names: &[String]) -> String {
+    let Some((first, rest)) = names.split_first() else { return String::new() };
+    let preposition = first.split_once(' ').map_or("", |(preposition, _)| preposition);
+    let mut text = first.clone();
+    for (index, name) in rest.iter().enumerate() {
+        text.push_str(if index + 1 == rest.len() { " and " } else { ", " });
+        let shared = name.strip_prefix(preposition).and_then(|name| name.strip_prefix(' '));
+        text.push_str(shared.unwrap_or(name));
+    }
+    text
+}
+
+/// Runs of items with equal keys, in the order of each key's first appearance.
+pub(super) fn grouped<'a, T, K: PartialEq>(
+    items: &[&'a T],
+    key: impl Fn(&'a T) -> K,
+) -> Vec<(K, Vec<&'a T>)> {
+    let mut groups: Vec<(K, Vec<&T>)> = Vec::new();
+    for &item in items {
+        let of_item = key(item);
+        match groups.iter_mut().find(|(key, _)| *key == of_item) {
+            Some((_, group)) => group.push(item),
+            None => groups.push((of_item, vec![item])),
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_preposition_is_said_once() {
+        let names = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        assert_eq!(enumerate(&names(&["under `a`"])), "under `a`");
+        assert_eq!(enumerate(&names(&["under `a`", "under `b`", "under `c`"])), "under `a`, `b` and `c`");
+        assert_eq!(enumerate(&names(&["under `a`", "by `c`"])), "under `a` and by `c`");
+        assert_eq!(enumerate(&[]), "");
+    }
+
+    #[test]
+    fn groups_keep_the_order_of_first_appearance() {
+        let groups = grouped(&[&3, &4, &5, &6], |n| *n % 2);
+        assert_eq!(groups, [(1, vec![&3, &5]), (0, vec![&4, &6])]);
+    }
+}

@@ -1,0 +1,122 @@
+//! The rows as a table for each case. No colours, no control characters: the same on a terminal and in a file.
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+
+use crate::record::{Measured, Row, RunRecord};
+
+use super::caption;
+use super::names::{Differences, grouped};
+use super::units::{self, Charset};
+
+/// A column: its heading, the key it shows, and the cell of a row.
+struct Column {
+    heading: &'static str,
+    key: &'static str,
+    cell: fn(&Row, Charset) -> Option<String>,
+}
+
+/// The tables of a run's cases, each with what its rows share above it, and below it why rows are missing.
+pub fn table(record: &RunRecord, charset: Charset) -> String {
+    let rows: Vec<&Row> = record.rows.iter().collect();
+    let cases = grouped(&rows, |row| row.label.case.as_str());
+    let texts: Vec<String> = cases.iter().map(|(case, rows)| case_table(case, rows, charset)).collect();
+    texts.join("\n")
+}
+
+fn case_table(case: &str, rows: &[&Row], charset: Charset) -> String {
+    let differences = Differences::among(rows);
+    let columns = columns(differences);
+    let ran: Vec<&Row> = rows.iter().copied().filter(|row| row.could_not_run.is_none()).collect();
+    let mut text = caption::heading(case, rows, differences) + "\n";
+    if !ran.is_empty() {
+        let drawn = draw(&columns, &ran, charset);
+        drawn.lines().for_each(|line| text.extend([line.trim_end(), "\n"]));
+    }
+    let shown: Vec<&str> = columns.iter().flat_map(|column| column.key.split(' ')).collect();
+    for line in caption::could_not_run(rows, differences).into_iter().chain(caption::notes(&ran, &shown)) {
+        text.extend([" ", &line, "\n"]);
+    }
+    text
+}
+
+fn draw(columns: &[Column], rows: &[&Row], charset: Charset) -> Table {
+    let rule = match charset {
+        Charset::Utf8 => '─',
+        Charset::Ascii => '-',
+    };
+    let mut table = Table::new();
+    table.load_style(TableStyle::new().header_separator(LineStyle::new(rule, rule, rule, rule)));
+    table.set_header(columns.iter().map(|column| column.heading));
+    for row in rows {
+        let missing = || charset.missing().to_owned();
+        table.add_row(columns.iter().map(|column| (column.cell)(row, charset).unwrap_or_else(missing)));
+    }
+    for (drawn, column) in table.column_iter_mut().zip(columns) {
+        drawn.set_padding((0, 1));
+        // Words to the left, numbers to the right.
+        let words = matches!(column.key, "backing achieved" | "policy" | "reclaim" | "zap");
+        drawn.set_cell_alignment(if words { CellAlignment::Left } else { CellAlignment::Right });
+    }
+    table
+}
+
+fn columns(differences: Differences) -> Vec<Column> {
+    let column = |heading, key, cell| Column { heading, key, cell };
+    let mut columns = vec![
+        column("backing", "backing achieved", |row, _| Some(backing(row))),
+        column("policy", "policy", |row, _| Some(row.label.policy.clone())),
+    ];
+    if differences.reclaim {
+        columns.push(column("reclaim", "reclaim", |row, _| Some(row.label.reclaim.clone())));
+    }
+    if differences.granule {
+        columns.push(column("slots", "granule", |row, _| Some(units::bytes(row.label.granule))));
+    }
+    if differences.zap {
+        columns.push(column("zap", "zap", |row, _| Some(row.label.zap.clone())));
+    }
+    columns.extend([
+        column("evicted", "evicted_bytes", |row, _| row.evicted_bytes.get().map(units::bytes)),
+        column("ranges", "invalidations", |row, _| row.invalidations.get().map(units::count)),
+        column("invali-\ndated", "invalidated_bytes", |row, _| row.invalidated_bytes.get().map(units::bytes)),
+        column("amplifi-\ncation", "amplification", |row, _| row.amplification.get().map(units::times)),
+        column("zapped\n4k / 2m", "sptes_zapped_4k sptes_zapped_2m", sptes),
+        column("refaults", "refaults", |row, _| row.refaults.get().map(units::count)),
+        column("colla-\nteral", "collateral_faults", |row, _| row.collateral_faults.get().map(units::count)),
+        column("zap\np50", "zap_ns", |row, charset| p50(&row.zap_ns, charset)),
+        column("reclaim\np50", "reclaim_ns", |row, charset| p50(&row.reclaim_ns, charset)),
+        column("refault\np50 / p99", "refault_ns", stall),
+        column("hot\nloop", "guest_touches_before guest_touches_during", |row, _| {
+            row.hot_loop_ratio().map(units::percent)
+        }),
+    ]);
+    columns
+}
+
+/// The backing, and how much of it was really that if not all of it was.
+fn backing(row: &Row) -> String {
+    let asked = &row.label.backing;
+    match row.achieved.as_ref().map(|achieved| achieved.get(asked).copied().unwrap_or(0.0)) {
+        Some(fraction) if fraction < 0.995 => format!("{asked} ({})", units::percent(fraction)),
+        _ => asked.clone(),
+    }
+}
+
+fn sptes(row: &Row, charset: Charset) -> Option<String> {
+    let part = |count: &Measured<u64>| count.get().map_or(charset.missing().to_owned(), units::count);
+    let known = !(row.sptes_zapped_4k.is_null() && row.sptes_zapped_2m.is_null());
+    known.then(|| format!("{} / {}", part(&row.sptes_zapped_4k), part(&row.sptes_zapped_2m)))
+}
+
+fn p50(times: &Measured<crate::record::Distribution>, charset: Charset) -> Option<String> {
+    times.get()?.p50.map(|time| units::nanoseconds(time as f64, charset))
+}
+
+fn stall(row: &Row, charset: Charset) -> Option<String> {
+    let times = row.refault_ns.get()?;
+    let text = |time: u64| units::nanoseconds(time as f64, charset);
+    Some(format!("{} / {}", text(times.p50?), text(times.p99?)))
+}
+
+#[cfg(test)]
+mod tests;

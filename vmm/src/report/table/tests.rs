@@ -1,0 +1,90 @@
+use super::*;
+use crate::report::fixture::{row, run, wider};
+
+#[test]
+fn a_case_is_one_table_with_what_its_rows_share_above_it() {
+    let run = run(vec![row("4k", "folio"), row("thp", "vm")]);
+    let text = table(&run, Charset::Utf8);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "sparse: pageout, slots of 2 MiB, 256 victims of 4 KiB");
+    assert!(lines.iter().all(|line| line.chars().count() <= 140), "{text}");
+    let folio = lines.iter().find(|line| line.contains("folio")).unwrap();
+    for cell in ["4k", "1 MiB", "256", "1.0", "256 / 0", "25 µs", "8 µs / 40 µs", "50 %"] {
+        assert!(folio.contains(cell), "{cell} in {folio}");
+    }
+    assert!(!text.contains('\u{1b}'));
+}
+
+#[test]
+fn only_what_differs_has_a_column() {
+    let (mut a, mut b) = (row("4k", "slot"), row("4k", "slot"));
+    assert!(!table(&run(vec![a.clone(), b.clone()]), Charset::Utf8).contains("slots\n"));
+    a.label.granule = 64 << 10;
+    b.label.zap = "memslot".into();
+    let text = table(&run(vec![a.clone(), b.clone()]), Charset::Utf8);
+    assert!(text.contains("64 KiB") && !text.contains("memslot"), "{text}");
+    b.label.granule = a.label.granule;
+    let text = table(&run(vec![a, b]), Charset::Utf8);
+    assert!(
+        text.contains("slots of 64 KiB") && text.contains("memslot") && text.contains("protect"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_row_that_could_not_run_gives_its_reason() {
+    let missing = |policy| Row::could_not_run(row("thp", policy).label, "there is no swap; add --zram 1g");
+    let text = table(&run(vec![row("4k", "folio"), missing("folio"), missing("vm")]), Charset::Utf8);
+    assert!(
+        text.contains("could not run: thp under `folio` and `vm`: there is no swap; add --zram 1g"),
+        "{text}"
+    );
+    assert_eq!(text.matches("thp").count(), 1);
+    let none = table(&run(vec![missing("vm")]), Charset::Utf8);
+    assert_eq!(none.lines().count(), 2, "{none}");
+}
+
+#[test]
+fn null_is_a_dash_and_zero_a_zero() {
+    let mut row = row("4k", "kernel");
+    row.refaults = row.warnings.not_measured("refaults", "the guest died");
+    row.lost_events = row.warnings.not_measured("lost_events", "the tap was off");
+    row.collateral_faults = Measured::of(0);
+    let text = table(&run(vec![row]), Charset::Ascii);
+    let cells: Vec<&str> =
+        text.lines().find(|line| line.contains("kernel")).unwrap().split_whitespace().collect();
+    assert!(cells.contains(&"-") && cells.contains(&"0"), "{text}");
+    assert!(text.contains("note: refaults: the guest died"), "{text}");
+    assert!(!text.contains("lost_events"), "no column shows it: {text}");
+    assert!(text.is_ascii(), "{text}");
+}
+
+#[test]
+fn a_label_that_was_not_earned_says_so() {
+    let mut row = row("thp", "folio");
+    row.achieved = Measured::of([("thp".to_owned(), 0.62), ("4k".to_owned(), 0.38)].into());
+    assert!(table(&run(vec![row.clone()]), Charset::Utf8).contains("thp (62 %)"));
+    row.achieved = Measured::of([("4k".to_owned(), 1.0)].into());
+    assert!(table(&run(vec![row]), Charset::Utf8).contains("thp (0 %)"));
+}
+
+#[test]
+fn no_rows_are_no_table() {
+    assert_eq!(table(&run(Vec::new()), Charset::Utf8), "");
+}
+
+#[test]
+fn the_widest_row_still_fits_a_wide_terminal() {
+    let mut wide = wider(row("mthp:512k", "kernel"), 16_384.0);
+    wide.achieved = Measured::of([("mthp:512k".to_owned(), 0.62)].into());
+    (wide.victims, wide.refaults, wide.collateral_faults) =
+        (Measured::of(131_072), Measured::of(131_072), Measured::of(131_072));
+    (wide.sptes_zapped_4k, wide.sptes_zapped_2m) = (Measured::of(131_072), Measured::of(1_024));
+    let mut times = wide.zap_ns.get().unwrap();
+    (times.p50, times.p99) = (Some(123_456), Some(1_234_567));
+    (wide.zap_ns, wide.reclaim_ns, wide.refault_ns) =
+        (Measured::of(times), Measured::of(times), Measured::of(times));
+    let text = table(&run(vec![wide, row("4k", "folio")]), Charset::Utf8);
+    let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
+    assert!(widest <= 140, "{widest}:\n{text}");
+}

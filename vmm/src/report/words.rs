@@ -1,0 +1,271 @@
+//! What the rows say, in words: one paragraph, and nothing in it that a number of the record does not support.
+
+use crate::record::{Row, RunRecord};
+
+use super::names::{Differences, enumerate, grouped};
+use super::units::{self, Charset};
+
+/// A hot loop that keeps this much of its rate has not noticed: two runs of the same differ by as much.
+const UNNOTICED: f64 = 0.95;
+
+/// One paragraph in plain English.
+pub fn words(record: &RunRecord, charset: Charset) -> String {
+    let ran: Vec<&Row> = record.rows.iter().filter(|row| row.could_not_run.is_none()).collect();
+    let mut sentences: Vec<String> = Vec::new();
+    for (_, rows) in grouped(&ran, |row| (&row.label.case, &row.label.backing, &row.label.reclaim)) {
+        sentences.extend(setting(&rows));
+    }
+    sentences.extend(zap_times(&ran, charset));
+    sentences.extend(backings(&ran, charset));
+    sentences.extend(shortfall(&ran));
+    sentences.extend(missing_rows(&record.rows));
+    sentences.extend(integrity(&ran));
+    sentences.join(" ")
+}
+
+/// The rows that differ in the policy, the granule and the zap alone: one sentence.
+fn setting(rows: &[&Row]) -> Option<String> {
+    let differences = Differences::among(rows);
+    let widths = widths(rows, differences);
+    let mut clauses = Vec::new();
+    clauses.extend(collateral(rows, differences));
+    clauses.extend(hot_loop(rows, differences));
+    let first = rows.first()?;
+    let what = format!("{} in case `{}`", taking(first), first.label.case);
+    match widths {
+        Some(widths) => clauses.insert(0, format!("{what} {widths}")),
+        // Without widths the sentence must still say what it speaks of.
+        None if clauses.is_empty() => return None,
+        None => clauses[0] = format!("{what}: {}", clauses[0]),
+    }
+    Some(clauses.join("; ") + ".")
+}
+
+/// `Swapping out 256 pages of 4k memory`.
+fn taking(row: &Row) -> String {
+    let verb = match row.label.reclaim.as_str() {
+        "pageout" => "Swapping out",
+        "dontneed" => "Discarding",
+        "cold" => "Deactivating",
+        "free" => "Freeing",
+        "collapse" => "Collapsing",
+        "remove" | "punch" => "Punching out",
+        "protect" => "Protecting",
+        "remap" => "Moving",
+        "cgroup" => "Squeezing out by cgroup",
+        _ => "Taking",
+    };
+    let what = match (row.victims.get(), row.victim_bytes.get()) {
+        (Some(victims), Some(bytes)) if victims > 0 => {
+            let noun = match (bytes == victims * 4096, victims) {
+                (true, 1) => "page".to_owned(),
+                (true, _) => "pages".to_owned(),
+                (false, 1) => format!("piece ({})", units::bytes(bytes)),
+                (false, _) => format!("pieces ({} in all)", units::bytes(bytes)),
+            };
+            format!("{} {noun}", units::count(victims))
+        }
+        _ => "pages".to_owned(),
+    };
+    format!("{verb} {what} of {} memory", row.label.backing)
+}
+
+/// ``invalidated exactly what had to go under `folio` (amplification 1.0), 257 times as much under `pmd` …``.
+fn widths(rows: &[&Row], differences: Differences) -> Option<String> {
+    let mut known: Vec<(f64, String)> = rows
+        .iter()
+        .filter_map(|row| Some((row.amplification.get()?, differences.name(row))))
+        .filter(|(amplification, _)| amplification.is_finite())
+        .collect();
+    known.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    // Policies whose widths print alike are named together.
+    let mut steps: Vec<(String, Vec<String>)> = Vec::new();
+    for (amplification, name) in known {
+        let text = units::times(amplification);
+        match steps.last_mut().filter(|(last, _)| *last == text) {
+            Some((_, names)) => names.push(name),
+            None => steps.push((text, vec![name])),
+        }
+    }
+    (!steps.is_empty()).then(|| widths_in_words(&steps))
+}
+
+fn widths_in_words(steps: &[(String, Vec<String>)]) -> String {
+    let Some(((times, names), wider)) = steps.split_first() else { return String::new() };
+    let exact = times == "1.0";
+    let mut text = match exact {
+        true => format!("invalidated exactly what had to go {} (amplification 1.0)", enumerate(names)),
+        false => format!("invalidated {times} times what had to go {}", enumerate(names)),
+    };
+    let as_much = if exact { " as much" } else { "" };
+    // More than a handful of numbers is what the table is for.
+    let many = wider.len() > 4;
+    let shown = if many { &wider[wider.len() - 1..] } else { wider };
+    for (index, (times, names)) in shown.iter().enumerate() {
+        let glue = match (many, index + 1 == shown.len()) {
+            (true, _) => " and up to",
+            (false, true) => " and",
+            (false, false) => ",",
+        };
+        text += &format!("{glue} {times} times{as_much} {}", enumerate(names));
+    }
+    text
+}
+
+/// ``the guest then faulted on 16,128 pages that had never left under `vm`, on none under `folio` ``.
+fn collateral(rows: &[&Row], differences: Differences) -> Option<String> {
+    let known = rows.iter().filter_map(|row| Some((row.collateral_faults.get()?, *row)));
+    let (least, most) = extremes(known.map(|(faults, row)| (faults as f64, row)))?;
+    let pages = |faults: f64| match faults as u64 {
+        1 => "one page".to_owned(),
+        faults => format!("{} pages", units::count(faults)),
+    };
+    if most.0 == 0.0 {
+        return Some("no page that had stayed faulted again".to_owned());
+    }
+    let faulted = format!("the guest then faulted on {} that had never left", pages(most.0));
+    if least.0 == most.0 {
+        return Some(faulted);
+    }
+    let fewest = if least.0 == 0.0 { "none".to_owned() } else { units::count(least.0 as u64) };
+    Some(format!("{faulted} {}, on {fewest} {}", differences.name(most.1), differences.name(least.1)))
+}
+
+/// ``the hot loop fell to 43 % of its undisturbed rate under `vm` and kept 98 % under `folio` ``.
+fn hot_loop(rows: &[&Row], differences: Differences) -> Option<String> {
+    let known = rows.iter().filter_map(|row| Some((row.hot_loop_ratio()?, *row)));
+    let (worst, best) = extremes(known)?;
+    let name = |row| differences.name(row);
+    if worst.0 >= UNNOTICED {
+        return Some(format!(
+            "the hot loop kept at least {} of its undisturbed rate",
+            units::percent(worst.0)
+        ));
+    }
+    let fell = format!("the hot loop fell to {} of its undisturbed rate", units::percent(worst.0));
+    if worst.0 == best.0 {
+        return Some(fell);
+    }
+    // A loop that all but kept its rate did not fall.
+    let verb = if best.0 >= UNNOTICED { "kept" } else { "to" };
+    Some(format!("{fell} {} and {verb} {} {}", name(worst.1), units::percent(best.0), name(best.1)))
+}
+
+/// A value, and the row that has it.
+type Of<'a> = (f64, &'a Row);
+
+/// The smallest and the largest of the finite ones, the earliest of equals; `None` if there is none.
+fn extremes<'a>(values: impl Iterator<Item = Of<'a>>) -> Option<(Of<'a>, Of<'a>)> {
+    values.filter(|(value, _)| value.is_finite()).fold(None, |found, value| {
+        let (least, most) = found.unwrap_or((value, value));
+        Some((if value.0 < least.0 { value } else { least }, if value.0 > most.0 { value } else { most }))
+    })
+}
+
+/// ``One zap took 25 µs under `folio` and 3.2 ms under `vm` (medians; case `sparse` on 4k).``, of the first case
+/// and backing that has two to compare.
+fn zap_times(rows: &[&Row], charset: Charset) -> Option<String> {
+    grouped(rows, |row| (&row.label.case, &row.label.backing, &row.label.reclaim)).iter().find_map(
+        |(_, rows)| {
+            let differences = Differences::among(rows);
+            let medians = rows.iter().filter_map(|row| Some((row.zap_ns.get()?.p50? as f64, *row)));
+            let ((least, quick), (most, slow)) = extremes(medians)?;
+            if std::ptr::eq(quick, slow) {
+                return None;
+            }
+            let time = |nanoseconds| units::nanoseconds(nanoseconds, charset);
+            let (case, backing) = (&quick.label.case, &quick.label.backing);
+            Some(format!(
+                "Dropping one range took {} {} and {} {} (medians; case `{case}` on {backing}).",
+                time(least),
+                differences.name(quick),
+                time(most),
+                differences.name(slow),
+            ))
+        },
+    )
+}
+
+/// ``A refault stopped the guest for 8 µs on 4k and 120 µs on thp (medians; case `sparse` under `kernel`).``, of
+/// the first case and policy that has two backings to compare.
+fn backings(rows: &[&Row], charset: Charset) -> Option<String> {
+    let same_but_backing = |row: &Row| {
+        let mut label = row.label.clone();
+        label.backing.clear();
+        label
+    };
+    grouped(rows, same_but_backing).iter().find_map(|(label, rows)| {
+        let medians: Vec<String> = rows
+            .iter()
+            .filter_map(|row| {
+                let time = units::nanoseconds(row.refault_ns.get()?.p50? as f64, charset);
+                Some(format!("for {time} on {}", row.label.backing))
+            })
+            .collect();
+        let (case, policy) = (&label.case, &label.policy);
+        (medians.len() > 1).then(|| {
+            let medians = enumerate(&medians);
+            format!("A refault stopped the guest {medians} (medians; case `{case}` under `{policy}`).")
+        })
+    })
+}
+
+/// Operations that are meant to take every byte asked for.
+fn evicts(row: &Row) -> bool {
+    matches!(row.label.reclaim.as_str(), "pageout" | "dontneed" | "remove" | "punch" | "cgroup")
+}
+
+fn shortfall(rows: &[&Row]) -> Option<String> {
+    let short: Vec<(f64, &Row)> = rows
+        .iter()
+        .filter(|row| evicts(row))
+        .filter_map(|row| Some((row.evicted_bytes.get()?, row.victim_bytes.get()?, *row)))
+        .filter(|(gone, asked, _)| gone < asked)
+        .map(|(gone, asked, row)| (gone as f64 / asked as f64, row))
+        .collect();
+    let ((_, row), _) = extremes(short.iter().copied())?;
+    let (gone, asked) = (row.evicted_bytes.get()?, row.victim_bytes.get()?);
+    let (backing, policy, case) = (&row.label.backing, &row.label.policy, &row.label.case);
+    let rows = if short.len() == 1 { "one row".to_owned() } else { format!("{} rows", short.len()) };
+    Some(format!(
+        "In {rows} less left than was asked for, at worst {} of {} ({backing} under `{policy}` in case `{case}`).",
+        units::bytes(gone),
+        units::bytes(asked),
+    ))
+}
+
+fn missing_rows(rows: &[Row]) -> Option<String> {
+    let missing: Vec<&Row> = rows.iter().filter(|row| row.could_not_run.is_some()).collect();
+    let reasons = grouped(&missing, |row| row.could_not_run.as_deref().unwrap_or_default());
+    let (first, _) = reasons.first()?;
+    let others = match reasons.len() - 1 {
+        0 => String::new(),
+        1 => ", and one other reason".to_owned(),
+        others => format!(", and {others} other reasons"),
+    };
+    let first = first.trim_end_matches('.');
+    Some(format!("{} of {} rows could not run: {first}{others}.", missing.len(), rows.len()))
+}
+
+fn integrity(rows: &[&Row]) -> Option<String> {
+    if rows.is_empty() {
+        return None;
+    }
+    let wrong: u64 = rows.iter().filter_map(|row| row.integrity_errors.get()).sum();
+    let bad = rows.iter().filter(|row| row.integrity_errors.get().is_some_and(|errors| errors > 0)).count();
+    let unverified = rows.iter().filter(|row| row.integrity_errors.is_null()).count();
+    if bad > 0 {
+        let pages = if wrong == 1 { "1 page".to_owned() } else { format!("{} pages", units::count(wrong)) };
+        return Some(format!(
+            "IN {bad} OF {} ROWS {pages} CAME BACK WRONG: do not trust this run.",
+            rows.len()
+        ));
+    }
+    if unverified > 0 {
+        return Some(format!("The memory of {unverified} of {} rows could not be verified.", rows.len()));
+    }
+    Some("Every page of every row came back as it should.".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

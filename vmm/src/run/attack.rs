@@ -1,0 +1,288 @@
+//! Taking memory away, victim by victim, through the bridge.
+//!
+//! ```text
+//!   victim (pages of one operation)
+//!     ├─ plan: what the kernel will announce for it, read from pagemap now
+//!     ├─ for each announcement: Bridge::invalidate ── the last one's operation is the system call itself
+//!     └─ look again: what really left
+//! ```
+//!
+//! One system call can announce many ranges (a region of 4 KiB pages, a split before the page it is made
+//! for). The kernel makes them one after another inside the call; here they are made one after another before
+//! it, since no other place can be had from outside.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use guest_mem::{
+    HvaRange, MapLevel, MemoryCgroup, Operation, Order, PAGE_SIZE, PageCounts, PageRun, PageScanner, Planned,
+    Planner, Region, Unit, Victim, perform_unmeasured,
+};
+use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, Source, monotonic_ns};
+
+use super::errors::TrialError;
+use super::measured::Counts;
+use crate::host::signals::Cancel;
+use crate::kvm::Leaves;
+use crate::record::Samples;
+use crate::scenario::Victims;
+use crate::testbed::Testbed;
+
+/// How often MADV_PAGEOUT is asked for the same pages. It passes over a page that somebody holds for a moment
+/// (a fault in progress on another page of the same folio is enough), and says nothing. A repetition is part of
+/// the same operation: what it announces was announced.
+const ATTEMPTS: u32 = 16;
+
+/// What is done to each victim.
+#[derive(Clone, Copy, Debug)]
+pub enum Method<'a> {
+    /// One system call for each.
+    Call(Operation),
+    /// The memory cgroup is squeezed by as many bytes as all victims have; it chooses for itself.
+    Squeeze(&'a MemoryCgroup),
+}
+
+/// Takes memory from one testbed.
+pub struct Attacker<'a> {
+    testbed: &'a dyn Testbed,
+    bridge: &'a Bridge,
+    /// Nobody but the kernel zaps: what it drops shows only in KVM's statistics around each operation.
+    kernel_alone: bool,
+    cancel: &'a Cancel,
+    scanner: PageScanner,
+    planner: Planner,
+    planned: Vec<Planned>,
+    runs: Vec<PageRun>,
+    recorder: Recorder,
+    /// How long each system call took.
+    calls: Samples,
+}
+
+impl<'a> Attacker<'a> {
+    /// An attacker with room for `records` records of single invalidations; totals are exact beyond that.
+    pub fn new(
+        testbed: &'a dyn Testbed,
+        bridge: &'a Bridge,
+        kernel_alone: bool,
+        records: usize,
+        cancel: &'a Cancel,
+    ) -> Result<Self, TrialError> {
+        Ok(Self {
+            testbed,
+            bridge,
+            kernel_alone,
+            cancel,
+            scanner: PageScanner::new()?,
+            planner: Planner::new(),
+            planned: Vec::new(),
+            runs: Vec::new(),
+            recorder: Recorder::with_capacity(records),
+            calls: Samples::default(),
+        })
+    }
+
+    /// What was recorded, and how long each system call took.
+    pub fn finish(self) -> (Recorder, Samples) {
+        (self.recorder, self.calls)
+    }
+
+    fn arena(&self) -> &'a Region {
+        self.testbed.arena()
+    }
+
+    fn range_of(&self, pages: &Range<u64>) -> HvaRange {
+        self.arena()
+            .slice(pages.start * PAGE_SIZE, (pages.end - pages.start) * PAGE_SIZE)
+            .expect("a checked scenario names pages of its arena")
+    }
+
+    /// Takes every victim, waiting `pace` in between. `taken` hears of the pages of each operation.
+    pub fn take_all(
+        &mut self,
+        victims: &Victims,
+        method: Method<'_>,
+        pace: Duration,
+        counts: &mut Counts,
+        mut taken: impl FnMut(Range<u64>),
+    ) -> Result<(), TrialError> {
+        counts.victims += victims.len();
+        counts.victim_bytes += victims.bytes();
+        let operation = match method {
+            Method::Call(operation) => operation,
+            Method::Squeeze(cgroup) => return self.squeeze(cgroup, victims.bytes(), counts, taken),
+        };
+        for pages in victims.iter() {
+            self.cancel.check().map_err(|_| TrialError::Cancelled)?;
+            self.take(self.range_of(&pages), operation, counts)?;
+            taken(pages);
+            if !pace.is_zero() {
+                self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One operation.
+    fn take(&mut self, range: HvaRange, operation: Operation, counts: &mut Counts) -> Result<(), TrialError> {
+        let arena = self.arena();
+        let before = self.page_counts(range)?;
+        let mut planned = std::mem::take(&mut self.planned);
+        self.planner.plan(&mut self.scanner, arena, range, Unit::Range, operation, &mut planned)?;
+        let leaves = self.leaves();
+        self.announce(&planned, range, operation, counts)?;
+        self.count_dropped(leaves, counts);
+        self.planned = planned;
+        let after = self.page_counts(range)?;
+        counts.pmd_mapped_bytes += before.pmd_mapped * PAGE_SIZE;
+        counts.evicted_bytes += operation.got_bytes(self.arena().backing(), &before, &after);
+        Ok(())
+    }
+
+    /// Announces each planned range; the last bracket holds the system call.
+    fn announce(
+        &mut self,
+        planned: &[Planned],
+        range: HvaRange,
+        operation: Operation,
+        counts: &mut Counts,
+    ) -> Result<(), TrialError> {
+        let arena = self.arena();
+        let (calls, scanner, runs) = (&mut self.calls, &mut self.scanner, &mut self.runs);
+        let mut call = || -> Result<(), TrialError> {
+            for attempt in 0..ATTEMPTS {
+                let begun = monotonic_ns();
+                perform_unmeasured(arena, operation, range)?;
+                calls.record(monotonic_ns() - begun);
+                if operation != Operation::PageOut {
+                    break;
+                }
+                scanner.scan_region(arena, range, runs)?;
+                if PageCounts::of(runs).resident() == 0 {
+                    break;
+                }
+                counts.repeated += u64::from(attempt + 1 < ATTEMPTS);
+            }
+            Ok(())
+        };
+        let Some((last, first)) = planned.split_last() else {
+            return call();
+        };
+        for announcement in first {
+            let invalidation = invalidation(arena, announcement, operation);
+            self.bridge.invalidate(&mut self.recorder, &invalidation, || ())?;
+        }
+        let invalidation = invalidation(arena, last, operation);
+        self.bridge.invalidate(&mut self.recorder, &invalidation, call)?
+    }
+
+    /// Leaf translations now, where nobody but the kernel drops them and so nobody else counts.
+    fn leaves(&self) -> Option<Option<Leaves>> {
+        self.kernel_alone.then(|| self.testbed.leaves())
+    }
+
+    fn count_dropped(&self, before: Option<Option<Leaves>>, counts: &mut Counts) {
+        let Some(before) = before else { return };
+        let both = before.zip(self.testbed.leaves());
+        let dropped = |of: fn(&Leaves) -> u64| both.map(|(b, a)| of(&b).saturating_sub(of(&a)));
+        counts.sptes_zapped_4k += Count::from(dropped(|leaves| leaves.pages_4k));
+        counts.sptes_zapped_2m += Count::from(dropped(|leaves| leaves.pages_2m));
+    }
+
+    fn page_counts(&mut self, range: HvaRange) -> Result<PageCounts, TrialError> {
+        self.scanner.scan_region(self.testbed.arena(), range, &mut self.runs)?;
+        Ok(PageCounts::of(&self.runs))
+    }
+
+    /// Lets the cgroup choose. Nothing is known before the fact, so what went is found by looking, and
+    /// announced afterwards: the kernel's own notifier has done its part by then.
+    fn squeeze(
+        &mut self,
+        cgroup: &MemoryCgroup,
+        bytes: u64,
+        counts: &mut Counts,
+        mut taken: impl FnMut(Range<u64>),
+    ) -> Result<(), TrialError> {
+        let arena = self.arena();
+        let mut before = Vec::new();
+        self.scanner.scan_region(arena, arena.range(), &mut before)?;
+        let leaves = self.leaves();
+        cgroup.squeeze(bytes)?;
+        self.count_dropped(leaves, counts);
+        let mut after = Vec::new();
+        self.scanner.scan_region(arena, arena.range(), &mut after)?;
+        for (went, level) in departed(&before, &after) {
+            let (order, step) = match level {
+                MapLevel::Pmd => (Order::PMD, Order::PMD.bytes()),
+                MapLevel::Pte => (Order::BASE, PAGE_SIZE),
+            };
+            for pages in went.chunks(step) {
+                let victim = Victim { pages, order, level, anonymous: arena.backing().is_anonymous() };
+                let invalidation = Invalidation {
+                    source: Source::Scan,
+                    ..Invalidation::hook(Cause::CgroupReclaim, victim, arena.range())
+                };
+                self.bridge.invalidate(&mut self.recorder, &invalidation, || ())?;
+            }
+            counts.evicted_bytes += went.len();
+            if level == MapLevel::Pmd {
+                counts.pmd_mapped_bytes += went.len();
+            }
+            let first = arena.offset_of(went.start()).expect("scanned in the arena") / PAGE_SIZE;
+            taken(first..first + went.page_count());
+        }
+        Ok(())
+    }
+}
+
+/// What the bridge is told of an announcement.
+fn invalidation(arena: &Region, planned: &Planned, operation: Operation) -> Invalidation {
+    let (vma, anonymous) = (arena.range(), arena.backing().is_anonymous());
+    let exact = |pages: HvaRange| Victim {
+        pages,
+        order: Order::of_bytes(pages.len()).unwrap_or(Order::BASE),
+        level: MapLevel::Pte,
+        anonymous,
+    };
+    match *planned {
+        Planned::SplitPmd(pages) => {
+            let victim = Victim { pages, order: Order::PMD, level: MapLevel::Pmd, anonymous };
+            Invalidation::hook(Cause::PmdSplit, victim, vma)
+        }
+        Planned::SplitFolio(pages) => Invalidation::hook(Cause::FolioSplit, exact(pages), vma),
+        Planned::Take(victim) => Invalidation::hook(cause_of(operation), victim, vma),
+        Planned::Exact(pages) => Invalidation::hook(cause_of(operation), exact(pages), vma),
+    }
+}
+
+fn cause_of(operation: Operation) -> Cause {
+    match operation {
+        Operation::PageOut => Cause::PageOut,
+        Operation::DontNeed => Cause::DontNeed,
+        Operation::Cold => Cause::Cold,
+        Operation::Free => Cause::Free,
+        Operation::Collapse => Cause::Collapse,
+        Operation::PunchHole | Operation::Fallocate => Cause::PunchHole,
+        Operation::Protect => Cause::Protect,
+        Operation::Remap => Cause::Remap,
+    }
+}
+
+/// The ranges that were resident before and are not after, with the level that mapped them before. Both lists
+/// tile the same range.
+fn departed(before: &[PageRun], after: &[PageRun]) -> Vec<(HvaRange, MapLevel)> {
+    let mut went = Vec::new();
+    let mut rest = after.iter().peekable();
+    for was in before.iter().filter(|run| run.state.is_resident()) {
+        while rest.peek().is_some_and(|is| is.range.end() <= was.range.start()) {
+            rest.next();
+        }
+        let overlapping = rest.clone().take_while(|is| is.range.start() < was.range.end());
+        for is in overlapping.filter(|is| !is.state.is_resident()) {
+            if let Some(range) = was.range.intersection(is.range) {
+                let level = if was.state.is_pmd_mapped() { MapLevel::Pmd } else { MapLevel::Pte };
+                went.push((range, level));
+            }
+        }
+    }
+    went
+}

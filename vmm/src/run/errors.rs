@@ -1,0 +1,35 @@
+//! Why a trial did not come to its end.
+
+use guest_mem::{CgroupError, ReclaimError, RegionError, ScanError, SeamError};
+use notifier_bridge::WouldBlock;
+
+use crate::guest::GuestError;
+
+/// See the [module](self).
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// The guest crashed, stayed silent, or broke the protocol.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// Page state could not be read.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// Memory could not be taken.
+    #[error(transparent)]
+    Reclaim(#[from] ReclaimError),
+    /// khugepaged could not be kept out.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The memory could not be prepared for exact toggles.
+    #[error(transparent)]
+    Seam(#[from] SeamError),
+    /// The cgroup could not be squeezed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A listener refused an operation that may wait.
+    #[error(transparent)]
+    Refused(#[from] WouldBlock),
+    /// The user wants to stop.
+    #[error("interrupted")]
+    Cancelled,
+}

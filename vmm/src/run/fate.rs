@@ -1,0 +1,109 @@
+//! What has become of each page of the arena, and so what a verify must find there.
+
+use std::ops::Range;
+
+use guest_mem::Operation;
+
+/// What a page holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The pattern of the fill.
+    Pattern,
+    /// Zeros: it was discarded.
+    Zeros,
+    /// One or the other: it was given to the kernel to discard when it likes.
+    Either,
+}
+
+/// One page.
+#[derive(Clone, Copy, Debug)]
+struct Fate {
+    content: Content,
+    /// A step named it as a victim.
+    taken: bool,
+}
+
+/// All pages.
+#[derive(Debug)]
+pub struct Fates(Vec<Fate>);
+
+impl Fates {
+    /// An arena of `pages` pages that nobody has written.
+    pub fn new(pages: u64) -> Self {
+        Self(vec![Fate { content: Content::Zeros, taken: false }; pages as usize])
+    }
+
+    /// Every page was filled, and nothing is taken any more.
+    pub fn filled(&mut self) {
+        self.0.fill(Fate { content: Content::Pattern, taken: false });
+    }
+
+    /// A step took these pages; `discarded` says what that does to their content.
+    pub fn take(&mut self, pages: Range<u64>, content: Option<Content>) {
+        for fate in &mut self.0[pages.start as usize..pages.end as usize] {
+            fate.taken = true;
+            if fate.content != Content::Zeros {
+                fate.content = content.unwrap_or(fate.content);
+            }
+        }
+    }
+
+    /// Whether a step took the page.
+    pub fn is_taken(&self, page: u64) -> bool {
+        self.0.get(page as usize).is_some_and(|fate| fate.taken)
+    }
+
+    /// The pages with this content, lowest first.
+    pub fn with(&self, content: Content) -> impl Iterator<Item = u64> {
+        self.indices(move |fate| fate.content == content)
+    }
+
+    /// The pages that no step took, lowest first.
+    pub fn others(&self) -> impl Iterator<Item = u64> {
+        self.indices(|fate| !fate.taken)
+    }
+
+    fn indices(&self, wanted: impl Fn(&Fate) -> bool) -> impl Iterator<Item = u64> {
+        (0u64..).zip(&self.0).filter(move |(_, fate)| wanted(fate)).map(|(page, _)| page)
+    }
+}
+
+/// What an operation leaves in the pages it takes; `None` if their content stays.
+pub fn left_by(operation: Operation, shared: bool) -> Option<Content> {
+    match operation {
+        // Shared memory keeps its content in the page cache.
+        Operation::DontNeed => (!shared).then_some(Content::Zeros),
+        Operation::PunchHole | Operation::Fallocate => Some(Content::Zeros),
+        Operation::Free => Some(Content::Either),
+        Operation::PageOut
+        | Operation::Cold
+        | Operation::Collapse
+        | Operation::Protect
+        | Operation::Remap => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_and_what_is_left_are_told_apart() {
+        let mut fates = Fates::new(4);
+        fates.filled();
+        fates.take(1..2, left_by(Operation::PageOut, false));
+        fates.take(2..3, left_by(Operation::DontNeed, false));
+        assert_eq!(fates.others().collect::<Vec<_>>(), [0, 3]);
+        assert_eq!(fates.with(Content::Zeros).collect::<Vec<_>>(), [2]);
+        assert_eq!(fates.with(Content::Pattern).count(), 3);
+        assert!(fates.is_taken(1) && !fates.is_taken(3) && !fates.is_taken(99));
+        fates.take(2..3, left_by(Operation::Free, false));
+        assert_eq!(fates.with(Content::Zeros).count(), 1, "what is gone cannot come back");
+    }
+
+    #[test]
+    fn shared_memory_keeps_its_content_unless_a_hole_is_punched() {
+        assert_eq!(left_by(Operation::DontNeed, true), None);
+        assert_eq!(left_by(Operation::PunchHole, true), Some(Content::Zeros));
+    }
+}

@@ -1,0 +1,24 @@
+//! Running a scenario: every row a trial (or several), every trial a fresh machine.
+//!
+//! ```text
+//!   Scenario ── rows ──> Trial: testbed, bridge, plan
+//!                          fill ─ hot ─ baseline ─ reclaim ─ stop ─ refault ─ sweep ─ verify
+//!                                                    │
+//!                                     Attack: plan the victim, Bridge::invalidate(operation), look what left
+//!                          ──> Measured ── pooled over repetitions ──> row of the run record
+//! ```
+
+mod attack;
+mod calibrate;
+mod errors;
+mod fate;
+mod measured;
+mod orders;
+mod rows;
+mod runner;
+mod trial;
+
+pub use errors::TrialError;
+pub use measured::{Counts, Measured, Rate, Times};
+pub use runner::{Backend, Progress, RunError, RunOutcome, Runner, chain, describe};
+pub use trial::{STALL, Trial, TrialSetup, bridge_of};

@@ -1,0 +1,142 @@
+//! From what a trial measured to a row of the run record.
+
+use std::collections::BTreeMap;
+
+use guest_mem::Backing;
+use notifier_bridge::Count;
+
+use super::measured::{Measured as Trial, Rate};
+use super::trial::STALL;
+use crate::record::{Measured, Row, RowLabel, Samples, Warnings};
+
+/// Why nothing of the kernel's own account is in a row.
+const NO_TAP: &str = "the kernel's own tracepoints are not read in this version";
+/// Why a count by KVM may be missing.
+const NO_STATISTIC: &str = "this KVM has no such statistic";
+
+/// The row of `trials` trials pooled into `measured`.
+pub fn row(label: RowLabel, backing: Backing, trials: u32, measured: &Trial) -> Row {
+    let mut row = Row::could_not_run(label, "");
+    row.could_not_run = None;
+    row.trials = trials;
+    let mut warnings = Warnings::default();
+    measured.warnings.iter().for_each(|warning| warnings.say(warning.as_str()));
+    fill_counts(&mut row, backing, measured, &mut warnings);
+    fill_times(&mut row, measured, &mut warnings);
+    for key in ["kernel_ranges", "kernel_bytes", "lost_events"] {
+        warnings.note(key, NO_TAP);
+    }
+    row.warnings = warnings;
+    debug_assert_eq!(row.unexplained(), Vec::<&str>::new());
+    row
+}
+
+fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut Warnings) {
+    let (counts, totals) = (&measured.counts, &measured.counts.totals);
+    let mut known = |key: &str, count: Count| Measured::or_why(count.get(), warnings, key, NO_STATISTIC);
+    row.sptes_zapped_4k = known("sptes_zapped_4k", counts.sptes_zapped_4k);
+    row.sptes_zapped_2m = known("sptes_zapped_2m", counts.sptes_zapped_2m);
+    row.remote_tlb_flushes = known("remote_tlb_flushes", counts.remote_tlb_flushes);
+    row.refaults = known("refaults", counts.refaults);
+    row.collateral_faults = known("collateral_faults", counts.collateral_faults);
+    row.achieved = match achieved(backing, counts.pmd_mapped_bytes, counts.victim_bytes) {
+        Some(fractions) => Measured::of(fractions),
+        None => warnings.not_measured("achieved", "no step took anything"),
+    };
+    row.victims = Measured::of(counts.victims);
+    row.victim_bytes = Measured::of(counts.victim_bytes);
+    row.evicted_bytes = Measured::of(counts.evicted_bytes);
+    row.invalidations = Measured::of(totals.invalidations);
+    row.needed_bytes = Measured::of(totals.needed_bytes);
+    row.invalidated_bytes = Measured::of(totals.invalidated_bytes);
+    row.amplification =
+        Measured::or_why(totals.amplification(), warnings, "amplification", "nothing had to be invalidated");
+    row.slots_zapped = Measured::of(totals.slots_zapped);
+    row.zapped_bytes = Measured::of(totals.zapped_bytes);
+    row.integrity_errors = Measured::of(counts.integrity_errors);
+    if counts.evicted_bytes < counts.victim_bytes && row.label.reclaim == "pageout" {
+        let stayed = counts.victim_bytes - counts.evicted_bytes;
+        warnings.note(
+            "evicted_bytes",
+            format!("{stayed} bytes stayed: pinned, locked, shared, or no room left in the swap device"),
+        );
+    }
+    if counts.repeated > 0 {
+        let times = counts.repeated;
+        warnings.say(format!("MADV_PAGEOUT passed over pages in use and was repeated {times} times"));
+    }
+    if counts.lost_records > 0 {
+        let lost = counts.lost_records;
+        warnings.note("zap_ns", format!("the times of {lost} invalidations found the ledger full"));
+    }
+    if counts.lost_stalls > 0 {
+        let lost = counts.lost_stalls;
+        warnings.note("collateral_ns", format!("{lost} stalls found the guest's ring full"));
+    }
+}
+
+fn fill_times(row: &mut Row, measured: &Trial, warnings: &mut Warnings) {
+    let times = &measured.times;
+    let mut distribution = |key: &str, samples: &Samples, why: &str| match samples.count() {
+        0 => warnings.not_measured(key, why),
+        _ => Measured::of(samples.summary()),
+    };
+    row.zap_ns = distribution(
+        "zap_ns",
+        &times.zap,
+        "no listener but the kernel's own, whose zap is part of the operation",
+    );
+    row.reclaim_ns = distribution("reclaim_ns", &times.reclaim, "no operation by address was performed");
+    let none = format!("no touch took {} us or longer", STALL.as_micros());
+    row.refault_ns = distribution("refault_ns", &times.refault, &none);
+    row.collateral_ns = distribution("collateral_ns", &times.collateral, &none);
+    if times.undisturbed.count() > 0 && times.collateral.count() > 0 {
+        let noise = times.undisturbed.count();
+        warnings.note(
+            "collateral_ns",
+            format!(
+                "the undisturbed hot loop, too, had {noise} touches this long: interrupts are among these"
+            ),
+        );
+    }
+    let mut rate = |key: &str, rate: Option<Rate>, why: &str| {
+        Measured::or_why(rate.and_then(Rate::per_second), warnings, key, why)
+    };
+    row.guest_touches_before = rate("guest_touches_before", measured.before, "the case has no baseline");
+    row.guest_touches_during =
+        rate("guest_touches_during", measured.during, "no hot loop ran while memory was taken");
+}
+
+/// What the victims really were: the fraction mapped by PMD entries, and the rest under its own name.
+fn achieved(backing: Backing, pmd_mapped: u64, all: u64) -> Option<BTreeMap<String, f64>> {
+    if all == 0 {
+        return None;
+    }
+    let large = match backing {
+        Backing::Hugetlb2m => "hugetlb:2m",
+        Backing::MemfdThp => "memfd:thp",
+        _ => "thp",
+    };
+    let small = match backing {
+        Backing::Memfd | Backing::MemfdThp => "memfd".to_owned(),
+        Backing::Mthp(_) => backing.to_string(),
+        _ => "4k".to_owned(),
+    };
+    let fraction = pmd_mapped as f64 / all as f64;
+    let parts = [(large.to_owned(), fraction), (small, 1.0 - fraction)];
+    Some(parts.into_iter().filter(|(_, part)| *part > 0.0).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_earned() {
+        let parts = |backing, pmd, all| achieved(backing, pmd, all).unwrap();
+        assert_eq!(parts(Backing::Thp, 4, 4), [("thp".to_owned(), 1.0)].into());
+        assert_eq!(parts(Backing::Thp, 0, 4), [("4k".to_owned(), 1.0)].into());
+        assert_eq!(parts(Backing::Thp, 1, 4), [("thp".to_owned(), 0.25), ("4k".to_owned(), 0.75)].into());
+        assert_eq!(achieved(Backing::Base4k, 0, 0), None);
+    }
+}

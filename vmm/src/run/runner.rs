@@ -1,0 +1,359 @@
+//! Every row of a scenario, one after another.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::SystemTime;
+
+use guest_mem::{HostThp, MemoryCgroup, Operation, SwapInfo};
+use kvm_ioctls::Kvm;
+
+use super::calibrate;
+use super::errors::TrialError;
+use super::measured::Measured as Pooled;
+use super::rows;
+use super::trial::{Trial, TrialSetup, bridge_of};
+use crate::clock::TscRate;
+use crate::host::HostFacts;
+use crate::host::signals::Cancel;
+use crate::kvm::boot::LARGEST_IMAGE;
+use crate::kvm::{Machine, VmConfig, VmError};
+use crate::record::{Host, Measured, Overhead, Row, RowLabel, RunRecord, SCHEMA, Warnings, utc};
+use crate::scenario::{Reclaim, RowPlan, Scenario};
+use crate::testbed::{KvmTestbed, SoftError, SoftTestbed, Testbed};
+
+/// The source revision this program was built from, if it was built from a repository.
+const REVISION: Option<&str> = option_env!("ZAPSCOPE_REVISION");
+
+/// Who accesses the memory.
+pub enum Backend {
+    /// A guest under KVM.
+    Kvm(Kvm),
+    /// Workers on the software MMU.
+    Soft,
+}
+
+/// Hears of a run's progress.
+pub trait Progress {
+    /// A row is about to be made: its number from 0, of how many, and what it is.
+    fn row(&mut self, index: usize, of: usize, row: &RowPlan<'_>);
+    /// The row is made.
+    fn done(&mut self, row: &Row);
+}
+
+/// Why a run ended without a record.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The guest kernel that the scenario names cannot be read.
+    #[error("the guest kernel {path} cannot be read")]
+    Kernel {
+        /// Where it was looked for.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The guest kernel is too large to be one.
+    #[error("the guest kernel {path} is larger than {LARGEST_IMAGE} bytes")]
+    LargeKernel {
+        /// Which file.
+        path: String,
+    },
+    /// A machine could not be made, for a reason that the next row would meet too.
+    #[error("no machine can be made for this scenario")]
+    Machine(#[source] VmError),
+    /// The guest failed.
+    #[error("the guest failed in case {case}, {row}")]
+    Guest {
+        /// Which case.
+        case: String,
+        /// Which row.
+        row: String,
+        /// How.
+        source: Box<TrialError>,
+    },
+}
+
+/// A run's results, and whether it came to its end.
+pub struct RunOutcome {
+    /// The record, of as many rows as were made.
+    pub record: RunRecord,
+    /// Whether the user stopped it.
+    pub cancelled: bool,
+    /// Rows that failed, as against those that this host cannot run.
+    pub failed: u32,
+}
+
+/// Why a row has no numbers.
+enum NoRow {
+    /// This host cannot run it.
+    Unavailable(String),
+    /// It was tried and failed.
+    Failed(String),
+    Cancelled,
+    Fatal(RunError),
+}
+
+/// Runs scenarios.
+pub struct Runner<'a> {
+    scenario: &'a Scenario,
+    backend: Backend,
+    image: Vec<u8>,
+    clock: TscRate,
+    cancel: &'a Cancel,
+    first_entry_ns: Option<u64>,
+}
+
+impl<'a> Runner<'a> {
+    /// A runner of `scenario` on `backend`.
+    ///
+    /// # Errors
+    /// The scenario names a guest kernel that cannot be read.
+    pub fn new(scenario: &'a Scenario, backend: Backend, cancel: &'a Cancel) -> Result<Self, RunError> {
+        let image = match &scenario.kernel {
+            Some(path) => read_image(path)?,
+            None => resources::GUEST.to_vec(),
+        };
+        Ok(Self { scenario, backend, image, clock: TscRate::begin(), cancel, first_entry_ns: None })
+    }
+
+    /// Makes every row.
+    ///
+    /// # Errors
+    /// [`RunError`]: what would befall every other row as well.
+    pub fn run(mut self, progress: &mut dyn Progress) -> Result<RunOutcome, RunError> {
+        let started_at = utc(SystemTime::now());
+        let (mut rows, mut cancelled, mut failed) = (Vec::new(), false, 0);
+        let plans: Vec<_> = self.scenario.rows().collect();
+        for (index, plan) in plans.iter().enumerate() {
+            progress.row(index, plans.len(), plan);
+            let label = RowLabel::of(plan, self.listener_name(plan));
+            let row = match self.row(plan) {
+                Ok(row) => row,
+                Err(NoRow::Unavailable(why)) => Row::could_not_run(label, why),
+                Err(NoRow::Failed(why)) => {
+                    failed += 1;
+                    Row::could_not_run(label, format!("failed: {why}"))
+                }
+                Err(NoRow::Cancelled) => {
+                    cancelled = true;
+                    break;
+                }
+                Err(NoRow::Fatal(error)) => return Err(error),
+            };
+            progress.done(&row);
+            rows.push(row);
+        }
+        Ok(RunOutcome { record: self.record(started_at, rows), cancelled, failed })
+    }
+
+    fn listener_name(&self, plan: &RowPlan<'_>) -> &'static str {
+        match (&self.backend, plan.combination.policy.announced()) {
+            (Backend::Soft, _) => "soft-mmu",
+            (Backend::Kvm(_), None) => "kernel",
+            (Backend::Kvm(_), Some(_)) => "kvm-slots",
+        }
+    }
+
+    /// One row: as many trials as the scenario repeats, each on a machine of its own.
+    fn row(&mut self, plan: &RowPlan<'_>) -> Result<Row, NoRow> {
+        if let Some(why) = unavailable(plan) {
+            return Err(NoRow::Unavailable(why));
+        }
+        let mut pooled: Option<Pooled> = None;
+        let mut label = None;
+        for _ in 0..self.scenario.repetitions {
+            let (measured, listener) = self.trial(plan)?;
+            label.get_or_insert_with(|| RowLabel::of(plan, listener));
+            match &mut pooled {
+                Some(pooled) => pooled.pool(measured),
+                None => pooled = Some(measured),
+            }
+        }
+        let (measured, label) = pooled.zip(label).expect("a checked scenario repeats at least once");
+        Ok(rows::row(label, plan.combination.backing, self.scenario.repetitions, &measured))
+    }
+
+    fn trial(&mut self, plan: &RowPlan<'_>) -> Result<(Pooled, &'static str), NoRow> {
+        // Before the machine: what it touches first is charged to the cgroup.
+        let cgroup = match plan.combination.reclaim {
+            Reclaim::Cgroup => {
+                let name = format!("zapscope-{}", std::process::id());
+                Some(MemoryCgroup::enter(&name).map_err(|error| NoRow::Unavailable(chain(&error)))?)
+            }
+            Reclaim::By(_) => None,
+        };
+        let testbed = self.testbed(plan)?;
+        self.first_entry_ns = self.first_entry_ns.or(testbed.first_entry_ns());
+        let (bridge, listener) = bridge_of(&*testbed, &plan.combination);
+        let pages = self.scenario.plan(plan);
+        let setup = TrialSetup {
+            testbed: &*testbed,
+            combination: plan.combination,
+            steps: &plan.case.steps,
+            plan: &pages,
+            cgroup: cgroup.as_ref(),
+            clock: self.clock,
+            cancel: self.cancel,
+        };
+        let measured = Trial::new(setup, &bridge, listener)
+            .and_then(Trial::run)
+            .map_err(|error| self.failure(plan, error))?;
+        Ok((measured, listener))
+    }
+
+    fn testbed(&self, plan: &RowPlan<'_>) -> Result<Box<dyn Testbed>, NoRow> {
+        let (scenario, combination) = (self.scenario, &plan.combination);
+        let (vcpus, arena) = (scenario.vcpus, scenario.memory);
+        let granule = combination.granule.bytes();
+        match &self.backend {
+            Backend::Soft => match SoftTestbed::start(vcpus, arena, combination.backing, granule) {
+                Ok(testbed) => Ok(Box::new(testbed)),
+                Err(error @ (SoftError::Memory(_) | SoftError::Slots(_))) => {
+                    Err(NoRow::Unavailable(chain(&error)))
+                }
+                Err(error) => Err(NoRow::Failed(chain(&error))),
+            },
+            Backend::Kvm(kvm) => {
+                let config = VmConfig {
+                    vcpus,
+                    arena,
+                    backing: combination.backing,
+                    granule,
+                    slot_zap_all_quirk: scenario.slot_zap_all_quirk,
+                };
+                let machine = Machine::start(kvm, &config, &self.image).map_err(|error| match error {
+                    VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
+                        NoRow::Unavailable(chain(&error))
+                    }
+                    VmError::Slot { .. } | VmError::Thread { .. } => NoRow::Failed(chain(&error)),
+                    VmError::Open(_) | VmError::Call { .. } | VmError::Boot(_) => {
+                        NoRow::Fatal(RunError::Machine(error))
+                    }
+                })?;
+                machine.wait_up().map_err(|error| self.failure(plan, error.into()))?;
+                Ok(Box::new(KvmTestbed::new(machine)))
+            }
+        }
+    }
+
+    fn failure(&self, plan: &RowPlan<'_>, error: TrialError) -> NoRow {
+        match error {
+            TrialError::Cancelled => NoRow::Cancelled,
+            TrialError::Guest(_) => NoRow::Fatal(RunError::Guest {
+                case: plan.case.name.clone(),
+                row: describe(plan),
+                source: Box::new(error),
+            }),
+            error => NoRow::Failed(chain(&error)),
+        }
+    }
+
+    fn record(&self, started_at: String, rows: Vec<Row>) -> RunRecord {
+        let mut warnings = Warnings::default();
+        let facts = HostFacts::read();
+        facts.warnings(None).into_iter().for_each(|warning| warnings.say(warning));
+        let soft = matches!(self.backend, Backend::Soft);
+        if soft {
+            warnings.say("no guest ran: worker threads accessed the memory through the software MMU, as a device would");
+        }
+        let no_guest = if soft { "no guest ran" } else { "no machine came up" };
+        RunRecord {
+            schema: SCHEMA,
+            started_at,
+            source_revision: Measured::or_why(
+                REVISION.map(str::to_owned),
+                &mut warnings,
+                "source_revision",
+                "not built from a repository",
+            ),
+            host: host(&facts, soft, &mut warnings),
+            backend: if soft { "soft" } else { "kvm" }.to_owned(),
+            scenario: self.scenario.text().to_owned(),
+            seed: self.scenario.seed,
+            first_kvm_run_monotonic_ns: Measured::or_why(
+                self.first_entry_ns,
+                &mut warnings,
+                "first_kvm_run_monotonic_ns",
+                no_guest,
+            ),
+            overhead: overhead(&rows, &mut warnings),
+            warnings,
+            rows,
+        }
+    }
+}
+
+fn host(facts: &HostFacts, soft: bool, warnings: &mut Warnings) -> Host {
+    let mut known =
+        |key: &str, value: Option<String>| Measured::or_why(value, warnings, key, "the host does not say");
+    let mmu =
+        if soft { Some("software MMU".to_owned()) } else { facts.kvm.mmu.map(|kind| kind.name().to_owned()) };
+    Host {
+        kernel: known("host.kernel", Some(facts.kernel.clone())),
+        kvm_module: known("host.kvm_module", facts.kvm.module.clone()),
+        mmu_kind: known("host.mmu_kind", mmu),
+        cpu: known("host.cpu", facts.cpu.clone()),
+        facts: serde_json::to_value(facts).unwrap_or_default(),
+    }
+}
+
+fn overhead(rows: &[Row], warnings: &mut Warnings) -> Overhead {
+    let fastest = rows.iter().filter_map(|row| row.guest_touches_before.get()).fold(0.0, f64::max);
+    let touch = (fastest > 0.0).then(|| 1e9 / fastest);
+    Overhead {
+        clock_read_ns: Measured::of(calibrate::clock_read_ns()),
+        empty_invalidation_ns: Measured::of(calibrate::empty_invalidation_ns()),
+        guest_touch_ns: Measured::or_why(
+            touch,
+            warnings,
+            "overhead.guest_touch_ns",
+            "no case has a baseline",
+        ),
+    }
+}
+
+/// What this row needs and the host has not, with the remedy.
+fn unavailable(plan: &RowPlan<'_>) -> Option<String> {
+    let combination = &plan.combination;
+    if let Some(why) = combination.backing.unavailable(&HostThp::read()) {
+        return Some(why.to_string());
+    }
+    let swaps = matches!(combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
+    if swaps && SwapInfo::read().free() == 0 {
+        let what = combination.reclaim.to_string();
+        return Some(format!(
+            "{what} needs swap and there is none: run as root with `--zram 1GiB`, or `swapon` a device"
+        ));
+    }
+    None
+}
+
+fn read_image(path: &Path) -> Result<Vec<u8>, RunError> {
+    let name = || path.display().to_string();
+    let failed = |source| RunError::Kernel { path: name(), source };
+    let file = File::open(path).map_err(failed)?;
+    let mut image = Vec::new();
+    file.take(LARGEST_IMAGE + 1).read_to_end(&mut image).map_err(failed)?;
+    if image.len() as u64 > LARGEST_IMAGE {
+        return Err(RunError::LargeKernel { path: name() });
+    }
+    Ok(image)
+}
+
+/// A row in words: `4k, folio, pageout`.
+pub fn describe(plan: &RowPlan<'_>) -> String {
+    let c = &plan.combination;
+    format!("{}, {}, {}, granule {}, zap {}", c.backing, c.policy, c.reclaim, c.granule, c.zap)
+}
+
+/// An error and all it comes from, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,410 @@
+//! One trial: a case, in one combination, on a machine of its own.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guest_abi::block::Stall;
+use guest_abi::order::{Access, Task, Walk};
+use guest_abi::page::{HEADER_WORDS, WORDS};
+use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, drain_lru};
+use notifier_bridge::{Bridge, Count, Policy, monotonic_ns};
+
+use super::attack::{Attacker, Method};
+use super::errors::TrialError;
+use super::fate::{Content, Fates, left_by};
+use super::measured::{Counts, Measured, Rate};
+use super::orders::{self, PATIENCE};
+use crate::clock::TscRate;
+use crate::host::signals::Cancel;
+use crate::kvm::ZapMethod;
+use crate::scenario::{Attack, Combination, HotPages, HotSet, HotWalk, Plan, Reclaim, Step, Zap};
+use crate::testbed::Testbed;
+
+/// A touch that takes at least this long is a stall. A TLB miss with cold caches takes a few hundred
+/// nanoseconds; the fastest fault that a hypervisor resolves, more than a microsecond.
+pub const STALL: Duration = Duration::from_micros(1);
+
+/// The generation that every fill writes: a machine lives for one trial.
+const GENERATION: u64 = 1;
+
+/// Records kept of single invalidations in one trial. Totals go on beyond.
+const RECORDS: usize = 1 << 16;
+
+/// What a trial is given.
+pub struct TrialSetup<'a> {
+    /// The machine.
+    pub testbed: &'a dyn Testbed,
+    /// What is tried.
+    pub combination: Combination,
+    /// The case's steps.
+    pub steps: &'a [Step],
+    /// Which pages each of them concerns.
+    pub plan: &'a Plan,
+    /// The cgroup this process is in, where the combination squeezes one.
+    pub cgroup: Option<&'a MemoryCgroup>,
+    /// The TSC's rate.
+    pub clock: TscRate,
+    /// Whether to stop.
+    pub cancel: &'a Cancel,
+}
+
+/// See the [module](self).
+pub struct Trial<'a> {
+    setup: TrialSetup<'a>,
+    attacker: Attacker<'a>,
+    listener: &'static str,
+    fates: Fates,
+    measured: Measured,
+    /// vCPUs that run a hot loop.
+    hot: Vec<u32>,
+    /// Whether every hot loop keeps away from all victims: then each of its faults is collateral.
+    hot_apart: bool,
+    /// Since the first reclaim step with hot loops running: the faults counted before it.
+    live_since: Option<Option<u64>>,
+    stall_cycles: u64,
+}
+
+/// The bridge of a combination, and the name of whoever listens to it.
+pub fn bridge_of(testbed: &dyn Testbed, combination: &Combination) -> (Bridge, &'static str) {
+    let method = match combination.zap {
+        Zap::Nothing => None,
+        Zap::Memslot => Some(ZapMethod::Memslot),
+        Zap::Protect => Some(ZapMethod::Protect),
+        Zap::Unmap => Some(ZapMethod::Unmap),
+    };
+    // The kernel of today announces as `modern` does; alone, it is only written down.
+    let policy = combination.policy.announced().unwrap_or(Policy::Modern);
+    let builder = Bridge::builder(policy, Arc::clone(testbed.slots()));
+    match testbed.listener(method) {
+        Some((listener, name)) => (builder.shadowing(listener).build(), name),
+        None => (builder.build(), "kernel"),
+    }
+}
+
+impl<'a> Trial<'a> {
+    /// Prepares a trial over `bridge`, which [`bridge_of`] made.
+    ///
+    /// # Errors
+    /// Page state cannot be read, or the memory cannot be prepared.
+    pub fn new(
+        setup: TrialSetup<'a>,
+        bridge: &'a Bridge,
+        listener: &'static str,
+    ) -> Result<Self, TrialError> {
+        let kernel_alone = listener == "kernel";
+        let attacker = Attacker::new(setup.testbed, bridge, kernel_alone, RECORDS, setup.cancel)?;
+        let arena = setup.testbed.arena();
+        // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first
+        // toggle of a part breaks the mapping, and that is its price.
+        let small = matches!(setup.combination.backing, Backing::Base4k | Backing::Memfd);
+        if setup.combination.zap == Zap::Protect && small {
+            arena.seam(arena.range())?;
+        }
+        Ok(Self {
+            stall_cycles: setup.clock.ticks(STALL),
+            fates: Fates::new(setup.plan.pages()),
+            attacker,
+            listener,
+            measured: Measured::default(),
+            hot: Vec::new(),
+            hot_apart: true,
+            live_since: None,
+            setup,
+        })
+    }
+
+    /// Carries the steps out, verifies every page, and returns what was measured.
+    ///
+    /// # Errors
+    /// [`TrialError`]: the guest's failure, the kernel's refusal, or the user's wish to stop.
+    pub fn run(mut self) -> Result<Measured, TrialError> {
+        for (index, step) in self.setup.steps.iter().enumerate() {
+            self.setup.cancel.check().map_err(|_| TrialError::Cancelled)?;
+            match step {
+                Step::Fill => self.fill()?,
+                Step::Hot(hot) => {
+                    let set = self.setup.plan.hot(index).expect("the plan has every hot step");
+                    let apart = matches!(hot.walk, HotWalk::List { pages: HotPages::Others, .. });
+                    self.hot_apart &= apart;
+                    self.start_hot(set, hot.access, &hot.vcpus)?;
+                }
+                Step::Baseline(time) => self.baseline(*time)?,
+                Step::Reclaim(attack) => self.reclaim(index, attack)?,
+                Step::Stop => self.stop()?,
+                Step::Refault { vcpu } => self.refault(*vcpu)?,
+                Step::Sweep { vcpu } => self.sweep(*vcpu)?,
+            }
+        }
+        self.stop()?;
+        self.verify()?;
+        Ok(self.finish())
+    }
+
+    fn testbed(&self) -> &'a dyn Testbed {
+        self.setup.testbed
+    }
+
+    fn counts(&mut self) -> &mut Counts {
+        &mut self.measured.counts
+    }
+
+    fn fill(&mut self) -> Result<(), TrialError> {
+        let fill = Task::Fill { generation: GENERATION };
+        let order = orders::arena_order(self.testbed(), Walk::Sequential, fill);
+        orders::run(self.testbed(), 0, &order)?;
+        self.fates.filled();
+        if self.setup.combination.reclaim != Reclaim::By(Operation::Collapse) {
+            self.testbed().arena().settle()?;
+        }
+        // Pages in a CPU's batch on their way to the LRU would be passed over by reclaim. Where the kernel
+        // has no way to flush the batches, what stays shows in `evicted_bytes`.
+        let _ = drain_lru();
+        Ok(())
+    }
+
+    fn start_hot(&mut self, set: &HotSet, access: Access, vcpus: &[u32]) -> Result<(), TrialError> {
+        let task = Task::Touch { access, passes: None, stall_cycles: self.stall_cycles };
+        let order = orders::arena_order(self.testbed(), set.walk, task);
+        for &vcpu in vcpus {
+            orders::warm_control_area(self.testbed(), vcpu)?;
+            let area = self.testbed().mailbox(vcpu).area();
+            for (index, &entry) in (0u64..).zip(&set.table) {
+                area.set_table(index, entry);
+            }
+            self.testbed().mailbox(vcpu).submit(&order)?;
+            self.hot.push(vcpu);
+        }
+        // Two passes: then every page of the loop has been touched, and its table is in the caches.
+        let warm = 2 * (set.table.len() as u64).max(1);
+        for &vcpu in vcpus {
+            self.until_touched(vcpu, warm)?;
+        }
+        self.take_stalls(|_, _| {})
+    }
+
+    /// Waits until a hot loop has made so many touches.
+    fn until_touched(&self, vcpu: u32, touches: u64) -> Result<(), TrialError> {
+        let deadline = monotonic_ns() + PATIENCE.as_nanos() as u64;
+        while self.testbed().mailbox(vcpu).area().touches() < touches {
+            self.setup.cancel.sleep(Duration::from_micros(200)).map_err(|_| TrialError::Cancelled)?;
+            if monotonic_ns() > deadline {
+                // Says what became of it: it crashed, or it is stuck.
+                self.testbed().wait(vcpu, Duration::from_millis(1))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn touches(&self) -> u64 {
+        self.hot.iter().map(|&vcpu| self.testbed().mailbox(vcpu).area().touches()).sum()
+    }
+
+    /// Runs `during` and says how fast the hot loops were meanwhile.
+    fn rated<R>(
+        &mut self,
+        during: impl FnOnce(&mut Self) -> Result<R, TrialError>,
+    ) -> Result<Rate, TrialError> {
+        let (touches, begun) = (self.touches(), monotonic_ns());
+        during(self)?;
+        Ok(Rate { touches: self.touches() - touches, ns: monotonic_ns() - begun })
+    }
+
+    fn baseline(&mut self, time: Duration) -> Result<(), TrialError> {
+        let rate = self.rated(|trial| trial.setup.cancel.sleep(time).map_err(|_| TrialError::Cancelled))?;
+        self.measured.before = Some(self.measured.before.unwrap_or_default().and(rate));
+        let mut noise = Vec::new();
+        self.take_stalls(|_, ns| noise.push(ns))?;
+        for ns in noise {
+            self.measured.times.undisturbed.record(ns);
+        }
+        Ok(())
+    }
+
+    fn reclaim(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
+        let hot = !self.hot.is_empty();
+        if hot && self.live_since.is_none() {
+            self.live_since = Some(self.testbed().faults_fixed());
+        }
+        let flushes = self.testbed().remote_tlb_flushes();
+        let rate = self.rated(|trial| trial.attack(index, attack))?;
+        if hot {
+            self.measured.during = Some(self.measured.during.unwrap_or_default().and(rate));
+        }
+        let flushed = flushes.zip(self.testbed().remote_tlb_flushes()).map(|(before, after)| after - before);
+        self.counts().remote_tlb_flushes += Count::from(flushed);
+        Ok(())
+    }
+
+    fn attack(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
+        let victims = self.setup.plan.victims(index).expect("the plan has every reclaim step");
+        let shared = self.testbed().arena().backing().is_shared();
+        let (method, left) = match (self.setup.combination.reclaim, self.setup.cgroup) {
+            (Reclaim::By(operation), _) => (Method::Call(operation), left_by(operation, shared)),
+            (Reclaim::Cgroup, Some(cgroup)) => (Method::Squeeze(cgroup), None),
+            (Reclaim::Cgroup, None) => unreachable!("whoever squeezes enters a cgroup first"),
+        };
+        let (fates, counts) = (&mut self.fates, &mut self.measured.counts);
+        let taken = |pages: Range<u64>| fates.take(pages, left);
+        self.attacker.take_all(victims, method, attack.pace, counts, taken)
+    }
+
+    fn stop(&mut self) -> Result<(), TrialError> {
+        let hot = std::mem::take(&mut self.hot);
+        for &vcpu in &hot {
+            self.testbed().mailbox(vcpu).area().request_stop();
+        }
+        for &vcpu in &hot {
+            self.testbed().wait(vcpu, PATIENCE)?;
+        }
+        let (mut refaults, mut collateral) = (0, 0);
+        for &vcpu in &hot {
+            let mut stalls = Vec::new();
+            self.testbed().mailbox(vcpu).take_stalls(|stall| stalls.push(stall))?;
+            for stall in &stalls {
+                if self.file_stall(stall) { refaults += 1 } else { collateral += 1 }
+            }
+        }
+        if let Some(before) = self.live_since.take() {
+            self.count_live(before, refaults, collateral);
+        }
+        Ok(())
+    }
+
+    /// Counts the faults that the hot loops met while memory was taken. The secondary MMU's own count is
+    /// exact but does not say where; the guest's stalls say where but contain its interrupts.
+    fn count_live(&mut self, before: Option<u64>, refaults: u64, collateral: u64) {
+        let fixed = before.zip(self.testbed().faults_fixed()).map(|(before, after)| after - before);
+        match fixed {
+            Some(faults) if self.hot_apart => self.counts().collateral_faults += Count::of(faults),
+            _ => {
+                self.counts().refaults += Count::of(refaults);
+                self.counts().collateral_faults += Count::of(collateral);
+                self.measured.warnings.push(format!(
+                    "faults during the reclaim steps are the guest's stalls of {} us and more, interrupts \
+                     included: {}",
+                    STALL.as_micros(),
+                    if fixed.is_some() {
+                        "the hot loops touch victims too, and KVM's count does not say where"
+                    } else {
+                        "this KVM does not count its faults"
+                    }
+                ));
+            }
+        }
+    }
+
+    /// Touches every page that was taken.
+    fn refault(&mut self, vcpu: u32) -> Result<(), TrialError> {
+        let pages: Vec<u64> =
+            (0..self.setup.plan.pages()).filter(|&page| self.fates.is_taken(page)).collect();
+        let faults = self.touch_once(vcpu, pages)?;
+        self.counts().refaults += faults;
+        Ok(())
+    }
+
+    /// Touches every page that was not taken.
+    fn sweep(&mut self, vcpu: u32) -> Result<(), TrialError> {
+        let pages: Vec<u64> = self.fates.others().collect();
+        let faults = self.touch_once(vcpu, pages)?;
+        self.counts().collateral_faults += faults;
+        Ok(())
+    }
+
+    /// Touches each page once, files its stall, and returns how many faults that took.
+    fn touch_once(&mut self, vcpu: u32, pages: Vec<u64>) -> Result<Count, TrialError> {
+        orders::warm_control_area(self.testbed(), vcpu)?;
+        self.testbed().mailbox(vcpu).take_stalls(|_| {})?;
+        let task = Task::Touch { access: Access::Read, passes: Some(1), stall_cycles: self.stall_cycles };
+        let testbed = self.testbed();
+        let before = testbed.faults_fixed();
+        let mut stalls: Vec<Stall> = Vec::new();
+        orders::run_list(testbed, vcpu, task, pages.into_iter(), |_, more| stalls.extend(more))?;
+        let fixed = before.zip(testbed.faults_fixed()).map(|(before, after)| after - before);
+        for stall in &stalls {
+            self.file_stall(stall);
+        }
+        Ok(fixed.map_or(Count::of(stalls.len() as u64), Count::of))
+    }
+
+    /// Records a stall where it belongs. Returns whether its page was taken.
+    fn file_stall(&mut self, stall: &Stall) -> bool {
+        let ns = self.setup.clock.nanoseconds(stall.cycles);
+        let taken = orders::page_of(stall).is_some_and(|page| self.fates.is_taken(page));
+        let times = &mut self.measured.times;
+        let histogram = if taken { &mut times.refault } else { &mut times.collateral };
+        histogram.record(ns);
+        taken
+    }
+
+    /// Takes the hot loops' stalls: the page and the nanoseconds of each.
+    fn take_stalls(&self, mut each: impl FnMut(Option<u64>, u64)) -> Result<(), TrialError> {
+        for &vcpu in &self.hot {
+            self.testbed().mailbox(vcpu).take_stalls(|stall| {
+                each(orders::page_of(&stall), self.setup.clock.nanoseconds(stall.cycles));
+            })?;
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self) -> Result<(), TrialError> {
+        let mut wrong = 0;
+        let mut first: Option<String> = None;
+        for (content, generation) in [(Content::Pattern, GENERATION), (Content::Zeros, 0)] {
+            let task = Task::Verify { generation };
+            let pages = self.fates.with(content);
+            orders::run_list(self.setup.testbed, 0, task, pages, |outcome, _| {
+                wrong += outcome.wrong_pages;
+                if outcome.wrong_pages > 0 && first.is_none() {
+                    first = Some(format!(
+                        "first wrong word at gpa {:#x}: {:#x} in place of {:#x}",
+                        outcome.wrong_gpa, outcome.wrong_found, outcome.wrong_expected
+                    ));
+                }
+            })?;
+        }
+        for page in self.fates.with(Content::Either) {
+            wrong += u64::from(!self.is_pattern_or_zeros(page));
+        }
+        self.measured.counts.integrity_errors = wrong;
+        self.measured.warnings.extend(first);
+        Ok(())
+    }
+
+    /// Checks a page that was given up with `MADV_FREE` from outside: it holds its pattern until the kernel
+    /// takes it, then zeros, and the guest's verify knows only one of the two.
+    fn is_pattern_or_zeros(&self, page: u64) -> bool {
+        let arena = self.testbed().arena();
+        let gpa = guest_abi::layout::ARENA_GPA + page * PAGE_SIZE;
+        let matches = |generation| {
+            (HEADER_WORDS as u64..WORDS as u64).all(|word| {
+                let at = arena.hva_at(page * PAGE_SIZE + 8 * word).expect("a page of the arena");
+                arena.read_u64(at).ok() == Some(guest_abi::page::pattern(gpa + 8 * word, generation))
+            })
+        };
+        matches(GENERATION) || matches(0)
+    }
+
+    fn finish(mut self) -> Measured {
+        let announced = self.listener != "kernel";
+        let (recorder, reclaim) = self.attacker.finish();
+        if announced {
+            for record in recorder.records() {
+                self.measured.times.zap.record(record.zap_ns);
+            }
+        }
+        self.measured.times.reclaim = reclaim;
+        let totals = recorder.totals().sum(|_| true);
+        let counts = &mut self.measured.counts;
+        counts.totals = totals;
+        counts.lost_records = recorder.lost();
+        if announced {
+            (counts.sptes_zapped_4k, counts.sptes_zapped_2m) =
+                (totals.sptes_zapped_4k, totals.sptes_zapped_2m);
+        }
+        counts.lost_stalls = (0..self.setup.testbed.vcpus())
+            .map(|vcpu| self.setup.testbed.mailbox(vcpu).area().stalls_dropped())
+            .sum();
+        self.measured
+    }
+}

@@ -1,0 +1,251 @@
+//! The axes of the matrix, and the combinations they make.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use guest_mem::{Backing, Operation, PAGE_SIZE};
+use notifier_bridge::Policy;
+
+use super::error::{Checked, Fault, Lines, Problem};
+use super::quantity::Size;
+use super::syntax::{AxesText, AxisText};
+use super::vocabulary::{PolicyChoice, Reclaim, Word, Zap, ZapChoice};
+
+/// A slot granule: a power of two of at least a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Granule(u64);
+
+impl Granule {
+    /// The granule when none is given: 2 MiB.
+    pub const DEFAULT: Self = Self(2 << 20);
+
+    /// The granule of so many bytes, or `None` if that is no power of two of at least a page.
+    pub fn new(bytes: u64) -> Option<Self> {
+        (bytes.is_power_of_two() && bytes >= PAGE_SIZE).then_some(Self(bytes))
+    }
+    /// Bytes of one slot.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+    /// Memslots that an arena of `memory` bytes needs.
+    pub const fn slots(self, memory: u64) -> u64 {
+        memory.div_ceil(self.0)
+    }
+}
+
+impl Display for Granule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Size(self.0).fmt(f)
+    }
+}
+
+/// One point of the matrix: what is tried in one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Combination {
+    /// What fills the arena.
+    pub backing: Backing,
+    /// Whose range is announced.
+    pub policy: PolicyChoice,
+    /// How memory is taken.
+    pub reclaim: Reclaim,
+    /// How large a memslot is.
+    pub granule: Granule,
+    /// How the listener zaps: [`Zap::Nothing`] under [`PolicyChoice::Kernel`], never under another policy.
+    pub zap: Zap,
+}
+
+/// A value, and the line it stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Located<T> {
+    pub value: T,
+    pub line: usize,
+}
+
+type Axis<T> = Vec<Located<T>>;
+
+/// The axes of one case, its own values in place of the scenario's.
+#[derive(Clone, Debug)]
+pub struct Axes {
+    backing: Axis<Backing>,
+    policy: Axis<PolicyChoice>,
+    reclaim: Axis<Reclaim>,
+    granule: Axis<Granule>,
+    zap: Axis<ZapChoice>,
+}
+
+impl Axes {
+    /// Checks the axes of a case whose name stands in `case_line`.
+    pub(super) fn check(
+        case: &AxesText,
+        matrix: &AxesText,
+        memory: u64,
+        case_line: usize,
+        lines: &Lines,
+    ) -> Checked<Self> {
+        let missing = |axis| Fault { line: case_line, problem: Problem::MissingAxis { axis } };
+        let default = |value| vec![Located { value, line: case_line }];
+        let granule = match axis("granule", &case.granule, &matrix.granule, lines)? {
+            Some(sizes) => sizes.into_iter().map(|size| granule(size, memory)).collect::<Checked<_>>()?,
+            None => vec![Located { value: Granule::DEFAULT, line: case_line }],
+        };
+        let axes = Self {
+            backing: axis("backing", &case.backing, &matrix.backing, lines)?
+                .ok_or_else(|| missing("backing"))?,
+            policy: axis("policy", &case.policy, &matrix.policy, lines)?.ok_or_else(|| missing("policy"))?,
+            reclaim: axis("reclaim", &case.reclaim, &matrix.reclaim, lines)?
+                .unwrap_or_else(|| vec![Located { value: Reclaim::By(Operation::PageOut), line: case_line }]),
+            granule,
+            zap: axis("zap", &case.zap, &matrix.zap, lines)?.unwrap_or_else(|| default(ZapChoice::Auto)),
+        };
+        axes.check_conflicts()?;
+        Ok(axes)
+    }
+
+    fn check_conflicts(&self) -> Checked<()> {
+        for reclaim in &self.reclaim {
+            for backing in &self.backing {
+                if let Some(why) = reclaim.value.refused_on(backing.value) {
+                    let problem = Problem::Impossible { reclaim: reclaim.value, backing: backing.value, why };
+                    return Err(Fault { line: reclaim.line, problem });
+                }
+            }
+        }
+        for zap in &self.zap {
+            if zap.value != ZapChoice::Auto && self.announced().next().is_none() {
+                return Err(Fault { line: zap.line, problem: Problem::NothingToZap });
+            }
+            for backing in &self.backing {
+                for policy in self.announced() {
+                    let resolved = resolve(PolicyChoice::Announced(policy), zap.value);
+                    if let Some(problem) = cannot_zap(resolved, policy, backing.value) {
+                        // A line that says `auto`, or nothing at all, is not what stands in the way.
+                        let line = if zap.value == ZapChoice::Auto { backing.line } else { zap.line };
+                        return Err(Fault { line, problem });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn announced(&self) -> impl Iterator<Item = Policy> {
+        self.policy.iter().filter_map(|policy| policy.value.announced())
+    }
+
+    pub(super) fn backings(&self) -> &[Located<Backing>] {
+        &self.backing
+    }
+
+    pub(super) fn granules(&self) -> &[Located<Granule>] {
+        &self.granule
+    }
+
+    /// Every combination once, backing outermost, then policy, reclaim, granule, zap, each as written.
+    ///
+    /// Two ways to zap that come to the same under a policy (`auto` and what it stands for; all of them under
+    /// `kernel`) make one row.
+    pub fn combinations(&self) -> Vec<Combination> {
+        let mut made = Vec::new();
+        for backing in &self.backing {
+            for policy in &self.policy {
+                for reclaim in &self.reclaim {
+                    for granule in &self.granule {
+                        let zaps: BTreeSet<Zap> =
+                            self.zap.iter().map(|zap| resolve(policy.value, zap.value)).collect();
+                        made.extend(zaps.into_iter().map(|zap| Combination {
+                            backing: backing.value,
+                            policy: policy.value,
+                            reclaim: reclaim.value,
+                            granule: granule.value,
+                            zap,
+                        }));
+                    }
+                }
+            }
+        }
+        made
+    }
+}
+
+/// The case's own values if it has any, else the scenario's.
+fn axis<T: Copy + PartialEq + Display>(
+    name: &'static str,
+    case: &AxisText<T>,
+    matrix: &AxisText<T>,
+    lines: &Lines,
+) -> Checked<Option<Axis<T>>> {
+    let Some(written) = case.as_ref().or(matrix.as_ref()) else { return Ok(None) };
+    let mut axis: Axis<T> = Vec::new();
+    for value in written.get_ref() {
+        let Word(word) = *value.get_ref();
+        if axis.iter().any(|earlier| earlier.value == word) {
+            return Err(lines.fault(value, Problem::DuplicateValue { axis: name, value: word.to_string() }));
+        }
+        axis.push(Located { value: word, line: lines.line_of(value) });
+    }
+    if axis.is_empty() {
+        return Err(lines.fault(written, Problem::EmptyAxis { axis: name }));
+    }
+    Ok(Some(axis))
+}
+
+fn granule(size: Located<Size>, memory: u64) -> Checked<Located<Granule>> {
+    let fault = |problem| Fault { line: size.line, problem };
+    let value = Granule::new(size.value.0).ok_or_else(|| fault(Problem::Granule(size.value)))?;
+    if value.bytes() > memory {
+        return Err(fault(Problem::GranuleAboveMemory { granule: size.value, memory: Size(memory) }));
+    }
+    Ok(Located { value, line: size.line })
+}
+
+/// What `zap` comes to under `policy`. A policy that follows the victim deserves a zap as exact as it is; one
+/// made of memslots is what deleting them does.
+fn resolve(policy: PolicyChoice, zap: ZapChoice) -> Zap {
+    match (policy, zap) {
+        (PolicyChoice::Kernel, _) => Zap::Nothing,
+        (_, ZapChoice::Memslot) => Zap::Memslot,
+        (_, ZapChoice::Protect) => Zap::Protect,
+        (_, ZapChoice::Unmap) => Zap::Unmap,
+        (PolicyChoice::Announced(Policy::Slot | Policy::Vm), ZapChoice::Auto) => Zap::Memslot,
+        (PolicyChoice::Announced(_), ZapChoice::Auto) => Zap::Protect,
+    }
+}
+
+fn cannot_zap(zap: Zap, policy: Policy, backing: Backing) -> Option<Problem> {
+    match zap {
+        Zap::Unmap if !backing.is_shared() => Some(Problem::UnmapLosesContent(backing)),
+        // mprotect takes hugetlb memory in whole pages only.
+        Zap::Protect if backing == Backing::Hugetlb2m && policy == Policy::Page => {
+            Some(Problem::ProtectHugetlbPage)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_exact_where_the_policy_is() {
+        for &policy in Policy::ALL {
+            let expected =
+                if matches!(policy, Policy::Slot | Policy::Vm) { Zap::Memslot } else { Zap::Protect };
+            assert_eq!(resolve(PolicyChoice::Announced(policy), ZapChoice::Auto), expected);
+        }
+        for &zap in ZapChoice::ALL {
+            assert_eq!(resolve(PolicyChoice::Kernel, zap), Zap::Nothing);
+            assert_ne!(resolve(PolicyChoice::Announced(Policy::Folio), zap), Zap::Nothing);
+        }
+    }
+
+    #[test]
+    fn granules_are_powers_of_two_of_a_page_at_least() {
+        for bytes in [0, 1, 3, 2048, 4097, 6 << 20, u64::MAX] {
+            assert_eq!(Granule::new(bytes), None, "{bytes}");
+        }
+        let granule = Granule::new(4 << 20).unwrap();
+        assert_eq!((granule.slots(6 << 20), granule.slots(4 << 20), granule.slots(2 << 20)), (2, 1, 1));
+        assert_eq!(Granule::new(1 << 63).map(Granule::bytes), Some(1 << 63));
+    }
+}

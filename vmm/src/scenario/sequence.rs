@@ -1,0 +1,88 @@
+//! Which steps may follow which.
+//!
+//! ```text
+//!            fill              hot, baseline, stop: any number of times
+//!  (empty) ────────> filled ─────────────────────────────────────────────┐
+//!                      ^  │ reclaim                                       │
+//!                 fill │  v                                               │
+//!                   reclaimed ── refault, sweep, reclaim, hot, stop <─────┘
+//! ```
+//!
+//! A baseline comes before the first reclaim, a fill or a single pass needs a vCPU that no hot loop holds.
+
+use std::collections::BTreeMap;
+
+use super::error::{Checked, Fault, Problem};
+use super::step::Step;
+use super::vocabulary::Action;
+
+/// What the steps so far have done.
+#[derive(Debug, Default)]
+pub(super) struct Sequence {
+    phase: Phase,
+    /// Which vCPU runs a hot loop, and the line that started it.
+    hot: BTreeMap<u32, usize>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Empty,
+    Filled,
+    Reclaimed,
+}
+
+impl Sequence {
+    /// Takes the next step, and tells it the vCPU it runs on if it needs one.
+    pub fn take(&mut self, mut step: Step, line: usize, vcpus: u32) -> Checked<Step> {
+        let fault = |problem| Fault { line, problem };
+        self.permit(&step).map_err(fault)?;
+        match &mut step {
+            Step::Fill => self.phase = Phase::Filled,
+            Step::Reclaim(_) => self.phase = Phase::Reclaimed,
+            Step::Stop => self.hot.clear(),
+            Step::Hot(hot) => {
+                for &vcpu in &hot.vcpus {
+                    if let Some(since) = self.hot.insert(vcpu, line) {
+                        return Err(fault(Problem::BusyVcpu { vcpu, since }));
+                    }
+                }
+            }
+            Step::Refault { vcpu } => *vcpu = self.free(vcpus, Action::Refault).map_err(fault)?,
+            Step::Sweep { vcpu } => *vcpu = self.free(vcpus, Action::Sweep).map_err(fault)?,
+            Step::Baseline(_) => {}
+        }
+        Ok(step)
+    }
+
+    fn permit(&self, step: &Step) -> Result<(), Problem> {
+        let action = action(step);
+        match action {
+            Action::Fill if !self.hot.is_empty() => Err(Problem::FillWhileHot),
+            Action::Fill => Ok(()),
+            _ if self.phase == Phase::Empty => Err(Problem::BeforeFill(action)),
+            Action::Baseline | Action::Stop if self.hot.is_empty() => Err(Problem::WithoutHot(action)),
+            Action::Baseline if self.phase == Phase::Reclaimed => Err(Problem::LateBaseline),
+            Action::Refault | Action::Sweep if self.phase != Phase::Reclaimed => {
+                Err(Problem::BeforeReclaim(action))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn free(&self, vcpus: u32, action: Action) -> Result<u32, Problem> {
+        (0..vcpus).find(|vcpu| !self.hot.contains_key(vcpu)).ok_or(Problem::NoFreeVcpu(action))
+    }
+}
+
+fn action(step: &Step) -> Action {
+    match step {
+        Step::Fill => Action::Fill,
+        Step::Hot(_) => Action::Hot,
+        Step::Baseline(_) => Action::Baseline,
+        Step::Reclaim(_) => Action::Reclaim,
+        Step::Stop => Action::Stop,
+        Step::Refault { .. } => Action::Refault,
+        Step::Sweep { .. } => Action::Sweep,
+    }
+}

@@ -1,0 +1,64 @@
+//! A bare guest under KVM as a testbed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use guest_abi::block::Outcome;
+use guest_mem::{Region, SlotTable};
+use notifier_bridge::ShadowingMmu;
+
+use super::Testbed;
+use crate::guest::{GuestError, Mailbox};
+use crate::kvm::{Accounting, KvmSlots, Leaves, Machine, ZapMethod};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct KvmTestbed {
+    machine: Machine,
+}
+
+impl KvmTestbed {
+    /// A machine whose guest is up.
+    pub fn new(machine: Machine) -> Self {
+        Self { machine }
+    }
+}
+
+impl Testbed for KvmTestbed {
+    fn backend(&self) -> &'static str {
+        "kvm"
+    }
+    fn arena(&self) -> &Region {
+        self.machine.core().arena()
+    }
+    fn slots(&self) -> &Arc<SlotTable> {
+        &self.machine.core().slots
+    }
+    fn vcpus(&self) -> u32 {
+        self.machine.vcpus().len() as u32
+    }
+    fn mailbox(&self, vcpu: u32) -> &Mailbox {
+        self.machine.vcpus()[vcpu as usize].mailbox()
+    }
+    fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
+        self.machine.wait(vcpu, patience)
+    }
+    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)> {
+        let core = self.machine.core().clone();
+        Some((Arc::new(KvmSlots::new(core, method?, Accounting::On)), "kvm-slots"))
+    }
+    fn leaves(&self) -> Option<Leaves> {
+        self.machine.core().stats.leaves()
+    }
+    fn faults_fixed(&self) -> Option<u64> {
+        self.machine.faults_fixed()
+    }
+    fn remote_tlb_flushes(&self) -> Option<u64> {
+        self.machine.core().stats.remote_tlb_flushes()
+    }
+    fn first_entry_ns(&self) -> Option<u64> {
+        let at = self.machine.core().surroundings.first_entry_ns.load(Ordering::Relaxed);
+        (at != 0).then_some(at)
+    }
+}
