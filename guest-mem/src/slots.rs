@@ -154,8 +154,16 @@ impl SlotTableBuilder {
             }
         }
         let gpas = by_gpa.iter().map(|&index| by_hva[index as usize].gpa).collect();
-        Ok(SlotTable { by_hva: by_hva.into(), by_gpa: by_gpa.into(), gpas })
+        let runs = host_runs(&by_hva);
+        Ok(SlotTable { by_hva: by_hva.into(), by_gpa: by_gpa.into(), gpas, runs })
     }
+}
+
+/// Merges slots, in order of host address, that follow one another without a gap.
+fn host_runs(by_hva: &[Memslot]) -> Box<[HvaRange]> {
+    let joins = |low: &Memslot, high: &Memslot| low.hva_range().end() == high.hva;
+    let run = |slots: &[Memslot]| Some(slots.first()?.hva_range().hull(slots.last()?.hva_range()));
+    by_hva.chunk_by(joins).filter_map(run).collect()
 }
 
 /// The memslots of a VM, found by host or by guest address in O(log n).
@@ -168,12 +176,18 @@ pub struct SlotTable {
     by_gpa: Box<[u32]>,
     /// Where each of `by_gpa` begins, by itself: a search among these stays in the cache.
     gpas: Box<[Gpa]>,
+    /// Host ranges that slots cover without a gap.
+    runs: Box<[HvaRange]>,
 }
 
 impl SlotTable {
     /// All slots, in order of host address.
     pub fn as_slice(&self) -> &[Memslot] {
         &self.by_hva
+    }
+    /// The host ranges that slots cover without a gap, lowest first: as few as possible.
+    pub fn runs(&self) -> &[HvaRange] {
+        &self.runs
     }
     /// The slots that share at least one byte with `range`, in order of host address.
     pub fn covering(&self, range: HvaRange) -> &[Memslot] {
@@ -241,6 +255,11 @@ mod tests {
             let gpa = Gpa::new(at * PAGE_SIZE + 5);
             let naive = slots.as_slice().iter().find(|s| s.gpa_range().contains(gpa));
             prop_assert_eq!(slots.find_gpa(gpa), naive);
+            // A page is in a run exactly if it is in a slot, and no two runs touch.
+            let page = HvaRange::with_len(Hva::new(at * PAGE_SIZE), PAGE_SIZE).unwrap();
+            let in_slot = slots.as_slice().iter().any(|s| s.hva_range().covers(page));
+            prop_assert_eq!(slots.runs().iter().any(|run| run.covers(page)), in_slot);
+            prop_assert!(slots.runs().windows(2).all(|pair| pair[0].end() < pair[1].start()));
             if let Some(hva) = slots.hva_of(gpa) {
                 prop_assert_eq!(slots.gpa_of(hva), Some(gpa));
             }

@@ -11,7 +11,7 @@
 //!
 //! Starts and Ends balance. Whoever stops halfway asks [`Calls::unwind`] for the Ends still owed.
 
-use guest_mem::{Chunks, Hva, HvaRange, Memslot};
+use guest_mem::{Chunks, Hva, HvaRange};
 
 /// One call of the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,21 +63,21 @@ pub(crate) struct Brackets<'a> {
     /// One bracket that does not come from the slots, opened first and closed last.
     single: Option<HvaRange>,
     single_is_open: bool,
-    /// One bracket for each host-contiguous run of these.
-    slots: &'a [Memslot],
-    /// `slots[..opened]` are inside open brackets.
+    /// One bracket each, opened in this order.
+    runs: &'a [HvaRange],
+    /// `runs[..opened]` are open.
     opened: usize,
 }
 
 impl<'a> Brackets<'a> {
     pub(crate) fn none() -> Self {
-        Self { single: None, single_is_open: false, slots: &[], opened: 0 }
+        Self { single: None, single_is_open: false, runs: &[], opened: 0 }
     }
     pub(crate) fn one(range: HvaRange) -> Self {
         Self { single: Some(range), ..Self::none() }
     }
-    pub(crate) fn runs(slots: &'a [Memslot], single: Option<HvaRange>) -> Self {
-        Self { single, slots, ..Self::none() }
+    pub(crate) fn runs(runs: &'a [HvaRange], single: Option<HvaRange>) -> Self {
+        Self { single, runs, ..Self::none() }
     }
 
     /// Opens the next bracket. Its other half is [`Brackets::close`].
@@ -86,35 +86,26 @@ impl<'a> Brackets<'a> {
             self.single_is_open = true;
             return Some(range);
         }
-        let rest = &self.slots[self.opened..];
-        let first = rest.first()?;
-        let run = 1 + rest.windows(2).take_while(|pair| contiguous(&pair[0], &pair[1])).count();
-        self.opened += run;
-        Some(first.hva_range().hull(rest[run - 1].hva_range()))
+        let range = self.runs.get(self.opened)?;
+        self.opened += 1;
+        Some(*range)
     }
 
     /// The bracket opened last of those still open.
-    fn innermost(&self) -> Option<(HvaRange, usize)> {
-        let open = &self.slots[..self.opened];
-        if let Some(last) = open.last() {
-            let run = 1 + open.windows(2).rev().take_while(|pair| contiguous(&pair[0], &pair[1])).count();
-            let first = open[open.len() - run];
-            return Some((first.hva_range().hull(last.hva_range()), run));
-        }
-        self.single.filter(|_| self.single_is_open).map(|range| (range, 0))
+    fn innermost(&self) -> Option<HvaRange> {
+        let run = self.opened.checked_sub(1).map(|last| self.runs[last]);
+        run.or(self.single.filter(|_| self.single_is_open))
     }
 
     /// Closes the bracket opened last. Its other half is [`Brackets::open`].
     fn close(&mut self) -> Option<HvaRange> {
-        let (range, run) = self.innermost()?;
-        self.opened -= run;
-        self.single_is_open &= run > 0;
+        let range = self.innermost()?;
+        match self.opened.checked_sub(1) {
+            Some(rest) => self.opened = rest,
+            None => self.single_is_open = false,
+        }
         Some(range)
     }
-}
-
-fn contiguous(low: &Memslot, high: &Memslot) -> bool {
-    low.hva_range().end() == high.hva_range().start()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +144,7 @@ impl<'a> Calls<'a> {
 
     fn next_end(&mut self, told: bool) -> Option<Call> {
         if self.end_repeats && !told {
-            let (range, _) = self.brackets.innermost()?;
+            let range = self.brackets.innermost()?;
             self.phase = Phase::Ends { told: true };
             return Some(Call::InvalidateRangeAgain(range));
         }

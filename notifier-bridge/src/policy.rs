@@ -146,8 +146,8 @@ fn slot<'a>(victim: &Victim, slots: &SlotTable) -> Calls<'a> {
 
 /// Every host-contiguous run of slots, nested; and the victim, should no run hold it.
 fn vm<'a>(victim: &Victim, slots: &'a SlotTable) -> Calls<'a> {
-    let outside = !covered_without_a_gap(victim.pages, slots);
-    let brackets = Brackets::runs(slots.as_slice(), outside.then_some(victim.pages));
+    let outside = !slots.runs().iter().any(|run| run.covers(victim.pages));
+    let brackets = Brackets::runs(slots.runs(), outside.then_some(victim.pages));
     Calls::new(brackets, Inside::Flush(victim.pages), false)
 }
 
@@ -177,17 +177,6 @@ fn folio_range(victim: &Victim, vma: HvaRange) -> HvaRange {
 fn clipped(start: Hva, end: Option<Hva>, vma: HvaRange) -> HvaRange {
     let end = end.map_or(vma.end(), |end| end.min(vma.end()));
     HvaRange::new(start, end).unwrap_or(HvaRange::empty(start))
-}
-
-fn covered_without_a_gap(range: HvaRange, slots: &SlotTable) -> bool {
-    let mut reached = range.start();
-    for slot in slots.covering(range) {
-        if slot.hva_range().start() > reached {
-            return false;
-        }
-        reached = slot.hva_range().end();
-    }
-    reached >= range.end()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use guest_abi::block::{Outcome, Stall};
-use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
+use guest_abi::layout::{AREA_SIZE, ARENA_GPA, PAGE_SIZE, STALLS_OFFSET, area_gpa};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::{Backing, HvaRange};
 use kvm_ioctls::Kvm;
@@ -34,7 +34,17 @@ impl Bare {
         let kvm = Kvm::new().expect("the test needs KVM");
         let machine = Machine::start(&kvm, &config, resources::GUEST).expect("the machine starts");
         machine.wait_up().expect("the guest comes up");
-        Self { machine, config }
+        let bare = Self { machine, config };
+        bare.warm_stall_ring();
+        bare
+    }
+
+    /// Gives every page of vCPU 0's stall ring its leaf, so that recording a stall is no fault.
+    fn warm_stall_ring(&self) {
+        let (start, len) = (area_gpa(0) + STALLS_OFFSET, AREA_SIZE - STALLS_OFFSET);
+        let task = Task::Touch { access: Access::Write, passes: Some(1), stall_cycles: u64::MAX };
+        self.submit(0, &WorkOrder { start, len, walk: Walk::Sequential, task });
+        self.wait(0);
     }
 
     /// An order over the whole arena.

@@ -38,8 +38,13 @@ struct Busy {
 
 impl Busy {
     fn start() -> Self {
-        let config =
-            VmConfig { vcpus: 1, arena: ARENA, backing: Backing::Base4k, granule: GRANULE, slot_zap_all_quirk: false };
+        let config = VmConfig {
+            vcpus: 1,
+            arena: ARENA,
+            backing: Backing::Base4k,
+            granule: GRANULE,
+            slot_zap_all_quirk: false,
+        };
         let kvm = Kvm::new().expect("/dev/kvm opens");
         let machine = Machine::start(&kvm, &config, resources::GUEST).expect("the machine starts");
         machine.wait_up().expect("the guest comes up");

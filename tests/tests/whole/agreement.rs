@@ -149,8 +149,7 @@ fn collateral_faults_are_pages_that_were_zapped_and_never_left() {
     let bare = touched(config(1, 8, Backing::Base4k));
     let arena = bare.machine.core().arena();
     arena.seam(arena.range()).unwrap();
-    // With every touch recorded, so that the stall ring's own pages have their leaves too.
-    bare.touch_all(Access::Write, 0);
+    bare.touch_all(Access::Write, u64::MAX);
     let (first, count) = (BLOCK + 100, BLOCK - 100);
     slots(&bare, ZapMethod::Protect).zap(bare.pages(first, count));
     let before = bare.machine.faults_fixed().unwrap();

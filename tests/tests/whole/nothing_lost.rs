@@ -32,6 +32,11 @@ fn hammer(bare: &Bare, count: u64, mut zap: impl FnMut(u64)) {
     let touch = |access| Task::Touch { access, passes: None, stall_cycles: u64::MAX };
     bare.submit(0, &bare.order(Walk::Sequential, touch(Access::Write)));
     bare.submit(1, &bare.order(Walk::Sequential, touch(Access::LockedAdd)));
+    for vcpu in &bare.machine.vcpus()[..2] {
+        while vcpu.mailbox().area().touches() == 0 {
+            std::thread::yield_now();
+        }
+    }
     let begun = Instant::now();
     let mut least = [0; 2];
     for round in 0..count {

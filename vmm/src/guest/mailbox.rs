@@ -131,6 +131,8 @@ impl Mailbox {
             Phase::Starting => return Err(GuestError::Busy { vcpu: self.vcpu, phase: "starting" }),
             Phase::Working => return Err(GuestError::Busy { vcpu: self.vcpu, phase: "working" }),
         }
+        // What the order before left there is not this one's progress.
+        self.area.set_touches(0);
         self.area.set_order((*order).into());
         state.phase = Phase::Working;
         self.changed.notify_all();

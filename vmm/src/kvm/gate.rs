@@ -15,6 +15,9 @@
 //!   └─ handle the exit, begin again  <───────┘
 //! ```
 //!
+//! A vCPU that waits at the gate is let in before the gate shuts again: a storm of zaps slows a guest down to one
+//! entry a zap, but does not stop it.
+//!
 //! Each side stores its own word and then loads the other's, both sequentially consistent, so at least one of
 //! them sees the other. `immediate_exit` closes the window between the check and `KVM_RUN`: a signal that
 //! arrives there finds no system call to interrupt, but KVM looks at the flag first and returns at once. A
@@ -45,13 +48,16 @@ pub struct Seat {
 pub struct Gate {
     /// How many hold the vCPUs out; also the futex on which the vCPUs wait.
     closed: AtomicU32,
+    /// How many vCPUs found it shut and are not in yet; also the futex of who wants to shut it again.
+    waiting: AtomicU32,
     seats: Box<[Seat]>,
 }
 
 impl Gate {
     /// An open gate for `vcpus` vCPUs.
     pub fn new(vcpus: u32) -> Self {
-        Self { closed: AtomicU32::new(0), seats: (0..vcpus).map(|_| Seat::default()).collect() }
+        let seats = (0..vcpus).map(|_| Seat::default()).collect();
+        Self { closed: AtomicU32::new(0), waiting: AtomicU32::new(0), seats }
     }
 
     /// Takes the calling thread's place as vCPU `vcpu`.
@@ -67,8 +73,10 @@ impl Gate {
     }
 
     /// Stops every vCPU and keeps it stopped until the value is dropped. When this returns, no vCPU runs
-    /// guest code, and none will.
+    /// guest code, and none will. A thread that holds the vCPUs must not hold them again: it would wait for those
+    /// that wait for it.
     pub fn hold(&self) -> Hold<'_> {
+        wait_for_zero(&self.waiting);
         // Pairs with the store of `inside` and the load of `closed` in `Seated::enter`.
         self.closed.fetch_add(1, Ordering::SeqCst);
         self.seats.iter().for_each(Seat::kick);
@@ -97,15 +105,24 @@ impl Seat {
     }
 
     fn wait_outside(&self) {
-        for _ in 0..SPINS {
-            if self.inside.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            std::hint::spin_loop();
+        wait_for_zero(&self.inside);
+    }
+}
+
+/// Waits until a word is 0: for a moment by looking, then asleep. Whoever makes it 0 wakes the futex.
+fn wait_for_zero(word: &AtomicU32) {
+    for _ in 0..SPINS {
+        if word.load(Ordering::SeqCst) == 0 {
+            return;
         }
-        while self.inside.load(Ordering::SeqCst) != 0 {
-            sys::futex_wait(&self.inside, 1);
+        std::hint::spin_loop();
+    }
+    loop {
+        let value = word.load(Ordering::SeqCst);
+        if value == 0 {
+            return;
         }
+        sys::futex_wait(word, value);
     }
 }
 
@@ -133,6 +150,7 @@ impl Seated<'_> {
     /// Waits until the gate is open, then runs `guest`, which is `KVM_RUN`.
     pub fn enter<R>(&self, guest: impl FnOnce() -> R) -> R {
         let flag = self.seat.immediate_exit.load(Ordering::Relaxed);
+        let mut waited = false;
         loop {
             // SAFETY: as in `Seat::kick`. Before `inside` is set, so that no kick meant for this entry is lost.
             unsafe { flag.write_volatile(0) };
@@ -143,7 +161,14 @@ impl Seated<'_> {
                 break;
             }
             self.leave();
-            self.wait_open();
+            if !waited {
+                waited = true;
+                self.gate.waiting.fetch_add(1, Ordering::SeqCst);
+            }
+            wait_for_zero(&self.gate.closed);
+        }
+        if waited && self.gate.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+            sys::futex_wake_all(&self.gate.waiting);
         }
         let _leave = Leave(self);
         guest()
@@ -153,22 +178,6 @@ impl Seated<'_> {
         self.seat.inside.store(0, Ordering::SeqCst);
         if self.gate.closed.load(Ordering::SeqCst) != 0 {
             sys::futex_wake_all(&self.seat.inside);
-        }
-    }
-
-    fn wait_open(&self) {
-        for _ in 0..SPINS {
-            if self.gate.closed.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-        loop {
-            let closed = self.gate.closed.load(Ordering::SeqCst);
-            if closed == 0 {
-                return;
-            }
-            sys::futex_wait(&self.gate.closed, closed);
         }
     }
 }
@@ -230,6 +239,40 @@ mod tests {
                 std::hint::spin_loop();
                 hole.store(0, Ordering::Relaxed);
                 drop(hold);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    /// Between any two holds the vCPU gets in at least once, however fast they follow one another.
+    #[test]
+    fn a_storm_of_holds_does_not_starve_a_vcpu() {
+        sys::prepare_signal().unwrap();
+        let gate = Gate::new(1);
+        let (stop, entries) = (AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut immediate_exit = 0u8;
+                // SAFETY: the local outlives the seat.
+                let seated = unsafe { gate.sit(0, &raw mut immediate_exit) };
+                while !stop.load(Ordering::Relaxed) {
+                    seated.enter(|| entries.fetch_add(1, Ordering::SeqCst));
+                }
+            });
+            while entries.load(Ordering::SeqCst) == 0 {
+                std::hint::spin_loop();
+            }
+            for _ in 0..2_000 {
+                let hold = gate.hold();
+                let before = entries.load(Ordering::SeqCst);
+                // Long enough for the vCPU to come to the gate and wait there.
+                while gate.waiting.load(Ordering::SeqCst) == 0 {
+                    std::hint::spin_loop();
+                }
+                drop(hold);
+                let next = gate.hold();
+                assert!(entries.load(Ordering::SeqCst) > before, "shut out twice in a row");
+                drop(next);
             }
             stop.store(true, Ordering::Relaxed);
         });

@@ -28,6 +28,7 @@ fn setting(rows: &[&Row]) -> Option<String> {
     let differences = Differences::among(rows);
     let widths = widths(rows, differences);
     let mut clauses = Vec::new();
+    clauses.extend(split(rows));
     clauses.extend(collateral(rows, differences));
     clauses.extend(hot_loop(rows, differences));
     let first = rows.first()?;
@@ -112,23 +113,36 @@ fn widths_in_words(steps: &[(String, Vec<String>)]) -> String {
     text
 }
 
-/// ``the guest then faulted on 16,128 pages that had never left under `vm`, on none under `folio` ``.
+/// What had to go where that is much more than what left: the mapping of a huge page goes whole before a part of
+/// the page can.
+fn split(rows: &[&Row]) -> Option<String> {
+    let known = rows.iter().find_map(|row| row.needed_bytes.get().zip(row.evicted_bytes.get()));
+    let (needed, evicted) = known.filter(|&(needed, evicted)| evicted > 0 && needed >= 2 * evicted)?;
+    Some(format!(
+        "what had to go was {} for {} that left, since a huge page's mapping goes whole before a part of it can",
+        units::bytes(needed),
+        units::bytes(evicted)
+    ))
+}
+
+/// ``the guest then faulted 16,128 times on pages that had never left under `vm`, never under `folio` ``. Times and
+/// not pages: one fault may bring the translations of several neighbours back.
 fn collateral(rows: &[&Row], differences: Differences) -> Option<String> {
     let known = rows.iter().filter_map(|row| Some((row.collateral_faults.get()?, *row)));
     let (least, most) = extremes(known.map(|(faults, row)| (faults as f64, row)))?;
-    let pages = |faults: f64| match faults as u64 {
-        1 => "one page".to_owned(),
-        faults => format!("{} pages", units::count(faults)),
-    };
     if most.0 == 0.0 {
         return Some("no page that had stayed faulted again".to_owned());
     }
-    let faulted = format!("the guest then faulted on {} that had never left", pages(most.0));
+    let times = |faults: f64| match faults as u64 {
+        0 => "never".to_owned(),
+        1 => "once".to_owned(),
+        faults => format!("{} times", units::count(faults)),
+    };
+    let faulted = format!("the guest then faulted {} on pages that had never left", times(most.0));
     if least.0 == most.0 {
         return Some(faulted);
     }
-    let fewest = if least.0 == 0.0 { "none".to_owned() } else { units::count(least.0 as u64) };
-    Some(format!("{faulted} {}, on {fewest} {}", differences.name(most.1), differences.name(least.1)))
+    Some(format!("{faulted} {}, {} {}", differences.name(most.1), times(least.0), differences.name(least.1)))
 }
 
 /// ``the hot loop fell to 43 % of its undisturbed rate under `vm` and kept 98 % under `folio` ``.

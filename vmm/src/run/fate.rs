@@ -8,63 +8,81 @@ use guest_mem::Operation;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// The pattern of the fill.
-    Pattern,
+    Pattern = 0,
     /// Zeros: it was discarded.
-    Zeros,
+    Zeros = 1,
     /// One or the other: it was given to the kernel to discard when it likes.
-    Either,
-}
-
-/// One page.
-#[derive(Clone, Copy, Debug)]
-struct Fate {
-    content: Content,
-    /// A step named it as a victim.
-    taken: bool,
+    Either = 2,
 }
 
 /// All pages.
 #[derive(Debug)]
 pub struct Fates(Vec<Fate>);
 
+/// One page in one byte: there is one for each page of the arena. The content, and [`TAKEN`] if a step named the
+/// page as a victim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fate(u8);
+
+const TAKEN: u8 = 1 << 7;
+
+impl Fate {
+    const fn kept(content: Content) -> Self {
+        Self(content as u8)
+    }
+    const fn taken(content: Content) -> Self {
+        Self(content as u8 | TAKEN)
+    }
+    const fn content(self) -> Content {
+        match self.0 & !TAKEN {
+            0 => Content::Pattern,
+            1 => Content::Zeros,
+            _ => Content::Either,
+        }
+    }
+    const fn is_taken(self) -> bool {
+        self.0 & TAKEN != 0
+    }
+}
+
 impl Fates {
     /// An arena of `pages` pages that nobody has written.
     pub fn new(pages: u64) -> Self {
-        Self(vec![Fate { content: Content::Zeros, taken: false }; pages as usize])
+        Self(vec![Fate::kept(Content::Zeros); pages as usize])
     }
 
     /// Every page was filled, and nothing is taken any more.
     pub fn filled(&mut self) {
-        self.0.fill(Fate { content: Content::Pattern, taken: false });
+        self.0.fill(Fate::kept(Content::Pattern));
     }
 
-    /// A step took these pages; `discarded` says what that does to their content.
-    pub fn take(&mut self, pages: Range<u64>, content: Option<Content>) {
+    /// A step took these pages; `left` says what that leaves in them, `None` what they held.
+    pub fn take(&mut self, pages: Range<u64>, left: Option<Content>) {
         for fate in &mut self.0[pages.start as usize..pages.end as usize] {
-            fate.taken = true;
-            if fate.content != Content::Zeros {
-                fate.content = content.unwrap_or(fate.content);
-            }
+            *fate = Fate::taken(match fate.content() {
+                Content::Zeros => Content::Zeros,
+                held => left.unwrap_or(held),
+            });
         }
     }
 
     /// Whether a step took the page.
     pub fn is_taken(&self, page: u64) -> bool {
-        self.0.get(page as usize).is_some_and(|fate| fate.taken)
+        self.0.get(page as usize).is_some_and(|fate| fate.is_taken())
     }
 
     /// The pages with this content, lowest first.
     pub fn with(&self, content: Content) -> impl Iterator<Item = u64> {
-        self.indices(move |fate| fate.content == content)
+        self.indices(move |fate| fate.content() == content)
     }
 
     /// The pages that no step took, lowest first.
     pub fn others(&self) -> impl Iterator<Item = u64> {
-        self.indices(|fate| !fate.taken)
+        self.indices(|fate| !fate.is_taken())
     }
 
-    fn indices(&self, wanted: impl Fn(&Fate) -> bool) -> impl Iterator<Item = u64> {
-        (0u64..).zip(&self.0).filter(move |(_, fate)| wanted(fate)).map(|(page, _)| page)
+    fn indices(&self, wanted: impl Fn(Fate) -> bool) -> impl Iterator<Item = u64> {
+        (0u64..).zip(&self.0).filter(move |(_, fate)| wanted(**fate)).map(|(page, _)| page)
     }
 }
 

@@ -28,8 +28,8 @@ pub const STALL: Duration = Duration::from_micros(1);
 /// The generation that every fill writes: a machine lives for one trial.
 const GENERATION: u64 = 1;
 
-/// Records kept of single invalidations in one trial. Totals go on beyond.
-const RECORDS: usize = 1 << 16;
+/// The most records kept of single invalidations in one trial, 12 MiB. Totals go on beyond.
+const MOST_RECORDS: u64 = 1 << 16;
 
 /// What a trial is given.
 pub struct TrialSetup<'a> {
@@ -93,7 +93,9 @@ impl<'a> Trial<'a> {
         listener: &'static str,
     ) -> Result<Self, TrialError> {
         let kernel_alone = listener == "kernel";
-        let attacker = Attacker::new(setup.testbed, bridge, kernel_alone, RECORDS, setup.cancel)?;
+        // Each operation announces its range, and a split before it at most once a huge page.
+        let records = (2 * setup.plan.taken_pages()).min(MOST_RECORDS) as usize;
+        let attacker = Attacker::new(setup.testbed, bridge, kernel_alone, records, setup.cancel)?;
         let arena = setup.testbed.arena();
         // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first
         // toggle of a part breaks the mapping, and that is its price.

@@ -148,6 +148,10 @@ impl Plan {
     pub fn taken(&self) -> &RangeSet<u64> {
         &self.taken
     }
+    /// How many pages some step takes.
+    pub fn taken_pages(&self) -> u64 {
+        count_pages(&self.taken)
+    }
     /// The pages that no step takes, lowest first.
     pub fn others(&self) -> Vec<Range<u64>> {
         self.taken.gaps(&(0..self.pages)).collect()

@@ -65,7 +65,7 @@ fn collateral_and_hot_loop_name_the_extremes() {
         collaterals(touched(row("4k", "vm"), 0.86e6), 16_128),
     ]);
     assert!(
-        text.contains("faulted on 16,128 pages that had never left under `vm`, on none under `kernel`"),
+        text.contains("faulted 16,128 times on pages that had never left under `vm`, never under `kernel`"),
         "{text}"
     );
     let fell = "the hot loop fell to 43 % of its undisturbed rate under `vm` and kept 98 % under `kernel`";
@@ -77,7 +77,10 @@ fn collateral_and_hot_loop_name_the_extremes() {
     );
     assert!(text.contains("; no page that had stayed faulted again;"), "{text}");
     let text = said(vec![collaterals(row("4k", "folio"), 1)]);
-    assert!(text.contains("faulted on one page that had never left; the hot loop fell to 50 % of"), "{text}");
+    assert!(
+        text.contains("faulted once on pages that had never left; the hot loop fell to 50 % of"),
+        "{text}"
+    );
     let text = said(vec![touched(row("4k", "folio"), 1.94e6)]);
     assert!(text.contains("kept at least 97 % of its undisturbed rate"), "{text}");
 }
@@ -150,4 +153,15 @@ fn numbers_that_are_missing_are_passed_over_in_silence() {
     let text = said(vec![still]);
     assert!(!text.contains("hot loop") && !text.contains("NaN") && !text.contains("inf"), "{text}");
     assert!(text.starts_with("Swapping out pages of 4k memory"), "{text}");
+}
+
+#[test]
+fn what_a_huge_page_takes_along_is_said_only_where_it_does() {
+    let mut row = row("thp", "kernel");
+    row.needed_bytes = Measured::of(65 << 20);
+    row.evicted_bytes = Measured::of(1 << 20);
+    let text = said(vec![row.clone()]);
+    assert!(text.contains("what had to go was 65 MiB for 1 MiB that left"), "{text}");
+    row.needed_bytes = Measured::of(1 << 20);
+    assert!(!said(vec![row]).contains("what had to go was"));
 }
