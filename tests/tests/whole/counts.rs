@@ -12,6 +12,7 @@ crate::tests! {
     sparse_victims_cost_what_enumeration_says: [Kvm, SlotZap],
     two_runs_count_the_same: [Kvm, SlotZap, Zram],
     swapped_pages_come_back_and_each_is_one_refault: [Kvm, SlotZap, Zram],
+    every_way_to_zap_takes_the_same_pages: [Kvm, SlotZap, Zram],
     the_software_mmu_counts_as_kvm_does: [Kvm, SlotZap],
     the_software_mmu_needs_no_kvm: [],
 }
@@ -181,6 +182,25 @@ fn swapped_pages_come_back_and_each_is_one_refault() {
                 !value.is_null() || key == "could_not_run" || explained(key),
                 "{key} is null for no reason"
             );
+        }
+    }
+}
+
+/// Unmapping takes away the mapping by which MADV_PAGEOUT finds a page, and must not be in its way.
+fn every_way_to_zap_takes_the_same_pages() {
+    let zaps = SWAP
+        .replace("[\"4k\", \"thp\"]", "[\"memfd\"]")
+        .replace("policy = [", "zap = [\"memslot\", \"protect\", \"unmap\"]\npolicy = [");
+    let record = run(&zaps, &["--backend", "kvm", "--zram", "64MiB"]);
+    let unmapped = rows(&record).iter().filter(|row| row["zap"] == "unmap").count();
+    assert_eq!(unmapped, 8, "four policies, two cases");
+    for row in rows(&record) {
+        let what = format!("{}, {}, {}", row["case"], row["policy"], row["zap"]);
+        assert_eq!(number(row, "evicted_bytes"), number(row, "victim_bytes"), "{what}");
+        assert_eq!(number(row, "refaults") * PAGE_SIZE, number(row, "victim_bytes"), "{what}");
+        let twin = |other: &&Value| (&other["case"], &other["policy"]) == (&row["case"], &row["policy"]);
+        for other in rows(&record).iter().filter(twin) {
+            assert_eq!(number(row, "invalidated_bytes"), number(other, "invalidated_bytes"), "{what}");
         }
     }
 }

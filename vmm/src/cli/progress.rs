@@ -9,7 +9,7 @@ use crate::record::Row;
 use crate::run::{Progress, describe};
 use crate::scenario::RowPlan;
 
-/// See the [module](self).
+/// Progress on standard error.
 pub struct Shown {
     bar: Option<ProgressBar>,
 }

@@ -81,7 +81,7 @@ struct State {
     quit: bool,
 }
 
-/// See the [module](self).
+/// What the engine and one worker share: an order going in, an outcome coming back.
 #[derive(Debug)]
 pub struct Mailbox {
     vcpu: u32,

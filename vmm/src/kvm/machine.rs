@@ -18,7 +18,7 @@ use crate::guest::GuestError;
 /// How long a guest may take to report for work. The ring 0 stub is a hundred instructions.
 const BOOT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// See the [module](self).
+/// A VM, its vCPUs, and the guest in it.
 #[derive(Debug)]
 pub struct Machine {
     // Before `core`: the vCPU threads end, and their files close, before memory goes.

@@ -18,7 +18,7 @@ use notifier_bridge::{Count, Listener, Shadowing, ShadowingMmu, StartContext, Wo
 
 use super::vm::VmCore;
 
-/// How translations are dropped. See the [module](self).
+/// How translations are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZapMethod {
     /// Delete the memslots and put them back.
@@ -38,7 +38,7 @@ pub enum Accounting {
     Off,
 }
 
-/// See the [module](self).
+/// The listener that makes KVM drop its translations of an invalidated range.
 #[derive(Debug)]
 pub struct KvmSlots {
     core: Arc<VmCore>,

@@ -42,10 +42,23 @@ pub enum Method<'a> {
     Squeeze(&'a MemoryCgroup),
 }
 
+/// Who drops translations besides the kernel, as far as it matters to how memory is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listening {
+    /// Nobody.
+    KernelAlone,
+    /// A listener that leaves the host's mappings in place.
+    Spares,
+    /// A listener that unmaps shared memory to zap it.
+    Unmaps,
+}
+
 /// Takes memory from one testbed.
 pub struct Attacker<'a> {
     testbed: &'a dyn Testbed,
     bridge: &'a Bridge,
+    /// Whether zaps take the mapping by which `MADV_PAGEOUT` finds a page, so that it must be put back first.
+    zaps_unmap: bool,
     /// Nobody but the kernel zaps: what it drops shows only in KVM's statistics around each operation.
     kernel_alone: bool,
     cancel: &'a Cancel,
@@ -63,14 +76,15 @@ impl<'a> Attacker<'a> {
     pub fn new(
         testbed: &'a dyn Testbed,
         bridge: &'a Bridge,
-        kernel_alone: bool,
+        listener: Listening,
         records: usize,
         cancel: &'a Cancel,
     ) -> Result<Self, TrialError> {
         Ok(Self {
             testbed,
             bridge,
-            kernel_alone,
+            kernel_alone: listener == Listening::KernelAlone,
+            zaps_unmap: listener == Listening::Unmaps,
             cancel,
             scanner: PageScanner::new()?,
             planner: Planner::new(),
@@ -125,6 +139,11 @@ impl<'a> Attacker<'a> {
     /// One operation.
     fn take(&mut self, range: HvaRange, operation: Operation, counts: &mut Counts) -> Result<(), TrialError> {
         let arena = self.arena();
+        let maps_first = self.zaps_unmap && operation == Operation::PageOut;
+        if maps_first {
+            // An earlier victim's zap was wide enough to unmap this one.
+            arena.populate(range)?;
+        }
         let before = self.page_counts(range)?;
         let mut planned = std::mem::take(&mut self.planned);
         self.planner.plan(&mut self.scanner, arena, range, Unit::Range, operation, &mut planned)?;
@@ -148,7 +167,12 @@ impl<'a> Attacker<'a> {
     ) -> Result<(), TrialError> {
         let arena = self.arena();
         let (calls, scanner, runs) = (&mut self.calls, &mut self.scanner, &mut self.runs);
+        let maps_first = self.zaps_unmap && operation == Operation::PageOut;
         let mut call = || -> Result<(), TrialError> {
+            if maps_first {
+                // This victim's own zap did. Mapping what is in the page cache announces nothing.
+                arena.populate(range)?;
+            }
             for attempt in 0..ATTEMPTS {
                 let begun = monotonic_ns();
                 perform_unmeasured(arena, operation, range)?;

@@ -5,7 +5,7 @@ use notifier_bridge::WouldBlock;
 
 use crate::guest::GuestError;
 
-/// See the [module](self).
+/// Why a trial did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
     /// The guest crashed, stayed silent, or broke the protocol.

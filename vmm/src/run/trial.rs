@@ -10,7 +10,7 @@ use guest_abi::page::{HEADER_WORDS, WORDS};
 use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, drain_lru};
 use notifier_bridge::{Bridge, Count, Policy, monotonic_ns};
 
-use super::attack::{Attacker, Method};
+use super::attack::{Attacker, Listening, Method};
 use super::errors::TrialError;
 use super::fate::{Content, Fates, left_by};
 use super::measured::{Counts, Measured, Rate};
@@ -49,7 +49,7 @@ pub struct TrialSetup<'a> {
     pub cancel: &'a Cancel,
 }
 
-/// See the [module](self).
+/// A case, in one combination, on a machine of its own.
 pub struct Trial<'a> {
     setup: TrialSetup<'a>,
     attacker: Attacker<'a>,
@@ -92,10 +92,14 @@ impl<'a> Trial<'a> {
         bridge: &'a Bridge,
         listener: &'static str,
     ) -> Result<Self, TrialError> {
-        let kernel_alone = listener == "kernel";
+        let listening = match (listener, setup.combination.zap) {
+            ("kernel", _) => Listening::KernelAlone,
+            (_, Zap::Unmap) => Listening::Unmaps,
+            _ => Listening::Spares,
+        };
         // Each operation announces its range, and a split before it at most once a huge page.
         let records = (2 * setup.plan.taken_pages()).min(MOST_RECORDS) as usize;
-        let attacker = Attacker::new(setup.testbed, bridge, kernel_alone, records, setup.cancel)?;
+        let attacker = Attacker::new(setup.testbed, bridge, listening, records, setup.cancel)?;
         let arena = setup.testbed.arena();
         // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first
         // toggle of a part breaks the mapping, and that is its price.

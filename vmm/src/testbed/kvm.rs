@@ -12,7 +12,7 @@ use super::Testbed;
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Accounting, KvmSlots, Leaves, Machine, ZapMethod};
 
-/// See the [module](self).
+/// A bare guest under KVM.
 #[derive(Debug)]
 pub struct KvmTestbed {
     machine: Machine,

@@ -68,7 +68,7 @@ struct Core {
     arena: Region,
 }
 
-/// See the [module](self).
+/// Workers on the software MMU.
 pub struct SoftTestbed {
     workers: Vec<Arc<Mailbox>>,
     threads: Vec<JoinHandle<()>>,
