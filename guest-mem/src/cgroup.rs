@@ -153,21 +153,15 @@ impl MemoryCgroup {
     fn lower_limit(&self, file: &str, lifted: &str, from: u64, target: u64) -> Result<(), CgroupError> {
         const STEPS: u64 = 8;
         let path = self.file(file);
-        let mut outcome = Ok(());
+        let mut outcome = Ok(true);
         for step in 1..=STEPS {
-            let limit = from - (from - target) / STEPS * step;
-            match fs::write(&path, limit.to_string()) {
-                // It cannot go lower: what was got is got.
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => break,
-                Err(source) => {
-                    outcome = Err(failed("lowering", &path, source));
-                    break;
-                }
-                Ok(()) => {}
+            outcome = insist(&path, from - (from - target) / STEPS * step);
+            if !matches!(outcome, Ok(true)) {
+                break;
             }
         }
         let restored = fs::write(&path, lifted).map_err(|source| failed("restoring", &path, source));
-        outcome.and(restored)
+        outcome.map(drop).and(restored)
     }
 
     fn usage_file(&self) -> &'static str {
@@ -225,6 +219,21 @@ impl Drop for MemoryCgroup {
 
 fn read(path: &Path) -> Result<String, CgroupError> {
     fs::read_to_string(path).map_err(|source| failed("reading", path, source))
+}
+
+/// Writes a limit until the kernel takes it; `false` if it never does. It gives up (EBUSY) after one pass over
+/// the LRU lists that freed nothing, and such a pass is what makes the next one succeed: it clears the accessed
+/// bits of pages that a guest has just used.
+fn insist(path: &Path, limit: u64) -> Result<bool, CgroupError> {
+    const ATTEMPTS: u32 = 16;
+    for _ in 0..ATTEMPTS {
+        match fs::write(path, limit.to_string()) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(source) => return Err(failed("lowering", path, source)),
+        }
+    }
+    Ok(false)
 }
 
 fn failed(attempt: &str, path: &Path, source: io::Error) -> CgroupError {

@@ -62,4 +62,4 @@ pub use victim::{MapLevel, Order, Victim};
 pub use zap::{
     Protected, ZapError, protect, toggle_protection, toggle_unit, toggle_without_seams, unmap_shared,
 };
-pub use zram::{MmStat, ZramError, ZramSwap, swap_on_device, undo_by_number};
+pub use zram::{MmStat, ZramError, ZramSwap, check_swap_size, swap_on_device, undo_by_number};

@@ -129,7 +129,7 @@ impl ZramSwap {
     /// # Errors
     /// No driver, no right, an unknown compressor, or a size that is none.
     pub fn create(size_bytes: u64, algorithm: Option<&str>) -> Result<Self, ZramError> {
-        check_size(size_bytes)?;
+        check_swap_size(size_bytes)?;
         let device = Device::hot_add()?;
         let priority = device.make_swap(size_bytes, algorithm)?;
         Ok(Self { device, size: size_bytes, priority })
@@ -181,13 +181,17 @@ impl ZramSwap {
 /// # Errors
 /// As [`ZramSwap::create`].
 pub fn swap_on_device(number: u32, size_bytes: u64, algorithm: Option<&str>) -> Result<(), ZramError> {
-    check_size(size_bytes)?;
+    check_swap_size(size_bytes)?;
     // Not dropped: dropping a device takes it away.
     let device = std::mem::ManuallyDrop::new(Device { number, gone: false });
     device.make_swap(size_bytes, algorithm).map(drop)
 }
 
-fn check_size(size_bytes: u64) -> Result<(), ZramError> {
+/// Refuses what is no size of a swap device: not whole pages, under 64 KiB or over 16 TiB.
+///
+/// # Errors
+/// [`ZramError::Size`].
+pub fn check_swap_size(size_bytes: u64) -> Result<(), ZramError> {
     if !size_bytes.is_multiple_of(PAGE_SIZE) || !((64 << 10)..=(16 << 40)).contains(&size_bytes) {
         return Err(ZramError::Size(size_bytes));
     }

@@ -12,6 +12,7 @@ crate::tests! {
     sparse_victims_cost_what_enumeration_says: [Kvm, SlotZap],
     two_runs_count_the_same: [Kvm, SlotZap, Zram],
     swapped_pages_come_back_and_each_is_one_refault: [Kvm, SlotZap, Zram],
+    the_double_call_is_watched_and_finds_nothing: [],
     every_way_to_zap_takes_the_same_pages: [Kvm, SlotZap, Zram],
     the_software_mmu_counts_as_kvm_does: [Kvm, SlotZap],
     the_software_mmu_needs_no_kvm: [],
@@ -183,6 +184,22 @@ fn swapped_pages_come_back_and_each_is_one_refault() {
                 "{key} is null for no reason"
             );
         }
+    }
+}
+
+/// A device on the host's own page tables has read each victim: its TLB holds it once. The first call of an era
+/// drops it, and the second finds nothing.
+fn the_double_call_is_watched_and_finds_nothing() {
+    let text = SPARSE.replace("seed = 7", "seed = 7\nshared_tlb = true");
+    let record = run(&text, &["--backend", "soft"]);
+    for row in rows(&record) {
+        let policy = row["policy"].as_str().unwrap();
+        let doubled = if matches!(policy, "pmd" | "folio") { 100 } else { 0 };
+        assert_eq!(number(row, "double_calls"), doubled, "{policy}");
+        assert_eq!(number(row, "sharing_calls"), 100 + doubled, "{policy}");
+        assert_eq!(number(row, "tlb_entries_dropped"), 100, "{policy}");
+        // A wide range's second call may meet a page that the device has read since; one page's never does.
+        assert_eq!(number(row, "tlb_empty_flushes"), doubled, "{policy}");
     }
 }
 

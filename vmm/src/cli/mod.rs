@@ -19,6 +19,8 @@ use args::{Arguments, Command};
 
 /// The exit code of a run that did what it was asked and found something wrong, or could not do it.
 const FAILED: u8 = 1;
+/// The exit code of a run in which this host could not make every row that was asked for.
+const INCOMPLETE: u8 = 3;
 /// The exit code of a run that was stopped by a signal, as shells have it for SIGINT.
 const INTERRUPTED: u8 = 130;
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use event_manager::{EventManager, SubscriberOps};
 
 use super::args::RunArguments;
-use super::{FAILED, INTERRUPTED, backend, directory, progress::Shown, zram};
+use super::{FAILED, INCOMPLETE, INTERRUPTED, backend, directory, progress::Shown, zram};
 use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
 use crate::report::{self, Charset};
@@ -41,7 +41,7 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     }
     let mut changes = HostChanges::new(|change| eprintln!("zapscope: {change}"));
     if let Some(size) = arguments.zram {
-        zram::add(&mut changes, size.0)?;
+        zram::add_if_allowed(&mut changes, size.0)?;
     }
     let runner = Runner::new(&scenario, backend, &cancel)?;
     let mut shown = Shown::new();
@@ -119,6 +119,13 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> ExitCode {
         eprintln!("zapscope: stopped before its end; the record has the rows made until then");
         return ExitCode::from(INTERRUPTED);
     }
-    let bad = wrong > 0 || outcome.failed > 0 || left_changed;
-    if bad { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+    if wrong > 0 || outcome.failed > 0 || left_changed {
+        return ExitCode::from(FAILED);
+    }
+    let missing = outcome.record.rows.iter().filter(|row| row.could_not_run.is_some()).count();
+    if missing > 0 {
+        eprintln!("zapscope: {missing} rows could not run on this host; each says why");
+        return ExitCode::from(INCOMPLETE);
+    }
+    ExitCode::SUCCESS
 }

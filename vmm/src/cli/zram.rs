@@ -1,6 +1,6 @@
 //! A zram swap device for the length of a run.
 
-use guest_mem::{ZramError, swap_on_device};
+use guest_mem::{ZramError, check_swap_size, swap_on_device};
 
 use crate::host::{ChangeError, HostChanges};
 
@@ -15,11 +15,18 @@ pub enum ZramSetupError {
     Zram(#[from] ZramError),
 }
 
-/// Adds a device to the host's changes, by which it goes again, and makes it swap of `bytes`.
+/// Adds a device to the host's changes, by which it goes again, and makes it swap of `bytes`. Without root it says
+/// so and the run goes on: what needs swap then says why it could not run, and the rest runs.
 ///
 /// # Errors
-/// [`ZramSetupError`]. What was made by then is undone with the other changes.
-pub fn add(changes: &mut HostChanges, bytes: u64) -> Result<(), ZramSetupError> {
+/// [`ZramSetupError`]: a size that is none, or root and yet no device. What was made by then is undone with the
+/// other changes.
+pub fn add_if_allowed(changes: &mut HostChanges, bytes: u64) -> Result<(), ZramSetupError> {
+    check_swap_size(bytes)?;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("zapscope: --zram needs root: going on without a swap device of our own");
+        return Ok(());
+    }
     let device = changes.add_zram("swap for this run")?;
     Ok(swap_on_device(device.number, bytes, None)?)
 }

@@ -109,6 +109,14 @@ row! {
     invalidated_bytes: u64,
     /// Covered over needed.
     amplification: f64,
+    /// Calls to listeners that share the host's page tables, as the policy makes them.
+    sharing_calls: u64,
+    /// Those of them that only repeat an earlier one: the double call of the eras before 6.6.
+    double_calls: u64,
+    /// Cached translations that a device on the host's page tables dropped at these calls.
+    tlb_entries_dropped: u64,
+    /// Calls at which it found nothing to drop.
+    tlb_empty_flushes: u64,
     /// Memslots that the listener dropped.
     slots_zapped: u64,
     /// Bytes the listener dropped. A memslot goes whole, so this can be more than was announced.

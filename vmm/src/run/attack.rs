@@ -18,10 +18,11 @@ use guest_mem::{
     HvaRange, MapLevel, MemoryCgroup, Operation, Order, PAGE_SIZE, PageCounts, PageRun, PageScanner, Planned,
     Planner, Region, Unit, Victim, perform_unmeasured,
 };
-use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, Source, monotonic_ns};
+use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbStats, Source, monotonic_ns};
 
 use super::errors::TrialError;
 use super::measured::Counts;
+use super::wiring::{Device, Wiring};
 use crate::host::signals::Cancel;
 use crate::kvm::Leaves;
 use crate::record::Samples;
@@ -57,6 +58,8 @@ pub enum Listening {
 pub struct Attacker<'a> {
     testbed: &'a dyn Testbed,
     bridge: &'a Bridge,
+    /// Reads each victim before it is taken.
+    device: Option<&'a Device>,
     /// Whether zaps take the mapping by which `MADV_PAGEOUT` finds a page, so that it must be put back first.
     zaps_unmap: bool,
     /// Nobody but the kernel zaps: what it drops shows only in KVM's statistics around each operation.
@@ -75,14 +78,15 @@ impl<'a> Attacker<'a> {
     /// An attacker with room for `records` records of single invalidations; totals are exact beyond that.
     pub fn new(
         testbed: &'a dyn Testbed,
-        bridge: &'a Bridge,
+        wiring: &'a Wiring,
         listener: Listening,
         records: usize,
         cancel: &'a Cancel,
     ) -> Result<Self, TrialError> {
         Ok(Self {
             testbed,
-            bridge,
+            bridge: &wiring.bridge,
+            device: wiring.device.as_ref(),
             kernel_alone: listener == Listening::KernelAlone,
             zaps_unmap: listener == Listening::Unmaps,
             cancel,
@@ -98,6 +102,11 @@ impl<'a> Attacker<'a> {
     /// What was recorded, and how long each system call took.
     pub fn finish(self) -> (Recorder, Samples) {
         (self.recorder, self.calls)
+    }
+
+    /// What the device saw so far, if there is one.
+    pub fn device_stats(&self) -> Option<SharedTlbStats> {
+        self.device.map(Device::stats)
     }
 
     fn arena(&self) -> &'a Region {
@@ -143,6 +152,9 @@ impl<'a> Attacker<'a> {
         if maps_first {
             // An earlier victim's zap was wide enough to unmap this one.
             arena.populate(range)?;
+        }
+        if let Some(device) = self.device {
+            device.read(range);
         }
         let before = self.page_counts(range)?;
         let mut planned = std::mem::take(&mut self.planned);

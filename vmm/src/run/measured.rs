@@ -1,6 +1,6 @@
 //! What a trial measured: counts, which must be the same every time, and times, which are pooled.
 
-use notifier_bridge::{Count, Totals};
+use notifier_bridge::{Count, SharedTlbStats, Totals};
 
 use crate::record::Samples;
 
@@ -31,6 +31,8 @@ pub struct Counts {
     pub pmd_mapped_bytes: u64,
     /// Pages that came back wrong.
     pub integrity_errors: u64,
+    /// What the device on the host's page tables saw; `None` without one.
+    pub device: Option<SharedTlbStats>,
     /// Records that found the ledger full.
     pub lost_records: u64,
     /// Stalls that found the guest's ring full.
@@ -52,6 +54,7 @@ impl Default for Counts {
             collateral_faults: Count::ZERO,
             pmd_mapped_bytes: 0,
             integrity_errors: 0,
+            device: None,
             lost_records: 0,
             lost_stalls: 0,
         }

@@ -17,8 +17,10 @@ mod orders;
 mod rows;
 mod runner;
 mod trial;
+mod wiring;
 
 pub use errors::TrialError;
 pub use measured::{Counts, Measured, Rate, Times};
 pub use runner::{Backend, Progress, RunError, RunOutcome, Runner, chain, describe};
-pub use trial::{STALL, Trial, TrialSetup, bridge_of};
+pub use trial::{STALL, Trial, TrialSetup};
+pub use wiring::{Device, Wiring};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use guest_mem::Backing;
-use notifier_bridge::Count;
+use notifier_bridge::{Count, SharedTlbStats};
 
 use super::measured::{Measured as Trial, Rate};
 use super::trial::STALL;
@@ -11,6 +11,8 @@ use crate::record::{Measured, Row, RowLabel, Samples, Warnings};
 
 /// Why nothing of the kernel's own account is in a row.
 const NO_TAP: &str = "the kernel's own tracepoints are not read in this version";
+/// Why nothing of a sharing listener's TLB is in a row.
+const NO_DEVICE: &str = "no device shares the host's page tables: set `shared_tlb = true` in the scenario";
 /// Why a count by KVM may be missing.
 const NO_STATISTIC: &str = "this KVM has no such statistic";
 
@@ -51,15 +53,25 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     row.invalidated_bytes = Measured::of(totals.invalidated_bytes);
     row.amplification =
         Measured::or_why(totals.amplification(), warnings, "amplification", "nothing had to be invalidated");
+    row.sharing_calls = Measured::of(totals.sharing_calls);
+    row.double_calls = Measured::of(totals.double_calls);
+    let device = |of: fn(&SharedTlbStats) -> u64| counts.device.as_ref().map(of);
+    let mut seen = |key: &str, value| Measured::or_why(value, warnings, key, NO_DEVICE);
+    row.tlb_entries_dropped = seen("tlb_entries_dropped", device(|stats| stats.entries_dropped));
+    row.tlb_empty_flushes = seen("tlb_empty_flushes", device(|stats| stats.empty_flushes));
     row.slots_zapped = Measured::of(totals.slots_zapped);
     row.zapped_bytes = Measured::of(totals.zapped_bytes);
     row.integrity_errors = Measured::of(counts.integrity_errors);
-    if counts.evicted_bytes < counts.victim_bytes && row.label.reclaim == "pageout" {
+    let why_stayed = match row.label.reclaim.as_str() {
+        "pageout" => Some("pinned, locked, shared, or no room left in the swap device"),
+        "cgroup" => Some(
+            "the kernel chooses for itself, and passes over pages that KVM reports as used; some KVMs report all",
+        ),
+        _ => None,
+    };
+    if let Some(why) = why_stayed.filter(|_| counts.evicted_bytes < counts.victim_bytes) {
         let stayed = counts.victim_bytes - counts.evicted_bytes;
-        warnings.note(
-            "evicted_bytes",
-            format!("{stayed} bytes stayed: pinned, locked, shared, or no room left in the swap device"),
-        );
+        warnings.note("evicted_bytes", format!("{stayed} bytes stayed: {why}"));
     }
     if counts.repeated > 0 {
         let times = counts.repeated;

@@ -13,7 +13,8 @@ use super::calibrate;
 use super::errors::TrialError;
 use super::measured::Measured as Pooled;
 use super::rows;
-use super::trial::{Trial, TrialSetup, bridge_of};
+use super::trial::{Trial, TrialSetup};
+use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::host::HostFacts;
 use crate::host::signals::Cancel;
@@ -185,7 +186,8 @@ impl<'a> Runner<'a> {
         };
         let testbed = self.testbed(plan)?;
         self.first_entry_ns = self.first_entry_ns.or(testbed.first_entry_ns());
-        let (bridge, listener) = bridge_of(&*testbed, &plan.combination);
+        // SAFETY: the testbed stands before the wiring, so it is dropped after it.
+        let wiring = unsafe { Wiring::new(&*testbed, &plan.combination, self.scenario.shared_tlb) };
         let pages = self.scenario.plan(plan);
         let setup = TrialSetup {
             testbed: &*testbed,
@@ -196,10 +198,9 @@ impl<'a> Runner<'a> {
             clock: self.clock,
             cancel: self.cancel,
         };
-        let measured = Trial::new(setup, &bridge, listener)
-            .and_then(Trial::run)
-            .map_err(|error| self.failure(plan, error))?;
-        Ok((measured, listener))
+        let measured =
+            Trial::new(setup, &wiring).and_then(Trial::run).map_err(|error| self.failure(plan, error))?;
+        Ok((measured, wiring.listener))
     }
 
     fn testbed(&self, plan: &RowPlan<'_>) -> Result<Box<dyn Testbed>, NoRow> {

@@ -1,23 +1,22 @@
 //! One trial: a case, in one combination, on a machine of its own.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use guest_abi::block::Stall;
 use guest_abi::order::{Access, Task, Walk};
 use guest_abi::page::{HEADER_WORDS, WORDS};
 use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, drain_lru};
-use notifier_bridge::{Bridge, Count, Policy, monotonic_ns};
+use notifier_bridge::{Count, monotonic_ns};
 
 use super::attack::{Attacker, Listening, Method};
 use super::errors::TrialError;
 use super::fate::{Content, Fates, left_by};
 use super::measured::{Counts, Measured, Rate};
 use super::orders::{self, PATIENCE};
+use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::host::signals::Cancel;
-use crate::kvm::ZapMethod;
 use crate::scenario::{Attack, Combination, HotPages, HotSet, HotWalk, Plan, Reclaim, Step, Zap};
 use crate::testbed::Testbed;
 
@@ -65,33 +64,13 @@ pub struct Trial<'a> {
     stall_cycles: u64,
 }
 
-/// The bridge of a combination, and the name of whoever listens to it.
-pub fn bridge_of(testbed: &dyn Testbed, combination: &Combination) -> (Bridge, &'static str) {
-    let method = match combination.zap {
-        Zap::Nothing => None,
-        Zap::Memslot => Some(ZapMethod::Memslot),
-        Zap::Protect => Some(ZapMethod::Protect),
-        Zap::Unmap => Some(ZapMethod::Unmap),
-    };
-    // The kernel of today announces as `modern` does; alone, it is only written down.
-    let policy = combination.policy.announced().unwrap_or(Policy::Modern);
-    let builder = Bridge::builder(policy, Arc::clone(testbed.slots()));
-    match testbed.listener(method) {
-        Some((listener, name)) => (builder.shadowing(listener).build(), name),
-        None => (builder.build(), "kernel"),
-    }
-}
-
 impl<'a> Trial<'a> {
-    /// Prepares a trial over `bridge`, which [`bridge_of`] made.
+    /// Prepares a trial over `wiring`, which was made for the same testbed and combination.
     ///
     /// # Errors
     /// Page state cannot be read, or the memory cannot be prepared.
-    pub fn new(
-        setup: TrialSetup<'a>,
-        bridge: &'a Bridge,
-        listener: &'static str,
-    ) -> Result<Self, TrialError> {
+    pub fn new(setup: TrialSetup<'a>, wiring: &'a Wiring) -> Result<Self, TrialError> {
+        let listener = wiring.listener;
         let listening = match (listener, setup.combination.zap) {
             ("kernel", _) => Listening::KernelAlone,
             (_, Zap::Unmap) => Listening::Unmaps,
@@ -99,7 +78,7 @@ impl<'a> Trial<'a> {
         };
         // Each operation announces its range, and a split before it at most once a huge page.
         let records = (2 * setup.plan.taken_pages()).min(MOST_RECORDS) as usize;
-        let attacker = Attacker::new(setup.testbed, bridge, listening, records, setup.cancel)?;
+        let attacker = Attacker::new(setup.testbed, wiring, listening, records, setup.cancel)?;
         let arena = setup.testbed.arena();
         // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first
         // toggle of a part breaks the mapping, and that is its price.
@@ -393,6 +372,7 @@ impl<'a> Trial<'a> {
 
     fn finish(mut self) -> Measured {
         let announced = self.listener != "kernel";
+        self.measured.counts.device = self.attacker.device_stats();
         let (recorder, reclaim) = self.attacker.finish();
         if announced {
             for record in recorder.records() {

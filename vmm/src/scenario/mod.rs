@@ -14,6 +14,8 @@
 //! # kernel = "my-guest.elf" # another PVH image in place of the built-in test guest; seen from the scenario's
 //! #                         # directory
 //! slot_zap_all_quirk = false # true: deleting one memslot drops every SPTE of the VM, KVM's default
+//! shared_tlb = false         # true: a device on the host's own page tables reads each victim before it is taken;
+//!                            # its TLB is told by flushes alone, and shows what the double call finds
 //!
 //! [matrix]
 //! backing = ["4k", "thp"]      # 4k | mthp:SIZE | thp | hugetlb:2m | memfd | memfd:thp
@@ -115,6 +117,8 @@ pub struct Scenario {
     pub kernel: Option<PathBuf>,
     /// Whether KVM keeps its default of dropping every SPTE when one memslot is deleted.
     pub slot_zap_all_quirk: bool,
+    /// Whether a device that shares the host's page tables reads each victim before it is taken.
+    pub shared_tlb: bool,
     /// The cases, at least one.
     pub cases: Vec<Case>,
     origin: String,
@@ -270,6 +274,7 @@ fn check(written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> Chec
         seed,
         repetitions,
         slot_zap_all_quirk: quirk.is_some(),
+        shared_tlb: written.shared_tlb,
         about: written.about,
         kernel: written.kernel,
         cases,

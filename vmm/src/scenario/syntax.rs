@@ -31,6 +31,8 @@ pub(super) struct ScenarioText {
     pub kernel: Option<PathBuf>,
     pub slot_zap_all_quirk: Option<At<bool>>,
     #[serde(default)]
+    pub shared_tlb: bool,
+    #[serde(default)]
     pub matrix: AxesText,
     #[serde(default)]
     pub case: Vec<CaseText>,

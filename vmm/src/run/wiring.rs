@@ -1,0 +1,85 @@
+//! Who listens in a trial: the bridge of a combination, and a device on the host's own page tables if one is
+//! wanted.
+
+use std::sync::Arc;
+
+use guest_mem::{HvaRange, MapLevel, PAGE_SIZE};
+use notifier_bridge::{Bridge, HostMmu, Policy, SharedTlb, SharedTlbStats};
+
+use crate::kvm::ZapMethod;
+use crate::scenario::{Combination, Zap};
+use crate::testbed::Testbed;
+
+/// Pages that the device caches: more than a trial takes in one operation, far fewer than an arena has.
+const TLB_ENTRIES: usize = 1024;
+
+type Tlb = SharedTlb<HostMmu<fn(guest_mem::Hva) -> MapLevel>>;
+
+/// A device that walks the host's own page tables and caches what it found, as an IOMMU doing SVA does: the
+/// sharing listener, told by flushes alone.
+pub struct Device(Arc<Tlb>);
+
+impl Device {
+    /// # Safety
+    /// The testbed outlives the value and every bridge it is registered with.
+    unsafe fn over(testbed: &dyn Testbed) -> Self {
+        // The level makes no difference to a TLB of 4 KiB pages.
+        let probe: fn(guest_mem::Hva) -> MapLevel = |_| MapLevel::Pte;
+        // SAFETY: the arena stays mapped as long as the testbed, by the caller's promise longer than this; all
+        // access to it is volatile or atomic.
+        let primary = unsafe { HostMmu::new([testbed.arena().range()], probe) };
+        Self(Arc::new(SharedTlb::new(primary, TLB_ENTRIES)))
+    }
+
+    /// Reads a byte of each page of `range`, at most as many pages as it can cache: a transfer that has just
+    /// ended when the pages are taken.
+    pub fn read(&self, range: HvaRange) {
+        for page in range.chunks(PAGE_SIZE).take(TLB_ENTRIES) {
+            self.0.access(page.start(), false, |_, _| ()).expect("a page of the arena can be read");
+        }
+    }
+
+    /// What its TLB did.
+    pub fn stats(&self) -> SharedTlbStats {
+        self.0.stats()
+    }
+}
+
+/// See the module's text.
+pub struct Wiring {
+    /// What every operation goes through.
+    pub bridge: Bridge,
+    /// Who zaps, as the run record has it; `kernel` if nobody but the kernel does.
+    pub listener: &'static str,
+    /// The device, if one is wanted.
+    pub device: Option<Device>,
+}
+
+impl Wiring {
+    /// The listeners of `combination` on `testbed`, with a sharing device beside them if `shared_tlb`.
+    ///
+    /// # Safety
+    /// The testbed outlives the value, if a device is wanted.
+    pub unsafe fn new(testbed: &dyn Testbed, combination: &Combination, shared_tlb: bool) -> Self {
+        let method = match combination.zap {
+            Zap::Nothing => None,
+            Zap::Memslot => Some(ZapMethod::Memslot),
+            Zap::Protect => Some(ZapMethod::Protect),
+            Zap::Unmap => Some(ZapMethod::Unmap),
+        };
+        // The kernel of today announces as `modern` does; alone, it is only written down.
+        let policy = combination.policy.announced().unwrap_or(Policy::Modern);
+        let mut builder = Bridge::builder(policy, Arc::clone(testbed.slots()));
+        let mut listener = "kernel";
+        if let Some((shadowing, name)) = testbed.listener(method) {
+            builder = builder.shadowing(shadowing);
+            listener = name;
+        }
+        // SAFETY: the caller's own promise.
+        let device = shared_tlb.then(|| unsafe { Device::over(testbed) });
+        if let Some(device) = &device {
+            builder = builder.sharing(device.0.clone());
+        }
+        Self { bridge: builder.build(), listener, device }
+    }
+}
