@@ -154,8 +154,9 @@ impl SlotTableBuilder {
             }
         }
         let gpas = by_gpa.iter().map(|&index| by_hva[index as usize].gpa).collect();
+        let hvas = by_hva.iter().map(|slot| slot.hva).collect();
         let runs = host_runs(&by_hva);
-        Ok(SlotTable { by_hva: by_hva.into(), by_gpa: by_gpa.into(), gpas, runs })
+        Ok(SlotTable { by_hva: by_hva.into(), hvas, by_gpa: by_gpa.into(), gpas, runs })
     }
 }
 
@@ -172,9 +173,11 @@ fn host_runs(by_hva: &[Memslot]) -> Box<[HvaRange]> {
 #[derive(Debug)]
 pub struct SlotTable {
     by_hva: Box<[Memslot]>,
+    /// Where each of `by_hva` begins, by itself: a search among these stays in the cache.
+    hvas: Box<[Hva]>,
     /// Indices into `by_hva`, in order of guest address.
     by_gpa: Box<[u32]>,
-    /// Where each of `by_gpa` begins, by itself: a search among these stays in the cache.
+    /// Where each of `by_gpa` begins, likewise.
     gpas: Box<[Gpa]>,
     /// Host ranges that slots cover without a gap.
     runs: Box<[HvaRange]>,
@@ -194,7 +197,10 @@ impl SlotTable {
         if range.is_empty() {
             return &[];
         }
-        let first = self.by_hva.partition_point(|slot| slot.hva.get() + slot.len <= range.start().get());
+        let after = self.hvas.partition_point(|&start| start <= range.start());
+        // The slot that begins at or before the range, if it reaches into it; else the next.
+        let reaches = |index: &usize| self.by_hva[*index].hva_range().contains(range.start());
+        let first = after.checked_sub(1).filter(reaches).unwrap_or(after);
         let rest = &self.by_hva[first..];
         // Most ranges end in the slot they begin in or just after it: walk before searching again.
         let near = rest.iter().take(4).take_while(|slot| slot.hva < range.end()).count();
