@@ -172,6 +172,17 @@ impl Mailbox {
         Ok(outcome)
     }
 
+    /// Whether the worker is still able to work.
+    ///
+    /// # Errors
+    /// [`GuestError::Crashed`] if it is no more.
+    pub fn alive(&self) -> Result<(), GuestError> {
+        match &self.lock().phase {
+            Phase::Failed(report) => Err(GuestError::Crashed(report.clone())),
+            Phase::Starting | Phase::Idle | Phase::Working => Ok(()),
+        }
+    }
+
     /// Takes every stall recorded since the last time.
     ///
     /// # Errors

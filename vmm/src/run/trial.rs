@@ -173,8 +173,9 @@ impl<'a> Trial<'a> {
         let deadline = monotonic_ns() + PATIENCE.as_nanos() as u64;
         while self.testbed().mailbox(vcpu).area().touches() < touches {
             self.setup.cancel.sleep(Duration::from_micros(200)).map_err(|_| TrialError::Cancelled)?;
+            self.testbed().mailbox(vcpu).alive()?;
             if monotonic_ns() > deadline {
-                // Says what became of it: it crashed, or it is stuck.
+                // Stops it, and says where it is stuck.
                 self.testbed().wait(vcpu, Duration::from_millis(1))?;
             }
         }
