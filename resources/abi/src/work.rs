@@ -21,7 +21,7 @@ pub trait Machine {
     fn table(&self, index: u64) -> u32;
     /// Whether an order without an end should end.
     fn stop_requested(&self) -> bool;
-    /// Publishes the number of touches made so far.
+    /// Publishes the number of visits made so far: a sign of life.
     fn touched(&mut self, total: u64);
     /// Keeps a stall.
     fn stalled(&mut self, stall: Stall);
@@ -39,6 +39,7 @@ pub fn run<M: Machine>(machine: &mut M, vcpu: u32, order: &WorkOrder) -> Result<
             while let Some(gpa) = visits.next(machine) {
                 machine.page(gpa, true, |page| page.fill(gpa, generation))?;
                 outcome.visits += 1;
+                machine.touched(outcome.visits);
             }
         }
         Task::Touch { access, passes, stall_cycles } => {
@@ -47,6 +48,7 @@ pub fn run<M: Machine>(machine: &mut M, vcpu: u32, order: &WorkOrder) -> Result<
         Task::Verify { generation } => {
             while let Some(gpa) = visits.next(machine) {
                 verify(machine, gpa, generation, &mut outcome)?;
+                machine.touched(outcome.visits);
             }
         }
     }

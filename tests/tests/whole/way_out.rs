@@ -9,6 +9,7 @@ use tests::program;
 crate::tests! {
     the_end_of_a_run_takes_its_swap_away: [Zram],
     ctrl_c_takes_the_swap_away: [Zram],
+    ctrl_c_stops_a_guest_in_a_storm_of_zaps: [Kvm, SlotZap, Zram],
     a_panic_takes_the_swap_away: [Zram],
     sigkill_takes_the_swap_away: [Zram],
     a_second_run_has_its_own_device_and_both_are_warned: [Zram],
@@ -49,9 +50,13 @@ struct Running {
 
 impl Running {
     fn start(baseline: &str) -> Self {
+        Self::run(&scenario(baseline), "soft")
+    }
+
+    fn run(scenario: &str, backend: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("scenario.toml"), scenario(baseline)).unwrap();
-        let arguments = ["run", "scenario.toml", "--zram", "64MiB", "--backend", "soft", "--json"];
+        std::fs::write(directory.path().join("scenario.toml"), scenario).unwrap();
+        let arguments = ["run", "scenario.toml", "--zram", "64MiB", "--backend", backend, "--json"];
         let mut child =
             program::zapscope(directory.path(), &arguments).stdout(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -108,6 +113,24 @@ fn ctrl_c_takes_the_swap_away() {
     let (code, said) = running.end();
     assert_eq!(code, Some(130), "{said}");
     assert_eq!(host(), before);
+}
+
+/// The vCPU is stopped and let go thousands of times a second when the run is told to end: it must hear of it
+/// wherever it is just then.
+fn ctrl_c_stops_a_guest_in_a_storm_of_zaps() {
+    let before = host();
+    let storm = scenario("1ms").replace("[\"kernel\"]", "[\"slot\"]").replace(
+        "victims = \"sparse\"\ncount = 64\n",
+        "range = \"0..4MiB\"\nunit = \"page\"\npace = \"2ms\"\n",
+    );
+    for moment in [20, 50, 90, 130] {
+        let running = Running::run(&storm, "kvm");
+        std::thread::sleep(Duration::from_millis(moment));
+        running.signal(rustix::process::Signal::INT);
+        let (code, said) = running.end();
+        assert_eq!(code, Some(130), "{said}");
+        assert_eq!(host(), before);
+    }
 }
 
 /// Standard error that nobody reads any more makes the next message on it panic.

@@ -39,23 +39,23 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         eprintln!("zapscope: {warning}");
     }
+    let runner = Runner::new(&scenario, backend, &cancel)?;
     let mut changes = HostChanges::new(|change| eprintln!("zapscope: {change}"));
     if let Some(size) = arguments.zram {
         zram::add_if_allowed(&mut changes, size.0)?;
     }
-    let runner = Runner::new(&scenario, backend, &cancel)?;
     let mut shown = Shown::new();
     let outcome = runner.run(&mut shown);
     shown.clear();
     let undone = changes.undo_all();
+    for error in &undone {
+        eprintln!("zapscope: {error}");
+    }
     let mut outcome = outcome?;
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         outcome.record.warnings.say(warning);
     }
     publish(arguments, &scenario, &outcome)?;
-    for error in &undone {
-        eprintln!("zapscope: {error}");
-    }
     Ok(code(&outcome, !undone.is_empty()))
 }
 
@@ -91,7 +91,6 @@ fn publish(
 ) -> Result<(), Box<dyn Error>> {
     let record = &outcome.record;
     let json = record.to_json()?;
-    let written = directory::write(arguments.out.as_deref(), &record.started_at, &scenario.name, &json)?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
     let text = format!("{}\n{}\n", report::table(record, charset), report::words(record, charset));
     if arguments.json {
@@ -100,6 +99,8 @@ fn publish(
     } else {
         print!("{text}");
     }
+    // Last, so that a directory that cannot be written costs no result.
+    let written = directory::write(arguments.out.as_deref(), &record.started_at, &scenario.name, &json)?;
     for warning in record.warnings.iter() {
         eprintln!("zapscope: warning: {warning}");
     }

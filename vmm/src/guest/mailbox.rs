@@ -1,7 +1,7 @@
 //! One worker's mailbox: what it is doing, who waits for it, and the control area the work goes through.
 //!
 //! ```text
-//!               ready            submit            finish
+//!             next_order         submit          next_order
 //!   Starting ──────────> Idle ──────────> Working ─────────> Idle
 //!       │                 │                  │
 //!       └──── fail ───────┴──── fail ────────┴──────────> Failed(report)

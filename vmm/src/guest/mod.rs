@@ -1,7 +1,7 @@
 //! Whoever carries out work orders: vCPUs of the bare guest, or workers on the software MMU.
 //!
 //! ```text
-//!   engine ── Mailbox::submit(order) ──> worker thread ── runs the guest ── Mailbox::finish / fail
+//!   engine ── Mailbox::submit(order) ──> worker thread ── runs the guest ── Mailbox::next_order / fail
 //!     └───── Mailbox::wait ◄─────────────────────────────────────────────────────┘
 //! ```
 //!

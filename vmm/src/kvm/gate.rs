@@ -24,7 +24,7 @@
 //! flag set late, for a vCPU that had just left, is cleared before the next entry: the zapper has finished by
 //! then, because the gate was shut until it had.
 
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use super::sys;
 
@@ -50,6 +50,8 @@ pub struct Gate {
     closed: AtomicU32,
     /// How many vCPUs found it shut and are not in yet; also the futex of who wants to shut it again.
     waiting: AtomicU32,
+    /// Set once guest memory is not what it should be: nobody is let in any more.
+    broken: AtomicBool,
     seats: Box<[Seat]>,
 }
 
@@ -57,14 +59,14 @@ impl Gate {
     /// An open gate for `vcpus` vCPUs.
     pub fn new(vcpus: u32) -> Self {
         let seats = (0..vcpus).map(|_| Seat::default()).collect();
-        Self { closed: AtomicU32::new(0), waiting: AtomicU32::new(0), seats }
+        Self { closed: AtomicU32::new(0), waiting: AtomicU32::new(0), broken: AtomicBool::new(false), seats }
     }
 
     /// Takes the calling thread's place as vCPU `vcpu`.
     ///
     /// # Safety
-    /// `immediate_exit` points into the vCPU's `kvm_run` page and stays valid until the returned value is
-    /// dropped.
+    /// `immediate_exit` points into the vCPU's `kvm_run` page and stays valid for as long as the gate is used: a
+    /// kick may be on its way when the seat is given up.
     pub unsafe fn sit(&self, vcpu: u32, immediate_exit: *mut u8) -> Seated<'_> {
         let seat = &self.seats[vcpu as usize];
         seat.immediate_exit.store(immediate_exit, Ordering::SeqCst);
@@ -84,6 +86,11 @@ impl Gate {
         Hold(self)
     }
 
+    /// Lets no vCPU into the guest ever again: its memory is not what it should be. Those that wait are let go.
+    pub fn shut_for_good(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+    }
+
     /// Makes one vCPU leave the guest once, without keeping it out.
     pub fn kick(&self, vcpu: u32) {
         self.seats[vcpu as usize].kick();
@@ -97,8 +104,7 @@ impl Seat {
         }
         let flag = self.immediate_exit.load(Ordering::SeqCst);
         if !flag.is_null() {
-            // SAFETY: `sit` was promised the pointer until the seat is given up, which takes `inside` == 0;
-            // the page is shared with the kernel, hence volatile.
+            // SAFETY: `sit` was promised the pointer; the page is shared with the kernel, hence volatile.
             unsafe { flag.write_volatile(1) };
         }
         sys::signal_thread(self.thread.load(Ordering::SeqCst));
@@ -147,8 +153,11 @@ pub struct Seated<'a> {
 }
 
 impl Seated<'_> {
-    /// Waits until the gate is open, then runs `guest`, which is `KVM_RUN`.
-    pub fn enter<R>(&self, guest: impl FnOnce() -> R) -> R {
+    /// Waits until the gate is open, then runs `guest`, which is `KVM_RUN`. `None` if the gate is shut for good.
+    ///
+    /// A kick from then on makes `KVM_RUN` return at once; one before is not seen, so `guest` looks by itself
+    /// whether it was told anything.
+    pub fn enter<R>(&self, guest: impl FnOnce() -> R) -> Option<R> {
         let flag = self.seat.immediate_exit.load(Ordering::Relaxed);
         let mut waited = false;
         loop {
@@ -171,7 +180,8 @@ impl Seated<'_> {
             sys::futex_wake_all(&self.gate.waiting);
         }
         let _leave = Leave(self);
-        guest()
+        // Whoever shut it for good did so with the gate held, so before the vCPU came this far.
+        (!self.gate.broken.load(Ordering::SeqCst)).then(guest)
     }
 
     fn leave(&self) {
@@ -199,7 +209,6 @@ impl Drop for Leave<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
 
     /// Threads that "run a guest" by watching a word that must not change while they are inside.
     #[test]
@@ -276,6 +285,19 @@ mod tests {
             }
             stop.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn nobody_gets_in_once_it_is_shut_for_good() {
+        let gate = Gate::new(1);
+        let mut immediate_exit = 0u8;
+        // SAFETY: the local outlives the gate's use.
+        let seated = unsafe { gate.sit(0, &raw mut immediate_exit) };
+        assert_eq!(seated.enter(|| 7), Some(7));
+        let hold = gate.hold();
+        gate.shut_for_good();
+        drop(hold);
+        assert_eq!(seated.enter(|| 7), None);
     }
 
     #[test]

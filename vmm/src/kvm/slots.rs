@@ -57,8 +57,8 @@ impl KvmSlots {
     /// Drops KVM's translations of `range`, and of whatever else the method cannot spare.
     ///
     /// # Panics
-    /// If KVM or the kernel refuses to give back what was taken for the zap. The vCPUs then stay stopped:
-    /// a guest that runs on without its memory would be wrong, not slow.
+    /// If KVM or the kernel refuses to give back what was taken for the zap. A vCPU whose memslot may be gone is
+    /// not let in again: a guest that runs on without its memory would be wrong, not slow.
     pub fn zap(&self, range: HvaRange) -> Zapped {
         let _one = self.zapping.lock().unwrap_or_else(PoisonError::into_inner);
         match self.method {
@@ -77,9 +77,8 @@ impl KvmSlots {
         let before = self.leaves();
         for slot in slots {
             if let Err(error) = self.core.delete_and_restore(slot) {
-                // The vCPUs stay where they are.
-                std::mem::forget(hold);
-                panic!("memslot {} is gone and cannot be put back: {error}", slot.id().0);
+                self.core.surroundings.gate.shut_for_good();
+                panic!("memslot {} cannot be zapped, and may be gone: {error}", slot.id().0);
             }
         }
         let after = self.leaves();

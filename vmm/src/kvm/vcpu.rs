@@ -18,7 +18,7 @@ use std::time::Duration;
 use guest_abi::block::{ControlArea, Outcome};
 use kvm_ioctls::VcpuFd;
 
-use super::exit::{self, Action};
+use super::exit::{self, Action, Exit};
 use super::gate::{Gate, Seated};
 use super::sys;
 use super::window::ProtectionWindow;
@@ -47,7 +47,8 @@ pub struct Vcpu {
     /// Set to make the thread report where it is and end.
     report: Arc<AtomicBool>,
     surroundings: Arc<Surroundings>,
-    thread: Option<JoinHandle<()>>,
+    /// Gives the vCPU back: its `kvm_run` page must stay until nobody can kick it any more.
+    thread: Option<JoinHandle<VcpuFd>>,
 }
 
 impl Vcpu {
@@ -119,16 +120,18 @@ struct Runner {
 }
 
 impl Runner {
-    fn run(mut self) {
+    fn run(mut self) -> VcpuFd {
         let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
         let surroundings = self.surroundings.clone();
-        // SAFETY: the flag lies in the kvm_run page, mapped as long as `self.fd` lives, which is longer than
-        // the seat: both end with this function, the seat first.
+        // SAFETY: the flag lies in the kvm_run page, mapped as long as the fd lives, which `Vcpu` drops only after
+        // its last kick; others that kick hold the VM and stop before its vCPUs go.
         let seated = unsafe { surroundings.gate.sit(self.mailbox.vcpu(), immediate_exit) };
         if let Some(kind) = self.run_until_told(&seated) {
             let registers = self.registers();
             self.mailbox.fail(CrashReport { vcpu: self.mailbox.vcpu(), kind, registers });
         }
+        drop(seated);
+        self.fd
     }
 
     /// Runs the guest until it crashes, or until told to quit, which is `None`.
@@ -136,7 +139,11 @@ impl Runner {
         self.surroundings.note_first_entry();
         loop {
             let toggles = self.surroundings.window.ended();
-            let exit = seated.enter(|| exit::run(&mut self.fd));
+            // Looked at after the vCPU counts as inside: whoever tells it something and kicks it finds it inside,
+            // or is seen here.
+            let told = || self.mailbox.quitting() || self.report.load(Ordering::SeqCst);
+            let entered = seated.enter(|| if told() { Exit::Interrupted } else { exit::run(&mut self.fd) });
+            let exit = entered?;
             match exit::decide(exit, self.up, |gpa| self.surroundings.is_ram(gpa)) {
                 Action::Again if self.mailbox.quitting() => return None,
                 Action::Again if self.report.load(Ordering::SeqCst) => return Some(CrashKind::Silent),

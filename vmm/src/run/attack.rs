@@ -177,7 +177,7 @@ impl<'a> Attacker<'a> {
         operation: Operation,
         counts: &mut Counts,
     ) -> Result<(), TrialError> {
-        let arena = self.arena();
+        let (arena, testbed) = (self.arena(), self.testbed);
         let (calls, scanner, runs) = (&mut self.calls, &mut self.scanner, &mut self.runs);
         let maps_first = self.zaps_unmap && operation == Operation::PageOut;
         let mut call = || -> Result<(), TrialError> {
@@ -185,10 +185,13 @@ impl<'a> Attacker<'a> {
                 // This victim's own zap did. Mapping what is in the page cache announces nothing.
                 arena.populate(range)?;
             }
+            let mut spent = 0;
             for attempt in 0..ATTEMPTS {
                 let begun = monotonic_ns();
-                perform_unmeasured(arena, operation, range)?;
-                calls.record(monotonic_ns() - begun);
+                let mut performed = Ok(());
+                testbed.around(operation, &mut || performed = perform_unmeasured(arena, operation, range));
+                performed?;
+                spent += monotonic_ns() - begun;
                 if operation != Operation::PageOut {
                     break;
                 }
@@ -198,6 +201,7 @@ impl<'a> Attacker<'a> {
                 }
                 counts.repeated += u64::from(attempt + 1 < ATTEMPTS);
             }
+            calls.record(spent);
             Ok(())
         };
         let Some((last, first)) = planned.split_last() else {

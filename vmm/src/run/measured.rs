@@ -153,6 +153,7 @@ impl Measured {
         if !differences.is_empty() {
             self.warnings.push(format!("counts differ between repetitions: {}", differences.join(", ")));
         }
+        self.counts.repeated += other.counts.repeated;
         self.counts.integrity_errors += other.counts.integrity_errors;
         self.counts.lost_records += other.counts.lost_records;
         self.counts.lost_stalls += other.counts.lost_stalls;

@@ -41,7 +41,9 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     row.remote_tlb_flushes = known("remote_tlb_flushes", counts.remote_tlb_flushes);
     row.refaults = known("refaults", counts.refaults);
     row.collateral_faults = known("collateral_faults", counts.collateral_faults);
-    row.achieved = match achieved(backing, counts.pmd_mapped_bytes, counts.victim_bytes) {
+    // What a cgroup took is its own choice; everything else takes what it was asked for, or a part.
+    let taken = if row.label.reclaim == "cgroup" { counts.evicted_bytes } else { counts.victim_bytes };
+    row.achieved = match achieved(backing, counts.pmd_mapped_bytes, taken) {
         Some(fractions) => Measured::of(fractions),
         None => warnings.not_measured("achieved", "no step took anything"),
     };
@@ -72,6 +74,14 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     if let Some(why) = why_stayed.filter(|_| counts.evicted_bytes < counts.victim_bytes) {
         let stayed = counts.victim_bytes - counts.evicted_bytes;
         warnings.note("evicted_bytes", format!("{stayed} bytes stayed: {why}"));
+    }
+    if counts.evicted_bytes == 0 && counts.refaults.get().is_some_and(|faults| faults > 0) {
+        warnings.note("refaults", "nothing left: these are faults on the pages that the operation was about");
+    }
+    if measured.during.is_some() && row.label.zap != "memslot" {
+        for key in ["sptes_zapped_4k", "sptes_zapped_2m"] {
+            warnings.note(key, "vCPUs ran on: what they had mapped again by then is not counted");
+        }
     }
     if counts.repeated > 0 {
         let times = counts.repeated;

@@ -21,7 +21,7 @@ use crate::host::signals::Cancel;
 use crate::kvm::boot::LARGEST_IMAGE;
 use crate::kvm::{Machine, VmConfig, VmError};
 use crate::record::{Host, Measured, Overhead, Row, RowLabel, RunRecord, SCHEMA, Warnings, utc};
-use crate::scenario::{Reclaim, RowPlan, Scenario};
+use crate::scenario::{Reclaim, RowPlan, Scenario, Zap};
 use crate::testbed::{KvmTestbed, SoftError, SoftTestbed, Testbed};
 
 /// The source revision this program was built from, if it was built from a repository.
@@ -221,7 +221,8 @@ impl<'a> Runner<'a> {
                     arena,
                     backing: combination.backing,
                     granule,
-                    slot_zap_all_quirk: scenario.slot_zap_all_quirk,
+                    // A row that deletes no memslot does not care, and runs on kernels that cannot choose.
+                    slot_zap_all_quirk: scenario.slot_zap_all_quirk || combination.zap != Zap::Memslot,
                 };
                 let machine = Machine::start(kvm, &config, &self.image).map_err(|error| match error {
                     VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
@@ -344,7 +345,7 @@ fn read_image(path: &Path) -> Result<Vec<u8>, RunError> {
     Ok(image)
 }
 
-/// A row in words: `4k, folio, pageout`.
+/// A row in words: `4k, folio, pageout, granule 2 MiB, zap protect`.
 pub fn describe(plan: &RowPlan<'_>) -> String {
     let c = &plan.combination;
     format!("{}, {}, {}, granule {}, zap {}", c.backing, c.policy, c.reclaim, c.granule, c.zap)

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
-use guest_mem::{Region, SlotTable};
+use guest_mem::{Operation, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 
 use super::Testbed;
@@ -47,6 +47,21 @@ impl Testbed for KvmTestbed {
     fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)> {
         let core = self.machine.core().clone();
         Some((Arc::new(KvmSlots::new(core, method?, Accounting::On)), "kvm-slots"))
+    }
+    fn around(&self, operation: Operation, call: &mut dyn FnMut()) {
+        let surroundings = &self.machine.core().surroundings;
+        match operation {
+            Operation::Protect => {
+                let _window = surroundings.window.open();
+                call();
+            }
+            // What is written to the range while it is elsewhere would be lost.
+            Operation::Remap => {
+                let _hold = surroundings.gate.hold();
+                call();
+            }
+            _ => call(),
+        }
     }
     fn leaves(&self) -> Option<Leaves> {
         self.machine.core().stats.leaves()

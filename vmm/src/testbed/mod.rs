@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
-use guest_mem::{Region, SlotTable};
+use guest_mem::{Operation, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 
 pub use kvm::KvmTestbed;
@@ -37,6 +37,9 @@ pub trait Testbed {
     /// method no range but the kernel's own is wanted: `None` from a secondary MMU that has a notifier of its
     /// own in the kernel, and from one that has not, the listener it cannot do without.
     fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)>;
+    /// Performs `call`, which is `operation` on the arena, so that no worker is harmed by the moment in which its
+    /// memory is read-only or elsewhere.
+    fn around(&self, operation: Operation, call: &mut dyn FnMut());
     /// Leaf translations in the secondary MMU now, where it counts them.
     fn leaves(&self) -> Option<Leaves>;
     /// Faults that installed a translation so far, where they are counted.
