@@ -65,6 +65,10 @@ fn bad_scenarios_are_refused_with_file_and_line() {
         std::fs::write(&path, &text).unwrap();
         refused(directory.path(), &["run", "bad.toml"], &["bad.toml", &format!(":{line}"), word]);
     }
+    // Sound in itself, but more memslots than there are.
+    std::fs::write(directory.path().join("bad.toml"), scenario("\"1GiB\"", "granule = [\"4KiB\"]", sparse))
+        .unwrap();
+    refused(directory.path(), &["run", "bad.toml", "--backend", "soft"], &["bad.toml:6", "262144 memslots"]);
     std::fs::write(directory.path().join("bad.toml"), [0xff, 0xfe]).unwrap();
     refused(directory.path(), &["run", "bad.toml"], &["bad.toml"]);
 }

@@ -32,6 +32,7 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
     let (backend, notice) = backend::choose(arguments.backend)?;
+    scenario.check_slots(backend.arena_slots())?;
     if let Some(notice) = &notice {
         eprintln!("zapscope: {notice}");
     }

@@ -22,7 +22,7 @@ use crate::kvm::boot::LARGEST_IMAGE;
 use crate::kvm::{Machine, VmConfig, VmError};
 use crate::record::{Host, Measured, Overhead, Row, RowLabel, RunRecord, SCHEMA, Warnings, utc};
 use crate::scenario::{Reclaim, RowPlan, Scenario, Zap};
-use crate::testbed::{KvmTestbed, SoftError, SoftTestbed, Testbed};
+use crate::testbed::{KvmTestbed, SLOT_LIMIT, SoftError, SoftTestbed, Testbed};
 
 /// The source revision this program was built from, if it was built from a repository.
 const REVISION: Option<&str> = option_env!("ZAPSCOPE_REVISION");
@@ -33,6 +33,17 @@ pub enum Backend {
     Kvm(Kvm),
     /// Workers on the software MMU.
     Soft,
+}
+
+impl Backend {
+    /// Memslots for the arena: one is low memory's.
+    pub fn arena_slots(&self) -> u64 {
+        let all = match self {
+            Self::Kvm(kvm) => kvm.get_nr_memslots() as u64,
+            Self::Soft => SLOT_LIMIT,
+        };
+        all.saturating_sub(1)
+    }
 }
 
 /// Hears of a run's progress.

@@ -11,7 +11,7 @@ use guest_mem::{Operation, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 
 pub use kvm::KvmTestbed;
-pub use soft::{SoftError, SoftTestbed};
+pub use soft::{SLOT_LIMIT, SoftError, SoftTestbed};
 
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Leaves, ZapMethod};
