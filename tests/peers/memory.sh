@@ -5,12 +5,14 @@
 #
 #   tests/peers/memory.sh [PROGRAM]        default: target/release/zapscope
 #
-# Prints one line of KiB. Exits 1 above the bound, which is the leanest other VMM's figure, measured the same way.
+# Measures five starts, since address-space layout moves the figure by some 200 KiB, and prints each in KiB. Exits 1
+# if their median is above the bound, which is the leanest other VMM's figure, measured the same way.
 set -eu
 program=$(realpath "${1:-target/release/zapscope}")
 bound_kib=4198 # 4.1 MiB
 place=$(mktemp -d)
-trap 'kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; rm -rf "$place"' EXIT
+pid=
+trap '[ -z "$pid" ] || kill "$pid" 2>/dev/null || true; rm -rf "$place"' EXIT
 cat >"$place/s.toml" <<'SCENARIO'
 name = "memory"
 memory = "256MiB"
@@ -33,24 +35,12 @@ do = "reclaim"
 victims = "sparse"
 count = 1
 SCENARIO
-cd "$place"
-"$program" run s.toml --backend kvm >out 2>err &
-pid=$!
-# The guest is at work once its arena is resident.
-for _ in $(seq 600); do
-	rss=$(awk '/^VmRSS/ {print $2}' "/proc/$pid/status" 2>/dev/null || echo 0)
-	[ "${rss:-0}" -gt $((256 * 1024)) ] && break
-	kill -0 "$pid" 2>/dev/null || { cat err >&2; exit 2; }
-	sleep 0.05
-done
-sleep 0.5
-python3 - "$pid" "$bound_kib" <<'COUNT'
+cat >"$place/count.py" <<'COUNT'
 import re, sys
-pid, bound = sys.argv[1], int(sys.argv[2])
 block = 2 << 20
 total = guest = 0
 ours = False
-for line in open(f"/proc/{pid}/smaps"):
+for line in open(f"/proc/{sys.argv[1]}/smaps"):
     mapping = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ (\d+)", line)
     if mapping:
         start, end = int(mapping[1], 16), int(mapping[2], 16)
@@ -59,7 +49,26 @@ for line in open(f"/proc/{pid}/smaps"):
         kib = int(line.split()[1])
         total += kib
         guest += kib if ours else 0
-beside = total - guest
-print(f"memory: {total} KiB resident, {guest} KiB of it the guest's, {beside} KiB beside it (bound {bound})")
-sys.exit(beside > bound)
+print(total - guest)
 COUNT
+cd "$place"
+for start in 1 2 3 4 5; do
+	"$program" run s.toml --backend kvm >out 2>err &
+	pid=$!
+	# The guest is at work once its arena is resident.
+	for _ in $(seq 600); do
+		rss=$(awk '/^VmRSS/ {print $2}' "/proc/$pid/status" 2>/dev/null || echo 0)
+		[ "${rss:-0}" -gt $((256 * 1024)) ] && break
+		kill -0 "$pid" 2>/dev/null || { cat err >&2; exit 2; }
+		sleep 0.05
+	done
+	sleep 0.5
+	python3 count.py "$pid" >>beside
+	kill -INT "$pid"
+	wait "$pid" || true
+	pid=
+	rm -rf zapscope-runs
+done
+median=$(sort -n beside | sed -n 3p)
+echo "memory: $(sort -n beside | tr '\n' ' ')KiB beside the guest's, median $median (bound $bound_kib)"
+[ "$median" -le "$bound_kib" ]
