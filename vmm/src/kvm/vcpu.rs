@@ -204,7 +204,7 @@ impl Surroundings {
     }
 
     fn note_first_entry(&self) {
-        let now = sys::monotonic_ns();
+        let now = notifier_bridge::monotonic_ns();
         // Only the first vCPU's time is kept.
         let _ = self.first_entry_ns.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     }

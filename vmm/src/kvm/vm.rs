@@ -20,11 +20,6 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 /// Why a VM could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// KVM cannot be opened.
-    #[error(
-        "/dev/kvm cannot be opened: load a KVM module, join the group that owns the file, or use --backend soft"
-    )]
-    Open(#[source] kvm_ioctls::Error),
     /// A call failed.
     #[error("{call} failed")]
     Call {

@@ -240,9 +240,7 @@ impl<'a> Runner<'a> {
                         NoRow::Unavailable(chain(&error))
                     }
                     VmError::Slot { .. } | VmError::Thread { .. } => NoRow::Failed(chain(&error)),
-                    VmError::Open(_) | VmError::Call { .. } | VmError::Boot(_) => {
-                        NoRow::Fatal(RunError::Machine(error))
-                    }
+                    VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
                 })?;
                 machine.wait_up().map_err(|error| self.failure(plan, error.into()))?;
                 Ok(Box::new(KvmTestbed::new(machine)))

@@ -26,9 +26,6 @@ impl KvmTestbed {
 }
 
 impl Testbed for KvmTestbed {
-    fn backend(&self) -> &'static str {
-        "kvm"
-    }
     fn arena(&self) -> &Region {
         self.machine.core().arena()
     }

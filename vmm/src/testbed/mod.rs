@@ -18,8 +18,6 @@ use crate::kvm::{Leaves, ZapMethod};
 
 /// A machine with memory under test, workers that use it, and a secondary MMU between the two.
 pub trait Testbed {
-    /// `kvm` or `soft`, as the run record has it.
-    fn backend(&self) -> &'static str;
     /// The memory under test.
     fn arena(&self) -> &Region;
     /// Its memslots, and those of the memory below.

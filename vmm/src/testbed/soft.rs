@@ -195,9 +195,6 @@ impl Drop for SoftTestbed {
 }
 
 impl Testbed for SoftTestbed {
-    fn backend(&self) -> &'static str {
-        "soft"
-    }
     fn arena(&self) -> &Region {
         &self.core.arena
     }
