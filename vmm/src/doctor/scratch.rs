@@ -50,6 +50,16 @@ impl Scratch {
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
     }
 
+    /// The byte at `offset`.
+    #[cfg(test)]
+    pub(super) fn read(&self, offset: usize) -> u8 {
+        assert!(offset < self.len, "within the scratch");
+        // SAFETY: the bound was just checked.
+        let from = unsafe { self.start.add(offset) };
+        // SAFETY: mapped and readable; a guest that writes it meanwhile does so behind the compiler's back.
+        unsafe { from.read_volatile() }
+    }
+
     /// Touches every page, so that it is there.
     pub(super) fn populate(&mut self) {
         self.touch_every(PAGE);

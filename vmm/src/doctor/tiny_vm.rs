@@ -72,7 +72,7 @@ pub(super) struct TinyVm {
     vcpu: VcpuFd,
     _vm: VmFd,
     _low: Scratch,
-    _touched: Scratch,
+    touched: Scratch,
 }
 
 impl TinyVm {
@@ -90,7 +90,7 @@ impl TinyVm {
             .map_err(|error| TinyVmError::Kvm("KVM_GET_SUPPORTED_CPUID", error))?;
         vcpu.set_cpuid2(&cpuid).map_err(|error| TinyVmError::Kvm("KVM_SET_CPUID2", error))?;
         enter_ring_3(&vcpu)?;
-        Ok(Self { vcpu, _vm: vm, _low: low, _touched: touched })
+        Ok(Self { vcpu, _vm: vm, _low: low, touched })
     }
 
     /// Runs until the vCPU rings.
@@ -173,4 +173,29 @@ fn enter_ring_3(vcpu: &VcpuFd) -> Result<(), TinyVmError> {
     // Bit 1 of RFLAGS is always set.
     let regs = kvm_regs { rip: CODE as u64, rdi: TOUCHED, rflags: 2, ..Default::default() };
     vcpu.set_regs(&regs).map_err(|error| TinyVmError::Kvm("KVM_SET_REGS", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_ring_has_touched_one_more_page() {
+        if let Err(error) = Kvm::new() {
+            eprintln!("SKIPPED: each_ring_has_touched_one_more_page: no KVM for us: {error}");
+            return;
+        }
+        for (program, resident) in
+            [(Program::TouchAndRing, false), (Program::TouchAndRing, true), (Program::Ring, false)]
+        {
+            let mut vm = TinyVm::new(program, 8, resident).unwrap();
+            let before: Vec<u8> = (0..8).map(|page| vm.touched.read(page * STRIDE)).collect();
+            for _ in 0..3 {
+                vm.run_to_ring().unwrap();
+            }
+            let touched = (0..8).filter(|&page| vm.touched.read(page * STRIDE) != before[page]);
+            let expected = if program == Program::TouchAndRing { 0..3 } else { 0..0 };
+            assert!(touched.eq(expected), "{program:?}, resident: {resident}");
+        }
+    }
 }
