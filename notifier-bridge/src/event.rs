@@ -49,6 +49,8 @@ named_enum! {
         CgroupReclaim = "cgroup-reclaim",
         /// The guest gave the pages back.
         Balloon = "balloon",
+        /// The guest said that it does not use the pages at the moment: free page reporting.
+        FreePageReport = "free-page-report",
         /// `UFFDIO_MOVE`: the source range.
         Move = "move",
         /// The host on its own: kswapd, a kdamond. A stranger to the experiment.

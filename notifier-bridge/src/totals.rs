@@ -95,6 +95,12 @@ impl Totals {
     }
 }
 
+impl Default for Totals {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
 impl AddAssign for Totals {
     fn add_assign(&mut self, other: Self) {
         // Taken apart by name, so that a field added to the struct and forgotten here does not compile.

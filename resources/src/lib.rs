@@ -1,7 +1,10 @@
-//! The test guest as an embedded image, and the built-in scenarios.
+//! The programs that run inside guests, and the built-in scenarios.
 
 /// The bare test guest: an ELF64 executable with a PVH note, linked at `guest_abi::layout::IMAGE_GPA`.
 pub static GUEST: &[u8] = include_bytes!(env!("ZAPSCOPE_GUEST"));
+
+/// The agent: a static ELF64 executable for Linux, to be `/init` of a guest's initramfs.
+pub static AGENT: &[u8] = include_bytes!(env!("ZAPSCOPE_AGENT"));
 
 macro_rules! scenarios {
     ($($name:literal),+ $(,)?) => {

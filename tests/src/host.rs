@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use kvm_ioctls::Kvm;
+use vmm::host::HostFacts;
+use vmm::host::kvm_module::MmuKind;
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +52,22 @@ impl Need {
         };
         (!met).then_some(why)
     }
+}
+
+/// Whether this host is emulated, as whoever set it up says by `ZAPSCOPE_SHORT=1`: all takes twenty times as long.
+pub fn emulated() -> bool {
+    asked_for("ZAPSCOPE_SHORT")
+}
+
+/// Whether an environment variable is 1.
+pub fn asked_for(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+/// Whether KVM keeps its translations by the TDP MMU: two-dimensional paging, without shadow pages.
+pub fn tdp_mmu() -> bool {
+    let kvm = HostFacts::read().kvm;
+    kvm.tdp_mmu == Some(true) && matches!(kvm.mmu, Some(MmuKind::Ept | MmuKind::Npt))
 }
 
 fn slot_zap() -> bool {

@@ -10,7 +10,7 @@ use kvm_ioctls::Kvm;
 use vmm::kvm::{Machine, VmConfig};
 
 /// How long a test waits for a guest without a sign of life.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A bare guest that is up.
 pub struct Bare {

@@ -1,11 +1,15 @@
 //! zapscope's library: the machine, the runs, the reports, the command line.
 
+pub mod agent;
 pub mod cli;
 pub mod clock;
+pub mod devices;
 pub mod doctor;
 pub mod guest;
+pub mod hook;
 pub mod host;
 pub mod kvm;
+pub mod linux;
 pub mod record;
 pub mod report;
 pub mod run;

@@ -3,7 +3,9 @@
 //! Both sides compile this crate: the guest for bare metal, the VMM as a library. It holds the guest's memory
 //! map ([`layout`]), the control block through which one vCPU takes work and answers ([`block`]), the work
 //! orders themselves ([`order`]), what every page of the arena contains ([`page`]), and the interpreter that
-//! carries an order out ([`work`]), which the software MMU's workers run as well.
+//! carries an order out ([`work`]), which the software MMU's workers run as well. In a Linux guest an agent
+//! takes the place of the bare guest: it shares the control areas with the VMM in the same way, and takes its
+//! orders over a byte stream ([`link`]).
 //!
 //! ```text
 //!   VMM                                       guest, ring 3
@@ -22,6 +24,7 @@
 
 pub mod block;
 pub mod layout;
+pub mod link;
 pub mod order;
 pub mod page;
 pub mod work;

@@ -115,6 +115,23 @@ pub struct RawOrder {
     pub stall_cycles: u64,
 }
 
+impl RawOrder {
+    /// How many words it has.
+    pub const WORDS: usize = size_of::<Self>() / 8;
+
+    /// Its words, in the order in which they stand in the control block.
+    pub const fn words(self) -> [u64; Self::WORDS] {
+        let Self { task, access, walk, start, len, count, seed, generation, passes, stall_cycles } = self;
+        [task, access, walk, start, len, count, seed, generation, passes, stall_cycles]
+    }
+
+    /// The order with these words.
+    pub const fn from_words(words: [u64; Self::WORDS]) -> Self {
+        let [task, access, walk, start, len, count, seed, generation, passes, stall_cycles] = words;
+        Self { task, access, walk, start, len, count, seed, generation, passes, stall_cycles }
+    }
+}
+
 /// Why an order was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadOrder {

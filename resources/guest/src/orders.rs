@@ -27,6 +27,7 @@ pub fn serve(vcpu: u32) -> ! {
         let outcome = match WorkOrder::try_from(area.order()) {
             Ok(order) => {
                 paging::map_up_to(order.start + order.len);
+                paging::warm();
                 let Ok(outcome) = work::run(&mut Bare { area }, vcpu, &order);
                 outcome
             }

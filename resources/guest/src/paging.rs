@@ -1,4 +1,5 @@
-//! The identity mapping beyond the first 4 GiB, which the stub's static tables cover.
+//! The guest's page tables: the identity mapping beyond the first 4 GiB, which the stub's static tables cover, and
+//! their own place in the secondary MMU.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,5 +36,24 @@ pub fn map_up_to(end: u64) {
             slot.store((index * GIB + (page << 21)) | PAGE_2M, Ordering::Relaxed);
         }
         entry.store(core::ptr::from_ref(directory) as u64 | TABLE, Ordering::Release);
+    }
+}
+
+/// Reads each page of the tables in use, so that it is not a touch of the order that follows whose fault they are.
+///
+/// Under two-dimensional paging (EPT, NPT) the walk of the guest's tables is itself an access to guest memory: where a
+/// range has dropped the translation of a table's page, the next walk through it faults once more than the touch
+/// that caused it. Under shadow paging KVM reads the tables for the guest, and such a fault is there only if the
+/// guest looks at them, as here.
+pub fn warm() {
+    // SAFETY: the stub defines the table; the static's type allows shared access.
+    let entries = unsafe { &pdpt };
+    for entry in &entries[..4 + DIRECTORIES] {
+        let directory = entry.load(Ordering::Acquire) & !0xfff;
+        if directory != 0 {
+            // SAFETY: present entries lead to directories in the image, which is identity mapped. Volatile, for the
+            // access and not the value.
+            unsafe { (directory as *const u64).read_volatile() };
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Guests that misbehave end in a report, never in a hang.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guest_abi::layout::{ARENA_GPA, CONTROL_GPA, DOORBELL_PORT, doorbell};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
@@ -85,11 +85,9 @@ fn a_guest_that_loops_is_asked_where_it_is() {
     let kvm = Kvm::new().unwrap();
     let image = elf::image(&[0xeb, 0xfe]);
     let machine = Machine::start(&kvm, &config(1, 2, Backing::Base4k), &image).unwrap();
-    let begun = Instant::now();
     let report = crashed(machine.wait(0, Duration::from_millis(300)).map(drop));
     assert_eq!(report.kind, CrashKind::Silent);
     assert_eq!(report.registers.unwrap().rip, u64::from(elf::CODE_GPA));
-    assert!(begun.elapsed() < Duration::from_secs(10), "asked, not waited for");
 }
 
 fn an_unknown_port_is_named() {

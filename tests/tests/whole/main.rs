@@ -11,6 +11,7 @@ mod agreement;
 mod bad_guests;
 mod bad_input;
 mod counts;
+mod doctor;
 mod guest;
 mod nothing_lost;
 mod way_out;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let all = [
+        doctor::TESTS,
         guest::TESTS,
         bad_guests::TESTS,
         agreement::TESTS,

@@ -17,12 +17,19 @@ crate::tests! {
     under_zaps_of_low_memory_too: [Kvm, SlotZap],
 }
 
-/// Zaps at full length, and in a suite that has to end soon.
+/// Zaps at full length, in a suite that has to end soon, and in one on an emulated host.
 const FULL: u64 = 100_000;
 const SHORT: u64 = 4_000;
+const EMULATED: u64 = 1_000;
 
 fn zaps() -> u64 {
-    if std::env::var_os("ZAPSCOPE_LONG").is_some_and(|value| value == "1") { FULL } else { SHORT }
+    if tests::host::asked_for("ZAPSCOPE_LONG") {
+        FULL
+    } else if tests::host::emulated() {
+        EMULATED
+    } else {
+        SHORT
+    }
 }
 
 /// Two vCPUs on the same pages, one with plain increments of its own lane, one with locked adds; `zap` is

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use guest_mem::Backing;
 
 use crate::scenario::Size;
 
@@ -20,6 +21,8 @@ pub struct Arguments {
 pub enum Command {
     /// Run a scenario, print its table, write a run directory.
     Run(RunArguments),
+    /// Boot a Linux kernel to its console.
+    Boot(BootArguments),
     /// Say what this host can and cannot measure, and the command that would change it.
     Doctor(DoctorArguments),
 }
@@ -36,6 +39,15 @@ pub struct RunArguments {
     /// Who accesses the memory.
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
+    /// Use the memory from a Linux guest, or from the bare test guest, whatever the scenario says.
+    #[arg(long, value_enum)]
+    pub guest: Option<GuestChoice>,
+    /// The Linux guest's kernel: a bzImage or an ELF vmlinux.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The kernel's modules [default: lib/modules beside the kernel, or /lib/modules/RELEASE].
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
     /// Print the run record on standard output, everything else on standard error.
     #[arg(long)]
     pub json: bool,
@@ -44,12 +56,56 @@ pub struct RunArguments {
     pub out: Option<PathBuf>,
 }
 
+/// `zapscope boot`.
+///
+/// Ends with 0 when the guest switches itself off, with 4 when it asks for a reset (so does a kernel that panicked),
+/// with 1 when it crashes, with 3 where this host cannot run it further, with 130 on Ctrl-A x or a signal.
+#[derive(Debug, Args)]
+pub struct BootArguments {
+    /// The kernel: a bzImage or an ELF vmlinux.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line, after `console=ttyS0 panic=-1`.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub cmdline: String,
+    /// The guest's memory.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    pub memory: Size,
+    /// What fills it: 4k, thp, mthp:SIZE, memfd, memfd:thp, hugetlb:2m.
+    #[arg(long, value_name = "BACKING", default_value = "4k")]
+    pub backing: Backing,
+    /// vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub vcpus: u32,
+    /// A raw disk image or block device; with `:ro` after it, read-only. May be given several times.
+    #[arg(long = "disk", value_name = "FILE[:ro]")]
+    pub disks: Vec<String>,
+    /// Give the guest a balloon, and have it inflate to this size.
+    #[arg(long, value_name = "SIZE")]
+    pub balloon: Option<Size>,
+    /// Have the guest unpack its kernel, as firmware would. Slow where the guest kernel is emulated.
+    #[arg(long)]
+    pub in_guest_decompression: bool,
+}
+
 /// `zapscope doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArguments {
     /// Print the findings as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Who uses the memory in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GuestChoice {
+    /// The test guest.
+    Bare,
+    /// An agent under a Linux kernel; give `--kernel` too.
+    Linux,
 }
 
 /// Who accesses the memory.

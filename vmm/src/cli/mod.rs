@@ -2,6 +2,7 @@
 
 mod args;
 mod backend;
+mod boot;
 mod directory;
 mod progress;
 mod run;
@@ -21,6 +22,8 @@ use args::{Arguments, Command};
 const FAILED: u8 = 1;
 /// The exit code of a run in which this host could not make every row that was asked for.
 const INCOMPLETE: u8 = 3;
+/// The exit code of a guest that asked for a reset.
+const RESET: u8 = 4;
 /// The exit code of a run that was stopped by a signal, as shells have it for SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -41,6 +44,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Boot(arguments) => boot::boot(&arguments),
         Command::Doctor(arguments) => doctor(&arguments),
     };
     match outcome {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use event_manager::{EventManager, SubscriberOps};
 
-use super::args::RunArguments;
+use super::args::{GuestChoice, RunArguments};
 use super::{FAILED, INCOMPLETE, INTERRUPTED, backend, directory, progress::Shown, zram};
 use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
@@ -16,6 +16,11 @@ use crate::scenario::Scenario;
 
 /// How often the thread that handles signals looks whether the run is over, in milliseconds.
 const TICK: i32 = 100;
+
+/// A Linux guest's parts, and no Linux guest.
+#[derive(Debug, thiserror::Error)]
+#[error("--kernel and --modules are a Linux guest's, and this scenario has none: add `--guest linux`")]
+struct NotLinux;
 
 /// No scenario by that name.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +32,7 @@ struct NoScenario {
 
 pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     // Before anything is changed: what cannot be read needs no zram device.
-    let scenario = scenario(&arguments.scenario)?;
+    let scenario = in_guest(scenario(&arguments.scenario)?, arguments)?;
     block_stop_signals()?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
@@ -60,6 +65,18 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     Ok(code(&outcome, !undone.is_empty()))
 }
 
+/// The scenario in the guest that the command line asks for.
+fn in_guest(scenario: Scenario, arguments: &RunArguments) -> Result<Scenario, Box<dyn Error>> {
+    let (kernel, modules) = (arguments.kernel.clone(), arguments.modules.clone());
+    let named = kernel.is_some() || modules.is_some();
+    match (arguments.guest, scenario.linux.is_some()) {
+        (Some(GuestChoice::Linux), _) | (None, true) => Ok(scenario.in_linux(kernel, modules)),
+        _ if named => Err(NotLinux.into()),
+        (Some(GuestChoice::Bare), _) => Ok(scenario.in_bare_guest()?),
+        (None, false) => Ok(scenario),
+    }
+}
+
 fn scenario(name: &str) -> Result<Scenario, Box<dyn Error>> {
     if let Some((_, text)) = resources::SCENARIOS.iter().find(|(known, _)| *known == name) {
         return Ok(Scenario::parse(text, &format!("built-in {name}"))?);
@@ -73,7 +90,7 @@ fn scenario(name: &str) -> Result<Scenario, Box<dyn Error>> {
 }
 
 /// Starts the thread that turns Ctrl-C into a cancel. It ends with the process.
-fn watch_signals(cancel: &Cancel) -> Result<(), Box<dyn Error>> {
+pub(super) fn watch_signals(cancel: &Cancel) -> Result<(), Box<dyn Error>> {
     let signals = StopSignals::new(cancel.clone(), |text| eprintln!("zapscope: {text}"))?;
     let mut manager = EventManager::new()?;
     manager.add_subscriber(signals);

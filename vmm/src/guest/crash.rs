@@ -53,6 +53,8 @@ pub enum CrashKind {
     Other(String),
     /// A worker on the software MMU failed.
     Worker(String),
+    /// The agent in a Linux guest failed, or the link to it did.
+    Agent(String),
 }
 
 impl fmt::Display for CrashKind {
@@ -96,6 +98,7 @@ impl fmt::Display for CrashKind {
             Self::Silent => write!(f, "gave no sign of life"),
             Self::Other(what) => write!(f, "{what}"),
             Self::Worker(what) => write!(f, "software worker: {what}"),
+            Self::Agent(what) => write!(f, "the guest's agent failed: {what}"),
         }
     }
 }

@@ -53,6 +53,9 @@ pub enum GuestError {
         /// What it was doing.
         phase: &'static str,
     },
+    /// The guest's operating system, or the agent in it, could not do what it was asked.
+    #[error("the Linux guest: {0}")]
+    System(String),
     /// The guest refused the order.
     #[error("vCPU {vcpu} refused its order: {order:?}")]
     Refused {

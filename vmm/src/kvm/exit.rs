@@ -68,7 +68,10 @@ pub fn run(vcpu: &mut VcpuFd) -> Exit {
         Ok(VcpuExit::Hlt) => Exit::Halt,
         Ok(VcpuExit::Shutdown) => Exit::Shutdown,
         Ok(VcpuExit::FailEntry(reason, _)) => Exit::FailEntry(reason),
-        Ok(VcpuExit::InternalError) => internal_error(vcpu),
+        Ok(VcpuExit::InternalError) => {
+            let (suberror, instruction) = internal_error(vcpu);
+            Exit::InternalError { suberror, instruction }
+        }
         Ok(VcpuExit::MemoryFault { .. }) => Exit::HostFault,
         Ok(other) => Exit::Other(format!("an exit that nobody handles: {other:?}")),
         Err(error) => match error.errno() {
@@ -82,7 +85,7 @@ pub fn run(vcpu: &mut VcpuFd) -> Exit {
 /// Bit 0 of `emulation_failure.flags`: the instruction's bytes are there.
 const HAS_INSTRUCTION_BYTES: u64 = 1;
 
-fn internal_error(vcpu: &mut VcpuFd) -> Exit {
+pub(super) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u8>) {
     let run = vcpu.get_kvm_run();
     // SAFETY: KVM_EXIT_INTERNAL_ERROR says that this member of the union is filled.
     let internal = unsafe { run.__bindgen_anon_1.internal };
@@ -99,7 +102,7 @@ fn internal_error(vcpu: &mut VcpuFd) -> Exit {
     } else {
         Vec::new()
     };
-    Exit::InternalError { suberror: internal.suberror, instruction }
+    (internal.suberror, instruction)
 }
 
 /// What an exit means. `up` says whether the guest has reported for work, `is_ram` which guest physical

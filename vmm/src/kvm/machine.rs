@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use guest_abi::block::{ControlArea, Outcome};
 use guest_abi::layout::area_gpa;
+use guest_mem::Region;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -15,8 +16,9 @@ use super::vcpu::Vcpu;
 use super::vm::{VmConfig, VmCore, VmError, failed};
 use crate::guest::GuestError;
 
-/// How long a guest may take to report for work. The ring 0 stub is a hundred instructions.
-const BOOT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a guest may take to report for work. The ring 0 stub is a hundred instructions; an emulated host that is
+/// busy with something else takes seconds for them.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A VM, its vCPUs, and the guest in it.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ impl Machine {
     /// [`VmError`].
     pub fn start(kvm: &Kvm, config: &VmConfig, image: &[u8]) -> Result<Self, VmError> {
         let core = Arc::new(VmCore::new(kvm, config)?);
-        let low_memory = core.low().range().len();
+        let low_memory = core.low_memory().range().len();
         let memory = boot_memory(&core);
         let entry = boot::load(&memory, low_memory, image)?;
         boot::write_start_info(&memory, core.ram())?;
@@ -90,9 +92,14 @@ impl Machine {
 }
 
 impl VmCore {
+    fn low_memory(&self) -> &Region {
+        self.low().first().expect("the bare guest has one region of low memory")
+    }
+
     /// vCPU `index`'s control area. Used only while `self` lives: each vCPU thread ends before.
     fn control_area(&self, index: u32) -> ControlArea {
-        let hva = self.low().hva_at(area_gpa(index)).expect("low memory is as large as the areas need");
+        let hva =
+            self.low_memory().hva_at(area_gpa(index)).expect("low memory is as large as the areas need");
         // SAFETY: page aligned, and low memory holds an area for each vCPU. It stays mapped as long as
         // `self`, which `Machine` drops after its vCPUs.
         unsafe { ControlArea::new(hva.as_ptr()) }
@@ -101,7 +108,7 @@ impl VmCore {
 
 /// Low memory as linux-loader takes it.
 fn boot_memory(core: &VmCore) -> GuestMemoryMmap {
-    let range = core.low().range();
+    let range = core.low_memory().range();
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: low memory is such a mapping, and outlives this value, which is gone before the VM starts.

@@ -13,6 +13,7 @@ pub mod boot;
 mod exit;
 pub mod gate;
 mod machine;
+pub mod pc;
 mod slots;
 mod stats;
 pub mod sys;

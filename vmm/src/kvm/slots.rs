@@ -10,6 +10,7 @@
 //! other two let the kernel's own mmu_notifier chain do it. With KVM's default quirk
 //! (`KVM_X86_QUIRK_SLOT_ZAP_ALL`) deleting one slot drops every translation of the VM.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use guest_mem::{HvaRange, Memslot, Region};
@@ -85,6 +86,10 @@ impl KvmSlots {
         drop(hold);
         let all = self.core.slot_zap_drops_all;
         let dropped = if all { self.core.slots.as_slice() } else { slots };
+        let arena = self.core.arena().range();
+        if dropped.iter().any(|slot| !arena.covers(slot.hva_range())) {
+            self.core.low_zapped.store(true, Ordering::Relaxed);
+        }
         zapped(slots.len() as u64, dropped.iter().map(Memslot::len).sum(), before, after)
     }
 
@@ -95,7 +100,12 @@ impl KvmSlots {
             .core
             .regions()
             .filter_map(|region| Some((region, region.range().intersection(range)?)))
-            .map(|(region, part)| zap(region, part))
+            .map(|(region, part)| {
+                if !std::ptr::eq(region, self.core.arena()) {
+                    self.core.low_zapped.store(true, Ordering::Relaxed);
+                }
+                zap(region, part)
+            })
             .sum();
         zapped(0, bytes, before, self.leaves())
     }

@@ -24,8 +24,9 @@ use super::sys;
 use super::window::ProtectionWindow;
 use crate::guest::{CrashKind, CrashReport, GuestError, Mailbox, Registers};
 
-/// How long a vCPU that was told to leave the guest may take, once it is out, to say where it was.
-const REPORT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a vCPU that was told to leave the guest may take to say where it was: a signal's way to its thread, which
+/// takes long only where the host does not let that thread run.
+const REPORT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What all vCPU threads of a VM share.
 #[derive(Debug)]
@@ -127,7 +128,7 @@ impl Runner {
         // its last kick; others that kick hold the VM and stop before its vCPUs go.
         let seated = unsafe { surroundings.gate.sit(self.mailbox.vcpu(), immediate_exit) };
         if let Some(kind) = self.run_until_told(&seated) {
-            let registers = self.registers();
+            let registers = registers(&self.fd);
             self.mailbox.fail(CrashReport { vcpu: self.mailbox.vcpu(), kind, registers });
         }
         drop(seated);
@@ -169,27 +170,27 @@ impl Runner {
         let (bytes, len) = self.mailbox.area().message();
         String::from_utf8_lossy(&bytes[..len]).into_owned()
     }
+}
 
-    /// The vCPU's registers, if KVM still tells them.
-    fn registers(&self) -> Option<Registers> {
-        let (regs, sregs) = (self.fd.get_regs().ok()?, self.fd.get_sregs().ok()?);
-        Some(Registers {
-            rip: regs.rip,
-            rsp: regs.rsp,
-            rflags: regs.rflags,
-            general: [
-                regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp, regs.r8, regs.r9,
-                regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
-            ],
-            cr0: sregs.cr0,
-            cr2: sregs.cr2,
-            cr3: sregs.cr3,
-            cr4: sregs.cr4,
-            efer: sregs.efer,
-            cs: sregs.cs.selector,
-            ss: sregs.ss.selector,
-        })
-    }
+/// The vCPU's registers, if KVM still tells them.
+pub(super) fn registers(fd: &VcpuFd) -> Option<Registers> {
+    let (regs, sregs) = (fd.get_regs().ok()?, fd.get_sregs().ok()?);
+    Some(Registers {
+        rip: regs.rip,
+        rsp: regs.rsp,
+        rflags: regs.rflags,
+        general: [
+            regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp, regs.r8, regs.r9, regs.r10,
+            regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        ],
+        cr0: sregs.cr0,
+        cr2: sregs.cr2,
+        cr3: sregs.cr3,
+        cr4: sregs.cr4,
+        efer: sregs.efer,
+        cs: sregs.cs.selector,
+        ss: sregs.ss.selector,
+    })
 }
 
 impl Surroundings {
@@ -199,11 +200,13 @@ impl Surroundings {
         Self { gate: Gate::new(vcpus), window, ram, first_entry_ns: AtomicU64::new(0) }
     }
 
-    fn is_ram(&self, gpa: u64) -> bool {
+    /// Whether memory is promised at that guest physical address.
+    pub(super) fn is_ram(&self, gpa: u64) -> bool {
         self.ram.iter().any(|range| range.contains(guest_mem::Gpa::new(gpa)))
     }
 
-    fn note_first_entry(&self) {
+    /// Keeps the time, if nobody entered before.
+    pub(super) fn note_first_entry(&self) {
         let now = notifier_bridge::monotonic_ns();
         // Only the first vCPU's time is kept.
         let _ = self.first_entry_ns.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! What makes up a VM apart from its vCPUs: the KVM file, its memory, its memslots, its statistics.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use guest_abi::layout::{ARENA_GPA, low_memory};
 use guest_mem::{
@@ -85,34 +86,49 @@ pub struct VmConfig {
     pub slot_zap_all_quirk: bool,
 }
 
-/// A VM without its vCPUs, shared by all who act on it.
+/// A VM without its vCPUs, shared by all who act on it. The bare guest's VM has one for its whole life; a PC
+/// ([`super::pc`]) makes another for each arena that is put into it.
 #[derive(Debug)]
 pub struct VmCore {
-    pub(super) vm: VmFd,
+    pub(super) vm: Arc<VmFd>,
     /// The memslots.
     pub slots: Arc<SlotTable>,
-    low: Region,
+    low: Arc<[Region]>,
     arena: Region,
     /// What the vCPU threads share.
     pub surroundings: Arc<Surroundings>,
     /// KVM's own account of the VM.
-    pub stats: VmStats,
+    pub stats: Arc<VmStats>,
     /// Whether one slot's zap drops everything.
     pub slot_zap_drops_all: bool,
+    /// Set when translations of other memory than the arena's are dropped.
+    pub(super) low_zapped: Arc<AtomicBool>,
+}
+
+/// What a [`VmCore`] is made of where the VM has outlived another.
+pub(super) struct Parts {
+    pub vm: Arc<VmFd>,
+    pub slots: Arc<SlotTable>,
+    pub low: Arc<[Region]>,
+    pub arena: Region,
+    pub surroundings: Arc<Surroundings>,
+    pub stats: Arc<VmStats>,
+    pub slot_zap_drops_all: bool,
+    pub low_zapped: Arc<AtomicBool>,
 }
 
 impl VmCore {
+    pub(super) fn from_parts(parts: Parts) -> Self {
+        let Parts { vm, slots, low, arena, surroundings, stats, slot_zap_drops_all, low_zapped } = parts;
+        Self { vm, slots, low, arena, surroundings, stats, slot_zap_drops_all, low_zapped }
+    }
+
     /// Makes the VM: memory mapped, memslots in place, the quirk as asked for.
     ///
     /// # Errors
     /// [`VmError`].
     pub fn new(kvm: &Kvm, config: &VmConfig) -> Result<Self, VmError> {
-        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
-        let slot_zap_drops_all = set_quirk(&vm, config.slot_zap_all_quirk)?;
-        if vm.check_extension(Cap::SetTssAddr) {
-            vm.set_tss_address(TSS_ADDRESS).map_err(failed("KVM_SET_TSS_ADDR"))?;
-        }
-        report_failed_instructions(&vm);
+        let (vm, slot_zap_drops_all) = create(kvm, config.slot_zap_all_quirk)?;
         let low = Region::map(low_memory(config.vcpus), Backing::Base4k)?.with_label("low memory");
         let arena = Region::map(config.arena, config.backing)?.with_label("arena");
         let mut builder = SlotTableBuilder::new(kvm.get_nr_memslots() as u64);
@@ -125,8 +141,10 @@ impl VmCore {
             .flatten()
             .collect();
         let surroundings = Arc::new(Surroundings::new(config.vcpus, ram));
-        let stats = VmStats::of(&vm);
-        let core = Self { vm, slots, low, arena, surroundings, stats, slot_zap_drops_all };
+        let stats = Arc::new(VmStats::of(&vm));
+        let (vm, low) = (Arc::new(vm), Arc::new([low]));
+        let low_zapped = Arc::default();
+        let core = Self { vm, slots, low, arena, surroundings, stats, slot_zap_drops_all, low_zapped };
         core.slots.as_slice().iter().try_for_each(|slot| core.set_slot(slot, slot.len()))?;
         Ok(core)
     }
@@ -139,13 +157,13 @@ impl VmCore {
     pub fn arena(&self) -> &Region {
         &self.arena
     }
-    /// The memory below the arena: image, control areas.
-    pub fn low(&self) -> &Region {
+    /// The memory that is not under test. The bare guest's is one region: its image and control areas.
+    pub fn low(&self) -> &[Region] {
         &self.low
     }
-    /// Both.
+    /// All of it.
     pub fn regions(&self) -> impl Iterator<Item = &Region> {
-        [&self.low, &self.arena].into_iter()
+        self.low.iter().chain([&self.arena])
     }
     /// Guest physical memory.
     pub fn ram(&self) -> &[GpaRange] {
@@ -153,13 +171,9 @@ impl VmCore {
     }
 
     fn set_slot(&self, slot: &Memslot, len: u64) -> Result<(), VmError> {
-        let region = kvm_slot(slot, len);
-        // SAFETY: the slot's host range lies in a region that this value owns, and that is unmapped only
-        // after the VM's file is closed and every vCPU has ended: `vm` stands before both in the struct.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| {
-            let gpa = slot.gpa_range().start();
-            VmError::Slot { slot: slot.id().0, gpa, len, source }
-        })
+        // SAFETY: the slot's host range lies in a region that this value owns. Whoever owns the vCPUs drops them
+        // before it; a PC takes the arena's slots out of the VM before the arena goes.
+        unsafe { set_slot(&self.vm, slot, len) }
     }
 
     /// Deletes a memslot and puts the same one back: every translation through it is gone. The caller keeps
@@ -171,6 +185,29 @@ impl VmCore {
         self.set_slot(slot, 0)?;
         self.set_slot(slot, slot.len())
     }
+}
+
+/// A VM without memory. Returns also whether a slot's zap drops everything.
+pub(super) fn create(kvm: &Kvm, keep_quirk: bool) -> Result<(VmFd, bool), VmError> {
+    let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    let slot_zap_drops_all = set_quirk(&vm, keep_quirk)?;
+    if vm.check_extension(Cap::SetTssAddr) {
+        vm.set_tss_address(TSS_ADDRESS).map_err(failed("KVM_SET_TSS_ADDR"))?;
+    }
+    report_failed_instructions(&vm);
+    Ok((vm, slot_zap_drops_all))
+}
+
+/// Makes a memslot; with a length of 0 deletes it.
+///
+/// # Safety
+/// The slot's host range stays mapped for as long as a vCPU can run with the slot in place.
+pub(super) unsafe fn set_slot(vm: &VmFd, slot: &Memslot, len: u64) -> Result<(), VmError> {
+    // SAFETY: the caller's own promise.
+    unsafe { vm.set_user_memory_region(kvm_slot(slot, len)) }.map_err(|source| {
+        let gpa = slot.gpa_range().start();
+        VmError::Slot { slot: slot.id().0, gpa, len, source }
+    })
 }
 
 /// Sets the slot-zap quirk as asked. Returns whether a slot's zap drops everything.

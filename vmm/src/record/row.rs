@@ -117,6 +117,16 @@ row! {
     tlb_entries_dropped: u64,
     /// Calls at which it found nothing to drop.
     tlb_empty_flushes: u64,
+    /// Ranges announced because a Linux guest's balloon gave memory back.
+    balloon_invalidations: u64,
+    /// Bytes of them.
+    balloon_bytes: u64,
+    /// Ranges announced because a Linux guest reported pages as free.
+    reported_invalidations: u64,
+    /// Bytes of them.
+    reported_bytes: u64,
+    /// A Linux guest's own counters at the end: of `/proc/vmstat` and of its memory.
+    guest_counters: BTreeMap<String, u64>,
     /// Memslots that the listener dropped.
     slots_zapped: u64,
     /// Bytes the listener dropped. A memslot goes whole, so this can be more than was announced.

@@ -23,6 +23,9 @@ pub struct RunRecord {
     pub host: Host,
     /// `kvm` or `soft`.
     pub backend: String,
+    /// Who used the memory: `bare`, or `Linux` and its release; nothing on the software MMU.
+    #[serde(default)]
+    pub guest: Option<String>,
     /// The scenario's text.
     pub scenario: String,
     /// The seed of all its choices.
@@ -182,6 +185,7 @@ mod tests {
                 facts: Value::Null,
             },
             backend: "kvm".into(),
+            guest: Some("bare".into()),
             scenario: "name = \"x\"".into(),
             seed: 42,
             first_kvm_run_monotonic_ns: Measured::of(17),

@@ -7,9 +7,7 @@
 //!     └─ look again: what really left
 //! ```
 //!
-//! One system call can announce many ranges (a region of 4 KiB pages, a split before the page it is made
-//! for). The kernel makes them one after another inside the call; here they are made one after another before
-//! it, since no other place can be had from outside.
+//! What the kernel does inside one call is announced before it, see [`crate::hook`].
 
 use std::ops::Range;
 use std::time::Duration;
@@ -23,6 +21,7 @@ use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbSta
 use super::errors::TrialError;
 use super::measured::Counts;
 use super::wiring::{Device, Wiring};
+use crate::hook;
 use crate::host::signals::Cancel;
 use crate::kvm::Leaves;
 use crate::record::Samples;
@@ -180,7 +179,7 @@ impl<'a> Attacker<'a> {
         let (arena, testbed) = (self.arena(), self.testbed);
         let (calls, scanner, runs) = (&mut self.calls, &mut self.scanner, &mut self.runs);
         let maps_first = self.zaps_unmap && operation == Operation::PageOut;
-        let mut call = || -> Result<(), TrialError> {
+        let call = || -> Result<(), TrialError> {
             if maps_first {
                 // This victim's own zap did. Mapping what is in the page cache announces nothing.
                 arena.populate(range)?;
@@ -204,15 +203,7 @@ impl<'a> Attacker<'a> {
             calls.record(spent);
             Ok(())
         };
-        let Some((last, first)) = planned.split_last() else {
-            return call();
-        };
-        for announcement in first {
-            let invalidation = invalidation(arena, announcement, operation);
-            self.bridge.invalidate(&mut self.recorder, &invalidation, || ())?;
-        }
-        let invalidation = invalidation(arena, last, operation);
-        self.bridge.invalidate(&mut self.recorder, &invalidation, call)?
+        hook::announce(self.bridge, &mut self.recorder, arena, planned, hook::cause_of(operation), call)?
     }
 
     /// Leaf translations now, where nobody but the kernel drops them and so nobody else counts.
@@ -271,39 +262,6 @@ impl<'a> Attacker<'a> {
             taken(first..first + went.page_count());
         }
         Ok(())
-    }
-}
-
-/// What the bridge is told of an announcement.
-fn invalidation(arena: &Region, planned: &Planned, operation: Operation) -> Invalidation {
-    let (vma, anonymous) = (arena.range(), arena.backing().is_anonymous());
-    let exact = |pages: HvaRange| Victim {
-        pages,
-        order: Order::of_bytes(pages.len()).unwrap_or(Order::BASE),
-        level: MapLevel::Pte,
-        anonymous,
-    };
-    match *planned {
-        Planned::SplitPmd(pages) => {
-            let victim = Victim { pages, order: Order::PMD, level: MapLevel::Pmd, anonymous };
-            Invalidation::hook(Cause::PmdSplit, victim, vma)
-        }
-        Planned::SplitFolio(pages) => Invalidation::hook(Cause::FolioSplit, exact(pages), vma),
-        Planned::Take(victim) => Invalidation::hook(cause_of(operation), victim, vma),
-        Planned::Exact(pages) => Invalidation::hook(cause_of(operation), exact(pages), vma),
-    }
-}
-
-fn cause_of(operation: Operation) -> Cause {
-    match operation {
-        Operation::PageOut => Cause::PageOut,
-        Operation::DontNeed => Cause::DontNeed,
-        Operation::Cold => Cause::Cold,
-        Operation::Free => Cause::Free,
-        Operation::Collapse => Cause::Collapse,
-        Operation::PunchHole | Operation::Fallocate => Cause::PunchHole,
-        Operation::Protect => Cause::Protect,
-        Operation::Remap => Cause::Remap,
     }
 }
 

@@ -1,8 +1,11 @@
 //! What a trial measured: counts, which must be the same every time, and times, which are pooled.
 
+use std::collections::BTreeMap;
+
 use notifier_bridge::{Count, SharedTlbStats, Totals};
 
 use crate::record::Samples;
+use crate::testbed::GivenBack;
 
 /// What is counted. Every one of these is exact where it is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +36,8 @@ pub struct Counts {
     pub integrity_errors: u64,
     /// What the device on the host's page tables saw; `None` without one.
     pub device: Option<SharedTlbStats>,
+    /// What the guest gave back of itself; `None` where it has no system that could.
+    pub given_back: Option<GivenBack>,
     /// Records that found the ledger full.
     pub lost_records: u64,
     /// Stalls that found the guest's ring full.
@@ -55,6 +60,7 @@ impl Default for Counts {
             pmd_mapped_bytes: 0,
             integrity_errors: 0,
             device: None,
+            given_back: None,
             lost_records: 0,
             lost_stalls: 0,
         }
@@ -142,6 +148,8 @@ pub struct Measured {
     pub before: Option<Rate>,
     /// The hot loops while memory was taken; `None` if none ran.
     pub during: Option<Rate>,
+    /// A Linux guest's own counters at the end.
+    pub guest_counters: Option<BTreeMap<String, u64>>,
     /// What the reader must know of it.
     pub warnings: Vec<String>,
 }
@@ -158,6 +166,7 @@ impl Measured {
         self.counts.lost_records += other.counts.lost_records;
         self.counts.lost_stalls += other.counts.lost_stalls;
         self.times.pool(&other.times);
+        self.guest_counters = other.guest_counters.or(self.guest_counters.take());
         let both = |a: Option<Rate>, b: Option<Rate>| match (a, b) {
             (Some(a), Some(b)) => Some(a.and(b)),
             (one, other) => one.or(other),

@@ -10,8 +10,8 @@ use super::errors::TrialError;
 use crate::testbed::Testbed;
 
 /// A worker that shows no progress for so long is given up. A page that has to come back from swap takes
-/// microseconds; a machine that is being stopped in the middle of it, seconds.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// microseconds; a machine that is being stopped in the middle of it, seconds; an emulated one, longer.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pages in one list order: as many as the stall ring holds, so that a stall on each of them is kept.
 const LIST: usize = STALL_ENTRIES as usize;
@@ -53,8 +53,8 @@ pub fn run_list(
     Ok(())
 }
 
-/// Makes a worker touch its own table and stall ring, so that the first use of each page of them does not
-/// count as a fault of the experiment.
+/// Makes a worker touch its own table and stall ring, and has an operating system's memory mapped, so that the first
+/// use of each page of them does not count as a fault of the experiment.
 pub fn warm_control_area(testbed: &dyn Testbed, vcpu: u32) -> Result<(), TrialError> {
     let touch = |start, len| WorkOrder {
         start,
@@ -67,6 +67,7 @@ pub fn warm_control_area(testbed: &dyn Testbed, vcpu: u32) -> Result<(), TrialEr
     run(testbed, vcpu, &touch(table, STALLS_OFFSET - guest_abi::layout::TABLE_OFFSET))?;
     let ring_bytes = STALL_ENTRIES * size_of::<Stall>() as u64;
     run(testbed, vcpu, &touch(area + STALLS_OFFSET, ring_bytes / PAGE_SIZE * PAGE_SIZE))?;
+    testbed.warm();
     Ok(())
 }
 

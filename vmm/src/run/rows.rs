@@ -8,11 +8,14 @@ use notifier_bridge::{Count, SharedTlbStats};
 use super::measured::{Measured as Trial, Rate};
 use super::trial::STALL;
 use crate::record::{Measured, Row, RowLabel, Samples, Warnings};
+use crate::testbed::GivenBack;
 
 /// Why nothing of the kernel's own account is in a row.
 const NO_TAP: &str = "the kernel's own tracepoints are not read in this version";
 /// Why nothing of a sharing listener's TLB is in a row.
 const NO_DEVICE: &str = "no device shares the host's page tables: set `shared_tlb = true` in the scenario";
+/// Why no balloon's doings are in a row.
+const NO_SYSTEM: &str = "no operating system runs in the guest that could give memory back";
 /// Why a count by KVM may be missing.
 const NO_STATISTIC: &str = "this KVM has no such statistic";
 
@@ -61,6 +64,14 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     let mut seen = |key: &str, value| Measured::or_why(value, warnings, key, NO_DEVICE);
     row.tlb_entries_dropped = seen("tlb_entries_dropped", device(|stats| stats.entries_dropped));
     row.tlb_empty_flushes = seen("tlb_empty_flushes", device(|stats| stats.empty_flushes));
+    let back = |of: fn(&GivenBack) -> u64| counts.given_back.as_ref().map(of);
+    let mut told = |key: &str, value| Measured::or_why(value, warnings, key, NO_SYSTEM);
+    row.balloon_invalidations = told("balloon_invalidations", back(|back| back.balloon.invalidations));
+    row.balloon_bytes = told("balloon_bytes", back(|back| back.balloon.needed_bytes));
+    row.reported_invalidations = told("reported_invalidations", back(|back| back.reported.invalidations));
+    row.reported_bytes = told("reported_bytes", back(|back| back.reported.needed_bytes));
+    row.guest_counters =
+        Measured::or_why(measured.guest_counters.clone(), warnings, "guest_counters", NO_SYSTEM);
     row.slots_zapped = Measured::of(totals.slots_zapped);
     row.zapped_bytes = Measured::of(totals.zapped_bytes);
     row.integrity_errors = Measured::of(counts.integrity_errors);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use guest_mem::{Backing, HostThp, MemoryCgroup, Operation, SwapInfo};
@@ -19,10 +20,14 @@ use crate::clock::TscRate;
 use crate::host::HostFacts;
 use crate::host::signals::Cancel;
 use crate::kvm::boot::LARGEST_IMAGE;
+use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
 use crate::record::{Host, Measured, Overhead, Row, RowLabel, RunRecord, SCHEMA, Warnings, utc};
-use crate::scenario::{Reclaim, RowPlan, Scenario, Zap};
-use crate::testbed::{KvmTestbed, SLOT_LIMIT, SoftError, SoftTestbed, Testbed};
+use crate::scenario::{LinuxGuest, Reclaim, RowPlan, Scenario, Zap};
+use crate::testbed::{
+    KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SLOT_LIMIT, SoftError, SoftTestbed,
+    Testbed,
+};
 
 /// The source revision this program was built from, if it was built from a repository.
 const REVISION: Option<&str> = option_env!("ZAPSCOPE_REVISION");
@@ -71,6 +76,12 @@ pub enum RunError {
         /// Which file.
         path: String,
     },
+    /// A Linux guest needs a kernel.
+    #[error("a Linux guest needs a kernel: name one with `--kernel FILE`, or `kernel` in the scenario")]
+    NoLinuxKernel,
+    /// The Linux guest did not come up.
+    #[error("there is no Linux guest for this scenario")]
+    Linux(#[source] LinuxError),
     /// A machine could not be made, for a reason that the next row would meet too.
     #[error("no machine can be made for this scenario")]
     Machine(#[source] VmError),
@@ -114,6 +125,8 @@ pub struct Runner<'a> {
     clock: TscRate,
     cancel: &'a Cancel,
     first_entry_ns: Option<u64>,
+    /// The Linux guest, once a row needed it: it serves them all.
+    linux: Option<Rc<LinuxMachine>>,
 }
 
 impl<'a> Runner<'a> {
@@ -122,11 +135,13 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// The scenario names a guest kernel that cannot be read.
     pub fn new(scenario: &'a Scenario, backend: Backend, cancel: &'a Cancel) -> Result<Self, RunError> {
-        let image = match &scenario.kernel {
-            Some(path) => read_image(path)?.into(),
-            None => resources::GUEST.into(),
+        let image = match (&scenario.kernel, &scenario.linux, &backend) {
+            (Some(path), None, _) => read_image(path)?.into(),
+            (None, Some(_), Backend::Kvm(_)) => return Err(RunError::NoLinuxKernel),
+            _ => resources::GUEST.into(),
         };
-        Ok(Self { scenario, backend, image, clock: TscRate::begin(), cancel, first_entry_ns: None })
+        let clock = TscRate::begin();
+        Ok(Self { scenario, backend, image, clock, cancel, first_entry_ns: None, linux: None })
     }
 
     /// Makes every row.
@@ -214,7 +229,10 @@ impl<'a> Runner<'a> {
         Ok((measured, wiring.listener))
     }
 
-    fn testbed(&self, plan: &RowPlan<'_>) -> Result<Box<dyn Testbed>, NoRow> {
+    fn testbed(&mut self, plan: &RowPlan<'_>) -> Result<Box<dyn Testbed>, NoRow> {
+        if let (Some(guest), Backend::Kvm(_)) = (&self.scenario.linux, &self.backend) {
+            return self.linux_testbed(plan, guest);
+        }
         let (scenario, combination) = (self.scenario, &plan.combination);
         let (vcpus, arena) = (scenario.vcpus, scenario.memory);
         let granule = combination.granule.bytes();
@@ -245,6 +263,58 @@ impl<'a> Runner<'a> {
                 machine.wait_up().map_err(|error| self.failure(plan, error.into()))?;
                 Ok(Box::new(KvmTestbed::new(machine)))
             }
+        }
+    }
+
+    /// The Linux guest with an arena for this row.
+    fn linux_testbed(&mut self, plan: &RowPlan<'_>, guest: &LinuxGuest) -> Result<Box<dyn Testbed>, NoRow> {
+        let machine = match &self.linux {
+            Some(machine) => machine.clone(),
+            None => self.linux.insert(Rc::new(self.boot_linux(guest)?)).clone(),
+        };
+        let combination = &plan.combination;
+        let drops_all = machine.pc().memory().slot_zap_drops_all();
+        if combination.zap == Zap::Memslot && drops_all && !self.scenario.slot_zap_all_quirk {
+            return Err(NoRow::Unavailable(chain(&VmError::QuirkStays)));
+        }
+        let testbed = LinuxTestbed::new(machine, combination.backing, combination.granule.bytes());
+        match testbed {
+            Ok(testbed) => Ok(Box::new(testbed)),
+            Err(error @ (VmError::Memory(_) | VmError::Slots(_))) => Err(NoRow::Unavailable(chain(&error))),
+            Err(error) => Err(NoRow::Fatal(RunError::Machine(error))),
+        }
+    }
+
+    fn boot_linux(&self, guest: &LinuxGuest) -> Result<LinuxMachine, NoRow> {
+        let fatal = |error| NoRow::Fatal(RunError::Linux(error));
+        let (Backend::Kvm(kvm), Some(kernel)) = (&self.backend, &self.scenario.kernel) else {
+            return Err(NoRow::Fatal(RunError::NoLinuxKernel));
+        };
+        let setup = LinuxSetup {
+            kernel,
+            guest,
+            vcpus: self.scenario.vcpus,
+            arena: self.scenario.memory,
+            slot_zap_all_quirk: self.scenario.slot_zap_all_quirk,
+        };
+        match LinuxMachine::start(kvm, &setup) {
+            // Rows that delete no memslot run on kernels that cannot choose; those that do say so.
+            Err(LinuxError::Machine(PcError::Vm(VmError::QuirkStays))) => {
+                LinuxMachine::start(kvm, &LinuxSetup { slot_zap_all_quirk: true, ..setup }).map_err(fatal)
+            }
+            result => result.map_err(fatal),
+        }
+    }
+
+    /// Who used the memory.
+    fn guest_name(&self) -> Option<String> {
+        if let Some(machine) = &self.linux {
+            return Some(format!("Linux {}", machine.release()));
+        }
+        match (&self.backend, &self.scenario.kernel) {
+            (Backend::Soft, _) => None,
+            (Backend::Kvm(_), None) => Some("bare".to_owned()),
+            (Backend::Kvm(_), Some(path)) => Some(format!("bare, from {}", path.display())),
         }
     }
 
@@ -280,6 +350,7 @@ impl<'a> Runner<'a> {
             ),
             host: host(&facts, soft, &mut warnings),
             backend: if soft { "soft" } else { "kvm" }.to_owned(),
+            guest: self.guest_name(),
             scenario: self.scenario.text().to_owned(),
             seed: self.scenario.seed,
             first_kvm_run_monotonic_ns: Measured::or_why(

@@ -19,7 +19,7 @@ use crate::clock::TscRate;
 use crate::guest::GuestError;
 use crate::host::signals::Cancel;
 use crate::scenario::{Attack, Combination, HotPages, HotSet, HotWalk, Plan, Reclaim, Step, Zap};
-use crate::testbed::Testbed;
+use crate::testbed::{GuestSystem, Testbed};
 
 /// A touch that takes at least this long is a stall. A TLB miss with cold caches takes a few hundred
 /// nanoseconds; the fastest fault that a hypervisor resolves, more than a microsecond.
@@ -121,11 +121,30 @@ impl<'a> Trial<'a> {
                 Step::Stop => self.stop()?,
                 Step::Refault { vcpu } => self.refault(*vcpu)?,
                 Step::Sweep { vcpu } => self.sweep(*vcpu)?,
+                Step::Shell(command) => self.shell(command)?,
+                Step::Inflate(bytes) => self.system().set_balloon(*bytes)?,
+                Step::Deflate => self.system().set_balloon(0)?,
             }
         }
         self.stop()?;
         self.verify()?;
+        if let Some(system) = self.testbed().system() {
+            self.measured.guest_counters = Some(system.counters()?);
+        }
         Ok(self.finish())
+    }
+
+    fn system(&self) -> &'a dyn GuestSystem {
+        self.testbed().system().expect("a scenario with such a step has a Linux guest: it was checked")
+    }
+
+    fn shell(&mut self, command: &str) -> Result<(), TrialError> {
+        let end = self.system().shell(command)?;
+        if end.status != 0 {
+            let (status, tail) = (end.status, end.tail.trim_end());
+            self.measured.warnings.push(format!("sh: `{command}` ended with {status}: {tail}"));
+        }
+        Ok(())
     }
 
     fn testbed(&self) -> &'a dyn Testbed {
@@ -383,6 +402,7 @@ impl<'a> Trial<'a> {
     }
 
     fn finish(mut self) -> Measured {
+        self.measured.counts.given_back = self.testbed().system().map(GuestSystem::take_given_back);
         let announced = self.listener != "kernel";
         self.measured.counts.device = self.attacker.device_stats();
         let (recorder, reclaim) = self.attacker.finish();

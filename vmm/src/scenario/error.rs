@@ -70,8 +70,20 @@ pub enum Problem {
     Vcpus(u64),
     #[error("{0} repetitions: a row needs at least one trial and at most 1000")]
     Repetitions(u64),
-    #[error("a scenario cannot drive a Linux guest yet: use guest = \"bare\", or `zapscope boot` for Linux")]
-    LinuxGuest,
+    #[error(
+        "[linux] says what a Linux guest is made of, and this is none: set guest = \"linux\", or remove it"
+    )]
+    NotLinux,
+    #[error("a kernel memory of {0}: it must be a multiple of 2 MiB, at least 128 MiB and at most 1 TiB")]
+    LinuxMemory(Size),
+    #[error("a `{0}` step needs a Linux guest: set guest = \"linux\", or remove the step")]
+    NeedsLinux(Action),
+    #[error("the command of an `sh` step is empty: say what to run")]
+    EmptyCommand,
+    #[error(
+        "a balloon of {size}, and the Linux guest has {memory} of its own: it needs 64 MiB of them to live"
+    )]
+    Balloon { size: Size, memory: Size },
     #[error("there is no case: add a [[case]] with a name and steps")]
     NoCase,
     #[error("there is already a case `{name}` in line {first_line}: give this one another name")]

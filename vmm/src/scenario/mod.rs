@@ -10,12 +10,22 @@
 //! vcpus = 1                 # 1 to 32; default 1
 //! seed = 42                 # of every choice below; default 42
 //! repetitions = 1           # trials of each row: counts must agree, times are pooled; default 1
-//! guest = "bare"            # default
-//! # kernel = "my-guest.elf" # another PVH image in place of the built-in test guest; seen from the scenario's
-//! #                         # directory
+//! guest = "bare"            # bare | linux; default bare
+//! # kernel = "my-guest.elf" # another PVH image in place of the built-in test guest, or the Linux kernel (bzImage or
+//! #                         # ELF); seen from the scenario's directory
 //! slot_zap_all_quirk = false # true: deleting one memslot drops every SPTE of the VM, KVM's default
 //! shared_tlb = false         # true: a device on the host's own page tables reads each victim before it is taken;
 //!                            # its TLB is told by flushes alone, and shows what the double call finds
+//!
+//! [linux]                      # of guest = "linux" only; every key may be left out
+//! memory = "512MiB"            # the kernel's own, beside the memory under test
+//! backing = "4k"               # what fills it
+//! pages = "huge"               # what the guest maps the memory under test with: huge (its own THP) | small
+//! modules = "modules/6.12"     # default: beside the kernel, or /lib/modules/RELEASE
+//! free_page_reporting = false  # true: the guest reports free pages when it likes, and the host takes them
+//! cmdline = "quiet"            # added to the kernel's command line
+//! initrd = "tools.cpio"        # files the guest has besides the agent: `sh` steps run in it, if it has a shell
+//! disk = "tools.img"           # a raw image with a root file system, read-only: `sh` steps run in it otherwise
 //!
 //! [matrix]
 //! backing = ["4k", "thp"]      # 4k | mthp:SIZE | thp | hugetlb:2m | memfd | memfd:thp
@@ -66,6 +76,17 @@
 //! do = "sweep"                 # touch every other page once: the collateral faults no hot loop has met
 //! ```
 //!
+//! [[case.step]]
+//! do = "sh"                    # Linux guest: run a command to its end, beside the hot loops
+//! command = "stress-ng --vm 1 --vm-bytes 100M --timeout 5"
+//!
+//! [[case.step]]
+//! do = "inflate"               # Linux guest: the balloon takes memory that is the kernel's own, until it has it all
+//! size = "64MiB"
+//!
+//! [[case.step]]
+//! do = "deflate"               # Linux guest: and gives it back
+//!
 //! The end of a case verifies every page of the arena; that needs no step. Sizes are binary however they are
 //! written (`4k` is 4096).
 //!
@@ -74,6 +95,7 @@
 
 mod axes;
 mod error;
+mod linux;
 mod plan;
 mod quantity;
 pub mod select;
@@ -93,10 +115,13 @@ use syntax::{At, CaseText, ScenarioText};
 
 pub use axes::{Axes, Combination, Granule};
 pub use error::{Problem, ScenarioError};
+pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
 pub use quantity::{BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
 pub use step::{Attack, HotLoop, HotWalk, Step, VictimChoice};
-pub use vocabulary::{Guest, HotPages, PolicyChoice, Reclaim, UnknownWord, Zap, ZapChoice};
+pub use vocabulary::{
+    Action, Guest, GuestPages, HotPages, PolicyChoice, Reclaim, UnknownWord, Zap, ZapChoice,
+};
 
 /// A checked scenario: it can be carried out, if the host gives what it needs.
 #[derive(Clone, Debug)]
@@ -113,8 +138,10 @@ pub struct Scenario {
     pub seed: u64,
     /// Trials of each row, at least 1.
     pub repetitions: u32,
-    /// An image in place of the built-in test guest.
+    /// An image in place of the built-in test guest; the kernel of a Linux guest.
     pub kernel: Option<PathBuf>,
+    /// What a Linux guest is made of; `None` for the bare guest.
+    pub linux: Option<LinuxGuest>,
     /// Whether KVM keeps its default of dropping every SPTE when one memslot is deleted.
     pub slot_zap_all_quirk: bool,
     /// Whether a device that shares the host's page tables reads each victim before it is taken.
@@ -163,8 +190,11 @@ impl Scenario {
             ScenarioError::NotUtf8 { path: path.to_owned(), line, offset }
         })?;
         let mut scenario = Self::parse(&text, &path.display().to_string())?;
-        if let (Some(kernel), Some(directory)) = (&scenario.kernel, path.parent()) {
-            scenario.kernel = Some(directory.join(kernel));
+        if let Some(directory) = path.parent() {
+            scenario.kernel = scenario.kernel.map(|kernel| directory.join(kernel));
+            if let Some(linux) = &mut scenario.linux {
+                linux.seen_from(directory);
+            }
         }
         Ok(scenario)
     }
@@ -182,6 +212,32 @@ impl Scenario {
         })?;
         let checked = check(written, &lines, origin, text);
         checked.map_err(|Fault { line, problem }| meaning(origin, line, problem))
+    }
+
+    /// The same scenario in a Linux guest, whatever its text says; `kernel` and `modules` replace the text's if
+    /// given.
+    #[must_use]
+    pub fn in_linux(mut self, kernel: Option<PathBuf>, modules: Option<PathBuf>) -> Self {
+        let linux = self.linux.get_or_insert_default();
+        linux.modules = modules.or(linux.modules.take());
+        self.kernel = kernel.or(self.kernel);
+        self
+    }
+
+    /// The same scenario in the bare guest, whatever its text says.
+    ///
+    /// # Errors
+    /// A step of it needs a Linux guest.
+    pub fn in_bare_guest(mut self) -> Result<Self, ScenarioError> {
+        let mut steps = self.cases.iter().flat_map(|case| &case.steps);
+        if let Some(step) = steps.find(|step| step.needs_linux()) {
+            return Err(meaning(&self.origin, 1, Problem::NeedsLinux(step.action())));
+        }
+        // With a Linux guest it was that guest's kernel.
+        if self.linux.take().is_some() {
+            self.kernel = None;
+        }
+        Ok(self)
     }
 
     /// The text it was read from.
@@ -238,18 +294,16 @@ fn meaning(origin: &str, line: usize, problem: Problem) -> ScenarioError {
     ScenarioError::Meaning { origin: origin.to_owned(), line, problem }
 }
 
-fn check(written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> Checked<Scenario> {
+fn check(mut written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> Checked<Scenario> {
     usable_name("scenario", &written.name, lines)?;
     let memory = memory(&written, lines)?;
     let vcpus = in_bounds(&written.vcpus, 1, u64::from(MAX_VCPUS), Problem::Vcpus, lines)?;
     let repetitions = in_bounds(&written.repetitions, 1, 1000, Problem::Repetitions, lines)?;
-    if let Some(guest) = written.guest.as_ref().filter(|guest| guest.get_ref().0 == Guest::Linux) {
-        return Err(lines.fault(guest, Problem::LinuxGuest));
-    }
+    let linux = linux_guest(&mut written, lines)?;
     if written.case.is_empty() {
         return Err(Fault { line: lines.line_of(&written.name), problem: Problem::NoCase });
     }
-    let limits = step::Limits { memory, vcpus, lines };
+    let limits = step::Limits { memory, vcpus, linux: linux.as_ref().map(|linux| linux.memory), lines };
     let seed = written.seed.unwrap_or(42);
     let mut cases: Vec<Case> = Vec::new();
     for (index, case) in written.case.iter().enumerate() {
@@ -277,6 +331,7 @@ fn check(written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> Chec
         shared_tlb: written.shared_tlb,
         about: written.about,
         kernel: written.kernel,
+        linux,
         cases,
         origin: origin.to_owned(),
         text: text.to_owned(),
@@ -302,6 +357,16 @@ fn check_case(case: &CaseText, written: &ScenarioText, limits: &step::Limits, se
             .map_err(|(index, problem)| lines.fault(&case.step[index].action, problem))?;
     }
     Ok(Case { name, about: case.about.clone(), axes, steps })
+}
+
+/// What a Linux guest is made of, if the scenario has one.
+fn linux_guest(written: &mut ScenarioText, lines: &Lines) -> Checked<Option<LinuxGuest>> {
+    let is_linux = written.guest.as_ref().is_some_and(|guest| guest.get_ref().0 == Guest::Linux);
+    match written.linux.take() {
+        Some(table) if !is_linux => Err(lines.fault(&table, Problem::NotLinux)),
+        Some(table) => linux::check(table.into_inner(), lines).map(Some),
+        None => Ok(is_linux.then(LinuxGuest::default)),
+    }
 }
 
 /// A name becomes a directory's and a heading, and is typed on a command line.

@@ -50,16 +50,17 @@ impl Sequence {
             }
             Step::Refault { vcpu } => *vcpu = self.free(vcpus, Action::Refault).map_err(fault)?,
             Step::Sweep { vcpu } => *vcpu = self.free(vcpus, Action::Sweep).map_err(fault)?,
-            Step::Baseline(_) => {}
+            Step::Baseline(_) | Step::Shell(_) | Step::Inflate(_) | Step::Deflate => {}
         }
         Ok(step)
     }
 
     fn permit(&self, step: &Step) -> Result<(), Problem> {
-        let action = action(step);
+        let action = step.action();
         match action {
             Action::Fill if !self.hot.is_empty() => Err(Problem::FillWhileHot),
-            Action::Fill => Ok(()),
+            // What happens in the guest beside the memory under test may happen at any time.
+            Action::Fill | Action::Shell | Action::Inflate | Action::Deflate => Ok(()),
             _ if self.phase == Phase::Empty => Err(Problem::BeforeFill(action)),
             Action::Baseline | Action::Stop if self.hot.is_empty() => Err(Problem::WithoutHot(action)),
             Action::Baseline if self.phase == Phase::Reclaimed => Err(Problem::LateBaseline),
@@ -72,17 +73,5 @@ impl Sequence {
 
     fn free(&self, vcpus: u32, action: Action) -> Result<u32, Problem> {
         (0..vcpus).find(|vcpu| !self.hot.contains_key(vcpu)).ok_or(Problem::NoFreeVcpu(action))
-    }
-}
-
-fn action(step: &Step) -> Action {
-    match step {
-        Step::Fill => Action::Fill,
-        Step::Hot(_) => Action::Hot,
-        Step::Baseline(_) => Action::Baseline,
-        Step::Reclaim(_) => Action::Reclaim,
-        Step::Stop => Action::Stop,
-        Step::Refault { .. } => Action::Refault,
-        Step::Sweep { .. } => Action::Sweep,
     }
 }

@@ -35,6 +35,35 @@ pub enum Step {
         /// The lowest vCPU that runs no hot loop.
         vcpu: u32,
     },
+    /// Run a shell command in a Linux guest, to its end.
+    Shell(String),
+    /// Have a Linux guest's balloon take so many bytes of the kernel's own memory.
+    Inflate(u64),
+    /// Have the balloon give back all it took.
+    Deflate,
+}
+
+impl Step {
+    /// What is written for it.
+    pub fn action(&self) -> Action {
+        match self {
+            Self::Fill => Action::Fill,
+            Self::Hot(_) => Action::Hot,
+            Self::Baseline(_) => Action::Baseline,
+            Self::Reclaim(_) => Action::Reclaim,
+            Self::Stop => Action::Stop,
+            Self::Refault { .. } => Action::Refault,
+            Self::Sweep { .. } => Action::Sweep,
+            Self::Shell(_) => Action::Shell,
+            Self::Inflate(_) => Action::Inflate,
+            Self::Deflate => Action::Deflate,
+        }
+    }
+
+    /// Whether only a guest with an operating system can do it.
+    pub fn needs_linux(&self) -> bool {
+        matches!(self, Self::Shell(_) | Self::Inflate(_) | Self::Deflate)
+    }
 }
 
 /// A loop that touches pages for as long as it runs.
@@ -131,6 +160,8 @@ impl Attack {
 pub(super) struct Limits<'a> {
     pub memory: u64,
     pub vcpus: u32,
+    /// Bytes of a Linux guest's own memory; `None` for the bare guest.
+    pub linux: Option<u64>,
     pub lines: &'a Lines,
 }
 
@@ -138,6 +169,9 @@ pub(super) struct Limits<'a> {
 pub(super) fn check(text: &StepText, limits: &Limits) -> Checked<Step> {
     let Word(action) = *text.action.get_ref();
     refuse_stray_keys(text, action, limits.lines)?;
+    if limits.linux.is_none() && matches!(action, Action::Shell | Action::Inflate | Action::Deflate) {
+        return Err(limits.lines.fault(&text.action, Problem::NeedsLinux(action)));
+    }
     match action {
         Action::Fill => Ok(Step::Fill),
         Action::Stop => Ok(Step::Stop),
@@ -147,6 +181,9 @@ pub(super) fn check(text: &StepText, limits: &Limits) -> Checked<Step> {
         Action::Hot => hot(text, limits).map(Step::Hot),
         Action::Baseline => baseline(text, limits.lines).map(Step::Baseline),
         Action::Reclaim => reclaim(text, limits).map(Step::Reclaim),
+        Action::Shell => shell(text, limits.lines).map(Step::Shell),
+        Action::Inflate => inflate(text, limits).map(Step::Inflate),
+        Action::Deflate => Ok(Step::Deflate),
     }
 }
 
@@ -155,7 +192,9 @@ fn refuse_stray_keys(text: &StepText, step: Action, lines: &Lines) -> Checked<()
         Action::Hot => &["pages", "count", "walk", "stride", "exponent", "access", "vcpus"],
         Action::Baseline => &["for"],
         Action::Reclaim => &["victims", "count", "range", "unit", "pace"],
-        Action::Fill | Action::Stop | Action::Refault | Action::Sweep => &[],
+        Action::Shell => &["command"],
+        Action::Inflate => &["size"],
+        Action::Fill | Action::Stop | Action::Refault | Action::Sweep | Action::Deflate => &[],
     };
     match text.keys().find(|(key, _)| !known.contains(key)) {
         Some((key, at)) => {
@@ -172,6 +211,29 @@ fn baseline(text: &StepText, lines: &Lines) -> Checked<Duration> {
         return Err(lines.fault(length, Problem::Zero { key: "for" }));
     }
     bounded(length, time, Duration::from_secs(60), ("for", "60 s"), lines)
+}
+
+fn shell(text: &StepText, lines: &Lines) -> Checked<String> {
+    let at = required(&text.command, text, "command", "command = \"stress-ng --vm 1 --timeout 5\"", lines)?;
+    if at.get_ref().trim().is_empty() {
+        return Err(lines.fault(at, Problem::EmptyCommand));
+    }
+    Ok(at.get_ref().clone())
+}
+
+fn inflate(text: &StepText, limits: &Limits) -> Checked<u64> {
+    /// Without so much a kernel does not live.
+    const LEFT: u64 = 64 << 20;
+    let at = required(&text.size, text, "size", "size = \"64MiB\"", limits.lines)?;
+    let Word(size) = *at.get_ref();
+    let memory = limits.linux.unwrap_or_default();
+    if size.0 == 0 {
+        return Err(limits.lines.fault(at, Problem::Zero { key: "size" }));
+    }
+    if size.0 > memory.saturating_sub(LEFT) {
+        return Err(limits.lines.fault(at, Problem::Balloon { size, memory: Size(memory) }));
+    }
+    Ok(size.0.next_multiple_of(PAGE_SIZE))
 }
 
 fn hot(text: &StepText, limits: &Limits) -> Checked<HotLoop> {

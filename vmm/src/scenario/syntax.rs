@@ -7,6 +7,7 @@ use guest_mem::{Backing, Unit};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::linux::LinuxText;
 use super::quantity::{ByteRange, Size, TimeSpan};
 use super::vocabulary::{
     AccessKind, Action, Guest, HotPages, PolicyChoice, Reclaim, VictimKind, WalkKind, Word, ZapChoice,
@@ -29,6 +30,7 @@ pub(super) struct ScenarioText {
     pub repetitions: Option<At<u64>>,
     pub guest: Option<At<Word<Guest>>>,
     pub kernel: Option<PathBuf>,
+    pub linux: Option<At<LinuxText>>,
     pub slot_zap_all_quirk: Option<At<bool>>,
     #[serde(default)]
     pub shared_tlb: bool,
@@ -80,6 +82,8 @@ pub(super) struct StepText {
     pub range: Option<At<Word<ByteRange>>>,
     pub unit: Option<At<Word<Unit>>>,
     pub pace: Option<At<Word<TimeSpan>>>,
+    pub command: Option<At<String>>,
+    pub size: Option<At<Word<Size>>>,
 }
 
 impl StepText {
@@ -101,6 +105,8 @@ impl StepText {
             set("range", &self.range),
             set("unit", &self.unit),
             set("pace", &self.pace),
+            set("command", &self.command),
+            set("size", &self.size),
         ]
         .into_iter()
         .flatten()

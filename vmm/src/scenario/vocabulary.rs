@@ -108,6 +108,12 @@ vocabulary! {
         Refault = "refault",
         /// Touch every other page once.
         Sweep = "sweep",
+        /// Run a command in a Linux guest.
+        Shell = "sh",
+        /// Have a Linux guest's balloon take memory from it.
+        Inflate = "inflate",
+        /// Have the balloon give it all back.
+        Deflate = "deflate",
     }
 }
 
@@ -164,8 +170,18 @@ vocabulary! {
     Guest ("guest") {
         /// The built-in test guest, or another image that speaks its protocol.
         Bare = "bare",
-        /// A Linux kernel. Scenarios cannot drive one yet.
+        /// A Linux kernel, with an agent that carries out the same work orders.
         Linux = "linux",
+    }
+}
+
+vocabulary! {
+    /// What a Linux guest maps the memory under test with.
+    GuestPages ("guest page size") {
+        /// Transparent huge pages.
+        Huge = "huge",
+        /// 4 KiB pages.
+        Small = "small",
     }
 }
 

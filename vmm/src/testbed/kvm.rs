@@ -10,7 +10,7 @@ use notifier_bridge::ShadowingMmu;
 
 use super::Testbed;
 use crate::guest::{GuestError, Mailbox};
-use crate::kvm::{Accounting, KvmSlots, Leaves, Machine, ZapMethod};
+use crate::kvm::{Accounting, KvmSlots, Leaves, Machine, Surroundings, ZapMethod};
 
 /// A bare guest under KVM.
 #[derive(Debug)]
@@ -46,19 +46,7 @@ impl Testbed for KvmTestbed {
         Some((Arc::new(KvmSlots::new(core, method?, Accounting::On)), "kvm-slots"))
     }
     fn around(&self, operation: Operation, call: &mut dyn FnMut()) {
-        let surroundings = &self.machine.core().surroundings;
-        match operation {
-            Operation::Protect => {
-                let _window = surroundings.window.open();
-                call();
-            }
-            // What is written to the range while it is elsewhere would be lost.
-            Operation::Remap => {
-                let _hold = surroundings.gate.hold();
-                call();
-            }
-            _ => call(),
-        }
+        around(&self.machine.core().surroundings, operation, call);
     }
     fn leaves(&self) -> Option<Leaves> {
         self.machine.core().stats.leaves()
@@ -72,5 +60,21 @@ impl Testbed for KvmTestbed {
     fn first_entry_ns(&self) -> Option<u64> {
         let at = self.machine.core().surroundings.first_entry_ns.load(Ordering::Relaxed);
         (at != 0).then_some(at)
+    }
+}
+
+/// Performs `call`, which is `operation` on memory of running vCPUs.
+pub(super) fn around(surroundings: &Surroundings, operation: Operation, call: &mut dyn FnMut()) {
+    match operation {
+        Operation::Protect => {
+            let _window = surroundings.window.open();
+            call();
+        }
+        // What is written to the range while it is elsewhere would be lost.
+        Operation::Remap => {
+            let _hold = surroundings.gate.hold();
+            call();
+        }
+        _ => call(),
     }
 }

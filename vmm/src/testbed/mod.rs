@@ -1,20 +1,64 @@
 //! What a trial runs on: a guest under KVM, or workers on the software MMU. The engine sees no difference.
 
 mod kvm;
+mod linux;
+mod linux_machine;
 mod soft;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
 use guest_mem::{Operation, Region, SlotTable};
-use notifier_bridge::ShadowingMmu;
+use notifier_bridge::{ShadowingMmu, Totals};
 
 pub use kvm::KvmTestbed;
+pub use linux::LinuxTestbed;
+pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
 pub use soft::{SLOT_LIMIT, SoftError, SoftTestbed};
 
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Leaves, ZapMethod};
+
+/// An operating system in a guest, as far as a scenario uses it.
+pub trait GuestSystem {
+    /// Runs a shell command to its end, and returns how it ended and the last lines of what it printed.
+    ///
+    /// # Errors
+    /// There is no shell, the guest failed, or the user wants to stop.
+    fn shell(&self, command: &str) -> Result<ShellEnd, GuestError>;
+    /// Sets the balloon's size and waits until it has it.
+    ///
+    /// # Errors
+    /// The guest has no balloon, makes no progress with it, or failed.
+    fn set_balloon(&self, bytes: u64) -> Result<(), GuestError>;
+    /// The guest's own counters, by name.
+    ///
+    /// # Errors
+    /// The guest failed, or its kernel has moved pages of the memory under test.
+    fn counters(&self) -> Result<BTreeMap<String, u64>, GuestError>;
+    /// What the balloon and the guest's free page reports gave back to the host since this was last asked.
+    fn take_given_back(&self) -> GivenBack;
+}
+
+/// How a shell command in a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShellEnd {
+    /// Its exit code, or 128 and the signal.
+    pub status: i32,
+    /// The end of what it printed.
+    pub tail: String,
+}
+
+/// Memory that a guest gave back of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenBack {
+    /// By its balloon.
+    pub balloon: Totals,
+    /// By reporting pages as free.
+    pub reported: Totals,
+}
 
 /// A machine with memory under test, workers that use it, and a secondary MMU between the two.
 pub trait Testbed {
@@ -44,6 +88,13 @@ pub trait Testbed {
     fn faults_fixed(&self) -> Option<u64>;
     /// Remote TLB flushes so far, where they are counted.
     fn remote_tlb_flushes(&self) -> Option<u64>;
+    /// Maps in the secondary MMU, as far as this host can, what the guest needs besides the memory under test: its
+    /// first use does not count as a fault of the experiment then.
+    fn warm(&self) {}
+    /// The operating system in the guest, if it has one.
+    fn system(&self) -> Option<&dyn GuestSystem> {
+        None
+    }
     /// When the guest was first entered, `CLOCK_MONOTONIC` nanoseconds; `None` where there is none.
     fn first_entry_ns(&self) -> Option<u64>;
 }

@@ -34,7 +34,7 @@ use crate::kvm::{Leaves, ZapMethod};
 pub const SLOT_LIMIT: u64 = 32_764;
 
 /// How long a worker's thread may take to start.
-const START_PATIENCE: Duration = Duration::from_secs(10);
+const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why workers could not be started.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,115 @@
+//! The first virtio disk, as the root of commands where the initramfs has no shell.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount, mount_bind_recursive};
+
+/// Where it is mounted.
+pub const ROOT: &str = "/disk";
+
+/// Why there is no shell.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// No disk.
+    #[error(
+        "the initramfs has no /bin/sh, and there is no virtio disk: give the guest a disk with a root filesystem"
+    )]
+    None,
+    /// The list of filesystems cannot be read.
+    #[error("/proc/filesystems cannot be read")]
+    Filesystems(#[source] io::Error),
+    /// No filesystem of the kernel's is on it.
+    #[error("the disk {disk} holds no filesystem that this kernel knows ({kinds})")]
+    Unknown {
+        /// The device.
+        disk: String,
+        /// Those that were tried.
+        kinds: String,
+    },
+    /// It cannot be mounted.
+    #[error("the disk {disk} cannot be mounted on {ROOT}")]
+    Mount {
+        /// The device.
+        disk: String,
+        /// The reason.
+        source: Errno,
+    },
+    /// It has no shell.
+    #[error("the disk {0} has no /bin/sh")]
+    NoShell(String),
+}
+
+/// Mounts the disk, read-only, with the kernel's own filesystems inside, unless it is mounted.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn mount_root() -> Result<(), DiskError> {
+    let disk = first().ok_or(DiskError::None)?;
+    let shell = Path::new(ROOT).join("bin/sh");
+    // A symbolic link to an absolute path leads elsewhere as seen from here, and counts too.
+    let has_shell = || fs::symlink_metadata(&shell).is_ok();
+    if !has_shell() {
+        mount_disk(&disk)?;
+    }
+    if has_shell() { Ok(()) } else { Err(DiskError::NoShell(disk)) }
+}
+
+fn mount_disk(disk: &str) -> Result<(), DiskError> {
+    let _ = fs::create_dir_all(ROOT);
+    let known = fs::read_to_string("/proc/filesystems").map_err(DiskError::Filesystems)?;
+    let kinds: Vec<&str> = on_disk(&known).collect();
+    let unknown = || DiskError::Unknown { disk: disk.to_owned(), kinds: kinds.join(", ") };
+    for kind in &kinds {
+        match mount(disk, ROOT, *kind, MountFlags::RDONLY, c"") {
+            Ok(()) => {
+                populate();
+                return Ok(());
+            }
+            Err(Errno::INVAL) => {}
+            Err(source) => return Err(DiskError::Mount { disk: disk.to_owned(), source }),
+        }
+    }
+    Err(unknown())
+}
+
+/// What a program expects in its root. A directory that the disk lacks has to be done without.
+fn populate() {
+    for directory in ["/proc", "/sys", "/dev"] {
+        let _ = mount_bind_recursive(directory, format!("{ROOT}{directory}"));
+    }
+    for directory in ["/tmp", "/run"] {
+        let _ = mount("tmpfs", format!("{ROOT}{directory}"), "tmpfs", MountFlags::NOSUID, c"");
+    }
+}
+
+/// The first virtio disk's device.
+fn first() -> Option<String> {
+    let names = fs::read_dir("/sys/block").ok()?.flatten();
+    let mut disks: Vec<_> = names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    disks.retain(|name| name.starts_with("vd"));
+    // `vdz` before `vdaa`.
+    disks.sort_by_key(|name| (name.len(), name.clone()));
+    disks.first().map(|name| format!("/dev/{name}"))
+}
+
+/// The filesystems that live on a device, in the kernel's order.
+fn on_disk(filesystems: &str) -> impl Iterator<Item = &str> {
+    filesystems
+        .lines()
+        .filter(|line| !line.starts_with("nodev"))
+        .map(str::trim)
+        .filter(|kind| !kind.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn filesystems_without_a_device_are_passed_over() {
+        let kinds: Vec<_> =
+            super::on_disk("nodev\tsysfs\n\text3\n\text4\nnodev\ttmpfs\n\tsquashfs\n").collect();
+        assert_eq!(kinds, ["ext3", "ext4", "squashfs"]);
+    }
+}

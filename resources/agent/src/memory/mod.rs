@@ -1,0 +1,206 @@
+//! The memory that orders work on: the arena, and each vCPU's control area.
+//!
+//! ```text
+//!   an order's address             in this process                in guest physical memory
+//!   ARENA_GPA + page * 4096  ──>   the arena, by a table    ──>   one contiguous range of the node without CPUs
+//!   area_gpa(vcpu) + offset  ──>   the vCPU's area          ──>   2 MiB of the node everything else lives in
+//! ```
+//!
+//! Orders, patterns and stalls are in logical addresses, the same as in the bare guest; only the VMM, which is
+//! told where both ranges lie, knows the third column.
+
+mod contiguous;
+mod node;
+mod pagemap;
+mod runs;
+
+use std::io;
+
+use guest_abi::block::ControlArea;
+use guest_abi::layout::{AREA_SIZE, ARENA_GPA, ARENA_MAX, CONTROL_GPA, MAX_VCPUS, PAGE_SIZE, area_gpa};
+use guest_abi::link::{AreaGpas, Mapped, Pages};
+use guest_abi::order::WorkOrder;
+use rustix::io::Errno;
+
+use contiguous::Contiguous;
+pub use node::{Node, parse_list};
+
+/// Bytes of a huge page.
+const HUGE: u64 = 2 << 20;
+
+/// Why the memory could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size makes no sense.
+    #[error("an arena of {0} bytes: it must be a multiple of 2 MiB, not 0, at most {ARENA_MAX}")]
+    Size(u64),
+    /// More than this agent can number.
+    #[error("{0} bytes are more than this agent can map")]
+    TooLarge(u64),
+    /// No nodes.
+    #[error(
+        "the guest's kernel was built without NUMA (CONFIG_NUMA): no memory can be set aside for the arena"
+    )]
+    NoNuma,
+    /// No node with CPUs.
+    #[error("no NUMA node has both CPUs and memory")]
+    NoHomeNode,
+    /// No node without CPUs.
+    #[error(
+        "no NUMA node has memory and no CPUs, so none is set aside for the arena: it needs an SRAT that puts the memory \
+         into a node of its own, hot-pluggable, a kernel that reads it (CONFIG_ACPI_NUMA), and `movable_node` on the \
+         command line"
+    )]
+    NoArenaNode,
+    /// The node does not have as much.
+    #[error(
+        "node {node} has {had} bytes to give, and {bytes} are wanted in one piece: give the node more memory"
+    )]
+    TooSmall {
+        /// Which.
+        node: u32,
+        /// What was wanted.
+        bytes: u64,
+        /// What is free above the kernel's reserve.
+        had: u64,
+    },
+    /// The node does not have it in one piece.
+    #[error(
+        "node {node} does not have {bytes} contiguous bytes: {had} could be had, {longest} of them in one piece; give \
+         the node more memory"
+    )]
+    Exhausted {
+        /// Which.
+        node: u32,
+        /// What was wanted.
+        bytes: u64,
+        /// What was there.
+        had: u64,
+        /// The longest aligned run.
+        longest: u64,
+    },
+    /// A control area is in pieces.
+    #[error("node {0} has no huge page for a control area: are transparent huge pages compiled in?")]
+    NoHugePage(u32),
+    /// The kernel gave memory, and it is not there.
+    #[error("{0} pages are not there although they were just allocated")]
+    Absent(u64),
+    /// The kernel moved pages while they were being gathered.
+    #[error("the kernel moved {0} pages while they were being gathered")]
+    Moved(u64),
+    /// A system call failed.
+    #[error("{0}")]
+    Call(&'static str, #[source] Errno),
+    /// A file could not be read.
+    #[error("{0} cannot be read")]
+    Read(String, #[source] io::Error),
+}
+
+/// The arena and the control areas.
+pub struct Space {
+    arena: Contiguous,
+    areas: Vec<(Contiguous, ControlArea)>,
+    /// The node the arena is from.
+    pub node: Node,
+    /// What did not go as it should, and did no harm.
+    pub notes: Vec<String>,
+}
+
+impl Space {
+    /// Makes an arena of `bytes`, and an area for each of `vcpus`.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn make(bytes: u64, pages: Pages, vcpus: u32) -> Result<Self, MemoryError> {
+        if bytes == 0 || !bytes.is_multiple_of(HUGE) || bytes > ARENA_MAX {
+            return Err(MemoryError::Size(bytes));
+        }
+        let (home, node) = Node::find()?;
+        let arena = Contiguous::take(node, bytes, pages)?;
+        let mut notes = Vec::new();
+        let mut areas = Vec::new();
+        for vcpu in 0..vcpus {
+            areas.push(area(home).or_else(|error| {
+                notes.push(format!("vCPU {vcpu}'s control area is not from node {}: {error}", home.id));
+                area(node)
+            })?);
+        }
+        Ok(Self { arena, areas, node, notes })
+    }
+
+    /// Where everything lies.
+    ///
+    /// # Errors
+    /// The state of the arena's mapping cannot be read.
+    pub fn mapped(&self) -> Result<Mapped, MemoryError> {
+        let mut area_gpas = AreaGpas::default();
+        for (memory, _) in &self.areas {
+            area_gpas.push(memory.gpa());
+        }
+        Ok(Mapped { arena_gpa: self.arena.gpa(), huge_bytes: self.huge_bytes()?, area_gpas })
+    }
+
+    /// A vCPU's control area.
+    pub fn area(&self, vcpu: u32) -> Option<ControlArea> {
+        self.areas.get(vcpu as usize).map(|(_, area)| *area)
+    }
+
+    /// Whether every page that `order` may visit is there.
+    pub fn covers(&self, order: &WorkOrder) -> bool {
+        let end = order.start + order.len;
+        let arena = ARENA_GPA..ARENA_GPA + self.arena.bytes();
+        let areas = CONTROL_GPA..area_gpa(self.areas.len() as u32);
+        [arena, areas].iter().any(|range| range.start <= order.start && end <= range.end)
+    }
+
+    /// The page at a logical address.
+    #[inline]
+    pub fn page(&self, gpa: u64) -> Option<*mut u8> {
+        match gpa.checked_sub(ARENA_GPA) {
+            Some(offset) => self.arena.page(offset / PAGE_SIZE),
+            None => {
+                let offset = gpa.checked_sub(CONTROL_GPA)?;
+                let (memory, _) = self.areas.get(usize::try_from(offset / AREA_SIZE).ok()?)?;
+                memory.page(offset % AREA_SIZE / PAGE_SIZE)
+            }
+        }
+    }
+
+    /// The logical address of the page at an address of this process.
+    pub fn logical(&self, address: usize) -> Option<u64> {
+        let area = |(vcpu, (memory, _)): (usize, &(Contiguous, ControlArea))| {
+            memory.page_at(address).map(|page| area_gpa(vcpu as u32) + page * PAGE_SIZE)
+        };
+        let arena = self.arena.page_at(address).map(|page| ARENA_GPA + page * PAGE_SIZE);
+        arena.or_else(|| self.areas.iter().enumerate().find_map(area))
+    }
+
+    /// How many pages, of the arena and the areas, are not where they were.
+    ///
+    /// # Errors
+    /// Their state cannot be read.
+    pub fn moved(&self) -> Result<u64, MemoryError> {
+        let areas = self.areas.iter().map(|(memory, _)| memory);
+        areas.chain([&self.arena]).map(Contiguous::moved).sum()
+    }
+
+    /// How many bytes of the arena huge pages map.
+    ///
+    /// # Errors
+    /// Their state cannot be read.
+    pub fn huge_bytes(&self) -> Result<u64, MemoryError> {
+        self.arena.huge_bytes()
+    }
+}
+
+/// One control area: a huge page, so that it is in one piece for this process too.
+fn area(node: Node) -> Result<(Contiguous, ControlArea), MemoryError> {
+    let memory = Contiguous::take(node, AREA_SIZE, Pages::Huge)?;
+    let base = memory.linear().ok_or(MemoryError::NoHugePage(node.id))?;
+    // SAFETY: page aligned, `AREA_SIZE` bytes, writable, and unmapped only with the value returned beside it; all
+    // copies are used under the `Arc` that holds both.
+    let area = unsafe { ControlArea::new(base) };
+    Ok((memory, area))
+}
+
+const _: () = assert!(MAX_VCPUS < u16::MAX as u32, "a vCPU's number fits into a frame's header");

@@ -1,0 +1,278 @@
+//! The main thread: takes requests off the port, and watches over everything else.
+//!
+//! ```text
+//!   port ─────── MapArena, Counters ──> done here, answered here
+//!      └──────── Order ───────────────> the vCPU's thread, which answers Done itself
+//!      └──────── Shell ───────────────> a child; its output and its end arrive here
+//!   children ─── SIGCHLD: reap all of them
+//!   faults ───── a vCPU's thread died: Failed
+//! ```
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use guest_abi::link::{Decoder, FromAgent, LinkError, MAX_PAYLOAD, Pages, Request, ToAgent, cut};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::children::Children;
+use crate::faults::Faults;
+use crate::memory::{MemoryError, Space};
+use crate::port::{Port, PortError};
+use crate::shell::{Shell, ShellError};
+use crate::worker::{Worker, WorkerError};
+use crate::{counters, power, quiet};
+
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// What the VMM sent is no message.
+    #[error("the VMM broke the protocol")]
+    Link(#[from] LinkError),
+    /// The VMM does not listen.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// The port cannot be read.
+    #[error("the port to the VMM cannot be read")]
+    Read(#[source] io::Error),
+    /// The VMM has closed its side of the port.
+    #[error("the VMM has closed the port")]
+    HungUp,
+    /// An order that cannot be given.
+    #[error("the VMM broke the protocol")]
+    Order(#[from] WorkerError),
+    /// Nothing can be waited for.
+    #[error("poll failed")]
+    Poll(#[source] Errno),
+    /// A vCPU's thread died, and how cannot be told.
+    #[error("a vCPU's thread died")]
+    Fault(#[source] io::Error),
+    /// A vCPU's thread died.
+    #[error("vCPU {vcpu}'s thread got {signal} at {address:#x}, {place}")]
+    Died {
+        /// Which vCPU's.
+        vcpu: u16,
+        /// The signal's name.
+        signal: &'static str,
+        /// What it touched.
+        address: usize,
+        /// What is there.
+        place: String,
+    },
+}
+
+/// Why memory was not made.
+#[derive(Debug, thiserror::Error)]
+enum MapError {
+    #[error("vCPU {0} is at work on the memory there is")]
+    AtWork(usize),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// What the main thread looks after.
+pub struct Agent {
+    /// The way to the VMM.
+    pub port: &'static Port,
+    /// One for each vCPU.
+    pub workers: Vec<Worker>,
+    /// Ends of children.
+    pub children: Children,
+    /// Ends of workers.
+    pub faults: Faults,
+    /// The memory, once there is some.
+    pub space: Option<Arc<Space>>,
+    /// The command that runs.
+    pub shell: Option<Shell>,
+    /// Outputs of processes that a command left behind, which nobody reads any more.
+    pub leftovers: Vec<PipeReader>,
+}
+
+/// What there may be something to do about, in the order in which it is polled.
+#[derive(Default)]
+struct Ready {
+    faults: bool,
+    children: bool,
+    port: bool,
+    shell: bool,
+    leftovers: Vec<bool>,
+}
+
+impl Agent {
+    /// Serves the VMM until it wants the guest to end.
+    ///
+    /// # Errors
+    /// What makes it impossible to go on.
+    pub fn serve(&mut self) -> Result<Infallible, ServeError> {
+        let mut decoder = Decoder::new();
+        loop {
+            let ready = self.wait()?;
+            if ready.faults {
+                return Err(self.died());
+            }
+            if ready.shell
+                && let Some(shell) = &mut self.shell
+            {
+                shell.pass_on(self.port)?;
+            }
+            if ready.children {
+                self.reap()?;
+            }
+            let mut hears = ready.leftovers.iter();
+            self.leftovers.retain_mut(|pipe| !hears.next().is_some_and(|&ready| ready) || discard(pipe));
+            if ready.port {
+                self.hear(&mut decoder)?;
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<Ready, ServeError> {
+        let shell = self.shell.as_ref().and_then(Shell::output);
+        let fixed: [BorrowedFd<'_>; 3] =
+            [self.faults.fd().as_fd(), self.children.fd().as_fd(), self.port.as_fd()];
+        let leftovers = self.leftovers.iter().map(AsFd::as_fd);
+        let all = fixed.into_iter().chain(shell.map(AsFd::as_fd)).chain(leftovers);
+        let mut fds: Vec<_> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(errno) => return Err(ServeError::Poll(errno)),
+        }
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let mut next = || ready.next().unwrap_or(false);
+        let (faults, children, port) = (next(), next(), next());
+        let shell = shell.is_some() && next();
+        Ok(Ready { faults, children, port, shell, leftovers: ready.collect() })
+    }
+
+    fn hear(&mut self, decoder: &mut Decoder) -> Result<(), ServeError> {
+        let mut buffer = [0; MAX_PAYLOAD];
+        let len = self.port.read(&mut buffer).map_err(ServeError::Read)?;
+        if len == 0 {
+            return Err(ServeError::HungUp);
+        }
+        let mut bytes = &buffer[..len];
+        while let Some(frame) = decoder.next(&mut bytes)? {
+            match ToAgent::decode(frame)? {
+                ToAgent::MapArena { bytes, pages } => match self.map(bytes, pages) {
+                    Ok(answer) => self.port.send(&answer)?,
+                    Err(error) => self.refuse(Request::MapArena, &error)?,
+                },
+                ToAgent::Order { vcpu, order } => {
+                    let worker = self.workers.get(usize::from(vcpu)).ok_or(WorkerError::NoVcpu(vcpu))?;
+                    let space = self.space.as_ref().ok_or(WorkerError::NoMemory(vcpu))?;
+                    worker.submit(vcpu, order, space)?;
+                }
+                ToAgent::Shell { command } => match self.start(command) {
+                    Ok(shell) => self.shell = Some(shell),
+                    Err(error) => self.refuse(Request::Shell, &error)?,
+                },
+                ToAgent::Counters => self.count()?,
+                ToAgent::PowerOff => power::off(),
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, request: Request, error: &dyn Error) -> Result<(), PortError> {
+        let what = whole(error);
+        self.port.send(&FromAgent::Refused { request, what: cut(&what, MAX_PAYLOAD - 2) })
+    }
+
+    fn map(&mut self, bytes: u64, pages: Pages) -> Result<FromAgent<'static>, MapError> {
+        if let Some(vcpu) = self.workers.iter().position(Worker::is_busy) {
+            return Err(MapError::AtWork(vcpu));
+        }
+        // What there was goes first: the node may not have room for both.
+        self.space = None;
+        let mut notes = quiet::kernel();
+        notes.extend(quiet::allow_huge_pages());
+        let space = Space::make(bytes, pages, self.workers.len() as u32)?;
+        if !space.node.is_movable() {
+            notes.push(format!(
+                "node {} is not all ZONE_MOVABLE, so the kernel may allocate from it too: its memory should be hot-pluggable \
+                 in the SRAT, and `movable_node` on the command line",
+                space.node.id
+            ));
+        }
+        for note in notes.iter().chain(&space.notes) {
+            log(self.port, note);
+        }
+        let mapped = space.mapped()?;
+        self.space = Some(Arc::new(space));
+        Ok(FromAgent::Mapped(mapped))
+    }
+
+    fn count(&self) -> Result<(), PortError> {
+        let Some(space) = &self.space else {
+            let what = "there is no arena yet";
+            return self.port.send(&FromAgent::Refused { request: Request::Counters, what });
+        };
+        match space.moved().and_then(|moved| Ok((moved, space.huge_bytes()?))) {
+            Ok((moved_pages, huge_bytes)) => {
+                let text = counters::text(space.node);
+                let text = cut(&text, MAX_PAYLOAD - 16);
+                self.port.send(&FromAgent::CountersAre { moved_pages, huge_bytes, text })
+            }
+            Err(error) => self.refuse(Request::Counters, &error),
+        }
+    }
+
+    fn start(&self, command: &str) -> Result<Shell, ShellError> {
+        if self.shell.is_some() { Err(ShellError::Busy) } else { Shell::start(command) }
+    }
+
+    fn reap(&mut self) -> Result<(), PortError> {
+        let shell = self.shell.as_ref().map(Shell::pid);
+        let mut ended = None;
+        self.children.reap(|pid, status| {
+            if shell == Some(pid) {
+                ended = Some(status);
+            }
+        });
+        if let Some(status) = ended
+            && let Some(shell) = self.shell.take()
+        {
+            self.leftovers.push(shell.finish(self.port)?);
+            self.port.send(&FromAgent::ShellExited { status })?;
+        }
+        Ok(())
+    }
+
+    fn died(&self) -> ServeError {
+        let fault = match self.faults.read() {
+            Ok(fault) => fault,
+            Err(error) => return ServeError::Fault(error),
+        };
+        let logical = self.space.as_ref().and_then(|space| space.logical(fault.address));
+        let place = logical.map_or("which is no page of the arena or an area".into(), |gpa| {
+            format!("where it maps {gpa:#x} as the orders count")
+        });
+        ServeError::Died { vcpu: fault.vcpu, signal: fault.name(), address: fault.address, place }
+    }
+}
+
+/// Reads what nobody wants. Returns whether more may come.
+fn discard(pipe: &mut PipeReader) -> bool {
+    pipe.read(&mut [0; 4096]).is_ok_and(|len| len > 0)
+}
+
+/// Tells the VMM something that it can do without.
+pub fn log(port: &Port, text: &str) {
+    // If it is not told this, the next message that matters fails too.
+    let _ = port.send(&FromAgent::Log { text: cut(text, MAX_PAYLOAD) });
+}
+
+/// An error with everything behind it, in one line.
+pub fn whole(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}

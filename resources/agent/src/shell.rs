@@ -1,0 +1,107 @@
+//! Commands of the VMM's, and what they write.
+
+use std::io::{self, PipeReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use guest_abi::link::{FromAgent, MAX_PAYLOAD};
+
+use crate::disk::{self, DiskError};
+use crate::port::{Port, PortError};
+
+/// Why a command did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ShellError {
+    /// One is running.
+    #[error("a command is running already")]
+    Busy,
+    /// There is no shell.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The shell was not started.
+    #[error("the shell cannot be started")]
+    Start(#[source] io::Error),
+}
+
+/// A command that runs.
+pub struct Shell {
+    pid: i32,
+    output: PipeReader,
+    /// Whether anybody still has the pipe's other end.
+    open: bool,
+}
+
+impl Shell {
+    /// Runs `sh -c command`, in the initramfs if that has a shell, else in the first disk.
+    ///
+    /// # Errors
+    /// [`ShellError`].
+    pub fn start(command: &str) -> Result<Self, ShellError> {
+        let mut shell = Command::new("/bin/sh");
+        if !Path::new("/bin/sh").exists() {
+            disk::mount_root()?;
+            // SAFETY: between fork and exec, two system calls and nothing else.
+            unsafe { shell.pre_exec(enter_disk) };
+        }
+        let (output, input) = io::pipe().map_err(ShellError::Start)?;
+        shell
+            .args(["-c", command])
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", "/root")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stderr(input.try_clone().map_err(ShellError::Start)?)
+            .stdout(input);
+        let child = shell.spawn().map_err(ShellError::Start)?;
+        let pid =
+            i32::try_from(child.id()).map_err(|_| ShellError::Start(io::ErrorKind::InvalidData.into()))?;
+        Ok(Self { pid, output, open: true })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Where its output arrives, while it has any.
+    pub fn output(&self) -> Option<&PipeReader> {
+        self.open.then_some(&self.output)
+    }
+
+    /// Passes on some of what has arrived, at least one byte unless there is no more. Returns how much.
+    ///
+    /// # Errors
+    /// The VMM is gone.
+    pub fn pass_on(&mut self, port: &Port) -> Result<usize, PortError> {
+        let mut bytes = [0; MAX_PAYLOAD];
+        let len = self.output.read(&mut bytes).unwrap_or(0);
+        if len == 0 {
+            self.open = false;
+        } else {
+            port.send(&FromAgent::ShellOutput { bytes: &bytes[..len] })?;
+        }
+        Ok(len)
+    }
+
+    /// Passes on what was written before the command ended. A process that it left behind may write on: the rest
+    /// of the pipe is given back.
+    ///
+    /// # Errors
+    /// The VMM is gone.
+    pub fn finish(mut self, port: &Port) -> Result<PipeReader, PortError> {
+        let waiting = rustix::io::ioctl_fionread(&self.output).unwrap_or(0);
+        let mut left = usize::try_from(waiting).unwrap_or(usize::MAX);
+        while left > 0 && self.open {
+            left = left.saturating_sub(self.pass_on(port)?);
+        }
+        Ok(self.output)
+    }
+}
+
+fn enter_disk() -> io::Result<()> {
+    rustix::process::chroot(c"/disk")?;
+    rustix::process::chdir(c"/")?;
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! The suite that runs in the rig: the test binary `whole`, with the shared libraries it needs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Trouble;
+
+/// The binary `whole`, built.
+pub struct Suite {
+    binary: PathBuf,
+}
+
+/// Builds it in this binary's own profile. Cargo holds no lock while it runs tests.
+pub fn build() -> Result<Suite, Trouble> {
+    let own = std::env::current_exe().map_err(Trouble::broken("this binary's path"))?;
+    // target/PROFILE/deps/nested-…; the dev profile's directory has a name of its own.
+    let profile = own.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let profile = if profile == "debug" { "dev" } else { &profile };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo)
+        .args(["test", "--locked", "--package", "tests", "--test", "whole", "--no-run", "--profile", profile])
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(Trouble::broken("cargo"))?;
+    if !built.status.success() {
+        return Err(Trouble::Broken("the test target `whole` does not build".to_owned()));
+    }
+    let executable = String::from_utf8_lossy(&built.stdout).lines().find_map(executable_of_whole);
+    let binary = executable.ok_or_else(|| Trouble::Broken("cargo built no executable `whole`".to_owned()))?;
+    Ok(Suite { binary })
+}
+
+fn executable_of_whole(line: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    (message["target"]["name"] == "whole").then(|| message["executable"].as_str().map(PathBuf::from))?
+}
+
+impl Suite {
+    /// The names of all its tests.
+    pub fn names(&self) -> Result<Vec<String>, Trouble> {
+        let list =
+            Command::new(&self.binary).arg("--list").output().map_err(Trouble::broken("whole --list"))?;
+        let text = String::from_utf8_lossy(&list.stdout).into_owned();
+        let names: Vec<String> =
+            text.lines().filter_map(|line| Some(line.strip_suffix(": test")?.to_owned())).collect();
+        if names.is_empty() {
+            return Err(Trouble::Broken("`whole --list` names no tests".to_owned()));
+        }
+        Ok(names)
+    }
+
+    /// The binary's content.
+    pub fn content(&self, scratch: &Path) -> Result<Vec<u8>, Trouble> {
+        slim(&self.binary, &scratch.join("whole"))
+    }
+
+    /// The dynamic linker and the shared libraries that it, and this binary, are loaded with, by absolute path.
+    pub fn libraries(&self) -> Result<Vec<PathBuf>, Trouble> {
+        let ldd = Command::new("ldd").arg(&self.binary).output().map_err(Trouble::broken("ldd"))?;
+        let text = String::from_utf8_lossy(&ldd.stdout).into_owned();
+        let paths: Vec<PathBuf> =
+            text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect();
+        if paths.is_empty() {
+            return Err(Trouble::Broken("ldd names no libraries of `whole`".to_owned()));
+        }
+        Ok(paths)
+    }
+}
+
+/// A binary's content without its debug information, which is four fifths of it; whole where there is no
+/// `strip`.
+pub fn slim(binary: &Path, scratch: &Path) -> Result<Vec<u8>, Trouble> {
+    let stripped = Command::new("strip").arg("--strip-debug").arg("-o").args([scratch, binary]).output();
+    let slim = if stripped.is_ok_and(|output| output.status.success()) { scratch } else { binary };
+    std::fs::read(slim).map_err(Trouble::broken(slim.display()))
+}

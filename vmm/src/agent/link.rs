@@ -1,0 +1,314 @@
+//! The link: requests going out, a thread that reads what comes back.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use guest_abi::link::{Decoder, FromAgent, HEADER_BYTES, MAX_PAYLOAD, Pages, Request, ToAgent};
+use guest_mem::GpaRange;
+
+use super::courier;
+use super::error::{AgentError, End};
+use super::mapped::ArenaMap;
+use super::state::{Answer, Asked, Counters, State, printable};
+use crate::guest::Mailbox;
+
+/// How the agent introduced itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// vCPUs that are online in the guest.
+    pub vcpus: u16,
+    /// The guest kernel's release.
+    pub release: String,
+}
+
+/// What the link's threads and its users share.
+pub(super) struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    socket: UnixStream,
+    /// Held while one frame is written.
+    sending: Mutex<()>,
+}
+
+impl Shared {
+    /// A panic while the lock is held leaves the state whole: each change is one assignment.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the link: the reader takes in what has arrived, finds the end, and tells everybody who waits. The reason is
+    /// this one, unless the agent gave one of its own, or something else ended the link before.
+    fn end(&self, reason: End) {
+        self.lock().reason.get_or_insert(reason);
+        self.changed.notify_all();
+        // Fails only if the socket is not connected any more.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    pub(super) fn send(&self, message: &ToAgent<'_>) -> Result<(), AgentError> {
+        let mut buffer = [0; HEADER_BYTES + MAX_PAYLOAD];
+        let frame = message.encode(&mut buffer).map_err(AgentError::Request)?;
+        let sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = (&self.socket).write_all(frame);
+        drop(sending);
+        if let Err(source) = written {
+            // Half a frame may be on its way: nothing can follow it.
+            self.end(End::of(source));
+            self.wait(None, |_| None::<()>)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `take` finds something, which may have arrived before the link ended.
+    pub(super) fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut take: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<Option<T>, End> {
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = take(&mut state) {
+                drop(state);
+                // Whoever waits for room in the output.
+                self.changed.notify_all();
+                return Ok(Some(found));
+            }
+            if let Some(end) = &state.end {
+                return Err(end.clone());
+            }
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Ok(None),
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+/// The link to one guest's agent.
+pub struct Link {
+    shared: Arc<Shared>,
+    patience: Duration,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Link {
+    /// A link over `socket`, whose other end is the virtio-console device. An answer may take `patience`, a command
+    /// any time; `log` is told, on the reader's thread, what the agent has to say.
+    ///
+    /// # Errors
+    /// The socket or the thread cannot be had.
+    pub fn new(
+        socket: UnixStream,
+        patience: Duration,
+        log: impl FnMut(&str) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        // A device that takes nothing more, because its guest is gone, must not hold the sender for ever.
+        socket.set_write_timeout(Some(patience))?;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::new()),
+            changed: Condvar::new(),
+            socket,
+            sending: Mutex::new(()),
+        });
+        let reader = {
+            let shared = shared.clone();
+            Builder::new().name("agent".into()).spawn(move || {
+                let end = read(&shared, log);
+                let mut state = shared.lock();
+                let reason = state.reason.take();
+                state.end = Some(match end {
+                    End::Closed | End::Socket(_) => reason.unwrap_or(end),
+                    told => told,
+                });
+                drop(state);
+                shared.changed.notify_all();
+                // So that whoever sends hears of it too.
+                let _ = shared.socket.shutdown(Shutdown::Both);
+            })?
+        };
+        Ok(Self { shared, patience, reader: Some(reader) })
+    }
+
+    /// Waits at most `patience` for the agent to be up.
+    ///
+    /// # Errors
+    /// [`AgentError::Silent`], or [`AgentError::Ended`].
+    pub fn wait_hello(&self, patience: Duration) -> Result<Hello, AgentError> {
+        let hello = self.shared.wait(Some(Instant::now() + patience), |state| state.hello.clone())?;
+        hello.ok_or(AgentError::Silent { what: "come up", waited: patience })
+    }
+
+    /// Has the agent make an arena of `bytes` and the control areas, in place of those before. `is_ram` tells whether
+    /// all of a range is RAM of this guest.
+    ///
+    /// # Errors
+    /// [`AgentError`]; [`AgentError::Misplaced`] if what it says cannot be.
+    pub fn map_arena(
+        &self,
+        bytes: u64,
+        pages: Pages,
+        is_ram: &dyn Fn(GpaRange) -> bool,
+    ) -> Result<ArenaMap, AgentError> {
+        let vcpus = self.wait_hello(self.patience)?.vcpus;
+        let message = ToAgent::MapArena { bytes, pages };
+        let mapped = self.ask(Request::MapArena, &message, "map the arena", |state| &mut state.mapped)?;
+        Ok(ArenaMap::check(&mapped, bytes, vcpus, is_ram)?)
+    }
+
+    /// The guest's own counters.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn counters(&self) -> Result<Counters, AgentError> {
+        self.ask(Request::Counters, &ToAgent::Counters, "tell its counters", |state| &mut state.counters)
+    }
+
+    /// Runs `sh -c command` in the guest, and hands `output` what it writes, as it comes. Until `output` returns the
+    /// link may stand still: it must not wait for an order.
+    ///
+    /// # Errors
+    /// [`AgentError`]. A command that fails is no error: its status tells.
+    pub fn shell(&self, command: &str, output: &mut dyn FnMut(&[u8])) -> Result<ExitStatus, AgentError> {
+        if !self.shared.lock().shell.status.ask() {
+            return Err(AgentError::Busy(Request::Shell));
+        }
+        let sent = self.shared.send(&ToAgent::Shell { command });
+        if sent.is_err() {
+            self.shared.lock().shell.status = Asked::Nobody;
+        }
+        sent?;
+        loop {
+            let heard = self.shared.wait(None, |state| {
+                let output: Vec<u8> = state.shell.output.drain(..).collect();
+                let ended = if output.is_empty() { state.shell.status.take() } else { None };
+                (!output.is_empty() || ended.is_some()).then_some((output, ended))
+            });
+            let Some((bytes, ended)) = heard? else { continue };
+            if !bytes.is_empty() {
+                output(&bytes);
+            }
+            match ended {
+                Some(Ok(status)) => return Ok(ExitStatus::from_raw(status)),
+                Some(Err(what)) => return Err(AgentError::Refused { request: Request::Shell, what }),
+                None => {}
+            }
+        }
+    }
+
+    /// Asks the agent to power the guest off. The guest's end is for whoever runs its vCPUs to see.
+    ///
+    /// # Errors
+    /// [`AgentError::Ended`].
+    pub fn power_off(&self) -> Result<(), AgentError> {
+        self.shared.send(&ToAgent::PowerOff)
+    }
+
+    /// Ends the link with a reason of the VMM's, as when the guest has ended: everything that waits for the agent ends
+    /// with it. A reason that the agent gave, or that ended the link before, stands.
+    pub fn end(&self, reason: &str) {
+        self.shared.end(End::Ended(reason.to_owned()));
+    }
+
+    /// Starts the thread that takes orders from `mailbox` to the agent. It ends when the mailbox is told to quit, if
+    /// its vCPU has no order, and with the link.
+    ///
+    /// # Errors
+    /// The thread cannot be had.
+    pub fn courier(&self, mailbox: Arc<Mailbox>) -> std::io::Result<JoinHandle<()>> {
+        let shared = self.shared.clone();
+        let name = format!("courier{}", mailbox.vcpu());
+        Builder::new().name(name).spawn(move || courier::run(&shared, &mailbox))
+    }
+
+    fn ask<T>(
+        &self,
+        request: Request,
+        message: &ToAgent<'_>,
+        what: &'static str,
+        slot: impl Fn(&mut State) -> &mut Asked<Answer<T>>,
+    ) -> Result<T, AgentError> {
+        if !slot(&mut self.shared.lock()).ask() {
+            return Err(AgentError::Busy(request));
+        }
+        let deadline = Instant::now() + self.patience;
+        let heard = match self.shared.send(message) {
+            Ok(()) => self.shared.wait(Some(deadline), |state| slot(state).take()).map_err(Into::into),
+            Err(error) => Err(error),
+        };
+        match heard {
+            Ok(Some(Ok(answer))) => Ok(answer),
+            Ok(Some(Err(what))) => Err(AgentError::Refused { request, what }),
+            Ok(None) => {
+                // Whatever it answers now would be taken for the answer to something else.
+                let silent = AgentError::Silent { what, waited: self.patience };
+                self.end(&silent.to_string());
+                Err(silent)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.end("the VMM closed the link");
+        if let Some(reader) = self.reader.take() {
+            // A thread that panicked has said so on standard error.
+            let _ = reader.join();
+        }
+    }
+}
+
+/// The reader's thread. Returns why there is nothing more to read.
+fn read(shared: &Shared, mut log: impl FnMut(&str)) -> End {
+    let mut decoder = Decoder::new();
+    let mut buffer = [0; MAX_PAYLOAD];
+    loop {
+        let mut bytes = match (&shared.socket).read(&mut buffer) {
+            Ok(0) => return End::Closed,
+            Ok(len) => &buffer[..len],
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return End::of(error),
+        };
+        loop {
+            let message = match decoder.next(&mut bytes) {
+                Ok(None) => break,
+                Ok(Some(frame)) => FromAgent::decode(frame),
+                Err(error) => Err(error),
+            };
+            let taken = match message {
+                Ok(message) => take_in(shared, message, &mut log),
+                Err(error) => Err(End::Protocol(error)),
+            };
+            if let Err(end) = taken {
+                return end;
+            }
+        }
+    }
+}
+
+fn take_in(shared: &Shared, message: FromAgent<'_>, log: &mut dyn FnMut(&str)) -> Result<(), End> {
+    match message {
+        FromAgent::Log { text } => {
+            log(&printable(text));
+            return Ok(());
+        }
+        // A guest that writes faster than its output is taken waits, and does not fill the host's memory.
+        FromAgent::ShellOutput { .. } => {
+            shared.wait(None, |state| (!state.is_full() || state.reason.is_some()).then_some(()))?;
+        }
+        _ => {}
+    }
+    let taken = shared.lock().take_in(message);
+    shared.changed.notify_all();
+    taken
+}

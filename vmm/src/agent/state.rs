@@ -1,0 +1,173 @@
+//! What the reader thread and everybody who waits share: pure, no input or output.
+//!
+//! ```text
+//!   a request:   Nobody ── ask ──> Awaited ── answer ──> Here ── take ──> Nobody
+//!                  │                  └── no answer in time: the link ends
+//!                  └── answer: a lie, the link ends
+//!   an order:    the same, for each vCPU
+//! ```
+
+use std::collections::VecDeque;
+
+use guest_abi::layout::MAX_VCPUS;
+use guest_abi::link::{ABI_VERSION, FromAgent, Mapped, Request};
+
+use super::error::{End, Lie};
+use super::link::Hello;
+
+/// The guest's own counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Pages of the arena and the control areas that the guest's kernel has moved: what the VMM took for one page of
+    /// the arena is then another.
+    pub moved_pages: u64,
+    /// Bytes of the arena that the guest maps by huge pages now.
+    pub huge_bytes: u64,
+    /// Lines of its `/proc` and `/sys`, each a name and a value.
+    pub text: String,
+}
+
+/// Something asked of the agent.
+#[derive(Debug)]
+pub(super) enum Asked<T> {
+    Nobody,
+    Awaited,
+    Here(T),
+}
+
+impl<T> Asked<T> {
+    /// Notes that it is asked. Returns whether it was free.
+    pub(super) fn ask(&mut self) -> bool {
+        let free = matches!(self, Self::Nobody);
+        if free {
+            *self = Self::Awaited;
+        }
+        free
+    }
+
+    fn answer(&mut self, answer: T, lie: Lie) -> Result<(), End> {
+        if !matches!(self, Self::Awaited) {
+            return Err(End::Lied(lie));
+        }
+        *self = Self::Here(answer);
+        Ok(())
+    }
+
+    /// Takes the answer, if it is here.
+    pub(super) fn take(&mut self) -> Option<T> {
+        match std::mem::replace(self, Self::Nobody) {
+            Self::Here(answer) => Some(answer),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
+/// An answer, or the agent's refusal.
+pub(super) type Answer<T> = Result<T, String>;
+
+/// The most that is kept of a command's output until somebody takes it; after that the reader waits.
+const OUTPUT_BYTES: usize = 256 << 10;
+
+/// A command's output and end.
+#[derive(Debug)]
+pub(super) struct Shell {
+    pub(super) status: Asked<Answer<i32>>,
+    pub(super) output: VecDeque<u8>,
+}
+
+/// Everything known of the agent.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) hello: Option<Hello>,
+    /// Why the VMM is ending the link. Until the reader has ended it, answers still arrive.
+    pub(super) reason: Option<End>,
+    pub(super) end: Option<End>,
+    pub(super) mapped: Asked<Answer<Mapped>>,
+    pub(super) counters: Asked<Answer<Counters>>,
+    pub(super) shell: Shell,
+    pub(super) orders: [Asked<()>; MAX_VCPUS as usize],
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            hello: None,
+            reason: None,
+            end: None,
+            mapped: Asked::Nobody,
+            counters: Asked::Nobody,
+            shell: Shell { status: Asked::Nobody, output: VecDeque::new() },
+            orders: [const { Asked::Nobody }; MAX_VCPUS as usize],
+        }
+    }
+
+    /// Whether output of a command must wait until somebody has taken some.
+    pub(super) fn is_full(&self) -> bool {
+        self.shell.output.len() >= OUTPUT_BYTES
+    }
+
+    /// Takes in one message.
+    ///
+    /// # Errors
+    /// Why the link ends with it.
+    pub(super) fn take_in(&mut self, message: FromAgent<'_>) -> Result<(), End> {
+        use FromAgent as M;
+        let is_early = !matches!(message, M::Hello { .. } | M::Log { .. } | M::Failed { .. });
+        if self.hello.is_none() && is_early {
+            return Err(End::Lied(Lie::NoHello));
+        }
+        match message {
+            M::Hello { abi, vcpus, release } => self.greet(abi, vcpus, release),
+            M::Mapped(mapped) => self.mapped.answer(Ok(mapped), Lie::Unasked(Request::MapArena)),
+            M::Done { vcpu } => match self.orders.get_mut(usize::from(vcpu)) {
+                Some(order) => order.answer((), Lie::Idle(vcpu)),
+                None => Err(End::Lied(Lie::Idle(vcpu))),
+            },
+            M::ShellOutput { bytes } => {
+                if !matches!(self.shell.status, Asked::Awaited) {
+                    return Err(End::Lied(Lie::Unasked(Request::Shell)));
+                }
+                self.shell.output.extend(bytes);
+                Ok(())
+            }
+            M::ShellExited { status } => self.shell.status.answer(Ok(status), Lie::Unasked(Request::Shell)),
+            M::CountersAre { moved_pages, huge_bytes, text } => {
+                let counters = Counters { moved_pages, huge_bytes, text: printable(text) };
+                self.counters.answer(Ok(counters), Lie::Unasked(Request::Counters))
+            }
+            // Told where no lock is held.
+            M::Log { .. } => Ok(()),
+            M::Refused { request, what } => {
+                let what = printable(what);
+                match request {
+                    Request::MapArena => self.mapped.answer(Err(what), Lie::Unasked(request)),
+                    Request::Shell => self.shell.status.answer(Err(what), Lie::Unasked(request)),
+                    Request::Counters => self.counters.answer(Err(what), Lie::Unasked(request)),
+                }
+            }
+            M::Failed { what } => Err(End::Failed(printable(what))),
+        }
+    }
+
+    fn greet(&mut self, abi: u32, vcpus: u16, release: &str) -> Result<(), End> {
+        if self.hello.is_some() {
+            return Err(End::Lied(Lie::SecondHello));
+        }
+        if abi != ABI_VERSION {
+            return Err(End::Lied(Lie::Abi(abi)));
+        }
+        if vcpus == 0 || u32::from(vcpus) > MAX_VCPUS {
+            return Err(End::Lied(Lie::Vcpus(vcpus)));
+        }
+        self.hello = Some(Hello { vcpus, release: printable(release) });
+        Ok(())
+    }
+}
+
+/// A guest's text without what could command a terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() && char != '\n' { '\u{fffd}' } else { char }).collect()
+}

@@ -1,0 +1,192 @@
+//! `zapscope boot`: a Linux kernel to its console.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guest_mem::{PAGE_SIZE, PMD_SIZE};
+use kvm_ioctls::Kvm;
+use notifier_bridge::{Cause, Totals};
+
+use super::args::BootArguments;
+use super::run::watch_signals;
+use super::{FAILED, INCOMPLETE, INTERRUPTED, RESET};
+use crate::devices::terminal::RawMode;
+use crate::devices::virtio::block::Disk;
+use crate::host::Root;
+use crate::host::kvm_module::{KvmFacts, MmuKind};
+use crate::host::signals::{Cancel, block_stop_signals};
+use crate::kvm::pc::{BootSpec, Ending, Life, Pc, PcConfig, pvm};
+use crate::linux::{Initrd, Kernel};
+use crate::report::units;
+use crate::scenario::Size;
+
+/// Before the user's own.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+/// How long whoever waits for a signal sleeps at a time.
+const DAY: Duration = Duration::from_secs(86_400);
+/// The largest kernel read. A Linux kernel with everything built in has 100 MiB.
+const LARGEST_KERNEL: u64 = 256 << 20;
+/// The least memory in which a kernel can be placed at all.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+/// Why there is nothing to boot.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("cannot read the {what} {}", path.display())]
+    Read { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("the kernel {} is larger than {LARGEST_KERNEL} bytes: it is no kernel", .0.display())]
+    LargeKernel(PathBuf),
+    #[error("the file {} cannot be booted", path.display())]
+    Kernel { path: PathBuf, source: crate::linux::Refusal },
+    #[error("--memory {0}: it must be a multiple of 2 MiB and at least 16 MiB")]
+    Memory(Size),
+    #[error("/dev/kvm cannot be opened: load a KVM module, or join the group that owns the file")]
+    NoKvm(#[source] kvm_ioctls::Error),
+}
+
+pub fn boot(arguments: &BootArguments) -> Result<ExitCode, Box<dyn Error>> {
+    let Size(memory) = arguments.memory;
+    if memory < LEAST_MEMORY || !memory.is_multiple_of(PMD_SIZE) {
+        return Err(BootError::Memory(arguments.memory).into());
+    }
+    let image = read_kernel(&arguments.kernel)?;
+    let refused = |source| BootError::Kernel { path: arguments.kernel.clone(), source };
+    let kernel = Kernel::identify(&image).map_err(refused)?;
+    let initrd_file = arguments.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+    let initrd = initrd_file.as_ref().map(Initrd::of_file).transpose()?;
+    let disks = arguments.disks.iter().enumerate().map(open_disk).collect::<Result<Vec<_>, _>>()?;
+    let kvm = Kvm::new().map_err(BootError::NoKvm)?;
+    block_stop_signals()?;
+    let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
+    let mut cmdline = COMMAND_LINE.to_owned();
+    if emulated {
+        eprintln!("zapscope: {}", pvm::NOTICE);
+        cmdline = format!("{cmdline} {}", pvm::COMMAND_LINE);
+    }
+    if !arguments.cmdline.is_empty() {
+        cmdline = format!("{cmdline} {}", arguments.cmdline);
+    }
+
+    let mut pc = Pc::new(
+        &kvm,
+        &PcConfig {
+            vcpus: arguments.vcpus,
+            memory,
+            backing: arguments.backing,
+            arena_node: 0,
+            slot_zap_all_quirk: true,
+        },
+    )?;
+    let life = pc.life().clone();
+    let serial = pc.add_serial(console(emulated, &life))?;
+    let input = io::stdin().as_fd().try_clone_to_owned()?;
+    let raw = RawMode::enter(io::stdin())?;
+    match raw {
+        Some(_) => pc.type_to_serial(serial, input),
+        None => pc.feed_serial(serial, input),
+    }
+    disks.into_iter().try_for_each(|disk| pc.add_disk(disk))?;
+    let balloon = pc.add_balloon(true)?;
+    if let Some(Size(size)) = arguments.balloon {
+        let pages = u32::try_from(size / PAGE_SIZE).unwrap_or(u32::MAX);
+        balloon.set_target(pages)?;
+    }
+    end_on_signal(&life)?;
+    let in_guest_decompression = arguments.in_guest_decompression;
+    pc.boot(&BootSpec { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })?;
+    drop(image);
+    let ending = life.wait();
+    let faults: Vec<_> = pc.faults().collect();
+    let ledger = pc.give_back().clone();
+    drop(pc);
+    drop(raw);
+    for (device, fault) in faults {
+        eprintln!("zapscope: the guest's {device} driver broke the rules: {fault}");
+    }
+    report("balloon", &ledger.totals(Cause::Balloon));
+    report("free page reports", &ledger.totals(Cause::FreePageReport));
+    Ok(code(&ending))
+}
+
+/// Where the guest's console is written. Where the guest cannot live beyond its first process, its life ends there.
+fn console(emulated: bool, life: &Arc<Life>) -> Box<dyn Write + Send> {
+    if !emulated {
+        return Box::new(io::stdout());
+    }
+    let life = life.clone();
+    Box::new(pvm::InitWatch::new(io::stdout(), move || life.end(Ending::HostLimit)))
+}
+
+/// SIGTERM and SIGHUP end the machine; Ctrl-C does where it does not belong to the guest.
+fn end_on_signal(life: &Arc<Life>) -> Result<(), Box<dyn Error>> {
+    let cancel = Cancel::new()?;
+    watch_signals(&cancel)?;
+    let life = life.clone();
+    std::thread::Builder::new().name("stop".to_owned()).spawn(move || {
+        while cancel.sleep(DAY).is_ok() {}
+        life.end(Ending::Stopped);
+    })?;
+    Ok(())
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
+    File::open(path).map_err(|source| BootError::Read { what, path: path.to_owned(), source })
+}
+
+fn read_kernel(path: &Path) -> Result<Vec<u8>, BootError> {
+    let failed = |source| BootError::Read { what: "kernel", path: path.to_owned(), source };
+    let mut image = Vec::new();
+    open("kernel", path)?.take(LARGEST_KERNEL + 1).read_to_end(&mut image).map_err(failed)?;
+    if image.len() as u64 > LARGEST_KERNEL {
+        return Err(BootError::LargeKernel(path.to_owned()));
+    }
+    Ok(image)
+}
+
+/// `FILE` or `FILE:ro`.
+fn open_disk((index, text): (usize, &String)) -> Result<Disk, crate::devices::virtio::block::DiskError> {
+    let (path, read_only) = match text.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (text.as_str(), false),
+    };
+    Disk::open(Path::new(path), read_only, &format!("disk{index}"))
+}
+
+fn report(who: &str, totals: &Totals) {
+    if totals.invalidations > 0 {
+        eprintln!(
+            "zapscope: {who}: {} invalidations, {} given back to the host",
+            totals.invalidations,
+            units::bytes(totals.needed_bytes)
+        );
+    }
+}
+
+fn code(ending: &Ending) -> ExitCode {
+    match ending {
+        Ending::PowerOff => ExitCode::SUCCESS,
+        Ending::Reset => {
+            eprintln!("zapscope: the guest asked for a reset");
+            ExitCode::from(RESET)
+        }
+        Ending::HostLimit => {
+            eprintln!("zapscope: {}", pvm::EXPLANATION);
+            ExitCode::from(INCOMPLETE)
+        }
+        Ending::Stopped => ExitCode::from(INTERRUPTED),
+        Ending::Crash(report) => {
+            eprintln!("zapscope: {report}");
+            ExitCode::from(FAILED)
+        }
+        Ending::Device(what) => {
+            eprintln!("zapscope: {what}");
+            ExitCode::from(FAILED)
+        }
+    }
+}

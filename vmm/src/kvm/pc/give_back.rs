@@ -1,0 +1,112 @@
+//! What a guest gives back of its own accord (balloon, free page reports) leaves through the same hook as everything
+//! else.
+//!
+//! ```text
+//!   device thread: range of guest pages ── where in the host? ── hook: plan, announce ── MADV_DONTNEED or a hole
+//!                                                                       └─ Recorder, by cause
+//! ```
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use guest_mem::{
+    GpaRange, HvaRange, Operation, PageScanner, Planner, Region, ScanError, Unit, perform_unmeasured,
+};
+use notifier_bridge::{Bridge, Cause, Policy, Recorder, Totals};
+
+use super::memory::PcMemory;
+use crate::devices::virtio::balloon::{ReclaimError, Reclaimer};
+use crate::hook;
+
+/// Records of single invalidations kept; totals are exact beyond.
+const RECORDS: usize = 4096;
+
+/// What was given back, and who is told: shared by the device that takes it and whoever reads the ledger.
+#[derive(Clone)]
+pub struct GiveBack(Arc<Mutex<State>>);
+
+struct State {
+    bridge: Arc<Bridge>,
+    recorder: Recorder,
+}
+
+impl GiveBack {
+    /// An empty ledger; the kernel alone zaps, and what is announced is written down as it announces.
+    pub fn new(memory: &PcMemory) -> Self {
+        let bridge = Arc::new(Bridge::builder(Policy::Modern, memory.slots()).build());
+        Self(Arc::new(Mutex::new(State { bridge, recorder: Recorder::with_capacity(RECORDS) })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sums by cause so far.
+    pub fn totals(&self, cause: Cause) -> Totals {
+        self.lock().recorder.totals().sum(|key| key.cause == cause)
+    }
+
+    /// What was recorded so far, and an empty ledger from now on.
+    pub fn take(&self) -> Recorder {
+        std::mem::replace(&mut self.lock().recorder, Recorder::with_capacity(RECORDS))
+    }
+
+    /// Has `bridge` told from now on of what is given back.
+    pub fn announce_through(&self, bridge: Arc<Bridge>) {
+        self.lock().bridge = bridge;
+    }
+}
+
+impl std::fmt::Debug for GiveBack {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("GiveBack")
+    }
+}
+
+/// The devices' way to [`GiveBack`].
+pub struct Taker {
+    memory: Arc<PcMemory>,
+    ledger: GiveBack,
+    scanner: PageScanner,
+    planner: Planner,
+}
+
+impl Taker {
+    /// A taker of `memory`'s pages that writes into `ledger`.
+    ///
+    /// # Errors
+    /// Page state cannot be read on this host.
+    pub fn new(memory: Arc<PcMemory>, ledger: GiveBack) -> Result<Self, ScanError> {
+        Ok(Self { memory, ledger, scanner: PageScanner::new()?, planner: Planner::new() })
+    }
+
+    fn take(&mut self, region: &Region, range: HvaRange, cause: Cause) -> Result<(), Refused> {
+        // Pages of a file leave only with a hole in it.
+        let operation = if region.backing().is_shared() { Operation::PunchHole } else { Operation::DontNeed };
+        let mut planned = Vec::new();
+        self.planner.plan(&mut self.scanner, region, range, Unit::Range, operation, &mut planned)?;
+        let mut state = self.ledger.lock();
+        let State { bridge, recorder } = &mut *state;
+        let call = || perform_unmeasured(region, operation, range);
+        hook::announce(bridge, recorder, region, &planned, cause, call)??;
+        Ok(())
+    }
+}
+
+/// Why pages could not be taken.
+type Refused = Box<dyn std::error::Error + Send + Sync>;
+
+/// The guest names memory that is none of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("no memory of the guest's own: it lies outside, or under the memory under test")]
+struct NotOurs;
+
+impl Reclaimer for Taker {
+    fn reclaim(&mut self, range: GpaRange, cause: Cause) -> Result<(), ReclaimError> {
+        let memory = self.memory.clone();
+        let failed = |source| ReclaimError { range, source };
+        for (region, part) in memory.host_parts(range).ok_or_else(|| failed(NotOurs.into()))? {
+            self.take(region, part, cause).map_err(failed)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+//! How a PC's life ends: who says so, and who waits for it.
+//!
+//! ```text
+//!   vCPU thread: crash ───────────┐
+//!   power port, i8042: off, reset ├──> Life::end (the first one counts) ──> whoever waits, or was told by a hook
+//!   terminal, signal: stopped ────┘
+//! ```
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::guest::CrashReport;
+
+/// Why a PC runs no more.
+#[derive(Clone, Debug)]
+pub enum Ending {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// A vCPU could not go on.
+    Crash(Arc<CrashReport>),
+    /// A device's thread could not go on.
+    Device(String),
+    /// The guest has come to where this host can run it no further.
+    HostLimit,
+    /// Whoever runs the machine wants it to end.
+    Stopped,
+}
+
+type Hook = Box<dyn FnOnce(&Ending) + Send>;
+
+#[derive(Default)]
+struct State {
+    ending: Option<Ending>,
+    hooks: Vec<Hook>,
+}
+
+/// One PC's life, shared by all its threads.
+#[derive(Default)]
+pub struct Life {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+impl Life {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends it, unless it has ended: the first cause counts.
+    pub fn end(&self, ending: Ending) {
+        let mut state = self.lock();
+        if state.ending.is_some() {
+            return;
+        }
+        let hooks = std::mem::take(&mut state.hooks);
+        state.ending = Some(ending.clone());
+        drop(state);
+        self.ended.notify_all();
+        hooks.into_iter().for_each(|hook| hook(&ending));
+    }
+
+    /// How it ended, if it has.
+    pub fn ending(&self) -> Option<Ending> {
+        self.lock().ending.clone()
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) -> Ending {
+        let mut state = self.lock();
+        loop {
+            match &state.ending {
+                Some(ending) => return ending.clone(),
+                None => state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// Has `hook` called at the end, on the thread that ends it; at once if it has ended.
+    pub fn at_end(&self, hook: impl FnOnce(&Ending) + Send + 'static) {
+        let mut state = self.lock();
+        match state.ending.clone() {
+            Some(ending) => {
+                drop(state);
+                hook(&ending);
+            }
+            None => state.hooks.push(Box::new(hook)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Life {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Life").field("ending", &self.ending()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_cause_counts_and_everybody_hears_of_it() {
+        let life = Arc::new(Life::default());
+        let waiting = std::thread::spawn({
+            let life = life.clone();
+            move || life.wait()
+        });
+        let (send, receive) = std::sync::mpsc::channel();
+        let early = send.clone();
+        life.at_end(move |ending| early.send(matches!(ending, Ending::Reset)).unwrap());
+        life.end(Ending::Reset);
+        life.end(Ending::PowerOff);
+        life.at_end(move |ending| send.send(matches!(ending, Ending::Reset)).unwrap());
+        assert!(matches!(waiting.join().unwrap(), Ending::Reset));
+        assert_eq!(receive.iter().collect::<Vec<_>>(), [true, true]);
+    }
+}

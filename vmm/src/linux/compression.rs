@@ -1,0 +1,245 @@
+//! The compressions that kernels and modules come in: told apart by their magic, unpacked into a buffer.
+//!
+//! Every decoder writes into a buffer of the caller's and stops at its end, so that no file decides how much
+//! memory it takes.
+
+use std::fmt;
+use std::io::Read;
+
+use xz4rust::XzDecoder;
+use zstd_safe::{DCtx, InBuffer, OutBuffer};
+
+/// The largest dictionary of an xz stream. `xz -9` takes 64 MiB, the kernel's own script up to 128.
+const XZ_DICTIONARY_MAX: usize = 128 << 20;
+/// What the xz decoder begins with.
+const XZ_DICTIONARY: usize = 1 << 20;
+/// What the xz decoder is given at once: so exactly an error says where it is.
+const XZ_STEP: usize = 16 << 10;
+/// Every block of the LZ4 legacy format but the last unpacks to this.
+const LZ4_BLOCK: usize = 8 << 20;
+/// The LZ4 legacy format's magic.
+const LZ4_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
+
+/// A compression, as `CONFIG_KERNEL_…` knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// gzip.
+    Gzip,
+    /// xz, with the x86 BCJ filter where it was used.
+    Xz,
+    /// LZ4 in its legacy frame.
+    Lz4,
+    /// Zstandard.
+    Zstd,
+    /// bzip2. Not unpacked.
+    Bzip2,
+    /// The old LZMA format. Not unpacked.
+    Lzma,
+    /// LZO. Not unpacked.
+    Lzo,
+}
+
+/// What went wrong while unpacking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The input ended too early.
+    Truncated,
+    /// The output does not fit into the buffer.
+    Full,
+    /// The input is damaged, as its decoder says.
+    Corrupt(String),
+    /// Nothing here unpacks this.
+    Unsupported,
+}
+
+/// Where and what. `at` is the input's offset, up to where the decoder had read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Bytes of input that had been read.
+    pub at: usize,
+    /// What went wrong.
+    pub fault: Fault,
+}
+
+impl Compression {
+    /// The compression whose magic `bytes` begin with.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        const MAGICS: [(&[u8], Compression); 8] = [
+            (&[0x1f, 0x8b], Compression::Gzip),
+            (&[0xfd, b'7', b'z', b'X', b'Z', 0], Compression::Xz),
+            (&LZ4_MAGIC, Compression::Lz4),
+            (&[0x28, 0xb5, 0x2f, 0xfd], Compression::Zstd),
+            (b"BZh", Compression::Bzip2),
+            (&[0x5d, 0, 0], Compression::Lzma),
+            (&[0x89, b'L', b'Z', b'O', 0], Compression::Lzo),
+            // The LZ4 frame of the `lz4` tool: told here to be named; a kernel's payload never has it.
+            (&[0x04, 0x22, 0x4d, 0x18], Compression::Lz4),
+        ];
+        MAGICS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|&(_, compression)| compression)
+    }
+
+    /// The command that unpacks such a file.
+    pub fn tool(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip -d",
+            Self::Xz => "xz -d",
+            Self::Lz4 => "lz4 -d",
+            Self::Zstd => "zstd -d",
+            Self::Bzip2 => "bzip2 -d",
+            Self::Lzma => "xz -d --format=lzma",
+            Self::Lzo => "lzop -d",
+        }
+    }
+
+    /// Unpacks `input` to the start of `output` and says how many bytes that were. What follows the end of a
+    /// compressed stream is not looked at; LZ4's legacy frame has no end but the input's.
+    ///
+    /// # Errors
+    /// [`Failure`]; output that does not fit is one.
+    pub fn unpack(self, input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+        match self {
+            Self::Gzip => gzip(input, output),
+            Self::Xz => xz(input, output),
+            Self::Lz4 => lz4(input, output),
+            Self::Zstd => zstd(input, output),
+            Self::Bzip2 | Self::Lzma | Self::Lzo => Err(Failure { at: 0, fault: Fault::Unsupported }),
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Lz4 => "LZ4",
+            Self::Zstd => "zstd",
+            Self::Bzip2 => "bzip2",
+            Self::Lzma => "lzma",
+            Self::Lzo => "LZO",
+        })
+    }
+}
+
+fn gzip(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+    let mut decoder = flate2::bufread::GzDecoder::new(input);
+    let mut written = 0;
+    loop {
+        // A full buffer still needs one more read: the stream may end here, and its checksum is still to come.
+        let mut probe = [0];
+        let full = written == output.len();
+        let room = if full { &mut probe[..] } else { &mut output[written..] };
+        let read = decoder.read(room);
+        let at = input.len() - decoder.get_ref().len();
+        match read {
+            Ok(0) => return Ok(written),
+            Ok(_) if full => return Err(Failure { at, fault: Fault::Full }),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Err(Failure { at, fault: Fault::Truncated });
+            }
+            Err(error) => return Err(Failure { at, fault: Fault::Corrupt(error.to_string()) }),
+        }
+    }
+}
+
+fn xz(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+    let mut decoder = XzDecoder::in_heap_with_alloc_dict_size(XZ_DICTIONARY, XZ_DICTIONARY_MAX);
+    let (mut read, mut written) = (0, 0);
+    loop {
+        let mut probe = [0];
+        let full = written == output.len();
+        let room = if full { &mut probe[..] } else { &mut output[written..] };
+        let step = decoder.decode(&input[read..input.len().min(read + XZ_STEP)], room);
+        let step = step.map_err(|error| {
+            let starved = error == xz4rust::XzError::NeedsLargerInputBuffer;
+            Failure {
+                at: read,
+                fault: if starved { Fault::Truncated } else { Fault::Corrupt(error.to_string()) },
+            }
+        })?;
+        read += step.input_consumed();
+        if full && step.output_produced() > 0 {
+            return Err(Failure { at: read, fault: Fault::Full });
+        }
+        written += step.output_produced();
+        if step.is_end_of_stream() {
+            return Ok(written);
+        }
+        if !step.made_progress() {
+            return Err(Failure { at: read, fault: Fault::Truncated });
+        }
+    }
+}
+
+fn lz4(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+    use lz4_flex::block::{DecompressError, decompress_into};
+    if !input.starts_with(&LZ4_MAGIC) {
+        let why = "not the legacy frame that kernels use".to_owned();
+        return Err(Failure { at: 0, fault: Fault::Corrupt(why) });
+    }
+    let (mut read, mut written) = (LZ4_MAGIC.len(), 0);
+    while read < input.len() {
+        let Some(&size) = input[read..].first_chunk::<4>() else {
+            return Err(Failure { at: read, fault: Fault::Truncated });
+        };
+        // The tool may write one frame after the other.
+        if size == LZ4_MAGIC {
+            read += size.len();
+            continue;
+        }
+        let start = read + size.len();
+        let end = start.checked_add(u32::from_le_bytes(size) as usize);
+        let Some(block) = end.and_then(|end| input.get(start..end)) else {
+            return Err(Failure { at: read, fault: Fault::Truncated });
+        };
+        let room = (output.len() - written).min(LZ4_BLOCK);
+        written += decompress_into(block, &mut output[written..written + room]).map_err(|error| {
+            let too_small = matches!(error, DecompressError::OutputTooSmall { .. });
+            let fault =
+                if too_small && room < LZ4_BLOCK { Fault::Full } else { Fault::Corrupt(error.to_string()) };
+            Failure { at: read, fault }
+        })?;
+        read = start + block.len();
+    }
+    Ok(written)
+}
+
+fn zstd(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+    // Without a window of its own (128 MiB for a kernel): what was unpacked lies in the output. But in one go
+    // zstd takes the input to end with the frame, and of an error it does not say where.
+    let frame = zstd_safe::find_frame_compressed_size(input).ok().and_then(|len| input.get(..len));
+    if let Some(Ok(written)) = frame.map(|frame| zstd_safe::decompress(output, frame)) {
+        return Ok(written);
+    }
+    Err(locate_zstd_failure(input, output.len()))
+}
+
+/// Unpacks once more, in steps and to nowhere, for the place of the error and its kind.
+fn locate_zstd_failure(input: &[u8], room: usize) -> Failure {
+    let Some(mut context) = DCtx::try_create() else {
+        return Failure { at: 0, fault: Fault::Corrupt("no memory for a decoder".to_owned()) };
+    };
+    let mut scratch = vec![0; DCtx::out_size()];
+    let mut source = InBuffer::around(input);
+    let mut written = 0_usize;
+    loop {
+        let before = source.pos();
+        let mut sink = OutBuffer::around(&mut scratch[..]);
+        let step = context.decompress_stream(&mut sink, &mut source);
+        let (produced, at) = (sink.pos(), source.pos());
+        written = written.saturating_add(produced);
+        let fault = match step {
+            Err(code) => Fault::Corrupt(zstd_safe::get_error_name(code).to_owned()),
+            Ok(_) if written > room => Fault::Full,
+            Ok(0) => Fault::Corrupt("it unpacks in steps and not in one go".to_owned()),
+            Ok(_) if at == before && produced == 0 => Fault::Truncated,
+            Ok(_) => continue,
+        };
+        return Failure { at, fault };
+    }
+}
+
+#[cfg(test)]
+#[path = "compression_tests.rs"]
+mod tests;

@@ -1,0 +1,169 @@
+//! The initrd: as high as kernel and memory allow, read from its file into guest memory and nowhere else.
+
+use std::fs::File;
+use std::io::{self, Seek};
+
+use guest_mem::{Address, Gpa, GpaRange};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+/// What Linux calls a page.
+const PAGE: u64 = guest_mem::PAGE_SIZE;
+
+/// Where an initrd comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Initrd<'a> {
+    /// Made by this process.
+    Bytes(&'a [u8]),
+    /// A file, `len` bytes from its start.
+    File {
+        /// The file, open for reading.
+        file: &'a File,
+        /// Its bytes.
+        len: u64,
+    },
+}
+
+/// Why an initrd cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum InitrdError {
+    /// Nothing in it.
+    #[error("the initrd is empty: leave --initrd out, or name a cpio archive")]
+    Empty,
+    /// Not a file of known length.
+    #[error("the initrd is no regular file: copy it into one")]
+    NotRegular,
+    /// No metadata.
+    #[error("the initrd cannot be examined")]
+    Examine(#[source] io::Error),
+    /// It does not fit.
+    #[error(
+        "the initrd has {len} bytes, and between the kernel's end at {} and {} there are {}: give the guest more memory",
+        .room.start(), .room.end(), .room.len()
+    )]
+    TooLarge {
+        /// Its bytes.
+        len: u64,
+        /// What is left beside the kernel.
+        room: GpaRange,
+    },
+    /// It could not be read.
+    #[error("the initrd's {len} bytes cannot be read into the guest's memory at {at}")]
+    Read {
+        /// Bytes.
+        len: u64,
+        /// Where they would go.
+        at: Gpa,
+        /// Why.
+        source: GuestMemoryError,
+    },
+}
+
+impl<'a> Initrd<'a> {
+    /// All of a regular file.
+    ///
+    /// # Errors
+    /// [`InitrdError::NotRegular`] for a pipe or a device, whose length nobody knows.
+    pub fn of_file(file: &'a File) -> Result<Self, InitrdError> {
+        let metadata = file.metadata().map_err(InitrdError::Examine)?;
+        if !metadata.is_file() {
+            return Err(InitrdError::NotRegular);
+        }
+        Ok(Self::File { file, len: metadata.len() })
+    }
+
+    /// Its bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { len, .. } => *len,
+        }
+    }
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads it into guest memory as high in `room` as it fits, and says where.
+    ///
+    /// # Errors
+    /// [`InitrdError`].
+    pub fn place(&self, memory: &GuestMemoryMmap, room: GpaRange) -> Result<GpaRange, InitrdError> {
+        let len = self.len();
+        if len == 0 {
+            return Err(InitrdError::Empty);
+        }
+        let range = highest(room, len).ok_or(InitrdError::TooLarge { len, room })?;
+        let start = GuestAddress(range.start().get());
+        let read = match self {
+            Self::Bytes(bytes) => memory.write_slice(bytes, start),
+            Self::File { file, .. } => {
+                let mut file = *file;
+                file.rewind()
+                    .map_err(GuestMemoryError::IOError)
+                    .and_then(|()| memory.read_exact_volatile_from(start, &mut file, len as usize))
+            }
+        };
+        read.map_err(|source| InitrdError::Read { len, at: range.start(), source })?;
+        Ok(range)
+    }
+}
+
+/// The highest page-aligned place for `len` bytes in `room`.
+fn highest(room: GpaRange, len: u64) -> Option<GpaRange> {
+    let start = Gpa::from_raw(room.end().raw().checked_sub(len)?).align_down(PAGE);
+    GpaRange::with_len(start, len).filter(|range| room.covers(*range))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_highest_place_is_the_highest(start in 0u64..40_000, len in 0u64..60_000, size in 1u64..50_000) {
+            let room = GpaRange::with_len(Gpa::new(start), len).unwrap();
+            let naive = (0..40).rev().map(|page| page * PAGE).find(|at| *at >= start && at + size <= start + len);
+            prop_assert_eq!(highest(room, size).map(|range| range.start().get()), naive);
+        }
+    }
+
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+    }
+
+    fn room(start: u64, end: u64) -> GpaRange {
+        GpaRange::new(Gpa::new(start), Gpa::new(end)).unwrap()
+    }
+
+    #[test]
+    fn a_file_goes_into_memory_from_its_start() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..10_001_u32).map(|at| at as u8).collect();
+        file.write_all(&bytes).unwrap();
+        let initrd = Initrd::of_file(&file).unwrap();
+        let memory = memory();
+        let range = initrd.place(&memory, room(0x8000, 0x8_0000)).unwrap();
+        assert_eq!((range.start().get(), range.len()), (0x7_d000, 10_001));
+        let mut read = vec![0; bytes.len()];
+        memory.read_slice(&mut read, GuestAddress(range.start().get())).unwrap();
+        assert_eq!(read, bytes);
+    }
+
+    #[test]
+    fn what_is_no_initrd_is_refused_by_name() {
+        let memory = memory();
+        let place = |initrd: Initrd<'_>| initrd.place(&memory, room(0x8000, 0x9000)).unwrap_err().to_string();
+        assert!(place(Initrd::Bytes(&[])).contains("empty"));
+        assert!(place(Initrd::Bytes(&[0; 0x1001])).contains("more memory"));
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(100).unwrap();
+        // The file is shorter than it was: somebody truncated it meanwhile.
+        assert!(place(Initrd::File { file: &file, len: 200 }).contains("cannot be read"));
+        let device = File::open("/dev/zero").unwrap();
+        assert!(matches!(Initrd::of_file(&device), Err(InitrdError::NotRegular)));
+    }
+}

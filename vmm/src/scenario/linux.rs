@@ -1,0 +1,88 @@
+//! What a Linux guest is made of: the table `[linux]` of a scenario.
+
+use std::path::{Path, PathBuf};
+
+use guest_mem::{Backing, PMD_SIZE};
+use serde::Deserialize;
+
+use super::error::{Checked, Lines, Problem};
+use super::quantity::Size;
+use super::syntax::At;
+use super::vocabulary::{GuestPages, Word};
+
+/// The kernel's own memory, unless the scenario says otherwise: a distribution kernel needs a quarter of it.
+const MEMORY: u64 = 512 << 20;
+/// The least in which a distribution kernel comes up.
+const LEAST_MEMORY: u64 = 128 << 20;
+const MOST_MEMORY: u64 = 1 << 40;
+
+/// A Linux guest, apart from what every guest has: vCPUs, and the memory under test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinuxGuest {
+    /// Bytes of the kernel's own memory, beside the memory under test: a multiple of 2 MiB.
+    pub memory: u64,
+    /// What fills it.
+    pub backing: Backing,
+    /// What the guest maps the memory under test with.
+    pub pages: GuestPages,
+    /// Where the kernel's modules are; `None`: beside the kernel, or in /lib/modules.
+    pub modules: Option<PathBuf>,
+    /// Whether the guest reports free pages to the host at moments of its own choosing: in a measurement, noise.
+    pub free_page_reporting: bool,
+    /// Added to the kernel's command line.
+    pub cmdline: String,
+    /// An initramfs (cpio) whose files the guest has besides the agent: what `sh` steps run in, if it has a shell.
+    pub initrd: Option<PathBuf>,
+    /// A raw disk image, read-only: what `sh` steps run in, if the initramfs has no shell.
+    pub disk: Option<PathBuf>,
+}
+
+impl Default for LinuxGuest {
+    fn default() -> Self {
+        let (modules, cmdline, initrd, disk) = (None, String::new(), None, None);
+        let pages = GuestPages::Huge;
+        let backing = Backing::Base4k;
+        Self { memory: MEMORY, backing, pages, modules, free_page_reporting: false, cmdline, initrd, disk }
+    }
+}
+
+impl LinuxGuest {
+    /// Sees its relative paths from `directory`.
+    pub(super) fn seen_from(&mut self, directory: &Path) {
+        for path in [&mut self.modules, &mut self.initrd, &mut self.disk].into_iter().flatten() {
+            *path = directory.join(&*path);
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LinuxText {
+    memory: Option<At<Word<Size>>>,
+    backing: Option<Word<Backing>>,
+    pages: Option<Word<GuestPages>>,
+    modules: Option<PathBuf>,
+    #[serde(default)]
+    free_page_reporting: bool,
+    #[serde(default)]
+    cmdline: String,
+    initrd: Option<PathBuf>,
+    disk: Option<PathBuf>,
+}
+
+pub(super) fn check(text: LinuxText, lines: &Lines) -> Checked<LinuxGuest> {
+    let memory = match &text.memory {
+        None => MEMORY,
+        Some(at) => {
+            let Word(size) = *at.get_ref();
+            if !(LEAST_MEMORY..=MOST_MEMORY).contains(&size.0) || !size.0.is_multiple_of(PMD_SIZE) {
+                return Err(lines.fault(at, Problem::LinuxMemory(size)));
+            }
+            size.0
+        }
+    };
+    let pages = text.pages.map_or(GuestPages::Huge, |Word(pages)| pages);
+    let backing = text.backing.map_or(Backing::Base4k, |Word(backing)| backing);
+    let LinuxText { modules, free_page_reporting, cmdline, initrd, disk, .. } = text;
+    Ok(LinuxGuest { memory, backing, pages, modules, free_page_reporting, cmdline, initrd, disk })
+}
