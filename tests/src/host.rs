@@ -19,14 +19,17 @@ pub enum Need {
     Zram,
     /// qemu-system-x86_64, any accelerator.
     Qemu,
+    /// A Linux kernel to boot as a guest, and a KVM that runs its user space.
+    LinuxGuest,
 }
 
 impl Need {
     /// Why the need is not met here, with the remedy; `None` if it is.
     pub fn missing(self) -> Option<&'static str> {
-        static ANSWERS: OnceLock<[Option<&'static str>; 4]> = OnceLock::new();
-        let answers =
-            ANSWERS.get_or_init(|| [Self::Kvm, Self::SlotZap, Self::Zram, Self::Qemu].map(Self::probe));
+        static ANSWERS: OnceLock<[Option<&'static str>; 5]> = OnceLock::new();
+        let answers = ANSWERS.get_or_init(|| {
+            [Self::Kvm, Self::SlotZap, Self::Zram, Self::Qemu, Self::LinuxGuest].map(Self::probe)
+        });
         answers[self as usize]
     }
 
@@ -49,9 +52,28 @@ impl Need {
                     .is_ok_and(|status| status.success()),
                 "there is no qemu-system-x86_64: install qemu-system-x86",
             ),
+            Self::LinuxGuest => (
+                !guest_kernels().is_empty()
+                    && guest_initrd().is_some()
+                    && Kvm::new().is_ok()
+                    && HostFacts::read().kvm.mmu.is_some_and(MmuKind::runs_guest_kernels_natively),
+                "it boots stock kernels: set ZAPSCOPE_GUEST_KERNELS and ZAPSCOPE_GUEST_INITRD on a host with kvm_intel or \
+                 kvm_amd, as the nested rig does (`cargo test -p tests --test nested`)",
+            ),
         };
         (!met).then_some(why)
     }
+}
+
+/// Kernels to boot as guests, as whoever set the host up says by `ZAPSCOPE_GUEST_KERNELS`.
+pub fn guest_kernels() -> Vec<String> {
+    let named = std::env::var("ZAPSCOPE_GUEST_KERNELS").unwrap_or_default();
+    named.split(':').filter(|path| !path.is_empty()).map(str::to_owned).collect()
+}
+
+/// An initrd for them that leaves a shell on the console, by `ZAPSCOPE_GUEST_INITRD`.
+pub fn guest_initrd() -> Option<String> {
+    std::env::var("ZAPSCOPE_GUEST_INITRD").ok()
 }
 
 /// Whether this host is emulated, as whoever set it up says by `ZAPSCOPE_SHORT=1`: all takes twenty times as long.

@@ -1,6 +1,7 @@
 //! What the tests of the whole share: what the host offers, machines to test on, images of hostile guests, and
 //! the program itself as a child process.
 
+pub mod console;
 pub mod elf;
 pub mod host;
 pub mod machine;

@@ -25,29 +25,19 @@ const TAIL_LINES: usize = 60;
 
 /// QEMU's arguments that do not depend on what is booted.
 ///
-/// Both vCPUs share one thread. With a thread each (QEMU 7.2), a vCPU now and then executes the breakpoint
+/// All vCPUs share one thread. With a thread each (QEMU 7.2), a vCPU now and then executes the breakpoint
 /// through which the other's kernel is just patching its code, after it is gone, and that kernel dies of an
 /// unexpected int3; and KVM has code patched whenever the first VM comes and the last one goes. Tests that stop and wait
 /// for vCPUs take less time this way, tests that let everything run take more.
-const MACHINE: &[&str] = &[
-    "-accel",
-    "tcg,thread=single",
-    "-cpu",
-    "EPYC,+svm",
-    "-smp",
-    "2",
-    "-nodefaults",
-    "-display",
-    "none",
-    "-no-reboot",
-];
+const MACHINE: &[&str] =
+    &["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm", "-nodefaults", "-display", "none", "-no-reboot"];
 
 /// The kernel's command line. An Oops ends the rig (`-no-reboot`): nothing after it would be worth believing.
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 mitigations=off rdinit=/init oops=panic panic=-1";
 
 /// The rig: what it has said so far.
-#[derive(Default)]
 pub struct Rig {
+    vcpus: u32,
     log: Mutex<Log>,
     more: Condvar,
 }
@@ -75,17 +65,17 @@ struct Ended {
     seconds: f64,
 }
 
-fn qemu(image: &Image, more: &str) -> Command {
+fn qemu(image: &Image, vcpus: u32, more: &str) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(MACHINE).args(["-m", &MEMORY_MIB.to_string()]);
+    qemu.args(MACHINE).args(["-smp", &vcpus.to_string(), "-m", &MEMORY_MIB.to_string()]);
     qemu.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
     qemu.args(["-append", &format!("{COMMAND_LINE} {more}")]);
     qemu
 }
 
 /// Boots the rig with a shell on this terminal; the end of the shell is its end.
-pub fn shell(image: &Image) -> Result<ExitCode, Trouble> {
-    let status = qemu(image, &format!("{} {}", init::BE_INIT, init::WITH_SHELL))
+pub fn shell(image: &Image, vcpus: u32) -> Result<ExitCode, Trouble> {
+    let status = qemu(image, vcpus, &format!("{} {}", init::BE_INIT, init::WITH_SHELL))
         .args(["-serial", "mon:stdio"])
         .status()
         .map_err(Trouble::broken("qemu-system-x86_64"))?;
@@ -100,7 +90,7 @@ pub fn start(rig: &Arc<Rig>, image: &Image, directory: &Path) -> Result<(), Trou
         std::fs::File::create(directory.join("report.jsonl")).map_err(Trouble::broken("report.jsonl"))?;
     let mut file = std::ffi::OsString::from("file:");
     file.push(&console);
-    let mut child = qemu(image, init::BE_INIT)
+    let mut child = qemu(image, rig.vcpus, init::BE_INIT)
         .arg("-serial")
         .arg(file)
         .args(["-serial", "stdio"])
@@ -119,6 +109,16 @@ pub fn start(rig: &Arc<Rig>, image: &Image, directory: &Path) -> Result<(), Trou
 }
 
 impl Rig {
+    /// One with so many vCPUs, not started yet.
+    pub fn with(vcpus: u32) -> Self {
+        Self { vcpus, log: Mutex::default(), more: Condvar::new() }
+    }
+
+    /// How many it has.
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+
     /// A panic while the lock is held leaves the log whole: events are only ever appended.
     fn lock(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)

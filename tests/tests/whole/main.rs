@@ -13,6 +13,7 @@ mod bad_input;
 mod counts;
 mod doctor;
 mod guest;
+mod linux;
 mod nothing_lost;
 mod way_out;
 
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         counts::TESTS,
         bad_input::TESTS,
         way_out::TESTS,
+        linux::TESTS,
     ];
     let (mut trials, mut missing) = (Vec::new(), Vec::new());
     for &(path, needs, test) in all.into_iter().flatten() {

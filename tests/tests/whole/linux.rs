@@ -1,0 +1,254 @@
+//! Linux guests: stock kernels to their console, the scenarios in them, the balloon.
+//!
+//! They run where `ZAPSCOPE_GUEST_KERNELS` names kernels, in practice in the nested rig.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use guest_mem::{Backing, PageCounts, PageScanner};
+use kvm_ioctls::Kvm;
+use serde_json::Value;
+use tests::console::Console;
+use tests::{host, program};
+use vmm::scenario::LinuxGuest;
+use vmm::testbed::{LinuxMachine, LinuxSetup};
+
+crate::tests! {
+    every_kernel_has_a_shell_on_its_console: [LinuxGuest],
+    a_kernel_that_panics_asks_for_a_reset: [LinuxGuest],
+    swapping_a_linux_guest_counts_as_swapping_the_bare_one: [LinuxGuest, SlotZap, Zram],
+    small_pages_in_the_guest_are_one_piece_of_memory_too: [LinuxGuest, SlotZap],
+    the_balloon_returns_what_it_takes_and_gives_it_back: [LinuxGuest],
+    steps_run_commands_and_inflate_the_balloon: [LinuxGuest],
+}
+
+fn kernel() -> String {
+    host::guest_kernels().pop().expect("the test needs one, and was told that there is one")
+}
+
+fn initrd() -> String {
+    host::guest_initrd().expect("who names kernels names an initrd too")
+}
+
+/// From the bzImage to a prompt, a command typed there, and power-off: every kernel with 1 and 2 vCPUs.
+fn every_kernel_has_a_shell_on_its_console() {
+    let kernels = host::guest_kernels();
+    assert!(!kernels.is_empty());
+    for kernel in kernels {
+        for vcpus in ["1", "2"] {
+            let mut console = Console::open(&[
+                "boot",
+                "--kernel",
+                &kernel,
+                "--initrd",
+                &initrd(),
+                "--memory",
+                "256MiB",
+                "--vcpus",
+                vcpus,
+            ]);
+            console.expect("/ # ");
+            console.type_line("echo $((6*7)) processors=$(nproc) $(uname -s)");
+            console.expect(&format!("42 processors={vcpus} Linux"));
+            console.type_line("poweroff -f");
+            let (status, output) = console.end();
+            assert_eq!(status.code(), Some(0), "{kernel} with {vcpus} vCPUs:\n{output}");
+        }
+    }
+}
+
+fn a_kernel_that_panics_asks_for_a_reset() {
+    let kernel = kernel();
+    let console = Console::open(&[
+        "boot",
+        "--kernel",
+        &kernel,
+        "--memory",
+        "256MiB",
+        "--cmdline",
+        "root=/dev/nothing rootdelay=0",
+    ]);
+    let (status, output) = console.end();
+    assert!(output.contains("Kernel panic - not syncing: VFS"), "{output}");
+    assert_eq!(status.code(), Some(4), "{output}");
+}
+
+/// Runs the built-in scenario with these arguments and returns its rows by case, backing and policy.
+fn rows(place: &Path, arguments: &[&str]) -> BTreeMap<String, Value> {
+    let mut all = vec!["run", "swapout", "--json", "--zram", "512MiB", "--out", "run"];
+    all.extend(arguments);
+    let output = program::output(place, &all);
+    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    std::fs::remove_dir_all(place.join("run")).unwrap();
+    let guest = record["guest"].as_str().unwrap();
+    assert_eq!(guest.starts_with("Linux "), arguments.contains(&"linux"), "{guest}");
+    let name = |row: &Value| {
+        ["case", "backing", "policy"].map(|key| row[key].as_str().unwrap().to_owned()).join(" ")
+    };
+    record["rows"].as_array().unwrap().iter().map(|row| (name(row), row.clone())).collect()
+}
+
+/// What is counted of a scenario does not depend on who uses the memory: every row says the same of a Linux guest as of
+/// the bare one. What `vm` drops besides, the guest's own memory, is more in a Linux guest.
+fn swapping_a_linux_guest_counts_as_swapping_the_bare_one() {
+    let place = tempfile::tempdir().unwrap();
+    let bare = rows(place.path(), &[]);
+    let linux = rows(place.path(), &["--guest", "linux", "--kernel", &kernel()]);
+    assert_eq!(bare.keys().collect::<Vec<_>>(), linux.keys().collect::<Vec<_>>());
+    for (name, row) in &linux {
+        let same = |keys: &[&str]| {
+            for key in keys {
+                assert_eq!(row[key], bare[name][key], "{key} of {name}:\n{row:#}\n{:#}", bare[name]);
+            }
+        };
+        assert_eq!((&row["integrity_errors"], &row["could_not_run"]), (&0.into(), &Value::Null), "{name}");
+        same(&["victims", "victim_bytes", "evicted_bytes", "invalidations", "needed_bytes"]);
+        same(&["invalidated_bytes", "achieved", "refaults"]);
+        assert_ne!(row["refaults"], 0, "{name}");
+        match row["policy"].as_str().unwrap() {
+            "vm" => assert!(row["zapped_bytes"].as_u64() > bare[name]["zapped_bytes"].as_u64(), "{name}"),
+            // The vCPUs stand still while a slot goes, so that not even the time of a hot loop's fault matters.
+            "slot" => same(&["slots_zapped", "zapped_bytes", "sptes_zapped_4k", "sptes_zapped_2m"]),
+            _ => same(&["slots_zapped", "zapped_bytes"]),
+        }
+    }
+}
+
+fn small_pages_in_the_guest_are_one_piece_of_memory_too() {
+    let place = tempfile::tempdir().unwrap();
+    let text = format!(
+        r#"
+name = "small"
+memory = "32MiB"
+guest = "linux"
+kernel = "{}"
+linux.pages = "small"
+linux.memory = "256MiB"
+[matrix]
+backing = ["4k", "thp"]
+policy = ["folio", "slot"]
+reclaim = ["dontneed"]
+[[case]]
+name = "sparse"
+[[case.step]]
+do = "fill"
+[[case.step]]
+do = "reclaim"
+victims = "sparse"
+count = 100
+[[case.step]]
+do = "refault"
+"#,
+        kernel()
+    );
+    std::fs::write(place.path().join("s.toml"), text).unwrap();
+    let output = program::output(place.path(), &["run", "s.toml", "--json", "--out", "run"]);
+    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for row in record["rows"].as_array().unwrap() {
+        let exact = (&row["integrity_errors"], &row["evicted_bytes"], &row["refaults"]);
+        assert_eq!(exact, (&0.into(), &(100 * 4096).into(), &100.into()), "{row:#}");
+        assert!(row["guest_counters"]["pgfault"].as_u64() > Some(0), "{row:#}");
+    }
+}
+
+fn machine(guest: &LinuxGuest) -> LinuxMachine {
+    let kernel = kernel();
+    let setup =
+        LinuxSetup { kernel: Path::new(&kernel), guest, vcpus: 1, arena: 32 << 20, slot_zap_all_quirk: true };
+    LinuxMachine::start(&Kvm::new().unwrap(), &setup).unwrap()
+}
+
+/// Bytes of the kernel's own memory that the host has.
+fn resident(machine: &LinuxMachine) -> u64 {
+    let (mut scanner, mut runs, mut pages) = (PageScanner::new().unwrap(), Vec::new(), 0);
+    let memory = machine.pc().memory();
+    for (node, region) in memory.nodes().iter().zip(&**memory.ram()) {
+        if !node.movable {
+            scanner.scan_region(region, region.range(), &mut runs).unwrap();
+            pages += PageCounts::of(&runs).resident();
+        }
+    }
+    pages * 4096
+}
+
+fn the_balloon_returns_what_it_takes_and_gives_it_back() {
+    const SIZE: u64 = 96 << 20;
+    for backing in [Backing::Base4k, Backing::Memfd] {
+        let guest =
+            LinuxGuest { memory: 256 << 20, backing, initrd: Some(initrd().into()), ..Default::default() };
+        let machine = machine(&guest);
+        // All of it is there, so that what goes shows.
+        machine.map_own_memory();
+        let before = resident(&machine);
+        assert_eq!(before, 256 << 20);
+        machine.take_given_back();
+        machine.set_balloon(SIZE).unwrap();
+        let after = resident(&machine);
+        let fell = (before - after) as f64 / SIZE as f64;
+        assert!((0.98..1.02).contains(&fell), "{backing}: {before} to {after}: {fell}");
+        let ledger = machine.take_given_back().balloon;
+        assert_eq!(ledger.needed_bytes, SIZE, "each page went through the bridge: {ledger:?}");
+        assert!(ledger.invalidations > 0 && ledger.invalidated_bytes >= SIZE, "{ledger:?}");
+        assert_eq!(machine.balloon().counts().refused_outside, 0);
+
+        machine.set_balloon(0).unwrap();
+        // Memory that only the balloon's pages can be.
+        let fill = "dd if=/dev/zero of=/tmp/fill bs=1M count=120 && sync && rm /tmp/fill";
+        let end = machine.shell(fill).unwrap();
+        assert_eq!(end.status, 0, "{}", end.tail);
+        assert!(resident(&machine) > after + (SIZE / 2), "it works with it");
+    }
+}
+
+fn steps_run_commands_and_inflate_the_balloon() {
+    let place = tempfile::tempdir().unwrap();
+    let text = format!(
+        r#"
+name = "steps"
+memory = "32MiB"
+guest = "linux"
+kernel = "{}"
+linux.initrd = "{}"
+linux.memory = "256MiB"
+[matrix]
+backing = ["4k"]
+policy = ["slot"]
+reclaim = ["dontneed"]
+[[case]]
+name = "steps"
+[[case.step]]
+do = "fill"
+[[case.step]]
+do = "inflate"
+size = "32MiB"
+[[case.step]]
+do = "sh"
+command = "echo hello; exit 3"
+[[case.step]]
+do = "deflate"
+[[case.step]]
+do = "reclaim"
+victims = "sparse"
+count = 10
+"#,
+        kernel(),
+        initrd()
+    );
+    std::fs::write(place.path().join("s.toml"), text).unwrap();
+    let output = program::output(place.path(), &["run", "s.toml", "--json", "--out", "run"]);
+    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = &record["rows"][0];
+    assert_eq!(
+        (&row["integrity_errors"], &row["balloon_bytes"]),
+        (&0.into(), &(32u64 << 20).into()),
+        "{row:#}"
+    );
+    assert!(row["balloon_invalidations"].as_u64() > Some(0), "{row:#}");
+    // The row's own invalidations are the step's alone.
+    assert_eq!(row["invalidations"], 10, "{row:#}");
+    let warnings = row["warnings"].to_string();
+    assert!(warnings.contains("ended with 3: hello"), "{warnings}");
+}
