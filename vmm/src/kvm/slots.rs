@@ -116,7 +116,11 @@ impl KvmSlots {
             .unseamed_edges(part)
             .map(|block| block.len() - block.intersection(part).map_or(0, HvaRange::len))
             .sum();
-        let _window = self.core.surroundings.window.open();
+        // The arena is the guest's alone; elsewhere devices write too, and would die of it.
+        let surroundings = &self.core.surroundings;
+        let _alone = (!std::ptr::eq(region, self.core.arena()))
+            .then(|| surroundings.host_writes.write().unwrap_or_else(PoisonError::into_inner));
+        let _window = surroundings.window.open();
         guest_mem::toggle_protection(region, part)
             .unwrap_or_else(|error| panic!("guest memory may be left read-only: {error}"));
         part.len() + seams

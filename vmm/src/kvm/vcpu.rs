@@ -10,8 +10,8 @@
 //! ```
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -35,6 +35,9 @@ pub struct Surroundings {
     pub gate: Gate,
     /// The moments in which `EFAULT` is the VMM's own doing.
     pub window: ProtectionWindow,
+    /// Held for reading by threads of this process that write to guest memory outside of the arena (devices), and for
+    /// writing while that memory is read-only.
+    pub host_writes: RwLock<()>,
     /// Guest physical addresses promised to be memory.
     pub ram: Vec<guest_mem::GpaRange>,
     /// When the first of them first entered the guest: `CLOCK_MONOTONIC` nanoseconds, 0 before.
@@ -197,7 +200,8 @@ impl Surroundings {
     /// For a VM with that many vCPUs and that memory.
     pub fn new(vcpus: u32, ram: Vec<guest_mem::GpaRange>) -> Self {
         let window = ProtectionWindow::default();
-        Self { gate: Gate::new(vcpus), window, ram, first_entry_ns: AtomicU64::new(0) }
+        let host_writes = RwLock::default();
+        Self { gate: Gate::new(vcpus), window, host_writes, ram, first_entry_ns: AtomicU64::new(0) }
     }
 
     /// Whether memory is promised at that guest physical address.

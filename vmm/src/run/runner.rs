@@ -18,6 +18,7 @@ use super::trial::{Trial, TrialSetup};
 use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::host::HostFacts;
+use crate::host::resident;
 use crate::host::signals::Cancel;
 use crate::kvm::boot::LARGEST_IMAGE;
 use crate::kvm::pc::PcError;
@@ -211,6 +212,10 @@ impl<'a> Runner<'a> {
             Reclaim::By(_) => None,
         };
         let testbed = self.testbed(plan)?;
+        if self.first_entry_ns.is_none() {
+            // The guest is up: what follows is the engine's loop and nothing else.
+            resident::unmap_code();
+        }
         self.first_entry_ns = self.first_entry_ns.or(testbed.first_entry_ns());
         // SAFETY: the testbed stands before the wiring, so it is dropped after it.
         let wiring = unsafe { Wiring::new(&*testbed, &plan.combination, self.scenario.shared_tlb) };

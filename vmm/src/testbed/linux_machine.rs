@@ -221,7 +221,13 @@ impl LinuxMachine {
             },
         )?;
         let console = Tail::default();
-        pc.add_serial(Box::new(console.clone()))?;
+        let serial = pc.add_serial(Box::new(console.clone()))?;
+        // Nobody types; whoever feeds the port also sees to it that what it prints comes out.
+        let silence = File::open("/dev/null");
+        pc.feed_serial(
+            serial,
+            silence.map_err(|source| unreadable("input", Path::new("/dev/null"), source))?.into(),
+        );
         let stream = pc.add_agent()?;
         let balloon = pc.add_balloon(setup.guest.free_page_reporting)?;
         if let Some(path) = &setup.guest.disk {
@@ -473,8 +479,12 @@ impl Drop for LinuxMachine {
     }
 }
 
+fn unreadable(what: &'static str, path: &Path, source: std::io::Error) -> LinuxError {
+    LinuxError::Read { what, path: path.to_owned(), source }
+}
+
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, LinuxError> {
-    let failed = |source| LinuxError::Read { what, path: path.to_owned(), source };
+    let failed = |source| unreadable(what, path, source);
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(LARGEST_IMAGE).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)

@@ -49,11 +49,6 @@ impl GiveBack {
     pub fn take(&self) -> Recorder {
         std::mem::replace(&mut self.lock().recorder, Recorder::with_capacity(RECORDS))
     }
-
-    /// Has `bridge` told from now on of what is given back.
-    pub fn announce_through(&self, bridge: Arc<Bridge>) {
-        self.lock().bridge = bridge;
-    }
 }
 
 impl std::fmt::Debug for GiveBack {

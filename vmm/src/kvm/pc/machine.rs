@@ -9,8 +9,9 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use event_manager::{EventOps, Events};
 use guest_mem::Backing;
 use kvm_ioctls::{IoEventAddress, Kvm};
 use vmm_sys_util::eventfd::EventFd;
@@ -31,6 +32,7 @@ use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::kvm::stats::VcpuStats;
+use crate::kvm::vcpu::Surroundings;
 use crate::kvm::vm::{VmError, failed};
 use crate::linux::acpi::{self, AcpiError};
 use crate::linux::layout::{self, MemoryNode, Platform, VirtioSlot};
@@ -268,7 +270,11 @@ impl Pc {
         if let Some(first) = files.first() {
             registers::set_registers(first, &start)?;
         }
-        let devices = DeviceLoop::start(std::mem::take(&mut self.served))?;
+        let surroundings = self.memory.surroundings();
+        let served = self.served.drain(..);
+        let served =
+            served.map(|served| Box::new(Guarded { served, surroundings: surroundings.clone() }) as _);
+        let devices = DeviceLoop::start(served.collect())?;
         self.watch = Some(
             LifeWatch::start(self.life.clone(), self.switch.clone(), &devices).map_err(device("watch"))?,
         );
@@ -316,6 +322,25 @@ impl Pc {
 impl std::fmt::Debug for Pc {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Pc").field("vcpus", &self.vcpus).field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+/// A device that is served only while it may write to guest memory.
+struct Guarded {
+    served: Box<dyn Served>,
+    surroundings: Arc<Surroundings>,
+}
+
+impl Served for Guarded {
+    fn name(&self) -> &'static str {
+        self.served.name()
+    }
+    fn init(&mut self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
+        self.served.init(ops)
+    }
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
+        let _writes = self.surroundings.host_writes.read().unwrap_or_else(PoisonError::into_inner);
+        self.served.process(events, ops)
     }
 }
 

@@ -242,3 +242,73 @@ fn view(at: Gpa, region: &Region) -> GuestRegionMmap {
             .expect("page aligned, with the flags it was mapped with");
     GuestRegionMmap::new(mapping, GuestAddress(at.get())).expect("a memory map does not wrap")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::layout;
+
+    const MIB: u64 = 1 << 20;
+
+    /// 64 MiB of the kernel's own, and a node of 32 MiB.
+    fn memory(kvm: &Kvm) -> PcMemory {
+        let mut nodes = layout::node0(64 * MIB).unwrap();
+        nodes.push(layout::arena_node(&nodes, 32 * MIB, guest_mem::PMD_SIZE).unwrap());
+        PcMemory::new(kvm, 1, nodes, Backing::Base4k, true).unwrap()
+    }
+
+    fn range(start: u64, len: u64) -> GpaRange {
+        GpaRange::with_len(Gpa::new(start), len).unwrap()
+    }
+
+    #[test]
+    fn an_arena_takes_the_place_of_a_part_of_its_node_and_goes_again() {
+        let Ok(kvm) = Kvm::new() else {
+            eprintln!(
+                "SKIPPED: an_arena_takes_the_place_of_a_part_of_its_node_and_goes_again: no KVM for us"
+            );
+            return;
+        };
+        let memory = memory(&kvm);
+        let node = memory.nodes()[1].range;
+        let before = memory.slots();
+        let wanted = range(node.start().get() + 4 * MIB, 16 * MIB);
+        for granule in [2 * MIB, 4096, 16 * MIB] {
+            let spec = ArenaSpec { range: wanted, backing: Backing::Base4k, granule };
+            let core = memory.lend_arena(spec).unwrap();
+            let slots = memory.slots();
+            // Every address of the node has memory: the arena's inside of it, the node's own around it.
+            for page in node.start().get() / 4096..node.end().get() / 4096 {
+                let gpa = Gpa::new(page * 4096);
+                let hva = slots.hva_of(gpa).unwrap();
+                assert_eq!(core.arena().range().contains(hva), wanted.contains(gpa), "{gpa}");
+            }
+            let in_arena = |slot: &&Memslot| core.arena().range().covers(slot.hva_range());
+            let lens: Vec<u64> = slots.as_slice().iter().filter(in_arena).map(Memslot::len).collect();
+            assert_eq!((lens.len() as u64, lens[0]), (16 * MIB / granule, granule));
+        }
+        memory.take_arena_back().unwrap();
+        assert_eq!(memory.slots().as_slice(), before.as_slice());
+    }
+
+    #[test]
+    fn pages_are_found_in_the_host_unless_they_are_lent() {
+        let Ok(kvm) = Kvm::new() else {
+            eprintln!("SKIPPED: pages_are_found_in_the_host_unless_they_are_lent: no KVM for us");
+            return;
+        };
+        let memory = memory(&kvm);
+        let node = memory.nodes()[1].range;
+        let found = |range| memory.host_parts(range).map(|parts| parts.len());
+        assert_eq!(found(range(0, 64 * MIB)), Some(1));
+        assert_eq!(found(range(63 * MIB, 2 * MIB)), None, "it runs out of the node");
+        assert_eq!(found(range(layout::VIRTIO_BASE.get(), 4096)), None);
+        assert_eq!(found(node), Some(1));
+        let lent = range(node.start().get() + 2 * MIB, 2 * MIB);
+        let _core =
+            memory.lend_arena(ArenaSpec { range: lent, backing: Backing::Base4k, granule: 2 * MIB }).unwrap();
+        assert_eq!(found(node), None, "the arena lies in the middle");
+        assert_eq!(found(range(node.start().get(), 2 * MIB)), Some(1));
+        assert_eq!(found(lent), None);
+    }
+}
