@@ -160,7 +160,7 @@ impl Pc {
         })
     }
 
-    /// The first serial port, written to `output`. Whoever feeds it is added with [`Pc::serve`].
+    /// The first serial port, written to `output`. It wants to be fed, be it from `/dev/null`.
     ///
     /// # Errors
     /// [`PcError`].
