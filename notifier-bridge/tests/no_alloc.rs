@@ -118,5 +118,5 @@ fn from_hook_to_ledger_nothing_is_allocated_under_any_policy() {
 
 #[test]
 fn the_counter_does_count() {
-    assert_eq!(allocations_of(|| drop(Box::new(std::hint::black_box(7)))), 1);
+    assert_eq!(allocations_of(|| drop(std::hint::black_box(Box::new(7)))), 1);
 }
