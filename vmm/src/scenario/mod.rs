@@ -10,7 +10,7 @@
 //! vcpus = 1                 # 1 to 32; default 1
 //! seed = 42                 # of every choice below; default 42
 //! repetitions = 1           # trials of each row: counts must agree, times are pooled; default 1
-//! guest = "bare"            # bare | linux; default bare
+//! guest = "linux"           # bare | linux; default bare
 //! # kernel = "my-guest.elf" # another PVH image in place of the built-in test guest, or the Linux kernel (bzImage or
 //! #                         # ELF); seen from the scenario's directory
 //! slot_zap_all_quirk = false # true: deleting one memslot drops every SPTE of the VM, KVM's default
@@ -74,7 +74,6 @@
 //!
 //! [[case.step]]
 //! do = "sweep"                 # touch every other page once: the collateral faults no hot loop has met
-//! ```
 //!
 //! [[case.step]]
 //! do = "sh"                    # Linux guest: run a command to its end, beside the hot loops
@@ -86,6 +85,7 @@
 //!
 //! [[case.step]]
 //! do = "deflate"               # Linux guest: and gives it back
+//! ```
 //!
 //! The end of a case verifies every page of the arena; that needs no step. Sizes are binary however they are
 //! written (`4k` is 4096).

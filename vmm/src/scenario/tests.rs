@@ -68,7 +68,7 @@ fn the_reference_in_the_documentation_is_a_scenario() {
         documentation.skip_while(|line| *line != " ```toml").skip(1).take_while(|line| *line != " ```");
     let text: String = example.flat_map(|line| [line, "\n"]).collect();
     let scenario = Scenario::parse(&text, "documentation").unwrap_or_else(|why| panic!("{why}"));
-    assert_eq!(scenario.cases[0].steps.len(), 7);
+    assert_eq!((scenario.cases[0].steps.len(), scenario.linux.is_some()), (10, true));
 }
 
 #[test]
@@ -195,4 +195,45 @@ fn a_file_that_is_none_is_told_from_one_that_is_no_scenario() {
     assert_eq!(scenario.kernel, Some(path("guest.elf")));
     fs::write(path("empty.toml"), "").unwrap();
     assert!(Scenario::load(&path("empty.toml")).is_err());
+}
+
+#[test]
+fn steps_in_the_guests_system_need_one() {
+    let with = |guest: &str, step: &str| {
+        let step = format!("[[case.step]]\n{step}\n[[case.step]]\ndo = \"reclaim\"");
+        let text = GOOD.replace("vcpus = 2", guest).replacen("[[case.step]]\ndo = \"reclaim\"", &step, 1);
+        Scenario::parse(&text, "x.toml").map_err(|why| why.to_string())
+    };
+    let linux = "vcpus = 2\nguest = \"linux\"\nlinux.memory = \"256MiB\"";
+    for (step, action) in [
+        ("do = \"sh\"\ncommand = \"true\"", Action::Shell),
+        ("do = \"inflate\"\nsize = \"64MiB\"", Action::Inflate),
+        ("do = \"deflate\"", Action::Deflate),
+    ] {
+        let scenario = with(linux, step).unwrap();
+        assert!(scenario.cases[0].steps.iter().any(|step| step.action() == action));
+        assert!(scenario.in_bare_guest().unwrap_err().to_string().contains("needs a Linux guest"));
+        let refused = with("vcpus = 2", step).unwrap_err();
+        assert!(refused.contains(&format!("`{action}` step needs a Linux guest")), "{refused}");
+    }
+    for (step, said) in [
+        ("do = \"sh\"", "command = "),
+        ("do = \"sh\"\ncommand = \" \"", "empty"),
+        ("do = \"inflate\"\nsize = \"0\"", "`size` is 0"),
+        ("do = \"inflate\"\nsize = \"193MiB\"", "a balloon of 193 MiB"),
+        ("do = \"deflate\"\nsize = \"1MiB\"", "`size` means nothing"),
+    ] {
+        let refused = with(linux, step).unwrap_err();
+        assert!(refused.contains(said), "{refused}");
+    }
+}
+
+#[test]
+fn any_scenario_runs_in_a_linux_guest() {
+    let scenario = Scenario::parse(GOOD, "x.toml").unwrap();
+    let linux = scenario.clone().in_linux(Some("k".into()), Some("m".into()));
+    assert_eq!(linux.kernel.as_deref(), Some(std::path::Path::new("k")));
+    assert_eq!(linux.linux.as_ref().unwrap().modules.as_deref(), Some(std::path::Path::new("m")));
+    let bare = linux.in_bare_guest().unwrap();
+    assert_eq!((bare.kernel, bare.linux), (None, None));
 }

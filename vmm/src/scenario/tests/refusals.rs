@@ -55,7 +55,9 @@ fn a_scenario_without_sense_is_refused_with_line_and_remedy() {
         ("vcpus = 2", "vcpus = 33", 4, "1 to 32"),
         ("vcpus = 2", "vcpus = 4294967298", 4, "1 to 32"),
         ("vcpus = 2", "repetitions = 0", 4, "at least one trial"),
-        ("vcpus = 2", "guest = \"linux\"", 4, "use guest = \"bare\""),
+        ("vcpus = 2", "linux.pages = \"small\"", 4, "set guest = \"linux\", or remove it"),
+        ("vcpus = 2", "guest = \"linux\"\nlinux.memory = \"64MiB\"", 5, "at least 128 MiB"),
+        ("vcpus = 2", "guest = \"linux\"\nlinux.memory = \"200m\"\nlinux.pages = \"big\"", 6, "huge, small"),
     ] {
         let why = refused_with(old, new);
         assert!(why.contains(said), "{new}: {why}");
