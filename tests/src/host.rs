@@ -58,7 +58,7 @@ impl Need {
                     && Kvm::new().is_ok()
                     && HostFacts::read().kvm.mmu.is_some_and(MmuKind::runs_guest_kernels_natively),
                 "it boots stock kernels: set ZAPSCOPE_GUEST_KERNELS and ZAPSCOPE_GUEST_INITRD on a host with kvm_intel or \
-                 kvm_amd, as the nested rig does (`cargo test -p tests --test nested`)",
+                 kvm_amd, as the nested rig does (`cargo test --release -p tests --test nested`)",
             ),
         };
         (!met).then_some(why)

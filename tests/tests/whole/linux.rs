@@ -103,14 +103,18 @@ fn swapping_a_linux_guest_counts_as_swapping_the_bare_one() {
             }
         };
         assert_eq!((&row["integrity_errors"], &row["could_not_run"]), (&0.into(), &Value::Null), "{name}");
-        same(&["victims", "victim_bytes", "evicted_bytes", "invalidations", "needed_bytes"]);
-        same(&["invalidated_bytes", "achieved", "refaults"]);
+        same(&["victims", "victim_bytes", "evicted_bytes", "needed_bytes", "achieved", "refaults"]);
         assert_ne!(row["refaults"], 0, "{name}");
+        let more = |key: &str| row[key].as_u64() > bare[name][key].as_u64();
         match row["policy"].as_str().unwrap() {
-            "vm" => assert!(row["zapped_bytes"].as_u64() > bare[name]["zapped_bytes"].as_u64(), "{name}"),
-            // The vCPUs stand still while a slot goes, so that not even the time of a hot loop's fault matters.
-            "slot" => same(&["slots_zapped", "zapped_bytes", "sptes_zapped_4k", "sptes_zapped_2m"]),
-            _ => same(&["slots_zapped", "zapped_bytes"]),
+            // Its kernel's own memory is dropped with the rest.
+            "vm" => assert!(more("invalidations") && more("zapped_bytes"), "{name}:\n{row:#}"),
+            _ => same(&["invalidations", "invalidated_bytes", "slots_zapped", "zapped_bytes"]),
+        }
+        // Where a zap is wider, what the hot loop has mapped again by then is a matter of time.
+        if (&row["policy"], &row["backing"]) == (&"kernel".into(), &"4k".into()) {
+            same(&["sptes_zapped_4k", "sptes_zapped_2m", "collateral_faults"]);
+            assert_eq!(row["collateral_faults"], 0, "{name}");
         }
     }
 }
