@@ -21,16 +21,34 @@ pub enum Need {
     Qemu,
     /// A Linux kernel to boot as a guest, and a KVM that runs its user space.
     LinuxGuest,
+    /// A KVM that is kvm_pvm.
+    Pvm,
+    /// A kernel small enough for kvm_pvm.
+    MinimalKernel,
+    /// Not root, who may write every file.
+    NotRoot,
 }
 
+/// Names the kernel that [`Need::MinimalKernel`] is.
+pub const MINIMAL_KERNEL: &str = "ZAPSCOPE_MINIMAL_KERNEL";
+
 impl Need {
+    /// In order of declaration.
+    const ALL: [Self; 8] = [
+        Self::Kvm,
+        Self::SlotZap,
+        Self::Zram,
+        Self::Qemu,
+        Self::LinuxGuest,
+        Self::Pvm,
+        Self::MinimalKernel,
+        Self::NotRoot,
+    ];
+
     /// Why the need is not met here, with the remedy; `None` if it is.
     pub fn missing(self) -> Option<&'static str> {
-        static ANSWERS: OnceLock<[Option<&'static str>; 5]> = OnceLock::new();
-        let answers = ANSWERS.get_or_init(|| {
-            [Self::Kvm, Self::SlotZap, Self::Zram, Self::Qemu, Self::LinuxGuest].map(Self::probe)
-        });
-        answers[self as usize]
+        static ANSWERS: OnceLock<[Option<&'static str>; Need::ALL.len()]> = OnceLock::new();
+        ANSWERS.get_or_init(|| Self::ALL.map(Self::probe))[self as usize]
     }
 
     fn probe(self) -> Option<&'static str> {
@@ -60,6 +78,15 @@ impl Need {
                 "it boots stock kernels: set ZAPSCOPE_GUEST_KERNELS and ZAPSCOPE_GUEST_INITRD on a host with kvm_intel or \
                  kvm_amd, as the nested rig does (`cargo test --release -p tests --test nested`)",
             ),
+            Self::Pvm => (pvm(), "this host's KVM is not kvm_pvm, and the test is of what only that does"),
+            Self::NotRoot => (
+                !rustix::process::geteuid().is_root(),
+                "root may write every file: run it as another user too",
+            ),
+            Self::MinimalKernel => (
+                std::env::var_os(MINIMAL_KERNEL).is_some_and(|path| Path::new(&path).is_file()),
+                "ZAPSCOPE_MINIMAL_KERNEL names no kernel: set it to what tests/peers/minimal-linux.sh prints",
+            ),
         };
         (!met).then_some(why)
     }
@@ -84,6 +111,11 @@ pub fn emulated() -> bool {
 /// Whether an environment variable is 1.
 pub fn asked_for(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+/// Whether KVM is kvm_pvm, which emulates a guest's ring 0.
+pub fn pvm() -> bool {
+    HostFacts::read().kvm.mmu == Some(MmuKind::ShadowPvm)
 }
 
 /// Whether KVM keeps its translations by the TDP MMU: two-dimensional paging, without shadow pages.

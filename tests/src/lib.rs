@@ -1,6 +1,8 @@
 //! What the tests of the whole share: what the host offers, machines to test on, images of hostile guests, and
 //! the program itself as a child process.
 
+pub mod bzimage;
+pub mod code;
 pub mod console;
 pub mod elf;
 pub mod host;

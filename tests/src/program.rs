@@ -2,8 +2,14 @@
 //! zapscope.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process_group};
 
 /// The first argument that makes a test binary be zapscope.
 pub const BE_ZAPSCOPE: &str = "__be-zapscope";
@@ -35,6 +41,50 @@ pub fn zapscope<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Command {
 /// It cannot be started.
 pub fn output<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Output {
     zapscope(directory, arguments).output().expect("the test binary starts again")
+}
+
+/// How long a program may take that ends by itself. Far more than it needs.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// And one that boots a Linux whose every kernel instruction is emulated.
+pub const MINUTES: Duration = Duration::from_secs(900);
+
+/// A command line of zapscope as [`zapscope`] makes it, whose processes are a group of their own.
+///
+/// # Panics
+/// This test binary has lost its own file.
+pub fn grouped<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Command {
+    let mut command = zapscope(directory, arguments);
+    command.process_group(0);
+    command
+}
+
+/// Waits for the end of a group's first process, and sees that no other is left of it. Closes its input.
+///
+/// # Panics
+/// It does not end, or leaves a process behind.
+pub fn end_of_group(child: Child) -> Output {
+    end_of_group_within(child, PATIENCE)
+}
+
+/// The same, for one that takes longer.
+///
+/// # Panics
+/// It does not end in time, or leaves a process behind.
+pub fn end_of_group_within(child: Child, patience: Duration) -> Output {
+    let pid = Pid::from_child(&child);
+    let (send, receive) = channel();
+    let waiting = std::thread::spawn(move || send.send(child.wait_with_output()));
+    let ended = receive.recv_timeout(patience);
+    if ended.is_err() {
+        // What it said comes with its end.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    let output = ended.or_else(|_| receive.recv()).expect("the thread sends before it ends");
+    let output = output.expect("a child that was started has an end");
+    waiting.join().expect("it only waits").expect("the receiver is here");
+    assert!(output.status.code().is_some(), "it did not end by itself; it said: {}", stderr(&output));
+    assert_eq!(test_kill_process_group(pid), Err(Errno::SRCH), "a process is left of it");
+    output
 }
 
 /// Standard error as text.

@@ -10,6 +10,9 @@
 mod agreement;
 mod bad_guests;
 mod bad_input;
+mod boot_guest;
+mod boot_input;
+mod boot_pvm;
 mod counts;
 mod doctor;
 mod guest;
@@ -56,6 +59,9 @@ fn main() -> ExitCode {
         nothing_lost::TESTS,
         counts::TESTS,
         bad_input::TESTS,
+        boot_input::TESTS,
+        boot_guest::TESTS,
+        boot_pvm::TESTS,
         way_out::TESTS,
         linux::TESTS,
     ];

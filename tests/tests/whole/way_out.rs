@@ -28,7 +28,7 @@ fn scenario(baseline: &str) -> String {
 }
 
 /// Swap devices and zram devices of this host.
-fn host() -> (String, Vec<String>) {
+pub fn host() -> (String, Vec<String>) {
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap();
     let names: Vec<&str> = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
     let entries = std::fs::read_dir("/sys/block").unwrap();

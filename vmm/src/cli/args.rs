@@ -59,7 +59,8 @@ pub struct RunArguments {
 /// `zapscope boot`.
 ///
 /// Ends with 0 when the guest switches itself off, with 4 when it asks for a reset (so does a kernel that panicked),
-/// with 1 when it crashes, with 3 where this host cannot run it further, with 130 on Ctrl-A x or a signal.
+/// with 1 when it crashes or cannot be booted, with 2 if the command line makes no sense, with 3 where this host cannot
+/// run it further, with 130 on Ctrl-A x or a signal.
 #[derive(Debug, Args)]
 pub struct BootArguments {
     /// The kernel: a bzImage or an ELF vmlinux.

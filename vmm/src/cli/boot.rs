@@ -18,11 +18,12 @@ use super::run::watch_signals;
 use super::{FAILED, INCOMPLETE, INTERRUPTED, RESET};
 use crate::devices::terminal::RawMode;
 use crate::devices::virtio::block::Disk;
-use crate::host::Root;
 use crate::host::kvm_module::{KvmFacts, MmuKind};
 use crate::host::signals::{Cancel, block_stop_signals};
-use crate::kvm::pc::{BootSpec, Ending, Life, Pc, PcConfig, pvm};
-use crate::linux::{Initrd, Kernel};
+use crate::host::{Root, facts};
+use crate::kvm::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
+use crate::linux::initrd::InitrdError;
+use crate::linux::{BootFile, Initrd, Kernel};
 use crate::report::units;
 use crate::scenario::Size;
 
@@ -42,24 +43,48 @@ enum BootError {
     Read { what: &'static str, path: PathBuf, source: io::Error },
     #[error("the kernel {} is larger than {LARGEST_KERNEL} bytes: it is no kernel", .0.display())]
     LargeKernel(PathBuf),
-    #[error("the file {} cannot be booted", path.display())]
-    Kernel { path: PathBuf, source: crate::linux::Refusal },
+    #[error("the kernel {} {refusal}", path.display())]
+    Kernel { path: PathBuf, refusal: crate::linux::Refusal },
+    #[error("{}", path.display())]
+    Initrd { path: PathBuf, source: InitrdError },
+    #[error("{}", path.display())]
+    File { path: PathBuf, source: PcError },
     #[error("--memory {0}: it must be a multiple of 2 MiB and at least 16 MiB")]
     Memory(Size),
+    #[error("--memory {0}: this host has {host} of memory and swap: give the guest less", host = units::bytes(*.1))]
+    MoreThanTheHost(Size, u64),
+    #[error("--balloon {balloon}: the guest has {memory} of memory in all")]
+    Balloon { balloon: Size, memory: Size },
     #[error("/dev/kvm cannot be opened: load a KVM module, or join the group that owns the file")]
     NoKvm(#[source] kvm_ioctls::Error),
 }
 
-pub fn boot(arguments: &BootArguments) -> Result<ExitCode, Box<dyn Error>> {
-    let Size(memory) = arguments.memory;
-    if memory < LEAST_MEMORY || !memory.is_multiple_of(PMD_SIZE) {
-        return Err(BootError::Memory(arguments.memory).into());
+impl BootError {
+    /// Whether the command line contradicts itself, whatever the host and the files are.
+    fn is_senseless(&self) -> bool {
+        matches!(self, Self::Memory(_) | Self::Balloon { .. })
     }
+}
+
+/// Whether it is a command line that contradicts itself.
+pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref().is_some_and(BootError::is_senseless)
+}
+
+pub fn boot(arguments: &BootArguments) -> Result<ExitCode, Box<dyn Error>> {
+    check_sizes(arguments)?;
+    let Size(memory) = arguments.memory;
     let image = read_kernel(&arguments.kernel)?;
-    let refused = |source| BootError::Kernel { path: arguments.kernel.clone(), source };
+    let refused = |refusal| BootError::Kernel { path: arguments.kernel.clone(), refusal };
     let kernel = Kernel::identify(&image).map_err(refused)?;
-    let initrd_file = arguments.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
-    let initrd = initrd_file.as_ref().map(Initrd::of_file).transpose()?;
+    let initrd_file = arguments.initrd.as_deref().map(open_initrd).transpose()?;
+    let initrd = match (&initrd_file, &arguments.initrd) {
+        (Some(file), Some(path)) => {
+            let refused = |source| BootError::Initrd { path: path.clone(), source };
+            Some(Initrd::of_file(file).map_err(refused)?)
+        }
+        _ => None,
+    };
     let disks = arguments.disks.iter().enumerate().map(open_disk).collect::<Result<Vec<_>, _>>()?;
     let kvm = Kvm::new().map_err(BootError::NoKvm)?;
     block_stop_signals()?;
@@ -99,7 +124,8 @@ pub fn boot(arguments: &BootArguments) -> Result<ExitCode, Box<dyn Error>> {
     }
     end_on_signal(&life)?;
     let in_guest_decompression = arguments.in_guest_decompression;
-    pc.boot(&BootSpec { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })?;
+    pc.boot(&BootSpec { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })
+        .map_err(|error| named(error, arguments))?;
     drop(image);
     let ending = life.wait();
     let faults: Vec<_> = pc.faults().collect();
@@ -112,6 +138,38 @@ pub fn boot(arguments: &BootArguments) -> Result<ExitCode, Box<dyn Error>> {
     report("balloon", &ledger.totals(Cause::Balloon));
     report("free page reports", &ledger.totals(Cause::FreePageReport));
     Ok(code(&ending))
+}
+
+/// Refuses sizes that no guest can have, or none on this host.
+fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
+    let Size(memory) = arguments.memory;
+    if memory < LEAST_MEMORY || !memory.is_multiple_of(PMD_SIZE) {
+        return Err(BootError::Memory(arguments.memory));
+    }
+    if let Some(balloon) = arguments.balloon.filter(|balloon| balloon.0 > memory) {
+        return Err(BootError::Balloon { balloon, memory: arguments.memory });
+    }
+    // Its pages come as the guest touches them: more would begin well, and end with processes killed.
+    match facts::memory_and_swap(&Root::default()) {
+        Some(host) if host < memory => Err(BootError::MoreThanTheHost(arguments.memory, host)),
+        _ => Ok(()),
+    }
+}
+
+/// The error with the name of the file that it speaks of.
+fn named(error: PcError, arguments: &BootArguments) -> Box<dyn Error> {
+    let path = match &error {
+        PcError::Load(source) => match source.file() {
+            Some(BootFile::Kernel) => Some(&arguments.kernel),
+            Some(BootFile::Initrd) => arguments.initrd.as_ref(),
+            None => None,
+        },
+        _ => None,
+    };
+    match path.cloned() {
+        Some(path) => BootError::File { path, source: error }.into(),
+        None => error.into(),
+    }
 }
 
 /// Where the guest's console is written. Where the guest cannot live beyond its first process, its life ends there.
@@ -137,6 +195,17 @@ fn end_on_signal(life: &Arc<Life>) -> Result<(), Box<dyn Error>> {
 
 fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
     File::open(path).map_err(|source| BootError::Read { what, path: path.to_owned(), source })
+}
+
+/// Looked at before it is opened: opening a pipe would wait for its other end.
+fn open_initrd(path: &Path) -> Result<File, BootError> {
+    let kind = path.metadata().map(|metadata| metadata.file_type());
+    let refused = |source| BootError::Initrd { path: path.to_owned(), source };
+    match kind {
+        Ok(kind) if kind.is_dir() => Err(refused(InitrdError::Directory)),
+        Ok(kind) if !kind.is_file() => Err(refused(InitrdError::NotRegular)),
+        _ => open("initrd", path),
+    }
 }
 
 fn read_kernel(path: &Path) -> Result<Vec<u8>, BootError> {

@@ -20,6 +20,8 @@ use args::{Arguments, Command};
 
 /// The exit code of a run that did what it was asked and found something wrong, or could not do it.
 const FAILED: u8 = 1;
+/// The exit code of a command line that makes no sense.
+const SENSELESS: u8 = 2;
 /// The exit code of a run in which this host could not make every row that was asked for.
 const INCOMPLETE: u8 = 3;
 /// The exit code of a guest that asked for a reset.
@@ -51,7 +53,8 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("zapscope: {}", chain(&*error));
-            ExitCode::from(FAILED)
+            let senseless = run::is_senseless(&*error) || boot::is_senseless(&*error);
+            ExitCode::from(if senseless { SENSELESS } else { FAILED })
         }
     }
 }

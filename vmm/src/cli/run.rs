@@ -30,6 +30,11 @@ struct NoScenario {
     known: String,
 }
 
+/// Whether it is a command line that contradicts itself.
+pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
+    error.is::<NotLinux>()
+}
+
 pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     // Before anything is changed: what cannot be read needs no zram device.
     let scenario = in_guest(scenario(&arguments.scenario)?, arguments)?;

@@ -140,6 +140,13 @@ impl HostFacts {
     }
 }
 
+/// What a guest can have of a host at most: its memory and its swap. `None` where it does not say.
+pub fn memory_and_swap(root: &Root) -> Option<u64> {
+    let meminfo = root.text("/proc/meminfo")?;
+    let swap = parse_meminfo(&meminfo, "SwapTotal").unwrap_or(0);
+    parse_meminfo(&meminfo, "MemTotal")?.checked_add(swap)
+}
+
 impl ThpFacts {
     fn read_from(root: &Root) -> Self {
         const DIR: &str = "/sys/kernel/mm/transparent_hugepage";
@@ -251,8 +258,17 @@ mod tests {
     }
 
     #[test]
+    fn swap_is_memory_too() {
+        let (_dir, root) = tree(&[("proc/meminfo", "MemTotal: 24 kB\nSwapCached: 1 kB\nSwapTotal: 8 kB\n")]);
+        assert_eq!(memory_and_swap(&root), Some(32 * 1024));
+        let (_dir, root) = tree(&[("proc/meminfo", "MemTotal: 24 kB\n")]);
+        assert_eq!(memory_and_swap(&root), Some(24 * 1024));
+    }
+
+    #[test]
     fn a_host_that_shows_nothing_is_still_a_host() {
         let (_dir, root) = tree(&[]);
+        assert_eq!(memory_and_swap(&root), None);
         let facts = HostFacts::read_from(&root);
         assert_eq!(facts, HostFacts::default());
         assert_eq!(facts.warnings(None), Vec::<String>::new());

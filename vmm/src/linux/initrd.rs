@@ -29,6 +29,9 @@ pub enum InitrdError {
     /// Nothing in it.
     #[error("the initrd is empty: leave --initrd out, or name a cpio archive")]
     Empty,
+    /// A directory.
+    #[error("the initrd is a directory: make a cpio archive of it")]
+    Directory,
     /// Not a file of known length.
     #[error("the initrd is no regular file: copy it into one")]
     NotRegular,
@@ -62,13 +65,16 @@ impl<'a> Initrd<'a> {
     /// All of a regular file.
     ///
     /// # Errors
-    /// [`InitrdError::NotRegular`] for a pipe or a device, whose length nobody knows.
+    /// [`InitrdError::Directory`]; [`InitrdError::NotRegular`] for a pipe or a device, whose length nobody knows;
+    /// [`InitrdError::Empty`].
     pub fn of_file(file: &'a File) -> Result<Self, InitrdError> {
         let metadata = file.metadata().map_err(InitrdError::Examine)?;
-        if !metadata.is_file() {
-            return Err(InitrdError::NotRegular);
+        match metadata.len() {
+            _ if metadata.is_dir() => Err(InitrdError::Directory),
+            _ if !metadata.is_file() => Err(InitrdError::NotRegular),
+            0 => Err(InitrdError::Empty),
+            len => Ok(Self::File { file, len }),
         }
-        Ok(Self::File { file, len: metadata.len() })
     }
 
     /// Its bytes.
@@ -165,5 +171,8 @@ mod tests {
         assert!(place(Initrd::File { file: &file, len: 200 }).contains("cannot be read"));
         let device = File::open("/dev/zero").unwrap();
         assert!(matches!(Initrd::of_file(&device), Err(InitrdError::NotRegular)));
+        let directory = File::open("/").unwrap();
+        assert!(matches!(Initrd::of_file(&directory), Err(InitrdError::Directory)));
+        assert!(matches!(Initrd::of_file(&tempfile::tempfile().unwrap()), Err(InitrdError::Empty)));
     }
 }

@@ -143,6 +143,37 @@ pub enum LoadError {
     },
 }
 
+/// A file that is booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootFile {
+    /// The kernel.
+    Kernel,
+    /// Its initrd.
+    Initrd,
+}
+
+impl LoadError {
+    /// The file that it speaks of, for whoever knows that file's name.
+    pub fn file(&self) -> Option<BootFile> {
+        match self {
+            Self::Payload(_)
+            | Self::Packed(_)
+            | Self::Vmlinux(_)
+            | Self::NoEntry64
+            | Self::KernelTooLarge { .. }
+            | Self::WildAddress { .. }
+            | Self::Place(_) => Some(BootFile::Kernel),
+            Self::Initrd(_) => Some(BootFile::Initrd),
+            Self::NoMemory(_)
+            | Self::TooManyPieces(_)
+            | Self::CmdlineTooLong { .. }
+            | Self::CmdlineNul(_)
+            | Self::Structure { .. }
+            | Self::Memory { .. } => None,
+        }
+    }
+}
+
 /// A kernel in memory, before it is known how it is entered.
 struct Loaded {
     /// Its own memory, nothing else may lie there.

@@ -44,4 +44,4 @@ pub mod zero_page;
 pub use image::{Kernel, Refusal};
 pub use initrd::Initrd;
 pub use layout::{MemoryNode, Platform, VirtioSlot};
-pub use load::{Boot, LoadError, Start, load};
+pub use load::{Boot, BootFile, LoadError, Start, load};

@@ -134,11 +134,15 @@ impl<'a> Runner<'a> {
     /// A runner of `scenario` on `backend`.
     ///
     /// # Errors
-    /// The scenario names a guest kernel that cannot be read.
+    /// The scenario names a guest kernel that cannot be read or is none, or a Linux guest that this host cannot run.
     pub fn new(scenario: &'a Scenario, backend: Backend, cancel: &'a Cancel) -> Result<Self, RunError> {
         let image = match (&scenario.kernel, &scenario.linux, &backend) {
             (Some(path), None, _) => read_image(path)?.into(),
             (None, Some(_), Backend::Kvm(_)) => return Err(RunError::NoLinuxKernel),
+            (Some(kernel), Some(_), Backend::Kvm(_)) => {
+                LinuxMachine::check(kernel).map_err(RunError::Linux)?;
+                resources::GUEST.into()
+            }
             _ => resources::GUEST.into(),
         };
         let clock = TscRate::begin();

@@ -38,7 +38,7 @@ use crate::kvm::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, PcVcpu,
 use crate::kvm::{VmCore, VmError};
 use crate::linux::cpio::{CpioError, Node, Writer};
 use crate::linux::modules::{self, ModuleError};
-use crate::linux::{Initrd, Kernel, Refusal};
+use crate::linux::{BootFile, Initrd, Kernel, LoadError, Refusal};
 use crate::scenario::{GuestPages, LinuxGuest};
 
 /// Before the user's own: the memory under test comes from a node of its own, and stays where it is.
@@ -94,12 +94,20 @@ pub enum LinuxError {
         source: std::io::Error,
     },
     /// A file that is no kernel.
-    #[error("the file {} cannot be booted", path.display())]
+    #[error("the kernel {} {refusal}", path.display())]
     Kernel {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: Refusal,
+        refusal: Refusal,
+    },
+    /// A kernel that cannot be loaded.
+    #[error("{}", path.display())]
+    Load {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: LoadError,
     },
     /// No modules for this kernel.
     #[error(
@@ -197,6 +205,18 @@ pub struct LinuxMachine {
 }
 
 impl LinuxMachine {
+    /// Whether this host can run a Linux guest at all, and this file be its kernel: before anything is changed for it.
+    ///
+    /// # Errors
+    /// [`LinuxError::Emulated`], [`LinuxError::Read`], [`LinuxError::Kernel`].
+    pub fn check(kernel: &Path) -> Result<(), LinuxError> {
+        if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
+            return Err(LinuxError::Emulated);
+        }
+        let image = read("kernel", kernel)?;
+        identify(kernel, &image).map(drop)
+    }
+
     /// Boots the guest and waits until its agent has the memory under test.
     ///
     /// # Errors
@@ -206,8 +226,7 @@ impl LinuxMachine {
             return Err(LinuxError::Emulated);
         }
         let image = read("kernel", setup.kernel)?;
-        let refused = |source| LinuxError::Kernel { path: setup.kernel.to_owned(), source };
-        let kernel = Kernel::identify(&image).map_err(refused)?;
+        let kernel = identify(setup.kernel, &image)?;
         let archive = archive(setup, &kernel)?;
         let areas = u64::from(setup.vcpus) * AREA_SIZE;
         let mut pc = Pc::new(
@@ -240,6 +259,12 @@ impl LinuxMachine {
             initrd,
             cmdline: cmdline.trim(),
             in_guest_decompression: false,
+        })
+        .map_err(|error| match error {
+            PcError::Load(source) if source.file() == Some(BootFile::Kernel) => {
+                LinuxError::Load { path: setup.kernel.to_owned(), source }
+            }
+            error => error.into(),
         })?;
         drop(archive);
 
@@ -397,6 +422,10 @@ impl LinuxMachine {
             None => GuestError::System(crate::run::chain(error)),
         }
     }
+}
+
+fn identify<'a>(path: &Path, image: &'a [u8]) -> Result<Kernel<'a>, LinuxError> {
+    Kernel::identify(image).map_err(|refusal| LinuxError::Kernel { path: path.to_owned(), refusal })
 }
 
 /// The files of the guest's first file system: what the user gives it, the modules, the agent.

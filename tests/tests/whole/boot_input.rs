@@ -1,0 +1,313 @@
+//! Bad input to `zapscope boot`, and to a scenario in a Linux guest: refused at once, by name and reason, with
+//! nothing left behind.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use tests::host::pvm;
+use tests::{bzimage, code, elf, program};
+
+use crate::way_out::host;
+
+crate::tests! {
+    files_that_are_no_kernel_are_refused: [],
+    kernels_that_do_not_unpack_are_refused: [Kvm],
+    kernels_that_do_not_fit_are_refused: [Kvm],
+    bad_initrds_are_refused: [],
+    an_initrd_larger_than_memory_is_refused: [Kvm],
+    bad_sizes_are_refused: [],
+    bad_disks_are_refused: [],
+    a_disk_that_may_only_be_read_is_refused_for_writing: [NotRoot],
+    a_read_only_disk_may_be_one_that_may_only_be_read: [Kvm],
+    bad_command_lines_are_refused: [Kvm],
+    a_linux_guest_that_makes_no_sense_is_refused: [Kvm],
+    kvm_pvm_refuses_a_linux_guest_before_it_changes_anything: [Pvm],
+}
+
+/// What is wrong with the command line, and what with the files on this host.
+const SENSELESS: i32 = 2;
+const FAILED: i32 = 1;
+
+/// A directory with what a test puts there, and the kernel `good`, which would switch itself off.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        place.put("good", bzimage::kernel(&code::power_off()));
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn put(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// A file of zeroes that takes no room.
+    fn put_sparse(&self, name: &str, len: u64) {
+        std::fs::File::create(self.path(name)).unwrap().set_len(len).unwrap();
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        program::end_of_group(program::grouped(self.0.path(), arguments).spawn().unwrap())
+    }
+
+    /// The command line is refused with this exit code and these words, and leaves the directory as it was.
+    fn refuses(&self, code: i32, arguments: &[&str], words: &[&str]) {
+        let before = listing(self.0.path());
+        let output = self.run(arguments);
+        let text = program::stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        for word in words {
+            assert!(text.contains(word), "{arguments:?} does not say {word:?}: {text}");
+        }
+        assert!(!text.contains("panicked"), "{arguments:?}: {text}");
+        assert!(output.stdout.is_empty(), "{arguments:?} is no console: {:?}", output.stdout);
+        assert_eq!(listing(self.0.path()), before, "{arguments:?}");
+    }
+
+    /// `boot` of the good kernel is refused for what else it is given.
+    fn refuses_with(&self, code: i32, more: &[&str], words: &[&str]) {
+        self.refuses(code, &[&["boot", "--kernel", "good"], more].concat(), words);
+    }
+}
+
+/// Names and sizes.
+fn listing(directory: &Path) -> Vec<(std::ffi::OsString, u64)> {
+    let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+    let mut entries: Vec<_> =
+        entries.map(|entry| (entry.file_name(), entry.metadata().unwrap().len())).collect();
+    entries.sort();
+    entries
+}
+
+/// Bytes that do not compress.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+fn files_that_are_no_kernel_are_refused() {
+    let place = Place::new();
+    let good = bzimage::kernel(&code::power_off());
+    let with = |mut image: Vec<u8>, at: usize, bytes: &[u8]| {
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        image
+    };
+    let guest = || elf::image(&code::power_off());
+    let mut arm64_image = vec![0; 4096];
+    arm64_image[..2].copy_from_slice(b"MZ");
+    arm64_image[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    for (name, bytes, words) in [
+        ("empty", Vec::new(), ["is empty", ""]),
+        ("text", b"#!/bin/sh\nexec true\n".repeat(100), ["is no kernel", "23, 21"]),
+        ("noise", noise(100_000), ["is no kernel", "bzImage"]),
+        ("half", good[..good.len() / 2].to_vec(), ["is a bzImage, but it is truncated", "syssize"]),
+        ("header", good[..0x210].to_vec(), ["is a bzImage, but", "truncated"]),
+        ("x86-32", with(good.clone(), 0x236, &[0, 0]), ["is a 32-bit kernel", "XLF_KERNEL_64"]),
+        ("zimage", with(good.clone(), 0x211, &[0]), ["is a zImage", "bzImage"]),
+        ("arm64-Image", arm64_image, ["AArch64", "x86-64"]),
+        // EI_CLASS, and e_machine: EM_386, EM_ARM, EM_AARCH64.
+        ("i386.elf", with(with(guest(), 4, &[1]), 18, &[3]), ["32-bit", "x86-64 ELF executable is needed"]),
+        ("arm.elf", with(with(guest(), 4, &[1]), 18, &[40]), ["32-bit", "x86-64 ELF executable is needed"]),
+        ("arm64.elf", with(guest(), 18, &[183]), ["AArch64", "x86-64 ELF executable is needed"]),
+        ("vmlinux.gz", bzimage::gzip(&guest()), ["compressed with gzip", "gzip -d"]),
+        ("initrd.cpio", b"070701".repeat(100), ["is a cpio archive", "--initrd"]),
+    ] {
+        place.put(name, bytes);
+        place.refuses(FAILED, &["boot", "--kernel", name], &[name, words[0], words[1]]);
+    }
+    place.refuses(FAILED, &["boot", "--kernel", "none"], &["none", "No such file"]);
+    place.refuses(FAILED, &["boot", "--kernel", "."], &["kernel .", "Is a directory"]);
+    place.refuses(SENSELESS, &["boot"], &["--kernel"]);
+}
+
+fn kernels_that_do_not_unpack_are_refused() {
+    const MIB: u32 = 1 << 20;
+    let place = Place::new();
+    let mut code = code::power_off();
+    code.extend(noise(200_000));
+    let payload = bzimage::gzip(&elf::image(&code));
+    let half = payload.len() / 2;
+    let mut damaged = payload.clone();
+    damaged[half..half + 64].fill(0x55);
+    let bomb = bzimage::gzip_of_zeroes(64 << 20);
+    assert!(bomb.len() < 1 << 20, "{}", bomb.len());
+    for (name, payload, words) in [
+        ("cut", bzimage::cut(&payload, half), ["payload is truncated", "in the middle"]),
+        ("damaged", damaged, ["gzip payload is damaged", "byte"]),
+        ("short", bzimage::claiming(payload.clone(), MIB), ["gzip payload is damaged", "checksum"]),
+        ("bomb", bzimage::claiming(bomb.clone(), MIB), ["unpacks to more than the", "1048576"]),
+        ("honest-bomb", bomb, ["claims to unpack to 67108864 bytes", "at most"]),
+        ("stranger", noise(5000), ["no known compression", "begins with"]),
+        ("lzo", b"\x89LZO\0 and so on".repeat(100), ["LZO", "not unpacked here"]),
+        ("no-kernel", bzimage::gzip(&noise(5000)), ["packed in the bzImage is no kernel", "ELF"]),
+    ] {
+        place.put(name, bzimage::around(&payload));
+        let arguments = ["boot", "--kernel", name, "--memory", "32MiB"];
+        place.refuses(FAILED, &arguments, &[&format!("{name}: "), words[0], words[1]]);
+    }
+    // The end of the file is missing, and the header knows it.
+    let whole = bzimage::around(&payload);
+    place.put("tail", &whole[..whole.len() - 5000]);
+    place.refuses(FAILED, &["boot", "--kernel", "tail"], &["kernel tail", "truncated"]);
+}
+
+fn kernels_that_do_not_fit_are_refused() {
+    let place = Place::new();
+    let with = |at: usize, bytes: &[u8]| {
+        let mut image = bzimage::kernel(&code::power_off());
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        image
+    };
+    // init_size, pref_address.
+    for (name, bytes) in [
+        ("huge", with(0x260, &u32::MAX.to_le_bytes())),
+        ("far", with(0x258, &(1_u64 << 40).to_le_bytes())),
+        ("wild", with(0x258, &(u64::MAX - 0xfff).to_le_bytes())),
+    ] {
+        place.put(name, bytes);
+        place.refuses(FAILED, &["boot", "--kernel", name], &[&format!("{name}: "), "the kernel"]);
+    }
+    // Within the bzImage, an ELF file that says it lies where there is no memory.
+    let mut elf = elf::image(&code::power_off());
+    // The first program header's p_paddr.
+    elf[64 + 24..64 + 32].copy_from_slice(&(1_u64 << 32).to_le_bytes());
+    place.put("elsewhere", bzimage::around(&bzimage::gzip(&elf)));
+    place.refuses(FAILED, &["boot", "--kernel", "elsewhere"], &["elsewhere: ", "segment", "does not fit"]);
+}
+
+fn bad_initrds_are_refused() {
+    let place = Place::new();
+    place.put("empty", "");
+    for (name, why) in [
+        ("none", "No such file"),
+        (".", "is a directory"),
+        ("empty", "is empty"),
+        ("/dev/null", "no regular file"),
+    ] {
+        place.refuses_with(FAILED, &["--initrd", name], &[name, "initrd", why]);
+    }
+}
+
+fn an_initrd_larger_than_memory_is_refused() {
+    let place = Place::new();
+    place.put_sparse("large", 65 << 20);
+    let words = ["large: ", "68157440 bytes", "more memory"];
+    place.refuses_with(FAILED, &["--initrd", "large", "--memory", "64MiB"], &words);
+    // More than any machine has.
+    place.put_sparse("vast", 1 << 42);
+    place.refuses_with(FAILED, &["--initrd", "vast", "--memory", "64MiB"], &["vast: ", "more memory"]);
+}
+
+fn bad_sizes_are_refused() {
+    let place = Place::new();
+    for size in ["0", "3", "1MiB", "17MiB", "-1", "1XiB", "1e300", "18446744073709551616", ""] {
+        place.refuses_with(SENSELESS, &[&format!("--memory={size}")], &["--memory"]);
+    }
+    // Whole pages, and no host has them.
+    for size in ["9223372036854775808", "64TiB"] {
+        place.refuses_with(FAILED, &["--memory", size], &["--memory", "this host has"]);
+    }
+    for vcpus in ["0", "33", "-1", "4294967297", "many"] {
+        place.refuses_with(SENSELESS, &[&format!("--vcpus={vcpus}")], &["--vcpus"]);
+    }
+    place.refuses_with(SENSELESS, &["--memory", "64MiB", "--balloon", "65MiB"], &["--balloon", "64 MiB"]);
+    place.refuses_with(SENSELESS, &["--balloon", "9223372036854775808"], &["--balloon", "512 MiB"]);
+    place.refuses_with(SENSELESS, &["--backing", "straw"], &["--backing", "straw"]);
+}
+
+fn bad_disks_are_refused() {
+    let place = Place::new();
+    place.put("empty", "");
+    place.put("short", [0; 1000]);
+    for (name, why) in [
+        ("none", "does not exist"),
+        (".", "is a directory"),
+        ("empty", "is empty"),
+        ("short", "1000 bytes, not a multiple of 512"),
+        ("/dev/null", "neither a regular file nor a block device"),
+    ] {
+        for text in [name.to_owned(), format!("{name}:ro")] {
+            place.refuses_with(FAILED, &["--disk", &text], &[&format!("the disk {name} "), why]);
+        }
+    }
+    // One bad one among good ones.
+    place.put("good-disk", [0; 512]);
+    place.refuses_with(FAILED, &["--disk", "good-disk", "--disk", "short:ro"], &["the disk short", "512"]);
+}
+
+fn protected(place: &Place) {
+    use std::os::unix::fs::PermissionsExt;
+    place.put("protected", [0; 512]);
+    std::fs::set_permissions(place.path("protected"), std::fs::Permissions::from_mode(0o444)).unwrap();
+}
+
+fn a_disk_that_may_only_be_read_is_refused_for_writing() {
+    let place = Place::new();
+    protected(&place);
+    place.refuses_with(FAILED, &["--disk", "protected"], &["the disk protected", "cannot be written"]);
+}
+
+fn a_read_only_disk_may_be_one_that_may_only_be_read() {
+    let place = Place::new();
+    protected(&place);
+    let output = place.run(&["boot", "--kernel", "good", "--disk", "protected:ro"]);
+    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+}
+
+fn bad_command_lines_are_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let long = "x".repeat(2048);
+    place.refuses_with(FAILED, &["--cmdline", &long], &["command line has", "takes 2047", "shorten it"]);
+    // As long as one argument can be.
+    place.refuses_with(FAILED, &["--cmdline", &"x".repeat(120_000)], &["command line has", "takes 2047"]);
+    // A NUL ends an argument before zapscope could see it; what is no text it does see.
+    let mut command = program::grouped(place.0.path(), &["boot", "--kernel", "good", "--cmdline"]);
+    command.arg(std::ffi::OsStr::from_bytes(b"quiet \xff\xfe"));
+    let output = program::end_of_group(command.spawn().unwrap());
+    assert_eq!(output.status.code(), Some(SENSELESS), "{}", program::stderr(&output));
+    assert!(program::stderr(&output).contains("UTF-8"), "{}", program::stderr(&output));
+}
+
+fn a_linux_guest_that_makes_no_sense_is_refused() {
+    let place = Place::new();
+    place.put("text", "no kernel at all");
+    let before = host();
+    place.refuses(SENSELESS, &["run", "--kernel", "good"], &["--kernel", "--guest linux"]);
+    place.refuses(SENSELESS, &["run", "--guest", "bare", "--kernel", "good"], &["--kernel", "--guest linux"]);
+    place.refuses(SENSELESS, &["run", "--modules", "."], &["--modules", "--guest linux"]);
+    place.refuses(FAILED, &["run", "--guest", "linux"], &["needs a kernel", "--kernel FILE"]);
+    for (name, why) in [("none", "No such file"), (".", "Is a directory"), ("text", "is no kernel")] {
+        let why = if pvm() { "kvm_pvm" } else { why };
+        place.refuses(FAILED, &["run", "--guest", "linux", "--kernel", name, "--zram", "64MiB"], &[why]);
+    }
+    assert_eq!(host(), before);
+}
+
+fn kvm_pvm_refuses_a_linux_guest_before_it_changes_anything() {
+    let place = Place::new();
+    let before = host();
+    let arguments = ["run", "--guest", "linux", "--kernel", "good", "--zram", "64MiB"];
+    let output = place.run(&arguments);
+    let text = program::stderr(&output);
+    assert_eq!(output.status.code(), Some(FAILED), "{text}");
+    assert!(
+        text.contains("kvm_pvm") && text.contains("--guest bare") && text.contains("kvm_intel"),
+        "{text}"
+    );
+    assert!(!text.contains("zram"), "nothing is made for a run that cannot be: {text}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(host(), before);
+    assert!(!place.path("zapscope-runs").exists());
+}
