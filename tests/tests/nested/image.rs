@@ -7,14 +7,15 @@
 //! /rig/whole, /rig/tests           the suite, and the names of the tests to run
 //! /rig/modules/NN-NAME.ko          the rig's own modules, in the order in which they are loaded
 //! /guests/RELEASE/vmlinuz          a stock kernel to boot as a guest, as its package has it
-//! /guests/RELEASE/modules/         its /lib/modules/RELEASE: kernel/drivers/…/NAME.ko, modules.builtin
+//! /guests/RELEASE/modules/         its /lib/modules/RELEASE: kernel/NAME.ko, modules.builtin
 //! /guests/busybox.cpio             an initrd for them: a shell on the console
 //! ```
 
 use std::path::{Path, PathBuf};
 
+use vmm::linux::modules::{Module, load_order};
+
 use crate::archive::{Content, Entry, archive};
-use crate::modules::Modules;
 use crate::packages::{Kernel, Packages};
 use crate::suite::{Suite, slim};
 use crate::{Trouble, create};
@@ -48,7 +49,12 @@ pub struct Image {
 }
 
 /// Makes the initramfs.
-pub fn build(directory: &Path, packages: &Packages, suite: &Suite, tests: &[&str]) -> Result<Image, Trouble> {
+pub fn build(
+    directory: &Path,
+    packages: &Packages,
+    suite: &Suite,
+    tests: &[String],
+) -> Result<Image, Trouble> {
     let scratch = directory.join("stripped");
     create(&scratch)?;
     let own = std::env::current_exe().map_err(Trouble::broken("this binary's path"))?;
@@ -64,20 +70,18 @@ pub fn build(directory: &Path, packages: &Packages, suite: &Suite, tests: &[&str
     let busybox = shell(&packages.busybox)?;
     entries.extend(busybox.clone());
     entries.push(("bin/zapscope".to_owned(), Content::File(ZAPSCOPE.into())));
-    for (index, module) in (0..).zip(Modules::read(&packages.host.modules)?.with_dependencies(&RIG_MODULES)?)
-    {
-        let name = module.path.rsplit('/').next().unwrap_or_default();
-        entries.push((format!("rig/modules/{index:02}-{name}"), Content::File(module.image)));
+    for (index, Module { name, image }) in (0..).zip(modules(&packages.host, &RIG_MODULES)?) {
+        entries.push((format!("rig/modules/{index:02}-{name}.ko"), Content::File(image)));
     }
     for kernel in [&packages.host, &packages.older] {
         entries.extend(guest(kernel)?);
     }
     let guest_init = ("init".to_owned(), Content::File(GUEST_INIT.into()));
     let directories = ["proc", "sys", "dev", "tmp"].map(|name| (name.to_owned(), Content::Directory));
-    let initrd = archive(&[vec![guest_init], busybox, directories.into()].concat());
+    let initrd = archive(&[vec![guest_init], busybox, directories.into()].concat())?;
     entries.push(("guests/busybox.cpio".to_owned(), Content::File(initrd)));
     let initramfs = directory.join("initramfs.cpio");
-    std::fs::write(&initramfs, archive(&entries)).map_err(Trouble::broken(initramfs.display()))?;
+    std::fs::write(&initramfs, archive(&entries)?).map_err(Trouble::broken(initramfs.display()))?;
     Ok(Image { kernel: packages.host.vmlinuz.clone(), initramfs })
 }
 
@@ -94,10 +98,14 @@ fn guest(kernel: &Kernel) -> Result<Vec<Entry>, Trouble> {
     let mut entries = vec![(format!("{at}/vmlinuz"), Content::File(read(&kernel.vmlinuz)?))];
     let builtin = read(&kernel.modules.join("modules.builtin"))?;
     entries.push((format!("{at}/modules/modules.builtin"), Content::File(builtin)));
-    for module in Modules::read(&kernel.modules)?.with_dependencies(&GUEST_MODULES)? {
-        entries.push((format!("{at}/modules/{}", module.path), Content::File(module.image)));
+    for Module { name, image } in modules(kernel, &GUEST_MODULES)? {
+        entries.push((format!("{at}/modules/kernel/{name}.ko"), Content::File(image)));
     }
     Ok(entries)
+}
+
+fn modules(kernel: &Kernel, wanted: &[&str]) -> Result<Vec<Module>, Trouble> {
+    load_order(&kernel.modules, wanted).map_err(Trouble::broken("modules"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Trouble> {

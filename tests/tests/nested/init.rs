@@ -30,6 +30,9 @@ pub const WITH_SHELL: &str = "__with-shell";
 /// have been seen where it did much else.
 pub const PATIENCE: Duration = Duration::from_secs(20 * 60);
 
+/// How often the runner shows that it lives.
+pub const PULSE: Duration = Duration::from_secs(5);
+
 /// The most of a test's output that is reported.
 const OUTPUT: usize = 64 << 10;
 
@@ -146,6 +149,12 @@ fn run_to_end(mut command: Command) -> Result<(), String> {
 /// Runs the tests named in `/rig/tests`, one after another.
 pub fn runner() -> ! {
     say(&Event::Up { seconds: uptime() });
+    std::thread::spawn(|| {
+        loop {
+            std::thread::sleep(PULSE);
+            say(&Event::Alive);
+        }
+    });
     let tests = std::fs::read_to_string("/rig/tests").expect("the image has a list of tests");
     for test in tests.lines() {
         say(&Event::Begin { test: test.to_owned() });
@@ -203,9 +212,11 @@ fn wait_with_patience(child: &mut Child) -> std::io::Result<Option<ExitStatus>> 
 
 /// Reports an event. Where there is nobody to hear it, as with a shell, it is lost.
 fn say(event: &Event) {
-    let line = serde_json::to_string(event).expect("an event is plain data");
+    let mut line = serde_json::to_string(event).expect("an event is plain data");
+    line.push('\n');
+    // In one write: the kernel keeps those of two threads apart.
     let _: Result<(), _> =
-        OpenOptions::new().write(true).open(REPORT).and_then(|mut port| writeln!(port, "{line}"));
+        OpenOptions::new().write(true).open(REPORT).and_then(|mut port| port.write_all(line.as_bytes()));
 }
 
 fn uptime() -> f64 {

@@ -5,7 +5,7 @@
 //!   ────────────                         ───────────────────────────────
 //!   packages: Debian's kernels ──┐
 //!   suite: the binary `whole`  ──┼─ image: kernel, initramfs ──> Debian 6.12, kvm-amd with NPT, zram
-//!   modules, archive           ──┘                                 │
+//!   archive                    ──┘                                 │
 //!                                                                init (this binary as PID 1)
 //!                                                                  ├─ zapscope doctor
 //!                                                                  └─ `whole --exact NAME`, one by one ──> KVM guests
@@ -22,7 +22,6 @@
 mod archive;
 mod image;
 mod init;
-mod modules;
 mod packages;
 mod report;
 mod rig;
@@ -95,20 +94,24 @@ fn outside() -> Result<ExitCode, Trouble> {
     if arguments.list || wanted.is_empty() {
         return Ok(libtest_mimic::run(&arguments, trials).exit_code());
     }
-    for rig in &rigs {
-        let wanted: Vec<&str> =
-            wanted.iter().copied().filter(|name| vcpus_for(name) == rig.vcpus()).collect();
+    let inputs = Arc::new((packages, suite));
+    for (cpu, rig) in rigs.iter().enumerate() {
+        let wanted: Vec<String> = wanted
+            .iter()
+            .filter(|name| vcpus_for(name) == rig.vcpus())
+            .map(|&name| name.to_owned())
+            .collect();
         if wanted.is_empty() {
             continue;
         }
         let directory = directory.join(format!("{}-vcpu", rig.vcpus()));
         create(&directory)?;
-        let image =
-            phases.time("the rig's image", || image::build(&directory, &packages, &suite, &wanted))?;
+        let (inputs, place) = (inputs.clone(), directory.clone());
+        let image_of = move |tests: &[String]| image::build(&place, &inputs.0, &inputs.1, tests);
         if std::env::var_os("ZAPSCOPE_RIG_KEEP").is_some_and(|value| value == "1") {
-            return rig::shell(&image, rig.vcpus());
+            return rig::shell(&image_of(&wanted)?, rig.vcpus());
         }
-        rig::start(rig, &image, &directory)?;
+        rig::start(rig, wanted, cpu, directory, image_of);
     }
     let conclusion = phases.time("the rig", || Ok(libtest_mimic::run(&arguments, trials)))?;
     rigs.iter().for_each(|rig| rig.close());
@@ -118,6 +121,7 @@ fn outside() -> Result<ExitCode, Trouble> {
         conclusion.num_ignored
     );
     for rig in &rigs {
+        rig.say_restarts();
         rig.say_what_could_not_run();
         println!("slowest with {} vCPUs: {}", rig.vcpus(), rig.slowest());
     }

@@ -11,6 +11,8 @@ pub enum Event {
         /// Seconds.
         seconds: f64,
     },
+    /// The rig's kernel schedules its processes.
+    Alive,
     /// A test begins.
     Begin {
         /// Its name.

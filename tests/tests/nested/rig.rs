@@ -1,21 +1,30 @@
 //! The emulated machine as its host sees it: started, listened to, waited for.
 //!
 //! ```text
-//!   QEMU's standard output (the rig's ttyS1) ── listening thread ──> Log ──> trials that wait for their test
+//!   QEMU's standard output (the rig's ttyS1) ── supervisor ──> Log ──> trials that wait for their test
+//!        ▲                                          │
+//!        └── started again, with what is left <─────┘ no sign of life
 //! ```
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::image::Image;
 use crate::report::{Event, Outcome};
 use crate::{Trouble, init};
 
-/// A rig that says nothing for so long hangs: it ends a test that does not end by itself, in half the time.
-const SILENCE: Duration = Duration::from_secs(2 * init::PATIENCE.as_secs());
+/// A rig that says nothing for so long has stopped dead: its init shows a sign of life every few seconds
+/// ([`init::PULSE`]), whatever a test does.
+const SILENCE: Duration = Duration::from_secs(180);
+
+/// How often a rig is started. The emulator has been seen to lose an interrupt, and with it the machine; a test that
+/// hangs ends by itself ([`init::PATIENCE`]), and one that stops the machine every time fails.
+const STARTS: u32 = 3;
 
 /// The rig's memory, in MiB. The initramfs takes 60, the largest inner test some hundreds.
 const MEMORY_MIB: u32 = 3072;
@@ -48,9 +57,20 @@ struct Log {
     console: PathBuf,
     ended: Vec<Ended>,
     running: Option<String>,
-    heard: Option<Instant>,
+    /// What it was doing each time it stopped dead and was started again.
+    restarts: Vec<String>,
+    /// Nobody waits for it any more.
+    closed: bool,
     /// Why no more will come.
     over: Option<Over>,
+}
+
+/// How a start of the rig ended.
+enum End {
+    /// It has said that it is done, or cannot be set up; or QEMU has ended.
+    Over(String),
+    /// Neither word nor sign of life for [`SILENCE`].
+    Dead,
 }
 
 struct Over {
@@ -75,37 +95,65 @@ fn qemu(image: &Image, vcpus: u32, more: &str) -> Command {
 
 /// Boots the rig with a shell on this terminal; the end of the shell is its end.
 pub fn shell(image: &Image, vcpus: u32) -> Result<ExitCode, Trouble> {
-    let status = qemu(image, vcpus, &format!("{} {}", init::BE_INIT, init::WITH_SHELL))
-        .args(["-serial", "mon:stdio"])
-        .status()
+    let mut command = qemu(image, vcpus, &format!("{} {}", init::BE_INIT, init::WITH_SHELL));
+    command.args(["-serial", "mon:stdio"]);
+    let status = spawn_on(0, &mut command)
+        .and_then(|mut child| child.wait())
         .map_err(Trouble::broken("qemu-system-x86_64"))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Boots the rig and listens to it.
-pub fn start(rig: &Arc<Rig>, image: &Image, directory: &Path) -> Result<(), Trouble> {
-    let console = directory.join("console.log");
-    let errors = std::fs::File::create(directory.join("qemu.log")).map_err(Trouble::broken("qemu.log"))?;
-    let report =
-        std::fs::File::create(directory.join("report.jsonl")).map_err(Trouble::broken("report.jsonl"))?;
-    let mut file = std::ffi::OsString::from("file:");
-    file.push(&console);
-    let mut child = qemu(image, rig.vcpus, init::BE_INIT)
-        .arg("-serial")
-        .arg(file)
-        .args(["-serial", "stdio"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(errors)
-        .spawn()
-        .map_err(Trouble::broken("qemu-system-x86_64"))?;
-    let stdout = child.stdout.take().expect("it is piped");
-    let mut log = rig.lock();
-    (log.qemu, log.console, log.heard) = (Some(child), console, Some(Instant::now()));
-    drop(log);
-    let listening = rig.clone();
-    std::thread::spawn(move || listening.listen(stdout, report));
-    Ok(())
+/// Starts the rig's supervisor: it boots the rig with `image_of` the tests that are left, listens to it, and boots it
+/// again if it stops dead. `cpu` is the host's CPU that it has for itself.
+pub fn start(
+    rig: &Arc<Rig>,
+    tests: Vec<String>,
+    cpu: usize,
+    directory: PathBuf,
+    image_of: impl Fn(&[String]) -> Result<Image, Trouble> + Send + 'static,
+) {
+    let rig = rig.clone();
+    std::thread::spawn(move || {
+        let ended = rig.supervise(tests, cpu, &directory, image_of);
+        let mut log = rig.lock();
+        log.over(&ended.unwrap_or_else(|trouble| trouble.to_string()));
+        log.kill();
+        drop(log);
+        rig.more.notify_all();
+    });
+}
+
+/// Spawns a process all of whose threads run on one CPU of the host.
+///
+/// QEMU 7.2 changes a vCPU's pending interrupts from two threads, the vCPU's (in VMRUN and #VMEXIT, without its lock) and
+/// that of the timers. On two CPUs one change in some millions is lost: the local timer's interrupt never comes while a
+/// guest runs, and the machine stops dead with `IRR` set. On one CPU each change is one instruction of its own.
+fn spawn_on(cpu: usize, command: &mut Command) -> std::io::Result<Child> {
+    // Inherited by what a thread spawns, so it takes a thread.
+    std::thread::scope(|scope| {
+        let spawning = scope.spawn(|| {
+            let allowed = sched_getaffinity(None)?;
+            let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
+            let mut own = CpuSet::new();
+            own.set(cpus[cpu % cpus.len()]);
+            sched_setaffinity(None, &own)?;
+            command.spawn()
+        });
+        spawning.join().expect("nothing in it panics")
+    })
+}
+
+/// The lines of a rig's report, as they come; the end of the channel is QEMU's end.
+fn lines_of(stdout: ChildStdout) -> mpsc::Receiver<String> {
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    receive
 }
 
 impl Rig {
@@ -124,13 +172,84 @@ impl Rig {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the report down, until the rig ends.
-    fn listen(&self, stdout: ChildStdout, mut report: std::fs::File) {
+    fn supervise(
+        &self,
+        tests: Vec<String>,
+        cpu: usize,
+        directory: &Path,
+        image_of: impl Fn(&[String]) -> Result<Image, Trouble>,
+    ) -> Result<String, Trouble> {
+        let report = directory.join("report.jsonl");
+        let mut report = std::fs::File::create(&report).map_err(Trouble::broken(report.display()))?;
+        for start in 1..=STARTS {
+            let left: Vec<String> = tests.iter().filter(|test| !self.has_ended(test)).cloned().collect();
+            let lines = self.boot(&image_of(&left)?, cpu, directory, start)?;
+            match self.listen(&lines, &mut report) {
+                End::Over(why) => return Ok(why),
+                End::Dead => {
+                    let mut log = self.lock();
+                    let at = log.running.take().unwrap_or_else(|| "between two tests".to_owned());
+                    log.restarts.push(at);
+                    log.kill();
+                    if log.closed {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(format!(
+            "the rig has stopped dead {STARTS} times, with no sign of life for {SILENCE:.0?}: in {}",
+            self.lock().restarts.join(", then in ")
+        ))
+    }
+
+    fn has_ended(&self, test: &str) -> bool {
+        self.lock().ended.iter().any(|ended| ended.test == test)
+    }
+
+    fn boot(
+        &self,
+        image: &Image,
+        cpu: usize,
+        directory: &Path,
+        start: u32,
+    ) -> Result<mpsc::Receiver<String>, Trouble> {
+        let again = if start == 1 { String::new() } else { format!("-{start}") };
+        let console = directory.join(format!("console{again}.log"));
+        let errors = directory.join(format!("qemu{again}.log"));
+        let errors = std::fs::File::create(&errors).map_err(Trouble::broken(errors.display()))?;
+        let mut file = std::ffi::OsString::from("file:");
+        file.push(&console);
+        let mut command = qemu(image, self.vcpus, init::BE_INIT);
+        command.arg("-serial").arg(file).args(["-serial", "stdio"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        let mut child = spawn_on(cpu, &mut command).map_err(Trouble::broken("qemu-system-x86_64"))?;
+        let lines = lines_of(child.stdout.take().expect("it is piped"));
+        let mut log = self.lock();
+        (log.qemu, log.console) = (Some(child), console);
+        if log.closed {
+            log.kill();
+        }
+        Ok(lines)
+    }
+
+    /// Takes the report down, until the rig ends or dies.
+    fn listen(&self, lines: &mpsc::Receiver<String>, report: &mut std::fs::File) -> End {
         let mut last_words = "it said nothing".to_owned();
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+        loop {
+            let line = match lines.recv_timeout(SILENCE) {
+                Ok(line) => line,
+                Err(mpsc::RecvTimeoutError::Timeout) => return End::Dead,
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            };
             // A report that cannot be kept is still heard.
-            let _ = std::io::Write::write_all(&mut report, format!("{}\n", line.trim_end()).as_bytes());
+            let _ = std::io::Write::write_all(report, format!("{}\n", line.trim_end()).as_bytes());
             match serde_json::from_str(&line) {
+                Ok(Event::Alive) => continue,
+                Ok(Event::Done) => return End::Over("the rig has run all it was given".to_owned()),
+                Ok(Event::Broken { why }) => {
+                    return End::Over(format!("the rig could not be set up: {why}"));
+                }
                 Ok(event) => {
                     last_words = format!("its last word was {event:?}");
                     self.lock().take(event);
@@ -139,14 +258,11 @@ impl Rig {
             }
             self.more.notify_all();
         }
-        let mut log = self.lock();
-        let status = match log.qemu.as_mut().map(Child::wait) {
+        let status = match self.lock().qemu.as_mut().map(Child::wait) {
             Some(Ok(status)) => status.to_string(),
             other => format!("{other:?}"),
         };
-        log.over(&format!("the rig has ended ({status}): {last_words}"));
-        drop(log);
-        self.more.notify_all();
+        End::Over(format!("the rig has ended ({status}): {last_words}"))
     }
 
     /// Waits for a test's outcome.
@@ -165,20 +281,22 @@ impl Rig {
                     .take()
                     .map_or(over.why.clone(), |tail| format!("{}\n{tail}", over.why)));
             }
-            let quiet = log.heard.map_or(Duration::ZERO, |heard| heard.elapsed());
-            let Some(patience) = SILENCE.checked_sub(quiet) else {
-                let running = log.running.clone().unwrap_or_else(|| "no test".to_owned());
-                log.over(&format!("the rig has said nothing for {SILENCE:.0?}, running {running}"));
-                log.kill();
-                continue;
-            };
-            log = self.more.wait_timeout(log, patience).unwrap_or_else(PoisonError::into_inner).0;
+            log = self.more.wait(log).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     /// Ends the rig, if it has not ended by itself.
     pub fn close(&self) {
-        self.lock().kill();
+        let mut log = self.lock();
+        log.closed = true;
+        log.kill();
+    }
+
+    /// Says where it stopped dead and was started again.
+    pub fn say_restarts(&self) {
+        for at in &self.lock().restarts {
+            println!("STARTED AGAIN: the rig with {} vCPUs stopped dead in {at}", self.vcpus);
+        }
     }
 
     /// Names what could not run, and why.
@@ -203,16 +321,13 @@ impl Rig {
 
 impl Log {
     fn take(&mut self, event: Event) {
-        self.heard = Some(Instant::now());
         match event {
-            Event::Up { .. } => {}
             Event::Begin { test } => self.running = Some(test),
             Event::End { test, outcome, seconds } => {
                 self.running = None;
                 self.ended.push(Ended { test, outcome, seconds });
             }
-            Event::Done => self.over("the rig has run all it was given"),
-            Event::Broken { why } => self.over(&format!("the rig could not be set up: {why}")),
+            Event::Up { .. } | Event::Alive | Event::Done | Event::Broken { .. } => {}
         }
     }
 

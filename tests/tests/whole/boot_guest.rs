@@ -81,9 +81,11 @@ fn a_guest_that_crashes_ends_with_its_registers() {
         let output = boot(&bzimage::kernel(&hello(code::triple_fault())), &["--vcpus", vcpus]);
         ended(&output, 1);
         let said = program::stderr(&output);
-        for word in ["vCPU 0: ", "rip 0x0000000000100", "rsp ", "cr0 ", "cr3 "] {
+        for word in ["vCPU 0: triple fault", "rsp ", "cr0 ", "cr3 "] {
             assert!(said.contains(word), "no {word:?}: {said}");
         }
+        // Where it was, or why nobody knows.
+        assert!(said.contains("rip 0x0000000000100") || said.contains("the registers of a reset"), "{said}");
     }
 }
 

@@ -157,6 +157,14 @@ pub struct Registers {
 const GENERAL: [&str; 15] =
     ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
+impl Registers {
+    /// Whether they are those after INIT. AMD's processors leave a guest's state undefined at a shutdown, and KVM
+    /// resets the vCPU before anybody can look.
+    pub fn are_reset(&self) -> bool {
+        (self.cs, self.rip, self.cr0 & 1) == (0xf000, 0xfff0, 0)
+    }
+}
+
 impl fmt::Display for Registers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -192,10 +200,16 @@ pub struct CrashReport {
 impl fmt::Display for CrashReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vCPU {}: {}", self.vcpu, self.kind)?;
-        match &self.registers {
-            Some(registers) => write!(f, "\n{registers}"),
-            None => Ok(()),
+        if let Some(registers) = &self.registers {
+            write!(f, "\n{registers}")?;
+            if matches!(self.kind, CrashKind::TripleFault) && registers.are_reset() {
+                write!(
+                    f,
+                    "\n  (the registers of a reset: this KVM resets a vCPU that shuts down, its own are lost)"
+                )?;
+            }
         }
+        Ok(())
     }
 }
 
