@@ -10,6 +10,7 @@
 //!                      ├─> perform, page_out_fully ─> Outcome      the operation, and what it really did
 //!                      └─> protect, unmap_shared                   drop translations, keep the pages
 //!   ZramSwap, MemoryCgroup                                         where pages go, and what makes them go
+//!   uffd::Userfault                                                faults and events, served by this process
 //! ```
 //!
 //! All of it works without root where the kernel lets it: folio orders below the PMD, zram devices and (mostly)
@@ -35,6 +36,7 @@ mod state;
 mod swaps;
 mod sys;
 mod thp;
+pub mod uffd;
 mod victim;
 mod zap;
 mod zram;
@@ -58,6 +60,7 @@ pub use slots::{Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
 pub use state::{PageCounts, PageRun, PageState};
 pub use swaps::{SwapArea, SwapInfo};
 pub use thp::{HostThp, ShmemSwitch, Switch};
+pub use uffd::Userfault;
 pub use victim::{MapLevel, Order, Victim};
 pub use zap::{
     Protected, ZapError, protect, toggle_protection, toggle_unit, toggle_without_seams, unmap_shared,

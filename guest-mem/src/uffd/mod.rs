@@ -1,0 +1,35 @@
+//! userfaultfd: the protocol. Opening, features, messages decoded from bytes, the ioctls with all they can say.
+//! Knows no page's fate.
+//!
+//! ```text
+//!   probe ─> Access                                what this host allows and has
+//!   Userfault::open(Features) ─> Userfault ── register(Modes) ─> RegisteredIoctls
+//!        │                           │
+//!        │  messages                 └─ copy, zero, continue_, move_pages, poison, write_protect, wake
+//!        v                                │
+//!   Waiter ─> Woken                       └─> ResolveError { done, kind } ─> copy_all … : what to do about it
+//!   read_events ─> EventBuffer ─> Event
+//! ```
+//!
+//! What one should know, beyond the manual pages, stands where it matters: who is woken in [`Waiter`], how far an
+//! ioctl came in [`ResolveKind`], who owns a fork's descriptor in [`Event`].
+
+mod abi;
+mod buffer;
+mod event;
+mod features;
+mod handle;
+mod open;
+mod resolve;
+mod retry;
+mod sys;
+mod wait;
+
+pub use buffer::{EventBuffer, ReadError};
+pub use event::{DecodeError, Event, Fault, FaultKind, Message};
+pub use features::Features;
+pub use handle::{AdoptError, MapAs, Modes, RegisterError, RegisteredIoctls, Userfault, Wake};
+pub use open::{Access, OpenError, probe};
+pub use resolve::{Action, ResolveError, ResolveKind};
+pub use retry::{Filled, Retry};
+pub use wait::{Stop, Waiter, Woken};
