@@ -33,6 +33,7 @@ mod region;
 mod seam;
 mod slots;
 mod state;
+mod store;
 mod swaps;
 mod sys;
 mod thp;
@@ -58,6 +59,10 @@ pub use region::{RangeError, Region, RegionError};
 pub use seam::SeamError;
 pub use slots::{Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
 pub use state::{PageCounts, PageRun, PageState};
+pub use store::{
+    BufferError, Codec, CompressedStore, DiscardStore, Page, PageBuffer, Slot, Store, StoreError, Usage,
+    checksum, is_zero_page,
+};
 pub use swaps::{SwapArea, SwapInfo};
 pub use thp::{HostThp, ShmemSwitch, Switch};
 pub use uffd::Userfault;

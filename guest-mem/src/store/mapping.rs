@@ -1,0 +1,80 @@
+//! Anonymous memory of one's own, page by page, in one mapping.
+
+use rustix::io::Errno;
+use rustix::mm::Advice;
+
+use crate::address::{Address, PMD_SIZE};
+use crate::range::HvaRange;
+use crate::region::reserve_congruent;
+use crate::sys::{self, Content, Madvise};
+
+/// A private, anonymous, readable and writable mapping, unmapped when dropped. What was never written is zero and
+/// takes no memory. Of 2 MiB or more it begins at a multiple of 2 MiB.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    range: HvaRange,
+}
+
+impl Mapping {
+    /// Maps `len` bytes, a multiple of 4096 that is not 0.
+    pub(super) fn new(len: u64) -> Result<Self, Errno> {
+        // reserve_congruent takes 4 MiB more for a moment; no address space is that large.
+        if len == 0 || len > 1 << 47 {
+            return Err(Errno::NOMEM);
+        }
+        let range = if len < PMD_SIZE { sys::reserve(len as usize)? } else { reserve_congruent(len, 0)? };
+        let mapping = Self { range };
+        // SAFETY: the range was reserved a moment ago and is ours; if this fails, dropping gives it back.
+        unsafe { sys::map_over(range, Content::Anonymous) }?;
+        Ok(mapping)
+    }
+
+    /// Bytes mapped.
+    pub(super) fn len(&self) -> usize {
+        self.range.len() as usize
+    }
+
+    /// The first byte. All [`len`](Self::len) bytes are mapped and initialised for as long as `self` lives.
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        self.range.start().as_ptr()
+    }
+
+    /// Where it is.
+    #[cfg(test)]
+    pub(super) fn range(&self) -> HvaRange {
+        self.range
+    }
+
+    fn part(&self, offset: u64, len: u64) -> HvaRange {
+        let part = self.range.start().checked_add(offset).and_then(|start| HvaRange::with_len(start, len));
+        part.filter(|part| part.end() <= self.range.end()).expect("within the mapping")
+    }
+
+    /// Has the kernel fill `len` bytes at `offset` with pages at once, which costs a fraction of as many faults.
+    /// Where the kernel cannot (before 5.14) nothing happens, and the faults come one by one.
+    pub(super) fn populate(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        let advice = Madvise::Known(Advice::LinuxPopulateWrite);
+        // SAFETY: the range is within our mapping, and populating keeps what is there.
+        match unsafe { sys::madvise(self.part(offset, len), advice) } {
+            Err(Errno::INVAL) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Gives the pages of `len` bytes at `offset` back to the kernel: they read as zeros from now on.
+    ///
+    /// # Safety
+    /// Nobody holds a reference into those bytes.
+    pub(super) unsafe fn give_back(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        let advice = Madvise::Known(Advice::LinuxDontNeed);
+        // SAFETY: the range is within our mapping; that nobody refers to it is the caller's word.
+        unsafe { sys::madvise(self.part(offset, len), advice) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and ends with us. Failure leaks address space and harms nothing.
+        let _ = unsafe { sys::munmap(self.range) };
+    }
+}
