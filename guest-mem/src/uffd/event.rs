@@ -27,7 +27,8 @@ pub enum Event<D = OwnedFd> {
     /// A thread waits for a page.
     Fault(Fault),
     /// The process forked: the child's registrations report to this new descriptor. The thread that forks waits
-    /// until the message is read.
+    /// until the message is read, and glibc's fork(3) holds the locks of the allocator meanwhile: whoever reads
+    /// must not allocate before.
     Fork(D),
     /// The pages of `from` are now at `to`, with their registration (`mremap`). After the fact, but the thread
     /// waits until the message is read. A mapping that grew or shrank on its way says so nowhere: `from` is what

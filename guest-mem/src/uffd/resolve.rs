@@ -87,7 +87,8 @@ pub enum ResolveKind {
     /// `ENOMEM`, memory cgroup limits included.
     #[error("no memory for it")]
     NoMemory,
-    /// `EBUSY`: a page that was to move is shared or pinned.
+    /// `EBUSY`: a page that was to move is pinned, or shared with a child: after a fork, even when the child is gone,
+    /// each page stays so until it is written. It can still be copied.
     #[error("a page to be moved is shared or pinned")]
     Busy,
     /// `EFAULT`: what was to be copied cannot be read, what was to be continued is not in the page cache, or the

@@ -84,20 +84,17 @@ pub fn forking_alone() -> MutexGuard<'static, ()> {
 
 /// Forks a child that does nothing but exit. The call waits until the event of the fork was read.
 pub fn fork_a_child() -> libc::pid_t {
-    // SAFETY: the child makes one system call and is gone.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        // SAFETY: runs no destructors.
-        unsafe { libc::_exit(0) };
-    }
-    assert!(pid > 0);
-    pid
+    clone_a_child(libc::SIGCHLD, || 0)
 }
 
 /// Runs `work` in a child with memory of its own and with our descriptors: what it opens is ours. Its result is
 /// one byte.
-pub fn in_a_child_with_our_descriptors(work: impl FnOnce() -> u8) -> (libc::pid_t, u8) {
-    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+pub fn in_a_child_with_our_descriptors(work: impl FnOnce() -> u8) -> u8 {
+    wait_for(clone_a_child(libc::CLONE_FILES | libc::SIGCHLD, work))
+}
+
+/// Not fork(3): that holds the allocator's locks while it waits, and a reader that allocates never reads.
+fn clone_a_child(flags: i32, work: impl FnOnce() -> u8) -> libc::pid_t {
     // SAFETY: as fork(2). The child only makes system calls, and takes no lock that another thread may hold.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } as libc::pid_t;
     if pid == 0 {
@@ -106,7 +103,7 @@ pub fn in_a_child_with_our_descriptors(work: impl FnOnce() -> u8) -> (libc::pid_
         unsafe { libc::_exit(i32::from(result)) };
     }
     assert!(pid > 0);
-    (pid, wait_for(pid))
+    pid
 }
 
 /// Waits until a child is gone, its memory with it, and gives its exit code.

@@ -155,7 +155,7 @@ fn a_process_that_is_gone_is_dead() {
     let mapping = Mapping::new(4 * PAGE_SIZE);
     let range = mapping.range;
     // The child has a mapping at the same place, and its descriptor stays behind.
-    let (_, raw) = in_a_child_with_our_descriptors(|| {
+    let raw = in_a_child_with_our_descriptors(|| {
         let Ok(userfault) = Userfault::open(Features::empty()) else { return 0 };
         // SAFETY: the child's copy of a mapping into which there are no references.
         if unsafe { userfault.register_mapping(range, MISSING) }.is_err() {

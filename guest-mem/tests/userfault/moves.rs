@@ -1,12 +1,14 @@
-//! Pages that move: what arrives, what is left, and how large they are.
+//! Pages that move: what arrives, what is left, and how large they are. No test forks meanwhile: see the last one.
 
 use guest_mem::uffd::{Features, ResolveKind, Wake};
 use guest_mem::{Backing, HostThp, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageScanner, Region};
 
+use crate::calls::{fork_a_child, forking_alone, wait_for};
 use crate::{MISSING, Reader, memory, open, page, support};
 
 #[test]
 fn a_page_moves_and_leaves_nothing() {
+    let _alone = forking_alone();
     let (source, target) = (memory(), memory());
     std::thread::scope(|threads| {
         let Some(userfault) = open("move 4k", Features::MOVE) else { return };
@@ -31,6 +33,7 @@ fn a_page_moves_and_leaves_nothing() {
 
 #[test]
 fn holes_stop_a_move_or_are_passed_over() {
+    let _alone = forking_alone();
     let (source, target) = (memory(), memory());
     let Some(userfault) = open("move holes", Features::MOVE) else { return };
     userfault.register(&target, target.range(), MISSING).unwrap();
@@ -71,6 +74,7 @@ fn huge(test: &str) -> Option<(Region, Region)> {
 
 #[test]
 fn a_huge_page_moves_whole_and_stays_one() {
+    let _alone = forking_alone();
     let Some((source, target)) = huge("move 2m") else { return };
     let Some(userfault) = open("move 2m", Features::MOVE) else { return };
     userfault.register(&target, target.range(), MISSING).unwrap();
@@ -87,6 +91,7 @@ fn a_huge_page_moves_whole_and_stays_one() {
 
 #[test]
 fn a_part_of_a_huge_page_moves_by_splitting_it() {
+    let _alone = forking_alone();
     let Some((source, target)) = huge("move a part") else { return };
     let Some(userfault) = open("move a part", Features::MOVE) else { return };
     userfault.register(&target, target.range(), MISSING).unwrap();
@@ -97,4 +102,21 @@ fn a_part_of_a_huge_page_moves_by_splitting_it() {
     let mut scanner = PageScanner::new().unwrap();
     let left = support::counts(&mut scanner, &source, source.range());
     assert_eq!((left.absent, left.pmd_mapped), (1, PAGES_PER_PMD), "the other huge page is whole");
+}
+
+/// A fork leaves the parent's pages shared, even when the child is gone: they do not move until they are written.
+#[test]
+fn a_page_that_was_shared_by_a_fork_does_not_move() {
+    let _alone = forking_alone();
+    let (source, target) = (memory(), memory());
+    let Some(userfault) = open("move after fork", Features::MOVE) else { return };
+    userfault.register(&target, target.range(), MISSING).unwrap();
+    let (from, to) = (page(&source, 0), page(&target, 0));
+    source.write_u64(from.start(), 1).unwrap();
+    assert_eq!(wait_for(fork_a_child()), 0);
+    let error = userfault.move_pages(to.start(), &source, from, Wake::Yes).unwrap_err();
+    assert_eq!((error.kind, error.done), (ResolveKind::Busy, 0));
+    source.write_u64(from.start(), 2).unwrap();
+    userfault.move_pages(to.start(), &source, from, Wake::Yes).unwrap();
+    assert_eq!(target.read_u64(to.start()).unwrap(), 2);
 }
