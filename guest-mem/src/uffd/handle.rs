@@ -1,11 +1,10 @@
-//! The descriptor after its handshake, and its ioctls.
+//! The descriptor after its handshake, and the ioctls that resolve faults.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::abi::{self, UffdioCopy, UffdioFill, UffdioRange, UffdioRegister, UffdioWriteprotect};
+use super::abi::{self, UffdioCopy, UffdioFill, UffdioRange, UffdioWriteprotect};
 use super::buffer::{EventBuffer, ReadError};
 use super::features::Features;
 use super::open::{self, OpenError};
@@ -13,7 +12,7 @@ use super::resolve::{Action, ResolveError, outcome};
 use super::sys;
 use crate::address::Hva;
 use crate::range::HvaRange;
-use crate::region::{RangeError, Region};
+use crate::region::Region;
 
 /// Whether threads that wait for the pages of a range are woken, or stay asleep for [`Userfault::wake`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,118 +32,14 @@ pub enum MapAs {
     WriteProtected,
 }
 
-/// Which pages of a registered range make their reader wait. At least one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Modes {
-    /// Pages that are not there.
-    pub missing: bool,
-    /// Pages of shared memory that are in the page cache and not mapped.
-    pub minor: bool,
-    /// Writes to pages that are write-protected.
-    pub write_protect: bool,
-}
-
-impl Modes {
-    fn bits(self) -> u64 {
-        let bit = |on, bit| if on { bit } else { 0 };
-        bit(self.missing, abi::UFFDIO_REGISTER_MODE_MISSING)
-            | bit(self.minor, abi::UFFDIO_REGISTER_MODE_MINOR)
-            | bit(self.write_protect, abi::UFFDIO_REGISTER_MODE_WP)
-    }
-}
-
-/// What the kernel offers for a registered range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RegisteredIoctls(u64);
-
-impl RegisteredIoctls {
-    /// Whether this can be done to the range. 6.12 offers a move for every range but hugetlb, although it works on
-    /// private anonymous memory alone.
-    pub fn offers(self, action: Action) -> bool {
-        let nr = match action {
-            Action::Copy => abi::NR_COPY,
-            Action::Zero => abi::NR_ZEROPAGE,
-            Action::Move => abi::NR_MOVE,
-            Action::Continue => abi::NR_CONTINUE,
-            Action::Poison => abi::NR_POISON,
-            Action::WriteProtect | Action::WriteUnprotect => abi::NR_WRITEPROTECT,
-            Action::Wake => abi::NR_WAKE,
-        };
-        self.0 >> nr & 1 == 1
-    }
-}
-
-/// Why a range could not be registered or given back.
-#[derive(Debug, thiserror::Error)]
-pub enum RegisterError {
-    /// It does not fit the region.
-    #[error(transparent)]
-    Range(#[from] RangeError),
-    /// Another descriptor has it.
-    #[error("registering {range}: part of it belongs to another userfaultfd")]
-    Taken {
-        /// What was to be registered.
-        range: HvaRange,
-    },
-    /// A mapping of a file that may not be written.
-    #[error("registering {range}: part of it may not be written")]
-    ReadOnly {
-        /// What was to be registered.
-        range: HvaRange,
-    },
-    /// The kernel cannot do this for this memory.
-    #[error(
-        "registering {range} with {modes:?}: no mapping, no mode, or memory that this kernel cannot watch so \
-         (minor faults take shared memory; write protection of that takes Linux 5.19)"
-    )]
-    Unsupported {
-        /// What was to be registered.
-        range: HvaRange,
-        /// How.
-        modes: Modes,
-    },
-    /// No memory, or no process: the kernel uses one number for both.
-    #[error("registering {range}: no memory for it, or its process has gone")]
-    NoMemoryOrDead {
-        /// What was to be registered.
-        range: HvaRange,
-    },
-    /// Anything else.
-    #[error("registering {range}, or giving it back")]
-    Other {
-        /// What was to be registered.
-        range: HvaRange,
-        /// What the kernel said.
-        #[source]
-        source: Errno,
-    },
-}
-
-/// Why a descriptor from elsewhere cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum AdoptError {
-    /// It is something else, or had no handshake yet.
-    #[error("descriptor {0} is not a userfaultfd after its handshake")]
-    NotUserfault(i32),
-    /// It could not be asked.
-    #[error("reading what descriptor {fd} is: mount procfs at /proc")]
-    Unknown {
-        /// Which.
-        fd: i32,
-        /// What the kernel said.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
 /// A userfaultfd after its handshake, non-blocking, closed when dropped: the kernel then wakes all who wait, and
 /// what they waited for becomes an ordinary page.
 ///
 /// All methods may be called by any number of threads at once.
 #[derive(Debug)]
 pub struct Userfault {
-    fd: OwnedFd,
-    features: Features,
+    pub(super) fd: OwnedFd,
+    pub(super) features: Features,
 }
 
 impl Userfault {
@@ -158,79 +53,9 @@ impl Userfault {
         Ok(Self { fd, features })
     }
 
-    /// Uses a descriptor that came from elsewhere: with [`super::Event::Fork`], or from another process. Its
-    /// features are read from procfs. The addresses are those of the process it was made for.
-    ///
-    /// # Errors
-    /// It is none.
-    pub fn adopt(fd: OwnedFd) -> Result<Self, AdoptError> {
-        let raw = fd.as_raw_fd();
-        let unknown = |source| AdoptError::Unknown { fd: raw, source };
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{raw}")).map_err(unknown)?;
-        let link = std::fs::read_link(format!("/proc/self/fd/{raw}")).map_err(unknown)?;
-        let features = parse_fdinfo(&info).filter(|_| link.as_os_str() == "anon_inode:[userfaultfd]");
-        let features = features.ok_or(AdoptError::NotUserfault(raw))?;
-        let flags = rustix::fs::fcntl_getfl(&fd).map_err(|errno| unknown(errno.into()))?;
-        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(|errno| unknown(errno.into()))?;
-        Ok(Self { fd, features })
-    }
-
     /// The features that are on.
     pub fn features(&self) -> Features {
         self.features
-    }
-
-    /// Has pages of a region watched. Whoever touches one of them that `modes` names waits until it is resolved,
-    /// this thread too. A range that was registered before gets the new modes, which replace the old.
-    ///
-    /// # Errors
-    /// The range does not fit, is taken, or cannot be watched so.
-    pub fn register(
-        &self,
-        region: &Region,
-        range: HvaRange,
-        modes: Modes,
-    ) -> Result<RegisteredIoctls, RegisterError> {
-        region.check(range)?;
-        // SAFETY: a region's memory, into which no reference ever exists; when it is unmapped, so is the
-        // registration.
-        unsafe { self.register_mapping(range, modes) }
-    }
-
-    /// The same for any mapping, which with an adopted descriptor is one of another process.
-    ///
-    /// # Safety
-    /// As long as the range is registered and lies in this process, nobody makes a Rust reference into it.
-    ///
-    /// # Errors
-    /// The range is taken or cannot be watched so.
-    pub unsafe fn register_mapping(
-        &self,
-        range: HvaRange,
-        modes: Modes,
-    ) -> Result<RegisteredIoctls, RegisterError> {
-        let mut argument = UffdioRegister { range: plain(range), mode: modes.bits(), ioctls: 0 };
-        // SAFETY: the caller's contract.
-        let done = unsafe { sys::register(self.fd.as_fd(), &mut argument) };
-        done.map(|()| RegisteredIoctls(argument.ioctls)).map_err(|errno| match errno {
-            Errno::BUSY => RegisterError::Taken { range },
-            Errno::PERM => RegisterError::ReadOnly { range },
-            Errno::INVAL => RegisterError::Unsupported { range, modes },
-            Errno::NOMEM => RegisterError::NoMemoryOrDead { range },
-            source => RegisterError::Other { range, source },
-        })
-    }
-
-    /// Gives a range back. Who waits for a missing page in it is woken; who waits for a minor or write-protect
-    /// fault alone is not (see `userfaultfd_unregister`): wake the range afterwards. Write protection goes.
-    ///
-    /// # Errors
-    /// No mapping is there.
-    pub fn unregister(&self, range: HvaRange) -> Result<(), RegisterError> {
-        sys::unregister(self.fd.as_fd(), &mut plain(range)).map_err(|errno| match errno {
-            Errno::NOMEM => RegisterError::NoMemoryOrDead { range },
-            source => RegisterError::Other { range, source },
-        })
     }
 
     /// Fills the missing pages at `dst` with copies of `src`, which is as long as they are.
@@ -262,7 +87,8 @@ impl Userfault {
         self.fill(Action::Continue, range, map_as_bits(map_as) | wake_bits(wake))
     }
 
-    /// Makes missing pages fail whoever touches them, with SIGBUS (a guest: KVM_RUN returns EHWPOISON).
+    /// Makes missing pages fail whoever touches them, with SIGBUS, as broken memory does; a guest's access gives
+    /// it to the vCPU's thread. A system call gets EFAULT.
     ///
     /// # Errors
     /// Not all were poisoned.
@@ -287,7 +113,8 @@ impl Userfault {
     /// host, though not in [`Userfault::features`].
     ///
     /// The secondary MMUs are told of the source range, and the kernel starts over by itself as long as it meets
-    /// pages in motion.
+    /// pages in motion. A fork keeps pages from moving, see [`super::ResolveKind::Busy`]: `MADV_DONTFORK` on the
+    /// source prevents that.
     ///
     /// # Errors
     /// Not all was moved, or `src` does not fit its region.
@@ -380,7 +207,8 @@ impl AsFd for Userfault {
     }
 }
 
-fn plain(range: HvaRange) -> UffdioRange {
+/// The kernel's word for a range.
+pub(super) fn plain(range: HvaRange) -> UffdioRange {
     UffdioRange { start: range.start().get(), len: range.len() }
 }
 
@@ -400,46 +228,5 @@ fn map_as_bits(map_as: MapAs) -> u64 {
     match map_as {
         MapAs::Writable => 0,
         MapAs::WriteProtected => abi::UFFDIO_MODE_WP,
-    }
-}
-
-/// The features in `API: aa:<features>:<ioctls>`. Bit 31 is the kernel's own mark that the handshake was done.
-fn parse_fdinfo(info: &str) -> Option<Features> {
-    const INITIALIZED: u64 = 1 << 31;
-    let line = info.lines().find_map(|line| line.strip_prefix("API:"))?;
-    let (api, rest) = line.trim().split_once(':')?;
-    let (features, _) = rest.split_once(':')?;
-    let features = u64::from_str_radix(features, 16).ok()?;
-    (api == "aa" && features & INITIALIZED != 0).then(|| Features::from_bits(features & !INITIALIZED))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn features_are_read_from_fdinfo() {
-        let info = "pos:\t0\nflags:\t02004000\npending:\t1\ntotal:\t1\nAPI:\taa:80000008:80000000000001ff\n";
-        assert_eq!(parse_fdinfo(info), Some(Features::EVENT_REMOVE));
-        // Before its handshake, and another protocol.
-        assert_eq!(parse_fdinfo("API:\taa:0:1ff\n"), None);
-        assert_eq!(parse_fdinfo("API:\tab:80000008:1ff\n"), None);
-        assert_eq!(parse_fdinfo("pos:\t0\n"), None);
-    }
-
-    #[test]
-    fn another_descriptor_is_not_adopted() {
-        let file = std::fs::File::open("/proc/self/status").unwrap();
-        assert!(matches!(Userfault::adopt(file.into()), Err(AdoptError::NotUserfault(_))));
-    }
-
-    #[test]
-    fn what_is_offered_is_read_by_number() {
-        // What 6.12 says of anonymous memory registered for missing pages.
-        let offered = RegisteredIoctls(0x13c);
-        assert!(
-            offered.offers(Action::Copy) && offered.offers(Action::Move) && offered.offers(Action::Poison)
-        );
-        assert!(!offered.offers(Action::WriteProtect) && !offered.offers(Action::Continue));
     }
 }

@@ -15,21 +15,25 @@
 //! ioctl came in [`ResolveKind`], who owns a fork's descriptor in [`Event`].
 
 mod abi;
+mod adopt;
 mod buffer;
 mod event;
 mod features;
 mod handle;
 mod open;
+mod register;
 mod resolve;
 mod retry;
 mod sys;
 mod wait;
 
+pub use adopt::AdoptError;
 pub use buffer::{EventBuffer, ReadError};
 pub use event::{DecodeError, Event, Fault, FaultKind, Message};
 pub use features::Features;
-pub use handle::{AdoptError, MapAs, Modes, RegisterError, RegisteredIoctls, Userfault, Wake};
+pub use handle::{MapAs, Userfault, Wake};
 pub use open::{Access, OpenError, probe};
+pub use register::{Modes, RegisterError, RegisteredIoctls};
 pub use resolve::{Action, ResolveError, ResolveKind};
 pub use retry::{Filled, Retry};
 pub use wait::{Stop, Waiter, Woken};
