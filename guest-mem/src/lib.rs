@@ -60,8 +60,9 @@ pub use seam::SeamError;
 pub use slots::{Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
 pub use state::{PageCounts, PageRun, PageState};
 pub use store::{
-    BufferError, Codec, CompressedStore, DiscardStore, Page, PageBuffer, Slot, Store, StoreError, Usage,
-    checksum, is_zero_page,
+    BufferError, Codec, CompressedStore, DiscardStore, Fault, FaultKind, FaultPlan, FaultPlanError,
+    FaultyStore, FileIo, FileStore, FileStoreError, Page, PageBuffer, Slot, Store, StoreCall, StoreError,
+    Usage, checksum, is_zero_page,
 };
 pub use swaps::{SwapArea, SwapInfo};
 pub use thp::{HostThp, ShmemSwitch, Switch};

@@ -17,9 +17,12 @@ mod buffer;
 mod checksum;
 mod discard;
 mod error;
+mod faulty;
+mod file;
 mod mapping;
 mod memory;
 mod page;
+mod plan;
 mod slot;
 #[cfg(test)]
 mod testing;
@@ -30,8 +33,11 @@ pub use buffer::{BufferError, PageBuffer};
 pub use checksum::checksum;
 pub use discard::DiscardStore;
 pub use error::StoreError;
+pub use faulty::FaultyStore;
+pub use file::{FileIo, FileStore, FileStoreError};
 pub use memory::{Codec, CompressedStore};
 pub use page::{Page, is_zero_page};
+pub use plan::{Fault, FaultKind, FaultPlan, FaultPlanError, StoreCall};
 pub use slot::Slot;
 
 /// What a store holds.

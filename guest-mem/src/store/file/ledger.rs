@@ -1,0 +1,230 @@
+//! Which pages of the file are stored, which are free, and which free ones still take disk.
+//!
+//! Disk goes back by the chunk of 1 MiB: when its last page is freed a chunk is idle, and when more than
+//! [`SPARE`] are, the one idle for longest is to be punched out. So a store whose need swings overwrites blocks
+//! that it has, which is cheaper than having them allocated anew.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::extents::Extents;
+
+/// Pages of a chunk: 1 MiB.
+pub(super) const CHUNK: u64 = 256;
+/// Chunks that may be idle and keep their disk: 16 MiB.
+pub(super) const SPARE: usize = 16;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Chunk {
+    /// Pages taken, whether they are written yet or not.
+    taken: u16,
+    /// One bit for each page that is stored.
+    stored: [u64; CHUNK as usize / 64],
+    /// Whether it may have disk behind it.
+    backed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Ledger {
+    extents: Extents,
+    /// From the file's start to the last chunk that was ever used.
+    chunks: Vec<Chunk>,
+    idle: VecDeque<usize>,
+    taken: u64,
+    stored: u64,
+}
+
+/// What to do with disk after pages were freed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Disk {
+    /// Nothing.
+    Keep,
+    /// Give these chunks' back: nothing in them is taken.
+    Punch(Vec<Range<u64>>),
+    /// Give everything back: no page is taken.
+    PunchAll,
+}
+
+impl Ledger {
+    /// A file of `pages` pages, none of them stored.
+    pub(super) fn new(pages: u64) -> Self {
+        let (chunks, idle) = (Vec::new(), VecDeque::new());
+        Self { extents: Extents::new(pages), chunks, idle, taken: 0, stored: 0 }
+    }
+
+    /// Pages stored.
+    pub(super) fn stored(&self) -> u64 {
+        self.stored
+    }
+
+    /// Takes `pages` pages to be written. `None` if there is no room.
+    pub(super) fn take(&mut self, pages: u64) -> Option<Vec<Range<u64>>> {
+        let taken = self.extents.take(pages)?;
+        let last = taken.iter().map(|extent| extent.end.div_ceil(CHUNK)).max().unwrap_or(0) as usize;
+        if last > self.chunks.len() {
+            self.chunks.resize(last, Chunk::default());
+        }
+        for page in taken.iter().flat_map(Clone::clone) {
+            let chunk = &mut self.chunks[(page / CHUNK) as usize];
+            chunk.taken += 1;
+            chunk.backed = true;
+        }
+        self.taken += pages;
+        Some(taken)
+    }
+
+    /// Counts pages that were taken as stored.
+    pub(super) fn keep(&mut self, extents: &[Range<u64>]) {
+        for page in extents.iter().flat_map(Clone::clone) {
+            let (chunk, word, bit) = Self::place(page);
+            self.chunks[chunk].stored[word] |= bit;
+            self.stored += 1;
+        }
+    }
+
+    /// Whether a page of this number is stored.
+    pub(super) fn is_stored(&self, page: u64) -> bool {
+        let (chunk, word, bit) = Self::place(page);
+        self.chunks.get(chunk).is_some_and(|chunk| chunk.stored[word] & bit != 0)
+    }
+
+    /// Frees pages: those that are not stored are passed over.
+    pub(super) fn free(&mut self, pages: impl Iterator<Item = u64>) -> Disk {
+        // Neighbours go back as one extent.
+        let mut run = 0..0;
+        let before = self.stored;
+        for page in pages {
+            if !self.is_stored(page) {
+                continue;
+            }
+            let (chunk, word, bit) = Self::place(page);
+            self.chunks[chunk].stored[word] &= !bit;
+            self.stored -= 1;
+            if page == run.end {
+                run.end += 1;
+            } else {
+                self.give(run);
+                run = page..page + 1;
+            }
+        }
+        self.give(run);
+        if self.stored == before { Disk::Keep } else { self.disk() }
+    }
+
+    /// Gives pages back that were taken and could not be written.
+    pub(super) fn abandon(&mut self, extents: Vec<Range<u64>>) -> Disk {
+        for extent in extents {
+            self.give(extent);
+        }
+        self.disk()
+    }
+
+    fn place(page: u64) -> (usize, usize, u64) {
+        let within = page % CHUNK;
+        ((page / CHUNK) as usize, (within / 64) as usize, 1 << (within % 64))
+    }
+
+    fn give(&mut self, pages: Range<u64>) {
+        if pages.is_empty() {
+            return;
+        }
+        for page in pages.clone() {
+            let number = (page / CHUNK) as usize;
+            let chunk = &mut self.chunks[number];
+            chunk.taken -= 1;
+            if chunk.taken == 0 {
+                self.idle.push_back(number);
+            }
+        }
+        self.taken -= pages.end - pages.start;
+        self.extents.give(pages);
+    }
+
+    fn disk(&mut self) -> Disk {
+        if self.taken == 0 {
+            self.idle.clear();
+            self.chunks.clear();
+            return Disk::PunchAll;
+        }
+        let mut holes: Vec<Range<u64>> = Vec::new();
+        while self.idle.len() > SPARE {
+            let Some(number) = self.idle.pop_front() else { break };
+            let chunk = &mut self.chunks[number];
+            // It may be in use again, or have been idle twice.
+            if chunk.taken > 0 || !std::mem::replace(&mut chunk.backed, false) {
+                continue;
+            }
+            let pages = number as u64 * CHUNK..(number as u64 + 1) * CHUNK;
+            match holes.last_mut() {
+                Some(hole) if hole.end == pages.start => hole.end = pages.end,
+                _ => holes.push(pages),
+            }
+        }
+        if holes.is_empty() { Disk::Keep } else { Disk::Punch(holes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice::from_ref as one;
+
+    use super::*;
+
+    fn put(ledger: &mut Ledger, pages: u64) -> Vec<Range<u64>> {
+        let extents = ledger.take(pages).unwrap();
+        ledger.keep(&extents);
+        extents
+    }
+
+    /// So many chunks, each with only its page 7 stored, and the first SPARE of them then idle.
+    fn spare_chunks_idle(chunks: u64) -> Ledger {
+        let mut ledger = Ledger::new(100 * CHUNK);
+        assert_eq!(put(&mut ledger, chunks * CHUNK), one(&(0..chunks * CHUNK)));
+        assert_eq!(ledger.free((0..chunks * CHUNK).filter(|page| page % CHUNK != 7)), Disk::Keep);
+        for chunk in 0..SPARE as u64 {
+            assert_eq!(free_last(&mut ledger, chunk), Disk::Keep);
+        }
+        ledger
+    }
+
+    fn free_last(ledger: &mut Ledger, chunk: u64) -> Disk {
+        ledger.free(std::iter::once(chunk * CHUNK + 7))
+    }
+
+    #[test]
+    fn disk_goes_back_by_the_chunk_beyond_the_spare_ones() {
+        let spare = SPARE as u64;
+        let mut ledger = spare_chunks_idle(spare + 4);
+        assert_eq!(free_last(&mut ledger, spare), Disk::Punch(one(&(0..CHUNK)).to_vec()));
+        let both = [spare + 1, spare + 2].map(|chunk| chunk * CHUNK + 7);
+        assert_eq!(ledger.free(both.into_iter()), Disk::Punch(one(&(CHUNK..3 * CHUNK)).to_vec()));
+        assert_eq!(ledger.free([7, CHUNK + 7, u64::MAX].into_iter()), Disk::Keep, "not stored, passed over");
+        assert_eq!(ledger.stored(), 1);
+        assert_eq!(free_last(&mut ledger, spare + 3), Disk::PunchAll);
+        assert_eq!(ledger.stored(), 0);
+    }
+
+    #[test]
+    fn an_idle_chunk_that_is_used_again_is_not_punched() {
+        let spare = SPARE as u64;
+        let mut ledger = spare_chunks_idle(spare + 2);
+        // The only run as long is the first, over all the idle chunks.
+        let again = 0..spare * CHUNK;
+        assert_eq!(put(&mut ledger, spare * CHUNK), one(&again));
+        assert_eq!(free_last(&mut ledger, spare), Disk::Keep);
+        assert!(again.clone().all(|page| ledger.is_stored(page)));
+        assert_eq!(ledger.stored(), spare * CHUNK + 1);
+    }
+
+    #[test]
+    fn what_is_only_taken_is_not_stored_and_holds_its_chunk() {
+        let mut ledger = Ledger::new(CHUNK);
+        let kept = put(&mut ledger, 3);
+        let taken = ledger.take(5).unwrap();
+        assert!(ledger.is_stored(2) && !ledger.is_stored(3));
+        assert_eq!(ledger.free(0..8), Disk::Keep, "five are still being written");
+        assert_eq!(ledger.abandon(taken), Disk::PunchAll);
+        assert_eq!(kept, ledger.take(3).unwrap());
+        assert!(ledger.take(CHUNK).is_none());
+    }
+}
