@@ -11,6 +11,7 @@
 //!                      └─> protect, unmap_shared                   drop translations, keep the pages
 //!   ZramSwap, MemoryCgroup                                         where pages go, and what makes them go
 //!   uffd::Userfault                                                faults and events, served by this process
+//!   Store: CompressedStore, FileStore, DiscardStore, FaultyStore   where pages go that we evict ourselves
 //! ```
 //!
 //! All of it works without root where the kernel lets it: folio orders below the PMD, zram devices and (mostly)

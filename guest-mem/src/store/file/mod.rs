@@ -46,8 +46,8 @@ pub struct FileStoreError {
     pub source: Errno,
 }
 
-/// Pages in an unlinked file: see the [module](self)'s picture. With [`FileIo::Direct`] they leave the host's memory
-/// when `put` returns.
+/// Pages in an unlinked file. A batch is written to one extent of it if there is one as long, and neighbours are read
+/// together; room is given back by the MiB. With [`FileIo::Direct`] pages have left the host's memory when `put` returns.
 #[derive(Debug)]
 pub struct FileStore {
     disk: Disk,

@@ -25,7 +25,8 @@ use self::codec::{Packer, Spares, Unpacker};
 use self::pool::Pool;
 use super::{Page, Slot, Store, StoreError, Usage, check_shape};
 
-/// Pages compressed in memory, one by one: see the [module](self)'s picture.
+/// Pages compressed in memory, one by one, so that each can come back alone. What does not shrink to 7/8 is stored as
+/// it is.
 #[derive(Debug)]
 pub struct CompressedStore {
     codec: Codec,

@@ -1,5 +1,8 @@
 //! The compressed stores against a model, under threads, at their limit, and held to their overhead.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use proptest::prelude::*;
 
 use super::classes::COUNT;
@@ -58,6 +61,41 @@ fn threads_share_a_store() {
     let store = CompressedStore::new(Codec::Lz4, 64 << 20).unwrap();
     threads_do_not_disturb_each_other(&store, 400);
     assert_eq!(store.usage(), Usage::default());
+}
+
+/// A caller's mistake: a page is read while another thread frees its slot, and fills it anew. It gets an error, or a
+/// page that was stored there, whole.
+#[test]
+fn a_slot_freed_under_a_reader_gives_an_error_or_a_whole_page() {
+    let store = CompressedStore::new(Codec::Lz4, 4 << 20).unwrap();
+    let stored: Vec<Page> = (0..32).map(|seed| page(seed, 500)).collect();
+    let current = Mutex::new(put_one(&store, &stored[0]).unwrap());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut found = 0;
+            while !done.load(Ordering::Relaxed) || found == 0 {
+                let slot = *current.lock().unwrap();
+                match get_one(&store, slot) {
+                    Ok(back) => {
+                        assert!(stored.contains(&back), "{slot}");
+                        found += 1;
+                    }
+                    Err(StoreError::NoSuchPage { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            found
+        });
+        for round in 0..20_000 {
+            let slot = *current.lock().unwrap();
+            store.free(&[slot]);
+            *current.lock().unwrap() = put_one(&store, &stored[round % 32]).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 0);
+    });
+    assert_eq!(store.usage().pages, 1);
 }
 
 #[test]
