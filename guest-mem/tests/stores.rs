@@ -99,6 +99,7 @@ fn a_full_file_system_is_an_error_that_names_the_page() {
             return;
         }
     };
+    assert_eq!(store.io(), FileIo::Buffered, "a tmpfs is memory, whatever flags it takes");
     let error = survives_a_failed_put(&store, 64);
     match error {
         StoreError::Io { source: Errno::NOSPC, index, .. } | StoreError::Short { index, .. } => {

@@ -15,7 +15,7 @@ use crate::store::page::Page;
 pub enum FileIo {
     /// Past the page cache, from and to the caller's pages.
     Direct,
-    /// Through the page cache, because the file system has no direct I/O by the page: what is evicted stays in the
+    /// Through the page cache, because the file system has no direct I/O by the page, or is itself in memory: what is evicted stays in the
     /// host's memory until the kernel writes it back and lets go of it.
     Buffered,
 }
@@ -54,7 +54,7 @@ impl Disk {
         let file = match open(directory, OFlags::DIRECT) {
             Ok(file) => {
                 let disk = Self { file, io: FileIo::Direct, len };
-                if disk.works()? {
+                if !disk.is_memory() && disk.works()? {
                     return disk.sized();
                 }
                 disk.file
@@ -67,6 +67,12 @@ impl Disk {
         rustix::fs::fcntl_setfl(&file, flags - OFlags::DIRECT)
             .map_err(|errno| ("setting the flags of", errno))?;
         Self { file, io: FileIo::Buffered, len }.sized()
+    }
+
+    /// Whether the file system is tmpfs, which takes the flag (from 6.6) and is a page cache and no more.
+    fn is_memory(&self) -> bool {
+        const TMPFS_MAGIC: u64 = 0x0102_1994;
+        rustix::fs::fstatfs(&self.file).is_ok_and(|stat| stat.f_type as u64 == TMPFS_MAGIC)
     }
 
     /// Tries direct I/O of one page: some file systems take the flag and then want more than a page's alignment.
