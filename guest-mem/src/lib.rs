@@ -12,6 +12,7 @@
 //!   ZramSwap, MemoryCgroup                                         where pages go, and what makes them go
 //!   uffd::Userfault                                                faults and events, served by this process
 //!   Store: CompressedStore, FileStore, DiscardStore, FaultyStore   where pages go that we evict ourselves
+//!   swapper::Swapper ── Store                                      a swap of our own over both
 //! ```
 //!
 //! All of it works without root where the kernel lets it: folio orders below the PMD, zram devices and (mostly)
@@ -35,6 +36,7 @@ mod seam;
 mod slots;
 mod state;
 mod store;
+pub mod swapper;
 mod swaps;
 mod sys;
 mod thp;
@@ -65,6 +67,7 @@ pub use store::{
     FaultyStore, FileIo, FileStore, FileStoreError, Page, PageBuffer, Slot, Store, StoreCall, StoreError,
     Usage, checksum, is_zero_page,
 };
+pub use swapper::Swapper;
 pub use swaps::{SwapArea, SwapInfo};
 pub use thp::{HostThp, ShmemSwitch, Switch};
 pub use uffd::Userfault;

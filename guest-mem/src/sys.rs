@@ -204,6 +204,18 @@ pub(crate) unsafe fn munmap(range: HvaRange) -> Result<(), Errno> {
     unsafe { rustix::mm::munmap(range.start().as_ptr(), range.len() as usize) }
 }
 
+/// Copies memory of this process as another process would: what is missing is an error, or waits, as the kernel has it,
+/// and no fault of this thread. Returns the bytes copied, less than all if a later page cannot be read.
+pub(crate) fn copy_out(from: HvaRange, to: &mut [u8]) -> Result<usize, Errno> {
+    assert_eq!(from.len(), to.len() as u64, "a byte for each byte");
+    let remote = libc::iovec { iov_base: from.start().as_ptr(), iov_len: to.len() };
+    let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
+    let this = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: `local` is exclusively borrowed; the remote side is only read, by the kernel, which checks it.
+    let copied = unsafe { libc::process_vm_readv(this, &raw const local, 1, &raw const remote, 1, 0) };
+    if copied < 0 { Err(last_errno()) } else { Ok(copied as usize) }
+}
+
 /// What becomes of the old place when pages move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OldPlace {

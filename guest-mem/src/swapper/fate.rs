@@ -1,14 +1,16 @@
 //! What has become of each page, in blocks of 2 MiB.
 //!
 //! ```text
-//!   Absent ──first touch──> Resident ──claimed──> Leaving ──stored, unwritten──> Stored | Zero ──fault──> Resident
-//!      ▲                       ▲  ▲                  │                              │
-//!      └──────discarded────────┘  └──written to──────┘                              └─ cannot be read back ─> Lost
+//!   Absent ──first touch──> Resident ──claimed──> Leaving ──stored, unwritten──> Dropping ──gone──> Stored | Zero
+//!      ▲                       ▲  ▲                  │                                                    │  │
+//!      └──────discarded────────┘  ├──written to──────┘                                                    │  │
+//!                                 └────────────────────────────── brought back by a fault ────────────────┘  │
+//!                                                                  Lost <── cannot be read back ─────────────┘
 //! ```
 //!
-//! A block's lock is held for as long as its pages change: by an evictor that claims them, by the same that drops them,
-//! by whoever brings them back. Nobody waits for anything while holding it (`EAGAIN` of the kernel is waited out
-//! unlocked), so it is held for one system call or a few.
+//! A block's lock is held while fates change and while missing pages are filled, and never by somebody who waits for
+//! anything: not for a mapping that changes (`EAGAIN`), nor in a system call that sends an event and waits for its reader
+//! (`MADV_DONTNEED`), for that reader may want the block.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -22,14 +24,37 @@ pub enum Fate {
     Absent,
     /// In memory.
     Resident,
-    /// In memory, write-protected, being copied out.
-    Leaving,
+    /// In memory, write-protected, being copied out by the claim of this number.
+    Leaving(u64),
+    /// Stored, and on the way out of memory: nobody may touch it before it is gone.
+    Dropping(Then),
     /// In the store.
     Stored(Slot),
     /// Evicted; all of it was zero, which is all there is to know.
     Zero,
     /// The store cannot give it back.
     Lost,
+}
+
+/// What a page is once it is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// In the store.
+    Stored(Slot),
+    /// Zeros, as it was evicted.
+    Zero,
+    /// Zeros, because it was discarded meanwhile.
+    Absent,
+}
+
+impl From<Then> for Fate {
+    fn from(then: Then) -> Self {
+        match then {
+            Then::Stored(slot) => Self::Stored(slot),
+            Then::Zero => Self::Zero,
+            Then::Absent => Self::Absent,
+        }
+    }
 }
 
 impl Fate {
@@ -39,22 +64,31 @@ impl Fate {
     }
 }
 
-/// A fate in eight bytes: the kind in the top one, a slot in the rest.
+/// A fate in eight bytes: the kind in the top one, a slot or the number of a claim in the rest.
 #[derive(Clone, Copy, Default)]
 struct Entry(u64);
 
 const KIND_SHIFT: u32 = 56;
 const SLOT_MASK: u64 = (1 << KIND_SHIFT) - 1;
 
+impl Entry {
+    fn slot(self) -> Slot {
+        Slot::from_raw(self.0 & SLOT_MASK).unwrap_or_default()
+    }
+}
+
 impl From<Fate> for Entry {
     fn from(fate: Fate) -> Self {
         let (kind, slot) = match fate {
             Fate::Absent => (0, 0),
             Fate::Resident => (1, 0),
-            Fate::Leaving => (2, 0),
-            Fate::Stored(slot) => (3, slot.get() & SLOT_MASK),
+            Fate::Leaving(claim) => (2, claim & SLOT_MASK),
+            Fate::Stored(slot) => (3, slot.raw()),
             Fate::Zero => (4, 0),
             Fate::Lost => (5, 0),
+            Fate::Dropping(Then::Stored(slot)) => (6, slot.raw()),
+            Fate::Dropping(Then::Zero) => (7, 0),
+            Fate::Dropping(Then::Absent) => (8, 0),
         };
         Self(kind << KIND_SHIFT | slot)
     }
@@ -65,9 +99,12 @@ impl From<Entry> for Fate {
         match entry.0 >> KIND_SHIFT {
             0 => Self::Absent,
             1 => Self::Resident,
-            2 => Self::Leaving,
-            3 => Self::Stored(Slot::new(entry.0 & SLOT_MASK)),
+            2 => Self::Leaving(entry.0 & SLOT_MASK),
+            3 => Self::Stored(entry.slot()),
             4 => Self::Zero,
+            6 => Self::Dropping(Then::Stored(entry.slot())),
+            7 => Self::Dropping(Then::Zero),
+            8 => Self::Dropping(Then::Absent),
             _ => Self::Lost,
         }
     }
@@ -81,7 +118,7 @@ pub(super) const BLOCK_PAGES: usize = PAGES_PER_PMD as usize;
 pub(super) struct Block {
     entries: Vec<Entry>,
     /// A checksum for each page; none before the first is stored.
-    checksums: Vec<u64>,
+    checksums: Vec<u32>,
 }
 
 impl Block {
@@ -96,7 +133,7 @@ impl Block {
     }
 
     /// Keeps the checksum of a page that goes to the store.
-    pub fn set_checksum(&mut self, index: usize, checksum: u64) {
+    pub fn set_checksum(&mut self, index: usize, checksum: u32) {
         if self.checksums.is_empty() {
             self.checksums.resize(BLOCK_PAGES, 0);
         }
@@ -104,7 +141,7 @@ impl Block {
     }
 
     /// The checksum that was kept.
-    pub fn checksum(&self, index: usize) -> u64 {
+    pub fn checksum(&self, index: usize) -> u32 {
         self.checksums[index]
     }
 }
@@ -125,9 +162,9 @@ impl Blocks {
         self.0[block].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = MutexGuard<'_, Block>> {
+        (0..self.0.len()).map(|block| self.lock(block))
     }
 }
 
@@ -137,9 +174,12 @@ mod tests {
 
     #[test]
     fn every_fate_survives_its_entry() {
-        let stored = [0, 1, SLOT_MASK].map(|slot| Fate::Stored(Slot::new(slot)));
-        let others = [Fate::Absent, Fate::Resident, Fate::Leaving, Fate::Zero, Fate::Lost];
-        for fate in stored.into_iter().chain(others) {
+        let slots = [0, 1, SLOT_MASK].map(|slot| Slot::from_raw(slot).unwrap());
+        let stored = slots.map(Fate::Stored).into_iter();
+        let dropping =
+            slots.map(Then::Stored).into_iter().chain([Then::Zero, Then::Absent]).map(Fate::Dropping);
+        let others = [Fate::Absent, Fate::Resident, Fate::Leaving(7), Fate::Zero, Fate::Lost];
+        for fate in stored.chain(dropping).chain(others) {
             assert_eq!(Fate::from(Entry::from(fate)), fate);
         }
         assert_eq!(Fate::from(Entry::default()), Fate::Absent);

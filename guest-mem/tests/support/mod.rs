@@ -162,3 +162,16 @@ impl Drop for SysfsSwitch {
         std::fs::write(&self.path, &self.before).unwrap();
     }
 }
+
+/// Returns from a test, aloud, where this process may not have a userfaultfd that serves the kernel's faults too.
+#[allow(unused_macros, reason = "not every test of the folder needs one")]
+macro_rules! uffd_or_skip {
+    ($test:expr) => {
+        if let Err(why) = guest_mem::uffd::Userfault::open(guest_mem::uffd::Features::empty()) {
+            eprintln!("SKIPPED: {}: {why}", $test);
+            return;
+        }
+    };
+}
+#[allow(unused_imports, reason = "not every test of the folder needs one")]
+pub(crate) use uffd_or_skip;

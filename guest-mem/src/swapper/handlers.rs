@@ -1,0 +1,251 @@
+//! Threads that serve faults and act on events.
+//!
+//! ```text
+//!   wait ──> read messages ──> faults: Pager::serve ──> woken      lost: Hears::lost
+//!     ▲                  │        └─ not yet: again after the next read
+//!     │                  └──> events: Hears::event, then the swapper forgets what was discarded
+//!     └── asleep, unless a fault is still to be served
+//! ```
+//!
+//! Faults that cannot be served yet belong to all handlers. A mapping does not change between the reading of one event and
+//! the sending of the next, and in a flood of them that moment is short: whoever has just read one serves them all, before
+//! it tells anybody of the event.
+//!
+//! By default one for each vCPU, on that vCPU's processor: a fault's way to a thread that is asleep on another one takes
+//! longer than all the rest.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::io::Errno;
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use super::Swapper;
+use super::pager::{Lost, Pager, Served};
+use super::readers::Readers;
+use crate::store::BufferError;
+use crate::uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
+
+/// Messages read at once: more than there are vCPUs to fault in most guests.
+const BATCH: usize = 64;
+
+/// Who hears what a handler reads. Each handler has its own.
+pub trait Hears: Send {
+    /// A fault was served.
+    fn fault(&mut self, fault: &Fault, served: Served);
+    /// Something else happened to the mapping, by somebody else's doing. The kernel sends a removal before the pages go,
+    /// and goes on as soon as it is read.
+    fn event(&mut self, event: &Event);
+    /// A page cannot be given back. Whoever waits for it still waits.
+    fn lost(&mut self, lost: Lost);
+}
+
+/// Why handlers cannot run, or one has given up.
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// Too many of them.
+    #[error("{0} handlers: {max} at most", max = Readers::places())]
+    TooMany(usize),
+    /// Nothing to wait by.
+    #[error("no descriptor for a handler to wait by")]
+    Wait(#[source] Errno),
+    /// No buffer.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    /// No thread.
+    #[error("no thread for a handler")]
+    Thread(#[source] std::io::Error),
+    /// The descriptor cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The kernel said something that makes no sense.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+/// What a handler did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandlerReport {
+    /// Faults served.
+    pub faults: u64,
+    /// Pages that came back from the store.
+    pub returned: u64,
+    /// Pages of zeros for a first touch.
+    pub zeroed: u64,
+    /// Pages that stayed because they were written to on their way out.
+    pub kept: u64,
+    /// Faults whose page was there already.
+    pub present: u64,
+    /// Faults that had to be tried again.
+    pub repeated: u64,
+    /// Times it was woken.
+    pub wakes: u64,
+}
+
+/// Running handlers. Dropped, they stop; faults that come then wait until the swapper is gone.
+#[derive(Debug)]
+pub struct Handlers {
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<Result<HandlerReport, HandlerError>>>,
+}
+
+impl Handlers {
+    /// Starts a handler for each of `hears`, on the processor beside it if there is one.
+    ///
+    /// # Errors
+    /// [`HandlerError`]: none runs then.
+    pub fn start<H: Hears + 'static>(
+        swapper: &Arc<Swapper>,
+        hears: Vec<(H, Option<usize>)>,
+    ) -> Result<Self, HandlerError> {
+        if hears.len() > Readers::places() {
+            return Err(HandlerError::TooMany(hears.len()));
+        }
+        let stop = Arc::new(Stop::new().map_err(HandlerError::Wait)?);
+        let mut handlers = Self { stop, threads: Vec::new() };
+        for (index, (hears, processor)) in hears.into_iter().enumerate() {
+            let (swapper, stop) = (swapper.clone(), handlers.stop.clone());
+            let thread = std::thread::Builder::new().name(format!("uffd{index}")).spawn(move || {
+                if let Some(processor) = processor {
+                    let mut set = CpuSet::new();
+                    set.set(processor);
+                    // One that is gone, or that we may not have: then anywhere.
+                    let _ = sched_setaffinity(None, &set);
+                }
+                Handler::new(&swapper, index, hears)?.run(&stop)
+            });
+            handlers.threads.push(thread.map_err(HandlerError::Thread)?);
+        }
+        Ok(handlers)
+    }
+
+    /// Stops them all, and returns what each did.
+    ///
+    /// # Errors
+    /// One had given up before.
+    pub fn stop(mut self) -> Result<Vec<HandlerReport>, HandlerError> {
+        self.join().into_iter().collect()
+    }
+
+    fn join(&mut self) -> Vec<Result<HandlerReport, HandlerError>> {
+        // It cannot fail on an eventfd of our own.
+        let _ = self.stop.raise();
+        let threads = self.threads.drain(..);
+        threads.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    }
+}
+
+impl Drop for Handlers {
+    fn drop(&mut self) {
+        let _ = self.stop.raise();
+        for thread in self.threads.drain(..) {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread's own part.
+struct Handler<'s, H> {
+    swapper: &'s Swapper,
+    place: usize,
+    pager: Pager<'s>,
+    hears: H,
+    buffer: EventBuffer,
+    /// Faults that were read and not served.
+    faults: Vec<Fault>,
+    /// Events that nobody was told yet.
+    untold: Vec<Event>,
+    report: HandlerReport,
+}
+
+impl<'s, H: Hears> Handler<'s, H> {
+    fn new(swapper: &'s Swapper, place: usize, hears: H) -> Result<Self, HandlerError> {
+        let (pager, report) = (Pager::new(swapper)?, HandlerReport::default());
+        let buffer = EventBuffer::new(BATCH);
+        Ok(Self { swapper, place, pager, hears, buffer, faults: Vec::new(), untold: Vec::new(), report })
+    }
+
+    fn run(mut self, stop: &Stop) -> Result<HandlerReport, HandlerError> {
+        let waiter = Waiter::new(&self.swapper.userfault, stop).map_err(HandlerError::Wait)?;
+        loop {
+            if self.swapper.waiting.is_empty() {
+                if waiter.wait().map_err(HandlerError::Wait)? == Woken::Stop {
+                    return Ok(self.report);
+                }
+                self.report.wakes += 1;
+            } else {
+                std::thread::yield_now();
+            }
+            let in_need = !self.swapper.waiting.is_empty();
+            self.read()?;
+            if in_need {
+                self.serve_all();
+                self.tell();
+            } else {
+                self.tell();
+                self.serve_all();
+            }
+        }
+    }
+
+    /// Reads what there is. What was discarded is forgotten at once.
+    fn read(&mut self) -> Result<(), HandlerError> {
+        let _at_work = self.swapper.readers.begin(self.place);
+        self.swapper.userfault.read_events(&mut self.buffer)?;
+        while let Some(event) = self.buffer.pop() {
+            match event? {
+                Event::Fault(fault) => self.faults.push(fault),
+                Event::Remove(range) if self.swapper.own_drops.is_own(range) => {}
+                event => self.untold.push(event),
+            }
+        }
+        for event in &self.untold {
+            match *event {
+                Event::Remove(range) => self.swapper.forget(range),
+                Event::Unmap(range) => self.swapper.forget_unless_away(range),
+                Event::Remap { from, to } => self.swapper.moved(from, to),
+                // Whoever owns a fork's descriptor answers for the child's pages; here nobody does.
+                Event::Fork(_) | Event::Fault(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves the faults that were read, and those that wait, whoever read them.
+    fn serve_all(&mut self) {
+        self.swapper.waiting.take(&mut self.faults);
+        let mut faults = std::mem::take(&mut self.faults);
+        for fault in faults.drain(..) {
+            self.serve(fault);
+        }
+        // The buffer stays.
+        self.faults = faults;
+    }
+
+    fn tell(&mut self) {
+        for event in self.untold.drain(..) {
+            self.hears.event(&event);
+        }
+    }
+
+    fn serve(&mut self, fault: Fault) {
+        let report = &mut self.report;
+        let served = match self.pager.serve(&fault) {
+            Ok(served) => served,
+            Err(lost) => return self.hears.lost(lost),
+        };
+        match served {
+            Served::NotYet => {
+                report.repeated += 1;
+                return self.swapper.waiting.push(fault);
+            }
+            Served::Returned(pages) => report.returned += u64::from(pages),
+            Served::Zeroed(pages) => report.zeroed += u64::from(pages),
+            Served::Kept => report.kept += 1,
+            Served::Present => report.present += 1,
+        }
+        report.faults += 1;
+        self.hears.fault(&fault, served);
+    }
+}

@@ -1,0 +1,299 @@
+//! A swap of our own: guest memory that goes to a [`Store`] and comes back through userfaultfd.
+//!
+//! ```text
+//!   Evictor (any number of threads)                                  Pager (one in each handler thread)
+//!     claim ─ write-protect ─ copy out ─ Store::put ─ drop             fault ─ window ─ Store::get ─ checksum ─ fill, wake
+//!        └────────────────────────> Blocks: the fate of each page <────────────────────────┘
+//!                                        ▲
+//!                       discarded, moved away: userfaultfd's events, or whoever does it
+//! ```
+//!
+//! What is promised: a page comes back as it was when it left, or not at all ([`Lost`]); a write never gets lost, whoever
+//! makes it and whenever; what was discarded reads as zeros. Mechanism alone: which pages go is the caller's choice, where
+//! they go the [`Store`]'s.
+
+mod away;
+mod evict;
+mod fate;
+mod handlers;
+mod huge;
+mod own_drops;
+mod pager;
+mod readers;
+mod runs;
+mod waiting;
+mod window;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+pub use evict::{Claimed, EvictError, Evicted, Evictor, Packed};
+pub use fate::{Fate, Then};
+pub use handlers::{HandlerError, HandlerReport, Handlers, Hears};
+pub use pager::{Lost, LostWhy, Pager, Served};
+pub use window::{FaultAround, UnknownFaultAround};
+
+use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
+use crate::backing::Backing;
+use crate::pagemap::{PageScanner, ScanError};
+use crate::range::HvaRange;
+use crate::region::{RangeError, Region};
+use crate::state::PageRun;
+use crate::store::Store;
+use crate::uffd::{Features, Modes, OpenError, RegisterError, Userfault};
+use away::Away;
+use fate::{BLOCK_PAGES, Blocks};
+use own_drops::OwnDrops;
+use readers::Readers;
+use waiting::Waiting;
+
+/// Whatever owns guest memory, and keeps it mapped as long as the swapper lives.
+pub type Memory = Arc<dyn AsRef<Region> + Send + Sync>;
+
+/// How a [`Swapper`] works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where pages go.
+    pub store: Arc<dyn Store>,
+    /// How many pages one fault brings back.
+    pub around: FaultAround,
+    /// Whether the kernel sends an event for each change that others make to the mapping (`MADV_DONTNEED`, `mremap`,
+    /// `munmap`). Each waits for a handler to read it, the swapper's own drops of anonymous memory too.
+    pub events: bool,
+}
+
+/// Why memory cannot be swapped.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no userfaultfd for us.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The memory cannot be watched.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// What is there cannot be read.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// The pages of this memory cannot be dropped one by one.
+    #[error("memory backed by `{0}` cannot be swapped in user space: use 4k, mthp, thp, memfd or memfd:thp")]
+    Backing(Backing),
+}
+
+/// The swap of one region.
+pub struct Swapper {
+    memory: Memory,
+    userfault: Userfault,
+    store: Arc<dyn Store>,
+    around: FaultAround,
+    /// Whether whole blocks come back as huge pages.
+    huge: bool,
+    blocks: Blocks,
+    claims: AtomicU64,
+    own_drops: OwnDrops,
+    waiting: Waiting,
+    readers: Readers,
+    away: Away,
+    /// Held for reading by evictions, for writing while the memory is somewhere else.
+    stillness: RwLock<()>,
+}
+
+impl std::fmt::Debug for Swapper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Swapper")
+            .field("region", &self.region().range())
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Swapper {
+    /// Takes a region over: from now on every first touch of a page that is not there waits for a handler
+    /// ([`Handlers::start`]).
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach(memory: Memory, options: Options) -> Result<Self, AttachError> {
+        let backing = region(&memory).backing();
+        if backing == Backing::Hugetlb2m {
+            return Err(AttachError::Backing(backing));
+        }
+        let mut features = Features::PAGEFAULT_FLAG_WP;
+        if backing.is_shared() {
+            features = features | Features::MISSING_SHMEM | Features::WP_HUGETLBFS_SHMEM;
+        }
+        if options.events {
+            features = features | Features::EVENT_REMOVE | Features::EVENT_REMAP | Features::EVENT_UNMAP;
+        }
+        let userfault = Userfault::open(features)?;
+        let swapper = Self {
+            blocks: Blocks::new(region(&memory).range().len()),
+            memory,
+            userfault,
+            store: options.store,
+            around: options.around,
+            huge: backing == Backing::Thp,
+            claims: AtomicU64::new(0),
+            own_drops: OwnDrops::new(options.events),
+            waiting: Waiting::default(),
+            readers: Readers::default(),
+            away: Away::default(),
+            stillness: RwLock::default(),
+        };
+        let modes = Modes { missing: true, minor: false, write_protect: true };
+        for piece in swapper.region().vma_pieces(swapper.region().range()) {
+            swapper.userfault.register(swapper.region(), piece, modes)?;
+        }
+        // After that, nothing appears without a handler.
+        swapper.find_residents()?;
+        Ok(swapper)
+    }
+
+    fn find_residents(&self) -> Result<(), ScanError> {
+        let (mut scanner, mut runs) = (PageScanner::new()?, Vec::<PageRun>::new());
+        scanner.scan_region(self.region(), self.region().range(), &mut runs)?;
+        for run in runs.iter().filter(|run| run.state.is_resident() || run.state.is_swapped()) {
+            for piece in blocks_of(run.range) {
+                let (block, pages) = self.place(piece).expect("chunks stay within a block of the region");
+                let mut block = self.blocks.lock(block);
+                pages.for_each(|page| block.set(page, Fate::Resident));
+            }
+        }
+        Ok(())
+    }
+
+    /// The memory.
+    pub fn region(&self) -> &Region {
+        region(&self.memory)
+    }
+    /// Where its pages go.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+    /// The descriptor, for waiting and for ioctls of one's own.
+    pub fn userfault(&self) -> &Userfault {
+        &self.userfault
+    }
+
+    /// What has become of the page at an address of the region.
+    pub fn fate(&self, at: Hva) -> Option<Fate> {
+        let (block, pages) = self.place(HvaRange::with_len(at, PAGE_SIZE)?)?;
+        Some(self.blocks.lock(block).fate(pages.start))
+    }
+
+    /// How many pages have that fate.
+    pub fn count(&self, wanted: impl Fn(Fate) -> bool) -> u64 {
+        let of = |block: &fate::Block| (0..BLOCK_PAGES).filter(|&page| wanted(block.fate(page))).count();
+        self.blocks.iter().map(|block| of(&block) as u64).sum()
+    }
+
+    /// Forgets the pages of a range: they read as zeros from now on. To be called before they are discarded
+    /// (`MADV_DONTNEED`, a hole), by whoever does that; with [`Options::events`] the kernel says it for everybody.
+    ///
+    /// # Errors
+    /// The range does not fit the region.
+    pub fn discard(&self, range: HvaRange) -> Result<(), RangeError> {
+        self.region().check(range)?;
+        let mut slots = Vec::new();
+        for piece in blocks_of(range) {
+            let (block, pages) = self.place(piece).expect("a checked range, block by block");
+            let mut block = self.blocks.lock(block);
+            for page in pages {
+                let fate = block.fate(page);
+                if let Fate::Stored(slot) | Fate::Dropping(Then::Stored(slot)) = fate {
+                    slots.push(slot);
+                }
+                // What is being dropped must be gone before anybody touches it again.
+                let dropping = matches!(fate, Fate::Dropping(_));
+                block.set(page, if dropping { Fate::Dropping(Then::Absent) } else { Fate::Absent });
+            }
+        }
+        self.store.free(&slots);
+        Ok(())
+    }
+
+    /// Forgets what a stranger has discarded, as far as it is ours.
+    fn forget(&self, range: HvaRange) {
+        if let Some(ours) = range.intersection(self.region().range()) {
+            // It fits: both ranges are of whole pages.
+            let _ = self.discard(ours);
+        }
+    }
+
+    /// The same of a range that was unmapped. Where its pages had been moved away before, it was empty.
+    fn forget_unless_away(&self, range: HvaRange) {
+        self.away.without(range, |rest| self.forget(rest));
+    }
+
+    /// Pages were moved: away from the region, or back.
+    fn moved(&self, from: HvaRange, to: Hva) {
+        let region = self.region().range();
+        match region.covers(from) {
+            true => self.away.left(from),
+            false => self.away.came_back(HvaRange::with_len(to, from.len()).unwrap_or(HvaRange::empty(to))),
+        }
+    }
+
+    /// Keeps evictions out while the memory is elsewhere (`mremap` and back). The caller keeps everybody else from
+    /// touching it.
+    pub fn hold_still(&self) -> RwLockWriteGuard<'_, ()> {
+        self.stillness.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn still(&self) -> RwLockReadGuard<'_, ()> {
+        self.stillness.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no claim had before.
+    fn next_claim(&self) -> u64 {
+        self.claims.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The block that a range of the region lies in, and its pages there; `None` if it lies in more than one, or
+    /// elsewhere.
+    fn place(&self, range: HvaRange) -> Option<(usize, Range<usize>)> {
+        let offset = self.region().offset_of(range.start())?;
+        let first = offset % PMD_SIZE / PAGE_SIZE;
+        let end = first + range.page_count();
+        (end <= PAGES_PER_PMD).then_some(((offset / PMD_SIZE) as usize, first as usize..end as usize))
+    }
+
+    /// The number of a block's first page, from the start of the region.
+    fn first_page(&self, block: usize) -> u64 {
+        block as u64 * PAGES_PER_PMD
+    }
+
+    /// Where pages of a block are.
+    fn range_of(&self, block: usize, pages: &Range<usize>) -> HvaRange {
+        let offset = (self.first_page(block) + pages.start as u64) * PAGE_SIZE;
+        self.region().slice(offset, pages.len() as u64 * PAGE_SIZE).expect("pages of a block of the region")
+    }
+}
+
+impl Drop for Swapper {
+    /// Pages that are out are gone with their store: they read as zeros. Unregistered first, or the unmapping of the memory
+    /// would wait for somebody to read of it.
+    fn drop(&mut self) {
+        for piece in self.region().vma_pieces(self.region().range()) {
+            // What cannot be unregistered is so when the descriptor closes.
+            let _ = self.userfault.unregister(piece);
+        }
+    }
+}
+
+/// Cuts a range at block boundaries.
+fn blocks_of(range: HvaRange) -> impl Iterator<Item = HvaRange> {
+    let mut rest = range;
+    std::iter::from_fn(move || {
+        let start = rest.start();
+        // Of the last block of the address space there is no end, nor memory in it.
+        let end = start.checked_add(1).and_then(|next| next.checked_align_up(PMD_SIZE)).unwrap_or(rest.end());
+        let piece = HvaRange::new(start, end.min(rest.end()))?;
+        rest = HvaRange::new(piece.end(), rest.end())?;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+fn region(memory: &Memory) -> &Region {
+    (**memory).as_ref()
+}

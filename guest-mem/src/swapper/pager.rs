@@ -1,0 +1,381 @@
+//! Pages on their way back: the answer to a fault.
+//!
+//! ```text
+//!   fault at a page ── what became of it?
+//!     Stored, Zero   a window around it: Store::get, checksums ──> UFFDIO_COPY, ZEROPAGE, or a whole huge page by MOVE
+//!     Absent         a window of zeros
+//!     Leaving        written to while it was copied out: it stays, and can be written to again
+//!     Dropping       later: it is not gone yet
+//!     Resident       somebody was faster; or it was discarded unseen, and is zeros now
+//!     Lost           the guest must not go on
+//! ```
+
+use std::ops::Range;
+
+use super::Swapper;
+use super::fate::{BLOCK_PAGES, Block, Fate};
+use super::huge::HugeStage;
+use super::runs::runs;
+use super::window::Window;
+use crate::address::{Address, Hva, PAGE_SIZE};
+use crate::range::HvaRange;
+use crate::store::{BufferError, Page, PageBuffer, Slot, StoreError, checksum};
+use crate::uffd::{Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};
+
+/// A page that cannot be given back. Whoever waits for it still waits, and must not go on.
+#[derive(Debug, thiserror::Error)]
+#[error("the page at {at} (page {page} of the memory) is lost")]
+pub struct Lost {
+    /// Where it is in this process.
+    pub at: Hva,
+    /// Its number, from the start of the region.
+    pub page: u64,
+    /// Why.
+    #[source]
+    pub why: LostWhy,
+}
+
+/// Why a page cannot be given back.
+#[derive(Debug, thiserror::Error)]
+pub enum LostWhy {
+    /// The store does not give it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store gave something else.
+    #[error("the store gave back other content: its checksum is {found:#010x}, not {expected:#010x}")]
+    Checksum {
+        /// What was stored.
+        expected: u32,
+        /// What came back.
+        found: u32,
+    },
+    /// It was lost before.
+    #[error("it was lost before")]
+    Before,
+    /// The kernel does not take it.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The fault is not in this memory.
+    #[error("no such memory")]
+    Elsewhere,
+}
+
+/// What came of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// So many pages came back from the store, of zeros included; 512 at once if as a huge page.
+    Returned(u32),
+    /// So many pages are there for the first time, of zeros.
+    Zeroed(u32),
+    /// It was on its way out, and stays.
+    Kept,
+    /// It was there.
+    Present,
+    /// Nothing came of it: the page is being dropped, or a mapping changes. Read events (somebody waits for that), then
+    /// serve the same fault again.
+    NotYet,
+}
+
+/// One thread's means to bring pages back. Any number of threads serve one [`Swapper`].
+#[derive(Debug)]
+pub struct Pager<'s> {
+    swapper: &'s Swapper,
+    buffer: PageBuffer,
+    slots: Vec<Slot>,
+    window: Window,
+    /// Where a huge page is put together, if this memory has them.
+    stage: Option<HugeStage>,
+}
+
+/// Why a fault could not be served.
+enum Obstacle {
+    /// Not before somebody else has gone on.
+    Later,
+    Lost(LostWhy),
+}
+
+impl From<LostWhy> for Obstacle {
+    fn from(why: LostWhy) -> Self {
+        Self::Lost(why)
+    }
+}
+
+impl From<ResolveError> for Obstacle {
+    fn from(error: ResolveError) -> Self {
+        match error.kind {
+            ResolveKind::Changing => Self::Later,
+            _ => Self::Lost(LostWhy::Resolve(error)),
+        }
+    }
+}
+
+/// What a missing page is filled from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Store,
+    /// The zero page, which costs no memory until it is written to.
+    ZeroPage,
+    /// A page of zeros of its own, since it is written to at once.
+    Zeros,
+}
+
+impl<'s> Pager<'s> {
+    /// Means of one's own.
+    ///
+    /// # Errors
+    /// There is no memory for its buffer of 2 MiB.
+    pub fn new(swapper: &'s Swapper) -> Result<Self, BufferError> {
+        Ok(Self {
+            swapper,
+            buffer: PageBuffer::new(BLOCK_PAGES)?,
+            slots: Vec::with_capacity(BLOCK_PAGES),
+            window: Window::new(swapper.around),
+            stage: swapper.huge.then(HugeStage::default),
+        })
+    }
+
+    /// Resolves a fault, and wakes who waits for it.
+    ///
+    /// # Errors
+    /// The page is lost. Who waits for it is not woken.
+    pub fn serve(&mut self, fault: &Fault) -> Result<Served, Lost> {
+        let at = fault.page();
+        let place = HvaRange::with_len(at, PAGE_SIZE).and_then(|page| self.swapper.place(page));
+        let Some((block, page)) = place else {
+            return Err(Lost { at, page: u64::MAX, why: LostWhy::Elsewhere });
+        };
+        let number = self.swapper.first_page(block) + page.start as u64;
+        match self.try_serve(block, page.start, number, fault) {
+            Ok(served) => Ok(served),
+            Err(Obstacle::Later) => Ok(Served::NotYet),
+            Err(Obstacle::Lost(why)) => Err(Lost { at, page: number, why }),
+        }
+    }
+
+    fn try_serve(
+        &mut self,
+        block_number: usize,
+        page: usize,
+        number: u64,
+        fault: &Fault,
+    ) -> Result<Served, Obstacle> {
+        let swapper = self.swapper;
+        let mut block = swapper.blocks.lock(block_number);
+        let only = swapper.range_of(block_number, &(page..page + 1));
+        match block.fate(page) {
+            Fate::Stored(_) | Fate::Zero => {}
+            Fate::Absent => return self.first_touch(&mut block, block_number, page, number, fault.write),
+            Fate::Dropping(_) => return Err(Obstacle::Later),
+            Fate::Lost => return Err(Obstacle::Lost(LostWhy::Before)),
+            Fate::Leaving(_) | Fate::Resident if fault.kind == FaultKind::WriteProtect => {
+                let kept = matches!(block.fate(page), Fate::Leaving(_));
+                block.set(page, Fate::Resident);
+                swapper.userfault.write_unprotect(only, Wake::Yes)?;
+                return Ok(if kept { Served::Kept } else { Served::Present });
+            }
+            Fate::Leaving(_) | Fate::Resident => {
+                // There, or discarded behind our back: then it is zeros, and a claim on it is void.
+                let missing = self.zero(only, fault.write)?;
+                if missing {
+                    block.set(page, Fate::Resident);
+                }
+                return Ok(if missing { Served::Zeroed(1) } else { Served::Present });
+            }
+        }
+        let first = swapper.first_page(block_number);
+        let around = self.window.around(number);
+        let around = (around.start - first) as usize..(around.end - first) as usize;
+        if let Some(returned) = self.return_huge(&mut block, block_number)? {
+            return Ok(returned);
+        }
+        match self.return_pages(&mut block, block_number, around.clone(), page, fault.write) {
+            // The window is a courtesy: what it meets must not cost the page that is wanted.
+            Err(Obstacle::Lost(_)) if around.len() > 1 => {
+                self.return_pages(&mut block, block_number, page..page + 1, page, fault.write)
+            }
+            result => result,
+        }
+        .inspect_err(|obstacle| {
+            if matches!(obstacle, Obstacle::Lost(_)) {
+                block.set(page, Fate::Lost);
+            }
+        })
+    }
+
+    /// Zeros for pages that nobody has touched before.
+    fn first_touch(
+        &mut self,
+        block: &mut Block,
+        block_number: usize,
+        page: usize,
+        number: u64,
+        write: bool,
+    ) -> Result<Served, Obstacle> {
+        let swapper = self.swapper;
+        let first = swapper.first_page(block_number);
+        let around = self.window.around(number);
+        let around = (around.start - first) as usize..(around.end - first) as usize;
+        let absent = |page: usize| block.fate(page) == Fate::Absent;
+        // The run of absent pages that the wanted one is in.
+        let start =
+            (around.start..page).rev().find(|&page| !absent(page)).map_or(around.start, |page| page + 1);
+        let end = (page..around.end).find(|&page| !absent(page)).unwrap_or(around.end);
+        self.zero(swapper.range_of(block_number, &(start..end)), write)?;
+        (start..end).for_each(|page| block.set(page, Fate::Resident));
+        Ok(Served::Zeroed((end - start) as u32))
+    }
+
+    /// Fills missing pages of a range with zeros; returns whether any was missing.
+    fn zero(&mut self, range: HvaRange, write: bool) -> Result<bool, ResolveError> {
+        let source = if write { Source::Zeros } else { Source::ZeroPage };
+        let pages = range.page_count() as usize;
+        if write {
+            Page::bytes_mut(&mut self.buffer[..pages]).fill(0);
+        }
+        self.fill(range, source, 0)
+    }
+
+    /// Brings back what is out in the window. `page` is the one that is wanted.
+    fn return_pages(
+        &mut self,
+        block: &mut Block,
+        block_number: usize,
+        around: Range<usize>,
+        page: usize,
+        write: bool,
+    ) -> Result<Served, Obstacle> {
+        let swapper = self.swapper;
+        let first = swapper.first_page(block_number);
+        let source = |place: usize| match block.fate(around.start + place) {
+            Fate::Stored(_) => Some(Source::Store),
+            Fate::Zero if write && around.start + place == page => Some(Source::Zeros),
+            Fate::Zero => Some(Source::ZeroPage),
+            _ => None,
+        };
+        let pieces: Vec<(Range<usize>, Source)> = runs(around.len(), source).collect();
+        let mut returned = 0;
+        for (run, source) in pieces {
+            let pages = around.start + run.start..around.start + run.end;
+            match source {
+                Source::Store => self.fetch(block, first, pages.clone())?,
+                Source::Zeros => Page::bytes_mut(&mut self.buffer[pages.clone()]).fill(0),
+                Source::ZeroPage => {}
+            }
+            self.fill(swapper.range_of(block_number, &pages), source, pages.start)?;
+            self.forget(block, pages.clone());
+            returned += pages.len() as u32;
+        }
+        Ok(Served::Returned(returned))
+    }
+
+    /// Reads stored pages into their places in the buffer, and holds them to their checksums.
+    fn fetch(&mut self, block: &Block, first: u64, pages: Range<usize>) -> Result<(), LostWhy> {
+        self.slots.clear();
+        self.slots.extend(pages.clone().map(|page| match block.fate(page) {
+            Fate::Stored(slot) => slot,
+            _ => unreachable!("the run is of stored pages, and the block is locked"),
+        }));
+        let buffer = &mut self.buffer[pages.clone()];
+        self.swapper.store.get(&self.slots, buffer)?;
+        check(block, first, pages, buffer)
+    }
+
+    /// Pages are resident: the store may forget them.
+    fn forget(&mut self, block: &mut Block, pages: Range<usize>) {
+        self.slots.clear();
+        for page in pages {
+            if let Fate::Stored(slot) = block.fate(page) {
+                self.slots.push(slot);
+            }
+            block.set(page, Fate::Resident);
+        }
+        self.swapper.store.free(&self.slots);
+    }
+
+    /// Fills the missing pages of a range, from the buffer's place `from` on if they have content, and wakes who waits
+    /// for any of them. Returns whether any was missing.
+    fn fill(&self, range: HvaRange, source: Source, from: usize) -> Result<bool, ResolveError> {
+        let userfault = &self.swapper.userfault;
+        let mut done = 0;
+        let mut missing = false;
+        while done < range.len() {
+            let at = range.start().checked_add(done).expect("inside the range");
+            let rest = HvaRange::new(at, range.end()).expect("inside the range");
+            let content = || {
+                let first = from + (done / PAGE_SIZE) as usize;
+                Page::bytes(&self.buffer[first..first + rest.page_count() as usize])
+            };
+            let filled = match source {
+                Source::ZeroPage => userfault.zero(rest, Wake::Yes),
+                Source::Store | Source::Zeros => userfault.copy(at, content(), MapAs::Writable, Wake::Yes),
+            };
+            match filled {
+                Ok(()) => return Ok(true),
+                Err(ResolveError { kind: ResolveKind::Stopped, done: bytes, .. }) => {
+                    missing = true;
+                    done += bytes;
+                }
+                Err(ResolveError { kind: ResolveKind::Exists, .. }) => {
+                    // The kernel wakes for what it did, not for what it met.
+                    userfault.wake(HvaRange::with_len(at, PAGE_SIZE).expect("inside the range"))?;
+                    done += PAGE_SIZE;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Brings a whole block back as one huge page, if all of it is out and this memory has huge pages.
+    fn return_huge(&mut self, block: &mut Block, block_number: usize) -> Result<Option<Served>, Obstacle> {
+        let swapper = self.swapper;
+        let Some(stage) = &mut self.stage else { return Ok(None) };
+        if !(0..BLOCK_PAGES).all(|page| block.fate(page).is_out()) {
+            return Ok(None);
+        }
+        let first = swapper.first_page(block_number);
+        let slots = &mut self.slots;
+        let filled = stage.fill(|pages| {
+            for (run, stored) in runs(BLOCK_PAGES, |page| Some(matches!(block.fate(page), Fate::Stored(_)))) {
+                let pages = &mut pages[run.clone()];
+                if !stored {
+                    Page::bytes_mut(pages).fill(0);
+                    continue;
+                }
+                slots.clear();
+                slots.extend(run.clone().filter_map(|page| match block.fate(page) {
+                    Fate::Stored(slot) => Some(slot),
+                    _ => None,
+                }));
+                swapper.store.get(slots, pages)?;
+                check(block, first, run, pages)?;
+            }
+            Ok::<(), LostWhy>(())
+        });
+        // A stage without a huge page, or a page that is damaged: piece by piece, then.
+        let Some(Ok(region)) = filled else { return Ok(None) };
+        let whole = swapper.range_of(block_number, &(0..BLOCK_PAGES));
+        match swapper.userfault.move_pages(whole.start(), region, region.range(), Wake::Yes) {
+            Ok(()) => {}
+            Err(error) if error.kind == ResolveKind::Changing => return Err(Obstacle::Later),
+            // Moved in part: those are there now, and the rest is still in the store.
+            Err(error) => {
+                self.forget(block, 0..(error.done / PAGE_SIZE) as usize);
+                return Ok(None);
+            }
+        }
+        self.forget(block, 0..BLOCK_PAGES);
+        Ok(Some(Served::Returned(BLOCK_PAGES as u32)))
+    }
+}
+
+/// Holds pages that came back to the checksums they left with.
+fn check(block: &Block, first: u64, pages: Range<usize>, content: &[Page]) -> Result<(), LostWhy> {
+    for (page, content) in pages.zip(content) {
+        let (expected, found) = (block.checksum(page), checksum(content, first + page as u64));
+        if expected != found {
+            return Err(LostWhy::Checksum { expected, found });
+        }
+    }
+    Ok(())
+}
