@@ -59,6 +59,12 @@ named_enum! {
         Migration = "migration",
         /// Copy-on-write, fork or KSM.
         CopyOnWrite = "copy-on-write",
+        /// A page was touched that is not there: userfaultfd's missing fault.
+        MissingFault = "missing-fault",
+        /// A page was touched that is in the page cache and not mapped: userfaultfd's minor fault.
+        MinorFault = "minor-fault",
+        /// A write-protected page was written to: userfaultfd's write-protect fault.
+        WriteProtectFault = "write-protect-fault",
         /// The source does not say.
         Unknown = "unknown",
     }

@@ -102,6 +102,11 @@ impl InvalidationRecord {
         Self { ranges: 1, invalidated_bytes: bytes, zapped, ..Self::begun(invalidation, None, start_ns) }
     }
 
+    /// A fault that userfaultfd reported: it takes nothing from anybody, so there is no range and nothing needed.
+    pub fn fault(fault: &Invalidation, start_ns: u64) -> Self {
+        Self { ranges: 0, invalidated_bytes: 0, needed_bytes: 0, ..Self::observed(fault, start_ns) }
+    }
+
     /// The record at the moment an invalidation begins.
     pub(crate) fn begun(invalidation: &Invalidation, policy: Option<Policy>, start_ns: u64) -> Self {
         let Victim { pages, order, level, .. } = invalidation.victim;

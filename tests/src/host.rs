@@ -27,6 +27,8 @@ pub enum Need {
     MinimalKernel,
     /// Not root, who may write every file.
     NotRoot,
+    /// A userfaultfd that serves faults made in the kernel.
+    Userfault,
 }
 
 /// Names the kernel that [`Need::MinimalKernel`] is.
@@ -34,7 +36,7 @@ pub const MINIMAL_KERNEL: &str = "ZAPSCOPE_MINIMAL_KERNEL";
 
 impl Need {
     /// In order of declaration.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Kvm,
         Self::SlotZap,
         Self::Zram,
@@ -43,6 +45,7 @@ impl Need {
         Self::Pvm,
         Self::MinimalKernel,
         Self::NotRoot,
+        Self::Userfault,
     ];
 
     /// Why the need is not met here, with the remedy; `None` if it is.
@@ -82,6 +85,10 @@ impl Need {
             Self::NotRoot => (
                 !rustix::process::geteuid().is_root(),
                 "root may write every file: run it as another user too",
+            ),
+            Self::Userfault => (
+                guest_mem::Userfault::open(guest_mem::uffd::Features::empty()).is_ok(),
+                "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`",
             ),
             Self::MinimalKernel => (
                 std::env::var_os(MINIMAL_KERNEL).is_some_and(|path| Path::new(&path).is_file()),

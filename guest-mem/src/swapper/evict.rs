@@ -152,7 +152,10 @@ impl<'s> Evictor<'s> {
         self.packs.fill(None);
         let still = self.swapper.still();
         let number = self.swapper.next_claim();
-        self.swapper.readers.wait_for_those_at_work();
+        // Whoever discards memory goes on as soon as that is read. Then the memory may already hold something new, and the
+        // swapper not know yet that the old is gone: a page claimed in that moment would be forgotten with its new content.
+        // What is read from now on was discarded from now on.
+        drop(self.swapper.reading());
         let mut claimed = Claimed { evictor: self, number, block, pages, _still: still };
         claimed.protect().map_err(|source| EvictError::Protect { range, source })?;
         Ok(claimed)
@@ -358,9 +361,9 @@ impl Swapper {
 
     /// Drops pages that are stored: for anonymous memory `MADV_DONTNEED`, for shared memory a hole.
     fn drop_run(&self, block: usize, run: &Range<usize>) -> Result<(), ReclaimError> {
-        let range = self.range_of(block, run);
-        if self.region().backing().is_shared() {
-            return perform_unmeasured(self.region(), Operation::Fallocate, range);
+        let (range, operation) = (self.range_of(block, run), self.drop_operation());
+        if operation == Operation::Fallocate {
+            return perform_unmeasured(self.region(), operation, range);
         }
         // The kernel sends an event for each mapping.
         self.region().vma_pieces(range).try_for_each(|piece| {

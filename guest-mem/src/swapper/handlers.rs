@@ -22,7 +22,6 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::Swapper;
 use super::pager::{Lost, Pager, Served};
-use super::readers::Readers;
 use crate::store::BufferError;
 use crate::uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
 
@@ -43,9 +42,6 @@ pub trait Hears: Send {
 /// Why handlers cannot run, or one has given up.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
-    /// Too many of them.
-    #[error("{0} handlers: {max} at most", max = Readers::places())]
-    TooMany(usize),
     /// Nothing to wait by.
     #[error("no descriptor for a handler to wait by")]
     Wait(#[source] Errno),
@@ -82,6 +78,18 @@ pub struct HandlerReport {
     pub wakes: u64,
 }
 
+impl std::ops::AddAssign for HandlerReport {
+    fn add_assign(&mut self, other: Self) {
+        self.faults += other.faults;
+        self.returned += other.returned;
+        self.zeroed += other.zeroed;
+        self.kept += other.kept;
+        self.present += other.present;
+        self.repeated += other.repeated;
+        self.wakes += other.wakes;
+    }
+}
+
 /// Running handlers. Dropped, they stop; faults that come then wait until the swapper is gone.
 #[derive(Debug)]
 pub struct Handlers {
@@ -98,9 +106,6 @@ impl Handlers {
         swapper: &Arc<Swapper>,
         hears: Vec<(H, Option<usize>)>,
     ) -> Result<Self, HandlerError> {
-        if hears.len() > Readers::places() {
-            return Err(HandlerError::TooMany(hears.len()));
-        }
         let stop = Arc::new(Stop::new().map_err(HandlerError::Wait)?);
         let mut handlers = Self { stop, threads: Vec::new() };
         for (index, (hears, processor)) in hears.into_iter().enumerate() {
@@ -112,7 +117,7 @@ impl Handlers {
                     // One that is gone, or that we may not have: then anywhere.
                     let _ = sched_setaffinity(None, &set);
                 }
-                Handler::new(&swapper, index, hears)?.run(&stop)
+                Handler::new(&swapper, hears)?.run(&stop)
             });
             handlers.threads.push(thread.map_err(HandlerError::Thread)?);
         }
@@ -148,7 +153,6 @@ impl Drop for Handlers {
 /// The thread's own part.
 struct Handler<'s, H> {
     swapper: &'s Swapper,
-    place: usize,
     pager: Pager<'s>,
     hears: H,
     buffer: EventBuffer,
@@ -160,10 +164,10 @@ struct Handler<'s, H> {
 }
 
 impl<'s, H: Hears> Handler<'s, H> {
-    fn new(swapper: &'s Swapper, place: usize, hears: H) -> Result<Self, HandlerError> {
+    fn new(swapper: &'s Swapper, hears: H) -> Result<Self, HandlerError> {
         let (pager, report) = (Pager::new(swapper)?, HandlerReport::default());
         let buffer = EventBuffer::new(BATCH);
-        Ok(Self { swapper, place, pager, hears, buffer, faults: Vec::new(), untold: Vec::new(), report })
+        Ok(Self { swapper, pager, hears, buffer, faults: Vec::new(), untold: Vec::new(), report })
     }
 
     fn run(mut self, stop: &Stop) -> Result<HandlerReport, HandlerError> {
@@ -189,9 +193,9 @@ impl<'s, H: Hears> Handler<'s, H> {
         }
     }
 
-    /// Reads what there is. What was discarded is forgotten at once.
+    /// Reads what there is. What was discarded is forgotten at once, before anybody else reads on.
     fn read(&mut self) -> Result<(), HandlerError> {
-        let _at_work = self.swapper.readers.begin(self.place);
+        let _reading = self.swapper.reading();
         self.swapper.userfault.read_events(&mut self.buffer)?;
         while let Some(event) = self.buffer.pop() {
             match event? {

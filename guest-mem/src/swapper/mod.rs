@@ -19,14 +19,15 @@ mod handlers;
 mod huge;
 mod own_drops;
 mod pager;
-mod readers;
 mod runs;
 mod waiting;
 mod window;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+};
 
 pub use evict::{Claimed, EvictError, Evicted, Evictor, Packed};
 pub use fate::{Fate, Then};
@@ -38,6 +39,7 @@ use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 use crate::backing::Backing;
 use crate::pagemap::{PageScanner, ScanError};
 use crate::range::HvaRange;
+use crate::reclaim::Operation;
 use crate::region::{RangeError, Region};
 use crate::state::PageRun;
 use crate::store::Store;
@@ -45,7 +47,6 @@ use crate::uffd::{Features, Modes, OpenError, RegisterError, Userfault};
 use away::Away;
 use fate::{BLOCK_PAGES, Blocks};
 use own_drops::OwnDrops;
-use readers::Readers;
 use waiting::Waiting;
 
 /// Whatever owns guest memory, and keeps it mapped as long as the swapper lives.
@@ -92,9 +93,10 @@ pub struct Swapper {
     claims: AtomicU64,
     own_drops: OwnDrops,
     waiting: Waiting,
-    readers: Readers,
+    /// Held from the reading of events until they are acted on: they are acted on in order, whoever reads them.
+    reading: Mutex<()>,
     away: Away,
-    /// Held for reading by evictions, for writing while the memory is somewhere else.
+    /// Held for reading by evictions and returns, for writing while the memory is somewhere else.
     stillness: RwLock<()>,
 }
 
@@ -136,7 +138,7 @@ impl Swapper {
             claims: AtomicU64::new(0),
             own_drops: OwnDrops::new(options.events),
             waiting: Waiting::default(),
-            readers: Readers::default(),
+            reading: Mutex::default(),
             away: Away::default(),
             stillness: RwLock::default(),
         };
@@ -187,6 +189,16 @@ impl Swapper {
         self.blocks.iter().map(|block| of(&block) as u64).sum()
     }
 
+    /// Cuts a range of the region at block boundaries: what [`Evictor::claim`] takes.
+    pub fn blocks_of(&self, range: HvaRange) -> impl Iterator<Item = HvaRange> {
+        blocks_of(range)
+    }
+
+    /// What drops stored pages: `MADV_DONTNEED` for anonymous memory, a hole for shared.
+    pub fn drop_operation(&self) -> Operation {
+        if self.region().backing().is_shared() { Operation::Fallocate } else { Operation::DontNeed }
+    }
+
     /// Forgets the pages of a range: they read as zeros from now on. To be called before they are discarded
     /// (`MADV_DONTNEED`, a hole), by whoever does that; with [`Options::events`] the kernel says it for everybody.
     ///
@@ -234,14 +246,28 @@ impl Swapper {
         }
     }
 
-    /// Keeps evictions out while the memory is elsewhere (`mremap` and back). The caller keeps everybody else from
-    /// touching it.
+    /// Keeps evictions and returns out while the memory is elsewhere (`mremap` and back). The caller keeps everybody else
+    /// from touching it; faults that were on their way are served afterwards.
     pub fn hold_still(&self) -> RwLockWriteGuard<'_, ()> {
         self.stillness.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn still(&self) -> RwLockReadGuard<'_, ()> {
         self.stillness.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same without waiting; `None` while the memory is elsewhere, or about to be.
+    fn still_now(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.stillness.try_read() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The right to read events, to be kept until they are acted on.
+    fn reading(&self) -> MutexGuard<'_, ()> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number that no claim had before.

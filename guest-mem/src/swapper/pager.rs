@@ -145,6 +145,9 @@ impl<'s> Pager<'s> {
             return Err(Lost { at, page: u64::MAX, why: LostWhy::Elsewhere });
         };
         let number = self.swapper.first_page(block) + page.start as u64;
+        // A page that is put back where its memory is not would be lost. Nobody waits here: the memory comes back only
+        // when its events are read.
+        let Some(_still) = self.swapper.still_now() else { return Ok(Served::NotYet) };
         match self.try_serve(block, page.start, number, fault) {
             Ok(served) => Ok(served),
             Err(Obstacle::Later) => Ok(Served::NotYet),

@@ -18,6 +18,7 @@ mod doctor;
 mod guest;
 mod linux;
 mod nothing_lost;
+mod own_swap;
 mod way_out;
 
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         bad_guests::TESTS,
         agreement::TESTS,
         nothing_lost::TESTS,
+        own_swap::TESTS,
         counts::TESTS,
         bad_input::TESTS,
         boot_input::TESTS,

@@ -257,10 +257,14 @@ fn an_agent_s_last_words_outlive_the_end_of_its_guest() {
 fn an_order_ends_with_the_link_and_a_later_one_fails_as_it_did() {
     let areas = Areas::new(2);
     let mailboxes = [0, 1].map(|vcpu| Arc::new(Mailbox::new(vcpu, areas.area(vcpu as usize))));
-    let mut play = Play::new(LONG, |agent| {
+    let (says, hears) = std::sync::mpsc::channel();
+    let mut play = Play::new(LONG, move |agent| {
         agent.hello(2);
+        says.send(()).unwrap();
         while agent.hear(|_| ()).is_some() {}
     });
+    // Not before it has said so: an end of the link is an end of its socket.
+    hears.recv_timeout(LONG).unwrap();
     let couriers = mailboxes.clone().map(|mailbox| play.link.courier(mailbox).unwrap());
     for mailbox in &mailboxes {
         mailbox.wait(LONG).unwrap();

@@ -22,6 +22,13 @@ pub enum CrashKind {
         /// Whether RAM is promised at that address, so that the fault is the VMM's.
         promised: bool,
     },
+    /// A page that was swapped out cannot be brought back.
+    LostPage {
+        /// Which.
+        gpa: u64,
+        /// Why not.
+        why: String,
+    },
     /// KVM could not reach the host memory behind a guest address: `KVM_RUN` failed with `EFAULT`.
     HostFault,
     /// The guest used an I/O port that nobody serves.
@@ -77,6 +84,12 @@ impl fmt::Display for CrashKind {
                 if *write { "wrote to" } else { "read from" },
                 if *promised { "where its memslot was missing" } else { "where it has no memory" }
             ),
+            Self::LostPage { gpa, why } => {
+                write!(
+                    f,
+                    "needs the page at guest physical address {gpa:#x}, which cannot be brought back: {why}"
+                )
+            }
             Self::HostFault => write!(f, "KVM found the host memory behind it gone (EFAULT)"),
             Self::Port { port, write } => {
                 write!(

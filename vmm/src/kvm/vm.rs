@@ -105,6 +105,13 @@ pub struct VmCore {
     pub(super) low_zapped: Arc<AtomicBool>,
 }
 
+impl AsRef<Region> for VmCore {
+    /// The memory under test.
+    fn as_ref(&self) -> &Region {
+        &self.arena
+    }
+}
+
 /// What a [`VmCore`] is made of where the VM has outlived another.
 pub(super) struct Parts {
     pub vm: Arc<VmFd>,

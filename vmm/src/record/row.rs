@@ -125,6 +125,18 @@ row! {
     reported_invalidations: u64,
     /// Bytes of them.
     reported_bytes: u64,
+    /// Faults that userfaultfd handlers served, where this process swaps.
+    uffd_faults: u64,
+    /// Pages they brought back from the store; more than faults, if each brings its neighbours.
+    uffd_returned: u64,
+    /// Pages that stayed because they were written to on their way out.
+    uffd_kept: u64,
+    /// Times a handler was woken.
+    uffd_wakes: u64,
+    /// Ranges that userfaultfd's events announced: what others did to the mapping.
+    uffd_invalidations: u64,
+    /// Bytes of them.
+    uffd_bytes: u64,
     /// A Linux guest's own counters at the end: of `/proc/vmstat` and of its memory.
     guest_counters: BTreeMap<String, u64>,
     /// Memslots that the listener dropped.

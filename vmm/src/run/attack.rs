@@ -20,6 +20,7 @@ use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbSta
 
 use super::errors::TrialError;
 use super::measured::Counts;
+use super::own_swap::OwnSwap;
 use super::wiring::{Device, Wiring};
 use crate::hook;
 use crate::host::signals::Cancel;
@@ -40,6 +41,8 @@ pub enum Method<'a> {
     Call(Operation),
     /// The memory cgroup is squeezed by as many bytes as all victims have; it chooses for itself.
     Squeeze(&'a MemoryCgroup),
+    /// This process takes each to a store of its own.
+    Own(&'a OwnSwap),
 }
 
 /// Who drops translations besides the kernel, as far as it matters to how memory is taken.
@@ -132,6 +135,7 @@ impl<'a> Attacker<'a> {
         let operation = match method {
             Method::Call(operation) => operation,
             Method::Squeeze(cgroup) => return self.squeeze(cgroup, victims.bytes(), counts, taken),
+            Method::Own(swap) => return self.swap_out(swap, victims, pace, counts, taken),
         };
         for pages in victims.iter() {
             self.cancel.check().map_err(|_| TrialError::Cancelled)?;
@@ -204,6 +208,38 @@ impl<'a> Attacker<'a> {
             Ok(())
         };
         hook::announce(self.bridge, &mut self.recorder, arena, planned, hook::cause_of(operation), call)?
+    }
+
+    /// Every victim to our own store.
+    fn swap_out(
+        &mut self,
+        swap: &OwnSwap,
+        victims: &Victims,
+        pace: Duration,
+        counts: &mut Counts,
+        mut taken: impl FnMut(Range<u64>),
+    ) -> Result<(), TrialError> {
+        let mut evictor = swap.evictor()?;
+        for pages in victims.iter() {
+            self.cancel.check().map_err(|_| TrialError::Cancelled)?;
+            let range = self.range_of(&pages);
+            if let Some(device) = self.device {
+                device.read(range);
+            }
+            counts.pmd_mapped_bytes += self.page_counts(range)?.pmd_mapped * PAGE_SIZE;
+            let leaves = self.leaves();
+            let begun = monotonic_ns();
+            let reading = (&mut self.scanner, &mut self.planner);
+            let evicted = evictor.take(range, self.bridge, &mut self.recorder, reading)?;
+            self.calls.record(monotonic_ns() - begun);
+            self.count_dropped(leaves, counts);
+            counts.evicted_bytes += evicted.pages * PAGE_SIZE;
+            taken(pages);
+            if !pace.is_zero() {
+                self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
+            }
+        }
+        Ok(())
     }
 
     /// Leaf translations now, where nobody but the kernel drops them and so nobody else counts.

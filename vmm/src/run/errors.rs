@@ -3,6 +3,7 @@
 use guest_mem::{CgroupError, ReclaimError, RegionError, ScanError, SeamError};
 use notifier_bridge::WouldBlock;
 
+use super::own_swap::OwnSwapError;
 use crate::guest::GuestError;
 
 /// Why a trial did not come to its end.
@@ -26,6 +27,9 @@ pub enum TrialError {
     /// The cgroup could not be squeezed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Swap in user space failed.
+    #[error(transparent)]
+    OwnSwap(#[from] OwnSwapError),
     /// A listener refused an operation that may wait.
     #[error(transparent)]
     Refused(#[from] WouldBlock),

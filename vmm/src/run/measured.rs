@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use notifier_bridge::{Count, SharedTlbStats, Totals};
 
+use super::own_swap::Returned;
 use crate::record::Samples;
 use crate::testbed::GivenBack;
 
@@ -38,6 +39,8 @@ pub struct Counts {
     pub device: Option<SharedTlbStats>,
     /// What the guest gave back of itself; `None` where it has no system that could.
     pub given_back: Option<GivenBack>,
+    /// What came back by itself, where this process swaps.
+    pub own_swap: Option<Returned>,
     /// Records that found the ledger full.
     pub lost_records: u64,
     /// Stalls that found the guest's ring full.
@@ -61,6 +64,7 @@ impl Default for Counts {
             integrity_errors: 0,
             device: None,
             given_back: None,
+            own_swap: None,
             lost_records: 0,
             lost_stalls: 0,
         }

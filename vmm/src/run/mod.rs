@@ -14,6 +14,7 @@ mod errors;
 mod fate;
 mod measured;
 mod orders;
+mod own_swap;
 mod rows;
 mod runner;
 mod trial;
@@ -21,6 +22,7 @@ mod wiring;
 
 pub use errors::TrialError;
 pub use measured::{Counts, Measured, Rate, Times};
+pub use own_swap::{OwnSwap, OwnSwapError, Returned};
 pub use runner::{Backend, Progress, RunError, RunOutcome, Runner, chain, describe};
 pub use trial::{STALL, Trial, TrialSetup};
 pub use wiring::{Device, Wiring};

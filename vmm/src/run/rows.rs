@@ -6,6 +6,7 @@ use guest_mem::Backing;
 use notifier_bridge::{Count, SharedTlbStats};
 
 use super::measured::{Measured as Trial, Rate};
+use super::own_swap::Returned;
 use super::trial::STALL;
 use crate::record::{Measured, Row, RowLabel, Samples, Warnings};
 use crate::testbed::GivenBack;
@@ -16,6 +17,8 @@ const NO_TAP: &str = "the kernel's own tracepoints are not read in this version"
 const NO_DEVICE: &str = "no device shares the host's page tables: set `shared_tlb = true` in the scenario";
 /// Why no balloon's doings are in a row.
 const NO_SYSTEM: &str = "no operating system runs in the guest that could give memory back";
+/// Why nothing of userfaultfd is in a row.
+const NO_OWN_SWAP: &str = "the kernel swaps in this row: `reclaim = [\"uffd\"]` is swap in user space";
 /// Why a count by KVM may be missing.
 const NO_STATISTIC: &str = "this KVM has no such statistic";
 
@@ -70,6 +73,14 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     row.balloon_bytes = told("balloon_bytes", back(|back| back.balloon.needed_bytes));
     row.reported_invalidations = told("reported_invalidations", back(|back| back.reported.invalidations));
     row.reported_bytes = told("reported_bytes", back(|back| back.reported.needed_bytes));
+    let own = |of: fn(&Returned) -> u64| counts.own_swap.as_ref().map(of);
+    let mut served = |key: &str, value| Measured::or_why(value, warnings, key, NO_OWN_SWAP);
+    row.uffd_faults = served("uffd_faults", own(|own| own.handlers.faults));
+    row.uffd_returned = served("uffd_returned", own(|own| own.handlers.returned));
+    row.uffd_kept = served("uffd_kept", own(|own| own.handlers.kept));
+    row.uffd_wakes = served("uffd_wakes", own(|own| own.handlers.wakes));
+    row.uffd_invalidations = served("uffd_invalidations", own(|own| own.events.invalidations));
+    row.uffd_bytes = served("uffd_bytes", own(|own| own.events.invalidated_bytes));
     row.guest_counters =
         Measured::or_why(measured.guest_counters.clone(), warnings, "guest_counters", NO_SYSTEM);
     row.slots_zapped = Measured::of(totals.slots_zapped);
@@ -77,6 +88,7 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     row.integrity_errors = Measured::of(counts.integrity_errors);
     let why_stayed = match row.label.reclaim.as_str() {
         "pageout" => Some("pinned, locked, shared, or no room left in the swap device"),
+        "uffd" => Some("pages that were written to on their way out"),
         "cgroup" => Some(
             "the kernel chooses for itself, and passes over pages that KVM reports as used; some KVMs report all",
         ),

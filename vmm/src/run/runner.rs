@@ -213,7 +213,7 @@ impl<'a> Runner<'a> {
                 let name = format!("zapscope-{}", std::process::id());
                 Some(MemoryCgroup::enter(&name).map_err(|error| NoRow::Unavailable(chain(&error)))?)
             }
-            Reclaim::By(_) => None,
+            Reclaim::By(_) | Reclaim::Uffd => None,
         };
         let testbed = self.testbed(plan)?;
         if self.first_entry_ns.is_none() {
@@ -230,6 +230,7 @@ impl<'a> Runner<'a> {
             steps: &plan.case.steps,
             plan: &pages,
             cgroup: cgroup.as_ref(),
+            uffd: &self.scenario.uffd,
             clock: self.clock,
             cancel: self.cancel,
         };

@@ -1,24 +1,26 @@
 //! One trial: a case, in one combination, on a machine of its own.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use guest_abi::block::Stall;
 use guest_abi::order::{Access, Task, Walk};
 use guest_abi::page::{HEADER_WORDS, WORDS};
 use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, drain_lru};
-use notifier_bridge::{Count, monotonic_ns};
+use notifier_bridge::{Bridge, Count, monotonic_ns};
 
 use super::attack::{Attacker, Listening, Method};
 use super::errors::TrialError;
 use super::fate::{Content, Fates, left_by};
 use super::measured::{Counts, Measured, Rate};
 use super::orders::{self, PATIENCE};
+use super::own_swap::OwnSwap;
 use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::guest::GuestError;
 use crate::host::signals::Cancel;
-use crate::scenario::{Attack, Combination, HotPages, HotSet, HotWalk, Plan, Reclaim, Step, Zap};
+use crate::scenario::{Attack, Combination, HotPages, HotSet, HotWalk, Plan, Reclaim, Step, Uffd, Zap};
 use crate::testbed::{GuestSystem, Testbed};
 
 /// A touch that takes at least this long is a stall. A TLB miss with cold caches takes a few hundred
@@ -43,6 +45,8 @@ pub struct TrialSetup<'a> {
     pub plan: &'a Plan,
     /// The cgroup this process is in, where the combination squeezes one.
     pub cgroup: Option<&'a MemoryCgroup>,
+    /// How memory is taken where this process swaps it.
+    pub uffd: &'a Uffd,
     /// The TSC's rate.
     pub clock: TscRate,
     /// Whether to stop.
@@ -53,6 +57,9 @@ pub struct TrialSetup<'a> {
 pub struct Trial<'a> {
     setup: TrialSetup<'a>,
     attacker: Attacker<'a>,
+    bridge: &'a Arc<Bridge>,
+    /// Once memory was filled: what swaps it, where this process does.
+    own_swap: Option<OwnSwap>,
     listener: &'static str,
     fates: Fates,
     measured: Measured,
@@ -91,6 +98,8 @@ impl<'a> Trial<'a> {
             stall_cycles: setup.clock.ticks(STALL),
             fates: Fates::new(setup.plan.pages()),
             attacker,
+            bridge: &wiring.bridge,
+            own_swap: None,
             listener,
             measured: Measured::default(),
             hot: Vec::new(),
@@ -128,6 +137,9 @@ impl<'a> Trial<'a> {
         }
         self.stop()?;
         self.verify()?;
+        if let Some(swap) = self.own_swap.take() {
+            self.measured.counts.own_swap = Some(swap.finish()?);
+        }
         if let Some(system) = self.testbed().system() {
             self.measured.guest_counters = Some(system.counters()?);
         }
@@ -166,6 +178,10 @@ impl<'a> Trial<'a> {
         // Pages in a CPU's batch on their way to the LRU would be passed over by reclaim. Where the kernel
         // has no way to flush the batches, what stays shows in `evicted_bytes`.
         let _ = drain_lru();
+        // After the fill: its first touches are the kernel's to serve, with whatever folios the backing has.
+        if self.setup.combination.reclaim == Reclaim::Uffd && self.own_swap.is_none() {
+            self.own_swap = Some(OwnSwap::start(self.testbed(), self.bridge, self.setup.uffd)?);
+        }
         Ok(())
     }
 
@@ -252,6 +268,10 @@ impl<'a> Trial<'a> {
             (Reclaim::By(operation), _) => (Method::Call(operation), left_by(operation, shared)),
             (Reclaim::Cgroup, Some(cgroup)) => (Method::Squeeze(cgroup), None),
             (Reclaim::Cgroup, None) => unreachable!("whoever squeezes enters a cgroup first"),
+            (Reclaim::Uffd, _) => {
+                let swap = self.own_swap.as_ref().expect("a checked case fills the memory first");
+                (Method::Own(swap), None)
+            }
         };
         let (fates, counts) = (&mut self.fates, &mut self.measured.counts);
         let taken = |pages: Range<u64>| fates.take(pages, left);

@@ -48,7 +48,7 @@ impl Device {
 /// See the module's text.
 pub struct Wiring {
     /// What every operation goes through.
-    pub bridge: Bridge,
+    pub bridge: Arc<Bridge>,
     /// Who zaps, as the run record has it; `kernel` if nobody but the kernel does.
     pub listener: &'static str,
     /// The device, if one is wanted.
@@ -80,6 +80,6 @@ impl Wiring {
         if let Some(device) = &device {
             builder = builder.sharing(device.0.clone());
         }
-        Self { bridge: builder.build(), listener, device }
+        Self { bridge: Arc::new(builder.build()), listener, device }
     }
 }

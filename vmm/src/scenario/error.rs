@@ -121,6 +121,12 @@ pub enum Problem {
          [\"memslot\"], or the policies slot or vm"
     )]
     IdleQuirk,
+    /// A table that no row needs.
+    #[error("`[uffd]` does nothing: no case has `reclaim = [\"uffd\"]`")]
+    IdleUffd,
+    /// No such number of handlers.
+    #[error("{0} handlers: 1 to 16, or none said for one a vCPU")]
+    Handlers(u32),
     #[error("{reclaim} cannot take {backing}: {why}")]
     Impossible { reclaim: Reclaim, backing: Backing, why: &'static str },
     #[error(

@@ -27,11 +27,18 @@
 //! initrd = "tools.cpio"        # files the guest has besides the agent: `sh` steps run in it, if it has a shell
 //! disk = "tools.img"           # a raw image with a root file system, read-only: `sh` steps run in it otherwise
 //!
+//! [uffd]                       # of reclaim = ["uffd"] only; every key may be left out
+//! store = "lz4"                # where evicted pages go: lz4 | zstd (memory of this process) | file
+//! limit = "1GiB"               # the most the store may hold
+//! fault_around = "4KiB"        # what one fault brings back: a power of two up to 2MiB, or "adaptive"
+//! handlers = 2                 # threads that serve faults, 1 to 16; default one for each vCPU
+//! events = false               # true: the kernel reports what else happens to the mapping, and waits for a reader
+//!
 //! [matrix]
 //! backing = ["4k", "thp"]      # 4k | mthp:SIZE | thp | hugetlb:2m | memfd | memfd:thp
 //! policy = ["kernel", "folio"] # kernel | page | pmd | folio | modern | slot | vm
-//! reclaim = ["pageout"]        # pageout | dontneed | cold | free | collapse | remove (or punch-hole) | punch |
-//!                              # protect | remap | cgroup; default pageout
+//! reclaim = ["pageout", "uffd"] # pageout | dontneed | cold | free | collapse | remove (or punch-hole) | punch |
+//!                              # protect | remap | cgroup | uffd (by ourselves, see above); default pageout
 //! granule = ["2MiB"]           # bytes of a memslot: a power of two, 4 KiB to the memory; default 2 MiB
 //! zap = ["auto"]               # how the policy's range is zapped; default auto:
 //!                              # memslot (delete and re-create), protect (mprotect, exact), unmap (memfd only);
@@ -102,6 +109,7 @@ pub mod select;
 mod sequence;
 mod step;
 mod syntax;
+mod uffd;
 mod vocabulary;
 
 use std::fs;
@@ -119,8 +127,9 @@ pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
 pub use quantity::{BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
 pub use step::{Attack, HotLoop, HotWalk, Step, VictimChoice};
+pub use uffd::Uffd;
 pub use vocabulary::{
-    Action, Guest, GuestPages, HotPages, PolicyChoice, Reclaim, UnknownWord, Zap, ZapChoice,
+    Action, Guest, GuestPages, HotPages, PolicyChoice, Reclaim, UffdStore, UnknownWord, Zap, ZapChoice,
 };
 
 /// A checked scenario: it can be carried out, if the host gives what it needs.
@@ -142,6 +151,8 @@ pub struct Scenario {
     pub kernel: Option<PathBuf>,
     /// What a Linux guest is made of; `None` for the bare guest.
     pub linux: Option<LinuxGuest>,
+    /// How memory is taken by `reclaim = ["uffd"]`.
+    pub uffd: Uffd,
     /// Whether KVM keeps its default of dropping every SPTE when one memslot is deleted.
     pub slot_zap_all_quirk: bool,
     /// Whether a device that shares the host's page tables reads each victim before it is taken.
@@ -304,6 +315,10 @@ fn check(mut written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> 
         return Err(Fault { line: lines.line_of(&written.name), problem: Problem::NoCase });
     }
     let limits = step::Limits { memory, vcpus, linux: linux.as_ref().map(|linux| linux.memory), lines };
+    let uffd = match &written.uffd {
+        Some(at) => uffd::check(at.get_ref(), lines)?,
+        None => Uffd::default(),
+    };
     let seed = written.seed.unwrap_or(42);
     let mut cases: Vec<Case> = Vec::new();
     for (index, case) in written.case.iter().enumerate() {
@@ -321,7 +336,14 @@ fn check(mut written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> 
             return Err(lines.fault(quirk, Problem::IdleQuirk));
         }
     }
+    if let Some(table) = written.uffd.as_ref() {
+        let mut combinations = cases.iter().flat_map(|case| case.axes.combinations());
+        if !combinations.any(|combination| combination.reclaim == Reclaim::Uffd) {
+            return Err(lines.fault(table, Problem::IdleUffd));
+        }
+    }
     Ok(Scenario {
+        uffd,
         name: written.name.get_ref().clone(),
         memory,
         vcpus,

@@ -9,6 +9,7 @@ use toml::Spanned;
 
 use super::linux::LinuxText;
 use super::quantity::{ByteRange, Size, TimeSpan};
+use super::uffd::UffdText;
 use super::vocabulary::{
     AccessKind, Action, Guest, HotPages, PolicyChoice, Reclaim, VictimKind, WalkKind, Word, ZapChoice,
 };
@@ -31,6 +32,7 @@ pub(super) struct ScenarioText {
     pub guest: Option<At<Word<Guest>>>,
     pub kernel: Option<PathBuf>,
     pub linux: Option<At<LinuxText>>,
+    pub uffd: Option<At<UffdText>>,
     pub slot_zap_all_quirk: Option<At<bool>>,
     #[serde(default)]
     pub shared_tlb: bool,

@@ -118,6 +118,18 @@ vocabulary! {
 }
 
 vocabulary! {
+    /// Where `reclaim = ["uffd"]` puts pages.
+    UffdStore ("store") {
+        /// Memory of this process, compressed by LZ4.
+        Lz4 = "lz4",
+        /// Memory of this process, compressed by zstd.
+        Zstd = "zstd",
+        /// A file without a name in the directory for temporary files.
+        File = "file",
+    }
+}
+
+vocabulary! {
     /// How victims are named.
     VictimKind ("choice of victims") {
         /// Distinct units at seeded places.
@@ -235,6 +247,8 @@ pub enum Reclaim {
     By(Operation),
     /// By the memory cgroup's own reclaim: as many bytes as the victims have, of the kernel's choice.
     Cgroup,
+    /// By this process: to a store of its own, and back through userfaultfd.
+    Uffd,
 }
 
 impl Reclaim {
@@ -243,6 +257,7 @@ impl Reclaim {
         match self {
             Self::By(operation) => operation.name(),
             Self::Cgroup => "cgroup",
+            Self::Uffd => "uffd",
         }
     }
 
@@ -251,7 +266,10 @@ impl Reclaim {
         match (self, backing) {
             (Self::By(operation), _) => operation.refused_on(backing),
             (Self::Cgroup, Backing::Hugetlb2m) => Some("hugetlb pages cannot be paged out; use thp"),
-            (Self::Cgroup, _) => None,
+            (Self::Uffd, Backing::Hugetlb2m) => {
+                Some("userfaultfd brings hugetlb pages back whole only; use thp")
+            }
+            (Self::Cgroup | Self::Uffd, _) => None,
         }
     }
 }
@@ -269,11 +287,14 @@ impl FromStr for Reclaim {
     fn from_str(given: &str) -> Result<Self, UnknownWord> {
         match given {
             "cgroup" => Ok(Self::Cgroup),
+            "uffd" => Ok(Self::Uffd),
             "punch-hole" => Ok(Self::By(Operation::PunchHole)),
             _ => given.parse().map(Self::By).map_err(|_| UnknownWord {
                 what: "way to reclaim",
                 given: given.to_owned(),
-                known: list(Operation::ALL.iter().map(|operation| operation.name()).chain(["cgroup"])),
+                known: list(
+                    Operation::ALL.iter().map(|operation| operation.name()).chain(["cgroup", "uffd"]),
+                ),
             }),
         }
     }
@@ -316,7 +337,7 @@ mod tests {
 
     #[test]
     fn every_word_finds_its_member_again() {
-        for reclaim in Operation::ALL.into_iter().map(Reclaim::By).chain([Reclaim::Cgroup]) {
+        for reclaim in Operation::ALL.into_iter().map(Reclaim::By).chain([Reclaim::Cgroup, Reclaim::Uffd]) {
             assert_eq!(reclaim.to_string().parse(), Ok(reclaim));
         }
         assert_eq!("punch-hole".parse(), Ok(Reclaim::By(Operation::PunchHole)));

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
+use guest_mem::swapper::Memory;
 use guest_mem::{Operation, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 
-use super::Testbed;
+use super::{Breaker, Testbed};
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Accounting, KvmSlots, Leaves, Machine, Surroundings, ZapMethod};
 
@@ -47,6 +48,13 @@ impl Testbed for KvmTestbed {
     }
     fn around(&self, operation: Operation, call: &mut dyn FnMut()) {
         around(&self.machine.core().surroundings, operation, call);
+    }
+    fn memory(&self) -> Memory {
+        self.machine.core().clone()
+    }
+    fn breaker(&self) -> Breaker {
+        let mailboxes = self.machine.vcpus().iter().map(|vcpu| vcpu.mailbox().clone()).collect();
+        Breaker { surroundings: Some(self.machine.core().surroundings.clone()), mailboxes }
     }
     fn leaves(&self) -> Option<Leaves> {
         self.machine.core().stats.leaves()

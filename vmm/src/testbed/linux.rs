@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
+use guest_mem::swapper::Memory;
 use guest_mem::{Backing, Operation, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 
 use super::kvm::around;
 use super::linux_machine::LinuxMachine;
-use super::{GivenBack, GuestSystem, ShellEnd, Testbed};
+use super::{Breaker, GivenBack, GuestSystem, ShellEnd, Testbed};
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Accounting, KvmSlots, Leaves, VmCore, VmError, ZapMethod};
 
@@ -63,6 +64,13 @@ impl Testbed for LinuxTestbed {
     }
     fn around(&self, operation: Operation, call: &mut dyn FnMut()) {
         around(&self.core.surroundings, operation, call);
+    }
+    fn memory(&self) -> Memory {
+        self.core.clone()
+    }
+    fn breaker(&self) -> Breaker {
+        let mailboxes = self.machine.mailboxes().to_vec();
+        Breaker { surroundings: Some(self.core.surroundings.clone()), mailboxes }
     }
     fn leaves(&self) -> Option<Leaves> {
         self.core.stats.leaves()

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
+use guest_mem::swapper::Memory;
 use guest_mem::{Operation, Region, SlotTable};
 use notifier_bridge::{ShadowingMmu, Totals};
 
@@ -18,8 +19,8 @@ pub use linux::LinuxTestbed;
 pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
 pub use soft::{SLOT_LIMIT, SoftError, SoftTestbed};
 
-use crate::guest::{GuestError, Mailbox};
-use crate::kvm::{Leaves, ZapMethod};
+use crate::guest::{CrashReport, GuestError, Mailbox};
+use crate::kvm::{Leaves, Surroundings, ZapMethod};
 
 /// An operating system in a guest, as far as a scenario uses it.
 pub trait GuestSystem {
@@ -40,6 +41,25 @@ pub trait GuestSystem {
     fn counters(&self) -> Result<BTreeMap<String, u64>, GuestError>;
     /// What the balloon and the guest's free page reports gave back to the host since this was last asked.
     fn take_given_back(&self) -> GivenBack;
+}
+
+/// Stops a guest for good: none of its workers comes back to it.
+#[derive(Clone)]
+pub struct Breaker {
+    /// Keeps vCPUs out; workers of the software MMU have none, and wait for the page that nobody brings.
+    surroundings: Option<Arc<Surroundings>>,
+    mailboxes: Vec<Arc<Mailbox>>,
+}
+
+impl Breaker {
+    /// Stops it, with a report for each worker.
+    pub fn stop(&self, report: impl Fn(u32) -> CrashReport) {
+        if let Some(surroundings) = &self.surroundings {
+            let _hold = surroundings.gate.hold();
+            surroundings.gate.shut_for_good();
+        }
+        self.mailboxes.iter().for_each(|mailbox| mailbox.fail(report(mailbox.vcpu())));
+    }
 }
 
 /// How a shell command in a guest ended.
@@ -82,6 +102,10 @@ pub trait Testbed {
     /// Performs `call`, which is `operation` on the arena, so that no worker is harmed by the moment in which its
     /// memory is read-only or elsewhere.
     fn around(&self, operation: Operation, call: &mut dyn FnMut());
+    /// The memory under test, for whoever swaps it.
+    fn memory(&self) -> Memory;
+    /// The means to stop the guest for good, from any thread.
+    fn breaker(&self) -> Breaker;
     /// Leaf translations in the secondary MMU now, where it counts them.
     fn leaves(&self) -> Option<Leaves>;
     /// Faults that installed a translation so far, where they are counted.

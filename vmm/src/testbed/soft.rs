@@ -20,13 +20,14 @@ use guest_abi::layout::{ARENA_GPA, area_gpa, low_memory};
 use guest_abi::order::WorkOrder;
 use guest_abi::page::PagePtr;
 use guest_abi::work::{self, Machine};
+use guest_mem::swapper::Memory;
 use guest_mem::{
     Backing, Gpa, Hva, MapLevel, Operation, PageScanner, PageState, Region, RegionError, ScanError,
     SlotError, SlotTable, SlotTableBuilder,
 };
 use notifier_bridge::{AccessError, HostMmu, ShadowingMmu, SoftMmu, Worker};
 
-use super::Testbed;
+use super::{Breaker, Testbed};
 use crate::guest::{CrashKind, CrashReport, GuestError, Mailbox};
 use crate::kvm::{Leaves, ZapMethod};
 
@@ -66,6 +67,12 @@ struct Core {
     mmu: Arc<Mmu>,
     low: Region,
     arena: Region,
+}
+
+impl AsRef<Region> for Core {
+    fn as_ref(&self) -> &Region {
+        &self.arena
+    }
 }
 
 /// Workers on the software MMU.
@@ -217,6 +224,12 @@ impl Testbed for SoftTestbed {
     fn around(&self, _operation: Operation, call: &mut dyn FnMut()) {
         // Between start and end of the bracket around it no worker has, or gets, a translation of the range.
         call();
+    }
+    fn memory(&self) -> Memory {
+        self.core.clone()
+    }
+    fn breaker(&self) -> Breaker {
+        Breaker { surroundings: None, mailboxes: self.workers.clone() }
     }
     fn leaves(&self) -> Option<Leaves> {
         let stats = self.core.mmu.stats();

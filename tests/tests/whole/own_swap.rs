@@ -1,0 +1,234 @@
+//! Swap in user space: pages that go to a store of our own and come back through userfaultfd.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use guest_abi::layout::PAGE_SIZE;
+use guest_abi::order::{Access, Task, Walk};
+use guest_abi::work::SplitMix64;
+use guest_mem::swapper::{Evictor, FaultAround, HandlerReport, Handlers, Hears, Lost, Options, Served};
+use guest_mem::uffd::{Event, Fault};
+use guest_mem::{Backing, Codec, CompressedStore, Operation, PMD_SIZE, Swapper, perform_unmeasured};
+use serde_json::Value;
+use tests::machine::{Bare, config};
+use tests::{host, program};
+
+crate::tests! {
+    a_run_counts_what_it_takes_and_brings_back: [Kvm, Userfault],
+    a_huge_page_leaves_and_comes_back_huge: [Kvm, Userfault],
+    nothing_is_lost_in_a_storm: [Kvm, Userfault],
+    a_run_needs_no_swap_device: [Userfault],
+}
+
+/// A handler that nobody needs to tell anything, unless a page is lost.
+struct Quiet;
+
+impl Hears for Quiet {
+    fn fault(&mut self, _fault: &Fault, _served: Served) {}
+    fn event(&mut self, _event: &Event) {}
+    fn lost(&mut self, lost: Lost) {
+        panic!("{lost}: {}", lost.why);
+    }
+}
+
+/// The guest's memory swapped to the LZ4 store.
+fn swap(bare: &Bare, around: FaultAround, events: bool) -> (Arc<Swapper>, Handlers) {
+    let store = Arc::new(CompressedStore::new(Codec::Lz4, 1 << 30).unwrap());
+    let options = Options { store, around, events };
+    let swapper = Arc::new(Swapper::attach(bare.machine.core().clone(), options).unwrap());
+    let handlers = Handlers::start(&swapper, vec![(Quiet, None), (Quiet, None)]).unwrap();
+    (swapper, handlers)
+}
+
+const SCENARIO: &str = r#"
+name = "own"
+memory = "16MiB"
+[uffd]
+fault_around = "AROUND"
+[matrix]
+backing = ["4k", "memfd"]
+policy = ["kernel", "folio", "slot"]
+reclaim = ["uffd"]
+[[case]]
+name = "sparse"
+[[case.step]]
+do = "fill"
+[[case.step]]
+do = "reclaim"
+victims = "sparse"
+count = 100
+[[case.step]]
+do = "refault"
+[[case.step]]
+do = "sweep"
+"#;
+
+fn rows(around: &str, arguments: &[&str]) -> Vec<Value> {
+    let place = tempfile::tempdir().unwrap();
+    let text = SCENARIO.replace("AROUND", around);
+    std::fs::write(place.path().join("s.toml"), text).unwrap();
+    let all = [&["run", "s.toml", "--json", "--out", "run"], arguments].concat();
+    let output = program::output(place.path(), &all);
+    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    record["rows"].as_array().unwrap().clone()
+}
+
+/// 100 pages leave, each announced twice: when it is write-protected, and when it is dropped. 100 come back, each by a
+/// fault of its own, or with its neighbours where the window is larger than the page.
+fn a_run_counts_what_it_takes_and_brings_back() {
+    for (around, at_most) in [("4KiB", 100), ("2MiB", 8), ("adaptive", 100)] {
+        for row in rows(around, &[]) {
+            let exact = [
+                ("evicted_bytes", 100 * PAGE_SIZE),
+                ("invalidations", 200),
+                ("needed_bytes", 200 * PAGE_SIZE),
+                ("uffd_returned", 100),
+                ("uffd_kept", 0),
+                ("integrity_errors", 0),
+            ];
+            for (key, expected) in exact {
+                assert_eq!(row[key], expected, "{key}, {around}: {row:#}");
+            }
+            let faults = row["uffd_faults"].as_u64().unwrap();
+            assert!((1..=at_most).contains(&faults), "{faults} faults, {around}: {row:#}");
+            if around == "4KiB" {
+                assert_eq!(faults, 100, "{row:#}");
+                assert_eq!(row["refaults"], 100, "each is one fault in KVM, too: {row:#}");
+            }
+            if row["policy"] == "slot" {
+                assert_eq!(row["amplification"], 512.0, "{row:#}");
+            } else {
+                assert_eq!(row["amplification"], 1.0, "{row:#}");
+            }
+        }
+    }
+}
+
+/// Neither root nor a device nor KVM: what is left where there is nothing.
+fn a_run_needs_no_swap_device() {
+    for row in rows("4KiB", &["--backend", "soft"]) {
+        assert_eq!((&row["evicted_bytes"], &row["integrity_errors"]), (&(100 * PAGE_SIZE).into(), &0.into()));
+        assert_eq!(row["uffd_returned"], 100, "{row:#}");
+    }
+}
+
+/// 2 MiB leave at once, come back at one fault, and the guest maps them by one entry again.
+fn a_huge_page_leaves_and_comes_back_huge() {
+    let bare = Bare::start(config(1, 8, Backing::Thp));
+    bare.fill(1);
+    bare.verify(1);
+    let (_, huge) = bare.leaves();
+    if huge != 4 {
+        println!("SKIPPED: a_huge_page_leaves_and_comes_back_huge: this host gave {huge} of 4 huge pages");
+        return;
+    }
+    let (swapper, handlers) = swap(&bare, FaultAround::Fixed(1), false);
+    let evicted = Evictor::new(&swapper).unwrap().evict(bare.pages(0, 1024)).unwrap();
+    assert_eq!(evicted.pages, 1024);
+    assert_eq!(bare.leaves().1, 2, "two entries of 2 MiB are gone");
+    assert_eq!(bare.verify(1).wrong_pages, 0);
+    assert_eq!(bare.leaves().1, 4, "and are back");
+    let mut report = HandlerReport::default();
+    handlers.stop().unwrap().into_iter().for_each(|one| report += one);
+    assert_eq!((report.faults, report.returned), (2, 1024), "{report:?}");
+}
+
+/// How long a storm lasts: `ZAPSCOPE_LONG=1` makes it ten minutes.
+fn storm() -> Duration {
+    Duration::from_secs(if host::asked_for("ZAPSCOPE_LONG") { 600 } else { 20 })
+}
+
+/// Two vCPUs write without pause, one of them with locked adds; two threads evict what they get; between them pages are
+/// moved away and back, and a part that nobody writes to is discarded and punched. Every write is there at the end.
+fn nothing_is_lost_in_a_storm() {
+    let mib = if host::emulated() { 16 } else { 256 };
+    for (backing, share) in [(Backing::Base4k, 2), (Backing::Memfd, 2)] {
+        let bare = Bare::start(config(2, mib, backing));
+        bare.fill(1);
+        let (swapper, handlers) = swap(&bare, FaultAround::Adaptive, !backing.is_shared());
+        // The last block is not the guest's: strangers may throw it away.
+        let blocks = mib << 20 >> PMD_SIZE.trailing_zeros();
+        let written = (blocks - 1) * PMD_SIZE;
+        let order = |access| {
+            let task = Task::Touch { access, passes: None, stall_cycles: u64::MAX };
+            let mut order = bare.order(Walk::Sequential, task);
+            order.len = written;
+            order
+        };
+        bare.submit(0, &order(Access::Write));
+        bare.submit(1, &order(Access::LockedAdd));
+        let (stop, evicted) = (AtomicBool::new(false), AtomicU64::new(0));
+        let pages = written / PAGE_SIZE;
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..2)
+                .map(|thread| {
+                    let (stop, evicted, swapper, bare) = (&stop, &evicted, &swapper, &bare);
+                    scope.spawn(move || {
+                        let mut random = SplitMix64(thread);
+                        let mut evictor = Evictor::new(swapper).unwrap();
+                        while !stop.load(Ordering::Relaxed) {
+                            let len = 1 + random.below(512);
+                            let first = random.below(pages - len);
+                            evicted.fetch_add(
+                                evictor.evict(bare.pages(first, len)).unwrap().pages,
+                                Ordering::Relaxed,
+                            );
+                        }
+                    })
+                })
+                .collect();
+            let mut random = SplitMix64(9);
+            let end = Instant::now() + storm() / share;
+            while Instant::now() < end && threads.iter().all(|thread| !thread.is_finished()) {
+                disturb(&bare, &swapper, pages, &mut random);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        for vcpu in bare.machine.vcpus() {
+            vcpu.mailbox().area().request_stop();
+        }
+        let (plain, locked) = (bare.wait(0).visits, bare.wait(1).visits);
+        let mut verify = bare.order(Walk::Sequential, Task::Verify { generation: 1 });
+        verify.len = written;
+        bare.submit(0, &verify);
+        let found = bare.wait(0);
+        assert_eq!(found.wrong_pages, 0, "{backing}: a page lost its content");
+        assert_eq!(found.lane_sums[0], plain, "{backing}: a plain write was lost");
+        assert_eq!(found.locked_sum, locked, "{backing}: a locked add was lost or torn");
+        let evicted = evicted.into_inner();
+        assert!(plain > 0 && locked > 0 && evicted > pages, "{plain} {locked} {evicted}");
+        let usage = swapper.store().usage();
+        drop(handlers);
+        println!(
+            "    {backing}: {evicted} pages evicted, {plain} writes, {locked} locked adds, {} MiB in the store",
+            usage.held_bytes >> 20
+        );
+    }
+}
+
+/// One disturbance that the swapper must survive.
+fn disturb(bare: &Bare, swapper: &Swapper, written: u64, random: &mut SplitMix64) {
+    let arena = bare.machine.core().arena();
+    let strangers = bare.pages(written + random.below(400), 1 + random.below(100));
+    match random.below(3) {
+        0 if !arena.backing().is_shared() => {
+            // With events the kernel says it, in time.
+            perform_unmeasured(arena, Operation::DontNeed, strangers).unwrap();
+        }
+        1 if !arena.backing().is_shared() => {
+            let range = bare.pages(random.below(written - 16), 16);
+            let _still = swapper.hold_still();
+            let _hold = bare.machine.core().surroundings.gate.hold();
+            perform_unmeasured(arena, Operation::Remap, range).unwrap();
+        }
+        _ if arena.backing().is_shared() => {
+            swapper.discard(strangers).unwrap();
+            perform_unmeasured(arena, Operation::Fallocate, strangers).unwrap();
+        }
+        _ => {
+            Evictor::new(swapper).unwrap().evict(strangers).unwrap();
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Swap in user space as a part of a trial: `reclaim = ["uffd"]`.
+//!
+//! ```text
+//!   take: for each 2 MiB block of a victim                     handlers (threads)
+//!     bracket: write protection ── Evictor::claim                fault ─ Pager ─ woken      ── a record each
+//!     Claimed::store                                             event ─ bridge             ── a record each
+//!     bracket: MADV_DONTNEED or a hole ── Packed::drop_pages     lost page ─ the guest is stopped, with a report
+//! ```
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use guest_mem::swapper::{
+    AttachError, EvictError, Evicted, Evictor, HandlerError, HandlerReport, Handlers, Hears, Lost, Options,
+    Served, Swapper,
+};
+use guest_mem::uffd::{Event, Fault, FaultKind};
+use guest_mem::{
+    BufferError, Codec, CompressedStore, FileStore, FileStoreError, HvaRange, MapLevel, Order, PAGE_SIZE,
+    PMD_SIZE, PageCounts, PageScanner, Planned, Planner, ScanError, Store, StoreError, Unit, Victim,
+};
+use notifier_bridge::{
+    Bridge, Cause, Invalidation, InvalidationRecord, Recorder, Source, Totals, WouldBlock, monotonic_ns,
+};
+
+use crate::guest::{CrashKind, CrashReport};
+use crate::hook;
+use crate::scenario::{Uffd, UffdStore};
+use crate::testbed::{Breaker, Testbed};
+
+/// Records each handler keeps of single faults and events; totals go on beyond.
+const RECORDS: usize = 1 << 12;
+
+/// Why there is no swap in user space.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnSwapError {
+    /// The memory cannot be taken over.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// Nobody to serve faults, or one of them gave up.
+    #[error(transparent)]
+    Handlers(#[from] HandlerError),
+    /// No memory for a store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No file for a store.
+    #[error(transparent)]
+    File(#[from] FileStoreError),
+    /// No buffer.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    /// Pages could not be evicted.
+    #[error(transparent)]
+    Evict(#[from] EvictError),
+    /// Page state could not be read.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// A listener refused.
+    #[error(transparent)]
+    Refused(#[from] WouldBlock),
+}
+
+/// What the handlers of a trial did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Returned {
+    /// All of them together.
+    pub handlers: HandlerReport,
+    /// What the kernel's events announced, faults apart.
+    pub events: Totals,
+}
+
+/// The swap of one trial.
+#[derive(Debug)]
+pub struct OwnSwap {
+    // Before the swapper: nobody serves what is no longer there.
+    handlers: Option<Handlers>,
+    heard: Vec<Arc<Mutex<Recorder>>>,
+    swapper: Arc<Swapper>,
+}
+
+impl OwnSwap {
+    /// Takes the testbed's arena over.
+    ///
+    /// # Errors
+    /// [`OwnSwapError`].
+    pub fn start(testbed: &dyn Testbed, bridge: &Arc<Bridge>, how: &Uffd) -> Result<Self, OwnSwapError> {
+        let options = Options { store: store(how)?, around: how.fault_around, events: how.events };
+        let swapper = Arc::new(Swapper::attach(testbed.memory(), options)?);
+        let handlers = how.handlers.unwrap_or(testbed.vcpus()).min(16) as usize;
+        let heard: Vec<_> =
+            (0..handlers).map(|_| Arc::new(Mutex::new(Recorder::with_capacity(RECORDS)))).collect();
+        let hears = heard.iter().map(|recorder| {
+            let hearer = Hearer {
+                bridge: bridge.clone(),
+                recorder: recorder.clone(),
+                breaker: testbed.breaker(),
+                region: swapper.region().range(),
+                anonymous: swapper.region().backing().is_anonymous(),
+            };
+            (hearer, None)
+        });
+        let handlers = Some(Handlers::start(&swapper, hears.collect())?);
+        Ok(Self { handlers, heard, swapper })
+    }
+
+    /// Means to evict, for one thread.
+    ///
+    /// # Errors
+    /// No memory for its buffers.
+    pub fn evictor(&self) -> Result<OwnEvictor<'_>, OwnSwapError> {
+        Ok(OwnEvictor { swapper: &self.swapper, evictor: Evictor::new(&self.swapper)?, planned: Vec::new() })
+    }
+
+    /// Ends it: the memory is ordinary again, whose pages have all been brought back.
+    ///
+    /// # Errors
+    /// A handler had given up.
+    pub fn finish(mut self) -> Result<Returned, OwnSwapError> {
+        let mut returned = Returned { handlers: HandlerReport::default(), events: Totals::ZERO };
+        if let Some(handlers) = self.handlers.take() {
+            for report in handlers.stop()? {
+                returned.handlers += report;
+            }
+        }
+        for recorder in &self.heard {
+            let recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
+            returned.events += recorder.totals().sum(|key| !is_fault(key.cause));
+        }
+        Ok(returned)
+    }
+}
+
+fn store(how: &Uffd) -> Result<Arc<dyn Store>, OwnSwapError> {
+    Ok(match how.store {
+        UffdStore::Lz4 => Arc::new(CompressedStore::new(Codec::Lz4, how.limit)?),
+        UffdStore::Zstd => Arc::new(CompressedStore::new(Codec::Zstd, how.limit)?),
+        UffdStore::File => Arc::new(FileStore::new(&std::env::temp_dir(), how.limit)?),
+    })
+}
+
+fn is_fault(cause: Cause) -> bool {
+    matches!(cause, Cause::MissingFault | Cause::MinorFault | Cause::WriteProtectFault)
+}
+
+/// One thread's means to evict, through the bridge.
+pub struct OwnEvictor<'s> {
+    swapper: &'s Swapper,
+    evictor: Evictor<'s>,
+    planned: Vec<Planned>,
+}
+
+impl OwnEvictor<'_> {
+    /// Evicts a range. Write protection and drop are announced, each in a bracket of its own: both take translations.
+    ///
+    /// # Errors
+    /// [`OwnSwapError`].
+    pub fn take(
+        &mut self,
+        range: HvaRange,
+        bridge: &Bridge,
+        recorder: &mut Recorder,
+        (scanner, planner): (&mut PageScanner, &mut Planner),
+    ) -> Result<Evicted, OwnSwapError> {
+        let region = self.swapper.region();
+        let mut all = Evicted::default();
+        for block in self.swapper.blocks_of(range) {
+            protection(scanner, self.swapper, block, &mut self.planned)?;
+            let evictor = &mut self.evictor;
+            let planned = &self.planned;
+            let claimed = hook::announce(bridge, recorder, region, planned, Cause::Protect, move || {
+                evictor.claim(block)
+            })??;
+            let packed = claimed.store()?;
+            let operation = self.swapper.drop_operation();
+            let mut announcements = Vec::new();
+            for run in packed.ranges() {
+                planner.plan(scanner, region, run, Unit::Range, operation, &mut self.planned)?;
+                announcements.append(&mut self.planned);
+            }
+            let cause = hook::cause_of(operation);
+            all += hook::announce(bridge, recorder, region, &announcements, cause, || packed.drop_pages())??;
+        }
+        Ok(all)
+    }
+}
+
+/// What the kernel announces for a write protection inside one block: the range; before it, all of the block if a huge
+/// page has to come apart.
+fn protection(
+    scanner: &mut PageScanner,
+    swapper: &Swapper,
+    range: HvaRange,
+    planned: &mut Vec<Planned>,
+) -> Result<(), ScanError> {
+    planned.clear();
+    let mut runs = Vec::new();
+    scanner.scan_region(swapper.region(), range, &mut runs)?;
+    if range.len() < PMD_SIZE && PageCounts::of(&runs).pmd_mapped > 0 {
+        planned.extend(range.checked_align_outward(PMD_SIZE).map(Planned::SplitPmd));
+    }
+    planned.push(Planned::Exact(range));
+    Ok(())
+}
+
+/// What a handler does with what it hears.
+struct Hearer {
+    bridge: Arc<Bridge>,
+    recorder: Arc<Mutex<Recorder>>,
+    breaker: Breaker,
+    region: HvaRange,
+    anonymous: bool,
+}
+
+impl Hearer {
+    fn invalidation(&self, cause: Cause, pages: HvaRange) -> Invalidation {
+        let order = Order::of_bytes(pages.len()).unwrap_or(Order::BASE);
+        let victim = Victim { pages, order, level: MapLevel::Pte, anonymous: self.anonymous };
+        Invalidation { source: Source::Uffd, ..Invalidation::hook(cause, victim, self.region) }
+    }
+}
+
+impl Hears for Hearer {
+    fn fault(&mut self, fault: &Fault, _served: Served) {
+        let cause = match fault.kind {
+            FaultKind::Missing => Cause::MissingFault,
+            FaultKind::Minor => Cause::MinorFault,
+            FaultKind::WriteProtect => Cause::WriteProtectFault,
+        };
+        let Some(page) = HvaRange::with_len(fault.page(), PAGE_SIZE) else { return };
+        let record = InvalidationRecord::fault(&self.invalidation(cause, page), monotonic_ns());
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner).record(&record);
+    }
+
+    fn event(&mut self, event: &Event) {
+        let (cause, range) = match event {
+            Event::Remove(range) => (Cause::DontNeed, *range),
+            Event::Unmap(range) => (Cause::Unmap, *range),
+            Event::Remap { from, .. } => (Cause::Remap, *from),
+            // The child's translations are its own; the parent's went by copy-on-write, which the kernel announces.
+            Event::Fork(_) => (Cause::CopyOnWrite, self.region),
+            Event::Fault(_) => return,
+        };
+        // Whatever of it lies elsewhere concerns none of our listeners.
+        let Some(range) = range.intersection(self.region) else { return };
+        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        // A blockable start is not refused.
+        let _ = self.bridge.invalidate(&mut recorder, &self.invalidation(cause, range), || ());
+    }
+
+    fn lost(&mut self, lost: Lost) {
+        let gpa = guest_abi::layout::ARENA_GPA + lost.page.saturating_mul(PAGE_SIZE);
+        let kind = CrashKind::LostPage { gpa, why: crate::run::chain(&lost.why) };
+        self.breaker.stop(|vcpu| CrashReport { vcpu, kind: kind.clone(), registers: None });
+    }
+}

@@ -1,0 +1,74 @@
+//! How `reclaim = ["uffd"]` works: the table `[uffd]` of a scenario.
+
+use guest_mem::swapper::FaultAround;
+use serde::Deserialize;
+
+use super::error::{Checked, Lines, Problem};
+use super::quantity::Size;
+use super::syntax::At;
+use super::vocabulary::{UffdStore, Word};
+
+/// Room in the store, unless the scenario says otherwise.
+const LIMIT: u64 = 1 << 30;
+
+/// Swap in user space: where pages go, and how they come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uffd {
+    /// Where evicted pages go.
+    pub store: UffdStore,
+    /// The most bytes the store holds.
+    pub limit: u64,
+    /// How many pages one fault brings back.
+    pub fault_around: FaultAround,
+    /// How many threads serve faults; `None` is one for each vCPU.
+    pub handlers: Option<u32>,
+    /// Whether the kernel reports what others do to the mapping.
+    pub events: bool,
+}
+
+impl Default for Uffd {
+    fn default() -> Self {
+        Self {
+            store: UffdStore::Lz4,
+            limit: LIMIT,
+            fault_around: FaultAround::Fixed(1),
+            handlers: None,
+            events: false,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UffdText {
+    store: Option<Word<UffdStore>>,
+    limit: Option<At<Word<Size>>>,
+    fault_around: Option<Word<FaultAround>>,
+    handlers: Option<At<u32>>,
+    #[serde(default)]
+    events: bool,
+}
+
+pub(super) fn check(text: &UffdText, lines: &Lines) -> Checked<Uffd> {
+    /// As many as a swapper takes.
+    const MOST_HANDLERS: u32 = 16;
+    let default = Uffd::default();
+    let limit = match &text.limit {
+        Some(at) if at.get_ref().0.0 == 0 => return Err(lines.fault(at, Problem::Zero { key: "limit" })),
+        Some(at) => at.get_ref().0.0,
+        None => default.limit,
+    };
+    let handlers = match &text.handlers {
+        Some(at) if !(1..=MOST_HANDLERS).contains(at.get_ref()) => {
+            return Err(lines.fault(at, Problem::Handlers(*at.get_ref())));
+        }
+        at => at.as_ref().map(|at| *at.get_ref()),
+    };
+    Ok(Uffd {
+        store: text.store.map_or(default.store, |Word(store)| store),
+        limit,
+        fault_around: text.fault_around.map_or(default.fault_around, |Word(around)| around),
+        handlers,
+        events: text.events,
+    })
+}
