@@ -14,4 +14,4 @@ macro_rules! scenarios {
     };
 }
 
-scenarios!["swapout", "eras", "granules", "backings", "zaps", "quirk"];
+scenarios!["swapout", "eras", "granules", "backings", "zaps", "quirk", "swaps"];

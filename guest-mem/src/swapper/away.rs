@@ -39,7 +39,7 @@ impl Away {
 }
 
 /// What of `range` lies outside of `hole`: before it, and behind.
-fn outside(range: HvaRange, hole: HvaRange) -> impl Iterator<Item = HvaRange> {
+pub(super) fn outside(range: HvaRange, hole: HvaRange) -> impl Iterator<Item = HvaRange> {
     let before = HvaRange::new(range.start(), range.end().min(hole.start()));
     let behind = HvaRange::new(range.start().max(hole.end()), range.end());
     let both = if range.overlaps(hole) { [before, behind] } else { [Some(range), None] };

@@ -152,10 +152,7 @@ impl<'s> Evictor<'s> {
         self.packs.fill(None);
         let still = self.swapper.still();
         let number = self.swapper.next_claim();
-        // Whoever discards memory goes on as soon as that is read. Then the memory may already hold something new, and the
-        // swapper not know yet that the old is gone: a page claimed in that moment would be forgotten with its new content.
-        // What is read from now on was discarded from now on.
-        drop(self.swapper.reading());
+        self.swapper.reading.settle();
         let mut claimed = Claimed { evictor: self, number, block, pages, _still: still };
         claimed.protect().map_err(|source| EvictError::Protect { range, source })?;
         Ok(claimed)
@@ -214,6 +211,24 @@ impl<'e, 's> Claimed<'e, 's> {
         Ok(Packed(self))
     }
 
+    /// Leaving -> Resident, in one go with the protection: once a page is resident it may be claimed by another, whose
+    /// protection must stay. Whether it is done; if not, a mapping changes, and who ends that may want the block.
+    fn give_up(&mut self) -> bool {
+        let Evictor { swapper, claimed, .. } = &mut *self.evictor;
+        let mut block = swapper.blocks.lock(self.block);
+        let ours = Fate::Leaving(self.number);
+        claimed.iter_mut().enumerate().for_each(|(page, claimed)| *claimed &= block.fate(page) == ours);
+        for (run, ()) in runs(BLOCK_PAGES, |page| claimed[page].then_some(())) {
+            let range = swapper.range_of(self.block, &run);
+            match swapper.userfault.write_unprotect(range, Wake::Yes) {
+                Err(ResolveError { kind: ResolveKind::Changing, .. }) => return false,
+                // If the kernel refuses, the next write to each page finds it resident and asks again.
+                Ok(()) | Err(_) => run.for_each(|page| block.set(page, Fate::Resident)),
+            }
+        }
+        true
+    }
+
     fn pack(&mut self) -> Result<(), EvictError> {
         let Evictor { swapper, buffer, slots, claimed, packs, sums } = &mut *self.evictor;
         let first = swapper.first_page(self.block);
@@ -245,26 +260,15 @@ impl<'e, 's> Claimed<'e, 's> {
 impl Drop for Claimed<'_, '_> {
     /// Gives up whatever was not taken over: slots are freed, and pages that are still claimed can be written to.
     fn drop(&mut self) {
-        let Evictor { swapper, claimed, packs, slots, .. } = &mut *self.evictor;
+        let Evictor { swapper, packs, slots, .. } = &mut *self.evictor;
         slots.clear();
         slots.extend(packs.iter_mut().filter_map(|pack| match pack.take() {
             Some(Pack::Slot(slot)) => Some(slot),
             _ => None,
         }));
         swapper.store.free(slots);
-        {
-            let mut block = swapper.blocks.lock(self.block);
-            for (page, claimed) in claimed.iter_mut().enumerate() {
-                *claimed &= block.fate(page) == Fate::Leaving(self.number);
-                if *claimed {
-                    block.set(page, Fate::Resident);
-                }
-            }
-        }
-        for (run, _) in runs(BLOCK_PAGES, |page| claimed[page].then_some(())) {
-            let range = swapper.range_of(self.block, &run);
-            // If the kernel refuses, the next write to each page finds it resident and asks again.
-            let _ = swapper.insist(|| swapper.userfault.write_unprotect(range, Wake::Yes));
+        while !self.give_up() {
+            std::thread::yield_now();
         }
     }
 }
@@ -288,22 +292,28 @@ impl Packed<'_, '_> {
     /// The kernel refuses: then the pages stay, but those dropped before.
     pub fn drop_pages(mut self) -> Result<Evicted, EvictError> {
         let leaving = self.leave();
-        let Claimed { evictor, block, .. } = &mut self.0;
+        let Claimed { evictor, block, number, .. } = &mut self.0;
         let Evictor { swapper, packs, claimed, .. } = &mut **evictor;
         let mut evicted = Evicted::default();
         let mut failed = None;
         for run in leaving {
-            let dropped = if failed.is_none() { swapper.drop_run(*block, &run) } else { Ok(()) };
+            let mut dropped = Ok(());
+            let mut stayed = vec![failed.is_some(); run.len()];
+            if failed.is_none() {
+                dropped = swapper.drop_run(*block, &run);
+                if dropped.is_err() {
+                    stayed = swapper.still_there(*block, &run);
+                }
+            }
             let mut fates = swapper.blocks.lock(*block);
             for page in run.clone() {
                 let Fate::Dropping(then) = fates.fate(page) else {
                     unreachable!("nobody else changes a page that is being dropped, but by discarding it")
                 };
-                let stays = failed.is_some() || dropped.is_err();
-                // A slot goes from the pack to the fate, or stays in the pack and is given up with it; one that was
-                // discarded meanwhile is nobody's any more.
-                if stays && then != Then::Absent {
-                    fates.set(page, Fate::Resident);
+                // A slot goes from the pack to the fate, or stays in the pack and is given up with it, and the claim
+                // too; one that was discarded meanwhile is nobody's any more.
+                if stayed[page - run.start] && then != Then::Absent {
+                    fates.set(page, Fate::Leaving(*number));
                     continue;
                 }
                 packs[page] = None;
@@ -359,18 +369,34 @@ impl Swapper {
         }
     }
 
-    /// Drops pages that are stored: for anonymous memory `MADV_DONTNEED`, for shared memory a hole.
+    /// Drops pages that are stored: for anonymous memory `MADV_DONTNEED`, for shared memory a hole. After an error some
+    /// may be gone.
     fn drop_run(&self, block: usize, run: &Range<usize>) -> Result<(), ReclaimError> {
         let (range, operation) = (self.range_of(block, run), self.drop_operation());
         if operation == Operation::Fallocate {
             return perform_unmeasured(self.region(), operation, range);
         }
-        // The kernel sends an event for each mapping.
-        self.region().vma_pieces(range).try_for_each(|piece| {
-            self.own_drops.expect(piece);
-            perform_unmeasured(self.region(), Operation::DontNeed, piece)
-                .inspect_err(|_| self.own_drops.take_back(piece))
-        })
+        self.own_drops.expect(range);
+        let dropped = perform_unmeasured(self.region(), operation, range);
+        // Each event was read, or the call would not have ended. Only when it is acted on as well is it known for ours.
+        self.reading.settle();
+        self.own_drops.is_over(range);
+        dropped
+    }
+
+    /// Which pages of a run the kernel has not dropped. Nobody touches them meanwhile.
+    fn still_there(&self, block: usize, run: &Range<usize>) -> Vec<bool> {
+        // A hole is refused as a whole. Of a range in several mappings, those before the one that stopped it are gone.
+        let mut there = vec![self.region().backing().is_shared(); run.len()];
+        if !there[0] {
+            let range = self.range_of(block, run);
+            // Unknown is as good as gone: what is brought back from the store and is there after all is left as it is.
+            for resident in self.residents(range).unwrap_or_default() {
+                let first = (resident.start().get() - range.start().get()) / PAGE_SIZE;
+                there[first as usize..(first + resident.page_count()) as usize].fill(true);
+            }
+        }
+        there
     }
 
     /// Copies the claimed pages to their places in `buffer`, and says which could be read. A page that is gone (somebody

@@ -14,6 +14,7 @@
 //! By default one for each vCPU, on that vCPU's processor: a fault's way to a thread that is asleep on another one takes
 //! longer than all the rest.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -22,6 +23,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::Swapper;
 use super::pager::{Lost, Pager, Served};
+use crate::address::PAGE_SIZE;
+use crate::range::HvaRange;
 use crate::store::BufferError;
 use crate::uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
 
@@ -157,7 +160,7 @@ struct Handler<'s, H> {
     hears: H,
     buffer: EventBuffer,
     /// Faults that were read and not served.
-    faults: Vec<Fault>,
+    faults: VecDeque<Fault>,
     /// Events that nobody was told yet.
     untold: Vec<Event>,
     report: HandlerReport,
@@ -167,7 +170,7 @@ impl<'s, H: Hears> Handler<'s, H> {
     fn new(swapper: &'s Swapper, hears: H) -> Result<Self, HandlerError> {
         let (pager, report) = (Pager::new(swapper)?, HandlerReport::default());
         let buffer = EventBuffer::new(BATCH);
-        Ok(Self { swapper, pager, hears, buffer, faults: Vec::new(), untold: Vec::new(), report })
+        Ok(Self { swapper, pager, hears, buffer, faults: VecDeque::new(), untold: Vec::new(), report })
     }
 
     fn run(mut self, stop: &Stop) -> Result<HandlerReport, HandlerError> {
@@ -193,25 +196,31 @@ impl<'s, H: Hears> Handler<'s, H> {
         }
     }
 
-    /// Reads what there is. What was discarded is forgotten at once, before anybody else reads on.
+    /// Reads what there is. What was discarded is forgotten at once.
     fn read(&mut self) -> Result<(), HandlerError> {
-        let _reading = self.swapper.reading();
-        self.swapper.userfault.read_events(&mut self.buffer)?;
+        let swapper = self.swapper;
+        let _not_acted_on = swapper.reading.begin();
+        swapper.userfault.read_events(&mut self.buffer)?;
         while let Some(event) = self.buffer.pop() {
-            match event? {
-                Event::Fault(fault) => self.faults.push(fault),
-                Event::Remove(range) if self.swapper.own_drops.is_own(range) => {}
-                event => self.untold.push(event),
-            }
-        }
-        for event in &self.untold {
-            match *event {
-                Event::Remove(range) => self.swapper.forget(range),
-                Event::Unmap(range) => self.swapper.forget_unless_away(range),
-                Event::Remap { from, to } => self.swapper.moved(from, to),
+            let event = event?;
+            match event {
+                Event::Fault(fault) => {
+                    self.faults.push_back(fault);
+                    continue;
+                }
+                Event::Remove(range) => {
+                    for foreign in swapper.own_drops.foreign(range) {
+                        swapper.removed(foreign);
+                        self.untold.push(Event::Remove(foreign));
+                    }
+                    continue;
+                }
+                Event::Unmap(range) => swapper.forget_unless_away(range),
+                Event::Remap { from, to } => swapper.moved(from, to),
                 // Whoever owns a fork's descriptor answers for the child's pages; here nobody does.
-                Event::Fork(_) | Event::Fault(_) => {}
+                Event::Fork(_) => {}
             }
+            self.untold.push(event);
         }
         Ok(())
     }
@@ -219,12 +228,12 @@ impl<'s, H: Hears> Handler<'s, H> {
     /// Serves the faults that were read, and those that wait, whoever read them.
     fn serve_all(&mut self) {
         self.swapper.waiting.take(&mut self.faults);
-        let mut faults = std::mem::take(&mut self.faults);
-        for fault in faults.drain(..) {
+        for _ in 0..self.faults.len() {
+            let Some(&fault) = self.faults.front() else { return };
             self.serve(fault);
+            // Only now: see `drop`.
+            self.faults.pop_front();
         }
-        // The buffer stays.
-        self.faults = faults;
     }
 
     fn tell(&mut self) {
@@ -251,5 +260,17 @@ impl<'s, H: Hears> Handler<'s, H> {
         }
         report.faults += 1;
         self.hears.fault(&fault, served);
+    }
+}
+
+impl<H> Drop for Handler<'_, H> {
+    /// One that gives up, or panics in what it tells, has read faults that nobody else will. Woken, their threads fault
+    /// again, and another handler reads of it.
+    fn drop(&mut self) {
+        self.swapper.waiting.take(&mut self.faults);
+        for page in self.faults.drain(..).filter_map(|fault| HvaRange::with_len(fault.page(), PAGE_SIZE)) {
+            // Of a page in a range that is no longer ours nobody waits.
+            let _ = self.swapper.userfault.wake(page);
+        }
     }
 }

@@ -8,9 +8,12 @@
 //!                       discarded, moved away: userfaultfd's events, or whoever does it
 //! ```
 //!
-//! What is promised: a page comes back as it was when it left, or not at all ([`Lost`]); a write never gets lost, whoever
-//! makes it and whenever; what was discarded reads as zeros. Mechanism alone: which pages go is the caller's choice, where
-//! they go the [`Store`]'s.
+//! What is promised: a page comes back as it was when it left, or not at all ([`Lost`]); a write through the mapping never
+//! gets lost, whoever makes it and whenever; what was discarded reads as zeros. Mechanism alone: which pages go is the
+//! caller's choice, where they go the [`Store`]'s.
+//!
+//! What is not seen: a device, or direct I/O, that writes to pages it has pinned before they were claimed; and access to
+//! shared memory by its file, or by a mapping that is not the region's.
 
 mod away;
 mod evict;
@@ -19,15 +22,14 @@ mod handlers;
 mod huge;
 mod own_drops;
 mod pager;
+mod reading;
 mod runs;
 mod waiting;
 mod window;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
-};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use evict::{Claimed, EvictError, Evicted, Evictor, Packed};
 pub use fate::{Fate, Then};
@@ -47,6 +49,7 @@ use crate::uffd::{Features, Modes, OpenError, RegisterError, Userfault};
 use away::Away;
 use fate::{BLOCK_PAGES, Blocks};
 use own_drops::OwnDrops;
+use reading::Reading;
 use waiting::Waiting;
 
 /// Whatever owns guest memory, and keeps it mapped as long as the swapper lives.
@@ -55,12 +58,17 @@ pub type Memory = Arc<dyn AsRef<Region> + Send + Sync>;
 /// How a [`Swapper`] works.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where pages go.
+    /// Where pages go. Those that go to one that keeps nothing ([`Store::keeps_content`]) come back as zeros: to evict
+    /// them is to say that their content does not matter.
     pub store: Arc<dyn Store>,
     /// How many pages one fault brings back.
     pub around: FaultAround,
     /// Whether the kernel sends an event for each change that others make to the mapping (`MADV_DONTNEED`, `mremap`,
-    /// `munmap`). Each waits for a handler to read it, the swapper's own drops of anonymous memory too.
+    /// `munmap`). Each waits for a handler to read it, the swapper's own drops of anonymous memory too. And no event is
+    /// read while pages come back from the store, or what was discarded could come back.
+    ///
+    /// Of shared memory they are told, but nothing is forgotten for them: `MADV_DONTNEED` leaves its content as it is,
+    /// `MADV_REMOVE` makes a hole, the event is the same for both, and for a hole made by `fallocate` there is none.
     pub events: bool,
 }
 
@@ -93,11 +101,12 @@ pub struct Swapper {
     claims: AtomicU64,
     own_drops: OwnDrops,
     waiting: Waiting,
-    /// Held from the reading of events until they are acted on: they are acted on in order, whoever reads them.
-    reading: Mutex<()>,
+    reading: Reading,
     away: Away,
-    /// Held for reading by evictions and returns, for writing while the memory is somewhere else.
+    /// Held for reading by evictions, for writing while the memory is somewhere else.
     stillness: RwLock<()>,
+    /// Whether the memory is somewhere else, or about to be: nothing comes back then.
+    held_still: AtomicBool,
 }
 
 impl std::fmt::Debug for Swapper {
@@ -121,8 +130,10 @@ impl Swapper {
             return Err(AttachError::Backing(backing));
         }
         let mut features = Features::PAGEFAULT_FLAG_WP;
-        if backing.is_shared() {
-            features = features | Features::MISSING_SHMEM | Features::WP_HUGETLBFS_SHMEM;
+        let shared = backing.is_shared();
+        if shared {
+            features =
+                features | Features::MISSING_SHMEM | Features::MINOR_SHMEM | Features::WP_HUGETLBFS_SHMEM;
         }
         if options.events {
             features = features | Features::EVENT_REMOVE | Features::EVENT_REMAP | Features::EVENT_UNMAP;
@@ -138,11 +149,13 @@ impl Swapper {
             claims: AtomicU64::new(0),
             own_drops: OwnDrops::new(options.events),
             waiting: Waiting::default(),
-            reading: Mutex::default(),
+            reading: Reading::new(options.events),
             away: Away::default(),
             stillness: RwLock::default(),
+            held_still: AtomicBool::new(false),
         };
-        let modes = Modes { missing: true, minor: false, write_protect: true };
+        // A page in the page cache is not missing, and a hole may leave one there: see `Pager`.
+        let modes = Modes { missing: true, minor: shared, write_protect: true };
         for piece in swapper.region().vma_pieces(swapper.region().range()) {
             swapper.userfault.register(swapper.region(), piece, modes)?;
         }
@@ -152,16 +165,22 @@ impl Swapper {
     }
 
     fn find_residents(&self) -> Result<(), ScanError> {
-        let (mut scanner, mut runs) = (PageScanner::new()?, Vec::<PageRun>::new());
-        scanner.scan_region(self.region(), self.region().range(), &mut runs)?;
-        for run in runs.iter().filter(|run| run.state.is_resident() || run.state.is_swapped()) {
-            for piece in blocks_of(run.range) {
+        for run in self.residents(self.region().range())? {
+            for piece in blocks_of(run) {
                 let (block, pages) = self.place(piece).expect("chunks stay within a block of the region");
                 let mut block = self.blocks.lock(block);
                 pages.for_each(|page| block.set(page, Fate::Resident));
             }
         }
         Ok(())
+    }
+
+    /// The parts of a range whose pages are mapped, or in the kernel's swap.
+    fn residents(&self, range: HvaRange) -> Result<Vec<HvaRange>, ScanError> {
+        let (mut scanner, mut runs) = (PageScanner::new()?, Vec::<PageRun>::new());
+        scanner.scan_region(self.region(), range, &mut runs)?;
+        let there = |run: &PageRun| (run.state.is_resident() || run.state.is_swapped()).then_some(run.range);
+        Ok(runs.iter().filter_map(there).collect())
     }
 
     /// The memory.
@@ -200,7 +219,8 @@ impl Swapper {
     }
 
     /// Forgets the pages of a range: they read as zeros from now on. To be called before they are discarded
-    /// (`MADV_DONTNEED`, a hole), by whoever does that; with [`Options::events`] the kernel says it for everybody.
+    /// (`MADV_DONTNEED`, a hole), by whoever does that. With [`Options::events`] the kernel says it for everybody, if the
+    /// memory is private; whoever makes a hole in shared memory says it here.
     ///
     /// # Errors
     /// The range does not fit the region.
@@ -222,6 +242,13 @@ impl Swapper {
         }
         self.store.free(&slots);
         Ok(())
+    }
+
+    /// A stranger's `MADV_DONTNEED`, `MADV_FREE` or `MADV_REMOVE`.
+    fn removed(&self, range: HvaRange) {
+        if !self.region().backing().is_shared() {
+            self.forget(range);
+        }
     }
 
     /// Forgets what a stranger has discarded, as far as it is ours.
@@ -246,28 +273,19 @@ impl Swapper {
         }
     }
 
-    /// Keeps evictions and returns out while the memory is elsewhere (`mremap` and back). The caller keeps everybody else
-    /// from touching it; faults that were on their way are served afterwards.
-    pub fn hold_still(&self) -> RwLockWriteGuard<'_, ()> {
-        self.stillness.write().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps evictions out, and pages from coming back, while the memory is elsewhere (`mremap` and back): a fault that
+    /// was read before would fill the empty place it left. The caller keeps everybody else from touching it, and is no
+    /// handler: evictions under way are waited for, and may wait for one.
+    pub fn hold_still(&self) -> Still<'_> {
+        let evictions = self.stillness.write().unwrap_or_else(PoisonError::into_inner);
+        self.held_still.store(true, Ordering::SeqCst);
+        // Who was filling a page by then has a block locked, and who comes later looks when it has.
+        self.blocks.iter().for_each(drop);
+        Still { swapper: self, _evictions: evictions }
     }
 
     fn still(&self) -> RwLockReadGuard<'_, ()> {
         self.stillness.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The same without waiting; `None` while the memory is elsewhere, or about to be.
-    fn still_now(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        match self.stillness.try_read() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// The right to read events, to be kept until they are acted on.
-    fn reading(&self) -> MutexGuard<'_, ()> {
-        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number that no claim had before.
@@ -296,10 +314,24 @@ impl Swapper {
     }
 }
 
-impl Drop for Swapper {
-    /// Pages that are out are gone with their store: they read as zeros. Unregistered first, or the unmapping of the memory
-    /// would wait for somebody to read of it.
+/// Memory that stands still: see [`Swapper::hold_still`].
+#[derive(Debug)]
+pub struct Still<'s> {
+    swapper: &'s Swapper,
+    _evictions: RwLockWriteGuard<'s, ()>,
+}
+
+impl Drop for Still<'_> {
     fn drop(&mut self) {
+        self.swapper.held_still.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Swapper {
+    /// Pages that are out are gone: they read as zeros, and the store, which others may use too, forgets them.
+    /// Unregistered first, or the unmapping of the memory would wait for somebody to read of it.
+    fn drop(&mut self) {
+        self.forget(self.region().range());
         for piece in self.region().vma_pieces(self.region().range()) {
             // What cannot be unregistered is so when the descriptor closes.
             let _ = self.userfault.unregister(piece);

@@ -2,13 +2,17 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::away::outside;
 use crate::range::HvaRange;
 
-/// Ranges whose removal was begun here and not yet reported by the kernel. An event is matched by the range, which the
-/// kernel repeats exactly; of two events for the same range it makes no difference which is taken for whose.
+/// Ranges whose removal was begun here and not yet reported by the kernel.
+///
+/// The kernel reports a range in as many pieces as it has mappings at that moment, and anybody may have cut them, so an
+/// event is matched page by page. Of two events for the same page it makes no difference which is taken for whose: the
+/// page is forgotten once for each event but one.
 #[derive(Debug)]
 pub(super) struct OwnDrops {
-    /// `None` where the kernel sends no events.
+    /// `None` where the kernel sends no events. The ranges never overlap: a page is dropped by one evictor at a time.
     expected: Option<Mutex<Vec<HvaRange>>>,
 }
 
@@ -23,22 +27,50 @@ impl OwnDrops {
         self.with(|expected| expected.push(range));
     }
 
-    /// It failed before its event.
-    pub fn take_back(&self, range: HvaRange) {
-        self.is_own(range);
+    /// It is over, and all its events were acted on: what the kernel has not reported by now it never will.
+    pub fn is_over(&self, range: HvaRange) {
+        self.foreign(range);
     }
 
-    /// Whether the event is of a removal that was begun here. That one is not expected any more.
-    pub fn is_own(&self, range: HvaRange) -> bool {
+    /// What of a removed range was not begun here. The rest is not expected any more.
+    pub fn foreign(&self, removed: HvaRange) -> Vec<HvaRange> {
+        let mut foreign = vec![removed];
         self.with(|expected| {
-            let found = expected.iter().position(|expected| *expected == range);
-            found.map(|at| expected.swap_remove(at)).is_some()
-        })
-        .unwrap_or(false)
+            for own in expected.iter().filter(|own| own.overlaps(removed)) {
+                foreign = foreign.iter().flat_map(|&part| outside(part, *own)).collect();
+            }
+            *expected = expected.iter().flat_map(|&own| outside(own, removed)).collect();
+        });
+        foreign
     }
 
-    fn with<R>(&self, act: impl FnOnce(&mut Vec<HvaRange>) -> R) -> Option<R> {
-        let mut expected = self.expected.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(act(&mut expected))
+    fn with(&self, act: impl FnOnce(&mut Vec<HvaRange>)) {
+        if let Some(expected) = &self.expected {
+            act(&mut expected.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Hva;
+
+    fn range(start: u64, end: u64) -> HvaRange {
+        HvaRange::new(Hva::new(start), Hva::new(end)).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_own_page_by_page_and_once() {
+        let drops = OwnDrops::new(true);
+        assert_eq!(drops.foreign(range(0, 4)), [range(0, 4)]);
+        drops.expect(range(0, 8));
+        assert_eq!(drops.foreign(range(0, 4)), [], "a mapping was cut: half of it first");
+        assert_eq!(drops.foreign(range(4, 12)), [range(8, 12)], "a stranger's, that reaches further");
+        assert_eq!(drops.foreign(range(4, 8)), [range(4, 8)], "the second for these pages");
+        drops.expect(range(0, 8));
+        drops.is_over(range(0, 8));
+        assert_eq!(drops.foreign(range(2, 3)), [range(2, 3)]);
+        assert_eq!(OwnDrops::new(false).foreign(range(2, 3)), [range(2, 3)]);
     }
 }

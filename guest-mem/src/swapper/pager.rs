@@ -9,8 +9,16 @@
 //!     Resident       somebody was faster; or it was discarded unseen, and is zeros now
 //!     Lost           the guest must not go on
 //! ```
+//!
+//! Shared memory has a page cache, and a page that is there is not missing, though it may be mapped nowhere: the fault is
+//! a minor one. As a rule what is there is the page (somebody dropped the mapping alone). But a hole in a large folio that
+//! is in use for the moment (a reference by anybody is enough to keep it from being split) leaves the folio where it is
+//! and zeros in the hole. So a page of fate `Stored` that is in the cache is written over there, and mapped.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
 
 use super::Swapper;
 use super::fate::{BLOCK_PAGES, Block, Fate};
@@ -20,7 +28,7 @@ use super::window::Window;
 use crate::address::{Address, Hva, PAGE_SIZE};
 use crate::range::HvaRange;
 use crate::store::{BufferError, Page, PageBuffer, Slot, StoreError, checksum};
-use crate::uffd::{Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};
+use crate::uffd::{Action, Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};
 
 /// A page that cannot be given back. Whoever waits for it still waits, and must not go on.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +127,16 @@ enum Source {
     Zeros,
 }
 
+/// How far a range was filled.
+struct Filled {
+    /// Pages that are there, from the start on.
+    pages: usize,
+    /// Whether any of them was missing.
+    missing: bool,
+    /// Why no more.
+    result: Result<(), ResolveError>,
+}
+
 impl<'s> Pager<'s> {
     /// Means of one's own.
     ///
@@ -145,9 +163,6 @@ impl<'s> Pager<'s> {
             return Err(Lost { at, page: u64::MAX, why: LostWhy::Elsewhere });
         };
         let number = self.swapper.first_page(block) + page.start as u64;
-        // A page that is put back where its memory is not would be lost. Nobody waits here: the memory comes back only
-        // when its events are read.
-        let Some(_still) = self.swapper.still_now() else { return Ok(Served::NotYet) };
         match self.try_serve(block, page.start, number, fault) {
             Ok(served) => Ok(served),
             Err(Obstacle::Later) => Ok(Served::NotYet),
@@ -164,9 +179,24 @@ impl<'s> Pager<'s> {
     ) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
         let mut block = swapper.blocks.lock(block_number);
+        // What comes from the store must not have been discarded meanwhile. In this order, always.
+        let _no_event = if block.fate(page).is_out() {
+            drop(block);
+            let held_off = swapper.reading.hold_off();
+            block = swapper.blocks.lock(block_number);
+            held_off
+        } else {
+            None
+        };
+        if swapper.held_still.load(Ordering::SeqCst) {
+            return Err(Obstacle::Later);
+        }
         let only = swapper.range_of(block_number, &(page..page + 1));
         match block.fate(page) {
             Fate::Stored(_) | Fate::Zero => {}
+            Fate::Absent | Fate::Resident | Fate::Leaving(_) if fault.kind == FaultKind::Minor => {
+                return self.map_cached(&mut block, block_number, page, number, fault.write);
+            }
             Fate::Absent => return self.first_touch(&mut block, block_number, page, number, fault.write),
             Fate::Dropping(_) => return Err(Obstacle::Later),
             Fate::Lost => return Err(Obstacle::Lost(LostWhy::Before)),
@@ -193,16 +223,54 @@ impl<'s> Pager<'s> {
         }
         match self.return_pages(&mut block, block_number, around.clone(), page, fault.write) {
             // The window is a courtesy: what it meets must not cost the page that is wanted.
-            Err(Obstacle::Lost(_)) if around.len() > 1 => {
+            Err(Obstacle::Lost(_)) if around.len() > 1 && block.fate(page).is_out() => {
                 self.return_pages(&mut block, block_number, page..page + 1, page, fault.write)
             }
             result => result,
         }
         .inspect_err(|obstacle| {
-            if matches!(obstacle, Obstacle::Lost(_)) {
+            // What the kernel does not take for want of memory the store still has.
+            let spoilt = matches!(obstacle, Obstacle::Lost(LostWhy::Store(_) | LostWhy::Checksum { .. }));
+            if let (true, Fate::Stored(slot)) = (spoilt, block.fate(page)) {
                 block.set(page, Fate::Lost);
+                swapper.store.free(&[slot]);
             }
         })
+    }
+
+    /// Maps a page that is in the page cache, and the pages behind it in the window that should be as well.
+    fn map_cached(
+        &mut self,
+        block: &mut Block,
+        block_number: usize,
+        page: usize,
+        number: u64,
+        write: bool,
+    ) -> Result<Served, Obstacle> {
+        let swapper = self.swapper;
+        let ahead = (self.window.around(number).end - number) as usize;
+        let leaving = matches!(block.fate(page), Fate::Leaving(_));
+        let (end, map_as) = match (leaving, write) {
+            // It may be read on, and the next write must be seen.
+            (true, false) => (page + 1, MapAs::WriteProtected),
+            (true, true) => (page + 1, MapAs::Writable),
+            (false, _) => {
+                let resident = |&page: &usize| block.fate(page) == Fate::Resident;
+                (page + 1 + (page + 1..page + ahead).take_while(resident).count(), MapAs::Writable)
+            }
+        };
+        if map_as == MapAs::Writable {
+            block.set(page, Fate::Resident);
+        }
+        match swapper.userfault.continue_(swapper.range_of(block_number, &(page..end)), map_as, Wake::Yes) {
+            Ok(()) | Err(ResolveError { kind: ResolveKind::Stopped, .. }) => {}
+            // Mapped by now, or gone from the cache: they look again.
+            Err(ResolveError { kind: ResolveKind::Exists | ResolveKind::Fault, .. }) => {
+                swapper.userfault.wake(swapper.range_of(block_number, &(page..page + 1)))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(if leaving && write { Served::Kept } else { Served::Present })
     }
 
     /// Zeros for pages that nobody has touched before.
@@ -223,9 +291,19 @@ impl<'s> Pager<'s> {
         let start =
             (around.start..page).rev().find(|&page| !absent(page)).map_or(around.start, |page| page + 1);
         let end = (page..around.end).find(|&page| !absent(page)).unwrap_or(around.end);
-        self.zero(swapper.range_of(block_number, &(start..end)), write)?;
-        (start..end).for_each(|page| block.set(page, Fate::Resident));
-        Ok(Served::Zeroed((end - start) as u32))
+        let mut zeroed = start..end;
+        let mut result = self.zero(swapper.range_of(block_number, &zeroed), write);
+        if let Err(error) = &result
+            && error.kind != ResolveKind::Changing
+            && zeroed.len() > 1
+        {
+            // The window is a courtesy: it may reach over two mappings.
+            zeroed = page..page + 1;
+            result = self.zero(swapper.range_of(block_number, &zeroed), write);
+        }
+        result?;
+        zeroed.clone().for_each(|page| block.set(page, Fate::Resident));
+        Ok(Served::Zeroed(zeroed.len() as u32))
     }
 
     /// Fills missing pages of a range with zeros; returns whether any was missing.
@@ -235,10 +313,12 @@ impl<'s> Pager<'s> {
         if write {
             Page::bytes_mut(&mut self.buffer[..pages]).fill(0);
         }
-        self.fill(range, source, 0)
+        let filled = self.fill(range, source, 0);
+        filled.result.map(|()| filled.missing)
     }
 
-    /// Brings back what is out in the window. `page` is the one that is wanted.
+    /// Brings back what is out in the window. `page` is the one that is wanted, and out: its run comes first, and what is
+    /// in the way of the others costs nobody anything.
     fn return_pages(
         &mut self,
         block: &mut Block,
@@ -248,27 +328,48 @@ impl<'s> Pager<'s> {
         write: bool,
     ) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
-        let first = swapper.first_page(block_number);
+        let keeps = swapper.store.keeps_content();
         let source = |place: usize| match block.fate(around.start + place) {
-            Fate::Stored(_) => Some(Source::Store),
-            Fate::Zero if write && around.start + place == page => Some(Source::Zeros),
+            Fate::Stored(_) if keeps => Some(Source::Store),
+            Fate::Stored(_) | Fate::Zero if write && around.start + place == page => Some(Source::Zeros),
+            Fate::Stored(_) => Some(Source::ZeroPage),
             Fate::Zero => Some(Source::ZeroPage),
             _ => None,
         };
-        let pieces: Vec<(Range<usize>, Source)> = runs(around.len(), source).collect();
+        let mut pieces: Vec<(Range<usize>, Source)> = runs(around.len(), source).collect();
+        let wanted = pieces.iter().position(|(run, _)| run.contains(&(page - around.start)));
+        pieces.swap(0, wanted.expect("the wanted page is out"));
         let mut returned = 0;
         for (run, source) in pieces {
             let pages = around.start + run.start..around.start + run.end;
-            match source {
-                Source::Store => self.fetch(block, first, pages.clone())?,
-                Source::Zeros => Page::bytes_mut(&mut self.buffer[pages.clone()]).fill(0),
-                Source::ZeroPage => {}
+            match self.return_run(block, block_number, pages, source) {
+                Ok(pages) => returned += pages,
+                Err(obstacle) if block.fate(page).is_out() => return Err(obstacle),
+                Err(_) => break,
             }
-            self.fill(swapper.range_of(block_number, &pages), source, pages.start)?;
-            self.forget(block, pages.clone());
-            returned += pages.len() as u32;
         }
         Ok(Served::Returned(returned))
+    }
+
+    /// Brings back pages of one source.
+    fn return_run(
+        &mut self,
+        block: &mut Block,
+        block_number: usize,
+        pages: Range<usize>,
+        source: Source,
+    ) -> Result<u32, Obstacle> {
+        let swapper = self.swapper;
+        match source {
+            Source::Store => self.fetch(block, swapper.first_page(block_number), pages.clone())?,
+            Source::Zeros => Page::bytes_mut(&mut self.buffer[pages.clone()]).fill(0),
+            Source::ZeroPage => {}
+        }
+        let filled = self.fill(swapper.range_of(block_number, &pages), source, pages.start);
+        // Those that are there may be written to from now on, whatever stopped the others.
+        self.forget(block, pages.start..pages.start + filled.pages);
+        filled.result?;
+        Ok(filled.pages as u32)
     }
 
     /// Reads stored pages into their places in the buffer, and holds them to their checksums.
@@ -296,16 +397,27 @@ impl<'s> Pager<'s> {
     }
 
     /// Fills the missing pages of a range, from the buffer's place `from` on if they have content, and wakes who waits
-    /// for any of them. Returns whether any was missing.
-    fn fill(&self, range: HvaRange, source: Source, from: usize) -> Result<bool, ResolveError> {
+    /// for any of them.
+    fn fill(&self, range: HvaRange, source: Source, from: usize) -> Filled {
+        let (mut done, mut missing) = (0, false);
+        let result = self.fill_from(range, source, from, &mut done, &mut missing);
+        Filled { pages: (done / PAGE_SIZE) as usize, missing, result }
+    }
+
+    fn fill_from(
+        &self,
+        range: HvaRange,
+        source: Source,
+        from: usize,
+        done: &mut u64,
+        missing: &mut bool,
+    ) -> Result<(), ResolveError> {
         let userfault = &self.swapper.userfault;
-        let mut done = 0;
-        let mut missing = false;
-        while done < range.len() {
-            let at = range.start().checked_add(done).expect("inside the range");
+        while *done < range.len() {
+            let at = range.start().checked_add(*done).expect("inside the range");
             let rest = HvaRange::new(at, range.end()).expect("inside the range");
             let content = || {
-                let first = from + (done / PAGE_SIZE) as usize;
+                let first = from + (*done / PAGE_SIZE) as usize;
                 Page::bytes(&self.buffer[first..first + rest.page_count() as usize])
             };
             let filled = match source {
@@ -313,27 +425,52 @@ impl<'s> Pager<'s> {
                 Source::Store | Source::Zeros => userfault.copy(at, content(), MapAs::Writable, Wake::Yes),
             };
             match filled {
-                Ok(()) => return Ok(true),
+                Ok(()) => {
+                    (*missing, *done) = (true, range.len());
+                }
                 Err(ResolveError { kind: ResolveKind::Stopped, done: bytes, .. }) => {
-                    missing = true;
-                    done += bytes;
+                    *missing = true;
+                    *done += bytes;
                 }
                 Err(ResolveError { kind: ResolveKind::Exists, .. }) => {
+                    let met = HvaRange::with_len(at, PAGE_SIZE).expect("inside the range");
+                    if source == Source::Store {
+                        self.write_over(met, &content()[..PAGE_SIZE as usize])?;
+                    }
                     // The kernel wakes for what it did, not for what it met.
-                    userfault.wake(HvaRange::with_len(at, PAGE_SIZE).expect("inside the range"))?;
-                    done += PAGE_SIZE;
+                    userfault.wake(met)?;
+                    *done += PAGE_SIZE;
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(missing)
+        Ok(())
+    }
+
+    /// Gives a page that is out, and in the page cache all the same, its content. Nobody has it mapped. In private memory
+    /// there is no such page: what is there is left as it is.
+    fn write_over(&self, page: HvaRange, content: &[u8]) -> Result<(), ResolveError> {
+        let region = self.swapper.region();
+        let Some((file, offset)) = region.memfd().zip(region.offset_of(page.start())) else { return Ok(()) };
+        let failed = |errno| ResolveError {
+            action: Action::Copy,
+            range: page,
+            done: 0,
+            kind: ResolveKind::Other(errno),
+        };
+        // Memory takes a page whole or not at all.
+        match rustix::io::pwrite(file, content, offset) {
+            Ok(written) if written == content.len() => Ok(()),
+            Ok(_) => Err(failed(Errno::IO)),
+            Err(errno) => Err(failed(errno)),
+        }
     }
 
     /// Brings a whole block back as one huge page, if all of it is out and this memory has huge pages.
     fn return_huge(&mut self, block: &mut Block, block_number: usize) -> Result<Option<Served>, Obstacle> {
         let swapper = self.swapper;
         let Some(stage) = &mut self.stage else { return Ok(None) };
-        if !(0..BLOCK_PAGES).all(|page| block.fate(page).is_out()) {
+        if !swapper.store.keeps_content() || !(0..BLOCK_PAGES).all(|page| block.fate(page).is_out()) {
             return Ok(None);
         }
         let first = swapper.first_page(block_number);

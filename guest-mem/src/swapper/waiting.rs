@@ -1,5 +1,6 @@
 //! Faults that could not be served yet: a mapping was changing, or the page was being dropped.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -27,12 +28,12 @@ impl Waiting {
     }
 
     /// Moves all of them to `to`.
-    pub fn take(&self, to: &mut Vec<Fault>) {
+    pub fn take(&self, to: &mut VecDeque<Fault>) {
         if self.is_empty() {
             return;
         }
         let mut faults = self.lock();
-        to.append(&mut faults);
+        to.extend(faults.drain(..));
         self.count.store(0, Ordering::Relaxed);
     }
 

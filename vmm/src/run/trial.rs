@@ -84,8 +84,10 @@ impl<'a> Trial<'a> {
             (_, Zap::Unmap) => Listening::Unmaps,
             _ => Listening::Spares,
         };
-        // Each operation announces its range, and a split before it at most once a huge page.
-        let records = (2 * setup.plan.taken_pages()).min(MOST_RECORDS) as usize;
+        // Each operation announces its range, and a split before it at most once a huge page; swap in user space is two
+        // operations.
+        let each = if setup.combination.reclaim == Reclaim::Uffd { 4 } else { 2 };
+        let records = (each * setup.plan.taken_pages()).min(MOST_RECORDS) as usize;
         let attacker = Attacker::new(setup.testbed, wiring, listening, records, setup.cancel)?;
         let arena = setup.testbed.arena();
         // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first

@@ -6,13 +6,14 @@ use super::*;
 
 mod refusals;
 
-const BUILT_IN: [(&str, &str); 6] = [
+const BUILT_IN: [(&str, &str); 7] = [
     ("swapout", include_str!("../../../resources/scenarios/swapout.toml")),
     ("eras", include_str!("../../../resources/scenarios/eras.toml")),
     ("granules", include_str!("../../../resources/scenarios/granules.toml")),
     ("backings", include_str!("../../../resources/scenarios/backings.toml")),
     ("zaps", include_str!("../../../resources/scenarios/zaps.toml")),
     ("quirk", include_str!("../../../resources/scenarios/quirk.toml")),
+    ("swaps", include_str!("../../../resources/scenarios/swaps.toml")),
 ];
 
 #[test]
