@@ -23,6 +23,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::Swapper;
 use super::pager::{Lost, Pager, Served};
+use super::reading::Patience;
 use crate::address::PAGE_SIZE;
 use crate::range::HvaRange;
 use crate::store::BufferError;
@@ -185,7 +186,7 @@ impl<'s, H: Hears> Handler<'s, H> {
                 std::thread::yield_now();
             }
             let in_need = !self.swapper.waiting.is_empty();
-            self.read()?;
+            self.read(if in_need { Patience::ComesAgain } else { Patience::Waits })?;
             if in_need {
                 self.serve_all();
                 self.tell();
@@ -197,9 +198,9 @@ impl<'s, H: Hears> Handler<'s, H> {
     }
 
     /// Reads what there is. What was discarded is forgotten at once.
-    fn read(&mut self) -> Result<(), HandlerError> {
+    fn read(&mut self, patience: Patience) -> Result<(), HandlerError> {
         let swapper = self.swapper;
-        let _not_acted_on = swapper.reading.begin();
+        let Ok(_at_work) = swapper.reading.begin(patience) else { return Ok(()) };
         swapper.userfault.read_events(&mut self.buffer)?;
         while let Some(event) = self.buffer.pop() {
             let event = event?;

@@ -3,7 +3,7 @@
 //! ```text
 //!   reader     ├─ read ── forget ─┤            exclusive: the kernel lets the event's thread go on inside `read`
 //!   return     ├─ look at the fate ── fill ─┤  shared: no event is read between the look and the fill
-//!   claim      ├┤                             shared: what was read before it has been acted on
+//!   claim      ├┤                             waits for a reader at work: what was read before it has been acted on
 //! ```
 //!
 //! Whoever discards or moves memory waits until the event is read, and goes on then, whatever the reader does next. If
@@ -11,30 +11,80 @@
 //! a claim would store new content under an old fate that is about to be forgotten; and of two events that two handlers
 //! have read, the second could be acted on first.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 /// `None` where the kernel sends no events: there is nothing to keep apart then.
 #[derive(Debug)]
-pub(super) struct Reading(Option<RwLock<()>>);
+pub(super) struct Reading(Option<Order>);
+
+#[derive(Debug, Default)]
+struct Order {
+    lock: RwLock<()>,
+    /// Odd while a reader is at work.
+    readings: AtomicU64,
+}
+
+/// A reader at work.
+#[derive(Debug)]
+pub(super) struct AtWork<'a> {
+    order: &'a Order,
+    _exclusive: RwLockWriteGuard<'a, ()>,
+}
+
+/// Somebody else reads, or pages are coming back.
+#[derive(Debug)]
+pub(super) struct NotNow;
+
+/// Whether a reader insists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It waits its turn.
+    Waits,
+    /// It has other things to do, and comes again: as one of several that come again and again it must not keep those
+    /// out for whom it comes.
+    ComesAgain,
+}
 
 impl Reading {
     /// Nobody reads yet.
     pub fn new(events: bool) -> Self {
-        Self(events.then(RwLock::default))
+        Self(events.then(Order::default))
     }
 
-    /// To be called before messages are read, and kept until they are acted on. Before any block is locked.
-    pub fn begin(&self) -> Option<RwLockWriteGuard<'_, ()>> {
-        self.0.as_ref().map(|lock| lock.write().unwrap_or_else(PoisonError::into_inner))
+    /// To be called before messages are read, and what it gives be kept until they are acted on. Before any block is
+    /// locked. `Err` if it is not this reader's turn.
+    pub fn begin(&self, patience: Patience) -> Result<Option<AtWork<'_>>, NotNow> {
+        let Some(order) = &self.0 else { return Ok(None) };
+        let exclusive = match (patience, order.lock.try_write()) {
+            (_, Ok(exclusive)) => exclusive,
+            (_, Err(TryLockError::Poisoned(poisoned))) => poisoned.into_inner(),
+            (Patience::ComesAgain, Err(TryLockError::WouldBlock)) => return Err(NotNow),
+            (Patience::Waits, Err(TryLockError::WouldBlock)) => {
+                order.lock.write().unwrap_or_else(PoisonError::into_inner)
+            }
+        };
+        order.readings.fetch_add(1, Ordering::SeqCst);
+        Ok(Some(AtWork { order, _exclusive: exclusive }))
     }
 
     /// While this is kept, no event is read, and all that were are acted on. Before any block is locked.
     pub fn hold_off(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        self.0.as_ref().map(|lock| lock.read().unwrap_or_else(PoisonError::into_inner))
+        self.0.as_ref().map(|order| order.lock.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns when all that was read is acted on.
     pub fn settle(&self) {
-        drop(self.hold_off());
+        let Some(Order { readings, .. }) = &self.0 else { return };
+        let seen = readings.load(Ordering::SeqCst);
+        while seen % 2 == 1 && readings.load(Ordering::SeqCst) == seen {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.order.readings.fetch_add(1, Ordering::SeqCst);
     }
 }
