@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod announced;
+pub mod swapped;
 
 use std::fs::File;
 use std::io::Write;

@@ -1,0 +1,127 @@
+//! Memory with a swapper, and what its handlers heard.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use guest_mem::swapper::{Evictor, FaultAround, Handlers, Hears, Lost, Options, Served};
+use guest_mem::uffd::{Event, Fault};
+use guest_mem::{Backing, Codec, CompressedStore, HvaRange, PAGE_SIZE, PMD_SIZE, Region, Store, Swapper};
+
+/// A region that owns itself.
+pub struct Owner(pub Region);
+
+impl AsRef<Region> for Owner {
+    fn as_ref(&self) -> &Region {
+        &self.0
+    }
+}
+
+/// What all handlers heard.
+#[derive(Default)]
+pub struct Heard {
+    pub faults: AtomicU64,
+    pub events: AtomicU64,
+    lost: Mutex<Vec<Lost>>,
+    changed: Condvar,
+}
+
+/// One handler's ear.
+#[derive(Clone)]
+pub struct Ear(pub Arc<Heard>);
+
+impl Hears for Ear {
+    fn fault(&mut self, _fault: &Fault, _served: Served) {
+        self.0.faults.fetch_add(1, Ordering::SeqCst);
+    }
+    fn event(&mut self, _event: &Event) {
+        self.0.events.fetch_add(1, Ordering::SeqCst);
+    }
+    fn lost(&mut self, lost: Lost) {
+        self.0.lost.lock().unwrap().push(lost);
+        self.0.changed.notify_all();
+    }
+}
+
+impl Heard {
+    /// Waits for the next lost page that was not asked for yet.
+    pub fn next_lost(&self) -> Lost {
+        let lost = self.lost.lock().unwrap();
+        self.changed.wait_while(lost, |lost| lost.is_empty()).unwrap().remove(0)
+    }
+    pub fn nothing_is_lost(&self) -> bool {
+        self.lost.lock().unwrap().is_empty()
+    }
+}
+
+pub struct Rig {
+    pub memory: Arc<Owner>,
+    pub swapper: Arc<Swapper>,
+    pub handlers: Handlers,
+    pub heard: Arc<Heard>,
+}
+
+pub fn lz4() -> Arc<dyn Store> {
+    Arc::new(CompressedStore::new(Codec::Lz4, 1 << 30).unwrap())
+}
+
+/// A swapper on memory that is there already, served by so many handlers.
+pub fn attach(
+    memory: Region,
+    store: Arc<dyn Store>,
+    around: FaultAround,
+    events: bool,
+    handlers: usize,
+) -> Rig {
+    let memory = Arc::new(Owner(memory));
+    let swapper = Arc::new(Swapper::attach(memory.clone(), Options { store, around, events }).unwrap());
+    let heard = Arc::new(Heard::default());
+    let ears = (0..handlers).map(|_| (Ear(heard.clone()), None)).collect();
+    let handlers = Handlers::start(&swapper, ears).unwrap();
+    Rig { memory, swapper, handlers, heard }
+}
+
+pub fn rig(blocks: u64, backing: Backing, store: Arc<dyn Store>, around: FaultAround, events: bool) -> Rig {
+    attach(Region::map(blocks * PMD_SIZE, backing).unwrap(), store, around, events, 1)
+}
+
+impl Rig {
+    pub fn region(&self) -> &Region {
+        self.swapper.region()
+    }
+    pub fn range(&self, first: u64, pages: u64) -> HvaRange {
+        self.region().slice(first * PAGE_SIZE, pages * PAGE_SIZE).unwrap()
+    }
+    /// A word at the start of a page, and its like at the end.
+    pub fn write(&self, page: u64, value: u64) {
+        for at in [0, PAGE_SIZE - 8] {
+            let at = self.region().hva_at(page * PAGE_SIZE + at).unwrap();
+            self.region().write_u64(at, value).unwrap();
+        }
+    }
+    pub fn read(&self, page: u64) -> u64 {
+        read(self.region(), page)
+    }
+    pub fn evict(&self, first: u64, pages: u64) -> u64 {
+        Evictor::new(&self.swapper).unwrap().evict(self.range(first, pages)).unwrap().pages
+    }
+    /// Pages in the store, when whoever fills one has also let the store forget it: a reader is woken before.
+    pub fn stored(&self) -> u64 {
+        self.swapper.count(|_| false);
+        self.swapper.store().usage().pages
+    }
+    pub fn faults(&self) -> u64 {
+        self.heard.faults.load(Ordering::SeqCst)
+    }
+}
+
+pub fn read(region: &Region, page: u64) -> u64 {
+    let [first, last] =
+        [0, PAGE_SIZE - 8].map(|at| region.read_u64(region.hva_at(page * PAGE_SIZE + at).unwrap()).unwrap());
+    assert_eq!(first, last, "page {page} is torn");
+    first
+}
+
+/// What page `page` holds at first: neither zero nor another's.
+pub fn value(page: u64) -> u64 {
+    (page + 1) << 32 | 1
+}
