@@ -1,0 +1,270 @@
+//! What others do to the memory while the swapper works on it: each of these once cost a page.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use guest_mem::swapper::{
+    EvictError, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Options, Pager, Served,
+};
+use guest_mem::uffd::{Event, Fault, FaultKind};
+use guest_mem::{Backing, DiscardStore, HvaRange, Operation, PMD_SIZE, Region, Swapper, perform_unmeasured};
+use rustix::mm::Advice;
+use support::swapped::{self, Owner, attach, lz4, rig, value};
+use support::uffd_or_skip;
+
+/// Cuts the mapping at both ends of a range, as anybody may who gives advice on a part of it.
+fn cut_out(range: HvaRange) {
+    // SAFETY: the advice concerns core dumps alone.
+    unsafe { rustix::mm::madvise(range.start().as_ptr(), range.len() as usize, Advice::LinuxDontDump) }
+        .unwrap();
+}
+
+#[test]
+fn a_claim_that_is_given_up_leaves_the_next_one_protected() {
+    uffd_or_skip!("a_claim_that_is_given_up_leaves_the_next_one_protected");
+    for backing in [Backing::Base4k, Backing::Memfd] {
+        let rig = rig(1, backing, lz4(), FaultAround::Fixed(1), false);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let giving_up = scope.spawn(|| {
+                let mut evictor = Evictor::new(&rig.swapper).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    drop(evictor.claim(rig.range(0, 4)).unwrap());
+                }
+            });
+            let evicting = scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    rig.evict(0, 4);
+                }
+            });
+            let mut lost = None;
+            for round in 1..20_000 {
+                let page = round % 4;
+                let before = rig.read(page);
+                if before != (round / 4).saturating_sub(u64::from(page == 0)) {
+                    lost = Some((round, page, before));
+                    break;
+                }
+                rig.write(page, before + 1);
+            }
+            stop.store(true, Ordering::Relaxed);
+            giving_up.join().unwrap();
+            evicting.join().unwrap();
+            assert_eq!(lost, None, "round, page, what it held");
+        });
+    }
+}
+
+#[test]
+fn a_mapping_that_was_cut_is_dropped_piece_by_piece() {
+    uffd_or_skip!("a_mapping_that_was_cut_is_dropped_piece_by_piece");
+    for events in [false, true] {
+        for around in [FaultAround::Fixed(1), FaultAround::Fixed(512)] {
+            let rig = rig(1, Backing::Base4k, lz4(), around, events);
+            cut_out(rig.range(100, 50));
+            (0..512).for_each(|page| rig.write(page, value(page)));
+            assert_eq!(rig.evict(0, 512), 512);
+            (0..512).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
+            assert!(rig.heard.nothing_is_lost());
+            assert_eq!(rig.heard.events.load(Ordering::SeqCst), 0, "its own drops are no news");
+            assert_eq!(rig.stored(), 0);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_dropped_stays_and_what_was_before_it_is_stored() {
+    uffd_or_skip!("what_cannot_be_dropped_stays_and_what_was_before_it_is_stored");
+    for events in [false, true] {
+        let rig = rig(1, Backing::Base4k, lz4(), FaultAround::Fixed(1), events);
+        (0..16).for_each(|page| rig.write(page, value(page)));
+        let locked = rig.range(8, 4);
+        // SAFETY: pages of the region, which nobody unmaps meanwhile.
+        unsafe { rustix::mm::mlock(locked.start().as_ptr(), locked.len() as usize) }.unwrap();
+        let (before, error) = Evictor::new(&rig.swapper).unwrap().evict(rig.range(0, 16)).unwrap_err();
+        assert!(matches!(error, EvictError::Drop { .. }), "{error}");
+        assert_eq!(before.pages, 0);
+        assert_eq!((rig.stored(), rig.swapper.count(|fate| fate == Fate::Resident)), (8, 8));
+        (8..16).for_each(|page| rig.write(page, value(page) + 1));
+        (0..16)
+            .for_each(|page| assert_eq!(rig.read(page), value(page) + u64::from(page >= 8), "page {page}"));
+        assert_eq!(rig.stored(), 0);
+        // SAFETY: as above.
+        unsafe { rustix::mm::munlock(locked.start().as_ptr(), locked.len() as usize) }.unwrap();
+        assert_eq!(rig.evict(0, 16), 16);
+    }
+}
+
+#[test]
+fn shared_memory_that_is_only_unmapped_keeps_what_is_out() {
+    uffd_or_skip!("shared_memory_that_is_only_unmapped_keeps_what_is_out");
+    let rig = rig(1, Backing::Memfd, lz4(), FaultAround::Fixed(4), true);
+    (0..16).for_each(|page| rig.write(page, value(page)));
+    assert_eq!(rig.evict(0, 8), 8);
+    perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(0, 16)).unwrap();
+    (0..16).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
+    assert_eq!(rig.heard.events.load(Ordering::SeqCst), 1, "it is told all the same");
+    // In the middle of an eviction: a page that is mapped again is protected still.
+    let mut evictor = Evictor::new(&rig.swapper).unwrap();
+    let packed = evictor.claim(rig.range(0, 4)).unwrap().store().unwrap();
+    perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(0, 4)).unwrap();
+    assert_eq!(rig.read(0), value(0));
+    rig.write(0, 7);
+    rig.write(1, 7);
+    assert_eq!(packed.drop_pages().unwrap().pages, 2);
+    assert_eq!([0, 1, 2, 3].map(|page| rig.read(page)), [7, 7, value(2), value(3)]);
+}
+
+/// A reference from a pipe keeps a folio from being split.
+#[test]
+fn a_large_folio_that_cannot_be_split_shows_no_zeros() {
+    let test = "a_large_folio_that_cannot_be_split_shows_no_zeros";
+    uffd_or_skip!(test);
+    let _alone = support::alone();
+    let Some(_switches) = support::allow(test, Backing::MemfdThp) else { return };
+    let region = Region::map(PMD_SIZE, Backing::MemfdThp).unwrap();
+    region.populate(region.range()).unwrap();
+    let counts = guest_mem::PageScanner::new().unwrap().counts(&region, region.range()).unwrap();
+    if counts.pmd_mapped < 512 {
+        return support::could_not_run(test, "no huge page for shared memory");
+    }
+    let rig = attach(region, lz4(), FaultAround::Fixed(16), false, 1);
+    (0..512).for_each(|page| rig.write(page, value(page)));
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let page = rig.range(300, 1);
+    let part = libc::iovec { iov_base: page.start().as_ptr(), iov_len: page.len() as usize };
+    // SAFETY: the kernel takes a reference to a page of the region, and reads nothing.
+    let spliced = unsafe { libc::vmsplice(writer.as_raw_fd(), &raw const part, 1, 0) };
+    assert_eq!(spliced, page.len() as isize);
+    for round in 0..2 {
+        assert_eq!(rig.evict(0, 64), 64);
+        for page in 0..512 {
+            assert_eq!(rig.read(page), value(page), "page {page}, round {round}");
+        }
+        (0..64).for_each(|page| rig.write(page, value(page)));
+    }
+    assert!(rig.heard.nothing_is_lost());
+    assert_eq!(rig.stored(), 0);
+}
+
+#[test]
+fn what_a_store_does_not_keep_comes_back_as_zeros() {
+    uffd_or_skip!("what_a_store_does_not_keep_comes_back_as_zeros");
+    for backing in [Backing::Base4k, Backing::Thp, Backing::Memfd] {
+        for around in [FaultAround::Fixed(1), FaultAround::Fixed(512)] {
+            let rig = rig(1, backing, Arc::new(DiscardStore::default()), around, false);
+            (0..512).for_each(|page| rig.write(page, value(page)));
+            assert_eq!(rig.evict(0, 512), 512);
+            rig.write(3, 5);
+            (0..512).for_each(|page| assert_eq!(rig.read(page), if page == 3 { 5 } else { 0 }));
+            assert!(rig.heard.nothing_is_lost());
+            assert_eq!(rig.stored(), 0);
+        }
+    }
+}
+
+/// A store outlives a swapper, and other swappers use it.
+#[test]
+fn a_swapper_that_ends_leaves_nothing_in_its_store() {
+    uffd_or_skip!("a_swapper_that_ends_leaves_nothing_in_its_store");
+    let store = lz4();
+    let rig = rig(1, Backing::Base4k, store.clone(), FaultAround::Fixed(1), true);
+    (0..16).for_each(|page| rig.write(page, value(page)));
+    rig.evict(0, 16);
+    assert_eq!(store.usage().pages, 16);
+    drop(rig);
+    assert_eq!(store.usage().pages, 0);
+}
+
+#[test]
+fn nothing_comes_back_to_a_place_that_is_held_still() {
+    uffd_or_skip!("nothing_comes_back_to_a_place_that_is_held_still");
+    let rig = rig(1, Backing::Base4k, lz4(), FaultAround::Fixed(1), true);
+    (0..4).for_each(|page| rig.write(page, value(page)));
+    rig.evict(0, 4);
+    let mut pager = Pager::new(&rig.swapper).unwrap();
+    let address = rig.range(1, 1).start();
+    let fault = Fault { address, kind: FaultKind::Missing, write: false, thread: None };
+    let still = rig.swapper.hold_still();
+    assert_eq!(pager.serve(&fault).unwrap(), Served::NotYet);
+    assert_eq!(rig.stored(), 4);
+    drop(still);
+    assert_eq!(pager.serve(&fault).unwrap(), Served::Returned(1));
+}
+
+/// Hears one fault too many.
+struct Fragile(Arc<AtomicU64>);
+
+impl Hears for Fragile {
+    fn fault(&mut self, _fault: &Fault, _served: Served) {
+        assert!(self.0.fetch_add(1, Ordering::SeqCst) != 4, "this one is too many");
+    }
+    fn event(&mut self, _event: &Event) {}
+    fn lost(&mut self, lost: Lost) {
+        panic!("{lost}");
+    }
+}
+
+/// Many threads fault while there is no handler, so that the first to read has them all.
+#[test]
+fn a_handler_that_panics_leaves_its_faults_to_the_others() {
+    uffd_or_skip!("a_handler_that_panics_leaves_its_faults_to_the_others");
+    let memory = Arc::new(Owner(Region::map(PMD_SIZE, Backing::Base4k).unwrap()));
+    let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
+    let swapper = Arc::new(Swapper::attach(memory.clone(), options).unwrap());
+    let (touching, served) = (AtomicU64::new(0), Arc::new(AtomicU64::new(0)));
+    let handlers = std::thread::scope(|scope| {
+        for page in 0..16 {
+            let (memory, touching) = (&memory, &touching);
+            scope.spawn(move || {
+                touching.fetch_add(1, Ordering::SeqCst);
+                assert_eq!(swapped::read(&memory.0, page), 0);
+            });
+        }
+        while touching.load(Ordering::SeqCst) < 16 {
+            std::thread::yield_now();
+        }
+        let ears = (0..2).map(|_| (Fragile(served.clone()), None)).collect();
+        Handlers::start(&swapper, ears).unwrap()
+    });
+    drop(handlers);
+    assert!(served.load(Ordering::SeqCst) >= 16, "one of them has panicked");
+}
+
+/// Whoever discards finds zeros afterwards, though another thread's fault brings pages back at that moment.
+#[test]
+fn what_was_discarded_does_not_come_back() {
+    uffd_or_skip!("what_was_discarded_does_not_come_back");
+    let memory = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
+    let rig = attach(memory, lz4(), FaultAround::Fixed(16), true, 2);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let neighbour = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                (1..16).for_each(|page| {
+                    rig.region().read_u64(rig.range(page, 1).start()).unwrap();
+                });
+            }
+        });
+        let mut came_back = None;
+        for round in 1..=3000 {
+            rig.write(0, round);
+            (1..16).for_each(|page| rig.write(page, 1));
+            rig.evict(0, 16);
+            perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(0, 1)).unwrap();
+            let found = rig.read(0);
+            if found != 0 {
+                came_back = Some((round, found));
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        neighbour.join().unwrap();
+        assert_eq!(came_back, None, "round, and what was there");
+    });
+}
