@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A slot is validated before it is followed: a foreign or a freed one is an error, and where a freed one has
-//! meanwhile been given to another page, that page's content comes back and fails the caller's [`checksum`].
+//! meanwhile been given to another page, that page's content comes back and fails the caller's [`checksum()`].
 
 mod buffer;
 mod checksum;
