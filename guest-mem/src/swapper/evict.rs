@@ -25,7 +25,8 @@ use crate::store::{BufferError, Page, PageBuffer, Slot, StoreError, checksum, is
 use crate::sys;
 use crate::uffd::{ResolveError, ResolveKind, Wake};
 
-/// Why pages could not be evicted. They are all where they were, and can be written to.
+/// Why pages could not be evicted. They are where they were, and can be written to; of a [`EvictError::Drop`] some may be
+/// out, and come back like any other.
 #[derive(Debug, thiserror::Error)]
 pub enum EvictError {
     /// The range does not fit the region.
@@ -62,7 +63,9 @@ pub enum EvictError {
         source: StoreError,
     },
     /// The kernel did not drop them.
-    #[error("dropping pages of {range}: they stay")]
+    #[error(
+        "dropping pages of {range}: those that are still there stay. Is a part of it locked, or unmapped?"
+    )]
     Drop {
         /// Of what.
         range: HvaRange,

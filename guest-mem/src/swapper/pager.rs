@@ -229,9 +229,12 @@ impl<'s> Pager<'s> {
             result => result,
         }
         .inspect_err(|obstacle| {
-            // What the kernel does not take for want of memory the store still has.
-            let spoilt = matches!(obstacle, Obstacle::Lost(LostWhy::Store(_) | LostWhy::Checksum { .. }));
-            if let (true, Fate::Stored(slot)) = (spoilt, block.fate(page)) {
+            // What the kernel does not take, for want of memory, the store still has.
+            let of_the_store =
+                matches!(obstacle, Obstacle::Lost(LostWhy::Store(_) | LostWhy::Checksum { .. }));
+            if let Fate::Stored(slot) = block.fate(page)
+                && of_the_store
+            {
                 block.set(page, Fate::Lost);
                 swapper.store.free(&[slot]);
             }
