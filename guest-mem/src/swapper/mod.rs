@@ -18,6 +18,7 @@
 mod away;
 mod evict;
 mod fate;
+mod fill;
 mod handlers;
 mod huge;
 mod own_drops;

@@ -18,17 +18,16 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use rustix::io::Errno;
-
 use super::Swapper;
 use super::fate::{BLOCK_PAGES, Block, Fate};
+use super::fill::Source;
 use super::huge::HugeStage;
 use super::runs::runs;
 use super::window::Window;
-use crate::address::{Address, Hva, PAGE_SIZE};
+use crate::address::{Hva, PAGE_SIZE};
 use crate::range::HvaRange;
 use crate::store::{BufferError, Page, PageBuffer, Slot, StoreError, checksum};
-use crate::uffd::{Action, Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};
+use crate::uffd::{Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};
 
 /// A page that cannot be given back. Whoever waits for it still waits, and must not go on.
 #[derive(Debug, thiserror::Error)]
@@ -115,26 +114,6 @@ impl From<ResolveError> for Obstacle {
             _ => Self::Lost(LostWhy::Resolve(error)),
         }
     }
-}
-
-/// What a missing page is filled from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Store,
-    /// The zero page, which costs no memory until it is written to.
-    ZeroPage,
-    /// A page of zeros of its own, since it is written to at once.
-    Zeros,
-}
-
-/// How far a range was filled.
-struct Filled {
-    /// Pages that are there, from the start on.
-    pages: usize,
-    /// Whether any of them was missing.
-    missing: bool,
-    /// Why no more.
-    result: Result<(), ResolveError>,
 }
 
 impl<'s> Pager<'s> {
@@ -316,7 +295,7 @@ impl<'s> Pager<'s> {
         if write {
             Page::bytes_mut(&mut self.buffer[..pages]).fill(0);
         }
-        let filled = self.fill(range, source, 0);
+        let filled = self.swapper.fill(range, source, &self.buffer);
         filled.result.map(|()| filled.missing)
     }
 
@@ -368,7 +347,8 @@ impl<'s> Pager<'s> {
             Source::Zeros => Page::bytes_mut(&mut self.buffer[pages.clone()]).fill(0),
             Source::ZeroPage => {}
         }
-        let filled = self.fill(swapper.range_of(block_number, &pages), source, pages.start);
+        let filled =
+            swapper.fill(swapper.range_of(block_number, &pages), source, &self.buffer[pages.start..]);
         // Those that are there may be written to from now on, whatever stopped the others.
         self.forget(block, pages.start..pages.start + filled.pages);
         filled.result?;
@@ -397,76 +377,6 @@ impl<'s> Pager<'s> {
             block.set(page, Fate::Resident);
         }
         self.swapper.store.free(&self.slots);
-    }
-
-    /// Fills the missing pages of a range, from the buffer's place `from` on if they have content, and wakes who waits
-    /// for any of them.
-    fn fill(&self, range: HvaRange, source: Source, from: usize) -> Filled {
-        let (mut done, mut missing) = (0, false);
-        let result = self.fill_from(range, source, from, &mut done, &mut missing);
-        Filled { pages: (done / PAGE_SIZE) as usize, missing, result }
-    }
-
-    fn fill_from(
-        &self,
-        range: HvaRange,
-        source: Source,
-        from: usize,
-        done: &mut u64,
-        missing: &mut bool,
-    ) -> Result<(), ResolveError> {
-        let userfault = &self.swapper.userfault;
-        while *done < range.len() {
-            let at = range.start().checked_add(*done).expect("inside the range");
-            let rest = HvaRange::new(at, range.end()).expect("inside the range");
-            let content = || {
-                let first = from + (*done / PAGE_SIZE) as usize;
-                Page::bytes(&self.buffer[first..first + rest.page_count() as usize])
-            };
-            let filled = match source {
-                Source::ZeroPage => userfault.zero(rest, Wake::Yes),
-                Source::Store | Source::Zeros => userfault.copy(at, content(), MapAs::Writable, Wake::Yes),
-            };
-            match filled {
-                Ok(()) => {
-                    (*missing, *done) = (true, range.len());
-                }
-                Err(ResolveError { kind: ResolveKind::Stopped, done: bytes, .. }) => {
-                    *missing = true;
-                    *done += bytes;
-                }
-                Err(ResolveError { kind: ResolveKind::Exists, .. }) => {
-                    let met = HvaRange::with_len(at, PAGE_SIZE).expect("inside the range");
-                    if source == Source::Store {
-                        self.write_over(met, &content()[..PAGE_SIZE as usize])?;
-                    }
-                    // The kernel wakes for what it did, not for what it met.
-                    userfault.wake(met)?;
-                    *done += PAGE_SIZE;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives a page that is out, and in the page cache all the same, its content. Nobody has it mapped. In private memory
-    /// there is no such page: what is there is left as it is.
-    fn write_over(&self, page: HvaRange, content: &[u8]) -> Result<(), ResolveError> {
-        let region = self.swapper.region();
-        let Some((file, offset)) = region.memfd().zip(region.offset_of(page.start())) else { return Ok(()) };
-        let failed = |errno| ResolveError {
-            action: Action::Copy,
-            range: page,
-            done: 0,
-            kind: ResolveKind::Other(errno),
-        };
-        // Memory takes a page whole or not at all.
-        match rustix::io::pwrite(file, content, offset) {
-            Ok(written) if written == content.len() => Ok(()),
-            Ok(_) => Err(failed(Errno::IO)),
-            Err(errno) => Err(failed(errno)),
-        }
     }
 
     /// Brings a whole block back as one huge page, if all of it is out and this memory has huge pages.
