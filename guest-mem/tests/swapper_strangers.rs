@@ -11,8 +11,11 @@ use std::sync::{Arc, Barrier};
 use guest_mem::swapper::{
     EvictError, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Options, Pager, Served,
 };
-use guest_mem::uffd::{Event, Fault, FaultKind};
-use guest_mem::{Backing, DiscardStore, HvaRange, Operation, PMD_SIZE, Region, Swapper, perform_unmeasured};
+use guest_mem::uffd::{Event, Fault, FaultKind, MapAs, Wake};
+use guest_mem::{
+    Backing, DiscardStore, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, Page, Region, Swapper,
+    perform_unmeasured,
+};
 use rustix::mm::Advice;
 use support::swapped::{self, Owner, attach, lz4, rig, value};
 use support::uffd_or_skip;
@@ -272,4 +275,29 @@ fn what_was_discarded_does_not_come_back() {
         neighbour.join().unwrap();
         assert_eq!(came_back, None, "round, and what was there");
     });
+}
+
+/// Somebody has put a page into the middle of a block that is to come back whole: what is before it moves, and the rest is
+/// copied.
+#[test]
+fn a_block_that_comes_back_in_part_loses_nothing() {
+    uffd_or_skip!("a_block_that_comes_back_in_part_loses_nothing");
+    for wanted in [0, 300, 511] {
+        let rig = rig(1, Backing::Thp, lz4(), FaultAround::Fixed(512), false);
+        (0..512).for_each(|page| rig.write(page, value(page)));
+        assert_eq!(rig.evict(0, 512), 512);
+        let mut page = Page::ZERO;
+        for at in [0, PAGE_SIZE as usize - 8] {
+            page[at..at + 8].copy_from_slice(&value(300).to_ne_bytes());
+        }
+        rig.swapper
+            .userfault()
+            .copy(rig.range(300, 1).start(), &page[..], MapAs::Writable, Wake::No)
+            .unwrap();
+        assert_eq!(rig.read(wanted), value(wanted));
+        (0..512).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
+        rig.handlers.stop().unwrap();
+        assert!(rig.heard.nothing_is_lost());
+        assert!(rig.swapper.count(|fate| fate == Fate::Resident) >= 511);
+    }
 }

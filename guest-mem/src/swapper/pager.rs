@@ -200,6 +200,10 @@ impl<'s> Pager<'s> {
         if let Some(returned) = self.return_huge(&mut block, block_number)? {
             return Ok(returned);
         }
+        if !block.fate(page).is_out() {
+            // Among those that moved before something was in the way.
+            return Ok(Served::Returned(1));
+        }
         match self.return_pages(&mut block, block_number, around.clone(), page, fault.write) {
             // The window is a courtesy: what it meets must not cost the page that is wanted.
             Err(Obstacle::Lost(_)) if around.len() > 1 && block.fate(page).is_out() => {
