@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::Swapper;
+use super::fate::BLOCK_PAGES;
 use super::pager::{Lost, Pager, Served};
 use super::reading::Patience;
 use crate::address::PAGE_SIZE;
@@ -70,6 +71,8 @@ pub struct HandlerReport {
     pub faults: u64,
     /// Pages that came back from the store.
     pub returned: u64,
+    /// Blocks of 2 MiB among them that came back as one huge page.
+    pub huge: u64,
     /// Pages of zeros for a first touch.
     pub zeroed: u64,
     /// Pages that stayed because they were written to on their way out.
@@ -86,6 +89,7 @@ impl std::ops::AddAssign for HandlerReport {
     fn add_assign(&mut self, other: Self) {
         self.faults += other.faults;
         self.returned += other.returned;
+        self.huge += other.huge;
         self.zeroed += other.zeroed;
         self.kept += other.kept;
         self.present += other.present;
@@ -255,6 +259,10 @@ impl<'s, H: Hears> Handler<'s, H> {
                 return self.swapper.waiting.push(fault);
             }
             Served::Returned(pages) => report.returned += u64::from(pages),
+            Served::Huge => {
+                report.returned += BLOCK_PAGES as u64;
+                report.huge += 1;
+            }
             Served::Zeroed(pages) => report.zeroed += u64::from(pages),
             Served::Kept => report.kept += 1,
             Served::Present => report.present += 1,

@@ -1,7 +1,8 @@
 //! Where a huge page is put together before it moves to its place whole.
 
-use crate::address::PMD_SIZE;
+use crate::address::{Hva, PMD_SIZE};
 use crate::backing::Backing;
+use crate::pagemap::PageScanner;
 use crate::region::Region;
 use crate::store::Page;
 
@@ -9,6 +10,7 @@ use crate::store::Page;
 #[derive(Debug, Default)]
 pub(super) struct HugeStage {
     region: Option<Region>,
+    scanner: Option<PageScanner>,
 }
 
 impl HugeStage {
@@ -23,5 +25,19 @@ impl HugeStage {
         // `self` is the only way to it. Its bytes are zeros until written.
         let pages = unsafe { std::slice::from_raw_parts_mut(region.range().start().as_ptr(), pages) };
         Some(fill(pages).map(|()| region))
+    }
+    /// Whether what was moved from here to `at` is one huge page there. Where a page table stands in its way, be it an
+    /// empty one, the kernel splits it and moves its parts, and the stage has a page table of its own from then on: it
+    /// begins anew.
+    pub fn arrived_whole(&mut self, at: Hva) -> bool {
+        if self.scanner.is_none() {
+            self.scanner = PageScanner::new().ok();
+        }
+        let state = self.scanner.as_mut().and_then(|scanner| scanner.page(at).ok());
+        let whole = state.is_some_and(|state| state.is_pmd_mapped());
+        if !whole {
+            self.region = None;
+        }
+        whole
     }
 }

@@ -70,8 +70,10 @@ pub enum LostWhy {
 /// What came of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// So many pages came back from the store, of zeros included; 512 at once if as a huge page.
+    /// So many pages came back from the store, of zeros included.
     Returned(u32),
+    /// A whole block came back as one huge page.
+    Huge,
     /// So many pages are there for the first time, of zeros.
     Zeroed(u32),
     /// It was on its way out, and stays.
@@ -421,8 +423,9 @@ impl<'s> Pager<'s> {
                 return Ok(None);
             }
         }
+        let huge = stage.arrived_whole(whole.start());
         self.forget(block, 0..BLOCK_PAGES);
-        Ok(Some(Served::Returned(BLOCK_PAGES as u32)))
+        Ok(Some(if huge { Served::Huge } else { Served::Returned(BLOCK_PAGES as u32) }))
     }
 }
 

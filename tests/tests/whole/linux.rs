@@ -73,7 +73,7 @@ fn a_kernel_that_panics_asks_for_a_reset() {
     assert_eq!(status.code(), Some(4), "{output}");
 }
 
-/// Runs the built-in scenario with these arguments and returns its rows by case, backing and policy.
+/// Runs the built-in scenario with these arguments and returns its rows by case, backing, policy and reclaim.
 fn rows(place: &Path, arguments: &[&str]) -> BTreeMap<String, Value> {
     let mut all = vec!["run", "swapout", "--json", "--zram", "512MiB", "--out", "run"];
     all.extend(arguments);
@@ -84,7 +84,7 @@ fn rows(place: &Path, arguments: &[&str]) -> BTreeMap<String, Value> {
     let guest = record["guest"].as_str().unwrap();
     assert_eq!(guest.starts_with("Linux "), arguments.contains(&"linux"), "{guest}");
     let name = |row: &Value| {
-        ["case", "backing", "policy"].map(|key| row[key].as_str().unwrap().to_owned()).join(" ")
+        ["case", "backing", "policy", "reclaim"].map(|key| row[key].as_str().unwrap().to_owned()).join(" ")
     };
     record["rows"].as_array().unwrap().iter().map(|row| (name(row), row.clone())).collect()
 }

@@ -17,6 +17,7 @@ use tests::{host, program};
 crate::tests! {
     a_run_counts_what_it_takes_and_brings_back: [Kvm, Userfault],
     a_huge_page_leaves_and_comes_back_huge: [Kvm, Userfault],
+    huge_pages_come_back_whole_in_a_run: [Kvm, Userfault],
     nothing_is_lost_in_a_storm: [Kvm, Userfault],
     a_run_needs_no_swap_device: [Userfault],
 }
@@ -65,9 +66,12 @@ do = "sweep"
 "#;
 
 fn rows(around: &str, arguments: &[&str]) -> Vec<Value> {
+    rows_of(&SCENARIO.replace("AROUND", around), arguments)
+}
+
+fn rows_of(scenario: &str, arguments: &[&str]) -> Vec<Value> {
     let place = tempfile::tempdir().unwrap();
-    let text = SCENARIO.replace("AROUND", around);
-    std::fs::write(place.path().join("s.toml"), text).unwrap();
+    std::fs::write(place.path().join("s.toml"), scenario).unwrap();
     let all = [&["run", "s.toml", "--json", "--out", "run"], arguments].concat();
     let output = program::output(place.path(), &all);
     assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
@@ -133,6 +137,28 @@ fn a_huge_page_leaves_and_comes_back_huge() {
     let mut report = HandlerReport::default();
     handlers.stop().unwrap().into_iter().for_each(|one| report += one);
     assert_eq!((report.faults, report.returned), (2, 1024), "{report:?}");
+}
+
+/// The same by scenario: folio by folio out, and as many faults as huge pages bring it back.
+fn huge_pages_come_back_whole_in_a_run() {
+    let scenario = SCENARIO
+        .replace("AROUND", "4KiB")
+        .replace(r#""4k", "memfd""#, r#""thp""#)
+        .replace("victims = \"sparse\"\ncount = 100", "range = \"4MiB..12MiB\"\nunit = \"folio\"");
+    for row in rows_of(&scenario, &[]) {
+        if row["achieved"]["thp"] != 1.0 {
+            println!(
+                "SKIPPED: huge_pages_come_back_whole_in_a_run: this host gave no huge pages: {}",
+                row["achieved"]
+            );
+            continue;
+        }
+        for (key, expected) in
+            [("evicted_bytes", 8 << 20), ("uffd_faults", 4), ("uffd_huge_returns", 4), ("refaults", 4)]
+        {
+            assert_eq!(row[key], expected, "{key}: {row:#}");
+        }
+    }
 }
 
 /// How long a storm lasts: `ZAPSCOPE_LONG=1` makes it ten minutes.

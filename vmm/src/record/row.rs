@@ -101,6 +101,8 @@ row! {
     victim_bytes: u64,
     /// Bytes really gone.
     evicted_bytes: u64,
+    /// Those bytes over the time in the operations that took them: `reclaim_ns`, so without the listener's zaps.
+    evicted_bytes_per_second: f64,
     /// Ranges announced.
     invalidations: u64,
     /// Bytes the ranges had to cover.
@@ -129,6 +131,8 @@ row! {
     uffd_faults: u64,
     /// Pages they brought back from the store; more than faults, if each brings its neighbours.
     uffd_returned: u64,
+    /// Blocks of 2 MiB among them that came back as one huge page.
+    uffd_huge_returns: u64,
     /// Pages that stayed because they were written to on their way out.
     uffd_kept: u64,
     /// Times a handler was woken.

@@ -7,6 +7,7 @@ mod caption;
 #[cfg(test)]
 mod fixture;
 mod names;
+mod swaps;
 mod table;
 pub mod units;
 mod words;

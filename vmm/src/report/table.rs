@@ -85,6 +85,13 @@ fn columns(differences: Differences) -> Vec<Column> {
         column("colla-\nteral", "collateral_faults", |row, _| row.collateral_faults.get().map(units::count)),
         column("zap\np50", "zap_ns", |row, charset| p50(&row.zap_ns, charset)),
         column("reclaim\np50", "reclaim_ns", |row, charset| p50(&row.reclaim_ns, charset)),
+    ]);
+    if differences.reclaim {
+        columns.push(column("out, a\nsecond", "evicted_bytes_per_second", |row, _| {
+            row.evicted_bytes_per_second.get().map(|rate| units::bytes(rate as u64))
+        }));
+    }
+    columns.extend([
         column("refault\np50 / p99", "refault_ns", stall),
         column("hot\nloop", "guest_touches_before guest_touches_during", |row, _| {
             row.hot_loop_ratio().map(units::percent)

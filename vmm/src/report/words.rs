@@ -3,6 +3,7 @@
 use crate::record::{Row, RunRecord};
 
 use super::names::{Differences, enumerate, grouped};
+use super::swaps::{side_by_side, told_beside};
 use super::units::{self, Charset};
 
 /// A hot loop that keeps this much of its rate has not noticed: two runs of the same differ by as much.
@@ -12,9 +13,11 @@ const UNNOTICED: f64 = 0.95;
 pub fn words(record: &RunRecord, charset: Charset) -> String {
     let ran: Vec<&Row> = record.rows.iter().filter(|row| row.could_not_run.is_none()).collect();
     let mut sentences: Vec<String> = Vec::new();
-    for (_, rows) in grouped(&ran, |row| (&row.label.case, &row.label.backing, &row.label.reclaim)) {
+    let apart: Vec<&Row> = ran.iter().copied().filter(|row| !told_beside(row, &ran)).collect();
+    for (_, rows) in grouped(&apart, |row| (&row.label.case, &row.label.backing, &row.label.reclaim)) {
         sentences.extend(setting(&rows));
     }
+    sentences.extend(side_by_side(&ran, charset));
     sentences.extend(zap_times(&ran, charset));
     sentences.extend(backings(&ran, charset));
     sentences.extend(shortfall(&ran));
@@ -54,6 +57,7 @@ fn taking(row: &Row) -> String {
         "protect" => "Protecting",
         "remap" => "Moving",
         "cgroup" => "Squeezing out by cgroup",
+        "uffd" => "Swapping out in user space",
         _ => "Taking",
     };
     let what = match (row.victims.get(), row.victim_bytes.get()) {
@@ -114,10 +118,14 @@ fn widths_in_words(steps: &[(String, Vec<String>)]) -> String {
 }
 
 /// What had to go where that is much more than what left: the mapping of a huge page goes whole before a part of
-/// the page can.
+/// the page can. Swap in user space takes every translation twice, to protect the page and to drop it.
 fn split(rows: &[&Row]) -> Option<String> {
-    let known = rows.iter().find_map(|row| row.needed_bytes.get().zip(row.evicted_bytes.get()));
-    let (needed, evicted) = known.filter(|&(needed, evicted)| evicted > 0 && needed >= 2 * evicted)?;
+    let known = rows.iter().find_map(|row| {
+        let times = if row.label.reclaim == "uffd" { 2 } else { 1 };
+        Some((row.needed_bytes.get()?, row.evicted_bytes.get()?, times))
+    });
+    let (needed, evicted, _) =
+        known.filter(|&(needed, evicted, times)| evicted > 0 && needed >= 2 * times * evicted)?;
     Some(format!(
         "what had to go was {} for {} that left, since a huge page's mapping goes whole before a part of it can",
         units::bytes(needed),
@@ -226,7 +234,7 @@ fn backings(rows: &[&Row], charset: Charset) -> Option<String> {
 
 /// Operations that are meant to take every byte asked for.
 fn evicts(row: &Row) -> bool {
-    matches!(row.label.reclaim.as_str(), "pageout" | "dontneed" | "remove" | "punch" | "cgroup")
+    matches!(row.label.reclaim.as_str(), "pageout" | "dontneed" | "remove" | "punch" | "cgroup" | "uffd")
 }
 
 fn shortfall(rows: &[&Row]) -> Option<String> {

@@ -228,10 +228,9 @@ impl<'a> Attacker<'a> {
             }
             counts.pmd_mapped_bytes += self.page_counts(range)?.pmd_mapped * PAGE_SIZE;
             let leaves = self.leaves();
-            let begun = monotonic_ns();
             let reading = (&mut self.scanner, &mut self.planner);
-            let evicted = evictor.take(range, self.bridge, &mut self.recorder, reading)?;
-            self.calls.record(monotonic_ns() - begun);
+            let (evicted, spent) = evictor.take(range, self.bridge, &mut self.recorder, reading)?;
+            self.calls.record(spent);
             self.count_dropped(leaves, counts);
             counts.evicted_bytes += evicted.pages * PAGE_SIZE;
             taken(pages);

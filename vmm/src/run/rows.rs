@@ -77,6 +77,7 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     let mut served = |key: &str, value| Measured::or_why(value, warnings, key, NO_OWN_SWAP);
     row.uffd_faults = served("uffd_faults", own(|own| own.handlers.faults));
     row.uffd_returned = served("uffd_returned", own(|own| own.handlers.returned));
+    row.uffd_huge_returns = served("uffd_huge_returns", own(|own| own.handlers.huge));
     row.uffd_kept = served("uffd_kept", own(|own| own.handlers.kept));
     row.uffd_wakes = served("uffd_wakes", own(|own| own.handlers.wakes));
     row.uffd_invalidations = served("uffd_invalidations", own(|own| own.events.invalidations));
@@ -131,10 +132,18 @@ fn fill_times(row: &mut Row, measured: &Trial, warnings: &mut Warnings) {
         &times.zap,
         "no listener but the kernel's own, whose zap is part of the operation",
     );
-    row.reclaim_ns = distribution("reclaim_ns", &times.reclaim, "no operation by address was performed");
+    const NO_OPERATION: &str = "no operation by address was performed";
+    row.reclaim_ns = distribution("reclaim_ns", &times.reclaim, NO_OPERATION);
     let none = format!("no touch took {} us or longer", STALL.as_micros());
     row.refault_ns = distribution("refault_ns", &times.refault, &none);
     row.collateral_ns = distribution("collateral_ns", &times.collateral, &none);
+    let evicted = measured.counts.evicted_bytes * u64::from(row.trials);
+    let rate = row
+        .reclaim_ns
+        .as_ref()
+        .filter(|times| times.sum > 0)
+        .map(|times| evicted as f64 * 1e9 / times.sum as f64);
+    row.evicted_bytes_per_second = Measured::or_why(rate, warnings, "evicted_bytes_per_second", NO_OPERATION);
     if times.undisturbed.count() > 0 && times.collateral.count() > 0 {
         let noise = times.undisturbed.count();
         warnings.note(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use guest_abi::block::Stall;
 use guest_abi::order::{Access, Task, Walk};
 use guest_abi::page::{HEADER_WORDS, WORDS};
-use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, drain_lru};
+use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, PMD_SIZE, drain_lru};
 use notifier_bridge::{Bridge, Count, monotonic_ns};
 
 use super::attack::{Attacker, Listening, Method};
@@ -174,7 +174,7 @@ impl<'a> Trial<'a> {
         let order = orders::arena_order(self.testbed(), Walk::Sequential, fill);
         orders::run(self.testbed(), 0, &order)?;
         self.fates.filled();
-        if self.setup.combination.reclaim != Reclaim::By(Operation::Collapse) {
+        if !self.makes_huge_pages() {
             self.testbed().arena().settle()?;
         }
         // Pages in a CPU's batch on their way to the LRU would be passed over by reclaim. Where the kernel
@@ -185,6 +185,17 @@ impl<'a> Trial<'a> {
             self.own_swap = Some(OwnSwap::start(self.testbed(), self.bridge, self.setup.uffd)?);
         }
         Ok(())
+    }
+
+    /// Whether huge pages come into being after the fill: by a collapse, or because whole ones come back.
+    fn makes_huge_pages(&self) -> bool {
+        let combination = &self.setup.combination;
+        let whole = |step: &Step| matches!(step, Step::Reclaim(attack) if attack.unit_bytes(combination.backing).is_multiple_of(PMD_SIZE));
+        match combination.reclaim {
+            Reclaim::By(operation) => operation == Operation::Collapse,
+            Reclaim::Uffd => combination.backing == Backing::Thp && self.setup.steps.iter().any(whole),
+            Reclaim::Cgroup => false,
+        }
     }
 
     fn start_hot(&mut self, set: &HotSet, access: Access, vcpus: &[u32]) -> Result<(), TrialError> {

@@ -8,7 +8,7 @@ use notifier_bridge::Policy;
 
 use super::error::{Checked, Fault, Lines, Problem};
 use super::quantity::Size;
-use super::syntax::{AxesText, AxisText};
+use super::syntax::{At, AxesText, AxisText, ExcludeText};
 use super::vocabulary::{PolicyChoice, Reclaim, Word, Zap, ZapChoice};
 
 /// A slot granule: a power of two of at least a page.
@@ -71,6 +71,52 @@ pub struct Axes {
     reclaim: Axis<Reclaim>,
     granule: Axis<Granule>,
     zap: Axis<ZapChoice>,
+    exclude: Vec<Exclusion>,
+}
+
+/// What is left out: combinations that are like this in all that is said.
+#[derive(Clone, Copy, Debug)]
+struct Exclusion {
+    backing: Option<Backing>,
+    policy: Option<PolicyChoice>,
+    reclaim: Option<Reclaim>,
+    granule: Option<Granule>,
+    zap: Option<ZapChoice>,
+}
+
+impl Exclusion {
+    fn check(text: &At<ExcludeText>, lines: &Lines) -> Checked<Self> {
+        fn value<T>(word: Option<Word<T>>) -> Option<T> {
+            word.map(|Word(value)| value)
+        }
+        let ExcludeText { backing, policy, reclaim, granule, zap } = *text.get_ref();
+        let granule = value(granule)
+            .map(|size| Granule::new(size.0).ok_or_else(|| lines.fault(text, Problem::Granule(size))))
+            .transpose()?;
+        let of = Self {
+            backing: value(backing),
+            policy: value(policy),
+            reclaim: value(reclaim),
+            granule,
+            zap: value(zap),
+        };
+        let says_nothing = of.backing.is_none() && of.policy.is_none() && of.reclaim.is_none();
+        if says_nothing && of.granule.is_none() && of.zap.is_none() {
+            return Err(lines.fault(text, Problem::ExcludesAll));
+        }
+        Ok(of)
+    }
+
+    fn matches(&self, combination: &Combination) -> bool {
+        fn like<T: PartialEq>(wanted: Option<T>, value: T) -> bool {
+            wanted.is_none_or(|wanted| wanted == value)
+        }
+        like(self.backing, combination.backing)
+            && like(self.policy, combination.policy)
+            && like(self.reclaim, combination.reclaim)
+            && like(self.granule, combination.granule)
+            && self.zap.is_none_or(|zap| resolve(combination.policy, zap) == combination.zap)
+    }
 }
 
 impl Axes {
@@ -96,9 +142,34 @@ impl Axes {
                 .unwrap_or_else(|| vec![Located { value: Reclaim::By(Operation::PageOut), line: case_line }]),
             granule,
             zap: axis("zap", &case.zap, &matrix.zap, lines)?.unwrap_or_else(|| default(ZapChoice::Auto)),
+            exclude: Vec::new(),
         };
         axes.check_conflicts()?;
-        Ok(axes)
+        axes.exclude(case, matrix, case_line, lines)
+    }
+
+    /// Leaves out what the case says, or else the scenario. What a case says must be there to be left out.
+    fn exclude(
+        mut self,
+        case: &AxesText,
+        matrix: &AxesText,
+        case_line: usize,
+        lines: &Lines,
+    ) -> Checked<Self> {
+        let Some(list) = case.exclude.as_ref().or(matrix.exclude.as_ref()) else { return Ok(self) };
+        let all = self.combinations();
+        for text in list.get_ref() {
+            let exclusion = Exclusion::check(text, lines)?;
+            if case.exclude.is_some() && !all.iter().any(|combination| exclusion.matches(combination)) {
+                return Err(lines.fault(text, Problem::ExcludesNone));
+            }
+            self.exclude.push(exclusion);
+        }
+        if self.combinations().is_empty() {
+            let line = case.exclude.as_ref().map_or(case_line, |list| lines.line_of(list));
+            return Err(Fault { line, problem: Problem::ExcludesAll });
+        }
+        Ok(self)
     }
 
     fn check_conflicts(&self) -> Checked<()> {
@@ -163,6 +234,7 @@ impl Axes {
                 }
             }
         }
+        made.retain(|combination| !self.exclude.iter().any(|exclusion| exclusion.matches(combination)));
         made
     }
 }

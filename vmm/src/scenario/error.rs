@@ -98,6 +98,12 @@ pub enum Problem {
     EmptyAxis { axis: &'static str },
     #[error("`{value}` stands twice in the axis `{axis}`: remove one")]
     DuplicateValue { axis: &'static str, value: String },
+    #[error(
+        "`exclude` leaves nothing: name the values of the rows to leave out, as in `{{ reclaim = \"uffd\", policy = \"vm\" }}`"
+    )]
+    ExcludesAll,
+    #[error("no row of this case is like that: remove it from `exclude`, or correct it")]
+    ExcludesNone,
     #[error("a granule of {0}: it must be a power of two and at least 4 KiB")]
     Granule(Size),
     #[error("a granule of {granule} in a memory of {memory}: it can be at most as large as the memory")]

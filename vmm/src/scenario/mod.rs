@@ -43,6 +43,7 @@
 //! zap = ["auto"]               # how the policy's range is zapped; default auto:
 //!                              # memslot (delete and re-create), protect (mprotect, exact), unmap (memfd only);
 //!                              # auto is protect for page, pmd, folio and modern, memslot for slot and vm
+//! exclude = [{ reclaim = "uffd", policy = "vm" }] # combinations to leave out: like this in all that is said
 //!
 //! [[case]]
 //! name = "sparse"

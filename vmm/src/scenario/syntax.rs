@@ -50,6 +50,18 @@ pub(super) struct AxesText {
     pub reclaim: AxisText<Reclaim>,
     pub granule: AxisText<Size>,
     pub zap: AxisText<ZapChoice>,
+    pub exclude: Option<At<Vec<At<ExcludeText>>>>,
+}
+
+/// What a combination is like that is left out.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExcludeText {
+    pub backing: Option<Word<Backing>>,
+    pub policy: Option<Word<PolicyChoice>>,
+    pub reclaim: Option<Word<Reclaim>>,
+    pub granule: Option<Word<Size>>,
+    pub zap: Option<Word<ZapChoice>>,
 }
 
 #[derive(Debug, Deserialize)]

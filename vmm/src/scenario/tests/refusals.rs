@@ -241,3 +241,21 @@ fn memslots_are_counted_against_the_host() {
     assert!(why.ends_with("use a granule of at least 8 KiB"), "{why}");
     assert!(scenario.check_slots(0).is_err());
 }
+
+#[test]
+fn what_is_excluded_must_be_there_and_leave_something() {
+    let excluding =
+        |list: &str| GOOD.replace("[[case]]\n", &format!("[[case]]\nmatrix.exclude = [{list}]\n"));
+    let rows = |text: &str| Scenario::parse(text, "x.toml").unwrap().rows().count();
+    let all = rows(GOOD);
+    assert!(rows(&excluding("{ policy = \"kernel\" }")) < all);
+    for (list, said) in [
+        ("{ backing = \"memfd\" }", "no row of this case is like that"),
+        ("{}", "leaves nothing"),
+        ("{ reclaim = \"pageout\" }", "leaves nothing"),
+        ("{ granule = \"3 B\" }", "a granule of"),
+    ] {
+        let why = refused(&excluding(list));
+        assert!(why.contains(said), "{list}: {why}");
+    }
+}
