@@ -26,6 +26,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
+use rustix::thread::Pid;
+
 use super::sys;
 
 /// How often a waiting side looks before it sleeps. A zap takes tens to hundreds of microseconds; an idle
@@ -89,6 +91,11 @@ impl Gate {
     /// Lets no vCPU into the guest ever again: its memory is not what it should be. Those that wait are let go.
     pub fn shut_for_good(&self) {
         self.broken.store(true, Ordering::SeqCst);
+    }
+
+    /// The thread that has a vCPU's place; `None` before it has sat down.
+    pub fn thread(&self, vcpu: u32) -> Option<Pid> {
+        Pid::from_raw(self.seats[vcpu as usize].thread.load(Ordering::SeqCst))
     }
 
     /// Makes one vCPU leave the guest once, without keeping it out.

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use guest_abi::block::{ControlArea, Outcome};
 use kvm_ioctls::VcpuFd;
+use rustix::thread::Pid;
 
 use super::exit::{self, Action, Exit};
 use super::gate::{Gate, Seated};
@@ -78,6 +79,11 @@ impl Vcpu {
         };
         let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || runner.run())?;
         Ok(Self { mailbox, report, surroundings, thread: Some(thread) })
+    }
+
+    /// The thread that runs it, so that it can be given a processor; `None` before it has begun.
+    pub fn thread(&self) -> Option<Pid> {
+        self.surroundings.gate.thread(self.mailbox.vcpu())
     }
 
     /// The way to give it orders.

@@ -1,0 +1,169 @@
+//! Who fills the guest's memory: three of them.
+//!
+//! | handler | threads | what each does |
+//! | --- | --- | --- |
+//! | bare | one a vCPU, on its processor | read(2), which sleeps; `UFFDIO_COPY` of the window |
+//! | ours | one a vCPU, on its processor | [`guest_mem::swapper::Handlers`], on memory that nobody has touched |
+//! | usual | one, anywhere | poll(2), read(2) of one message, `UFFDIO_COPY` of the window |
+//!
+//! "bare" is the least there can be: no fates, no store, no events, no errors but panics; its window is an aligned power
+//! of two that nobody else fills.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use guest_mem::swapper::{FaultAround, Handlers, Hears, Lost, Options, Served};
+use guest_mem::uffd::{Event, Fault, Features, Modes};
+use guest_mem::{Backing, Codec, CompressedStore, HvaRange, PAGE_SIZE, PMD_SIZE, Region, Swapper, Userfault};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::thread::sched_setaffinity;
+
+use super::guest::{Guest, only};
+
+/// `UFFDIO_COPY` and its structure, as the kernel's header has them.
+const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+#[repr(C)]
+struct Copy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    done: i64,
+}
+/// `struct uffd_msg` of a fault: the third word is the address.
+type Message = [u64; 4];
+
+fn fill(userfault: BorrowedFd<'_>, dst: u64, zeros: &[u8]) {
+    let mut copy = Copy { dst, src: zeros.as_ptr() as u64, len: zeros.len() as u64, mode: 0, done: 0 };
+    // SAFETY: the structure is the request's own; the kernel fills only what is registered, into which there are no
+    // references.
+    let done = unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
+    assert_eq!(done, 0, "UFFDIO_COPY at {dst:#x}: {}", std::io::Error::last_os_error());
+}
+
+fn read_one(userfault: BorrowedFd<'_>) -> Option<u64> {
+    let mut message = Message::default();
+    let len = size_of::<Message>();
+    // SAFETY: the message is as long, and any bytes are words.
+    let read = unsafe { libc::read(userfault.as_raw_fd(), message.as_mut_ptr().cast(), len) };
+    (read == len as isize).then_some(message[2])
+}
+
+/// Threads of plain system calls.
+pub struct Plain {
+    userfault: Arc<Userfault>,
+    /// A touch of a page of this ends one thread: its fault is the message that says so.
+    end: Arc<Region>,
+    arena: HvaRange,
+    threads: Vec<JoinHandle<u64>>,
+}
+
+impl Plain {
+    fn open(guest: &Guest) -> Self {
+        let userfault = Userfault::open(Features::empty()).expect("a userfaultfd");
+        let end = Region::map(PMD_SIZE, Backing::Base4k).expect("2 MiB");
+        let modes = Modes { missing: true, ..Modes::default() };
+        let arena = guest.arena().range();
+        userfault.register(guest.arena(), arena, modes).expect("nobody else has it");
+        userfault.register(&end, end.range(), modes).expect("it is new");
+        Self { userfault: Arc::new(userfault), end: Arc::new(end), arena, threads: Vec::new() }
+    }
+
+    /// One thread for each vCPU, on its processor, asleep in read(2).
+    pub fn bare(guest: &Guest, window: u64) -> Self {
+        let mut plain = Self::open(guest);
+        fcntl_setfl(plain.userfault.as_fd(), OFlags::empty()).expect("a flag that any file has");
+        for &processor in &guest.processors {
+            plain.spawn(window, move || sched_setaffinity(None, &only(processor)).expect("ours"), |_| ());
+        }
+        plain
+    }
+
+    /// One thread, anywhere, that polls.
+    pub fn usual(guest: &Guest, window: u64) -> Self {
+        let mut plain = Self::open(guest);
+        let wait = |userfault: BorrowedFd<'_>| {
+            poll(&mut [PollFd::from_borrowed_fd(userfault, PollFlags::IN)], None).expect("it polls");
+        };
+        plain.spawn(window, || (), wait);
+        plain
+    }
+
+    fn spawn(
+        &mut self,
+        window: u64,
+        settle: impl FnOnce() + Send + 'static,
+        wait: impl Fn(BorrowedFd<'_>) + Send + 'static,
+    ) {
+        let (userfault, end) = (self.userfault.clone(), self.end.range());
+        let thread = std::thread::spawn(move || {
+            settle();
+            let zeros = vec![0u8; window as usize];
+            // Zeros that were never written are not there, and the kernel copies slowly what is not.
+            let zeros = std::hint::black_box(&zeros[..]);
+            zeros.chunks(PAGE_SIZE as usize).for_each(|page| {
+                std::hint::black_box(page[0]);
+            });
+            let mut faults = 0;
+            loop {
+                wait(userfault.as_fd());
+                let Some(address) = read_one(userfault.as_fd()) else { continue };
+                if (end.start().get()..end.end().get()).contains(&address) {
+                    fill(userfault.as_fd(), address & !(PAGE_SIZE - 1), &zeros[..PAGE_SIZE as usize]);
+                    return faults;
+                }
+                fill(userfault.as_fd(), address & !(window - 1), zeros);
+                faults += 1;
+            }
+        });
+        self.threads.push(thread);
+    }
+
+    /// Ends the threads. Returns how many faults they served.
+    pub fn stop(mut self) -> u64 {
+        for (page, _) in self.end.range().pages().zip(&self.threads) {
+            self.end.write_u64(page.start(), 1).expect("a page of it");
+        }
+        let faults = self.threads.drain(..).map(|thread| thread.join().expect("it has not panicked")).sum();
+        self.userfault.unregister(self.arena).expect("it was registered");
+        faults
+    }
+}
+
+/// Hears nothing but that a page is lost.
+pub struct Deaf;
+
+impl Hears for Deaf {
+    fn fault(&mut self, _fault: &Fault, _served: Served) {}
+    fn event(&mut self, _event: &Event) {}
+    fn lost(&mut self, lost: Lost) {
+        panic!("{lost}: {}", lost.why);
+    }
+}
+
+/// The swapper and its handlers.
+pub struct Ours {
+    pub swapper: Arc<Swapper>,
+    handlers: Handlers,
+}
+
+impl Ours {
+    /// One handler for each vCPU, on its processor.
+    pub fn start(guest: &Guest, around: FaultAround) -> Self {
+        let store = CompressedStore::new(Codec::Lz4, 1 << 30).expect("address space");
+        let options = Options { store: Arc::new(store), around, events: false };
+        let swapper = Arc::new(Swapper::attach(guest.core().clone(), options).expect("it attaches"));
+        let hears = guest.processors.iter().map(|&processor| (Deaf, Some(processor))).collect();
+        let handlers = Handlers::start(&swapper, hears).expect("they start");
+        Self { swapper, handlers }
+    }
+
+    /// Stops them. Returns how many faults they served, and how many pages they put in.
+    pub fn stop(self) -> (u64, u64) {
+        let reports = self.handlers.stop().expect("they have not given up");
+        let sum = |of: fn(&guest_mem::swapper::HandlerReport) -> u64| reports.iter().map(of).sum();
+        (sum(|report| report.faults), sum(|report| report.zeroed + report.returned))
+    }
+}

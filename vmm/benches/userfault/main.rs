@@ -1,0 +1,135 @@
+//! What a page costs that comes by userfaultfd: ours against the least there can be and against the usual design.
+//!
+//! ```text
+//!   vCPU writes ─> fault in KVM ─> handler ─> UFFDIO_COPY of a window ─> vCPU goes on        guest.rs, handlers.rs
+//!   1 or 2 vCPUs x 4k, thp x windows of 1 to 512 pages: bare, ours, usual take turns         rounds.rs
+//! ```
+//!
+//! The guest is up before anybody watches its memory; each turn begins with an arena in which nothing is. A vCPU and its
+//! handler share a processor. Ratios are medians over rounds in which all took a turn; `kernel` is the same touch without
+//! a userfaultfd.
+//!
+//! `cargo bench -p vmm --bench userfault [-- cells | adaptive | evict …]` runs all of it, or parts.
+
+mod guest;
+mod handlers;
+mod rounds;
+
+use std::time::Duration;
+
+use guest_mem::swapper::FaultAround;
+use guest_mem::{Backing, PAGE_SIZE};
+
+use guest::{ARENA, Guest, Order};
+use handlers::{Ours, Plain};
+use rounds::Rounds;
+
+const BACKINGS: [Backing; 2] = [Backing::Base4k, Backing::Thp];
+/// Enough that the median of the ratios holds still beside whatever else runs here.
+const ROUNDS: usize = 11;
+
+fn main() {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let parts: [(&str, fn()); 2] = [("cells", cells), ("adaptive", adaptive)];
+    for (_, part) in parts.iter().filter(|(name, _)| asked.is_empty() || asked.iter().any(|one| one == name))
+    {
+        part();
+    }
+}
+
+/// How much is touched: less where each page takes a fault.
+fn len(pages: u32) -> u64 {
+    if pages == 1 { ARENA / 4 } else { ARENA }
+}
+
+/// One turn of plain system calls.
+fn plain(guest: &Guest, start: fn(&Guest, u64) -> Plain, pages: u32, len: u64) -> Duration {
+    guest.empty();
+    let handlers = start(guest, u64::from(pages) * PAGE_SIZE);
+    let took = guest.touch(len, Order::Sequential);
+    assert_eq!(handlers.stop(), len / PAGE_SIZE / u64::from(pages), "each window is one fault");
+    took
+}
+
+/// One turn of ours.
+fn ours(guest: &Guest, around: FaultAround, len: u64, order: Order) -> Duration {
+    guest.empty();
+    let handlers = Ours::start(guest, around);
+    let took = guest.touch(len, order);
+    let (faults, pages) = handlers.stop();
+    assert!(faults > 0 && pages >= len / PAGE_SIZE, "{pages} pages by {faults} faults");
+    took
+}
+
+/// Without anybody.
+fn kernel(guest: &Guest, len: u64) -> Duration {
+    guest.empty();
+    guest.touch(len, Order::Sequential)
+}
+
+fn cells() {
+    println!(
+        "Sequential first touch (write), us a page; ratios: median of {ROUNDS} paired rounds (middle half)"
+    );
+    println!(
+        "{:>5} {:>4} {:>6} | {:>7} {:>7} {:>7} {:>7} | {:>19} {:>11}",
+        "vCPUs", "", "window", "bare", "ours", "usual", "kernel", "ours/bare", "usual/ours"
+    );
+    let mut worst: f64 = 0.0;
+    for vcpus in [1, 2] {
+        for backing in BACKINGS {
+            let guest = Guest::start(vcpus, backing);
+            for pages in [1, 16, 64, 512] {
+                let len = len(pages);
+                let rounds = Rounds::<4>::run(ROUNDS, len / PAGE_SIZE, |who| match who {
+                    0 => plain(&guest, Plain::bare, pages, len),
+                    1 => ours(&guest, FaultAround::Fixed(pages), len, Order::Sequential),
+                    2 => plain(&guest, Plain::usual, pages, len),
+                    _ => kernel(&guest, len),
+                });
+                let (low, high) = rounds.spread(1, 0);
+                println!(
+                    "{vcpus:>5} {:>4} {pages:>6} | {:>7.2} {:>7.2} {:>7.2} {:>7.2} | {:>5.2} ({low:.2} to {high:.2}) {:>10.2}x",
+                    backing.to_string(),
+                    rounds.of(0),
+                    rounds.of(1),
+                    rounds.of(2),
+                    rounds.of(3),
+                    rounds.ratio(1, 0),
+                    rounds.ratio(2, 1),
+                );
+                worst = worst.max(rounds.ratio(1, 0));
+            }
+        }
+    }
+    println!("ours/bare, worst cell: {worst:.2} (bound 1.10)\n");
+}
+
+fn adaptive() {
+    println!("Adaptive fault-around against one page a fault, us a page");
+    println!("{:>5} {:>4} {:>10} | {:>8} {:>8} | {:>8}", "vCPUs", "", "touch", "1 page", "adaptive", "ahead");
+    for vcpus in [1, 2] {
+        for backing in BACKINGS {
+            let guest = Guest::start(vcpus, backing);
+            for order in [Order::Sequential, Order::Shuffled] {
+                let len = len(1);
+                let rounds = Rounds::<2>::run(ROUNDS, len / PAGE_SIZE, |who| {
+                    let around = [FaultAround::Fixed(1), FaultAround::Adaptive][who];
+                    ours(&guest, around, len, order)
+                });
+                println!(
+                    "{vcpus:>5} {:>4} {:>10} | {:>8.2} {:>8.2} | {:>7.2}x",
+                    backing.to_string(),
+                    match order {
+                        Order::Sequential => "sequential",
+                        Order::Shuffled => "shuffled",
+                    },
+                    rounds.of(0),
+                    rounds.of(1),
+                    rounds.ratio(0, 1),
+                );
+            }
+        }
+    }
+    println!();
+}
