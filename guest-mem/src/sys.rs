@@ -304,3 +304,14 @@ pub(crate) unsafe fn write_word(at: Hva, value: u64) {
     // SAFETY: mapped and aligned, says the caller; volatile because the guest may read meanwhile.
     unsafe { at.as_ptr::<u64>().write_volatile(value) }
 }
+
+/// Makes the calling thread wait for the end of another's turn instead of interrupting it (`SCHED_BATCH`). Any thread may
+/// have that, but one of a real-time class.
+pub(crate) fn yield_to_others() -> Result<(), Errno> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the structure lives across the call, which changes only how this thread is scheduled.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const priority) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}

@@ -100,6 +100,13 @@ impl Rig {
     }
 }
 
+/// The processors this test may run on, over and over.
+fn processors() -> impl Iterator<Item = usize> {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let processors = (0..rustix::thread::CpuSet::MAX_CPU).filter(move |&one| allowed.is_set(one));
+    processors.collect::<Vec<_>>().into_iter().cycle()
+}
+
 const BACKINGS: [Backing; 4] = [Backing::Base4k, Backing::Thp, Backing::Memfd, Backing::MemfdThp];
 
 /// A value for a page that is neither zero nor another's.
@@ -314,5 +321,37 @@ fn fastrand(seed: u64) -> impl FnMut() -> u64 {
         state ^= state >> 7;
         state ^= state << 17;
         state >> 11
+    }
+}
+
+#[test]
+fn handlers_with_a_processor_each_serve_every_fault_once() {
+    uffd_or_skip!("handlers_with_a_processor_each_serve_every_fault_once");
+    // Two are all woken for each fault, six are not.
+    for handlers in [2, 6] {
+        let memory = Arc::new(Owner(Region::map(2 * PMD_SIZE, Backing::Base4k).unwrap()));
+        let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
+        let swapper = Arc::new(Swapper::attach(memory, options).unwrap());
+        let heard = Counter::default();
+        let hears = processors().take(handlers).map(|processor| (heard.clone(), Some(processor))).collect();
+        let handlers = Handlers::start(&swapper, hears).unwrap();
+        let rig = Rig { swapper, handlers, heard };
+        let threads = 4;
+        std::thread::scope(|scope| {
+            for first in 0..threads {
+                let rig = &rig;
+                scope.spawn(move || {
+                    (first..rig.pages())
+                        .step_by(threads as usize)
+                        .for_each(|page| rig.write(page, value(page, 0)));
+                });
+            }
+        });
+        assert!((0..rig.pages()).all(|page| rig.read(page) == value(page, 0)));
+        let pages = rig.pages();
+        let reports = rig.handlers.stop().unwrap();
+        let (faults, zeroed) =
+            reports.iter().fold((0, 0), |sum, one| (sum.0 + one.faults, sum.1 + one.zeroed));
+        assert_eq!((faults, zeroed), (pages, pages));
     }
 }

@@ -42,6 +42,18 @@ impl PageBuffer {
         Ok(Self { mapping: Mapping::new(len).map_err(failed)? })
     }
 
+    /// A buffer of `pages` zeros to be read: all of them the kernel's one page of zeros as long as none is written, so it
+    /// takes no memory, and copying from it reads 4 KiB over and over.
+    ///
+    /// # Errors
+    /// As for [`PageBuffer::new`].
+    pub fn zeros(pages: usize) -> Result<Self, BufferError> {
+        let buffer = Self::new(pages)?;
+        let populated = buffer.mapping.populate_for_reading(0, buffer.mapping.len() as u64);
+        populated.map_err(|source| BufferError { pages, source })?;
+        Ok(buffer)
+    }
+
     /// All of it as bytes.
     pub fn bytes(&self) -> &[u8] {
         Page::bytes(self)

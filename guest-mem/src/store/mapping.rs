@@ -53,7 +53,16 @@ impl Mapping {
     /// Has the kernel fill `len` bytes at `offset` with pages at once, which costs a fraction of as many faults.
     /// Where the kernel cannot (before 5.14) nothing happens, and the faults come one by one.
     pub(super) fn populate(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        let advice = Madvise::Known(Advice::LinuxPopulateWrite);
+        self.advise_if_known(offset, len, Advice::LinuxPopulateWrite)
+    }
+
+    /// The same for reading: what was never written becomes the kernel's one page of zeros, which takes no memory.
+    pub(super) fn populate_for_reading(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.advise_if_known(offset, len, Advice::LinuxPopulateRead)
+    }
+
+    fn advise_if_known(&self, offset: u64, len: u64, advice: Advice) -> Result<(), Errno> {
+        let advice = Madvise::Known(advice);
         // SAFETY: the range is within our mapping, and populating keeps what is there.
         match unsafe { sys::madvise(self.part(offset, len), advice) } {
             Err(Errno::INVAL) => Ok(()),

@@ -37,8 +37,7 @@ pub(super) struct Filled {
 }
 
 impl Swapper {
-    /// Fills the missing pages of a range, with `content` from its first page on unless it is the zero page, and wakes who
-    /// waits for any of them.
+    /// Fills the missing pages of a range, with `content` if they come from the store, and wakes who waits for any of them.
     pub(super) fn fill(&self, range: HvaRange, source: Source, content: &[Page]) -> Filled {
         let (mut done, mut missing) = (0, false);
         loop {
@@ -50,7 +49,8 @@ impl Swapper {
             }
             let content = |pages| {
                 let first = (done / PAGE_SIZE) as usize;
-                Page::bytes(&content[first..first + pages as usize])
+                let from = if source == Source::Zeros { &self.zeros } else { content };
+                Page::bytes(&from[first..first + pages as usize])
             };
             let tried = match source {
                 Source::ZeroPage => self.userfault.zero(rest, Wake::Yes),

@@ -12,7 +12,10 @@
 //! it tells anybody of the event.
 //!
 //! By default one for each vCPU, on that vCPU's processor: a fault's way to a thread that is asleep on another one takes
-//! longer than all the rest.
+//! longer than all the rest. The kernel cannot be told which handler to wake. So each of a few that have a processor of
+//! their own is woken for every fault, and interrupts nobody (`SCHED_BATCH`): where the vCPU has just gone to sleep over
+//! its fault its handler runs at once, and beside a vCPU that is busy it is ready when that one faults. And each reads one
+//! message at a time: a second fault is for the handler that has nothing to do.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,10 +31,15 @@ use super::reading::Patience;
 use crate::address::PAGE_SIZE;
 use crate::range::HvaRange;
 use crate::store::BufferError;
+use crate::sys;
 use crate::uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
 
-/// Messages read at once: more than there are vCPUs to fault in most guests.
+/// Messages that a handler reads at once if there is no other: more than there are vCPUs to fault in most guests.
 const BATCH: usize = 64;
+
+/// The most handlers that are all woken for each fault. With more, the wake-ups cost more than the way to another
+/// processor, and one is woken.
+const ALL_WOKEN: usize = 4;
 
 /// Who hears what a handler reads. Each handler has its own.
 pub trait Hears: Send {
@@ -116,16 +124,20 @@ impl Handlers {
     ) -> Result<Self, HandlerError> {
         let stop = Arc::new(Stop::new().map_err(HandlerError::Wait)?);
         let mut handlers = Self { stop, threads: Vec::new() };
+        let count = hears.len();
         for (index, (hears, processor)) in hears.into_iter().enumerate() {
             let (swapper, stop) = (swapper.clone(), handlers.stop.clone());
             let thread = std::thread::Builder::new().name(format!("uffd{index}")).spawn(move || {
-                if let Some(processor) = processor {
-                    let mut set = CpuSet::new();
-                    set.set(processor);
-                    // One that is gone, or that we may not have: then anywhere.
-                    let _ = sched_setaffinity(None, &set);
+                let has_processor = processor.is_some_and(stay_on);
+                let all_woken = has_processor && (2..=ALL_WOKEN).contains(&count);
+                if all_woken {
+                    // What cannot be had costs a vCPU some of its time, no more.
+                    let _ = sys::yield_to_others();
                 }
-                Handler::new(&swapper, hears)?.run(&stop)
+                let new = if all_woken { Waiter::always_woken } else { Waiter::new };
+                let waiter = new(&swapper.userfault, &stop).map_err(HandlerError::Wait)?;
+                let batch = if count == 1 { BATCH } else { 1 };
+                Handler::new(&swapper, hears, batch)?.run(&waiter)
             });
             handlers.threads.push(thread.map_err(HandlerError::Thread)?);
         }
@@ -158,6 +170,16 @@ impl Drop for Handlers {
     }
 }
 
+/// Keeps the calling thread on a processor. `false` if there is no such one for us: then it runs anywhere.
+fn stay_on(processor: usize) -> bool {
+    let mut set = CpuSet::new();
+    if processor >= CpuSet::MAX_CPU {
+        return false;
+    }
+    set.set(processor);
+    sched_setaffinity(None, &set).is_ok()
+}
+
 /// The thread's own part.
 struct Handler<'s, H> {
     swapper: &'s Swapper,
@@ -172,14 +194,13 @@ struct Handler<'s, H> {
 }
 
 impl<'s, H: Hears> Handler<'s, H> {
-    fn new(swapper: &'s Swapper, hears: H) -> Result<Self, HandlerError> {
+    fn new(swapper: &'s Swapper, hears: H, batch: usize) -> Result<Self, HandlerError> {
         let (pager, report) = (Pager::new(swapper)?, HandlerReport::default());
-        let buffer = EventBuffer::new(BATCH);
+        let buffer = EventBuffer::new(batch);
         Ok(Self { swapper, pager, hears, buffer, faults: VecDeque::new(), untold: Vec::new(), report })
     }
 
-    fn run(mut self, stop: &Stop) -> Result<HandlerReport, HandlerError> {
-        let waiter = Waiter::new(&self.swapper.userfault, stop).map_err(HandlerError::Wait)?;
+    fn run(mut self, waiter: &Waiter) -> Result<HandlerReport, HandlerError> {
         loop {
             if self.swapper.waiting.is_empty() {
                 if waiter.wait().map_err(HandlerError::Wait)? == Woken::Stop {

@@ -45,7 +45,7 @@ use crate::range::HvaRange;
 use crate::reclaim::Operation;
 use crate::region::{RangeError, Region};
 use crate::state::PageRun;
-use crate::store::Store;
+use crate::store::{BufferError, PageBuffer, Store};
 use crate::uffd::{Features, Modes, OpenError, RegisterError, Userfault};
 use away::Away;
 use fate::{BLOCK_PAGES, Blocks};
@@ -85,6 +85,9 @@ pub enum AttachError {
     /// What is there cannot be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
+    /// No buffer.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
     /// The pages of this memory cannot be dropped one by one.
     #[error("memory backed by `{0}` cannot be swapped in user space: use 4k, mthp, thp, memfd or memfd:thp")]
     Backing(Backing),
@@ -99,6 +102,8 @@ pub struct Swapper {
     /// Whether whole blocks come back as huge pages.
     huge: bool,
     blocks: Blocks,
+    /// What a page that is written to for the first time is a copy of; never written.
+    zeros: PageBuffer,
     claims: AtomicU64,
     own_drops: OwnDrops,
     waiting: Waiting,
@@ -147,6 +152,7 @@ impl Swapper {
             store: options.store,
             around: options.around,
             huge: backing == Backing::Thp,
+            zeros: PageBuffer::zeros(BLOCK_PAGES)?,
             claims: AtomicU64::new(0),
             own_drops: OwnDrops::new(options.events),
             waiting: Waiting::default(),

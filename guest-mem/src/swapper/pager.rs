@@ -295,13 +295,8 @@ impl<'s> Pager<'s> {
     }
 
     /// Fills missing pages of a range with zeros; returns whether any was missing.
-    fn zero(&mut self, range: HvaRange, write: bool) -> Result<bool, ResolveError> {
-        let source = if write { Source::Zeros } else { Source::ZeroPage };
-        let pages = range.page_count() as usize;
-        if write {
-            Page::bytes_mut(&mut self.buffer[..pages]).fill(0);
-        }
-        let filled = self.swapper.fill(range, source, &self.buffer);
+    fn zero(&self, range: HvaRange, write: bool) -> Result<bool, ResolveError> {
+        let filled = self.swapper.fill(range, if write { Source::Zeros } else { Source::ZeroPage }, &[]);
         filled.result.map(|()| filled.missing)
     }
 
@@ -348,13 +343,11 @@ impl<'s> Pager<'s> {
         source: Source,
     ) -> Result<u32, Obstacle> {
         let swapper = self.swapper;
-        match source {
-            Source::Store => self.fetch(block, swapper.first_page(block_number), pages.clone())?,
-            Source::Zeros => Page::bytes_mut(&mut self.buffer[pages.clone()]).fill(0),
-            Source::ZeroPage => {}
+        if source == Source::Store {
+            self.fetch(block, swapper.first_page(block_number), pages.clone())?;
         }
-        let filled =
-            swapper.fill(swapper.range_of(block_number, &pages), source, &self.buffer[pages.start..]);
+        let content = &self.buffer[pages.clone()];
+        let filled = swapper.fill(swapper.range_of(block_number, &pages), source, content);
         // Those that are there may be written to from now on, whatever stopped the others.
         self.forget(block, pages.start..pages.start + filled.pages);
         filled.result?;

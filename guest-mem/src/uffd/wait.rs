@@ -18,7 +18,9 @@
 //! edge-triggered to wake one thread alone, and then a thread that does not read everything loses a fault.
 //!
 //! The first handler asleep in the order they were made is the one woken, always: under light load one thread
-//! serves everything and stays warm. Which core a fault came from plays no part.
+//! serves everything and stays warm. Which core a fault came from plays no part. Handlers that are each bound to a core
+//! want the opposite, [`Waiter::always_woken`]: the one on the fault's core finds the message while the others are still
+//! on their way, and those look again inside epoll_wait(2) without returning from it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -82,9 +84,21 @@ impl Waiter {
     /// # Errors
     /// No descriptor is free.
     pub fn new(userfault: &Userfault, stop: &Stop) -> Result<Self, Errno> {
+        Self::with(userfault, stop, EventFlags::IN | EventFlags::EXCLUSIVE)
+    }
+
+    /// A place to wait that is woken for each message, whoever else is. [`Woken::Events`] may then mean that another thread
+    /// is about to read it.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn always_woken(userfault: &Userfault, stop: &Stop) -> Result<Self, Errno> {
+        Self::with(userfault, stop, EventFlags::IN)
+    }
+
+    fn with(userfault: &Userfault, stop: &Stop, events: EventFlags) -> Result<Self, Errno> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let exclusive = EventFlags::IN | EventFlags::EXCLUSIVE;
-        epoll::add(&epoll, userfault, EventData::new_u64(EVENTS), exclusive)?;
+        epoll::add(&epoll, userfault, EventData::new_u64(EVENTS), events)?;
         epoll::add(&epoll, stop, EventData::new_u64(STOP), EventFlags::IN)?;
         Ok(Self(epoll))
     }

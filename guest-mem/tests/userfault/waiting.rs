@@ -114,3 +114,25 @@ fn what_one_handler_leaves_unread_is_still_there() {
         assert!(touches.into_iter().all(|touch| touch.join().unwrap() == word(0)));
     });
 }
+
+#[test]
+fn all_who_are_always_woken_see_one_fault() {
+    let region = memory();
+    let Some(userfault) = open("all are woken", Features::empty()) else { return };
+    userfault.register(&region, region.range(), MISSING).unwrap();
+    let stop = Stop::new().unwrap();
+    scope(|threads| {
+        let waits: Vec<_> = (0..3)
+            .map(|_| threads.spawn(|| Waiter::always_woken(&userfault, &stop).unwrap().wait().unwrap()))
+            .collect();
+        let touch = threads.spawn(|| region.read_u64(page(&region, 0).start()).unwrap());
+        // The fault is not read before all have seen it.
+        let seen: Vec<Woken> = waits.into_iter().map(|wait| wait.join().unwrap()).collect();
+        let mut buffer = EventBuffer::new(1);
+        let read = userfault.read_events(&mut buffer);
+        userfault.copy(page(&region, 0).start(), &content(1), MapAs::Writable, Wake::Yes).unwrap();
+        assert_eq!(seen, [Woken::Events; 3]);
+        assert_eq!(read.unwrap(), 1);
+        assert_eq!(touch.join().unwrap(), word(0));
+    });
+}
