@@ -67,6 +67,20 @@ impl Guest {
         self.all(len, order, task)
     }
 
+    /// Writes to the first `len` bytes' pages once, shuffled, and returns the median time of a touch as the guest sees it.
+    pub fn stalls(&self, len: u64) -> Duration {
+        let mailbox = self.machine.vcpus()[0].mailbox();
+        let begun = (Instant::now(), tsc());
+        let task = Task::Touch { access: Access::LockedAdd, passes: Some(1), stall_cycles: 0 };
+        self.all(len, Order::Shuffled, task);
+        let cycles_a_second = (tsc() - begun.1) as f64 / begun.0.elapsed().as_secs_f64();
+        let mut stalls = Vec::new();
+        mailbox.take_stalls(|stall| stalls.push(stall.cycles)).expect("the ring is sound");
+        assert_eq!(stalls.len() as u64, len / PAGE_SIZE, "the ring has room for all");
+        stalls.sort_unstable();
+        Duration::from_secs_f64(stalls[stalls.len() / 2] as f64 / cycles_a_second)
+    }
+
     fn all(&self, len: u64, order: Order, task: Task) -> Duration {
         let vcpus = self.machine.vcpus();
         let part = len / vcpus.len() as u64;
@@ -102,6 +116,12 @@ impl Guest {
     pub fn first(&self, len: u64) -> HvaRange {
         self.arena().slice(0, len).expect("the arena is as long")
     }
+}
+
+/// What the guest's clock counts.
+fn tsc() -> u64 {
+    // SAFETY: every x86-64 processor that runs KVM has it.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// The processors this process may run on.

@@ -15,7 +15,9 @@ use std::thread::JoinHandle;
 
 use guest_mem::swapper::{FaultAround, Handlers, Hears, Lost, Options, Served};
 use guest_mem::uffd::{Event, Fault, Features, Modes};
-use guest_mem::{Backing, Codec, CompressedStore, HvaRange, PAGE_SIZE, PMD_SIZE, Region, Swapper, Userfault};
+use guest_mem::{
+    Backing, Codec, CompressedStore, HvaRange, PAGE_SIZE, PMD_SIZE, Region, Store, Swapper, Userfault,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::thread::sched_setaffinity;
@@ -143,17 +145,22 @@ impl Hears for Deaf {
     }
 }
 
+/// A store in memory with LZ4.
+pub fn lz4() -> Arc<dyn Store> {
+    Arc::new(CompressedStore::new(Codec::Lz4, 1 << 30).expect("address space"))
+}
+
 /// The swapper and its handlers.
 pub struct Ours {
+    /// What evicts.
     pub swapper: Arc<Swapper>,
     handlers: Handlers,
 }
 
 impl Ours {
     /// One handler for each vCPU, on its processor.
-    pub fn start(guest: &Guest, around: FaultAround) -> Self {
-        let store = CompressedStore::new(Codec::Lz4, 1 << 30).expect("address space");
-        let options = Options { store: Arc::new(store), around, events: false };
+    pub fn start(guest: &Guest, around: FaultAround, store: Arc<dyn Store>) -> Self {
+        let options = Options { store, around, events: false };
         let swapper = Arc::new(Swapper::attach(guest.core().clone(), options).expect("it attaches"));
         let hears = guest.processors.iter().map(|&processor| (Deaf, Some(processor))).collect();
         let handlers = Handlers::start(&swapper, hears).expect("they start");

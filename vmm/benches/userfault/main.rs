@@ -9,8 +9,10 @@
 //! handler share a processor. Ratios are medians over rounds in which all took a turn; `kernel` is the same touch without
 //! a userfaultfd.
 //!
-//! `cargo bench -p vmm --bench userfault [-- cells | adaptive | evict …]` runs all of it, or parts.
+//! `cargo bench -p vmm --bench userfault [-- cells | adaptive | evict | rate1 | rate2]` runs the first
+//! three, or those named.
 
+mod evict;
 mod guest;
 mod handlers;
 mod rounds;
@@ -21,20 +23,34 @@ use guest_mem::swapper::FaultAround;
 use guest_mem::{Backing, PAGE_SIZE};
 
 use guest::{ARENA, Guest, Order};
-use handlers::{Ours, Plain};
+use handlers::{Ours, Plain, lz4};
 use rounds::Rounds;
 
 const BACKINGS: [Backing; 2] = [Backing::Base4k, Backing::Thp];
-/// Enough that the median of the ratios holds still beside whatever else runs here.
 const ROUNDS: usize = 11;
+/// Where a round takes milliseconds: enough that the median holds still beside whatever else runs here.
+const SHORT_ROUNDS: usize = 41;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let parts: [(&str, fn()); 2] = [("cells", cells), ("adaptive", adaptive)];
-    for (_, part) in parts.iter().filter(|(name, _)| asked.is_empty() || asked.iter().any(|one| one == name))
-    {
-        part();
+    // `cargo test --benches` starts it without: that it builds is all there is to see then.
+    let bench = std::env::args().any(|argument| argument == "--bench");
+    let wanted = |name: &str| (bench && asked.is_empty()) || asked.iter().any(|one| one == name);
+    let parts: [(&str, fn()); 3] = [("cells", cells), ("adaptive", adaptive), ("evict", evict::evict)];
+    parts.iter().filter(|(name, _)| wanted(name)).for_each(|(_, part)| part());
+    // Only when asked for: what a script compares with.
+    for vcpus in [1, 2] {
+        if asked.contains(&format!("rate{vcpus}")) {
+            rate(vcpus);
+        }
     }
+}
+
+/// Pages a second at one page a fault, once.
+fn rate(vcpus: u32) {
+    let guest = Guest::start(vcpus, Backing::Base4k);
+    let took = ours(&guest, FaultAround::Fixed(1), len(1), Order::Sequential);
+    println!("rate: {:.0} pages/s", (len(1) / PAGE_SIZE) as f64 / took.as_secs_f64());
 }
 
 /// How much is touched: less where each page takes a fault.
@@ -54,7 +70,7 @@ fn plain(guest: &Guest, start: fn(&Guest, u64) -> Plain, pages: u32, len: u64) -
 /// One turn of ours.
 fn ours(guest: &Guest, around: FaultAround, len: u64, order: Order) -> Duration {
     guest.empty();
-    let handlers = Ours::start(guest, around);
+    let handlers = Ours::start(guest, around, lz4());
     let took = guest.touch(len, order);
     let (faults, pages) = handlers.stop();
     assert!(faults > 0 && pages >= len / PAGE_SIZE, "{pages} pages by {faults} faults");
@@ -68,9 +84,7 @@ fn kernel(guest: &Guest, len: u64) -> Duration {
 }
 
 fn cells() {
-    println!(
-        "Sequential first touch (write), us a page; ratios: median of {ROUNDS} paired rounds (middle half)"
-    );
+    println!("Sequential first touch (write), us a page; ratios: medians of paired rounds (middle half)");
     println!(
         "{:>5} {:>4} {:>6} | {:>7} {:>7} {:>7} {:>7} | {:>19} {:>11}",
         "vCPUs", "", "window", "bare", "ours", "usual", "kernel", "ours/bare", "usual/ours"
@@ -81,7 +95,8 @@ fn cells() {
             let guest = Guest::start(vcpus, backing);
             for pages in [1, 16, 64, 512] {
                 let len = len(pages);
-                let rounds = Rounds::<4>::run(ROUNDS, len / PAGE_SIZE, |who| match who {
+                let count = if pages == 1 { ROUNDS } else { SHORT_ROUNDS };
+                let rounds = Rounds::<4>::run(count, len / PAGE_SIZE, |who| match who {
                     0 => plain(&guest, Plain::bare, pages, len),
                     1 => ours(&guest, FaultAround::Fixed(pages), len, Order::Sequential),
                     2 => plain(&guest, Plain::usual, pages, len),
