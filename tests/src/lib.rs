@@ -8,4 +8,5 @@ pub mod elf;
 pub mod host;
 pub mod machine;
 pub mod naive;
+pub mod nobody;
 pub mod program;

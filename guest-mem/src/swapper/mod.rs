@@ -46,7 +46,7 @@ use crate::reclaim::Operation;
 use crate::region::{RangeError, Region};
 use crate::state::PageRun;
 use crate::store::{BufferError, PageBuffer, Store};
-use crate::uffd::{Features, Modes, OpenError, RegisterError, Userfault};
+use crate::uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};
 use away::Away;
 use fate::{BLOCK_PAGES, Blocks};
 use own_drops::OwnDrops;
@@ -131,6 +131,15 @@ impl Swapper {
     /// # Errors
     /// [`AttachError`].
     pub fn attach(memory: Memory, options: Options) -> Result<Self, AttachError> {
+        Self::attach_for(Faults::All, memory, options)
+    }
+
+    /// The same, for memory of which only these faults have to be served. Nothing of the swapper's own makes others: it
+    /// never touches the region, and what it copies out it has found resident.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach_for(faults: Faults, memory: Memory, options: Options) -> Result<Self, AttachError> {
         let backing = region(&memory).backing();
         if backing == Backing::Hugetlb2m {
             return Err(AttachError::Backing(backing));
@@ -144,7 +153,7 @@ impl Swapper {
         if options.events {
             features = features | Features::EVENT_REMOVE | Features::EVENT_REMAP | Features::EVENT_UNMAP;
         }
-        let userfault = Userfault::open(features)?;
+        let userfault = Userfault::open_for(faults, features)?;
         let swapper = Self {
             blocks: Blocks::new(region(&memory).range().len()),
             memory,

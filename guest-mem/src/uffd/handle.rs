@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::abi::{self, UffdioCopy, UffdioFill, UffdioRange, UffdioWriteprotect};
 use super::buffer::{EventBuffer, ReadError};
 use super::features::Features;
-use super::open::{self, OpenError};
+use super::open::{self, Faults, OpenError};
 use super::resolve::{Action, ResolveError, outcome};
 use super::sys;
 use crate::address::Hva;
@@ -48,7 +48,15 @@ impl Userfault {
     /// # Errors
     /// The host does not let us, or the kernel lacks a feature: the error names which, and the remedy.
     pub fn open(features: Features) -> Result<Self, OpenError> {
-        let fd = open::open()?;
+        Self::open_for(Faults::All, features)
+    }
+
+    /// Opens one that sees these faults, with these features on.
+    ///
+    /// # Errors
+    /// As [`Userfault::open`].
+    pub fn open_for(faults: Faults, features: Features) -> Result<Self, OpenError> {
+        let fd = open::open(faults)?;
         let features = open::handshake(fd.as_fd(), features)?;
         Ok(Self { fd, features })
     }

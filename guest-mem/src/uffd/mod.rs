@@ -32,7 +32,7 @@ pub use buffer::{EventBuffer, ReadError};
 pub use event::{DecodeError, Event, Fault, FaultKind, Message};
 pub use features::Features;
 pub use handle::{MapAs, Userfault, Wake};
-pub use open::{Access, OpenError, probe};
+pub use open::{Access, Faults, OpenError, probe};
 pub use register::{Modes, RegisterError, RegisteredIoctls};
 pub use resolve::{Action, ResolveError, ResolveKind};
 pub use retry::{Filled, Retry};

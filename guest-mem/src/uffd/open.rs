@@ -1,10 +1,14 @@
-//! How one gets a userfaultfd that serves a guest, and what to say when one does not.
+//! How one gets a userfaultfd, and what to say when one does not.
 //!
 //! ```text
-//!   /dev/userfaultfd ──ok──> sees all faults
-//!     └─ refused: userfaultfd(0) ──ok──> sees all faults        CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1
-//!                   └─ EPERM: userfaultfd(UFFD_USER_MODE_ONLY)  would open for anybody, and is no use here: KVM
-//!                                                               touches a guest's memory from kernel mode
+//!   Faults::All: a guest's
+//!     /dev/userfaultfd ──ok──> sees all faults
+//!       └─ refused: userfaultfd(0) ──ok──> sees all faults        CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1
+//!                     └─ EPERM: userfaultfd(UFFD_USER_MODE_ONLY)  would open for anybody, and is no use here: KVM
+//!                                                                 touches a guest's memory from kernel mode
+//!   Faults::UserMode: those of threads
+//!     userfaultfd(UFFD_USER_MODE_ONLY) ──ok──> no privilege needed, whoever runs it; the kernel's own get EFAULT
+//!       └─ refused, as by a filter: as above
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,7 +19,17 @@ use super::abi::{UFFD_API, UffdioApi};
 use super::features::Features;
 use super::sys;
 
-/// Why there is no userfaultfd that would serve a guest.
+/// Whose faults a userfaultfd has to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Faults {
+    /// All, those made inside the kernel too: by KVM for a guest, by a system call.
+    All,
+    /// Those of threads in user mode. A fault inside the kernel is an error for whoever made it: a system call that
+    /// meets a missing page fails with `EFAULT`.
+    UserMode,
+}
+
+/// Why there is no userfaultfd that would serve.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The kernel was built without.
@@ -107,8 +121,14 @@ fn read_sysctl() -> Option<u32> {
     std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").ok()?.trim().parse().ok()
 }
 
-/// A descriptor that sees all faults, before its handshake.
-pub(super) fn open() -> Result<OwnedFd, OpenError> {
+/// A descriptor that sees these faults, before its handshake.
+pub(super) fn open(faults: Faults) -> Result<OwnedFd, OpenError> {
+    // The same for everybody: what works for root works for others.
+    if faults == Faults::UserMode
+        && let Ok(fd) = sys::open_by_syscall(true)
+    {
+        return Ok(fd);
+    }
     let device = match sys::open_by_device() {
         Ok(fd) => return Ok(fd),
         Err(errno) => errno,

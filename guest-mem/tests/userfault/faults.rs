@@ -2,7 +2,9 @@
 
 use std::thread::scope;
 
-use guest_mem::uffd::{Action, Event, Fault, FaultKind, Features, MapAs, Modes, ResolveKind, Wake};
+use guest_mem::uffd::{
+    Action, Event, Fault, FaultKind, Faults, Features, MapAs, Modes, ResolveKind, Userfault, Wake,
+};
 use guest_mem::{Address, Backing, PageScanner, Region};
 use rustix::io::Errno;
 
@@ -197,5 +199,25 @@ fn closing_gives_ordinary_pages_to_who_waits() {
         Reader::of(&userfault).wait();
         drop(userfault);
         assert_eq!(touch.join().unwrap(), 0);
+    });
+}
+
+/// The kind that everybody may have: a thread waits for its page, a system call does not.
+#[test]
+fn one_for_user_mode_does_not_see_the_kernels_faults() {
+    let region = memory();
+    scope(|threads| {
+        let userfault = match Userfault::open_for(Faults::UserMode, Features::empty()) {
+            Ok(userfault) => userfault,
+            Err(why) => return support::could_not_run("user mode alone", why),
+        };
+        userfault.register(&region, region.range(), MISSING).unwrap();
+        assert_eq!(read_by_kernel(page(&region, 0).start()), Err(Errno::FAULT));
+        let touch = threads.spawn(|| region.read_u64(page(&region, 0).start()).unwrap());
+        let event = Reader::of(&userfault).next();
+        userfault.copy(page(&region, 0).start(), &content(1), MapAs::Writable, Wake::Yes).unwrap();
+        assert!(matches!(event, Event::Fault(_)), "{event:?}");
+        assert_eq!(touch.join().unwrap(), word(0));
+        assert_eq!(read_by_kernel(page(&region, 0).start()), Ok(word(0)), "what is there the kernel reads");
     });
 }

@@ -19,6 +19,7 @@ mod guest;
 mod linux;
 mod nothing_lost;
 mod own_swap;
+mod unprivileged;
 mod way_out;
 
 use std::process::ExitCode;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         agreement::TESTS,
         nothing_lost::TESTS,
         own_swap::TESTS,
+        unprivileged::TESTS,
         counts::TESTS,
         bad_input::TESTS,
         boot_input::TESTS,

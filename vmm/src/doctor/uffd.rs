@@ -38,7 +38,9 @@ fn judge_permission(uffd: &Access) -> Finding {
         }
         (_, _, Ok(())) => Finding::cannot(
             SUBJECT,
-            format!("only for user-mode faults{sysctl}: a guest's faults happen in kernel mode"),
+            format!(
+                "only for user-mode faults{sysctl}, as `run --backend soft` has them: a guest's happen in kernel mode"
+            ),
         )
         .remedy(REMEDY),
         (_, Err(Errno::NOSYS), _) => {

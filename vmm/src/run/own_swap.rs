@@ -84,7 +84,7 @@ impl OwnSwap {
     /// [`OwnSwapError`].
     pub fn start(testbed: &dyn Testbed, bridge: &Arc<Bridge>, how: &Uffd) -> Result<Self, OwnSwapError> {
         let options = Options { store: store(how)?, around: how.fault_around, events: how.events };
-        let swapper = Arc::new(Swapper::attach(testbed.memory(), options)?);
+        let swapper = Arc::new(Swapper::attach_for(testbed.faults(), testbed.memory(), options)?);
         let handlers = how.handlers.unwrap_or(testbed.vcpus()).min(16) as usize;
         let heard: Vec<_> =
             (0..handlers).map(|_| Arc::new(Mutex::new(Recorder::with_capacity(RECORDS)))).collect();

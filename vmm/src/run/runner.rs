@@ -7,12 +7,14 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use guest_mem::swapper::AttachError;
 use guest_mem::{Backing, HostThp, MemoryCgroup, Operation, SwapInfo};
 use kvm_ioctls::Kvm;
 
 use super::calibrate;
 use super::errors::TrialError;
 use super::measured::Measured as Pooled;
+use super::own_swap::OwnSwapError;
 use super::rows;
 use super::trial::{Trial, TrialSetup};
 use super::wiring::Wiring;
@@ -336,6 +338,10 @@ impl<'a> Runner<'a> {
                 row: describe(plan),
                 source: Box::new(error),
             }),
+            // What this host does not give, and how it would.
+            TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))) => {
+                NoRow::Unavailable(chain(&why))
+            }
             error => NoRow::Failed(chain(&error)),
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use guest_abi::block::Outcome;
 use guest_mem::swapper::Memory;
+use guest_mem::uffd::Faults;
 use guest_mem::{Operation, Region, SlotTable};
 use notifier_bridge::{ShadowingMmu, Totals};
 
@@ -104,6 +105,10 @@ pub trait Testbed {
     fn around(&self, operation: Operation, call: &mut dyn FnMut());
     /// The memory under test, for whoever swaps it.
     fn memory(&self) -> Memory;
+    /// Whose faults that has to be.
+    fn faults(&self) -> Faults {
+        Faults::All
+    }
     /// The means to stop the guest for good, from any thread.
     fn breaker(&self) -> Breaker;
     /// Leaf translations in the secondary MMU now, where it counts them.

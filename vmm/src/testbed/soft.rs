@@ -21,6 +21,7 @@ use guest_abi::order::WorkOrder;
 use guest_abi::page::PagePtr;
 use guest_abi::work::{self, Machine};
 use guest_mem::swapper::Memory;
+use guest_mem::uffd::Faults;
 use guest_mem::{
     Backing, Gpa, Hva, MapLevel, Operation, PageScanner, PageState, Region, RegionError, ScanError,
     SlotError, SlotTable, SlotTableBuilder,
@@ -227,6 +228,10 @@ impl Testbed for SoftTestbed {
     }
     fn memory(&self) -> Memory {
         self.core.clone()
+    }
+    fn faults(&self) -> Faults {
+        // Workers are threads, and reach a page by loads and stores alone.
+        Faults::UserMode
     }
     fn breaker(&self) -> Breaker {
         Breaker { surroundings: None, mailboxes: self.workers.clone() }

@@ -1,0 +1,88 @@
+//! The program as a user without any privilege, when root runs the tests.
+//!
+//! ```text
+//!   the test, root ── fork ── own mount namespace: /dev/kvm that anybody may open, if it is lent
+//!                        └─── no groups, nobody's ids ── exec of a copy that nobody may read
+//! ```
+//!
+//! Nothing of the host changes: what is mounted is seen by that one process.
+
+use std::ffi::CString;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::program;
+
+/// The user and the group `nobody` of every Linux.
+const NOBODY: u32 = 65_534;
+const KVM: &str = "/dev/kvm";
+
+/// Whether the process may use KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lent {
+    /// As the host has it.
+    Nothing,
+    /// `/dev/kvm` opens for it.
+    Kvm,
+}
+
+/// A command line of zapscope as nobody, in `directory`, which is nobody's from now on. Of somebody who is not root: as
+/// that one.
+///
+/// # Errors
+/// The directory takes no copy of the program, or no device file.
+pub fn zapscope(directory: &Path, arguments: &[&str], lent: Lent) -> io::Result<Command> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(program::zapscope(directory, arguments));
+    }
+    fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    std::os::unix::fs::chown(directory, Some(NOBODY), Some(NOBODY))?;
+    let copy = directory.join("zapscope");
+    fs::copy(std::env::current_exe()?, &copy)?;
+    fs::set_permissions(&copy, Permissions::from_mode(0o755))?;
+    let node = match lent {
+        Lent::Nothing => None,
+        Lent::Kvm => Some(device_for_all(directory)?),
+    };
+    let mut command = Command::new(&copy);
+    command.arg(program::BE_ZAPSCOPE).args(arguments).current_dir(directory);
+    // SAFETY: between fork and exec only system calls are made, on strings made before.
+    unsafe { command.pre_exec(move || become_nobody(node.as_ref())) };
+    Ok(command)
+}
+
+/// A file that is the same device as /dev/kvm, and opens for everybody.
+fn device_for_all(directory: &Path) -> io::Result<CString> {
+    let (node, device) = (directory.join("kvm"), fs::metadata(KVM)?.rdev());
+    mknodat(CWD, &node, FileType::CharacterDevice, Mode::from_raw_mode(0o600), device)?;
+    fs::set_permissions(&node, Permissions::from_mode(0o666))?;
+    Ok(CString::new(node.as_os_str().as_bytes())?)
+}
+
+fn become_nobody(kvm: Option<&CString>) -> io::Result<()> {
+    let checked = |done: libc::c_int| if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    let nothing = std::ptr::null();
+    if let Some(node) = kvm {
+        // SAFETY: takes a flag.
+        checked(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+        let flags = libc::MS_REC | libc::MS_PRIVATE;
+        // SAFETY: the strings are constants; what is null is not looked at for these flags.
+        checked(unsafe { libc::mount(nothing, c"/".as_ptr(), nothing, flags, nothing.cast()) })?;
+        let to = c"/dev/kvm".as_ptr();
+        // SAFETY: both strings live across the call; what is null is not looked at for this flag.
+        checked(unsafe { libc::mount(node.as_ptr(), to, nothing, libc::MS_BIND, nothing.cast()) })?;
+    }
+    // SAFETY: an empty list is not read.
+    checked(unsafe { libc::setgroups(0, std::ptr::null()) })?;
+    // SAFETY: takes a number.
+    checked(unsafe { libc::setgid(NOBODY) })?;
+    // SAFETY: takes a number.
+    checked(unsafe { libc::setuid(NOBODY) })
+}

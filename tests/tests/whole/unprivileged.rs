@@ -1,0 +1,116 @@
+//! Swap of our own without any privilege: what of it the kernel allows to everybody, and what is said of the rest.
+
+use std::process::{Output, Stdio};
+
+use guest_abi::layout::PAGE_SIZE;
+use guest_mem::uffd::{Faults, Features, Userfault, probe};
+use serde_json::Value;
+use tests::nobody::{Lent, zapscope};
+use tests::program;
+
+crate::tests! {
+    the_software_mmu_swaps_without_a_privilege: [],
+    a_guest_needs_one_and_is_told_which: [Kvm],
+}
+
+/// Pages leave and come back by userfaultfd; the second row needs none.
+const SCENARIO: &str = r#"
+name = "own"
+memory = "8MiB"
+vcpus = 2
+[matrix]
+backing = ["4k", "memfd"]
+policy = ["folio"]
+reclaim = ["uffd", "dontneed"]
+[[case]]
+name = "sparse"
+[[case.step]]
+do = "fill"
+[[case.step]]
+do = "reclaim"
+victims = "sparse"
+count = 50
+[[case.step]]
+do = "refault"
+[[case.step]]
+do = "sweep"
+"#;
+
+/// Runs it as nobody; `None`, aloud, where this host does not let root do that.
+fn run(test: &str, backend: &str, lent: Lent) -> Option<Output> {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("s.toml"), SCENARIO).unwrap();
+    let arguments = ["run", "s.toml", "--json", "--backend", backend, "--out", "run"];
+    let mut command = match zapscope(place.path(), &arguments, lent) {
+        Ok(command) => command,
+        Err(why) => {
+            eprintln!("SKIPPED: {test}: no program for nobody: {why}");
+            return None;
+        }
+    };
+    match command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output() {
+        Ok(output) => Some(output),
+        Err(why) => {
+            eprintln!("SKIPPED: {test}: it cannot be started as nobody: {why}");
+            None
+        }
+    }
+}
+
+fn rows(output: &Output) -> Vec<Value> {
+    let record: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|why| panic!("{why}: {}", program::stderr(output)));
+    record["rows"].as_array().unwrap().clone()
+}
+
+/// Workers are threads: their faults are made in user mode, and a userfaultfd for those is everybody's.
+fn the_software_mmu_swaps_without_a_privilege() {
+    let test = "the_software_mmu_swaps_without_a_privilege";
+    if let Err(why) = Userfault::open_for(Faults::UserMode, Features::empty()) {
+        eprintln!("SKIPPED: {test}: {why}");
+        return;
+    }
+    let Some(output) = run(test, "soft", Lent::Nothing) else { return };
+    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    let rows = rows(&output);
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        assert_eq!((&row["could_not_run"], &row["integrity_errors"]), (&Value::Null, &0.into()), "{row:#}");
+        if row["reclaim"] == "uffd" {
+            assert_eq!(row["evicted_bytes"], 50 * PAGE_SIZE, "{row:#}");
+            assert_eq!(row["uffd_returned"], 50, "{row:#}");
+        }
+    }
+}
+
+/// A guest's faults are made inside KVM, and whoever may see those could stop a system call of anybody's: the kernel
+/// wants to be told. The rows that need no userfaultfd are made all the same.
+fn a_guest_needs_one_and_is_told_which() {
+    let test = "a_guest_needs_one_and_is_told_which";
+    let access = probe();
+    if access.sysctl != Some(0) || access.user_mode.is_err() {
+        eprintln!("SKIPPED: {test}: this host lets everybody see all faults, or nobody any ({access:?})");
+        return;
+    }
+    let Some(output) = run(test, "kvm", Lent::Kvm) else { return };
+    let said = program::stderr(&output);
+    if said.contains("/dev/kvm cannot be opened") {
+        eprintln!("SKIPPED: {test}: nobody cannot be lent /dev/kvm here: {said}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for row in rows(&output) {
+        if row["reclaim"] != "uffd" {
+            assert_eq!(
+                (&row["could_not_run"], &row["integrity_errors"]),
+                (&Value::Null, &0.into()),
+                "{row:#}"
+            );
+            continue;
+        }
+        let why = row["could_not_run"].as_str().unwrap_or_else(|| panic!("it ran: {row:#}"));
+        for word in ["KVM", "kernel mode", "sysctl vm.unprivileged_userfaultfd=1", "/dev/userfaultfd"] {
+            assert!(why.contains(word), "{word}: {why}");
+        }
+    }
+}
