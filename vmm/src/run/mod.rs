@@ -15,6 +15,7 @@ mod fate;
 mod measured;
 mod orders;
 mod own_swap;
+mod processors;
 mod rows;
 mod runner;
 mod trial;

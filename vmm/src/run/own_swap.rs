@@ -78,17 +78,22 @@ pub struct OwnSwap {
 }
 
 impl OwnSwap {
-    /// Takes the testbed's arena over.
+    /// Takes the testbed's arena over. The handlers sit on the vCPUs' `processors`, one after the other.
     ///
     /// # Errors
     /// [`OwnSwapError`].
-    pub fn start(testbed: &dyn Testbed, bridge: &Arc<Bridge>, how: &Uffd) -> Result<Self, OwnSwapError> {
+    pub fn start(
+        testbed: &dyn Testbed,
+        bridge: &Arc<Bridge>,
+        how: &Uffd,
+        processors: &[Option<usize>],
+    ) -> Result<Self, OwnSwapError> {
         let options = Options { store: store(how)?, around: how.fault_around, events: how.events };
         let swapper = Arc::new(Swapper::attach_for(testbed.faults(), testbed.memory(), options)?);
         let handlers = how.handlers.unwrap_or(testbed.vcpus()).min(16) as usize;
         let heard: Vec<_> =
             (0..handlers).map(|_| Arc::new(Mutex::new(Recorder::with_capacity(RECORDS)))).collect();
-        let hears = heard.iter().map(|recorder| {
+        let hears = heard.iter().zip(processors.iter().cycle()).map(|(recorder, processor)| {
             let hearer = Hearer {
                 bridge: bridge.clone(),
                 recorder: recorder.clone(),
@@ -96,7 +101,7 @@ impl OwnSwap {
                 region: swapper.region().range(),
                 anonymous: swapper.region().backing().is_anonymous(),
             };
-            (hearer, None)
+            (hearer, *processor)
         });
         let handlers = Some(Handlers::start(&swapper, hears.collect())?);
         Ok(Self { handlers, heard, swapper })

@@ -15,6 +15,7 @@ use super::calibrate;
 use super::errors::TrialError;
 use super::measured::Measured as Pooled;
 use super::own_swap::OwnSwapError;
+use super::processors;
 use super::rows;
 use super::trial::{Trial, TrialSetup};
 use super::wiring::Wiring;
@@ -223,6 +224,10 @@ impl<'a> Runner<'a> {
             resident::unmap_code();
         }
         self.first_entry_ns = self.first_entry_ns.or(testbed.first_entry_ns());
+        let processors = match self.scenario.pinned {
+            true => processors::seat(&*testbed),
+            false => vec![None; testbed.vcpus() as usize],
+        };
         // SAFETY: the testbed stands before the wiring, so it is dropped after it.
         let wiring = unsafe { Wiring::new(&*testbed, &plan.combination, self.scenario.shared_tlb) };
         let pages = self.scenario.plan(plan);
@@ -233,6 +238,7 @@ impl<'a> Runner<'a> {
             plan: &pages,
             cgroup: cgroup.as_ref(),
             uffd: &self.scenario.uffd,
+            processors: &processors,
             clock: self.clock,
             cancel: self.cancel,
         };

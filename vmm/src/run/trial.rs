@@ -47,6 +47,8 @@ pub struct TrialSetup<'a> {
     pub cgroup: Option<&'a MemoryCgroup>,
     /// How memory is taken where this process swaps it.
     pub uffd: &'a Uffd,
+    /// The processor of each vCPU, if it has one.
+    pub processors: &'a [Option<usize>],
     /// The TSC's rate.
     pub clock: TscRate,
     /// Whether to stop.
@@ -182,7 +184,8 @@ impl<'a> Trial<'a> {
         let _ = drain_lru();
         // After the fill: its first touches are the kernel's to serve, with whatever folios the backing has.
         if self.setup.combination.reclaim == Reclaim::Uffd && self.own_swap.is_none() {
-            self.own_swap = Some(OwnSwap::start(self.testbed(), self.bridge, self.setup.uffd)?);
+            self.own_swap =
+                Some(OwnSwap::start(self.testbed(), self.bridge, self.setup.uffd, self.setup.processors)?);
         }
         Ok(())
     }

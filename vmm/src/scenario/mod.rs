@@ -16,6 +16,7 @@
 //! slot_zap_all_quirk = false # true: deleting one memslot drops every SPTE of the VM, KVM's default
 //! shared_tlb = false         # true: a device on the host's own page tables reads each victim before it is taken;
 //!                            # its TLB is told by flushes alone, and shows what the double call finds
+//! pinned = true              # vCPU n runs on the n-th processor, its userfaultfd handler too; false: anywhere
 //!
 //! [linux]                      # of guest = "linux" only; every key may be left out
 //! memory = "512MiB"            # the kernel's own, beside the memory under test
@@ -158,6 +159,8 @@ pub struct Scenario {
     pub slot_zap_all_quirk: bool,
     /// Whether a device that shares the host's page tables reads each victim before it is taken.
     pub shared_tlb: bool,
+    /// Whether each vCPU has a processor of its own, as far as there are enough, and its userfaultfd handler the same.
+    pub pinned: bool,
     /// The cases, at least one.
     pub cases: Vec<Case>,
     origin: String,
@@ -352,6 +355,7 @@ fn check(mut written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> 
         repetitions,
         slot_zap_all_quirk: quirk.is_some(),
         shared_tlb: written.shared_tlb,
+        pinned: written.pinned.unwrap_or(true),
         about: written.about,
         kernel: written.kernel,
         linux,

@@ -36,6 +36,7 @@ pub(super) struct ScenarioText {
     pub slot_zap_all_quirk: Option<At<bool>>,
     #[serde(default)]
     pub shared_tlb: bool,
+    pub pinned: Option<bool>,
     #[serde(default)]
     pub matrix: AxesText,
     #[serde(default)]

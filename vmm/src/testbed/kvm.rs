@@ -8,6 +8,7 @@ use guest_abi::block::Outcome;
 use guest_mem::swapper::Memory;
 use guest_mem::{Operation, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
+use rustix::thread::Pid;
 
 use super::{Breaker, Testbed};
 use crate::guest::{GuestError, Mailbox};
@@ -55,6 +56,9 @@ impl Testbed for KvmTestbed {
     fn breaker(&self) -> Breaker {
         let mailboxes = self.machine.vcpus().iter().map(|vcpu| vcpu.mailbox().clone()).collect();
         Breaker { surroundings: Some(self.machine.core().surroundings.clone()), mailboxes }
+    }
+    fn thread(&self, vcpu: u32) -> Option<Pid> {
+        self.machine.vcpus()[vcpu as usize].thread()
     }
     fn leaves(&self) -> Option<Leaves> {
         self.machine.core().stats.leaves()

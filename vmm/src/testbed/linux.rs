@@ -10,6 +10,7 @@ use guest_abi::block::Outcome;
 use guest_mem::swapper::Memory;
 use guest_mem::{Backing, Operation, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
+use rustix::thread::Pid;
 
 use super::kvm::around;
 use super::linux_machine::LinuxMachine;
@@ -71,6 +72,9 @@ impl Testbed for LinuxTestbed {
     fn breaker(&self) -> Breaker {
         let mailboxes = self.machine.mailboxes().to_vec();
         Breaker { surroundings: Some(self.core.surroundings.clone()), mailboxes }
+    }
+    fn thread(&self, vcpu: u32) -> Option<Pid> {
+        self.core.surroundings.gate.thread(vcpu)
     }
     fn leaves(&self) -> Option<Leaves> {
         self.core.stats.leaves()

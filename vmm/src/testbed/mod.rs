@@ -14,6 +14,7 @@ use guest_mem::swapper::Memory;
 use guest_mem::uffd::Faults;
 use guest_mem::{Operation, Region, SlotTable};
 use notifier_bridge::{ShadowingMmu, Totals};
+use rustix::thread::Pid;
 
 pub use kvm::KvmTestbed;
 pub use linux::LinuxTestbed;
@@ -111,6 +112,8 @@ pub trait Testbed {
     }
     /// The means to stop the guest for good, from any thread.
     fn breaker(&self) -> Breaker;
+    /// The thread that runs a vCPU, or is a worker; `None` before it has begun.
+    fn thread(&self, vcpu: u32) -> Option<Pid>;
     /// Leaf translations in the secondary MMU now, where it counts them.
     fn leaves(&self) -> Option<Leaves>;
     /// Faults that installed a translation so far, where they are counted.

@@ -11,7 +11,7 @@
 //! the right memory: here the protocol is paid for, and it is the model tests of `notifier-bridge` that show
 //! what it protects from.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ use guest_mem::{
     SlotError, SlotTable, SlotTableBuilder,
 };
 use notifier_bridge::{AccessError, HostMmu, ShadowingMmu, SoftMmu, Worker};
+
+use rustix::thread::{Pid, gettid};
 
 use super::{Breaker, Testbed};
 use crate::guest::{CrashKind, CrashReport, GuestError, Mailbox};
@@ -80,6 +82,8 @@ impl AsRef<Region> for Core {
 pub struct SoftTestbed {
     workers: Vec<Arc<Mailbox>>,
     threads: Vec<JoinHandle<()>>,
+    /// Which thread each worker is.
+    pids: Vec<Arc<OnceLock<Pid>>>,
     core: Arc<Core>,
     slots: Arc<SlotTable>,
 }
@@ -102,7 +106,7 @@ impl SoftTestbed {
         let primary = unsafe { HostMmu::new(regions, probe()?) };
         let mmu = Arc::new(SoftMmu::new(primary, slots.clone()));
         let core = Arc::new(Core { mmu, low, arena });
-        let mut testbed = Self { workers: Vec::new(), threads: Vec::new(), core, slots };
+        let mut testbed = Self { workers: Vec::new(), threads: Vec::new(), pids: Vec::new(), core, slots };
         for index in 0..workers {
             testbed.start_worker(index).map_err(|source| SoftError::Thread(index, source))?;
         }
@@ -120,7 +124,12 @@ impl SoftTestbed {
         let mailbox = Arc::new(Mailbox::new(index, area));
         self.workers.push(mailbox.clone());
         let core = self.core.clone();
-        let run = move || serve(&core, &mailbox);
+        let pid = Arc::new(OnceLock::new());
+        self.pids.push(pid.clone());
+        let run = move || {
+            pid.get_or_init(gettid);
+            serve(&core, &mailbox);
+        };
         self.threads.push(std::thread::Builder::new().name(format!("worker{index}")).spawn(run)?);
         Ok(())
     }
@@ -235,6 +244,9 @@ impl Testbed for SoftTestbed {
     }
     fn breaker(&self) -> Breaker {
         Breaker { surroundings: None, mailboxes: self.workers.clone() }
+    }
+    fn thread(&self, vcpu: u32) -> Option<Pid> {
+        self.pids[vcpu as usize].get().copied()
     }
     fn leaves(&self) -> Option<Leaves> {
         let stats = self.core.mmu.stats();
