@@ -406,7 +406,8 @@ impl Swapper {
     /// discarded it) cannot.
     ///
     /// By the kernel and not by loads: a missing page is then an error here, not a fault that has to be served, and a
-    /// page that is written to meanwhile is torn, not undefined.
+    /// page that is written to meanwhile is torn, not undefined. Shared memory is read by its file, where a page that is
+    /// not mapped is as good as any, and a hole is zeros.
     fn copy_out(
         &self,
         block: usize,
@@ -418,7 +419,17 @@ impl Swapper {
             let mut at = run.start;
             while at < run.end {
                 let range = self.range_of(block, &(at..run.end));
-                match sys::copy_out(range, Page::bytes_mut(&mut buffer[at..run.end])) {
+                let to = Page::bytes_mut(&mut buffer[at..run.end]);
+                let copied = match self.region().memfd() {
+                    Some(memfd) => {
+                        let offset = (self.first_page(block) + at as u64) * PAGE_SIZE;
+                        rustix::io::pread(memfd, to, offset)
+                    }
+                    None => sys::copy_out(range, to),
+                };
+                match copied {
+                    // A signal came in between.
+                    Err(Errno::INTR) => {}
                     Ok(bytes) => {
                         let whole = bytes / PAGE_SIZE as usize;
                         readable[at..at + whole].fill(true);

@@ -16,6 +16,7 @@
 //! shared memory by its file, or by a mapping that is not the region's.
 
 mod away;
+mod clock;
 mod evict;
 mod fate;
 mod fill;
@@ -32,6 +33,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+pub use clock::{Clock, WatchError};
 pub use evict::{Claimed, EvictError, Evicted, Evictor, Packed};
 pub use fate::{Fate, Then};
 pub use handlers::{HandlerError, HandlerReport, Handlers, Hears};
@@ -48,6 +50,7 @@ use crate::state::PageRun;
 use crate::store::{BufferError, PageBuffer, Store};
 use crate::uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};
 use away::Away;
+use clock::Used;
 use fate::{BLOCK_PAGES, Blocks};
 use own_drops::OwnDrops;
 use reading::Reading;
@@ -109,6 +112,7 @@ pub struct Swapper {
     waiting: Waiting,
     reading: Reading,
     away: Away,
+    used: Used,
     /// Held for reading by evictions, for writing while the memory is somewhere else.
     stillness: RwLock<()>,
     /// Whether the memory is somewhere else, or about to be: nothing comes back then.
@@ -154,8 +158,9 @@ impl Swapper {
             features = features | Features::EVENT_REMOVE | Features::EVENT_REMAP | Features::EVENT_UNMAP;
         }
         let userfault = Userfault::open_for(faults, features)?;
+        let len = region(&memory).range().len();
         let swapper = Self {
-            blocks: Blocks::new(region(&memory).range().len()),
+            blocks: Blocks::new(len),
             memory,
             userfault,
             store: options.store,
@@ -167,6 +172,7 @@ impl Swapper {
             waiting: Waiting::default(),
             reading: Reading::new(options.events),
             away: Away::default(),
+            used: Used::new(len / PAGE_SIZE),
             stillness: RwLock::default(),
             held_still: AtomicBool::new(false),
         };
@@ -222,6 +228,11 @@ impl Swapper {
     pub fn count(&self, wanted: impl Fn(Fate) -> bool) -> u64 {
         let of = |block: &fate::Block| (0..BLOCK_PAGES).filter(|&page| wanted(block.fate(page))).count();
         self.blocks.iter().map(|block| of(&block) as u64).sum()
+    }
+
+    /// Bytes of the pages that are in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        self.count(|fate| matches!(fate, Fate::Resident | Fate::Leaving(_))) * PAGE_SIZE
     }
 
     /// Cuts a range of the region at block boundaries: what [`Evictor::claim`] takes.
@@ -321,6 +332,12 @@ impl Swapper {
     /// The number of a block's first page, from the start of the region.
     fn first_page(&self, block: usize) -> u64 {
         block as u64 * PAGES_PER_PMD
+    }
+
+    /// The numbers of the pages of a range of the region, from its start.
+    fn numbers(&self, range: HvaRange) -> Range<u64> {
+        let first = self.region().offset_of(range.start()).map_or(0, |offset| offset / PAGE_SIZE);
+        first..first + range.page_count()
     }
 
     /// Where pages of a block are.

@@ -144,6 +144,8 @@ impl<'s> Pager<'s> {
             return Err(Lost { at, page: u64::MAX, why: LostWhy::Elsewhere });
         };
         let number = self.swapper.first_page(block) + page.start as u64;
+        // Before anybody is woken: who watches from then on means later uses.
+        self.swapper.used.mark(number);
         match self.try_serve(block, page.start, number, fault) {
             Ok(served) => Ok(served),
             Err(Obstacle::Later) => Ok(Served::NotYet),
@@ -184,7 +186,11 @@ impl<'s> Pager<'s> {
             Fate::Leaving(_) | Fate::Resident if fault.kind == FaultKind::WriteProtect => {
                 let kept = matches!(block.fate(page), Fate::Leaving(_));
                 block.set(page, Fate::Resident);
-                swapper.userfault.write_unprotect(only, Wake::Yes)?;
+                // A huge page that is watched would come apart if one of its pages alone could be written to.
+                let leaving = |page| matches!(block.fate(page), Fate::Leaving(_));
+                let whole = swapper.huge && swapper.used.is_watched() && !(0..BLOCK_PAGES).any(leaving);
+                let writable = if whole { swapper.range_of(block_number, &(0..BLOCK_PAGES)) } else { only };
+                swapper.userfault.write_unprotect(writable, Wake::Yes)?;
                 return Ok(if kept { Served::Kept } else { Served::Present });
             }
             Fate::Leaving(_) | Fate::Resident => {
@@ -236,7 +242,8 @@ impl<'s> Pager<'s> {
         write: bool,
     ) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
-        let ahead = (self.window.around(number).end - number) as usize;
+        let watched = swapper.used.is_watched();
+        let ahead = if watched { 1 } else { (self.window.around(number).end - number) as usize };
         let leaving = matches!(block.fate(page), Fate::Leaving(_));
         let (end, map_as) = match (leaving, write) {
             // It may be read on, and the next write must be seen.

@@ -9,6 +9,8 @@
 //!
 //! What the kernel does inside one call is announced before it, see [`crate::hook`].
 
+mod own;
+
 use std::ops::Range;
 use std::time::Duration;
 
@@ -208,37 +210,6 @@ impl<'a> Attacker<'a> {
             Ok(())
         };
         hook::announce(self.bridge, &mut self.recorder, arena, planned, hook::cause_of(operation), call)?
-    }
-
-    /// Every victim to our own store.
-    fn swap_out(
-        &mut self,
-        swap: &OwnSwap,
-        victims: &Victims,
-        pace: Duration,
-        counts: &mut Counts,
-        mut taken: impl FnMut(Range<u64>),
-    ) -> Result<(), TrialError> {
-        let mut evictor = swap.evictor()?;
-        for pages in victims.iter() {
-            self.cancel.check().map_err(|_| TrialError::Cancelled)?;
-            let range = self.range_of(&pages);
-            if let Some(device) = self.device {
-                device.read(range);
-            }
-            counts.pmd_mapped_bytes += self.page_counts(range)?.pmd_mapped * PAGE_SIZE;
-            let leaves = self.leaves();
-            let reading = (&mut self.scanner, &mut self.planner);
-            let (evicted, spent) = evictor.take(range, self.bridge, &mut self.recorder, reading)?;
-            self.calls.record(spent);
-            self.count_dropped(leaves, counts);
-            counts.evicted_bytes += evicted.pages * PAGE_SIZE;
-            taken(pages);
-            if !pace.is_zero() {
-                self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
-            }
-        }
-        Ok(())
     }
 
     /// Leaf translations now, where nobody but the kernel drops them and so nobody else counts.

@@ -10,13 +10,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use guest_mem::swapper::{
-    AttachError, EvictError, Evicted, Evictor, HandlerError, HandlerReport, Handlers, Hears, Lost, Options,
-    Served, Swapper,
+    AttachError, Clock, EvictError, Evicted, Evictor, HandlerError, HandlerReport, Handlers, Hears, Lost,
+    Options, Served, Swapper, WatchError,
 };
 use guest_mem::uffd::{Event, Fault, FaultKind};
 use guest_mem::{
-    BufferError, Codec, CompressedStore, FileStore, FileStoreError, HvaRange, MapLevel, Order, PAGE_SIZE,
-    PMD_SIZE, PageCounts, PageScanner, Planned, Planner, ScanError, Store, StoreError, Unit, Victim,
+    BufferError, Codec, CompressedStore, FileStore, FileStoreError, HvaRange, MapLevel, Operation, Order,
+    PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Planned, Planner, ScanError, Store, StoreError, Unit,
+    Victim,
 };
 use notifier_bridge::{
     Bridge, Cause, Invalidation, InvalidationRecord, Recorder, Source, Totals, WouldBlock, monotonic_ns,
@@ -48,6 +49,9 @@ pub enum OwnSwapError {
     /// No buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
+    /// Pages could not be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// Pages could not be evicted.
     #[error(transparent)]
     Evict(#[from] EvictError),
@@ -115,6 +119,16 @@ impl OwnSwap {
         Ok(OwnEvictor { swapper: &self.swapper, evictor: Evictor::new(&self.swapper)?, planned: Vec::new() })
     }
 
+    /// A hand that goes round over units of so many pages.
+    pub fn clock(&self, unit_pages: u64) -> Clock<'_> {
+        Clock::new(&self.swapper, unit_pages)
+    }
+
+    /// Bytes of the pages that are in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        self.swapper.resident_bytes()
+    }
+
     /// Ends it: the memory is ordinary again, whose pages have all been brought back.
     ///
     /// # Errors
@@ -154,6 +168,31 @@ pub struct OwnEvictor<'s> {
 }
 
 impl OwnEvictor<'_> {
+    /// Begins to watch a range. That takes translations too, and is announced, block by block.
+    ///
+    /// # Errors
+    /// [`OwnSwapError`].
+    pub fn watch(
+        &mut self,
+        clock: &Clock<'_>,
+        range: HvaRange,
+        bridge: &Bridge,
+        recorder: &mut Recorder,
+        (scanner, planner): (&mut PageScanner, &mut Planner),
+    ) -> Result<(), OwnSwapError> {
+        let region = self.swapper.region();
+        let operation = clock.operation();
+        for block in self.swapper.blocks_of(range) {
+            match operation {
+                Operation::Protect => protection(scanner, self.swapper, block, &mut self.planned)?,
+                _ => planner.plan(scanner, region, block, Unit::Range, operation, &mut self.planned)?,
+            }
+            let cause = hook::cause_of(operation);
+            hook::announce(bridge, recorder, region, &self.planned, cause, || clock.watch(block))??;
+        }
+        Ok(())
+    }
+
     /// Evicts a range, and says how many nanoseconds that took: what it announces, and what the listeners make of it, not
     /// included. Write protection and drop are announced, each in a bracket of its own: both take translations.
     ///

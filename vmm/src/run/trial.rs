@@ -20,7 +20,9 @@ use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::guest::GuestError;
 use crate::host::signals::Cancel;
-use crate::scenario::{Attack, Combination, HotPages, HotSet, HotWalk, Plan, Reclaim, Step, Uffd, Zap};
+use crate::scenario::{
+    Attack, Combination, HotPages, HotSet, HotWalk, Idle, Plan, Reclaim, Step, Uffd, VictimChoice, Zap,
+};
 use crate::testbed::{GuestSystem, Testbed};
 
 /// A touch that takes at least this long is a stall. A TLB miss with cold caches takes a few hundred
@@ -89,7 +91,11 @@ impl<'a> Trial<'a> {
         // Each operation announces its range, and a split before it at most once a huge page; swap in user space is two
         // operations.
         let each = if setup.combination.reclaim == Reclaim::Uffd { 4 } else { 2 };
-        let records = (each * setup.plan.taken_pages()).min(MOST_RECORDS) as usize;
+        let pages = match setup.steps.iter().any(takes_idle) {
+            true => setup.plan.pages(),
+            false => setup.plan.taken_pages(),
+        };
+        let records = (each * pages).min(MOST_RECORDS) as usize;
         let attacker = Attacker::new(setup.testbed, wiring, listening, records, setup.cancel)?;
         let arena = setup.testbed.arena();
         // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first
@@ -107,8 +113,8 @@ impl<'a> Trial<'a> {
             listener,
             measured: Measured::default(),
             hot: Vec::new(),
-            // A cgroup takes what it likes, the hot pages too.
-            hot_apart: setup.combination.reclaim != Reclaim::Cgroup,
+            // A cgroup takes what it likes, the hot pages too, and a clock what it finds idle.
+            hot_apart: setup.combination.reclaim != Reclaim::Cgroup && !setup.steps.iter().any(takes_idle),
             live_since: None,
             setup,
         })
@@ -278,6 +284,9 @@ impl<'a> Trial<'a> {
     }
 
     fn attack(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
+        if let VictimChoice::Idle(idle) = attack.victims {
+            return self.take_idle(attack, idle);
+        }
         let victims = self.setup.plan.victims(index).expect("the plan has every reclaim step");
         let shared = self.testbed().arena().backing().is_shared();
         let (method, left) = match (self.setup.combination.reclaim, self.setup.cgroup) {
@@ -292,6 +301,21 @@ impl<'a> Trial<'a> {
         let (fates, counts) = (&mut self.fates, &mut self.measured.counts);
         let taken = |pages: Range<u64>| fates.take(pages, left);
         self.attacker.take_all(victims, method, attack.pace, counts, taken)
+    }
+
+    fn take_idle(&mut self, attack: &Attack, idle: Idle) -> Result<(), TrialError> {
+        let swap = self.own_swap.as_ref().expect("a checked case fills the memory first");
+        let unit_pages = attack.unit_bytes(self.setup.combination.backing) / PAGE_SIZE;
+        let (fates, counts) = (&mut self.fates, &mut self.measured.counts);
+        let taken = |pages: Range<u64>| fates.take(pages, None);
+        let missed = self.attacker.take_idle(swap, idle, unit_pages, attack.pace, counts, taken)?;
+        if missed > 0 {
+            let (missed, target) = (missed >> 10, idle.target >> 10);
+            self.measured.warnings.push(format!(
+                "{missed} KiB more than the target of {target} KiB stayed in memory: they were in use whenever they were watched"
+            ));
+        }
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), TrialError> {
@@ -461,4 +485,9 @@ impl<'a> Trial<'a> {
             .sum();
         self.measured
     }
+}
+
+/// Whether a step takes whatever nobody uses.
+fn takes_idle(step: &Step) -> bool {
+    matches!(step, Step::Reclaim(Attack { victims: VictimChoice::Idle(_), .. }))
 }

@@ -177,7 +177,13 @@ pub enum Problem {
     #[error("the range's start or end is no multiple of {align}, the unit of {backing}: move it")]
     RangeUnaligned { align: Size, backing: Backing },
     #[error(
-        "sparse victims stand alone, and unit = \"{0}\" takes a range at once: use page, folio or region"
+        "victims = \"idle\" needs rows that see what is used: give the case `matrix.reclaim = [\"uffd\"]`"
+    )]
+    IdleNeedsUffd,
+    #[error("a target of {target} in a memory of {memory}: it must be smaller, and whole pages of 4 KiB")]
+    Target { target: Size, memory: Size },
+    #[error(
+        "sparse and idle victims stand alone, and unit = \"{0}\" takes a range at once: use page, folio or region"
     )]
     SparseUnit(Unit),
     #[error(

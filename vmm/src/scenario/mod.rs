@@ -73,6 +73,9 @@
 //! count = 256
 //! unit = "page"                # what one operation takes: page (4 KiB) | folio (of the backing's size) |
 //!                              # region (2 MiB) | range (all at once); default page
+//!                              # or victims = "idle", of reclaim = ["uffd"] only: units that nobody used, as far as that
+//!                              # shows, while they were watched (after = "50ms"), until no more than
+//!                              # target = "32MiB" are in memory
 //! pace = "50us"                # wait from one operation to the next; default none
 //!
 //! [[case.step]]
@@ -128,7 +131,7 @@ pub use error::{Problem, ScenarioError};
 pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
 pub use quantity::{BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
-pub use step::{Attack, HotLoop, HotWalk, Step, VictimChoice};
+pub use step::{Attack, HotLoop, HotWalk, Idle, Step, VictimChoice};
 pub use uffd::Uffd;
 pub use vocabulary::{
     Action, Guest, GuestPages, HotPages, PolicyChoice, Reclaim, UffdStore, UnknownWord, Zap, ZapChoice,
@@ -378,6 +381,12 @@ fn check_case(case: &CaseText, written: &ScenarioText, limits: &step::Limits, se
     for step in &case.step {
         let line = lines.line_of(&step.action);
         steps.push(sequence.take(step::check(step, limits)?, line, limits.vcpus)?);
+    }
+    let idle = |step: &Step| matches!(step, Step::Reclaim(attack) if matches!(attack.victims, VictimChoice::Idle(_)));
+    if let Some(index) = steps.iter().position(idle)
+        && axes.combinations().iter().any(|combination| combination.reclaim != Reclaim::Uffd)
+    {
+        return Err(lines.fault(&case.step[index].action, Problem::IdleNeedsUffd));
     }
     for backing in axes.backings() {
         Plan::of(&steps, backing.value, limits.memory, seed)

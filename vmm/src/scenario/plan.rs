@@ -38,7 +38,7 @@ impl Victims {
             Units::All(units) => units.end - units.start,
         }
     }
-    /// Whether there is nothing to take. Never true in a checked scenario.
+    /// Whether there is nothing to take, as far as the scenario says: it does not for idle victims.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -176,6 +176,8 @@ fn victims(attack: &Attack, backing: Backing, memory: u64, seed: u64) -> Result<
             }
             Ok(Victims { base: 0, unit_pages, units: Units::Listed(sparse_victims(seed, available, count)) })
         }
+        // Which they are shows when they are taken.
+        VictimChoice::Idle(_) => Ok(Victims { base: 0, unit_pages, units: Units::Listed(Vec::new()) }),
         VictimChoice::Range(range) => {
             let align = if attack.unit == Unit::Range { least(backing) } else { unit };
             if !range.start.is_multiple_of(align) || !range.end.is_multiple_of(align) {

@@ -142,6 +142,17 @@ pub enum VictimChoice {
     },
     /// All of these bytes of the arena, lowest first.
     Range(ByteRange),
+    /// Whatever nobody uses. Never with [`Unit::Range`].
+    Idle(Idle),
+}
+
+/// Which idle units are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    /// As many as leave at most so many bytes in memory.
+    pub target: u64,
+    /// Those that were not used for so long.
+    pub after: Duration,
 }
 
 impl Attack {
@@ -191,7 +202,7 @@ fn refuse_stray_keys(text: &StepText, step: Action, lines: &Lines) -> Checked<()
     let known: &[&str] = match step {
         Action::Hot => &["pages", "count", "walk", "stride", "exponent", "access", "vcpus"],
         Action::Baseline => &["for"],
-        Action::Reclaim => &["victims", "count", "range", "unit", "pace"],
+        Action::Reclaim => &["victims", "count", "range", "unit", "pace", "target", "after"],
         Action::Shell => &["command"],
         Action::Inflate => &["size"],
         Action::Fill | Action::Stop | Action::Refault | Action::Sweep | Action::Deflate => &[],
@@ -361,7 +372,18 @@ fn reclaim(text: &StepText, limits: &Limits) -> Checked<Attack> {
     let victims = match kind {
         VictimKind::Sparse => sparse(text, unit, lines)?,
         VictimKind::Range => VictimChoice::Range(range(text, limits)?),
+        VictimKind::Idle => VictimChoice::Idle(idle(text, unit, limits)?),
     };
+    if kind != VictimKind::Idle {
+        let hint = " without victims = \"idle\"";
+        let stray = |key| Problem::StrayKey { key, step: Action::Reclaim, hint };
+        if let Some(at) = &text.target {
+            return Err(lines.fault(at, stray("target")));
+        }
+        if let Some(at) = &text.after {
+            return Err(lines.fault(at, stray("after")));
+        }
+    }
     let pace = match &text.pace {
         Some(at) => bounded(at, at.get_ref().0.0, Duration::from_secs(10), ("pace", "10 s"), lines)?,
         None => Duration::ZERO,
@@ -380,6 +402,32 @@ fn sparse(text: &StepText, unit: Unit, lines: &Lines) -> Checked<VictimChoice> {
     required(&text.count, text, "count", "count = 256", lines)?;
     let count = not_zero(&text.count, "count", lines)?.unwrap_or_default();
     Ok(VictimChoice::Sparse { count })
+}
+
+fn idle(text: &StepText, unit: Unit, limits: &Limits) -> Checked<Idle> {
+    /// Long enough for every page of a working set to be touched, short enough to be waited for.
+    const AFTER: Duration = Duration::from_millis(50);
+    let lines = limits.lines;
+    let stray = |key| Problem::StrayKey { key, step: Action::Reclaim, hint: " with victims = \"idle\"" };
+    if let Some(at) = &text.range {
+        return Err(lines.fault(at, stray("range")));
+    }
+    if let Some(at) = &text.count {
+        return Err(lines.fault(at, stray("count")));
+    }
+    if let (Unit::Range, Some(at)) = (unit, &text.unit) {
+        return Err(lines.fault(at, Problem::SparseUnit(unit)));
+    }
+    let at = required(&text.target, text, "target", "target = \"32MiB\"", lines)?;
+    let Word(target) = *at.get_ref();
+    if target.0 >= limits.memory || !target.0.is_multiple_of(PAGE_SIZE) {
+        return Err(lines.fault(at, Problem::Target { target, memory: Size(limits.memory) }));
+    }
+    let after = match &text.after {
+        Some(at) => bounded(at, at.get_ref().0.0, Duration::from_secs(60), ("after", "60 s"), lines)?,
+        None => AFTER,
+    };
+    Ok(Idle { target: target.0, after })
 }
 
 fn range(text: &StepText, limits: &Limits) -> Checked<ByteRange> {

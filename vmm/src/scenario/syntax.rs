@@ -97,6 +97,8 @@ pub(super) struct StepText {
     pub range: Option<At<Word<ByteRange>>>,
     pub unit: Option<At<Word<Unit>>>,
     pub pace: Option<At<Word<TimeSpan>>>,
+    pub target: Option<At<Word<Size>>>,
+    pub after: Option<At<Word<TimeSpan>>>,
     pub command: Option<At<String>>,
     pub size: Option<At<Word<Size>>>,
 }
@@ -120,6 +122,8 @@ impl StepText {
             set("range", &self.range),
             set("unit", &self.unit),
             set("pace", &self.pace),
+            set("target", &self.target),
+            set("after", &self.after),
             set("command", &self.command),
             set("size", &self.size),
         ]

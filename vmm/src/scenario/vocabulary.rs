@@ -136,6 +136,8 @@ vocabulary! {
         Sparse = "sparse",
         /// All units of a range, lowest first.
         Range = "range",
+        /// Units that nobody uses.
+        Idle = "idle",
     }
 }
 

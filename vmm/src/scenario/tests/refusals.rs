@@ -155,7 +155,12 @@ fn steps_without_sense_are_refused_with_line_and_remedy() {
         ("victims = \"sparse\"", "victims = \"range\"", 23, "`count` means nothing"),
         ("victims = \"sparse\"\ncount = 256", "victims = \"range\"", 21, "needs `range`"),
         ("victims = \"sparse\"", "victims = \"sparse\"\nrange = \"0..4k\"", 23, "with victims = \"sparse\""),
-        ("victims = \"sparse\"", "victims = \"sparse\"\nunit = \"range\"", 23, "sparse victims stand alone"),
+        (
+            "victims = \"sparse\"",
+            "victims = \"sparse\"\nunit = \"range\"",
+            23,
+            "sparse and idle victims stand alone",
+        ),
         ("victims = \"sparse\"", "victims = \"sparse\"\npace = \"11s\"", 23, "`pace` is longer than 10 s"),
         ("count = 256", "count = 16385", 21, "16385 victims of 4 KiB each, and 4k in this memory has 16384"),
         (
@@ -240,6 +245,32 @@ fn memslots_are_counted_against_the_host() {
     assert!(why.starts_with("x.toml:9: a granule of 4 KiB cuts 64 MiB into 16384 memslots"), "{why}");
     assert!(why.ends_with("use a granule of at least 8 KiB"), "{why}");
     assert!(scenario.check_slots(0).is_err());
+}
+
+#[test]
+fn idle_victims_need_a_target_and_rows_that_see_them() {
+    let uffd = |step: &str| {
+        format!(
+            "name = \"x\"\nmemory = \"4MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = [\"kernel\"]\n\
+             reclaim = [\"uffd\"]\n[[case]]\nname = \"a\"\n[[case.step]]\ndo = \"fill\"\n\
+             [[case.step]]\ndo = \"reclaim\"\n{step}"
+        )
+    };
+    Scenario::parse(&uffd("victims = \"idle\"\ntarget = \"2MiB\""), "x.toml").unwrap();
+    for (step, said) in [
+        ("victims = \"idle\"", "a `reclaim` step needs `target`"),
+        ("victims = \"idle\"\ntarget = \"4MiB\"", "it must be smaller"),
+        ("victims = \"idle\"\ntarget = \"5k\"", "whole pages"),
+        ("victims = \"idle\"\ntarget = \"1MiB\"\ncount = 3", "`count`"),
+        ("victims = \"idle\"\ntarget = \"1MiB\"\nunit = \"range\"", "stand alone"),
+        ("victims = \"idle\"\ntarget = \"1MiB\"\nafter = \"90s\"", "60 s"),
+        ("victims = \"sparse\"\ncount = 1\nafter = \"1s\"", "`after`"),
+    ] {
+        let why = refused(&uffd(step));
+        assert!(why.contains(said), "{step}: {why}");
+    }
+    let kernels = uffd("victims = \"idle\"\ntarget = \"2MiB\"").replace("\"uffd\"", "\"uffd\", \"pageout\"");
+    assert!(refused(&kernels).contains("matrix.reclaim = [\"uffd\"]"));
 }
 
 #[test]

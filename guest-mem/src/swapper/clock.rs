@@ -1,0 +1,171 @@
+//! Which pages to evict: those that nobody has used for a while.
+//!
+//! ```text
+//!   watch(range)   takes away what a use needs:  shared memory   its mapping            whoever reads or writes, faults
+//!        │                                       private memory  the right to write     whoever writes, faults
+//!        │ time passes; a fault, served ───────> that page was used; a page that came back was, too
+//!        ▼
+//!   next_idle()    the hand goes on: over units with a used page, to one that has something in memory and none
+//! ```
+//!
+//! An idle scan made of what userfaultfd gives to everybody, since the accessed bits that it stands for are the kernel's
+//! alone: `/sys/kernel/mm/page_idle` is in few kernels, and for root. Of private memory it does not see who only reads;
+//! such a page is evicted once, comes back at its next use, and is passed over until it was watched again in vain.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::{Fate, Swapper, blocks_of};
+use crate::address::PAGE_SIZE;
+use crate::range::HvaRange;
+use crate::reclaim::{Operation, ReclaimError, perform_unmeasured};
+use crate::region::RangeError;
+use crate::uffd::ResolveError;
+
+/// Why a range cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// It does not fit the region.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// The kernel does not protect it.
+    #[error(transparent)]
+    Protect(#[from] ResolveError),
+    /// The kernel does not unmap it.
+    #[error(transparent)]
+    Unmap(#[from] ReclaimError),
+}
+
+/// A bit for each page: whether it was used since it was last watched.
+#[derive(Debug)]
+pub(super) struct Used {
+    bits: Box<[AtomicU64]>,
+    /// Whether anybody watches: then one fault stands for one page.
+    watched: AtomicBool,
+}
+
+impl Used {
+    pub fn new(pages: u64) -> Self {
+        let words = pages.div_ceil(u64::BITS.into());
+        Self { bits: (0..words).map(|_| AtomicU64::new(0)).collect(), watched: AtomicBool::new(false) }
+    }
+
+    pub fn mark(&self, page: u64) {
+        self.bits[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
+    }
+
+    fn clear(&self, pages: Range<u64>) {
+        pages.for_each(|page| {
+            self.bits[(page / 64) as usize].fetch_and(!(1 << (page % 64)), Ordering::Relaxed);
+        });
+    }
+
+    fn any(&self, mut pages: Range<u64>) -> bool {
+        pages.any(|page| self.bits[(page / 64) as usize].load(Ordering::Relaxed) >> (page % 64) & 1 == 1)
+    }
+
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
+    }
+}
+
+/// A hand that goes round over a region, unit by unit. It evicts nothing itself.
+#[derive(Debug)]
+pub struct Clock<'s> {
+    swapper: &'s Swapper,
+    /// Pages of a unit.
+    unit: u64,
+    /// The unit that it looks at next.
+    hand: u64,
+}
+
+impl<'s> Clock<'s> {
+    /// A clock over units of so many pages: a power of two, at most those of a huge page.
+    ///
+    /// # Panics
+    /// It is not.
+    pub fn new(swapper: &'s Swapper, unit_pages: u64) -> Self {
+        assert!(
+            unit_pages.is_power_of_two() && unit_pages <= super::BLOCK_PAGES as u64,
+            "{unit_pages} pages"
+        );
+        Self { swapper, unit: unit_pages, hand: 0 }
+    }
+
+    /// Begins to watch the pages of a range, as if none had been used yet. Translations of it go: whoever announces
+    /// such things does it before. Watched pages stay so until they are used or evicted.
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub fn watch(&self, range: HvaRange) -> Result<(), WatchError> {
+        let swapper = self.swapper;
+        swapper.region().check(range)?;
+        let _still = swapper.still();
+        swapper.used.watched.store(true, Ordering::Relaxed);
+        // Before access goes: what is used in between is used, and seen.
+        for piece in blocks_of(range) {
+            swapper.used.clear(swapper.numbers(piece));
+        }
+        match self.operation() {
+            Operation::DontNeed => {
+                swapper.own_drops.expect(range);
+                let unmapped = perform_unmeasured(swapper.region(), Operation::DontNeed, range);
+                swapper.reading.settle();
+                swapper.own_drops.is_over(range);
+                unmapped?;
+            }
+            _ => swapper.insist(|| swapper.userfault.write_protect(range))?,
+        }
+        Ok(())
+    }
+
+    /// What [`Clock::watch`] does, as a listener of translations sees it.
+    pub fn operation(&self) -> Operation {
+        if self.swapper.region().backing().is_shared() { Operation::DontNeed } else { Operation::Protect }
+    }
+
+    /// The next unit, in at most one round, that has pages in memory of which none was used since it was watched.
+    pub fn next_idle(&mut self) -> Option<HvaRange> {
+        let units = self.swapper.region().range().page_count() / self.unit;
+        for _ in 0..units {
+            let first = self.hand * self.unit;
+            self.hand = (self.hand + 1) % units;
+            if !self.swapper.used.any(first..first + self.unit) && self.has_residents(first) {
+                return self.swapper.region().slice(first * PAGE_SIZE, self.unit * PAGE_SIZE);
+            }
+        }
+        None
+    }
+
+    fn has_residents(&self, first: u64) -> bool {
+        let of_block = super::BLOCK_PAGES as u64;
+        let block = self.swapper.blocks.lock((first / of_block) as usize);
+        let first = (first % of_block) as usize;
+        (first..first + self.unit as usize).any(|page| block.fate(page) == Fate::Resident)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The bits are those of a set.
+        #[test]
+        fn used_pages_are_a_set(steps in prop::collection::vec((0u64..300, 1u64..70, any::<bool>()), 1..60)) {
+            let (used, mut model) = (Used::new(370), std::collections::BTreeSet::new());
+            for (first, len, mark) in steps {
+                let pages = first..first + len;
+                prop_assert_eq!(used.any(pages.clone()), model.range(pages.clone()).next().is_some());
+                if mark {
+                    pages.clone().for_each(|page| used.mark(page));
+                    model.extend(pages);
+                } else {
+                    used.clear(pages.clone());
+                    model.retain(|page| !pages.contains(page));
+                }
+            }
+        }
+    }
+}

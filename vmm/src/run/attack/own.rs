@@ -1,0 +1,95 @@
+//! Taking memory to a store of our own: victims of the scenario's choice, or whatever nobody uses.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use guest_mem::{HvaRange, PAGE_SIZE};
+
+use super::Attacker;
+use crate::run::errors::TrialError;
+use crate::run::measured::Counts;
+use crate::run::own_swap::{OwnEvictor, OwnSwap};
+use crate::scenario::{Idle, Victims};
+
+/// How often the memory is watched for the sake of one target. What is in use all the time stays in any case.
+const ROUNDS: u32 = 8;
+
+impl Attacker<'_> {
+    /// Takes every victim to our own store.
+    pub(super) fn swap_out(
+        &mut self,
+        swap: &OwnSwap,
+        victims: &Victims,
+        pace: Duration,
+        counts: &mut Counts,
+        mut taken: impl FnMut(Range<u64>),
+    ) -> Result<(), TrialError> {
+        let mut evictor = swap.evictor()?;
+        for pages in victims.iter() {
+            self.evict(&mut evictor, self.range_of(&pages), pace, counts)?;
+            taken(pages);
+        }
+        Ok(())
+    }
+
+    /// Takes units that nobody uses, watched for a while each time, until at most the target is in memory. Returns by how
+    /// many bytes it is missed.
+    pub fn take_idle(
+        &mut self,
+        swap: &OwnSwap,
+        idle: Idle,
+        unit_pages: u64,
+        pace: Duration,
+        counts: &mut Counts,
+        mut taken: impl FnMut(Range<u64>),
+    ) -> Result<u64, TrialError> {
+        let (mut evictor, mut clock) = (swap.evictor()?, swap.clock(unit_pages));
+        let units = self.arena().range().page_count() / unit_pages;
+        for _ in 0..ROUNDS {
+            let mut excess = swap.resident_bytes().saturating_sub(idle.target);
+            if excess == 0 {
+                return Ok(0);
+            }
+            let leaves = self.leaves();
+            let reading = (&mut self.scanner, &mut self.planner);
+            evictor.watch(&clock, self.testbed.arena().range(), self.bridge, &mut self.recorder, reading)?;
+            self.count_dropped(leaves, counts);
+            self.cancel.sleep(idle.after).map_err(|_| TrialError::Cancelled)?;
+            for _ in 0..units {
+                let Some(unit) = clock.next_idle().filter(|_| excess > 0) else { break };
+                let evicted = self.evict(&mut evictor, unit, pace, counts)?;
+                excess = excess.saturating_sub(evicted * PAGE_SIZE);
+                counts.victims += 1;
+                counts.victim_bytes += unit.len();
+                let first = self.arena().offset_of(unit.start()).expect("of the arena") / PAGE_SIZE;
+                taken(first..first + unit_pages);
+            }
+        }
+        Ok(swap.resident_bytes().saturating_sub(idle.target))
+    }
+
+    /// Takes one victim. Returns how many pages left.
+    fn evict(
+        &mut self,
+        evictor: &mut OwnEvictor<'_>,
+        range: HvaRange,
+        pace: Duration,
+        counts: &mut Counts,
+    ) -> Result<u64, TrialError> {
+        self.cancel.check().map_err(|_| TrialError::Cancelled)?;
+        if let Some(device) = self.device {
+            device.read(range);
+        }
+        counts.pmd_mapped_bytes += self.page_counts(range)?.pmd_mapped * PAGE_SIZE;
+        let leaves = self.leaves();
+        let reading = (&mut self.scanner, &mut self.planner);
+        let (evicted, spent) = evictor.take(range, self.bridge, &mut self.recorder, reading)?;
+        self.calls.record(spent);
+        self.count_dropped(leaves, counts);
+        counts.evicted_bytes += evicted.pages * PAGE_SIZE;
+        if !pace.is_zero() {
+            self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
+        }
+        Ok(evicted.pages)
+    }
+}
