@@ -24,6 +24,7 @@ mod backing;
 mod causes;
 mod cgroup;
 mod cgroup_mounts;
+mod content;
 mod entries;
 mod folios;
 mod lru;
@@ -49,6 +50,7 @@ pub use address::{Address, Gfn, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, 
 pub use backing::{Backing, Unavailable, UnknownBacking};
 pub use cgroup::{CgroupError, MemoryCgroup, Squeezed};
 pub use cgroup_mounts::Version as CgroupVersion;
+pub use content::ContentError;
 pub use folios::LargeFolio;
 pub use lru::drain_lru;
 pub use pagemap::{PageScanner, ScanError, ScanMethod};
@@ -64,8 +66,8 @@ pub use slots::{Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
 pub use state::{PageCounts, PageRun, PageState};
 pub use store::{
     BufferError, Codec, CompressedStore, DiscardStore, Fault, FaultKind, FaultPlan, FaultPlanError,
-    FaultyStore, FileIo, FileStore, FileStoreError, Page, PageBuffer, Slot, Store, StoreCall, StoreError,
-    Usage, checksum, is_zero_page,
+    FaultyStore, FileIo, FileStore, FileStoreError, ImageStore, Page, PageBuffer, Slot, Store, StoreCall,
+    StoreError, Usage, checksum, is_zero_page,
 };
 pub use swapper::Swapper;
 pub use swaps::{SwapArea, SwapInfo};

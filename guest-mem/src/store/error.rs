@@ -100,6 +100,12 @@ pub enum StoreError {
         /// How many it moved.
         done: usize,
     },
+    /// The store only gives back what is in it.
+    #[error("the {store} store takes no pages: it is what was stored before")]
+    ReadOnly {
+        /// Which store.
+        store: &'static str,
+    },
     /// The store has died, and everything in it.
     #[error("the {store} store has died: nothing it kept can be had")]
     Dead {
@@ -118,7 +124,11 @@ impl StoreError {
             | Self::Discarded { index, .. }
             | Self::Io { index, .. }
             | Self::Short { index, .. } => Some(*index),
-            Self::Shape { .. } | Self::Full { .. } | Self::Memory { .. } | Self::Dead { .. } => None,
+            Self::Shape { .. }
+            | Self::Full { .. }
+            | Self::Memory { .. }
+            | Self::ReadOnly { .. }
+            | Self::Dead { .. } => None,
         }
     }
 }

@@ -7,6 +7,7 @@
 //!        (FaultyStore: an ordered plan of faults, around any of those below)
 //!          CompressedStore    LZ4 or zstd ─> size classes ─> 64 KiB segments of one mapping
 //!          FileStore          extents of an unlinked file, direct I/O where there is any
+//!          ImageStore         pages of a file that was written before, never any others
 //!          DiscardStore       nowhere
 //! ```
 //!
@@ -34,7 +35,7 @@ pub use checksum::checksum;
 pub use discard::DiscardStore;
 pub use error::StoreError;
 pub use faulty::FaultyStore;
-pub use file::{FileIo, FileStore, FileStoreError};
+pub use file::{FileIo, FileStore, FileStoreError, ImageStore};
 pub use memory::{Codec, CompressedStore};
 pub use page::{Page, is_zero_page};
 pub use plan::{Fault, FaultKind, FaultPlan, FaultPlanError, StoreCall};

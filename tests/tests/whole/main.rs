@@ -19,6 +19,8 @@ mod guest;
 mod linux;
 mod nothing_lost;
 mod own_swap;
+mod restore;
+mod restore_input;
 mod unprivileged;
 mod way_out;
 
@@ -60,6 +62,8 @@ fn main() -> ExitCode {
         agreement::TESTS,
         nothing_lost::TESTS,
         own_swap::TESTS,
+        restore::TESTS,
+        restore_input::TESTS,
         unprivileged::TESTS,
         counts::TESTS,
         bad_input::TESTS,

@@ -1,5 +1,6 @@
 //! Swap of our own without any privilege: what of it the kernel allows to everybody, and what is said of the rest.
 
+use std::path::Path;
 use std::process::{Output, Stdio};
 
 use guest_abi::layout::PAGE_SIZE;
@@ -11,6 +12,7 @@ use tests::program;
 crate::tests! {
     the_software_mmu_swaps_without_a_privilege: [],
     a_guest_needs_one_and_is_told_which: [Kvm],
+    a_snapshot_is_read_whole_without_one: [Kvm],
 }
 
 /// Pages leave and come back by userfaultfd; the second row needs none.
@@ -40,8 +42,11 @@ do = "sweep"
 fn run(test: &str, backend: &str, lent: Lent) -> Option<Output> {
     let place = tempfile::tempdir().unwrap();
     std::fs::write(place.path().join("s.toml"), SCENARIO).unwrap();
-    let arguments = ["run", "s.toml", "--json", "--backend", backend, "--out", "run"];
-    let mut command = match zapscope(place.path(), &arguments, lent) {
+    run_in(place.path(), test, &["run", "s.toml", "--json", "--backend", backend, "--out", "run"], lent)
+}
+
+fn run_in(place: &Path, test: &str, arguments: &[&str], lent: Lent) -> Option<Output> {
+    let mut command = match zapscope(place, arguments, lent) {
         Ok(command) => command,
         Err(why) => {
             eprintln!("SKIPPED: {test}: no program for nobody: {why}");
@@ -87,18 +92,11 @@ fn the_software_mmu_swaps_without_a_privilege() {
 /// wants to be told. The rows that need no userfaultfd are made all the same.
 fn a_guest_needs_one_and_is_told_which() {
     let test = "a_guest_needs_one_and_is_told_which";
-    let access = probe();
-    if access.sysctl != Some(0) || access.user_mode.is_err() {
-        eprintln!("SKIPPED: {test}: this host lets everybody see all faults, or nobody any ({access:?})");
+    if !only_user_mode_is_free(test) {
         return;
     }
-    let Some(output) = run(test, "kvm", Lent::Kvm) else { return };
-    let said = program::stderr(&output);
-    if said.contains("/dev/kvm cannot be opened") {
-        eprintln!("SKIPPED: {test}: nobody cannot be lent /dev/kvm here: {said}");
-        return;
-    }
-    assert_eq!(output.status.code(), Some(3), "{said}");
+    let Some(output) = run(test, "kvm", Lent::Kvm).filter(|output| had_kvm(test, output)) else { return };
+    assert_eq!(output.status.code(), Some(3), "{}", program::stderr(&output));
     for row in rows(&output) {
         if row["reclaim"] != "uffd" {
             assert_eq!(
@@ -113,4 +111,51 @@ fn a_guest_needs_one_and_is_told_which() {
             assert!(why.contains(word), "{word}: {why}");
         }
     }
+}
+
+/// Whether this host gives a userfaultfd for user mode to everybody, and no other; says so if not.
+fn only_user_mode_is_free(test: &str) -> bool {
+    let access = probe();
+    let is_so = access.sysctl == Some(0) && access.user_mode.is_ok();
+    if !is_so {
+        eprintln!("SKIPPED: {test}: this host lets everybody see all faults, or nobody any ({access:?})");
+    }
+    is_so
+}
+
+/// Whether nobody could be lent /dev/kvm; says so if not.
+fn had_kvm(test: &str, output: &Output) -> bool {
+    let said = program::stderr(output);
+    let had = !said.contains("/dev/kvm cannot be opened");
+    if !had {
+        eprintln!("SKIPPED: {test}: nobody cannot be lent /dev/kvm here: {said}");
+    }
+    had
+}
+
+/// Page by page takes a userfaultfd; all at once does not.
+fn a_snapshot_is_read_whole_without_one() {
+    let test = "a_snapshot_is_read_whole_without_one";
+    if !only_user_mode_is_free(test) {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let made = program::output(place.path(), &["snapshot", "--out", "s", "--memory", "4MiB"]);
+    assert_eq!(made.status.code(), Some(0), "{}", program::stderr(&made));
+    let restore = |more: &[&str]| {
+        let arguments = [&["boot", "--restore", "s"], more].concat();
+        // Each wants a program and a device of its own.
+        let _ = (
+            std::fs::remove_file(place.path().join("zapscope")),
+            std::fs::remove_file(place.path().join("kvm")),
+        );
+        run_in(place.path(), test, &arguments, Lent::Kvm).filter(|output| had_kvm(test, output))
+    };
+    let (Some(lazy), Some(eager)) = (restore(&[]), restore(&["--eager"])) else { return };
+    let said = program::stderr(&lazy);
+    assert_eq!(lazy.status.code(), Some(1), "{said}");
+    for word in ["--eager", "sysctl vm.unprivileged_userfaultfd=1", "/dev/userfaultfd"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(eager.status.code(), Some(0), "{}", program::stderr(&eager));
 }

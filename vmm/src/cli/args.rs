@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_mem::Backing;
+use guest_mem::swapper::FaultAround;
 
 use crate::scenario::Size;
 
@@ -21,8 +22,10 @@ pub struct Arguments {
 pub enum Command {
     /// Run a scenario, print its table, write a run directory.
     Run(RunArguments),
-    /// Boot a Linux kernel to its console.
+    /// Boot a Linux kernel to its console, or the bare guest from a snapshot.
     Boot(BootArguments),
+    /// Have the bare guest fill its memory, and put it into a file.
+    Snapshot(SnapshotArguments),
     /// Say what this host can and cannot measure, and the command that would change it.
     Doctor(DoctorArguments),
 }
@@ -64,8 +67,8 @@ pub struct RunArguments {
 #[derive(Debug, Args)]
 pub struct BootArguments {
     /// The kernel: a bzImage or an ELF vmlinux.
-    #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "restore")]
+    pub kernel: Option<PathBuf>,
     /// The initial RAM disk.
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
@@ -90,6 +93,58 @@ pub struct BootArguments {
     /// Have the guest unpack its kernel, as firmware would. Slow where the guest kernel is emulated.
     #[arg(long)]
     pub in_guest_decompression: bool,
+    /// Instead of a kernel.
+    #[command(flatten)]
+    pub restore: RestoreArguments,
+}
+
+/// `zapscope boot --restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArguments {
+    /// Start the bare guest from a snapshot at once: each page comes at its first fault, through userfaultfd. It verifies
+    /// its memory, writes to it, verifies it again, and what that cost is printed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "kernel", "initrd", "cmdline", "memory", "backing", "vcpus", "disks", "balloon", "in_guest_decompression",
+    ])]
+    pub restore: Option<PathBuf>,
+    /// How much one fault brings: 4KiB to 2MiB, or adaptive.
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "adaptive",
+        requires = "restore",
+        conflicts_with = "kernel"
+    )]
+    pub fault_around: FaultAround,
+    /// Threads that serve faults [default: one for each vCPU].
+    #[arg(long, value_name = "N", requires = "restore", conflicts_with = "kernel", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub handlers: Option<u32>,
+    /// Read everything before the start, without userfaultfd.
+    #[arg(long, requires = "restore", conflicts_with_all = ["kernel", "fault_around", "handlers"])]
+    pub eager: bool,
+    /// Print the figures as JSON.
+    #[arg(long, requires = "restore", conflicts_with = "kernel")]
+    pub json: bool,
+}
+
+/// `zapscope snapshot`.
+#[derive(Debug, Args)]
+pub struct SnapshotArguments {
+    /// Where the snapshot goes. What is there under that name stays until it is whole.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The guest's memory under test.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub memory: Size,
+    /// How much of it the guest fills; the rest stays zeros [default: all].
+    #[arg(long, value_name = "SIZE")]
+    pub fill: Option<Size>,
+    /// What fills it: 4k, thp, mthp:SIZE, memfd, memfd:thp, hugetlb:2m.
+    #[arg(long, value_name = "BACKING", default_value = "4k")]
+    pub backing: Backing,
+    /// vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub vcpus: u32,
 }
 
 /// `zapscope doctor`.

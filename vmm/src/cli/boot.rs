@@ -72,10 +72,18 @@ pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
 }
 
 pub fn boot(arguments: &BootArguments) -> Result<ExitCode, Box<dyn Error>> {
+    match (&arguments.restore.restore, &arguments.kernel) {
+        (Some(snapshot), _) => super::restore::restore(snapshot, &arguments.restore),
+        (None, Some(kernel)) => boot_kernel(arguments, kernel),
+        (None, None) => unreachable!("clap asks for one of the two"),
+    }
+}
+
+fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<ExitCode, Box<dyn Error>> {
     check_sizes(arguments)?;
     let Size(memory) = arguments.memory;
-    let image = read_kernel(&arguments.kernel)?;
-    let refused = |refusal| BootError::Kernel { path: arguments.kernel.clone(), refusal };
+    let image = read_kernel(path)?;
+    let refused = |refusal| BootError::Kernel { path: path.to_owned(), refusal };
     let kernel = Kernel::identify(&image).map_err(refused)?;
     let initrd_file = arguments.initrd.as_deref().map(open_initrd).transpose()?;
     let initrd = match (&initrd_file, &arguments.initrd) {
@@ -160,7 +168,7 @@ fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
 fn named(error: PcError, arguments: &BootArguments) -> Box<dyn Error> {
     let path = match &error {
         PcError::Load(source) => match source.file() {
-            Some(BootFile::Kernel) => Some(&arguments.kernel),
+            Some(BootFile::Kernel) => arguments.kernel.as_ref(),
             Some(BootFile::Initrd) => arguments.initrd.as_ref(),
             None => None,
         },

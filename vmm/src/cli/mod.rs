@@ -5,7 +5,9 @@ mod backend;
 mod boot;
 mod directory;
 mod progress;
+mod restore;
 mod run;
+mod snapshot;
 mod zram;
 
 use std::ffi::OsString;
@@ -47,13 +49,15 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Boot(arguments) => boot::boot(&arguments),
+        Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
         Command::Doctor(arguments) => doctor(&arguments),
     };
     match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("zapscope: {}", chain(&*error));
-            let senseless = run::is_senseless(&*error) || boot::is_senseless(&*error);
+            let senseless =
+                run::is_senseless(&*error) || boot::is_senseless(&*error) || snapshot::is_senseless(&*error);
             ExitCode::from(if senseless { SENSELESS } else { FAILED })
         }
     }

@@ -96,7 +96,16 @@ pub struct Mailbox {
 impl Mailbox {
     /// The mailbox of worker `vcpu`, whose control area outlives it.
     pub fn new(vcpu: u32, area: ControlArea) -> Self {
-        let state = Mutex::new(State { phase: Phase::Starting, quit: false });
+        Self::of(vcpu, area, Phase::Starting)
+    }
+
+    /// The mailbox of one that reported for work in an earlier life.
+    pub fn resumed(vcpu: u32, area: ControlArea) -> Self {
+        Self::of(vcpu, area, Phase::Idle)
+    }
+
+    fn of(vcpu: u32, area: ControlArea, phase: Phase) -> Self {
+        let state = Mutex::new(State { phase, quit: false });
         Self { vcpu, area, state, changed: Condvar::new() }
     }
 
@@ -115,8 +124,12 @@ impl Mailbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What failed stays so: it may have been told to from outside, and not know yet.
     fn set(&self, phase: Phase) {
-        self.lock().phase = phase;
+        let mut state = self.lock();
+        if !matches!(state.phase, Phase::Failed(_)) {
+            state.phase = phase;
+        }
         self.changed.notify_all();
     }
 
@@ -207,14 +220,20 @@ impl Mailbox {
         self.lock().quit
     }
 
-    /// Reports for work, or reports an order done, and waits for the next one. `false` when told to end.
+    /// Reports for work, or reports an order done, and waits for the next one. `false` when told to end, or failed.
     pub fn next_order(&self) -> bool {
         self.set(Phase::Idle);
+        self.first_order()
+    }
+
+    /// Waits for the first order of an idle worker, which reports nothing: it may have been given already. Returns as
+    /// [`Mailbox::next_order`] does.
+    pub fn first_order(&self) -> bool {
         let state = self
             .changed
-            .wait_while(self.lock(), |state| !state.quit && !matches!(state.phase, Phase::Working))
+            .wait_while(self.lock(), |state| !state.quit && matches!(state.phase, Phase::Idle))
             .unwrap_or_else(PoisonError::into_inner);
-        !state.quit
+        !state.quit && matches!(state.phase, Phase::Working)
     }
 
     /// Ends in failure.

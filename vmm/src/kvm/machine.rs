@@ -7,7 +7,7 @@ use guest_abi::block::{ControlArea, Outcome};
 use guest_abi::layout::area_gpa;
 use guest_mem::Region;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use super::boot;
@@ -57,6 +57,31 @@ impl Machine {
             machine.vcpu_stats.push(stats);
         }
         Ok(machine)
+    }
+
+    /// A machine of a VM whose memory and whose vCPUs are as another machine left them ([`Machine::stop`]): each enters
+    /// the guest with its first order.
+    ///
+    /// # Errors
+    /// [`VmError::Thread`].
+    pub fn resume(core: Arc<VmCore>, vcpus: Vec<VcpuFd>) -> Result<Self, VmError> {
+        let mut machine = Self { vcpus: Vec::new(), vcpu_stats: Vec::new(), core };
+        for (index, fd) in (0..).zip(vcpus) {
+            let core = &machine.core;
+            let stats = VcpuStats::of(&fd);
+            let area = core.control_area(index);
+            let vcpu = Vcpu::resume(index, fd, area, core.surroundings.clone())
+                .map_err(|source| VmError::Thread { vcpu: index, source })?;
+            machine.vcpus.push(vcpu);
+            machine.vcpu_stats.push(stats);
+        }
+        Ok(machine)
+    }
+
+    /// Ends the vCPUs' threads, and gives the VM and the vCPUs as they left the guest. `None` if a thread panicked.
+    pub fn stop(self) -> Option<(Arc<VmCore>, Vec<VcpuFd>)> {
+        let vcpus = self.vcpus.into_iter().map(Vcpu::stop).collect::<Option<Vec<_>>>()?;
+        Some((self.core, vcpus))
     }
 
     /// Waits until every vCPU has reported for work.

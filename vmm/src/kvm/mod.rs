@@ -15,6 +15,7 @@ pub mod gate;
 mod machine;
 pub mod pc;
 mod slots;
+pub mod state;
 mod stats;
 pub mod sys;
 mod vcpu;

@@ -67,17 +67,35 @@ impl Vcpu {
         area: ControlArea,
         surroundings: Arc<Surroundings>,
     ) -> io::Result<Self> {
+        Self::run(fd, false, Mailbox::new(index, area), surroundings)
+    }
+
+    /// The same, of a vCPU that had reported for work before its state was taken: it enters the guest with its first
+    /// order.
+    ///
+    /// # Errors
+    /// The system has no room for another thread.
+    pub fn resume(
+        index: u32,
+        fd: VcpuFd,
+        area: ControlArea,
+        surroundings: Arc<Surroundings>,
+    ) -> io::Result<Self> {
+        Self::run(fd, true, Mailbox::resumed(index, area), surroundings)
+    }
+
+    fn run(fd: VcpuFd, up: bool, mailbox: Mailbox, surroundings: Arc<Surroundings>) -> io::Result<Self> {
         sys::prepare_signal()?;
-        let mailbox = Arc::new(Mailbox::new(index, area));
+        let (name, mailbox) = (format!("vcpu{}", mailbox.vcpu()), Arc::new(mailbox));
         let report = Arc::new(AtomicBool::new(false));
         let runner = Runner {
             fd,
-            up: false,
+            up,
             mailbox: mailbox.clone(),
             report: report.clone(),
             surroundings: surroundings.clone(),
         };
-        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || runner.run())?;
+        let thread = std::thread::Builder::new().name(name).spawn(move || runner.run())?;
         Ok(Self { mailbox, report, surroundings, thread: Some(thread) })
     }
 
@@ -108,14 +126,23 @@ impl Vcpu {
     }
 }
 
-impl Drop for Vcpu {
-    fn drop(&mut self) {
+impl Vcpu {
+    /// Ends the thread, and gives its vCPU back as it left the guest. `None` if the thread panicked.
+    pub fn stop(mut self) -> Option<VcpuFd> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<VcpuFd> {
         self.mailbox.quit();
         self.surroundings.gate.kick(self.mailbox.vcpu());
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so on standard error; there is nothing left to undo.
-            let _ = thread.join();
-        }
+        // A thread that panicked has said so on standard error; there is nothing left to undo.
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -146,6 +173,9 @@ impl Runner {
 
     /// Runs the guest until it crashes, or until told to quit, which is `None`.
     fn run_until_told(&mut self, seated: &Seated<'_>) -> Option<CrashKind> {
+        if self.up && !self.mailbox.first_order() {
+            return None;
+        }
         self.surroundings.note_first_entry();
         loop {
             let toggles = self.surroundings.window.ended();

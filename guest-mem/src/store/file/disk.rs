@@ -69,6 +69,11 @@ impl Disk {
         Self { file, io: FileIo::Buffered, len }.sized()
     }
 
+    /// A file that somebody else has made, of which `len` bytes are read, through the page cache.
+    pub(super) fn of(file: OwnedFd, len: u64) -> Self {
+        Self { file, io: FileIo::Buffered, len }
+    }
+
     /// Whether the file system is tmpfs, which takes the flag (from 6.6) and is a page cache and no more.
     fn is_memory(&self) -> bool {
         const TMPFS_MAGIC: u64 = 0x0102_1994;

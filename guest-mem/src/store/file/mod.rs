@@ -8,6 +8,7 @@
 
 mod disk;
 mod extents;
+mod image;
 mod ledger;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use rustix::io::Errno;
 
 pub use self::disk::FileIo;
 use self::disk::{Disk, Failed, Why};
+pub use self::image::ImageStore;
 use self::ledger::Ledger;
 use super::{Page, Slot, Store, StoreError, Usage, check_shape};
 use crate::address::PAGE_SIZE;
@@ -154,20 +156,7 @@ impl Store for FileStore {
     fn get(&self, slots: &[Slot], pages: &mut [Page]) -> Result<(), StoreError> {
         check_shape(pages.len(), slots.len())?;
         self.check(slots)?;
-        let mut pieces = pieces(slots, pages);
-        pieces.sort_unstable_by_key(|piece| piece.first);
-        let end = |piece: &Piece<'_>| piece.first + piece.pages.len() as u64;
-        for run in pieces.chunk_by_mut(|piece, next| end(piece) == next.first) {
-            for run in run.chunks_mut(MAX_PARTS) {
-                let first = run[0].first;
-                let mut parts: Vec<&mut [Page]> = run.iter_mut().map(|piece| &mut *piece.pages).collect();
-                if let Err(failed) = self.disk.read(&mut parts, first) {
-                    let index = index_after(run, failed.pages);
-                    return Err(error_at("reading at", index, first + failed.pages as u64, failed));
-                }
-            }
-        }
-        Ok(())
+        read(&self.disk, NAME, slots, pages).map(drop)
     }
 
     fn free(&self, slots: &[Slot]) {
@@ -182,6 +171,26 @@ impl Store for FileStore {
         // fstat of an open file does not fail but on a network's file system; what is stored is the least it holds.
         Usage { pages, stored_bytes, held_bytes: self.disk.held().unwrap_or(stored_bytes) }
     }
+}
+
+/// Reads each slot's page, neighbours together: in as few calls as there are runs of the file, which is how many it was.
+fn read(disk: &Disk, store: &'static str, slots: &[Slot], pages: &mut [Page]) -> Result<u64, StoreError> {
+    let mut pieces = pieces(slots, pages);
+    pieces.sort_unstable_by_key(|piece| piece.first);
+    let end = |piece: &Piece<'_>| piece.first + piece.pages.len() as u64;
+    let mut calls = 0;
+    for run in pieces.chunk_by_mut(|piece, next| end(piece) == next.first) {
+        for run in run.chunks_mut(MAX_PARTS) {
+            let first = run[0].first;
+            let mut parts: Vec<&mut [Page]> = run.iter_mut().map(|piece| &mut *piece.pages).collect();
+            if let Err(failed) = disk.read(&mut parts, first) {
+                let index = index_after(run, failed.pages);
+                return Err(error_at((store, "reading at"), index, first + failed.pages as u64, failed));
+            }
+            calls += 1;
+        }
+    }
+    Ok(calls)
 }
 
 /// Cuts a batch where neither the file nor the batch goes on with the next page.
@@ -209,11 +218,16 @@ fn index_after(pieces: &[Piece<'_>], mut done: usize) -> usize {
 }
 
 fn error(attempt: &'static str, index: usize, first: u64, failed: Failed) -> StoreError {
-    error_at(attempt, index + failed.pages, first + failed.pages as u64, failed)
+    error_at((NAME, attempt), index + failed.pages, first + failed.pages as u64, failed)
 }
 
-fn error_at(attempt: &'static str, index: usize, page: u64, failed: Failed) -> StoreError {
-    let (store, offset) = (NAME, page * PAGE_SIZE);
+fn error_at(
+    (store, attempt): (&'static str, &'static str),
+    index: usize,
+    page: u64,
+    failed: Failed,
+) -> StoreError {
+    let offset = page * PAGE_SIZE;
     match failed.why {
         Why::Errno(source) => StoreError::Io { store, attempt, index, offset, source },
         Why::Short { wanted, done } => StoreError::Short { store, attempt, index, offset, wanted, done },

@@ -1,0 +1,200 @@
+//! A guest from a snapshot: it goes on where it stood, with the memory it had, whichever way that comes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use guest_abi::layout::{PAGE_SIZE, low_memory};
+use guest_mem::{Backing, HostThp};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tests::{host, program};
+
+crate::tests! {
+    a_restored_guest_is_as_it_was: [Kvm, Userfault],
+    two_guests_go_on_from_one_snapshot: [Kvm, Userfault],
+    memory_that_was_never_written_is_not_in_the_file: [Kvm, Userfault],
+    ctrl_c_ends_a_guest_whose_pages_still_come: [Kvm, Userfault],
+    what_is_there_stays_until_a_snapshot_is_whole: [Kvm],
+}
+
+/// MiB of a guest here, of which the guest fills three quarters.
+fn mib() -> u64 {
+    if host::emulated() { 8 } else { 16 }
+}
+
+/// Makes the snapshot `name`, and says what it prints.
+pub fn snapshot(place: &Path, name: &str, more: &[&str]) -> String {
+    let output = program::output(place, &[&["snapshot", "--out", name], more].concat());
+    assert_eq!(output.status.code(), Some(0), "{more:?}: {}", program::stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Restores it, and gives the record.
+fn restore(place: &Path, name: &str, more: &[&str]) -> Value {
+    let output = program::output(place, &[&["boot", "--restore", name, "--json"], more].concat());
+    assert_eq!(output.status.code(), Some(0), "{more:?}: {}", program::stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn number(record: &Value, key: &str) -> u64 {
+    record[key].as_u64().unwrap_or_else(|| panic!("{key} of {record:#}"))
+}
+
+/// What holds for every restore of `mib()` MiB, three quarters of them filled.
+fn check(record: &Value, vcpus: u32, what: &str) {
+    let (arena, low) = (mib() << 20, low_memory(vcpus));
+    let expected = [
+        ("wrong_pages", 0),
+        ("lost_writes", 0),
+        ("memory_bytes", arena),
+        ("filled_bytes", arena / 4 * 3),
+        ("low_bytes", low),
+        ("vcpus", vcpus.into()),
+    ];
+    for (key, value) in expected {
+        assert_eq!(number(record, key), value, "{key}, {what}: {record:#}");
+    }
+    assert_eq!(record["not_restored"], Value::Array(Vec::new()), "{what}: {record:#}");
+    let order = ["first_kvm_run_ns", "first_page_verified_ns", "all_verified_ns", "rewritten_verified_ns"];
+    assert!(order.map(|key| number(record, key)).is_sorted(), "{what}: {record:#}");
+    // All of the arena that is stored was read, and nothing twice.
+    let read = number(record, "bytes_read");
+    let stored = number(record, "stored_pages") * PAGE_SIZE;
+    assert!((arena / 4 * 3..=stored).contains(&read), "{what}: {record:#}");
+    if record["mode"] == "eager" {
+        assert_eq!((read, number(record, "faults")), (stored, 0), "{what}: {record:#}");
+        return;
+    }
+    let (brought, left) = (number(record, "pages_brought"), number(record, "pages_left"));
+    assert_eq!(brought + left, (arena + low) / PAGE_SIZE, "{what}: {record:#}");
+    assert!(left <= low / PAGE_SIZE, "a page of the arena was never asked for, {what}: {record:#}");
+    // The guest's own code came by faults, too.
+    assert!(number(record, "low_faults") > 0, "{what}: {record:#}");
+    assert_eq!((brought - number(record, "zero_pages_brought")) * PAGE_SIZE, read, "{what}: {record:#}");
+}
+
+fn a_restored_guest_is_as_it_was() {
+    let (memory, fill) = (format!("{}MiB", mib()), format!("{}MiB", mib() / 4 * 3));
+    for backing in ["4k", "thp", "memfd"] {
+        if let Some(why) = backing.parse::<Backing>().unwrap().unavailable(&HostThp::read()) {
+            eprintln!("SKIPPED: a_restored_guest_is_as_it_was on {backing}: {why}");
+            continue;
+        }
+        for vcpus in [1, 2] {
+            let place = tempfile::tempdir().unwrap();
+            let (path, text) = (place.path(), vcpus.to_string());
+            let made = ["--memory", &memory, "--fill", &fill, "--vcpus", &text, "--backing", backing];
+            snapshot(path, "s", &made);
+            for how in [
+                &["--fault-around", "4KiB"][..],
+                &["--fault-around", "adaptive"],
+                &["--handlers", "3"],
+                &["--eager"],
+            ] {
+                let record = restore(path, "s", how);
+                let what = format!("{backing}, {vcpus} vCPUs, {how:?}");
+                check(&record, vcpus, &what);
+                if how.contains(&"4KiB") && backing != "thp" {
+                    assert_eq!(record["faults"], record["pages_brought"], "one a fault, {what}: {record:#}");
+                }
+                // Each handler knows the sequences that it has seen; one knows them all.
+                if how.contains(&"adaptive") && vcpus == 1 {
+                    assert!(
+                        number(&record, "faults") < number(&record, "pages_brought") / 4,
+                        "{what}: {record:#}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What one guest writes the other does not see, nor the next from the same file.
+fn two_guests_go_on_from_one_snapshot() {
+    let place = tempfile::tempdir().unwrap();
+    snapshot(place.path(), "s", &["--memory", "8MiB", "--backing", "memfd"]);
+    let before = std::fs::read(place.path().join("s")).unwrap();
+    let start = || program::zapscope(place.path(), &["boot", "--restore", "s"]).spawn().unwrap();
+    for child in [start(), start()] {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    }
+    assert!(std::fs::read(place.path().join("s")).unwrap() == before, "the snapshot is only read");
+    assert_eq!(number(&restore(place.path(), "s", &[]), "wrong_pages"), 0);
+}
+
+fn memory_that_was_never_written_is_not_in_the_file() {
+    let place = tempfile::tempdir().unwrap();
+    snapshot(place.path(), "s", &["--memory", "32MiB", "--fill", "0"]);
+    let file = place.path().join("s").metadata().unwrap().len();
+    assert!(file < 1 << 20, "{file} bytes for a guest that has written next to nothing");
+    let record = restore(place.path(), "s", &["--fault-around", "2MiB"]);
+    assert_eq!((number(&record, "wrong_pages"), number(&record, "lost_writes")), (0, 0), "{record:#}");
+    assert!(number(&record, "zero_pages_brought") >= (32 << 20) / PAGE_SIZE, "{record:#}");
+    assert!(number(&record, "bytes_read") < file, "{record:#}");
+}
+
+/// So much memory takes tens of seconds page by page, and no room in the file.
+fn ctrl_c_ends_a_guest_whose_pages_still_come() {
+    let place = tempfile::tempdir().unwrap();
+    let memory = if host::emulated() { "128MiB" } else { "2GiB" };
+    snapshot(place.path(), "s", &["--memory", memory, "--fill", "0", "--vcpus", "2"]);
+    for moment in [0, 10, 200] {
+        let command = ["boot", "--restore", "s", "--fault-around", "4KiB"];
+        let child = program::grouped(place.path(), &command).spawn().unwrap();
+        // By then it hears of signals.
+        while !threads(child.id()).contains(&"vcpu1".to_owned()) {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(moment));
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let output = program::end_of_group(child);
+        let said = program::stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "{moment} ms: {said}");
+        assert!(output.stdout.is_empty(), "{moment} ms: {:?}", output.stdout);
+    }
+}
+
+/// The names of a process's threads; none once it has ended.
+fn threads(process: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+    let names: Vec<_> =
+        tasks.filter_map(|task| name(task.ok()?)).map(|name| name.trim().to_owned()).collect();
+    assert!(!names.is_empty(), "it has ended by itself");
+    names
+}
+
+fn what_is_there_stays_until_a_snapshot_is_whole() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path();
+    std::fs::write(path.join("s"), "before").unwrap();
+    std::fs::create_dir(path.join("directory")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", path.join("null")).unwrap();
+    let run = |arguments: &[&str]| program::output(path, arguments);
+    for (out, word) in
+        [("directory", "no regular file"), ("null", "no regular file"), ("nowhere/s", "No such file")]
+    {
+        let output = run(&["snapshot", "--out", out, "--memory", "2MiB"]);
+        let said = program::stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{out}: {said}");
+        assert!(said.contains(word) && said.contains(out), "{out}: {said}");
+    }
+    for (arguments, word) in [
+        (["--memory", "3MiB"], "multiple of 2 MiB"),
+        (["--memory", "0"], "multiple of 2 MiB"),
+        (["--memory", "1TiB"], "62 GiB"),
+        (["--fill", "65MiB"], "--fill"),
+        (["--fill", "5k"], "multiple of 4 KiB"),
+    ] {
+        let output = run(&[&["snapshot", "--out", "s"][..], &arguments].concat());
+        let said = program::stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(word), "{arguments:?}: {said}");
+    }
+    assert_eq!(std::fs::read_to_string(path.join("s")).unwrap(), "before");
+    assert_eq!(std::fs::read_dir(path).unwrap().count(), 3, "nothing half made is left");
+    snapshot(path, "s", &["--memory", "2MiB"]);
+    assert_ne!(std::fs::read(path.join("s")).unwrap(), b"before");
+    assert_eq!(std::fs::read_dir(path).unwrap().count(), 3);
+}

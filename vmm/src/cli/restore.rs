@@ -1,0 +1,135 @@
+//! `zapscope boot --restore`: the bare guest from a snapshot, and what that costs.
+
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+use kvm_ioctls::Kvm;
+use notifier_bridge::monotonic_ns;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::args::RestoreArguments;
+use super::run::watch_signals;
+use super::snapshot::{NoKvm, stop_when_told};
+use super::{FAILED, INTERRUPTED};
+use crate::host::signals::{Cancel, block_stop_signals};
+use crate::report::{Charset, units};
+use crate::snapshot::SnapshotError;
+use crate::snapshot::file::Snapshot;
+use crate::snapshot::record::{RestoreRecord, measure};
+use crate::snapshot::restore::{How, Restored};
+
+pub fn restore(path: &Path, arguments: &RestoreArguments) -> Result<ExitCode, Box<dyn Error>> {
+    let started = started();
+    // As far as it takes to know that it is one, before anything is made.
+    let snapshot = Snapshot::open(path)?;
+    let kvm = Kvm::new().map_err(NoKvm)?;
+    block_stop_signals()?;
+    let cancel = Cancel::new()?;
+    watch_signals(&cancel)?;
+    match run(&snapshot, &kvm, arguments, &cancel, started) {
+        Ok(record) => publish(&record, arguments.json),
+        Err(_) if cancel.is_cancelled() => Ok(ExitCode::from(INTERRUPTED)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn run(
+    snapshot: &Snapshot,
+    kvm: &Kvm,
+    arguments: &RestoreArguments,
+    cancel: &Cancel,
+    started: u64,
+) -> Result<RestoreRecord, SnapshotError> {
+    let handlers = arguments.handlers.unwrap_or(snapshot.header.vcpus.min(16));
+    let how = match arguments.eager {
+        true => How::Eagerly,
+        false => How::Lazily { around: arguments.fault_around, handlers },
+    };
+    let mut not_restored = Vec::new();
+    let restored = Restored::new(kvm, snapshot, how, &mut |what| not_restored.push(what))?;
+    stop_when_told(cancel, restored.stopper());
+    for what in &not_restored {
+        eprintln!("zapscope: this KVM does not take {what}");
+    }
+    measure(restored, snapshot, how, started, not_restored)
+}
+
+/// When this process was started, by `CLOCK_MONOTONIC`. The kernel tells it to a hundredth of a second only; but until
+/// `main` a process does nothing but compute, so its CPU time is how long it has been there.
+fn started() -> u64 {
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    let cpu = cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64;
+    monotonic_ns().saturating_sub(cpu)
+}
+
+fn publish(record: &RestoreRecord, json: bool) -> Result<ExitCode, Box<dyn Error>> {
+    let text = text(record, Charset::of_locale(|name| std::env::var(name).ok()));
+    if json {
+        eprint!("{text}");
+        println!("{}", serde_json::to_string_pretty(record)?);
+    } else {
+        print!("{text}");
+    }
+    if record.is_sound() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (wrong, lost) = (record.wrong_pages, record.lost_writes);
+    eprintln!("zapscope: {wrong} pages came back WRONG, {lost} writes were LOST");
+    Ok(ExitCode::from(FAILED))
+}
+
+fn text(record: &RestoreRecord, charset: Charset) -> String {
+    let time = |nanoseconds: u64| units::nanoseconds(nanoseconds as f64, charset);
+    let quantile = |value: Option<u64>| value.map_or_else(|| charset.missing().to_owned(), time);
+    let (stalls, bytes, count) = (&record.stall_ns, units::bytes, units::count);
+    let head = format!(
+        "{}: vCPUs {}, memory {} + {}, {}",
+        record.snapshot.display(),
+        record.vcpus,
+        bytes(record.low_bytes),
+        bytes(record.memory_bytes),
+        record.backing
+    );
+    let how = match (&record.fault_around, record.handlers) {
+        (Some(around), Some(handlers)) => format!("lazily: fault-around {around}, handlers {handlers}"),
+        _ => "eagerly: all of it was read before the start".to_owned(),
+    };
+    let rows = [
+        ("first KVM_RUN", format!("{} after exec", time(record.first_kvm_run_ns))),
+        ("a page verified", time(record.first_page_verified_ns)),
+        ("all verified", time(record.all_verified_ns)),
+        ("written, verified", time(record.rewritten_verified_ns)),
+        (
+            "stalls",
+            format!(
+                "{}: p50 {}, p99 {}, {} together",
+                count(stalls.count),
+                quantile(stalls.p50),
+                quantile(stalls.p99),
+                time(stalls.sum)
+            ),
+        ),
+        (
+            "faults",
+            format!(
+                "{}, of them {} on code, tables and control areas",
+                count(record.faults),
+                count(record.low_faults)
+            ),
+        ),
+        (
+            "pages brought",
+            format!(
+                "{}, of them {} zeros; {} never asked for",
+                count(record.pages_brought),
+                count(record.zero_pages_brought),
+                count(record.pages_left)
+            ),
+        ),
+        ("read", format!("{} in {} calls", bytes(record.bytes_read), count(record.reads))),
+        ("wrong pages", count(record.wrong_pages)),
+    ];
+    rows.iter()
+        .fold(format!("{head}\n{how}\n"), |text, (name, value)| format!("{text}  {name:<18} {value}\n"))
+}

@@ -1,0 +1,130 @@
+//! `zapscope snapshot`: the bare guest, its memory filled, into a file.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guest_abi::layout::{ARENA_MAX, PAGE_SIZE};
+use guest_abi::order::Task;
+use guest_mem::PMD_SIZE;
+use kvm_ioctls::Kvm;
+
+use super::INTERRUPTED;
+use super::args::SnapshotArguments;
+use super::run::watch_signals;
+use crate::guest::CrashKind;
+use crate::host::signals::{Cancel, block_stop_signals};
+use crate::host::{Root, facts};
+use crate::kvm::{Machine, VmConfig};
+use crate::report::units;
+use crate::run::chain;
+use crate::scenario::Size;
+use crate::snapshot::SnapshotError;
+use crate::snapshot::stop::Stopper;
+use crate::snapshot::work;
+use crate::snapshot::write::{Pattern, Written, write};
+
+/// The generation of what the guest writes.
+const GENERATION: u64 = 1;
+/// How long whoever waits for a signal sleeps at a time.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A command line that makes no sense, or none on this host.
+#[derive(Debug, thiserror::Error)]
+enum ArgumentError {
+    #[error("--memory {0}: it must be a multiple of 2 MiB, from 2 MiB to 62 GiB")]
+    Memory(Size),
+    #[error("--fill {fill}: it must be a multiple of 4 KiB and at most the {memory} of memory")]
+    Fill { fill: Size, memory: Size },
+    #[error("--memory {0}: this host has {host} of memory and swap: give the guest less", host = units::bytes(*.1))]
+    MoreThanTheHost(Size, u64),
+}
+
+/// Whether it is a command line that contradicts itself.
+pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(ArgumentError::Memory(_) | ArgumentError::Fill { .. }))
+}
+
+/// /dev/kvm does not open.
+#[derive(Debug, thiserror::Error)]
+#[error("/dev/kvm cannot be opened: load a KVM module, or join the group that owns the file")]
+pub(super) struct NoKvm(#[source] pub(super) kvm_ioctls::Error);
+
+pub fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode, Box<dyn Error>> {
+    let pattern = check(arguments)?;
+    let kvm = Kvm::new().map_err(NoKvm)?;
+    block_stop_signals()?;
+    let cancel = Cancel::new()?;
+    watch_signals(&cancel)?;
+    let mut said = |what: String| eprintln!("zapscope: this KVM does not give {what}");
+    match take(arguments, &kvm, pattern, &cancel, &mut said) {
+        Ok(written) => {
+            let (header, bytes) = (&written.header, units::bytes(written.bytes));
+            let zeros = units::count(header.pages() - header.stored);
+            println!(
+                "{}: {bytes}; vCPUs {}, memory {} + {}; {} pages stored, {zeros} of zeros left out",
+                arguments.out.display(),
+                header.vcpus,
+                units::bytes(header.low()),
+                units::bytes(header.arena),
+                units::count(header.stored),
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(_) if cancel.is_cancelled() => Ok(ExitCode::from(INTERRUPTED)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check(arguments: &SnapshotArguments) -> Result<Pattern, ArgumentError> {
+    let Size(memory) = arguments.memory;
+    if memory == 0 || memory > ARENA_MAX || !memory.is_multiple_of(PMD_SIZE) {
+        return Err(ArgumentError::Memory(arguments.memory));
+    }
+    let fill = arguments.fill.unwrap_or(arguments.memory);
+    if fill.0 > memory || !fill.0.is_multiple_of(PAGE_SIZE) {
+        return Err(ArgumentError::Fill { fill, memory: arguments.memory });
+    }
+    match facts::memory_and_swap(&Root::default()) {
+        Some(host) if host < memory => Err(ArgumentError::MoreThanTheHost(arguments.memory, host)),
+        _ => Ok(Pattern { generation: GENERATION, filled: fill.0 }),
+    }
+}
+
+fn take(
+    arguments: &SnapshotArguments,
+    kvm: &Kvm,
+    pattern: Pattern,
+    cancel: &Cancel,
+    missing: &mut impl FnMut(String),
+) -> Result<Written, SnapshotError> {
+    let Size(arena) = arguments.memory;
+    let config = VmConfig {
+        vcpus: arguments.vcpus,
+        arena,
+        backing: arguments.backing,
+        granule: arena.next_power_of_two(),
+        slot_zap_all_quirk: true,
+    };
+    let machine = Machine::start(kvm, &config, resources::GUEST)?;
+    let stopper = Arc::new(Stopper::default());
+    stopper.watch(&machine);
+    stop_when_told(cancel, &stopper);
+    machine.wait_up()?;
+    let fill = Task::Fill { generation: pattern.generation };
+    work::all(&machine, &(0..pattern.filled / PAGE_SIZE), fill, 0, |_| ())?;
+    write(&arguments.out, kvm, machine, pattern, cancel, missing)
+}
+
+/// Has a signal stop the guest, wherever it is.
+pub(super) fn stop_when_told(cancel: &Cancel, stopper: &Arc<Stopper>) {
+    let (cancel, stopper) = (cancel.clone(), stopper.clone());
+    let watch = move || {
+        while cancel.sleep(DAY).is_ok() {}
+        stopper.stop(CrashKind::Other("stopped by a signal".to_owned()));
+    };
+    if let Err(error) = std::thread::Builder::new().name("stop".to_owned()).spawn(watch) {
+        eprintln!("zapscope: Ctrl-C will be heard between two orders only: {}", chain(&error));
+    }
+}
