@@ -17,7 +17,6 @@ mod scratch;
 mod strangers;
 mod swap;
 mod tiny_vm;
-mod tracefs;
 mod tracing;
 mod uffd;
 

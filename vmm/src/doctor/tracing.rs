@@ -1,6 +1,5 @@
 //! The kernel's own account: can its tracepoints be opened, and which of those that matter exist.
 
-use std::ffi::CStr;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -8,11 +7,11 @@ use rustix::io::Errno;
 use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use super::finding::Finding;
 use super::scratch::last_errno;
-use super::tracefs::Tracefs;
 use crate::host::Root;
+use crate::tap::Tracefs;
 
 /// The event that shows each range KVM was told to drop.
-const UNMAP_EVENT: &CStr = c"events/kvm/kvm_unmap_hva_range/id";
+const UNMAP_EVENT: &str = "kvm/kvm_unmap_hva_range";
 
 const PERF_TYPE_TRACEPOINT: u64 = 2;
 /// The size of the first published `perf_event_attr`, which every kernel accepts.
@@ -36,7 +35,7 @@ pub(super) struct Tracing {
 
 pub(super) fn probe() -> Tracing {
     let root = Root::default();
-    let mounts = root.text("/proc/self/mountinfo").as_deref().map(parse_tracefs_mounts).unwrap_or_default();
+    let mounts = Tracefs::mounts();
     let tracefs = match mounts.first() {
         Some(mount) => Tracefs::mounted_at(mount),
         None => Tracefs::detached(),
@@ -78,15 +77,6 @@ fn open_tracepoint(id: u64) -> Result<OwnedFd, Errno> {
         Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(last_errno()),
     }
-}
-
-/// Mount points of type tracefs. debugfs mounts one below itself when somebody looks; that is not asked for.
-fn parse_tracefs_mounts(mountinfo: &str) -> Vec<String> {
-    let mounts = mountinfo.lines().filter_map(|line| {
-        let (front, end) = line.split_once(" - ")?;
-        end.starts_with("tracefs ").then(|| front.split(' ').nth(4).map(str::to_owned))?
-    });
-    mounts.collect()
 }
 
 pub(super) fn judge(tracing: &Tracing) -> Vec<Finding> {
@@ -191,13 +181,5 @@ mod tests {
     fn without_kvm_there_is_no_event() {
         let no_kvm = Tracing { event: Err(Errno::NOENT), ..root_host() };
         assert_eq!(verdicts(&no_kvm), [Verdict::Limited; 2]);
-    }
-
-    #[test]
-    fn mounts_are_found_by_type() {
-        let mountinfo = "22 27 0:21 / /proc rw - proc proc rw\n\
-            36 24 0:12 / /sys/kernel/tracing rw,nosuid shared:9 - tracefs tracefs rw\n";
-        assert_eq!(parse_tracefs_mounts(mountinfo), ["/sys/kernel/tracing"]);
-        assert_eq!(parse_tracefs_mounts("1 2 0:3 / /tracefs rw - tmpfs tracefs rw\n"), Vec::<String>::new());
     }
 }

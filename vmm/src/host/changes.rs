@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use super::guardian::{Guardian, GuardianError, GuardianProgram, Request};
 use super::root::chosen_word;
 use super::undo::{UndoAction, UndoError, write_switch};
+use crate::tap::{Tracefs, TracefsError};
 
 /// Where changes and undoings are announced.
 pub type Announce = Box<dyn FnMut(&str) + Send>;
@@ -66,6 +67,9 @@ pub enum ChangeError {
         #[source]
         source: io::Error,
     },
+    /// No instance of tracefs.
+    #[error(transparent)]
+    TraceInstance(TracefsError),
     /// Nobody could undo it after a crash.
     #[error(transparent)]
     Guardian(#[from] GuardianError),
@@ -139,6 +143,20 @@ impl HostChanges {
             Err(source) => {
                 self.forget(change);
                 Err(ChangeError::Cgroup { path, source })
+            }
+        }
+    }
+
+    /// Makes a tracefs instance, and gives back its name.
+    pub fn make_trace_instance(&mut self, why: &str) -> Result<String, ChangeError> {
+        let name = format!("zapscope-{}-{}", std::process::id(), self.last);
+        let change = self.plan(UndoAction::RemoveTraceInstance { name: name.clone() })?;
+        self.say(&format!("host change: made the tracefs instance {name} ({why})"));
+        match Tracefs::open().and_then(|tracefs| tracefs.make_instance(&name)) {
+            Ok(()) => Ok(name),
+            Err(source) => {
+                self.forget(change);
+                Err(ChangeError::TraceInstance(source))
             }
         }
     }

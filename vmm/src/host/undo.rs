@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::zram;
+use crate::tap::tracefs::{self, Tracefs};
 
 /// How long a cgroup may take to notice that its last process is gone.
 const CGROUP_TRIES: u32 = 20;
@@ -41,6 +42,11 @@ pub enum UndoAction {
         /// Its directory.
         path: PathBuf,
     },
+    /// Remove an instance of tracefs.
+    RemoveTraceInstance {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// A change that could not be taken back.
@@ -63,6 +69,7 @@ impl UndoAction {
             Self::WriteFile { path, value } => ignore_absent(write_switch(path, value)),
             Self::RemoveZram { number, diskseq } => zram::remove(*number, *diskseq),
             Self::RemoveCgroup { path } => ignore_absent(remove_cgroup(path)),
+            Self::RemoveTraceInstance { name } => remove_trace_instance(name),
         };
         done.map_err(|source| UndoError { action: self.to_string(), by_hand: self.by_hand(), source })
     }
@@ -76,6 +83,10 @@ impl UndoAction {
                  echo {number} > /sys/class/zram-control/hot_remove"
             ),
             Self::RemoveCgroup { path } => format!("rmdir {}", path.display()),
+            Self::RemoveTraceInstance { name } => format!(
+                "mount -t tracefs nodev /sys/kernel/tracing; rmdir {}",
+                tracefs::instance_for_people(name).display()
+            ),
         }
     }
 }
@@ -86,8 +97,14 @@ impl fmt::Display for UndoAction {
             Self::WriteFile { path, value } => write!(out, "write '{value}' back to {}", path.display()),
             Self::RemoveZram { number, .. } => write!(out, "remove zram{number}"),
             Self::RemoveCgroup { path } => write!(out, "remove cgroup {}", path.display()),
+            Self::RemoveTraceInstance { name } => write!(out, "remove the tracefs instance {name}"),
         }
     }
+}
+
+fn remove_trace_instance(name: &str) -> io::Result<()> {
+    let tracefs = Tracefs::open().map_err(|error| io::Error::from(error.source))?;
+    tracefs.remove_instance(name).map_err(|error| error.source.into())
 }
 
 fn ignore_absent(done: io::Result<()>) -> io::Result<()> {
@@ -143,6 +160,7 @@ mod tests {
             UndoAction::WriteFile { path, value: "ma\ndvise\\".to_owned() },
             UndoAction::RemoveZram { number: 3, diskseq: Some(11) },
             UndoAction::RemoveCgroup { path: PathBuf::from("/sys/fs/cgroup/x") },
+            UndoAction::RemoveTraceInstance { name: "zapscope-1-0".to_owned() },
         ];
         for action in actions {
             let line = serde_json::to_string(&action).unwrap();

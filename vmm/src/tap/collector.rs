@@ -1,0 +1,231 @@
+//! Collecting what a source records: a thread that sleeps until half a buffer is full, and empties it then.
+//!
+//! ```text
+//!   kernel ── rings ──┐ readable at the watermark          whoever wants to know
+//!                     ▼                                       │ take: empties the rings once more, and
+//!             reader thread ── one lock ── kept events ───────┘ gets everything until now, in order of time
+//!                              select by address, note the thread, count the deeds
+//! ```
+//!
+//! In the steady state nothing is allocated and nothing formatted for an event: it is copied from its ring into a buffer
+//! of fixed size. What finds that buffer full is counted as lost, like what found its ring full.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use guest_mem::HvaRange;
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::io::Errno;
+
+use super::filter::merged;
+use super::source::{Source, SourceError};
+use super::tasks::{Task, Tasks};
+use super::tracepoints::{Deed, Event, Layout, What};
+
+/// Why nothing can be collected.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// No descriptor or thread for the reader.
+    #[error("the thread that reads the kernel's account cannot be started")]
+    Start(#[source] std::io::Error),
+}
+
+/// What a collector has seen, so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Records taken from the source.
+    pub records: u64,
+    /// Those that were not listened to, or made no sense.
+    pub foreign: u64,
+    /// Ranges elsewhere, which the kernel's filter let through.
+    pub elsewhere: u64,
+    /// Records lost: no room in a ring, or in the buffer.
+    pub lost: u64,
+    /// KVM's deeds, in the order of [`Deed::ALL`].
+    pub deeds: [u64; Deed::ALL.len()],
+}
+
+/// A source being read.
+pub struct Collector {
+    state: Arc<Mutex<State>>,
+    stop: OwnedFd,
+    reader: Option<JoinHandle<()>>,
+}
+
+struct State {
+    source: Box<dyn Source>,
+    layout: Layout,
+    watched: Vec<HvaRange>,
+    /// Never grows beyond its capacity.
+    kept: Vec<Event>,
+    seen: Seen,
+    /// Lost here, as against in the source.
+    unkept: u64,
+    tasks: Tasks,
+    failed: Option<SourceError>,
+}
+
+impl Collector {
+    /// Begins to read `source`, whose records `layout` decodes. Ranges that do not meet `watched` are passed over;
+    /// up to `capacity` events wait to be taken.
+    ///
+    /// # Errors
+    /// [`CollectError`].
+    pub fn start(
+        source: Box<dyn Source>,
+        layout: Layout,
+        watched: &[HvaRange],
+        capacity: usize,
+    ) -> Result<Self, CollectError> {
+        let start = |errno: Errno| CollectError::Start(errno.into());
+        let wakes = source.wakes().into_iter().map(|fd| fd.try_clone_to_owned());
+        let wakes: Vec<OwnedFd> = wakes.collect::<Result<_, _>>().map_err(CollectError::Start)?;
+        let stop =
+            rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(start)?;
+        let stopped = stop.try_clone().map_err(CollectError::Start)?;
+        let state = State {
+            source,
+            layout,
+            watched: merged(watched),
+            kept: Vec::with_capacity(capacity),
+            seen: Seen::default(),
+            unkept: 0,
+            tasks: Tasks::default(),
+            failed: None,
+        };
+        let state = Arc::new(Mutex::new(state));
+        let read = state.clone();
+        let reader = std::thread::Builder::new().name("tap".to_owned());
+        let reader = reader.spawn(move || read_until_stopped(&read, &wakes, &stopped));
+        Ok(Self { state, stop, reader: Some(reader.map_err(CollectError::Start)?) })
+    }
+
+    /// Takes everything recorded until now, in order of time, and adds it to `events`. What this thread did before, on
+    /// whatever CPU, is among it.
+    ///
+    /// # Errors
+    /// The source failed, now or earlier: events are missing, it is not known how many.
+    pub fn take(&self, events: &mut Vec<Event>) -> Result<Seen, SourceError> {
+        let mut state = lock(&self.state);
+        state.drain();
+        if let Some(error) = state.failed.take() {
+            return Err(error);
+        }
+        let first = events.len();
+        events.append(&mut state.kept);
+        events[first..].sort_by_key(|event| event.time_ns);
+        state.seen.lost = state.unkept + state.source.lost();
+        Ok(state.seen)
+    }
+
+    /// Watches other addresses from now on. What was recorded until now is given up. How much was lost by then.
+    ///
+    /// The kernel's own filter stays as it was opened: it must be wide enough for both.
+    pub fn watch(&self, watched: &[HvaRange]) -> u64 {
+        let mut state = lock(&self.state);
+        state.drain();
+        state.kept.clear();
+        state.watched = merged(watched);
+        state.unkept + state.source.lost()
+    }
+
+    /// The threads heard of so far.
+    pub fn tasks(&self) -> Vec<Task> {
+        lock(&self.state).tasks.known().to_vec()
+    }
+
+    /// Tracepoints that the kernel lacks, as `group:name`.
+    pub fn missing(&self) -> Vec<String> {
+        lock(&self.state).layout.missing().to_vec()
+    }
+}
+
+impl State {
+    fn drain(&mut self) {
+        let Self { source, layout, watched, kept, seen, unkept, tasks, failed } = self;
+        let capacity = kept.capacity();
+        let drained = source.drain(&mut |sample| {
+            seen.records += 1;
+            let Some(event) = layout.decode(sample) else {
+                seen.foreign += 1;
+                return;
+            };
+            match event.what {
+                What::Did(deed) => {
+                    seen.deeds[deed as usize] += 1;
+                    return;
+                }
+                What::Range(range) if !meets(watched, range) => {
+                    seen.elsewhere += 1;
+                    return;
+                }
+                _ => {}
+            }
+            tasks.heard(event.pid, event.tid);
+            if kept.len() < capacity {
+                kept.push(event);
+            } else {
+                *unkept += 1;
+            }
+        });
+        if let Err(error) = drained {
+            *failed = Some(error);
+        }
+        tasks.look_up();
+    }
+}
+
+/// Whether `range` meets one of `watched`, which are in order and apart.
+#[inline]
+fn meets(watched: &[HvaRange], range: HvaRange) -> bool {
+    let first = watched.partition_point(|one| one.end() <= range.start());
+    watched.get(first).is_some_and(|one| one.overlaps(range))
+}
+
+fn read_until_stopped(state: &Mutex<State>, wakes: &[OwnedFd], stop: &OwnedFd) {
+    let mut dead = vec![false; wakes.len()];
+    loop {
+        let live = wakes.iter().zip(&dead).filter(|(_, dead)| !**dead).map(|(wake, _)| wake.as_fd());
+        let mut polled: Vec<PollFd<'_>> = vec![PollFd::new(stop, PollFlags::IN)];
+        polled.extend(live.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+        }
+        if !polled[0].revents().is_empty() {
+            return;
+        }
+        let mut state = lock(state);
+        state.drain();
+        if state.failed.is_some() {
+            return;
+        }
+        drop(state);
+        // A CPU that was taken offline hangs up, and would wake us for ever.
+        let over: Vec<bool> = polled[1..].iter().map(|fd| fd.revents().intersects(OVER)).collect();
+        let mut over = over.into_iter();
+        dead.iter_mut().filter(|dead| !**dead).for_each(|dead| *dead = over.next().unwrap_or(false));
+    }
+}
+
+const OVER: PollFlags = PollFlags::HUP.union(PollFlags::ERR).union(PollFlags::NVAL);
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        if let Some(reader) = self.reader.take() {
+            // It only ends early by a panic, which it has told of itself.
+            let _ = reader.join();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "collector_tests.rs"]
+mod tests;

@@ -1,0 +1,111 @@
+//! What the kernel is to pick, as the text of a tracepoint's filter.
+
+use guest_mem::{Hva, HvaRange};
+
+use super::tracepoints::{Filtered, UFFD_IOCTLS};
+
+/// The longest filter: the kernel takes a page of it.
+const LONGEST: usize = 4000;
+
+/// The text for a tracepoint that is `filtered`, where `ranges` are watched; `None`: no filter.
+///
+/// The kernel's choice may be wider than `ranges`, if their exact text is longer than it takes: what it lets through
+/// is looked at again.
+pub(super) fn text(filtered: Filtered, ranges: &[HvaRange]) -> Option<String> {
+    match filtered {
+        Filtered::No => None,
+        Filtered::ByAddress => by_address(merged(ranges)),
+        Filtered::ByIoctl => {
+            let each: Vec<_> = UFFD_IOCTLS.iter().map(|number| format!("cmd=={number:#x}")).collect();
+            Some(each.join("||"))
+        }
+    }
+}
+
+/// The ranges in order, those that meet as one, none of them empty.
+pub(super) fn merged(ranges: &[HvaRange]) -> Vec<HvaRange> {
+    let mut sorted: Vec<HvaRange> = ranges.iter().copied().filter(|range| !range.is_empty()).collect();
+    sorted.sort_by_key(|range| (range.start(), range.end()));
+    let mut merged: Vec<HvaRange> = Vec::with_capacity(sorted.len());
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if range.start() <= last.end() => *last = last.hull(range),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// Nothing watched is a filter that nothing passes.
+fn by_address(mut ranges: Vec<HvaRange>) -> Option<String> {
+    if ranges.is_empty() {
+        ranges.push(HvaRange::empty(Hva::new(0)));
+    }
+    loop {
+        let each: Vec<_> = ranges
+            .iter()
+            .map(|range| format!("(end>{:#x}&&start<{:#x})", range.start().get(), range.end().get()))
+            .collect();
+        let text = each.join("||");
+        if text.len() <= LONGEST {
+            return Some(text);
+        }
+        let gap = |pair: &[HvaRange]| pair[1].start().get() - pair[0].end().get();
+        let narrowest = (1..ranges.len()).min_by_key(|&at| gap(&ranges[at - 1..=at]))?;
+        let joined = ranges[narrowest - 1].hull(ranges[narrowest]);
+        ranges.splice(narrowest - 1..=narrowest, [joined]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(start: u64, len: u64) -> HvaRange {
+        HvaRange::with_len(Hva::new(start), len).unwrap()
+    }
+
+    /// What the kernel makes of a filter of this file's kind.
+    fn passes(text: &str, start: u64, end: u64) -> bool {
+        let bound = |text: &str, name: &str| -> u64 {
+            u64::from_str_radix(text.strip_prefix(name).unwrap().strip_prefix("0x").unwrap(), 16).unwrap()
+        };
+        text.split("||").any(|one| {
+            let (low, high) = one.trim_matches(['(', ')']).split_once("&&").unwrap();
+            end > bound(low, "end>") && start < bound(high, "start<")
+        })
+    }
+
+    #[test]
+    fn ranges_that_meet_are_one() {
+        let watched = [range(0x4000, 0x1000), range(0x1000, 0x1000), range(0x2000, 0x1000), range(0x9000, 0)];
+        let text = text(Filtered::ByAddress, &watched).unwrap();
+        assert_eq!(text, "(end>0x1000&&start<0x3000)||(end>0x4000&&start<0x5000)");
+    }
+
+    #[test]
+    fn nothing_watched_lets_nothing_pass() {
+        let text = text(Filtered::ByAddress, &[]).unwrap();
+        assert!(!passes(&text, 0, u64::MAX));
+        assert_eq!(super::text(Filtered::No, &[]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_watched_passes_and_the_text_is_short(
+            watched in prop::collection::vec((0u64..1 << 46, 1u64..1 << 30), 1..300), at in 0u64..1 << 46, len in 1u64..1 << 21,
+        ) {
+            let ranges: Vec<_> = watched.into_iter().map(|(start, len)| range(start, len)).collect();
+            let text = text(Filtered::ByAddress, &ranges).unwrap();
+            prop_assert!(text.len() <= LONGEST);
+            if ranges.len() < 50 {
+                prop_assert_eq!(passes(&text, at, at + len), ranges.iter().any(|one| one.overlaps(range(at, len))));
+            }
+            for one in ranges {
+                prop_assert!(passes(&text, one.start().get(), one.start().get() + 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Memory shared with whoever writes a ring: the kernel, or a thread of ours that stands for it.
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// A shared mapping, unmapped when dropped. Another party writes to it at any time: it is only ever accessed by
+/// atomics, and by copies of bytes that the protocol has given us.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the memory belongs to no thread; all access goes through the methods below.
+unsafe impl Send for Mapping {}
+// SAFETY: as above: atomics, and copies of bytes whose owner the ring's protocol names.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// The first `len` bytes of `file`.
+    pub(super) fn of(file: BorrowedFd<'_>, len: usize) -> Result<Self, Errno> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: without MAP_FIXED a new mapping cannot touch an existing one.
+        let at = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file, 0) }?;
+        Ok(Self { at: NonNull::new(at.cast()).ok_or(Errno::NOMEM)?, len })
+    }
+
+    /// `len` bytes of zeros that no file is behind.
+    pub(super) fn anonymous(len: usize) -> Result<Self, Errno> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: without MAP_FIXED a new mapping cannot touch an existing one.
+        let at = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, access, MapFlags::SHARED) }?;
+        Ok(Self { at: NonNull::new(at.cast()).ok_or(Errno::NOMEM)?, len })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The word at `offset`.
+    ///
+    /// # Panics
+    /// If it is not inside, or not aligned.
+    pub(super) fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= self.len));
+        // SAFETY: the bound was just checked.
+        let at = unsafe { self.at.add(offset) };
+        // SAFETY: mapped as long as `self`, aligned to 8 as the mapping is to a page; every party uses atomics on it.
+        unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) }
+    }
+
+    /// The bytes from `offset` on.
+    ///
+    /// # Safety
+    /// Nobody writes to them as long as the slice is used.
+    ///
+    /// # Panics
+    /// If they are not all inside.
+    pub(super) unsafe fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: the bound was just checked.
+        let at = unsafe { self.at.add(offset) };
+        // SAFETY: mapped and initialised; nobody writes there, by the caller's promise.
+        unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
+    }
+
+    /// Puts bytes at `offset`.
+    ///
+    /// # Safety
+    /// Nobody reads or writes there at the same time.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub(super) unsafe fn put(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len));
+        // SAFETY: the bound was just checked.
+        let to = unsafe { self.at.add(offset) };
+        // SAFETY: room for all of them, by the check; nobody else is there, by the caller's promise.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nothing refers to any more: every reference into it borrows `self`.
+        let _ = unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), self.len) };
+    }
+}

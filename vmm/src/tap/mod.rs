@@ -1,0 +1,94 @@
+//! The kernel tap: the kernel's own account of what it told KVM to drop.
+//!
+//! ```text
+//!   tracepoints (kvm:kvm_unmap_hva_range …)
+//!     ├─ perf       one ring a CPU, filtered by address in the kernel ──┐
+//!     ├─ instance   a private tracefs instance, where perf is refused ──┼─> Source ── Collector ── Event, by time
+//!     └─ synthetic  the same ring and bytes, written by a thread ───────┘              (one reader thread)
+//! ```
+//!
+//! Begin at [`Tap::open`]; what is made of the events, together with what a run did itself, is in [`reconcile`]. The layout of every record is read from the kernel at run time ([`format`], [`tracepoints`]).
+//! The tap watches addresses, of whatever process: a run's own arena, or the memory of a VM that another VMM runs.
+
+pub mod cause;
+pub mod collector;
+mod filter;
+pub mod format;
+pub mod instance;
+mod mapping;
+mod page;
+pub mod perf;
+pub mod reconcile;
+mod ring;
+pub mod sample;
+pub mod source;
+pub mod synthetic;
+mod tasks;
+pub mod tracefs;
+pub mod tracepoints;
+
+use guest_mem::HvaRange;
+
+pub use cause::RangeCause;
+pub use collector::{CollectError, Collector, Seen};
+pub use instance::{Instance, InstanceError};
+pub use perf::{Perf, PerfError};
+pub use reconcile::{Account, Operations, Promise, Ranges};
+pub use source::{Source, SourceError};
+pub use tasks::Task;
+pub use tracefs::{Tracefs, TracefsError};
+pub use tracepoints::{Call, Deed, Event, Interest, Layout, LayoutError, What, Work};
+
+/// By which of the kernel's interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// perf events.
+    Perf,
+    /// The tracefs instance of this name, which is there.
+    Instance(String),
+}
+
+/// Why there is no tap.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// No tracefs, in which the tracepoints are described.
+    #[error("the kernel's account needs tracefs")]
+    Tracefs(#[from] TracefsError),
+    /// No ranges to be had.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// No perf events.
+    #[error(transparent)]
+    Perf(#[from] PerfError),
+    /// No use of an instance.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// No reader.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
+}
+
+/// The kernel's account of some addresses, being kept.
+pub struct Tap;
+
+impl Tap {
+    /// Begins to listen for ranges that meet `watched`, and whatever else is of interest. Up to `capacity` events wait
+    /// to be taken.
+    ///
+    /// # Errors
+    /// [`TapError`], which says what would change it.
+    pub fn open(
+        via: &Via,
+        interest: Interest,
+        watched: &[HvaRange],
+        capacity: usize,
+    ) -> Result<Collector, TapError> {
+        let tracefs = Tracefs::open()?;
+        let layout = Layout::read(&tracefs, interest)?;
+        let source: Box<dyn Source> = match via {
+            Via::Perf => Box::new(Perf::open(&layout, watched)?),
+            Via::Instance(name) => Box::new(Instance::open(&tracefs, name, &layout, watched)?),
+        };
+        Ok(Collector::start(source, layout, watched, capacity)?)
+    }
+}

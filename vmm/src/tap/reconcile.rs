@@ -1,0 +1,327 @@
+//! Two accounts of the same span: what we said would be announced, and what the kernel announced.
+//!
+//! ```text
+//!   operations: thread, begin..end, what it was expected to announce ──┐
+//!   events: ranges and works, by time, each with its thread ───────────┴─> cause of each range ──> sums
+//!                                                                          the step's own, operation by operation,
+//!                                                                          against what was expected
+//! ```
+//!
+//! An event is a step's if its thread is the one that made the system call, between the clock's reading before the call
+//! and the one after: system calls are synchronous, and both clocks are `CLOCK_MONOTONIC`. Pure code.
+
+use guest_mem::{HvaRange, PMD_SIZE, Planned};
+
+use super::cause::{RangeCause, of_own, of_stranger, of_work};
+use super::tasks::Task;
+use super::tracepoints::{Event, What, Work};
+
+/// Sentences kept about operations that disagree; all are counted.
+const MOST_SENTENCES: usize = 3;
+
+/// System calls of steps, in order of time, and what each of them is to announce.
+#[derive(Clone, Debug, Default)]
+pub struct Operations {
+    thread: u32,
+    calls: Vec<Call>,
+    expected: Vec<Expected>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    begin_ns: u64,
+    end_ns: u64,
+    /// Where in `expected` its ranges end; they begin where those of the operation before end.
+    expected_end: usize,
+    promise: Promise,
+}
+
+/// How far it is known beforehand what an operation announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// Exactly the expected ranges.
+    Exact,
+    /// These, and besides how the kernel chose to split the folios at their ends, inside the same 2 MiB blocks.
+    AtLeast,
+    /// The kernel chooses, or the call was made again for what had stayed: nothing is compared.
+    Open,
+    /// As [`Promise::Open`], and the choice is made by reclaim.
+    Reclaim,
+}
+
+impl Promise {
+    const fn is_compared(self) -> bool {
+        matches!(self, Self::Exact | Self::AtLeast)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    range: HvaRange,
+    /// A split may be announced twice: by the split of the PMD (Linux 6.12 and older) and by that of the folio.
+    may_double: bool,
+}
+
+/// Ranges and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ranges {
+    /// How many.
+    pub ranges: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Ranges {
+    fn add_assign(&mut self, other: Self) {
+        self.ranges += other.ranges;
+        self.bytes += other.bytes;
+    }
+}
+
+/// The kernel's account of some spans.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Ranges by cause, in the order of [`RangeCause::ALL`].
+    by_cause: [Ranges; RangeCause::ALL.len()],
+    /// Events that were lost.
+    pub lost: u64,
+    /// Operations whose ranges were compared with what was expected.
+    pub compared: u64,
+    /// Those that differed.
+    pub differed: u64,
+    /// Where and how, of the first few.
+    pub sentences: Vec<String>,
+}
+
+impl Operations {
+    /// None yet, by the calling thread, numbered `thread`.
+    pub fn of_thread(thread: u32) -> Self {
+        Self { thread, ..Self::default() }
+    }
+
+    /// Notes a system call.
+    pub fn note(&mut self, begin_ns: u64, end_ns: u64, planned: &[Planned], promise: Promise) {
+        if promise.is_compared() {
+            self.expected.extend(planned.iter().map(|planned| Expected {
+                range: planned.range(),
+                may_double: matches!(planned, Planned::SplitPmd(_) | Planned::SplitFolio(_)),
+            }));
+        }
+        self.calls.push(Call { begin_ns, end_ns, expected_end: self.expected.len(), promise });
+    }
+
+    /// Notes that the last system call was made again: what the two announce between them is not known beforehand.
+    pub fn again(&mut self, begin_ns: u64, end_ns: u64) {
+        if let Some(at) = self.calls.len().checked_sub(1) {
+            let before = at.checked_sub(1).map_or(0, |before| self.calls[before].expected_end);
+            self.expected.truncate(before);
+            let last = &mut self.calls[at];
+            (last.expected_end, last.promise) = (before, Promise::Open);
+        }
+        self.note(begin_ns, end_ns, &[], Promise::Open);
+    }
+
+    /// Forgets them all.
+    pub fn clear(&mut self) {
+        self.calls.clear();
+        self.expected.clear();
+    }
+
+    /// The call that this thread was in at a time.
+    fn at(&self, time_ns: u64) -> Option<usize> {
+        let after = self.calls.partition_point(|call| call.begin_ns <= time_ns);
+        let index = after.checked_sub(1)?;
+        (time_ns <= self.calls[index].end_ns).then_some(index)
+    }
+
+    fn expected(&self, index: usize) -> &[Expected] {
+        let begin = index.checked_sub(1).map_or(0, |before| self.calls[before].expected_end);
+        &self.expected[begin..self.calls[index].expected_end]
+    }
+}
+
+/// What threads are at.
+#[derive(Default)]
+struct AtWork(Vec<(u32, Work)>);
+
+impl AtWork {
+    fn begin(&mut self, tid: u32, work: Work) {
+        // A userfaultfd ioctl has no end of its own.
+        self.0.retain(|(thread, other)| {
+            *thread != tid || !matches!(other, Work::Call(super::Call::Userfault(_)))
+        });
+        self.0.push((tid, work));
+    }
+
+    fn end(&mut self, tid: u32, work: Work) {
+        // The argument of a call is not told at its end.
+        let same = |other: Work| std::mem::discriminant(&other) == std::mem::discriminant(&work);
+        if let Some(at) = self.0.iter().rposition(|(thread, other)| *thread == tid && same(*other)) {
+            self.0.remove(at);
+        }
+    }
+
+    /// The innermost that is a cause.
+    fn cause(&self, tid: u32) -> Option<RangeCause> {
+        self.0.iter().rev().filter(|(thread, _)| *thread == tid).find_map(|(_, work)| of_work(*work))
+    }
+}
+
+impl Account {
+    /// Ranges of one cause.
+    pub fn of(&self, cause: RangeCause) -> Ranges {
+        self.by_cause[cause as usize]
+    }
+
+    /// Ranges of all causes that `wanted` picks.
+    pub fn sum(&self, wanted: impl Fn(RangeCause) -> bool) -> Ranges {
+        let mut sum = Ranges::default();
+        RangeCause::ALL.into_iter().filter(|cause| wanted(*cause)).for_each(|cause| sum += self.of(cause));
+        sum
+    }
+
+    /// Adds the events of a span, in order of time, in which this process (number `pid`) made `operations`. Threads are
+    /// looked up in `tasks`, which is in order of their numbers.
+    pub fn add(&mut self, events: &[Event], operations: &Operations, tasks: &[Task], pid: u32) {
+        let mut at_work = AtWork::default();
+        let mut of_calls: Vec<(usize, HvaRange)> = Vec::new();
+        for event in events {
+            match event.what {
+                What::Begin(work) => at_work.begin(event.tid, work),
+                What::End(work) => at_work.end(event.tid, work),
+                What::Did(_) => {}
+                What::Range(range) => {
+                    let (cause, call) = attribute(event, operations, &at_work, tasks, pid);
+                    self.by_cause[cause as usize] += Ranges { ranges: 1, bytes: range.len() };
+                    of_calls.extend(call.map(|call| (call, range)));
+                }
+            }
+        }
+        self.compare(operations, &of_calls);
+    }
+
+    /// Compares each operation's ranges, which are in order of the operations, with what was expected.
+    fn compare(&mut self, operations: &Operations, announced: &[(usize, HvaRange)]) {
+        let mut rest = announced;
+        for (index, call) in operations.calls.iter().enumerate() {
+            let (its, others) = rest.split_at(rest.partition_point(|(of, _)| *of <= index));
+            rest = others;
+            if !call.promise.is_compared() {
+                continue;
+            }
+            self.compared += 1;
+            let expected = operations.expected(index);
+            let announced = its.iter().map(|(_, range)| *range);
+            if let Some(how) = difference(expected, announced, call.promise) {
+                self.differed += 1;
+                if self.sentences.len() < MOST_SENTENCES {
+                    self.sentences.push(format!("operation {index}: {how}"));
+                }
+            }
+        }
+    }
+
+    /// Adds what another account of the same steps says of losses and differences; ranges are of one.
+    pub fn pool(&mut self, other: &Self) {
+        self.lost += other.lost;
+        self.compared += other.compared;
+        self.differed += other.differed;
+        let room = MOST_SENTENCES.saturating_sub(self.sentences.len());
+        self.sentences.extend(other.sentences.iter().take(room).cloned());
+    }
+}
+
+/// The cause of a range, and if it is a step's, which call's.
+fn attribute(
+    event: &Event,
+    operations: &Operations,
+    at_work: &AtWork,
+    tasks: &[Task],
+    pid: u32,
+) -> (RangeCause, Option<usize>) {
+    let task = tasks.binary_search_by_key(&event.tid, |task| task.tid).ok().map(|index| &tasks[index]);
+    let work = at_work.cause(event.tid);
+    if event.tid == operations.thread {
+        let call = operations.at(event.time_ns);
+        let promise = call.map(|call| operations.calls[call].promise);
+        return match (work, promise) {
+            (Some(_), Some(Promise::Reclaim)) | (None, Some(_)) => (RangeCause::Step, call),
+            // Collapse and migration by address are what the call is for.
+            (Some(RangeCause::Migration | RangeCause::Compaction), Some(_)) => (RangeCause::Step, call),
+            (Some(work), _) => (work, None),
+            (None, None) => (RangeCause::Zap, None),
+        };
+    }
+    let ours = event.pid == pid || task.is_some_and(|task| task.pid == Some(pid));
+    let cause = match (task, work) {
+        (Some(task), _) if task.kernel => of_stranger(Some(task)),
+        (_, Some(work)) => work,
+        (Some(task), None) if ours => of_own(task),
+        (None, None) if ours => RangeCause::OwnThread,
+        (task, None) => of_stranger(task),
+    };
+    (cause, None)
+}
+
+/// How what was announced differs from what was expected, as sets with multiplicity; `None` if it does not.
+fn difference(
+    expected: &[Expected],
+    announced: impl Iterator<Item = HvaRange>,
+    promise: Promise,
+) -> Option<String> {
+    let key = |range: &HvaRange| (range.start(), range.end());
+    let mut announced: Vec<HvaRange> = announced.collect();
+    // In order, as they usually are: then there is nothing to sort.
+    if announced.len() == expected.len() && announced.iter().zip(expected).all(|(is, was)| *is == was.range) {
+        return None;
+    }
+    let was = expected.iter().map(|expected| expected.range);
+    let mut expected: Vec<Expected> = expected.to_vec();
+    announced.sort_by_key(key);
+    expected.sort_by_key(|expected| key(&expected.range));
+    let (mut missing, mut extra) = (Vec::new(), Vec::new());
+    let mut rest = announced.into_iter().peekable();
+    let mut last: Option<Expected> = None;
+    for expected in expected {
+        while let Some(early) = rest.next_if(|range| key(range) < key(&expected.range)) {
+            if !last.is_some_and(|last| last.may_double && last.range == early) {
+                extra.push(early);
+            }
+            last = None;
+        }
+        match rest.next_if_eq(&expected.range) {
+            Some(_) => last = Some(expected),
+            None => missing.push(expected.range),
+        }
+    }
+    for late in rest {
+        if !last.is_some_and(|last| last.may_double && last.range == late) {
+            extra.push(late);
+        }
+        last = None;
+    }
+    if promise == Promise::AtLeast {
+        let blocks: Vec<_> = was.filter_map(|range| range.checked_align_outward(PMD_SIZE)).collect();
+        extra.retain(|range| !blocks.iter().any(|block| block.covers(*range)));
+    }
+    let listed = |ranges: &[HvaRange]| {
+        let some: Vec<_> =
+            ranges.iter().take(2).map(|range| format!("{range} ({} bytes)", range.len())).collect();
+        some.join(", ")
+    };
+    let told = |what: &str, ranges: &[HvaRange]| {
+        (!ranges.is_empty()).then(|| format!("{} {what}: {}", ranges.len(), listed(ranges)))
+    };
+    let parts: Vec<String> = [
+        told("that the kernel did not announce", &missing),
+        told("that the kernel announced beside", &extra),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

@@ -1,0 +1,193 @@
+use guest_mem::{Hva, MapLevel, Order, Victim};
+use proptest::prelude::*;
+
+use super::super::tracepoints::Call as Syscall;
+use super::*;
+
+const US: u32 = 100;
+const WORKER: u32 = 101;
+const VCPU: u32 = 102;
+const KSWAPD: u32 = 50;
+const OTHER: u32 = 900;
+
+fn range(page: u64, pages: u64) -> HvaRange {
+    HvaRange::with_len(Hva::new(page << 12), pages << 12).unwrap()
+}
+
+fn tasks() -> Vec<Task> {
+    let task = |tid, pid, comm: &str, kernel| Task { tid, pid: Some(pid), comm: comm.to_owned(), kernel };
+    vec![
+        task(KSWAPD, KSWAPD, "kswapd0", true),
+        task(WORKER, US, "zapscope", false),
+        task(VCPU, US, "vcpu0", false),
+        task(OTHER, 800, "qemu", false),
+    ]
+}
+
+fn event(time_ns: u64, tid: u32, what: What) -> Event {
+    let pid = match tid {
+        WORKER | VCPU => US,
+        OTHER => 800,
+        other => other,
+    };
+    Event { time_ns, pid, tid, what }
+}
+
+fn announced(time_ns: u64, tid: u32, pages: HvaRange) -> Event {
+    event(time_ns, tid, What::Range(pages))
+}
+
+fn take(pages: HvaRange) -> Planned {
+    Planned::Take(Victim { pages, order: Order::BASE, level: MapLevel::Pte, anonymous: true })
+}
+
+/// One exact operation from 100 to 200 that takes pages 1 and 3.
+fn operations() -> Operations {
+    let mut operations = Operations::of_thread(WORKER);
+    operations.note(100, 200, &[take(range(1, 1)), take(range(3, 1))], Promise::Exact);
+    operations
+}
+
+fn account(events: &[Event], operations: &Operations) -> Account {
+    let mut account = Account::default();
+    account.add(events, operations, &tasks(), US);
+    account
+}
+
+#[test]
+fn a_range_is_a_steps_by_thread_and_time() {
+    let events = [
+        announced(99, WORKER, range(1, 1)),
+        announced(100, WORKER, range(1, 1)),
+        announced(150, KSWAPD, range(7, 1)),
+        announced(160, VCPU, range(8, 2)),
+        announced(170, OTHER, range(9, 1)),
+        announced(175, 12345, range(9, 1)),
+        announced(200, WORKER, range(3, 1)),
+        announced(201, WORKER, range(3, 1)),
+    ];
+    let account = account(&events, &operations());
+    assert_eq!(account.of(RangeCause::Step), Ranges { ranges: 2, bytes: 8192 });
+    assert_eq!(account.of(RangeCause::Zap).ranges, 2);
+    assert_eq!(account.of(RangeCause::GuestFault), Ranges { ranges: 1, bytes: 8192 });
+    assert_eq!(account.of(RangeCause::Kswapd).ranges, 1);
+    assert_eq!(account.of(RangeCause::AnotherProcess).ranges, 1);
+    assert_eq!(account.of(RangeCause::Unattributed).ranges, 1);
+    assert_eq!(account.sum(RangeCause::is_stranger).ranges, 2);
+    assert_eq!((account.compared, account.differed), (1, 0));
+}
+
+#[test]
+fn what_a_thread_is_at_is_the_cause() {
+    let events = [
+        event(110, WORKER, What::Begin(Work::DirectReclaim)),
+        announced(120, WORKER, range(30, 1)),
+        event(130, WORKER, What::End(Work::DirectReclaim)),
+        announced(140, WORKER, range(1, 1)),
+        event(150, VCPU, What::Begin(Work::Call(Syscall::Madvise(4)))),
+        event(151, VCPU, What::Begin(Work::Compaction)),
+        event(152, VCPU, What::Begin(Work::Migration)),
+        announced(153, VCPU, range(31, 1)),
+        event(154, VCPU, What::End(Work::Migration)),
+        announced(155, VCPU, range(31, 1)),
+        event(156, VCPU, What::End(Work::Compaction)),
+        announced(157, VCPU, range(31, 1)),
+        event(158, VCPU, What::End(Work::Call(Syscall::Madvise(0)))),
+        announced(160, WORKER, range(3, 1)),
+    ];
+    let account = account(&events, &operations());
+    for (cause, ranges) in [
+        (RangeCause::DirectReclaim, 1),
+        (RangeCause::Migration, 1),
+        (RangeCause::Compaction, 1),
+        (RangeCause::GuestFault, 1),
+        (RangeCause::Step, 2),
+    ] {
+        assert_eq!(account.of(cause).ranges, ranges, "{cause:?}");
+    }
+    assert_eq!(account.differed, 0);
+}
+
+#[test]
+fn reclaim_that_a_step_asks_for_is_the_steps() {
+    let mut operations = Operations::of_thread(WORKER);
+    operations.note(100, 200, &[], Promise::Reclaim);
+    let events = [
+        event(110, WORKER, What::Begin(Work::MemcgReclaim)),
+        announced(120, WORKER, range(30, 1)),
+        event(130, WORKER, What::End(Work::MemcgReclaim)),
+    ];
+    let account = account(&events, &operations);
+    assert_eq!((account.of(RangeCause::Step).ranges, account.compared), (1, 0));
+}
+
+#[test]
+fn accounts_that_disagree_say_where() {
+    let missing = account(&[announced(110, WORKER, range(1, 1))], &operations());
+    assert_eq!((missing.compared, missing.differed), (1, 1));
+    assert!(missing.sentences[0].contains("1 that the kernel did not announce: "), "{:?}", missing.sentences);
+    let wider = [announced(110, WORKER, range(1, 1)), announced(111, WORKER, range(3, 2))];
+    let wider = account(&wider, &operations());
+    assert!(wider.sentences[0].contains("did not announce") && wider.sentences[0].contains("beside"));
+    let mut all = missing.clone();
+    all.pool(&wider);
+    assert_eq!((all.differed, all.sentences.len(), all.of(RangeCause::Step).ranges), (2, 2, 1));
+}
+
+#[test]
+fn a_split_may_be_announced_twice_and_a_page_may_not() {
+    let block = range(512, 512);
+    let mut operations = Operations::of_thread(WORKER);
+    operations.note(100, 200, &[Planned::SplitPmd(block), take(range(513, 1))], Promise::Exact);
+    let differed = |ranges: &[HvaRange]| {
+        let events: Vec<_> = ranges.iter().map(|range| announced(150, WORKER, *range)).collect();
+        account(&events, &operations).differed
+    };
+    assert_eq!(differed(&[block, range(513, 1)]), 0);
+    assert_eq!(differed(&[block, block, range(513, 1)]), 0);
+    assert_eq!(differed(&[block, block, block, range(513, 1)]), 1);
+    assert_eq!(differed(&[block, range(513, 1), range(513, 1)]), 1);
+    assert_eq!(differed(&[range(513, 1)]), 1);
+}
+
+#[test]
+fn a_hole_may_split_folios_at_its_ends_and_nothing_elsewhere() {
+    let mut operations = Operations::of_thread(WORKER);
+    operations.note(100, 200, &[Planned::Exact(range(600, 4))], Promise::AtLeast);
+    let differed = |ranges: &[HvaRange]| {
+        let events: Vec<_> = ranges.iter().map(|range| announced(150, WORKER, *range)).collect();
+        account(&events, &operations).differed
+    };
+    assert_eq!(differed(&[range(600, 4), range(512, 64), range(1000, 24)]), 0);
+    assert_eq!(differed(&[range(600, 4), range(1023, 2)]), 1);
+    assert_eq!(differed(&[range(512, 64)]), 1);
+}
+
+/// What `difference` must say, by counting.
+fn naive(expected: &[(HvaRange, bool)], announced: &[HvaRange]) -> bool {
+    let count =
+        |ranges: &mut dyn Iterator<Item = HvaRange>, range| ranges.filter(|one| *one == range).count();
+    expected.iter().map(|(range, _)| *range).chain(announced.iter().copied()).any(|range| {
+        let was = count(&mut expected.iter().map(|(range, _)| *range), range);
+        let is = count(&mut announced.iter().copied(), range);
+        let spare = usize::from(expected.iter().any(|(one, double)| *one == range && *double));
+        is < was || is > was + spare
+    })
+}
+
+proptest! {
+    #[test]
+    fn differences_are_those_of_counting(
+        expected in prop::collection::vec((0u64..5, any::<bool>()), 0..6),
+        announced in prop::collection::vec(0u64..5, 0..8),
+    ) {
+        // Whether a range may double is a property of the range here, as it is of splits.
+        let may = |page: u64| expected.iter().any(|(one, double)| *one == page && *double);
+        let expected: Vec<_> = expected.iter().map(|(page, _)| (range(*page, 1), may(*page))).collect();
+        let announced: Vec<_> = announced.into_iter().map(|page| range(page, 1)).collect();
+        let listed: Vec<_> =
+            expected.iter().map(|&(range, may_double)| Expected { range, may_double }).collect();
+        let found = difference(&listed, announced.iter().copied(), Promise::Exact).is_some();
+        prop_assert_eq!(found, naive(&expected, &announced));
+    }
+}

@@ -1,0 +1,34 @@
+//! Where records of tracepoints come from.
+
+use std::os::fd::BorrowedFd;
+
+use super::instance::StreamError;
+use super::ring::Damaged;
+use super::sample::Sample;
+
+/// A source of tracepoint records, read by one thread at a time.
+pub trait Source: Send {
+    /// Descriptors that become readable when much has gathered. They are the same as long as the source lives.
+    fn wakes(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Gives everything that was recorded by now to `sink`. Records of one CPU come in order of time; those of several
+    /// CPUs do not.
+    ///
+    /// # Errors
+    /// [`SourceError`]: nothing more can be had from it.
+    fn drain(&mut self, sink: &mut dyn FnMut(&Sample<'_>)) -> Result<(), SourceError>;
+
+    /// Records that found no room, so far.
+    fn lost(&mut self) -> u64;
+}
+
+/// A source that has nothing more to give.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A perf ring is damaged.
+    #[error(transparent)]
+    Ring(#[from] Damaged),
+    /// A tracefs buffer cannot be read.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
