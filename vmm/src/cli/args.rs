@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_mem::Backing;
 use guest_mem::swapper::FaultAround;
 
+use crate::run::TapChoice;
 use crate::scenario::Size;
 
 /// What does it cost a guest when the host takes its memory away?
@@ -51,6 +52,10 @@ pub struct RunArguments {
     /// The kernel's modules [default: lib/modules beside the kernel, or /lib/modules/RELEASE].
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
+    /// How the kernel's own account of the announced ranges is kept: by a private tracefs instance, which is removed
+    /// again, by perf events, by what this host permits, or not at all.
+    #[arg(long, value_enum, default_value_t = TapChoice::Auto)]
+    pub tap: TapChoice,
     /// Print the run record on standard output, everything else on standard error.
     #[arg(long)]
     pub json: bool,

@@ -10,12 +10,16 @@ use super::args::{GuestChoice, RunArguments};
 use super::{FAILED, INCOMPLETE, INTERRUPTED, backend, directory, progress::Shown, zram};
 use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
+use crate::record::RowLabel;
 use crate::report::{self, Charset};
-use crate::run::{RunOutcome, Runner};
+use crate::run::{RunOutcome, Runner, Tapping};
 use crate::scenario::Scenario;
 
 /// How often the thread that handles signals looks whether the run is over, in milliseconds.
 const TICK: i32 = 100;
+
+/// What tells of accounts that disagree.
+const DIFFERENCES: &str = "account_differences";
 
 /// A Linux guest's parts, and no Linux guest.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +60,7 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
         zram::add_if_allowed(&mut changes, size.0)?;
     }
     let mut shown = Shown::new();
-    let outcome = runner.run(&mut shown);
+    let outcome = runner.tapped(Tapping::new(arguments.tap, Some(&mut changes))).run(&mut shown);
     shown.clear();
     let undone = changes.undo_all();
     for error in &undone {
@@ -136,6 +140,16 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> ExitCode {
     if wrong > 0 {
         eprintln!("zapscope: {wrong} pages came back WRONG; see integrity_errors in the record");
     }
+    let differed = outcome.record.account_differences();
+    for row in
+        outcome.record.rows.iter().filter(|row| row.account_differences.get().is_some_and(|count| count > 0))
+    {
+        let RowLabel { case, backing, policy, reclaim, .. } = &row.label;
+        for warning in row.warnings.iter().filter(|warning| warning.keys.iter().any(|key| key == DIFFERENCES))
+        {
+            eprintln!("zapscope: {case}, {backing}, {policy}, {reclaim}: {}", warning.text);
+        }
+    }
     if outcome.failed > 0 {
         eprintln!("zapscope: {} rows failed", outcome.failed);
     }
@@ -143,7 +157,7 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> ExitCode {
         eprintln!("zapscope: stopped before its end; the record has the rows made until then");
         return ExitCode::from(INTERRUPTED);
     }
-    if wrong > 0 || outcome.failed > 0 || left_changed {
+    if wrong > 0 || differed > 0 || outcome.failed > 0 || left_changed {
         return ExitCode::from(FAILED);
     }
     let missing = outcome.record.rows.iter().filter(|row| row.could_not_run.is_some()).count();

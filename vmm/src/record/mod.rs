@@ -27,6 +27,6 @@ mod time;
 
 pub use distribution::{Distribution, Samples};
 pub use measured::{Measured, Warning, Warnings};
-pub use row::{Row, RowLabel};
+pub use row::{CauseTotals, Row, RowLabel};
 pub use run::{Host, Overhead, RecordError, RunRecord, SCHEMA};
 pub use time::utc;

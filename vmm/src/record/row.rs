@@ -88,6 +88,15 @@ macro_rules! row {
     };
 }
 
+/// Ranges of one cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CauseTotals {
+    /// How many.
+    pub ranges: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
 fn one() -> u32 {
     1
 }
@@ -169,10 +178,26 @@ row! {
     guest_touches_before: f64,
     /// Touches a second by the hot loops, under pressure.
     guest_touches_during: f64,
-    /// Ranges the kernel announced in the same span, by its own account.
+    /// Ranges the kernel announced for the steps' own operations, by its own account.
     kernel_ranges: u64,
     /// Bytes of them.
     kernel_bytes: u64,
+    /// Ranges it announced in the same span for what else this process did: listeners' zaps, a swapper's protection.
+    kernel_zap_ranges: u64,
+    /// Bytes of them.
+    kernel_zap_bytes: u64,
+    /// Ranges it announced in the same span for others: kswapd, khugepaged, another process.
+    stranger_ranges: u64,
+    /// Bytes of them.
+    stranger_bytes: u64,
+    /// Ranges of which nobody knows why they were announced.
+    unattributed_ranges: u64,
+    /// Bytes of them.
+    unattributed_bytes: u64,
+    /// All these ranges by cause: `{"step": {"ranges": 256, "bytes": 1048576}}`.
+    kernel_causes: BTreeMap<String, CauseTotals>,
+    /// Operations of which the kernel announced something else than was expected, which the warnings tell of.
+    account_differences: u64,
     /// Events of that account that were lost.
     lost_events: u64,
     /// Pages that came back wrong.

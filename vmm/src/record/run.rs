@@ -137,6 +137,11 @@ impl RunRecord {
         serde_json::to_string_pretty(self).map(|text| text + "\n")
     }
 
+    /// Operations whose two accounts disagree, in any row.
+    pub fn account_differences(&self) -> u64 {
+        self.rows.iter().filter_map(|row| row.account_differences.get()).sum()
+    }
+
     /// Pages that came back wrong in any row.
     pub fn integrity_errors(&self) -> u64 {
         self.rows.iter().filter_map(|row| row.integrity_errors.get()).sum()
@@ -253,6 +258,11 @@ mod tests {
             "kernel_ranges",
             "kernel_bytes",
             "lost_events",
+            "kernel_zap_ranges",
+            "kernel_causes",
+            "stranger_ranges",
+            "unattributed_ranges",
+            "account_differences",
             "integrity_errors",
             "could_not_run",
             "warnings",

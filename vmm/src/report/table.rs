@@ -79,6 +79,8 @@ fn columns(differences: Differences) -> Vec<Column> {
         column("evicted", "evicted_bytes", |row, _| row.evicted_bytes.get().map(units::bytes)),
         column("ranges", "invalidations", |row, _| row.invalidations.get().map(units::count)),
         column("invali-\ndated", "invalidated_bytes", |row, _| row.invalidated_bytes.get().map(units::bytes)),
+        column("by the\nkernel", "kernel_ranges", |row, _| row.kernel_ranges.get().map(units::count)),
+        column("its\nbytes", "kernel_bytes", |row, _| row.kernel_bytes.get().map(units::bytes)),
         column("amplifi-\ncation", "amplification", |row, _| row.amplification.get().map(units::times)),
         column("zapped\n4k / 2m", "sptes_zapped_4k sptes_zapped_2m", sptes),
         column("refaults", "refaults", |row, _| row.refaults.get().map(units::count)),

@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use guest_mem::{
-    HvaRange, MapLevel, MemoryCgroup, Operation, Order, PAGE_SIZE, PageCounts, PageRun, PageScanner, Planned,
-    Planner, Region, Unit, Victim, perform_unmeasured,
+    Backing, HvaRange, MapLevel, MemoryCgroup, Operation, Order, PAGE_SIZE, PageCounts, PageRun, PageScanner,
+    Planned, Planner, Region, Unit, Victim, perform_unmeasured,
 };
 use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbStats, Source, monotonic_ns};
 
@@ -29,6 +29,7 @@ use crate::host::signals::Cancel;
 use crate::kvm::Leaves;
 use crate::record::Samples;
 use crate::scenario::Victims;
+use crate::tap::{Operations, Promise};
 use crate::testbed::Testbed;
 
 /// How often MADV_PAGEOUT is asked for the same pages. It passes over a page that somebody holds for a moment
@@ -72,8 +73,13 @@ pub struct Attacker<'a> {
     scanner: PageScanner,
     planner: Planner,
     planned: Vec<Planned>,
+    replanned: Vec<Planned>,
     runs: Vec<PageRun>,
     recorder: Recorder,
+    /// When each system call was made, for the kernel's account of it; `None` where nobody keeps that.
+    operations: Option<Operations>,
+    /// Whether the kernel announces what is planned, and nothing else.
+    exact: bool,
     /// How long each system call took.
     calls: Samples,
 }
@@ -97,8 +103,11 @@ impl<'a> Attacker<'a> {
             scanner: PageScanner::new()?,
             planner: Planner::new(),
             planned: Vec::new(),
+            replanned: Vec::new(),
             runs: Vec::new(),
             recorder: Recorder::with_capacity(records),
+            operations: None,
+            exact: wiring.exact,
             calls: Samples::default(),
         })
     }
@@ -111,6 +120,16 @@ impl<'a> Attacker<'a> {
     /// What the device saw so far, if there is one.
     pub fn device_stats(&self) -> Option<SharedTlbStats> {
         self.device.map(Device::stats)
+    }
+
+    /// Notes system calls from now on.
+    pub fn note_operations(&mut self) {
+        self.operations = Some(Operations::of_thread(rustix::thread::gettid().as_raw_nonzero().get() as u32));
+    }
+
+    /// The system calls noted, once.
+    pub fn take_operations(&mut self) -> Option<Operations> {
+        self.operations.take()
     }
 
     fn arena(&self) -> &'a Region {
@@ -184,19 +203,45 @@ impl<'a> Attacker<'a> {
     ) -> Result<(), TrialError> {
         let (arena, testbed) = (self.arena(), self.testbed);
         let (calls, scanner, runs) = (&mut self.calls, &mut self.scanner, &mut self.runs);
+        let promise = match operation {
+            _ if !self.exact => Promise::Open,
+            // How finely the folios at a hole's ends are split differs between kernels.
+            Operation::PunchHole | Operation::Fallocate if arena.backing() == Backing::MemfdThp => {
+                Promise::AtLeast
+            }
+            _ => Promise::Exact,
+        };
+        let operations = &mut self.operations;
+        // A zap inside a huge page cuts it up before the kernel's turn: then the kernel announces something else.
+        let cuts = !self.kernel_alone
+            && planned.iter().any(|planned| !matches!(planned, Planned::Take(_) | Planned::Exact(_)));
+        let (planner, replanned) = (&mut self.planner, &mut self.replanned);
         let maps_first = self.zaps_unmap && operation == Operation::PageOut;
         let call = || -> Result<(), TrialError> {
             if maps_first {
                 // This victim's own zap did. Mapping what is in the page cache announces nothing.
                 arena.populate(range)?;
             }
+            let planned = match operations {
+                Some(_) if cuts && promise != Promise::Open => {
+                    planner.plan(scanner, arena, range, Unit::Range, operation, replanned)?;
+                    replanned.as_slice()
+                }
+                _ => planned,
+            };
             let mut spent = 0;
             for attempt in 0..ATTEMPTS {
                 let begun = monotonic_ns();
                 let mut performed = Ok(());
                 testbed.around(operation, &mut || performed = perform_unmeasured(arena, operation, range));
                 performed?;
-                spent += monotonic_ns() - begun;
+                let ended = monotonic_ns();
+                spent += ended - begun;
+                match operations {
+                    Some(operations) if attempt == 0 => operations.note(begun, ended, planned, promise),
+                    Some(operations) => operations.again(begun, ended),
+                    None => {}
+                }
                 if operation != Operation::PageOut {
                     break;
                 }
@@ -243,7 +288,11 @@ impl<'a> Attacker<'a> {
         let mut before = Vec::new();
         self.scanner.scan_region(arena, arena.range(), &mut before)?;
         let leaves = self.leaves();
+        let begun = monotonic_ns();
         cgroup.squeeze(bytes)?;
+        if let Some(operations) = &mut self.operations {
+            operations.note(begun, monotonic_ns(), &[], Promise::Reclaim);
+        }
         self.count_dropped(leaves, counts);
         let mut after = Vec::new();
         self.scanner.scan_region(arena, arena.range(), &mut after)?;

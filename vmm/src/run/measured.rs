@@ -6,6 +6,7 @@ use notifier_bridge::{Count, SharedTlbStats, Totals};
 
 use super::own_swap::Returned;
 use crate::record::Samples;
+use crate::tap::{Account, RangeCause};
 use crate::testbed::GivenBack;
 
 /// What is counted. Every one of these is exact where it is known.
@@ -152,6 +153,8 @@ pub struct Measured {
     pub before: Option<Rate>,
     /// The hot loops while memory was taken; `None` if none ran.
     pub during: Option<Rate>,
+    /// The kernel's account of the steps that took memory; `None` where nobody keeps one.
+    pub kernel: Option<Account>,
     /// A Linux guest's own counters at the end.
     pub guest_counters: Option<BTreeMap<String, u64>>,
     /// What the reader must know of it.
@@ -161,7 +164,14 @@ pub struct Measured {
 impl Measured {
     /// Adds another trial of the same row: its times, its rates, its warnings; its counts must agree.
     pub fn pool(&mut self, other: Self) {
-        let differences = self.counts.differences(&other.counts);
+        let mut differences = self.counts.differences(&other.counts);
+        if let (Some(mine), Some(theirs)) = (&mut self.kernel, &other.kernel) {
+            let [a, b] = [&*mine, theirs].map(|account| account.of(RangeCause::Step).ranges);
+            if a != b {
+                differences.push(format!("kernel_ranges {a} and {b}"));
+            }
+            mine.pool(theirs);
+        }
         if !differences.is_empty() {
             self.warnings.push(format!("counts differ between repetitions: {}", differences.join(", ")));
         }

@@ -18,6 +18,7 @@ mod own_swap;
 mod processors;
 mod rows;
 mod runner;
+mod tapping;
 mod trial;
 mod wiring;
 
@@ -25,5 +26,6 @@ pub use errors::TrialError;
 pub use measured::{Counts, Measured, Rate, Times};
 pub use own_swap::{OwnSwap, OwnSwapError, Returned};
 pub use runner::{Backend, Progress, RunError, RunOutcome, Runner, chain, describe};
+pub use tapping::{TapChoice, Tapping, Watch};
 pub use trial::{STALL, Trial, TrialSetup};
 pub use wiring::{Device, Wiring};

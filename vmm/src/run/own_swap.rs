@@ -26,6 +26,7 @@ use notifier_bridge::{
 use crate::guest::{CrashKind, CrashReport};
 use crate::hook;
 use crate::scenario::{Uffd, UffdStore};
+use crate::tap::{Operations, Promise};
 use crate::testbed::{Breaker, Testbed};
 
 /// Records each handler keeps of single faults and events; totals go on beyond.
@@ -204,6 +205,7 @@ impl OwnEvictor<'_> {
         bridge: &Bridge,
         recorder: &mut Recorder,
         (scanner, planner): (&mut PageScanner, &mut Planner),
+        mut operations: Option<&mut Operations>,
     ) -> Result<(Evicted, u64), OwnSwapError> {
         let region = self.swapper.region();
         let (mut all, mut spent) = (Evicted::default(), 0);
@@ -222,8 +224,15 @@ impl OwnEvictor<'_> {
                 announcements.append(&mut self.planned);
             }
             let cause = hook::cause_of(operation);
+            let noted = operations.as_deref_mut();
             all += hook::announce(bridge, recorder, region, &announcements, cause, || {
-                timed(&mut spent, || packed.drop_pages())
+                let begun = monotonic_ns();
+                let dropped = timed(&mut spent, || packed.drop_pages());
+                if let Some(operations) = noted {
+                    // A page that was written to on its way out stays, and is not announced.
+                    operations.note(begun, monotonic_ns(), &[], Promise::Open);
+                }
+                dropped
             })??;
         }
         Ok((all, spent))

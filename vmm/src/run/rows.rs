@@ -8,11 +8,24 @@ use notifier_bridge::{Count, SharedTlbStats};
 use super::measured::{Measured as Trial, Rate};
 use super::own_swap::Returned;
 use super::trial::STALL;
-use crate::record::{Measured, Row, RowLabel, Samples, Warnings};
+use crate::record::{CauseTotals, Measured, Row, RowLabel, Samples, Warnings};
+use crate::tap::{Account, RangeCause, Ranges};
 use crate::testbed::GivenBack;
 
-/// Why nothing of the kernel's own account is in a row.
-const NO_TAP: &str = "the kernel's own tracepoints are not read in this version";
+/// What the kernel's own account says.
+const ACCOUNT: [&str; 11] = [
+    "kernel_ranges",
+    "kernel_bytes",
+    "kernel_zap_ranges",
+    "kernel_zap_bytes",
+    "stranger_ranges",
+    "stranger_bytes",
+    "unattributed_ranges",
+    "unattributed_bytes",
+    "kernel_causes",
+    "account_differences",
+    "lost_events",
+];
 /// Why nothing of a sharing listener's TLB is in a row.
 const NO_DEVICE: &str = "no device shares the host's page tables: set `shared_tlb = true` in the scenario";
 /// Why no balloon's doings are in a row.
@@ -22,8 +35,14 @@ const NO_OWN_SWAP: &str = "the kernel swaps in this row: `reclaim = [\"uffd\"]` 
 /// Why a count by KVM may be missing.
 const NO_STATISTIC: &str = "this KVM has no such statistic";
 
-/// The row of `trials` trials pooled into `measured`.
-pub fn row(label: RowLabel, backing: Backing, trials: u32, measured: &Trial) -> Row {
+/// The row of `trials` trials pooled into `measured`. `no_account` says why the kernel's own account is missing, if it is.
+pub fn row(
+    label: RowLabel,
+    backing: Backing,
+    trials: u32,
+    measured: &Trial,
+    no_account: Option<&str>,
+) -> Row {
     let mut row = Row::could_not_run(label, "");
     row.could_not_run = None;
     row.trials = trials;
@@ -31,8 +50,12 @@ pub fn row(label: RowLabel, backing: Backing, trials: u32, measured: &Trial) -> 
     measured.warnings.iter().for_each(|warning| warnings.say(warning.as_str()));
     fill_counts(&mut row, backing, measured, &mut warnings);
     fill_times(&mut row, measured, &mut warnings);
-    for key in ["kernel_ranges", "kernel_bytes", "lost_events"] {
-        warnings.note(key, NO_TAP);
+    match (&measured.kernel, no_account) {
+        (Some(account), None) => fill_account(&mut row, account, &mut warnings),
+        (_, why) => {
+            let why = why.unwrap_or("no step took memory");
+            ACCOUNT.iter().for_each(|key| warnings.note(key, why));
+        }
     }
     row.warnings = warnings;
     debug_assert_eq!(row.unexplained(), Vec::<&str>::new());
@@ -118,6 +141,44 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     if counts.lost_stalls > 0 {
         let lost = counts.lost_stalls;
         warnings.note("collateral_ns", format!("{lost} stalls found the guest's ring full"));
+    }
+}
+
+fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
+    let parts = |ranges: Ranges| (Measured::of(ranges.ranges), Measured::of(ranges.bytes));
+    (row.kernel_ranges, row.kernel_bytes) = parts(account.of(RangeCause::Step));
+    (row.kernel_zap_ranges, row.kernel_zap_bytes) = parts(account.sum(RangeCause::is_ours));
+    (row.stranger_ranges, row.stranger_bytes) = parts(account.sum(RangeCause::is_stranger));
+    (row.unattributed_ranges, row.unattributed_bytes) = parts(account.of(RangeCause::Unattributed));
+    let causes = RangeCause::ALL.into_iter().map(|cause| (cause, account.of(cause)));
+    let told = causes.filter(|(_, ranges)| ranges.ranges > 0);
+    let totals = |Ranges { ranges, bytes }| CauseTotals { ranges, bytes };
+    row.kernel_causes =
+        Measured::of(told.map(|(cause, ranges)| (cause.name().to_owned(), totals(ranges))).collect());
+    row.lost_events = Measured::of(account.lost);
+    let key = "account_differences";
+    row.account_differences = match (account.lost, account.compared) {
+        (0, 0) => warnings
+            .not_measured(key, "of none of its operations it is known beforehand what the kernel announces"),
+        (0, _) => Measured::of(account.differed),
+        (lost, _) => warnings.not_measured(key, format!("{lost} events of the kernel's account were lost")),
+    };
+    if account.lost == 0 && account.differed > 0 {
+        let (differed, compared, how) = (account.differed, account.compared, account.sentences.join("; "));
+        warnings.note(
+            key,
+            format!("the kernel announced something else in {differed} of {compared} operations: {how}"),
+        );
+    }
+    let strangers = account.sum(RangeCause::is_stranger);
+    if strangers.ranges > 0 {
+        let named =
+            RangeCause::ALL.into_iter().filter(|cause| cause.is_stranger() && account.of(*cause).ranges > 0);
+        let names: Vec<_> = named.map(RangeCause::name).collect();
+        warnings.note(
+            "stranger_ranges",
+            format!("others took memory of the guest meanwhile: {}", names.join(", ")),
+        );
     }
 }
 

@@ -17,6 +17,7 @@ use super::measured::Measured as Pooled;
 use super::own_swap::OwnSwapError;
 use super::processors;
 use super::rows;
+use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
 use super::wiring::Wiring;
 use crate::clock::TscRate;
@@ -131,6 +132,7 @@ pub struct Runner<'a> {
     first_entry_ns: Option<u64>,
     /// The Linux guest, once a row needed it: it serves them all.
     linux: Option<Rc<LinuxMachine>>,
+    tap: Tapping<'a>,
 }
 
 impl<'a> Runner<'a> {
@@ -149,7 +151,23 @@ impl<'a> Runner<'a> {
             _ => resources::GUEST.into(),
         };
         let clock = TscRate::begin();
-        Ok(Self { scenario, backend, image, clock, cancel, first_entry_ns: None, linux: None })
+        Ok(Self {
+            scenario,
+            backend,
+            image,
+            clock,
+            cancel,
+            first_entry_ns: None,
+            linux: None,
+            tap: Tapping::new(TapChoice::Off, None),
+        })
+    }
+
+    /// Has the kernel's own account kept by `tap`.
+    #[must_use]
+    pub fn tapped(mut self, tap: Tapping<'a>) -> Self {
+        self.tap = tap;
+        self
     }
 
     /// Makes every row.
@@ -206,7 +224,19 @@ impl<'a> Runner<'a> {
             }
         }
         let (measured, label) = pooled.zip(label).expect("a checked scenario repeats at least once");
-        Ok(rows::row(label, plan.combination.backing, self.scenario.repetitions, &measured))
+        let no_account = match self.backend {
+            Backend::Soft => {
+                Some("no KVM listens: the software MMU is no listener of the kernel's".to_owned())
+            }
+            Backend::Kvm(_) => self.tap.missing(),
+        };
+        Ok(rows::row(
+            label,
+            plan.combination.backing,
+            self.scenario.repetitions,
+            &measured,
+            no_account.as_deref(),
+        ))
     }
 
     fn trial(&mut self, plan: &RowPlan<'_>) -> Result<(Pooled, &'static str), NoRow> {
@@ -239,6 +269,7 @@ impl<'a> Runner<'a> {
             cgroup: cgroup.as_ref(),
             uffd: &self.scenario.uffd,
             processors: &processors,
+            tap: matches!(self.backend, Backend::Kvm(_)).then_some(&self.tap as &dyn Watch),
             clock: self.clock,
             cancel: self.cancel,
         };

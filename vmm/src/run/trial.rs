@@ -16,6 +16,7 @@ use super::fate::{Content, Fates, left_by};
 use super::measured::{Counts, Measured, Rate};
 use super::orders::{self, PATIENCE};
 use super::own_swap::OwnSwap;
+use super::tapping::Watch;
 use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::guest::GuestError;
@@ -51,6 +52,8 @@ pub struct TrialSetup<'a> {
     pub uffd: &'a Uffd,
     /// The processor of each vCPU, if it has one.
     pub processors: &'a [Option<usize>],
+    /// Who keeps the kernel's account, where the kernel has a listener.
+    pub tap: Option<&'a dyn Watch>,
     /// The TSC's rate.
     pub clock: TscRate,
     /// Whether to stop.
@@ -274,7 +277,15 @@ impl<'a> Trial<'a> {
             self.live_since = Some(self.testbed().faults_fixed());
         }
         let flushes = self.testbed().remote_tlb_flushes();
+        let arena = self.testbed().arena().range();
+        let tap = self.setup.tap.filter(|tap| tap.begin(arena));
+        if tap.is_some() {
+            self.attacker.note_operations();
+        }
         let rate = self.rated(|trial| trial.attack(index, attack))?;
+        if let Some((tap, operations)) = tap.zip(self.attacker.take_operations()) {
+            tap.end(&operations, self.measured.kernel.get_or_insert_default());
+        }
         if hot {
             self.measured.during = Some(self.measured.during.unwrap_or_default().and(rate));
         }

@@ -53,6 +53,8 @@ pub struct Wiring {
     pub listener: &'static str,
     /// The device, if one is wanted.
     pub device: Option<Device>,
+    /// Whether nothing is announced but what the kernel of today announces: then it must say the same.
+    pub exact: bool,
 }
 
 impl Wiring {
@@ -80,6 +82,7 @@ impl Wiring {
         if let Some(device) = &device {
             builder = builder.sharing(device.0.clone());
         }
-        Self { bridge: Arc::new(builder.build()), listener, device }
+        let exact = matches!(policy, Policy::Modern | Policy::Folio);
+        Self { bridge: Arc::new(builder.build()), listener, device, exact }
     }
 }

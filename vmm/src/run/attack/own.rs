@@ -83,7 +83,8 @@ impl Attacker<'_> {
         counts.pmd_mapped_bytes += self.page_counts(range)?.pmd_mapped * PAGE_SIZE;
         let leaves = self.leaves();
         let reading = (&mut self.scanner, &mut self.planner);
-        let (evicted, spent) = evictor.take(range, self.bridge, &mut self.recorder, reading)?;
+        let (evicted, spent) =
+            evictor.take(range, self.bridge, &mut self.recorder, reading, self.operations.as_mut())?;
         self.calls.record(spent);
         self.count_dropped(leaves, counts);
         counts.evicted_bytes += evicted.pages * PAGE_SIZE;

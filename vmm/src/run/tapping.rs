@@ -1,0 +1,173 @@
+//! The kernel's account of a run: opened when the first step takes memory, kept until the run ends.
+//!
+//! ```text
+//!   Tapping ── first span: open ──> Collector ── watches the arena of each trial in turn
+//!      │ begin: forget what came before              │
+//!      │   the step; its thread notes each system call
+//!      └ end:   take, attribute, compare ──> Account of the trial ──> row
+//! ```
+
+use std::cell::RefCell;
+
+use clap::ValueEnum;
+use guest_mem::HvaRange;
+
+use super::runner::chain;
+use crate::host::HostChanges;
+use crate::tap::{Account, Collector, Event, Interest, Operations, Tap, Via};
+
+/// Events that wait to be taken: four for each page of the largest step that anybody waits for.
+const CAPACITY: usize = 1 << 19;
+
+/// By which of the kernel's interfaces its account is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TapChoice {
+    /// The cheapest that this host permits: tracefs, else perf.
+    #[default]
+    Auto,
+    /// perf events.
+    Perf,
+    /// A private tracefs instance.
+    Tracefs,
+    /// None.
+    Off,
+}
+
+/// Keeps the kernel's account of spans, one at a time.
+pub trait Watch {
+    /// A span begins in which `arena` is watched. Whether it is.
+    fn begin(&self, arena: HvaRange) -> bool;
+
+    /// The span ends: what the kernel announced in it, with `operations` of this process, goes into `account`.
+    fn end(&self, operations: &Operations, account: &mut Account);
+}
+
+/// The tap of a run.
+pub struct Tapping<'c> {
+    choice: TapChoice,
+    /// Where an instance is made, and written down to be removed.
+    changes: Option<RefCell<&'c mut HostChanges>>,
+    state: RefCell<State>,
+}
+
+enum State {
+    NotYet,
+    Open(Open),
+    /// There is none, and why.
+    Without(String),
+}
+
+struct Open {
+    collector: Collector,
+    how: &'static str,
+    /// What the kernel picks.
+    picked: HvaRange,
+    /// What was lost before the span.
+    lost_before: u64,
+    events: Vec<Event>,
+}
+
+impl<'c> Tapping<'c> {
+    /// A tap to be opened when it is needed. Without `changes` there is no tracefs instance.
+    pub fn new(choice: TapChoice, changes: Option<&'c mut HostChanges>) -> Self {
+        let state = match choice {
+            TapChoice::Off => State::Without("the kernel's account was not wanted (`--tap off`)".to_owned()),
+            _ => State::NotYet,
+        };
+        Self { choice, changes: changes.map(RefCell::new), state: RefCell::new(state) }
+    }
+
+    /// Why there is no account, if there is none.
+    pub fn missing(&self) -> Option<String> {
+        match &*self.state.borrow() {
+            State::Without(why) => Some(why.clone()),
+            State::NotYet => Some("no step took memory".to_owned()),
+            State::Open(_) => None,
+        }
+    }
+
+    /// By what the account is kept, once it is.
+    pub fn how(&self) -> Option<&'static str> {
+        match &*self.state.borrow() {
+            State::Open(open) => Some(open.how),
+            _ => None,
+        }
+    }
+
+    /// Tracepoints that this kernel lacks.
+    pub fn lacking(&self) -> Vec<String> {
+        match &*self.state.borrow() {
+            State::Open(open) => open.collector.missing(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn open(&self, picked: HvaRange) -> State {
+        let mut reasons = Vec::new();
+        let ways = [(TapChoice::Tracefs, "tracefs"), (TapChoice::Perf, "perf")];
+        for (way, how) in ways.into_iter().filter(|(way, _)| [TapChoice::Auto, *way].contains(&self.choice)) {
+            let via = match way {
+                TapChoice::Tracefs => self.instance().map(Via::Instance),
+                _ => Ok(Via::Perf),
+            };
+            let interest = Interest { causes: true, ..Interest::default() };
+            match via
+                .and_then(|via| Tap::open(&via, interest, &[picked], CAPACITY).map_err(|error| chain(&error)))
+            {
+                Ok(collector) => {
+                    return State::Open(Open { collector, how, picked, lost_before: 0, events: Vec::new() });
+                }
+                Err(why) => reasons.push(why),
+            }
+        }
+        reasons.dedup();
+        State::Without(reasons.join("; "))
+    }
+
+    fn instance(&self) -> Result<String, String> {
+        let Some(changes) = &self.changes else {
+            return Err("nobody would remove a tracefs instance again".to_owned());
+        };
+        changes
+            .borrow_mut()
+            .make_trace_instance("to read the kernel's own account")
+            .map_err(|error| chain(&error))
+    }
+}
+
+impl Watch for Tapping<'_> {
+    fn begin(&self, arena: HvaRange) -> bool {
+        let mut state = self.state.borrow_mut();
+        let reopens = match &*state {
+            State::NotYet => true,
+            State::Open(open) => !open.picked.covers(arena),
+            State::Without(_) => false,
+        };
+        if reopens {
+            *state = State::NotYet;
+            *state = self.open(neighbourhood(arena));
+        }
+        let State::Open(open) = &mut *state else { return false };
+        open.lost_before = open.collector.watch(&[arena]);
+        true
+    }
+
+    fn end(&self, operations: &Operations, account: &mut Account) {
+        let mut state = self.state.borrow_mut();
+        let State::Open(open) = &mut *state else { return };
+        open.events.clear();
+        match open.collector.take(&mut open.events) {
+            Ok(seen) => {
+                account.lost += seen.lost - open.lost_before;
+                account.add(&open.events, operations, &open.collector.tasks(), std::process::id());
+            }
+            Err(error) => *state = State::Without(format!("the kernel's account ended: {}", chain(&error))),
+        }
+    }
+}
+
+/// What the kernel is to pick for the whole of a run: the arena, and all that lies near it.
+fn neighbourhood(arena: HvaRange) -> HvaRange {
+    const NEAR: u64 = 64 << 30;
+    arena.checked_align_outward(NEAR).unwrap_or(arena)
+}
