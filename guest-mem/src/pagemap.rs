@@ -112,7 +112,10 @@ impl PageScanner {
     /// # Errors
     /// No procfs, or a kernel without `PAGEMAP_SCAN` where that was asked for.
     pub fn with_method(method: ScanMethod) -> Result<Self, ScanError> {
-        let open = || File::open("/proc/self/pagemap").map_err(ScanError::Open);
+        Self::of_pagemap(method, || File::open("/proc/self/pagemap").map_err(ScanError::Open))
+    }
+
+    fn of_pagemap(method: ScanMethod, open: impl Fn() -> Result<File, ScanError>) -> Result<Self, ScanError> {
         let pagemap = open()?;
         if method == ScanMethod::Scan {
             let nothing = HvaRange::empty(Hva::new(0));
@@ -128,6 +131,15 @@ impl PageScanner {
             raw: Vec::new(),
             counted: Vec::new(),
         })
+    }
+
+    /// A scanner of another process's page tables, by `PAGEMAP_SCAN`. It knows no folio orders below the PMD.
+    ///
+    /// # Errors
+    /// A kernel without `PAGEMAP_SCAN`, or a process that we may not look at.
+    pub fn of_process(pid: u32) -> Result<Self, ScanError> {
+        let path = format!("/proc/{pid}/pagemap");
+        Self::of_pagemap(ScanMethod::Scan, || File::open(&path).map_err(ScanError::Open))
     }
 
     /// How this scanner reads.

@@ -29,6 +29,8 @@ pub enum Need {
     NotRoot,
     /// A userfaultfd that serves faults made in the kernel.
     Userfault,
+    /// The kernel's own account, by perf events.
+    Tap,
 }
 
 /// Names the kernel that [`Need::MinimalKernel`] is.
@@ -36,7 +38,7 @@ pub const MINIMAL_KERNEL: &str = "ZAPSCOPE_MINIMAL_KERNEL";
 
 impl Need {
     /// In order of declaration.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Kvm,
         Self::SlotZap,
         Self::Zram,
@@ -46,6 +48,7 @@ impl Need {
         Self::MinimalKernel,
         Self::NotRoot,
         Self::Userfault,
+        Self::Tap,
     ];
 
     /// Why the need is not met here, with the remedy; `None` if it is.
@@ -90,6 +93,9 @@ impl Need {
                 guest_mem::Userfault::open(guest_mem::uffd::Features::empty()).is_ok(),
                 "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`",
             ),
+            Self::Tap => {
+                (tap(), "the kernel's tracepoints cannot be listened to: be root, or see `zapscope doctor`")
+            }
             Self::MinimalKernel => (
                 std::env::var_os(MINIMAL_KERNEL).is_some_and(|path| Path::new(&path).is_file()),
                 "ZAPSCOPE_MINIMAL_KERNEL names no kernel: set it to what tests/peers/minimal-linux.sh prints",
@@ -139,4 +145,9 @@ fn slot_zap() -> bool {
         let mask = vm.check_extension_raw(DISABLE_QUIRKS2);
         mask > 0 && mask & SLOT_ZAP_ALL != 0
     })
+}
+
+fn tap() -> bool {
+    let nowhere = guest_mem::HvaRange::empty(guest_mem::Hva::new(0));
+    vmm::tap::Tap::open(&vmm::tap::Via::Perf, vmm::tap::Interest::default(), &[nowhere], 1).is_ok()
 }

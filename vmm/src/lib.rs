@@ -1,6 +1,7 @@
 //! zapscope's library: the machine, the runs, the reports, the command line.
 
 pub mod agent;
+pub mod attach;
 pub mod cli;
 pub mod clock;
 pub mod devices;

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod agreement;
+mod attach;
 mod bad_guests;
 mod bad_input;
 mod boot_guest;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         agreement::TESTS,
         nothing_lost::TESTS,
         own_swap::TESTS,
+        attach::TESTS,
         restore::TESTS,
         restore_input::TESTS,
         unprivileged::TESTS,

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use guest_mem::Backing;
 use guest_mem::swapper::FaultAround;
+use guest_mem::{Backing, HvaRange};
 
 use crate::run::TapChoice;
-use crate::scenario::Size;
+use crate::scenario::{ByteRange, Size, TimeSpan};
 
 /// What does it cost a guest when the host takes its memory away?
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ pub enum Command {
     Boot(BootArguments),
     /// Have the bare guest fill its memory, and put it into a file.
     Snapshot(SnapshotArguments),
+    /// Watch the invalidations of a VM that some other VMM runs.
+    Attach(AttachArguments),
     /// Say what this host can and cannot measure, and the command that would change it.
     Doctor(DoctorArguments),
 }
@@ -150,6 +152,36 @@ pub struct SnapshotArguments {
     /// vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     pub vcpus: u32,
+}
+
+/// `zapscope attach`.
+///
+/// Ends with 0 when its time is over or it is told to stop (Ctrl-C), with 1 if the process has no VM, may not be looked at,
+/// or ends meanwhile.
+#[derive(Debug, Args)]
+pub struct AttachArguments {
+    /// The process that holds the VM.
+    #[arg(long, value_name = "PID")]
+    pub pid: u32,
+    /// Watch for so long [default: until Ctrl-C].
+    #[arg(long = "for", value_name = "TIME")]
+    pub length: Option<TimeSpan>,
+    /// Say so often what was seen.
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    pub every: TimeSpan,
+    /// Watch these addresses of the process, as in /proc/PID/maps, in place of what looks like a guest's memory. May be
+    /// given several times.
+    #[arg(long, value_name = "START-END", value_parser = super::attach::addresses)]
+    pub memory: Vec<HvaRange>,
+    /// Page out this range of the guest's largest mapping, from its beginning: 0..64MiB. Nothing else is ever done to it.
+    #[arg(long, value_name = "RANGE")]
+    pub pageout: Option<ByteRange>,
+    /// Print the record on standard output, everything else on standard error.
+    #[arg(long)]
+    pub json: bool,
+    /// Where the record goes.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// `zapscope doctor`.

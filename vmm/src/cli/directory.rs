@@ -27,6 +27,20 @@ pub fn write(
     name: &str,
     json: &str,
 ) -> Result<PathBuf, DirectoryError> {
+    write_as(out, started_at, name, "run.json", json)
+}
+
+/// The same of a record that is called `file`.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_as(
+    out: Option<&Path>,
+    started_at: &str,
+    name: &str,
+    file: &str,
+    json: &str,
+) -> Result<PathBuf, DirectoryError> {
     let directory = match out {
         Some(directory) => {
             let failed = |source| DirectoryError { path: directory.to_owned(), source };
@@ -35,7 +49,7 @@ pub fn write(
         }
         None => fresh(Path::new(PARENT), &format!("{}-{name}", started_at.replace(':', "")))?,
     };
-    let path = directory.join("run.json");
+    let path = directory.join(file);
     let create = fs::OpenOptions::new().write(true).create_new(true).open(&path);
     create
         .and_then(|mut file| io::Write::write_all(&mut file, json.as_bytes()))

@@ -1,6 +1,7 @@
 //! What a user types.
 
 mod args;
+mod attach;
 mod backend;
 mod boot;
 mod directory;
@@ -50,6 +51,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Boot(arguments) => boot::boot(&arguments),
         Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
+        Command::Attach(arguments) => attach::attach(&arguments),
         Command::Doctor(arguments) => doctor(&arguments),
     };
     match outcome {

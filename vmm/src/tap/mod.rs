@@ -10,6 +10,7 @@
 //! Begin at [`Tap::open`]; what is made of the events, together with what a run did itself, is in [`reconcile`]. The layout of every record is read from the kernel at run time ([`format`], [`tracepoints`]).
 //! The tap watches addresses, of whatever process: a run's own arena, or the memory of a VM that another VMM runs.
 
+mod at_work;
 pub mod cause;
 pub mod collector;
 mod filter;
@@ -29,6 +30,7 @@ pub mod tracepoints;
 
 use guest_mem::HvaRange;
 
+pub use at_work::AtWork;
 pub use cause::RangeCause;
 pub use collector::{CollectError, Collector, Seen};
 pub use instance::{Instance, InstanceError};

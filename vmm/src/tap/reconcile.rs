@@ -12,9 +12,10 @@
 
 use guest_mem::{HvaRange, PMD_SIZE, Planned};
 
-use super::cause::{RangeCause, of_own, of_stranger, of_work};
+use super::at_work::AtWork;
+use super::cause::{RangeCause, of_own, of_stranger};
 use super::tasks::Task;
-use super::tracepoints::{Event, What, Work};
+use super::tracepoints::{Event, What};
 
 /// Sentences kept about operations that disagree; all are counted.
 const MOST_SENTENCES: usize = 3;
@@ -137,33 +138,6 @@ impl Operations {
     fn expected(&self, index: usize) -> &[Expected] {
         let begin = index.checked_sub(1).map_or(0, |before| self.calls[before].expected_end);
         &self.expected[begin..self.calls[index].expected_end]
-    }
-}
-
-/// What threads are at.
-#[derive(Default)]
-struct AtWork(Vec<(u32, Work)>);
-
-impl AtWork {
-    fn begin(&mut self, tid: u32, work: Work) {
-        // A userfaultfd ioctl has no end of its own.
-        self.0.retain(|(thread, other)| {
-            *thread != tid || !matches!(other, Work::Call(super::Call::Userfault(_)))
-        });
-        self.0.push((tid, work));
-    }
-
-    fn end(&mut self, tid: u32, work: Work) {
-        // The argument of a call is not told at its end.
-        let same = |other: Work| std::mem::discriminant(&other) == std::mem::discriminant(&work);
-        if let Some(at) = self.0.iter().rposition(|(thread, other)| *thread == tid && same(*other)) {
-            self.0.remove(at);
-        }
-    }
-
-    /// The innermost that is a cause.
-    fn cause(&self, tid: u32) -> Option<RangeCause> {
-        self.0.iter().rev().filter(|(thread, _)| *thread == tid).find_map(|(_, work)| of_work(*work))
     }
 }
 

@@ -1,6 +1,7 @@
 //! tracefs: the one that is mounted, or one nobody else sees, mounted nowhere and gone when its descriptor is closed.
 //! All of them show the same: an instance made in one is in the others.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -72,18 +73,7 @@ impl Tracefs {
     /// # Errors
     /// The kernel refuses, or has none.
     pub fn detached() -> Result<Self, Errno> {
-        // SAFETY: the name is NUL-terminated and only read.
-        let raw = unsafe { libc::syscall(libc::SYS_fsopen, c"tracefs".as_ptr(), FSOPEN_CLOEXEC) };
-        let context = owned(raw)?;
-        let (null, fd) = (std::ptr::null::<u8>(), context.as_raw_fd());
-        // SAFETY: this command takes neither key nor value.
-        let done = unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0) };
-        if done < 0 {
-            return Err(last_errno());
-        }
-        // SAFETY: the call takes a descriptor and flags by value.
-        let raw = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0) };
-        owned(raw).map(Self)
+        mounted_nowhere(c"tracefs").map(Self)
     }
 
     /// The one mounted at `path`.
@@ -194,6 +184,25 @@ impl AsFd for Tracefs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// A file system of the kernel's own, mounted on nothing.
+///
+/// # Errors
+/// The kernel refuses, or has none of that kind.
+pub fn mounted_nowhere(kind: &CStr) -> Result<OwnedFd, Errno> {
+    // SAFETY: the name is NUL-terminated and only read.
+    let raw = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
+    let context = owned(raw)?;
+    let (null, fd) = (std::ptr::null::<u8>(), context.as_raw_fd());
+    // SAFETY: this command takes neither key nor value.
+    let done = unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0) };
+    if done < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the call takes a descriptor and flags by value.
+    let raw = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0) };
+    owned(raw)
 }
 
 /// Where an instance lies in tracefs.

@@ -1,0 +1,277 @@
+//! The ranges that the kernel announced of somebody's memory: why, how large, and how large they had to be.
+
+use std::collections::BTreeMap;
+
+use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, PageRun};
+
+use crate::tap::{AtWork, Call, Event, Task, What, Work, cause};
+
+/// How large ranges are: up to so much.
+pub const SIZES: [(&str, u64); 5] =
+    [("4 KiB", PAGE_SIZE), ("64 KiB", 64 << 10), ("1 MiB", 1 << 20), ("2 MiB", PMD_SIZE), ("more", u64::MAX)];
+
+/// Ranges of one cause and size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// How many.
+    pub ranges: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
+/// Ranges by cause and by size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    tallies: BTreeMap<(String, usize), Tally>,
+    /// Bytes of ranges that took a folio each, and of these folios.
+    pub announced: u64,
+    /// See `announced`.
+    pub needed: u64,
+    /// KVM's faults, SPTEs set and so on, by name.
+    pub deeds: BTreeMap<&'static str, u64>,
+    /// Events that were lost.
+    pub lost: u64,
+}
+
+/// What is known of whoever made an event.
+#[derive(Clone, Copy, Debug)]
+pub struct Parties<'a> {
+    /// Threads heard of, in order of number.
+    pub tasks: &'a [Task],
+    /// The process whose memory it is.
+    pub holder: u32,
+    /// This one.
+    pub ours: u32,
+}
+
+impl Account {
+    /// Adds the events of a span, in order of time. `at_work` is what threads were at when it began, and in the end what
+    /// they are at then; `pages` is what the memory was before it, lowest first.
+    pub fn add(&mut self, events: &[Event], at_work: &mut AtWork, parties: Parties<'_>, pages: &[PageRun]) {
+        for event in events {
+            match event.what {
+                What::Begin(work) => at_work.begin(event.tid, work),
+                What::End(work) => at_work.end(event.tid, work),
+                What::Did(_) => {}
+                What::Range(range) => {
+                    let (name, takes_folios) = cause_of(event, at_work, parties);
+                    self.count(&name, range);
+                    if takes_folios {
+                        self.announced += range.len();
+                        self.needed += folio_at(pages, range);
+                    }
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, cause: &str, range: HvaRange) {
+        let size = SIZES.iter().position(|(_, most)| range.len() <= *most).unwrap_or(SIZES.len() - 1);
+        let tally = self.tallies.entry((cause.to_owned(), size)).or_default();
+        tally.ranges += 1;
+        tally.bytes += range.len();
+    }
+
+    /// Adds another span's.
+    pub fn merge(&mut self, other: &Self) {
+        for (key, tally) in &other.tallies {
+            let mine = self.tallies.entry(key.clone()).or_default();
+            mine.ranges += tally.ranges;
+            mine.bytes += tally.bytes;
+        }
+        self.announced += other.announced;
+        self.needed += other.needed;
+        self.lost += other.lost;
+        for (name, count) in &other.deeds {
+            *self.deeds.entry(name).or_default() += count;
+        }
+    }
+
+    /// All of them together.
+    pub fn all(&self) -> Tally {
+        self.sum(|_, _| true)
+    }
+
+    /// Those of a size, by its place in [`SIZES`].
+    pub fn of_size(&self, size: usize) -> Tally {
+        self.sum(|_, of| of == size)
+    }
+
+    /// Those of a cause.
+    pub fn of_cause(&self, cause: &str) -> Tally {
+        self.sum(|of, _| of == cause)
+    }
+
+    /// The causes, most ranges first.
+    pub fn causes(&self) -> Vec<(&str, Tally)> {
+        let mut names: Vec<&str> = self.tallies.keys().map(|(cause, _)| cause.as_str()).collect();
+        names.dedup();
+        let mut causes: Vec<_> = names.into_iter().map(|name| (name, self.of_cause(name))).collect();
+        causes.sort_by_key(|(_, tally)| std::cmp::Reverse(tally.ranges));
+        causes
+    }
+
+    /// Every cause and size that there was.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &'static str, Tally)> {
+        self.tallies.iter().map(|((cause, size), tally)| (cause.as_str(), SIZES[*size].0, *tally))
+    }
+
+    /// Bytes announced for each byte of the folios taken; `None` if none was.
+    pub fn amplification(&self) -> Option<f64> {
+        (self.needed > 0).then(|| self.announced as f64 / self.needed as f64)
+    }
+
+    fn sum(&self, wanted: impl Fn(&str, usize) -> bool) -> Tally {
+        let mut sum = Tally::default();
+        for ((cause, size), tally) in &self.tallies {
+            if wanted(cause, *size) {
+                sum.ranges += tally.ranges;
+                sum.bytes += tally.bytes;
+            }
+        }
+        sum
+    }
+}
+
+/// Why, in a word, and whether each such range takes one folio.
+fn cause_of(event: &Event, at_work: &AtWork, parties: Parties<'_>) -> (String, bool) {
+    let task =
+        parties.tasks.binary_search_by_key(&event.tid, |task| task.tid).ok().map(|at| &parties.tasks[at]);
+    let work = at_work.innermost(event.tid);
+    if let Some(cause) = work.and_then(cause::of_work) {
+        return (cause.name().to_owned(), true);
+    }
+    let kernels = cause::of_stranger(task);
+    let pid = task.and_then(|task| task.pid);
+    let whose = match pid {
+        // Of kernel threads, what they are called says what they do.
+        _ if task.is_some_and(|task| task.kernel) => return (kernels.name().to_owned(), true),
+        Some(pid) if pid == parties.holder => "holder",
+        Some(pid) if pid == parties.ours => "zapscope",
+        Some(_) => "another",
+        None => return (kernels.name().to_owned(), false),
+    };
+    match work {
+        Some(Work::Call(call)) => (format!("{whose}: {}", name_of(call)), takes_folios(call)),
+        _ if whose == "holder" => ("holder: fault".to_owned(), true),
+        _ => (whose.to_owned(), false),
+    }
+}
+
+fn takes_folios(call: Call) -> bool {
+    matches!(call, Call::Madvise(advice) | Call::ProcessMadvise(advice) if advice as i32 == libc::MADV_PAGEOUT)
+}
+
+/// `madvise(PAGEOUT)`.
+fn name_of(call: Call) -> String {
+    let advised = |call: &str, advice: u32| {
+        let known = [
+            (libc::MADV_DONTNEED, "DONTNEED"),
+            (libc::MADV_FREE, "FREE"),
+            (libc::MADV_REMOVE, "REMOVE"),
+            (libc::MADV_COLD, "COLD"),
+            (libc::MADV_PAGEOUT, "PAGEOUT"),
+            (libc::MADV_COLLAPSE, "COLLAPSE"),
+        ];
+        match known.iter().find(|(number, _)| *number == advice as i32) {
+            Some((_, name)) => format!("{call}({name})"),
+            None => format!("{call}({advice})"),
+        }
+    };
+    match call {
+        Call::Madvise(advice) => advised("madvise", advice),
+        Call::ProcessMadvise(advice) => advised("process_madvise", advice),
+        Call::Mprotect => "mprotect".to_owned(),
+        Call::Munmap => "munmap".to_owned(),
+        Call::Mmap => "mmap".to_owned(),
+        Call::Mremap => "mremap".to_owned(),
+        Call::Fallocate => "fallocate".to_owned(),
+        Call::Fork => "fork".to_owned(),
+        Call::Userfault(_) => "userfaultfd".to_owned(),
+    }
+}
+
+/// Bytes of the folio that was mapped where a range begins, as far as its level tells: 2 MiB or 4 KiB. Where nothing was,
+/// a page came and went within the span.
+fn folio_at(pages: &[PageRun], range: HvaRange) -> u64 {
+    let after = pages.partition_point(|run| run.range.end() <= range.start());
+    match pages.get(after) {
+        Some(run) if run.range.contains(range.start()) && run.state.is_pmd_mapped() => PMD_SIZE,
+        _ => PAGE_SIZE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_mem::{Hva, MapLevel, PageState};
+
+    const HOLDER: u32 = 100;
+    const OURS: u32 = 200;
+
+    fn range(start: u64, len: u64) -> HvaRange {
+        HvaRange::with_len(Hva::new(start), len).unwrap()
+    }
+
+    fn event(tid: u32, what: What) -> Event {
+        Event { time_ns: 0, pid: 0, tid, what }
+    }
+
+    fn task(tid: u32, pid: u32, comm: &str, kernel: bool) -> Task {
+        Task { tid, pid: Some(pid), comm: comm.to_owned(), kernel }
+    }
+
+    #[test]
+    fn each_range_has_a_cause_a_size_and_a_need() {
+        let tasks = [
+            task(7, 7, "kswapd0", true),
+            task(HOLDER, HOLDER, "qemu", false),
+            task(101, HOLDER, "CPU 0/KVM", false),
+            task(OURS, OURS, "zapscope", false),
+            task(300, 300, "stress", false),
+        ];
+        let call = |call| What::Begin(Work::Call(call));
+        let events = [
+            event(7, What::Range(range(0, PAGE_SIZE))),
+            event(7, What::Range(range(PMD_SIZE, PMD_SIZE))),
+            event(HOLDER, call(Call::Madvise(libc::MADV_DONTNEED as u32))),
+            event(HOLDER, What::Range(range(0, 8 << 20))),
+            event(HOLDER, What::End(Work::Call(Call::Madvise(0)))),
+            event(101, What::Range(range(0, PAGE_SIZE))),
+            event(OURS, call(Call::ProcessMadvise(libc::MADV_PAGEOUT as u32))),
+            event(OURS, What::Range(range(0, PMD_SIZE))),
+            event(300, What::Begin(Work::DirectReclaim)),
+            event(300, What::Range(range(0, 16 * PAGE_SIZE))),
+            event(999, What::Range(range(0, PAGE_SIZE))),
+        ];
+        let huge = PageState::Mapped { level: MapLevel::Pmd, file: false };
+        let pages = [PageRun { range: range(PMD_SIZE, PMD_SIZE), state: huge }];
+        let mut account = Account::default();
+        account.add(
+            &events,
+            &mut AtWork::default(),
+            Parties { tasks: &tasks, holder: HOLDER, ours: OURS },
+            &pages,
+        );
+        let seen: Vec<_> = account.iter().map(|(cause, size, tally)| (cause, size, tally.ranges)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("direct-reclaim", "64 KiB", 1),
+                ("holder: fault", "4 KiB", 1),
+                ("holder: madvise(DONTNEED)", "more", 1),
+                ("kswapd", "4 KiB", 1),
+                ("kswapd", "2 MiB", 1),
+                ("unattributed", "4 KiB", 1),
+                ("zapscope: process_madvise(PAGEOUT)", "2 MiB", 1),
+            ]
+        );
+        // 4 KiB for 4, 2 MiB for 2 MiB, 4 KiB for 4, 2 MiB for 4 KiB, 64 KiB for 4.
+        let announced = 2 * PAGE_SIZE + 2 * PMD_SIZE + 16 * PAGE_SIZE;
+        assert_eq!((account.announced, account.needed), (announced, PMD_SIZE + 4 * PAGE_SIZE));
+        let mut twice = account.clone();
+        twice.merge(&account);
+        assert_eq!(twice.all().ranges, 14);
+        assert_eq!(twice.causes()[0], ("kswapd", Tally { ranges: 4, bytes: 2 * (PMD_SIZE + PAGE_SIZE) }));
+    }
+}

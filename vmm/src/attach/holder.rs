@@ -1,0 +1,240 @@
+//! A process that holds virtual machines, as far as another process can see.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+
+/// Why a process cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum HolderError {
+    /// There is none.
+    #[error("there is no process {0}")]
+    NoProcess(u32),
+    /// It ended while it was looked at.
+    #[error("process {pid} ({comm}) has ended")]
+    Ended {
+        /// Which.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
+    /// It is somebody else's.
+    #[error(
+        "process {pid} ({comm}) belongs to user {uid}, and we may not look at its {what}: run as root, or as that user \
+         with kernel.yama.ptrace_scope=0"
+    )]
+    Refused {
+        /// Which.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// Whose.
+        uid: String,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// No file of it is a VM.
+    #[error("process {pid} ({comm}) holds no KVM virtual machine: none of its {files} open files is one")]
+    NoVm {
+        /// Which.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// How many files it has open.
+        files: usize,
+    },
+    /// Something else.
+    #[error("process {pid}: cannot read its {what}")]
+    Read {
+        /// Which.
+        pid: u32,
+        /// What was looked for.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A process that holds at least one VM. Its number stays its own as long as this lives: another process that gets the
+/// same is not taken for it.
+#[derive(Debug)]
+pub struct Holder {
+    pidfd: OwnedFd,
+    pid: u32,
+    comm: String,
+    /// Its descriptors of VMs, lowest first.
+    vms: Vec<u32>,
+    vcpus: u32,
+}
+
+impl Holder {
+    /// Looks at a process.
+    ///
+    /// # Errors
+    /// [`HolderError`].
+    pub fn open(pid: u32) -> Result<Self, HolderError> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(HolderError::NoProcess(pid))?;
+        let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).map_err(|errno| match errno {
+            Errno::SRCH | Errno::INVAL => HolderError::NoProcess(pid),
+            errno => HolderError::Read { pid, what: "descriptor", source: errno.into() },
+        })?;
+        let mut holder = Self { pidfd, pid, comm: String::new(), vms: Vec::new(), vcpus: 0 };
+        holder.comm = holder.text("comm", "name")?.trim_end().to_owned();
+        let files = holder.find_vms()?;
+        if holder.vms.is_empty() {
+            let comm = holder.comm;
+            return Err(HolderError::NoVm { pid, comm, files });
+        }
+        Ok(holder)
+    }
+
+    /// Its number.
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+    /// Its name.
+    pub fn comm(&self) -> &str {
+        &self.comm
+    }
+    /// Its descriptors of VMs.
+    pub fn vms(&self) -> &[u32] {
+        &self.vms
+    }
+    /// How many vCPUs all of them have.
+    pub const fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+    /// The descriptor that stands for it.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A pidfd can be read when its process has ended.
+        !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1))
+    }
+
+    /// Its mappings, as `/proc/PID/maps` has them.
+    ///
+    /// # Errors
+    /// [`HolderError`].
+    pub fn maps(&self) -> Result<String, HolderError> {
+        self.text("maps", "mappings")
+    }
+
+    /// How its end is told.
+    pub fn ended(&self) -> HolderError {
+        HolderError::Ended { pid: self.pid, comm: self.comm.clone() }
+    }
+
+    fn text(&self, file: &str, what: &'static str) -> Result<String, HolderError> {
+        let bytes = std::fs::read(self.path(file)).map_err(|error| self.failed(what, error))?;
+        // What was read of a process that has ended may be another's.
+        if !self.is_alive() {
+            return Err(self.ended());
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn path(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.pid)
+    }
+
+    /// Finds its VMs and vCPUs among its open files; returns how many it has.
+    fn find_vms(&mut self) -> Result<usize, HolderError> {
+        let what = "open files";
+        let entries = std::fs::read_dir(self.path("fd")).map_err(|error| self.failed(what, error))?;
+        let mut files = 0;
+        for entry in entries {
+            let entry = entry.map_err(|error| self.failed(what, error))?;
+            files += 1;
+            // A file that was closed meanwhile is no VM.
+            let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            match (classify(&target.to_string_lossy()), number) {
+                (Some(File::Vm), Some(fd)) => self.vms.push(fd),
+                (Some(File::Vcpu), _) => self.vcpus += 1,
+                _ => {}
+            }
+        }
+        self.vms.sort_unstable();
+        Ok(files)
+    }
+
+    fn failed(&self, what: &'static str, error: io::Error) -> HolderError {
+        let (pid, comm) = (self.pid, self.comm.clone());
+        match error.kind() {
+            _ if !self.is_alive() => HolderError::Ended { pid, comm },
+            io::ErrorKind::PermissionDenied => HolderError::Refused { pid, comm, uid: self.uid(), what },
+            io::ErrorKind::NotFound => HolderError::NoProcess(pid),
+            _ => HolderError::Read { pid, what, source: error },
+        }
+    }
+
+    fn uid(&self) -> String {
+        let status = std::fs::read_to_string(self.path("status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        line.and_then(|line| line.split_whitespace().next()).unwrap_or("unknown").to_owned()
+    }
+}
+
+/// An open file that has to do with KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum File {
+    Vm,
+    Vcpu,
+}
+
+/// What the target of a link in `/proc/PID/fd` is: `anon_inode:kvm-vm`, `anon_inode:kvm-vcpu:3`.
+fn classify(target: &str) -> Option<File> {
+    let name = target.strip_prefix("anon_inode:")?;
+    match name.strip_prefix("kvm-")? {
+        "vm" => Some(File::Vm),
+        vcpu if vcpu == "vcpu" || vcpu.starts_with("vcpu:") => Some(File::Vcpu),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_told_apart_by_name() {
+        assert_eq!(classify("anon_inode:kvm-vm"), Some(File::Vm));
+        assert_eq!(classify("anon_inode:kvm-vcpu:12"), Some(File::Vcpu));
+        assert_eq!(classify("anon_inode:kvm-vcpu-stats:0"), None);
+        assert_eq!(classify("anon_inode:kvm-vm-stats"), None);
+        assert_eq!(classify("/tmp/anon_inode:kvm-vm"), None);
+        assert_eq!(classify("anon_inode:[eventfd]"), None);
+    }
+
+    #[test]
+    fn a_process_without_a_vm_and_none_at_all_are_told_apart() {
+        let ours = std::process::id();
+        assert!(matches!(Holder::open(ours), Err(HolderError::NoVm { pid, .. }) if pid == ours));
+        for pid in [0, u32::MAX, i32::MAX as u32] {
+            assert!(matches!(Holder::open(pid), Err(HolderError::NoProcess(_))), "{pid}");
+        }
+    }
+
+    #[test]
+    fn one_that_ends_is_noticed() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let holder = Holder { pidfd, pid: child.id(), comm: "cat".to_owned(), vms: vec![3], vcpus: 0 };
+        assert!(holder.is_alive() && holder.maps().unwrap().contains("cat"));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(!holder.is_alive());
+        assert!(matches!(holder.maps(), Err(HolderError::Ended { .. } | HolderError::NoProcess(_))));
+    }
+}

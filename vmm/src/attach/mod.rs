@@ -1,0 +1,17 @@
+//! `zapscope attach`: the invalidations of a VM that some other VMM runs. Read-only, unless it is told to push memory out.
+
+mod account;
+mod counters;
+mod holder;
+mod memory;
+mod pageout;
+mod report;
+mod session;
+
+pub use account::{Account, Parties, SIZES, Tally};
+pub use counters::{Counters, CountersError};
+pub use holder::{Holder, HolderError};
+pub use memory::{Memory, guest_memory};
+pub use pageout::{PageoutError, page_out};
+pub use report::{Record, columns, heading, line};
+pub use session::{Session, SessionError, Span};

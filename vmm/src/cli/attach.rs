@@ -1,0 +1,167 @@
+//! `zapscope attach`.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use guest_mem::{Hva, HvaRange, PAGE_SIZE};
+use notifier_bridge::monotonic_ns;
+
+use super::args::AttachArguments;
+use super::run::watch_signals;
+use super::{FAILED, directory};
+use crate::attach::{self, Holder, Record, Session, Span};
+use crate::host::HostChanges;
+use crate::host::signals::{Cancel, block_stop_signals};
+use crate::record::utc;
+use crate::report::Charset;
+use crate::run::chain;
+use crate::scenario::ByteRange;
+use crate::tap::Via;
+
+/// Lines after which the heads of the columns come again.
+const PAGE: u32 = 24;
+
+/// A range of memory that is not the guest's.
+#[derive(Debug, thiserror::Error)]
+#[error("--pageout {start:#x}..{end:#x} reaches beyond the {size:#x} bytes of the guest's largest mapping")]
+struct Outside {
+    start: u64,
+    end: u64,
+    size: u64,
+}
+
+/// A text that is no range of addresses.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("`{0}` is no range of addresses: write START-END in hexadecimal, as in /proc/PID/maps, whole pages")]
+pub struct BadAddresses(String);
+
+/// `7f0000000000-7f0010000000`.
+///
+/// # Errors
+/// It is not that.
+pub fn addresses(text: &str) -> Result<HvaRange, BadAddresses> {
+    let bad = || BadAddresses(text.to_owned());
+    let address = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| bad());
+    let (start, end) = text.split_once('-').ok_or_else(bad)?;
+    let (start, end) = (address(start)?, address(end)?);
+    let whole = start.is_multiple_of(PAGE_SIZE) && end.is_multiple_of(PAGE_SIZE) && start < end;
+    HvaRange::new(Hva::new(start), Hva::new(end)).filter(|_| whole).ok_or_else(bad)
+}
+
+pub fn attach(arguments: &AttachArguments) -> Result<ExitCode, Box<dyn Error>> {
+    block_stop_signals()?;
+    let cancel = Cancel::new()?;
+    watch_signals(&cancel)?;
+    let holder = Holder::open(arguments.pid)?;
+    let mut changes = HostChanges::new(|change| eprintln!("zapscope: {change}"));
+    let watched = watch(arguments, holder, &mut changes, &cancel);
+    let undone = changes.undo_all();
+    undone.iter().for_each(|error| eprintln!("zapscope: {error}"));
+    Ok(if watched? && undone.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// Watches until it is told to stop. Whether the process is still there then.
+fn watch(
+    arguments: &AttachArguments,
+    holder: Holder,
+    changes: &mut HostChanges,
+    cancel: &Cancel,
+) -> Result<bool, Box<dyn Error>> {
+    let mut session = open(holder, &arguments.memory, changes)?;
+    let charset = Charset::of_locale(|name| std::env::var(name).ok());
+    let say = |text: &str| if arguments.json { eprintln!("{text}") } else { println!("{text}") };
+    say(attach::heading(&session).trim_end());
+    let mut record = Record::new(&session, utc(SystemTime::now()));
+    let begun = monotonic_ns();
+    let (mut counters, mut total) = (session.counters(), Span::default());
+    let at_first = counters.clone();
+    if let Some(range) = arguments.pageout {
+        attach::page_out(session.holder().pidfd(), in_largest(&session, range)?)?;
+    }
+    let mut lines = 0;
+    loop {
+        let left = arguments.length.map(|length| length.0.saturating_sub(since(begun)));
+        let stopped =
+            cancel.sleep(left.map_or(arguments.every.0, |left| left.min(arguments.every.0))).is_err();
+        let alive = session.holder().is_alive();
+        let mut span = session.span()?;
+        if !alive {
+            // What its counters said last.
+            span.counters.clone_from(&counters);
+        }
+        total.ns += span.ns;
+        total.account.merge(&span.account);
+        total.counters.clone_from(&span.counters);
+        if lines % PAGE == 0 {
+            say(&attach::columns());
+        }
+        lines += 1;
+        say(&attach::line(since(begun).as_secs_f64(), &span, &counters, charset));
+        record.add(&span, &total);
+        counters = span.counters;
+        let over = arguments.length.is_some_and(|length| since(begun) >= length.0);
+        if stopped || over || !alive {
+            say(&format!("all\n{}", attach::line(since(begun).as_secs_f64(), &total, &at_first, charset)));
+            publish(arguments, &record)?;
+            if !alive {
+                eprintln!("zapscope: {}", session.holder().ended());
+            }
+            return Ok(alive);
+        }
+    }
+}
+
+/// By perf events, which change nothing on the host; where they are refused by a tracefs instance, which is removed again.
+fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Result<Session, Box<dyn Error>> {
+    let pid = holder.pid();
+    let refused = match Session::open(holder, memory, &Via::Perf) {
+        Err(attach::SessionError::Tap(error)) => error,
+        result => return Ok(result?),
+    };
+    eprintln!("zapscope: {}", chain(&refused));
+    let name = changes.make_trace_instance("to read the kernel's account of another VM")?;
+    Ok(Session::open(Holder::open(pid)?, memory, &Via::Instance(name))?)
+}
+
+/// The addresses of a range of the guest's largest mapping.
+fn in_largest(session: &Session, range: ByteRange) -> Result<HvaRange, Outside> {
+    let largest = session.memory().iter().map(|memory| memory.range).max_by_key(|range| range.len());
+    let (start, end) = (range.start / PAGE_SIZE * PAGE_SIZE, range.end.next_multiple_of(PAGE_SIZE));
+    let size = largest.map_or(0, HvaRange::len);
+    let at = |largest: HvaRange| {
+        let first = Hva::new(largest.start().get() + start);
+        HvaRange::with_len(first, end - start)
+    };
+    largest.filter(|_| end <= size).and_then(at).ok_or(Outside { start, end, size })
+}
+
+fn since(begun: u64) -> Duration {
+    Duration::from_nanos(monotonic_ns() - begun)
+}
+
+fn publish(arguments: &AttachArguments, record: &Record) -> Result<(), Box<dyn Error>> {
+    let json = record.to_json()?;
+    if arguments.json {
+        print!("{json}");
+    }
+    let name = format!("attach-{}", arguments.pid);
+    let written =
+        directory::write_as(arguments.out.as_deref(), &record.started_at, &name, "attach.json", &json)?;
+    eprintln!("zapscope: the record is in {}", written.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_whole_pages_in_hexadecimal() {
+        let range = addresses("7f0000000000-0x7f0000200000").unwrap();
+        assert_eq!((range.start().get(), range.len()), (0x7f00_0000_0000, 2 << 20));
+        for bad in ["", "1000", "2000-1000", "1000-1000", "1-1000", "g-h", "-1000"] {
+            assert!(addresses(bad).unwrap_err().to_string().contains("START-END"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What threads are at.
+
+use super::cause::{RangeCause, of_work};
+use super::tracepoints::{Call, Work};
+
+/// Works that were begun and not ended, by thread, in the order in which they were begun.
+#[derive(Debug, Default)]
+pub struct AtWork(Vec<(u32, Work)>);
+
+/// The most that are remembered: an end that was lost must not stay for ever.
+const MOST: usize = 1 << 14;
+
+impl AtWork {
+    /// A thread begins with something.
+    pub fn begin(&mut self, tid: u32, work: Work) {
+        // A userfaultfd ioctl has no end of its own.
+        self.0.retain(|(thread, other)| *thread != tid || !matches!(other, Work::Call(Call::Userfault(_))));
+        if self.0.len() == MOST {
+            self.0.remove(0);
+        }
+        self.0.push((tid, work));
+    }
+
+    /// It is done with it.
+    pub fn end(&mut self, tid: u32, work: Work) {
+        // The argument of a call is not told at its end.
+        let same = |other: Work| std::mem::discriminant(&other) == std::mem::discriminant(&work);
+        if let Some(at) = self.0.iter().rposition(|(thread, other)| *thread == tid && same(*other)) {
+            self.0.remove(at);
+        }
+    }
+
+    /// The innermost of all.
+    pub fn innermost(&self, tid: u32) -> Option<Work> {
+        self.of(tid).next()
+    }
+
+    /// The innermost that is a cause.
+    pub fn cause(&self, tid: u32) -> Option<RangeCause> {
+        self.of(tid).find_map(of_work)
+    }
+
+    fn of(&self, tid: u32) -> impl Iterator<Item = Work> {
+        self.0.iter().rev().filter(move |(thread, _)| *thread == tid).map(|(_, work)| *work)
+    }
+}
