@@ -61,6 +61,12 @@ impl Mapping {
         self.advise_if_known(offset, len, Advice::LinuxPopulateRead)
     }
 
+    /// Says whether the kernel may use huge pages for `len` bytes at `offset`. One without them never does.
+    pub(super) fn huge_pages(&self, offset: u64, len: u64, wanted: bool) -> Result<(), Errno> {
+        let advice = if wanted { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
+        self.advise_if_known(offset, len, advice)
+    }
+
     fn advise_if_known(&self, offset: u64, len: u64, advice: Advice) -> Result<(), Errno> {
         let advice = Madvise::Known(advice);
         // SAFETY: the range is within our mapping, and populating keeps what is there.

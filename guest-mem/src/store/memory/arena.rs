@@ -1,14 +1,17 @@
 //! The memory of a compressed store: one mapping as large as the store may become, handed out by the segment.
 //!
 //! ```text
-//!   mapping   | 0 | 1 | 2 | 3 | 4 |  never used ...
+//!   mapping   | 0 | 1 | 2 | 3 | ... | 64 ....... | 96 ....... |  never used ...
+//!               │   │   │              └ from here on backed 32 at a time: a huge page, if one is at hand
 //!               │   │   └ cold: no pages behind it
-//!               │   └ warm: free, and keeps its pages for the next to come (at most WARM)
+//!               │   └ warm: free, and keeps its pages for the next to come
 //!               └ in use, of one class
 //! ```
 //!
-//! When the last segment falls out of use the warm ones go cold as well: an empty store holds nothing.
+//! Which is which, the [`Stock`] says; here is what it takes to make it so. Huge pages are asked for while a chunk is
+//! backed and refused at all other times: the kernel must not put pages behind segments by itself.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
@@ -16,10 +19,10 @@ use rustix::io::Errno;
 
 use super::classes::Class;
 use super::segment::{Objects, SEGMENT_BYTES};
+use super::stock::{CHUNK, Stock, Taken};
+use crate::address::PMD_SIZE;
 use crate::store::mapping::Mapping;
 
-/// Free segments that keep their pages, so that a store whose need swings does not swing with the kernel: 1 MiB.
-const WARM: usize = 16;
 /// Segments are described in tables of this many, made when they are first needed.
 const TABLE: usize = 256;
 
@@ -47,25 +50,17 @@ pub(super) struct Arena {
     stock: Mutex<Stock>,
 }
 
-#[derive(Debug, Default)]
-struct Stock {
-    /// The first segment that was never used.
-    fresh: u32,
-    warm: Vec<u32>,
-    cold: Vec<u32>,
-    in_use: u32,
-    /// Bytes of segments in use and warm, and of bookkeeping.
-    held: u64,
-}
-
 impl Arena {
     /// An arena that never holds more than `limit` bytes.
     pub(super) fn new(limit: u64) -> Result<Self, Errno> {
-        // A limit below one segment leaves an arena that is always full; the mapping cannot be empty.
-        let count = (limit / SEGMENT_BYTES as u64).max(1);
-        let mapping = Mapping::new(count.checked_mul(SEGMENT_BYTES as u64).ok_or(Errno::NOMEM)?)?;
-        let tables = (0..count.div_ceil(TABLE as u64)).map(|_| OnceLock::new()).collect();
-        Ok(Self { mapping, limit, tables, stock: Mutex::default() })
+        // Whole chunks, at least one; it is the stock that knows where the limit is.
+        let chunks = limit.div_ceil(PMD_SIZE).max(1);
+        let mapping = Mapping::new(chunks.checked_mul(PMD_SIZE).ok_or(Errno::NOMEM)?)?;
+        mapping.huge_pages(0, mapping.len() as u64, false)?;
+        let chunks = u32::try_from(chunks).map_err(|_| Errno::NOMEM)?;
+        let tables =
+            (0..(chunks as usize * CHUNK as usize).div_ceil(TABLE)).map(|_| OnceLock::new()).collect();
+        Ok(Self { mapping, limit, tables, stock: Mutex::new(Stock::new(chunks)) })
     }
 
     pub(super) fn limit(&self) -> u64 {
@@ -80,7 +75,7 @@ impl Arena {
 
     /// Bytes held now.
     pub(super) fn held(&self) -> u64 {
-        self.stock().held
+        self.stock().held()
     }
 
     fn stock(&self) -> MutexGuard<'_, Stock> {
@@ -105,11 +100,10 @@ impl Arena {
     /// A segment for objects of `class`, with pages behind it and its bookkeeping set up.
     pub(super) fn acquire(&self, class: Class) -> Result<u32, NoSegment> {
         let overhead = Objects::overhead(class);
-        let (number, warm) = self.stock().take(self.limit, overhead).ok_or(NoSegment::Full)?;
-        let offset = u64::from(number) * SEGMENT_BYTES as u64;
-        if !warm && let Err(errno) = self.mapping.populate(offset, SEGMENT_BYTES as u64) {
-            self.give_back(number);
-            self.retire(number, overhead);
+        let taken = self.stock().take(self.limit, overhead).ok_or(NoSegment::Full)?;
+        let number = taken.segment;
+        if let Err(errno) = self.back(&taken) {
+            self.put_back(number, overhead);
             return Err(NoSegment::Memory(errno));
         }
         let tables = &self.tables[number as usize / TABLE];
@@ -121,66 +115,37 @@ impl Arena {
 
     /// Takes a segment back whose objects are gone: its `objects` are `None`, and it is in no list.
     pub(super) fn release(&self, number: u32, class: Class) {
-        let overhead = Objects::overhead(class);
-        {
-            let mut stock = self.stock();
-            if stock.warm.len() < WARM && stock.in_use > 1 {
-                stock.warm.push(number);
-                stock.in_use -= 1;
-                stock.held -= overhead;
-                return;
-            }
-        }
-        self.give_back(number);
-        self.retire(number, overhead);
+        self.put_back(number, Objects::overhead(class));
     }
 
-    /// Counts a segment as cold, and if it was the last in use, has the warm ones follow it.
-    fn retire(&self, number: u32, overhead: u64) {
-        let warm = {
-            let mut stock = self.stock();
-            stock.cold.push(number);
-            stock.in_use -= 1;
-            stock.held -= SEGMENT_BYTES as u64 + overhead;
-            if stock.in_use > 0 { Vec::new() } else { std::mem::take(&mut stock.warm) }
-        };
-        for &number in &warm {
-            self.give_back(number);
+    fn put_back(&self, number: u32, overhead: u64) {
+        let going = self.stock().put_back(number, overhead);
+        for segments in &going {
+            let (offset, len) = extent(segments);
+            // SAFETY: references into a segment live under its lock and only while it has objects; these have none, and
+            // the stock gives them to nobody.
+            let given = unsafe { self.mapping.give_back(offset, len) };
+            // It fails on locked memory (mlockall) alone, whose pages nobody can have; they serve when it is used again.
+            let _ = given;
+            self.stock().gone(segments);
         }
-        let mut stock = self.stock();
-        stock.held -= (warm.len() * SEGMENT_BYTES) as u64;
-        stock.cold.extend(warm);
     }
 
-    /// Gives the pages of a segment that is in nobody's hands back to the kernel.
-    fn give_back(&self, number: u32) {
-        let offset = u64::from(number) * SEGMENT_BYTES as u64;
-        // SAFETY: references into a segment live under its lock and only while it has objects; it has none, and
-        // is in no list from which it could be taken again.
-        let given = unsafe { self.mapping.give_back(offset, SEGMENT_BYTES as u64) };
-        // It fails on locked memory (mlockall) alone, whose pages nobody can have; they serve when it is used again.
-        let _ = given;
+    /// Puts pages behind what was taken.
+    fn back(&self, taken: &Taken) -> Result<(), Errno> {
+        let (offset, len) = extent(&taken.to_back);
+        if !taken.is_chunk() {
+            return if len == 0 { Ok(()) } else { self.mapping.populate(offset, len) };
+        }
+        self.mapping.huge_pages(offset, len, true)?;
+        let backed = self.mapping.populate(offset, len);
+        self.mapping.huge_pages(offset, len, false)?;
+        backed
     }
 }
 
-impl Stock {
-    /// A segment, and whether it has its pages.
-    fn take(&mut self, limit: u64, overhead: u64) -> Option<(u32, bool)> {
-        let more = overhead + if self.warm.is_empty() { SEGMENT_BYTES as u64 } else { 0 };
-        if self.held + more > limit {
-            return None;
-        }
-        let taken = if let Some(number) = self.warm.pop() {
-            (number, true)
-        } else if let Some(number) = self.cold.pop() {
-            (number, false)
-        } else {
-            // Held bytes bound how many are in use, so there is a fresh one below the arena's end.
-            self.fresh += 1;
-            (self.fresh - 1, false)
-        };
-        self.held += more;
-        self.in_use += 1;
-        Some(taken)
-    }
+/// Where segments are in the mapping: offset and bytes.
+fn extent(segments: &Range<u32>) -> (u64, u64) {
+    let bytes = |count: u32| u64::from(count) * SEGMENT_BYTES as u64;
+    (bytes(segments.start), bytes(segments.end - segments.start))
 }

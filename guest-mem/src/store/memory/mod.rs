@@ -6,14 +6,16 @@
 //! ```
 //!
 //! What is held stays below 5/4 of what is stored, plus a segment of 64 KiB for each size class in use and 1 MiB of
-//! spare ones, as long as what is freed is not scattered: a segment goes back to the kernel when the last object
-//! in it is freed, and objects do not move.
+//! spare ones (of a store that holds more than 4 MiB, up to 6), as long as what is freed is not scattered: a segment
+//! goes back to the kernel when the last object in it is freed, and objects do not move. A segment that was part of a huge
+//! page is the kernel's as soon as it splits that, which it does when it needs memory.
 
 mod arena;
 mod classes;
 mod codec;
 mod pool;
 mod segment;
+mod stock;
 #[cfg(test)]
 mod tests;
 
