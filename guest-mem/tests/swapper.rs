@@ -28,12 +28,14 @@ impl AsRef<Region> for Owner {
 #[derive(Clone, Default)]
 struct Counter {
     faults: Arc<AtomicU64>,
+    kept: Arc<AtomicU64>,
     events: Arc<AtomicU64>,
 }
 
 impl Hears for Counter {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {
+    fn fault(&mut self, _fault: &Fault, served: Served) {
         self.faults.fetch_add(1, Ordering::Relaxed);
+        self.kept.fetch_add(u64::from(served == Served::Kept), Ordering::Relaxed);
     }
     fn event(&mut self, _event: &Event) {
         self.events.fetch_add(1, Ordering::Relaxed);
@@ -291,7 +293,12 @@ fn no_write_is_lost_in_a_storm() {
                 }));
             }
             let mut random = fastrand(9);
-            while rounds.load(Ordering::Relaxed) < 1500 || writes.load(Ordering::Relaxed) < 3000 {
+            let enough = || {
+                let raced = rig.heard.kept.load(Ordering::Relaxed) > 0;
+                let rounds = rounds.load(Ordering::Relaxed);
+                rounds >= 1500 && writes.load(Ordering::Relaxed) >= 3000 && (raced || rounds > 100_000)
+            };
+            while !enough() {
                 assert!(!threads.iter().any(|thread| thread.is_finished()), "a thread has failed");
                 let first = 512 + random() % 500;
                 let range = rig.region().slice(first * PAGE_SIZE, 12 * PAGE_SIZE).unwrap();

@@ -1,0 +1,59 @@
+//! Why an eviction fails.
+
+use rustix::io::Errno;
+
+use crate::range::HvaRange;
+use crate::reclaim::ReclaimError;
+use crate::region::RangeError;
+use crate::store::StoreError;
+use crate::uffd::ResolveError;
+
+/// Why pages could not be evicted. They are where they were, and can be written to; of a [`EvictError::Drop`] some may be
+/// out, and come back like any other.
+#[derive(Debug, thiserror::Error)]
+pub enum EvictError {
+    /// The range does not fit the region.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// The range reaches over a 2 MiB boundary.
+    #[error("{0} is in more than one 2 MiB block: evict it block by block")]
+    Blocks(HvaRange),
+    /// The kernel refused to change the write protection.
+    #[error("evicting {range}")]
+    Protect {
+        /// Of what.
+        range: HvaRange,
+        /// Why.
+        #[source]
+        source: ResolveError,
+    },
+    /// The pages could not be read.
+    #[error("copying {range} out")]
+    Copy {
+        /// Of what.
+        range: HvaRange,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// The store did not take them.
+    #[error("storing pages of {range}: they stay")]
+    Store {
+        /// Of what.
+        range: HvaRange,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The kernel did not drop them.
+    #[error(
+        "dropping pages of {range}: those that are still there stay. Is a part of it locked, or unmapped?"
+    )]
+    Drop {
+        /// Of what.
+        range: HvaRange,
+        /// Why.
+        #[source]
+        source: ReclaimError,
+    },
+}

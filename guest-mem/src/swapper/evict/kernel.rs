@@ -1,0 +1,90 @@
+//! What an eviction asks of the kernel.
+
+use rustix::io::Errno;
+
+use super::EvictError;
+use crate::address::PAGE_SIZE;
+use crate::range::HvaRange;
+use crate::reclaim::{Operation, ReclaimError, perform_unmeasured};
+use crate::store::Page;
+use crate::swapper::Swapper;
+use crate::sys;
+use crate::uffd::{ResolveError, ResolveKind};
+
+impl Swapper {
+    /// Calls until a mapping no longer changes. No lock is held: whoever reads the event that ends it may need one.
+    pub(super) fn insist(&self, call: impl Fn() -> Result<(), ResolveError>) -> Result<(), ResolveError> {
+        loop {
+            match call() {
+                Err(ResolveError { kind: ResolveKind::Changing, .. }) => std::thread::yield_now(),
+                done => return done,
+            }
+        }
+    }
+
+    /// Copies pages to `buffer`, and calls `read` with each that could be read, by its place there. A page that is gone
+    /// (somebody discarded it) cannot.
+    ///
+    /// By the kernel and not by loads: a missing page is then an error here, not a fault that has to be served, and a
+    /// page that is written to meanwhile is torn, not undefined. Shared memory is read by its file, where a page that is
+    /// not mapped is as good as any, and a hole is zeros.
+    pub(super) fn copy_out(
+        &self,
+        range: HvaRange,
+        buffer: &mut [Page],
+        mut read: impl FnMut(usize, &Page),
+    ) -> Result<(), EvictError> {
+        let mut at = 0;
+        while at < buffer.len() {
+            let rest = range.pages().nth(at).and_then(|page| HvaRange::new(page.start(), range.end()));
+            let rest = rest.expect("a page of the buffer for each of the range");
+            let to = Page::bytes_mut(&mut buffer[at..]);
+            let copied = match self.region().memfd().zip(self.region().offset_of(rest.start())) {
+                Some((memfd, offset)) => rustix::io::pread(memfd, to, offset),
+                None => sys::copy_out(rest, to),
+            };
+            match copied {
+                // A signal came in between.
+                Err(Errno::INTR) => {}
+                Ok(bytes) => {
+                    let whole = at + bytes / PAGE_SIZE as usize;
+                    (at..whole).for_each(|page| read(page, &buffer[page]));
+                    // What stopped it is the next page.
+                    at = whole + 1;
+                }
+                Err(Errno::FAULT) => at += 1,
+                Err(source) => return Err(EvictError::Copy { range: rest, source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops pages that are stored: for anonymous memory `MADV_DONTNEED`, for shared memory a hole. After an error some
+    /// may be gone.
+    pub(super) fn drop_run(&self, range: HvaRange) -> Result<(), ReclaimError> {
+        let operation = self.drop_operation();
+        if operation == Operation::Fallocate {
+            return perform_unmeasured(self.region(), operation, range);
+        }
+        self.own_drops.expect(range);
+        let dropped = perform_unmeasured(self.region(), operation, range);
+        // Each event was read, or the call would not have ended. Only when it is acted on as well is it known for ours.
+        self.reading.settle();
+        self.own_drops.is_over(range);
+        dropped
+    }
+
+    /// Which pages of a range the kernel has not dropped. Nobody touches them meanwhile.
+    pub(super) fn still_there(&self, range: HvaRange) -> Vec<bool> {
+        // A hole is refused as a whole. Of a range in several mappings, those before the one that stopped it are gone.
+        let mut there = vec![self.region().backing().is_shared(); range.page_count() as usize];
+        if !there[0] {
+            // Unknown is as good as gone: what is brought back from the store and is there after all is left as it is.
+            for resident in self.residents(range).unwrap_or_default() {
+                let first = (resident.start().get() - range.start().get()) / PAGE_SIZE;
+                there[first as usize..(first + resident.page_count()) as usize].fill(true);
+            }
+        }
+        there
+    }
+}
