@@ -13,7 +13,10 @@ use crate::uffd::{ResolveError, ResolveKind};
 
 impl Swapper {
     /// Calls until a mapping no longer changes. No lock is held: whoever reads the event that ends it may need one.
-    pub(super) fn insist(&self, call: impl Fn() -> Result<(), ResolveError>) -> Result<(), ResolveError> {
+    pub(in crate::swapper) fn insist(
+        &self,
+        call: impl Fn() -> Result<(), ResolveError>,
+    ) -> Result<(), ResolveError> {
         loop {
             match call() {
                 Err(ResolveError { kind: ResolveKind::Changing, .. }) => std::thread::yield_now(),
