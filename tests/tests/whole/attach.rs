@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use guest_mem::{Backing, HvaRange, PageCounts, PageScanner, ZramSwap};
+use guest_mem::{Address, Backing, HvaRange, PageCounts, PageScanner, ZramSwap};
 use serde_json::Value;
 use tests::machine::{Bare, config};
 use tests::nobody::{self, Lent};
@@ -35,16 +35,21 @@ fn swapped(pid: u32, range: HvaRange) -> u64 {
     PageCounts::of(&runs).swapped * guest_mem::PAGE_SIZE
 }
 
-/// Pushes 16 MiB of a VM's memory out, and holds what is told to what is so.
+/// Pushes the last 16 MiB of a VM's memory out, where no guest of these tests is at work, and holds what is told to what
+/// is so.
 fn push(pid: u32, whose: &str) {
     let place = tempfile::tempdir().unwrap();
     let holder = Holder::open(pid).unwrap();
     let memory = guest_memory(&holder.maps().unwrap());
     let largest = memory.iter().map(|memory| memory.range).max_by_key(|range| range.len()).unwrap();
-    let pushed = HvaRange::with_len(largest.start(), 16 << 20).unwrap();
+    let (start, end) = (largest.len() - (16 << 20), largest.len());
+    let pushed = HvaRange::with_len(largest.start().checked_add(start).unwrap(), end - start).unwrap();
     assert_eq!(swapped(pid, pushed), 0);
-    let (code, record, said) =
-        attach(place.path(), pid, &["--pageout", "0..16MiB", "--for", "300ms", "--every", "100ms"]);
+    let (code, record, said) = attach(
+        place.path(),
+        pid,
+        &["--pageout", &format!("{start}..{end}"), "--for", "300ms", "--every", "100ms"],
+    );
     assert_eq!(code, Some(0), "{said}");
     let gone = swapped(pid, pushed);
     assert!(gone > 0, "the kernel took nothing: {said}");
