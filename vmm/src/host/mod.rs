@@ -7,6 +7,7 @@ pub mod guardian_main;
 pub mod kvm_module;
 pub mod kvm_stats;
 pub mod neighbours;
+pub mod processors;
 pub mod resident;
 pub mod root;
 pub mod signals;

@@ -64,13 +64,18 @@ impl Machine {
     ///
     /// # Errors
     /// [`VmError::Thread`].
-    pub fn resume(core: Arc<VmCore>, vcpus: Vec<VcpuFd>) -> Result<Self, VmError> {
+    pub fn resume(
+        core: Arc<VmCore>,
+        vcpus: Vec<VcpuFd>,
+        processors: &[Option<usize>],
+    ) -> Result<Self, VmError> {
         let mut machine = Self { vcpus: Vec::new(), vcpu_stats: Vec::new(), core };
         for (index, fd) in (0..).zip(vcpus) {
             let core = &machine.core;
             let stats = VcpuStats::of(&fd);
             let area = core.control_area(index);
-            let vcpu = Vcpu::resume(index, fd, area, core.surroundings.clone())
+            let processor = processors.get(index as usize).copied().flatten();
+            let vcpu = Vcpu::resume(index, fd, area, core.surroundings.clone(), processor)
                 .map_err(|source| VmError::Thread { vcpu: index, source })?;
             machine.vcpus.push(vcpu);
             machine.vcpu_stats.push(stats);

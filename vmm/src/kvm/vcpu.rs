@@ -24,6 +24,7 @@ use super::gate::{Gate, Seated};
 use super::sys;
 use super::window::ProtectionWindow;
 use crate::guest::{CrashKind, CrashReport, GuestError, Mailbox, Registers};
+use crate::host::processors;
 
 /// How long a vCPU that was told to leave the guest may take to say where it was: a signal's way to its thread, which
 /// takes long only where the host does not let that thread run.
@@ -67,11 +68,11 @@ impl Vcpu {
         area: ControlArea,
         surroundings: Arc<Surroundings>,
     ) -> io::Result<Self> {
-        Self::run(fd, false, Mailbox::new(index, area), surroundings)
+        Self::run(fd, false, Mailbox::new(index, area), surroundings, None)
     }
 
     /// The same, of a vCPU that had reported for work before its state was taken: it enters the guest with its first
-    /// order.
+    /// order, on this processor if it may.
     ///
     /// # Errors
     /// The system has no room for another thread.
@@ -80,17 +81,25 @@ impl Vcpu {
         fd: VcpuFd,
         area: ControlArea,
         surroundings: Arc<Surroundings>,
+        processor: Option<usize>,
     ) -> io::Result<Self> {
-        Self::run(fd, true, Mailbox::resumed(index, area), surroundings)
+        Self::run(fd, true, Mailbox::resumed(index, area), surroundings, processor)
     }
 
-    fn run(fd: VcpuFd, up: bool, mailbox: Mailbox, surroundings: Arc<Surroundings>) -> io::Result<Self> {
+    fn run(
+        fd: VcpuFd,
+        up: bool,
+        mailbox: Mailbox,
+        surroundings: Arc<Surroundings>,
+        processor: Option<usize>,
+    ) -> io::Result<Self> {
         sys::prepare_signal()?;
         let (name, mailbox) = (format!("vcpu{}", mailbox.vcpu()), Arc::new(mailbox));
         let report = Arc::new(AtomicBool::new(false));
         let runner = Runner {
             fd,
             up,
+            processor,
             mailbox: mailbox.clone(),
             report: report.clone(),
             surroundings: surroundings.clone(),
@@ -151,6 +160,8 @@ struct Runner {
     fd: VcpuFd,
     /// Whether the guest has reported for work.
     up: bool,
+    /// Where to run; anywhere if nobody says.
+    processor: Option<usize>,
     mailbox: Arc<Mailbox>,
     report: Arc<AtomicBool>,
     surroundings: Arc<Surroundings>,
@@ -158,6 +169,9 @@ struct Runner {
 
 impl Runner {
     fn run(mut self) -> VcpuFd {
+        if let Some(processor) = self.processor {
+            processors::seat(rustix::thread::gettid(), processor);
+        }
         let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
         let surroundings = self.surroundings.clone();
         // SAFETY: the flag lies in the kvm_run page, mapped as long as the fd lives, which `Vcpu` drops only after

@@ -15,7 +15,6 @@ mod fate;
 mod measured;
 mod orders;
 mod own_swap;
-mod processors;
 mod rows;
 mod runner;
 mod tapping;

@@ -15,13 +15,13 @@ use super::calibrate;
 use super::errors::TrialError;
 use super::measured::Measured as Pooled;
 use super::own_swap::OwnSwapError;
-use super::processors;
 use super::rows;
 use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
 use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::host::HostFacts;
+use crate::host::processors;
 use crate::host::resident;
 use crate::host::signals::Cancel;
 use crate::kvm::boot::LARGEST_IMAGE;
@@ -255,7 +255,7 @@ impl<'a> Runner<'a> {
         }
         self.first_entry_ns = self.first_entry_ns.or(testbed.first_entry_ns());
         let processors = match self.scenario.pinned {
-            true => processors::seat(&*testbed),
+            true => seat(&*testbed),
             false => vec![None; testbed.vcpus() as usize],
         };
         // SAFETY: the testbed stands before the wiring, so it is dropped after it.
@@ -476,6 +476,17 @@ fn read_image(path: &Path) -> Result<Vec<u8>, RunError> {
         return Err(RunError::LargeKernel { path: name() });
     }
     Ok(image)
+}
+
+/// Seats each vCPU on a processor of its own, as far as there are enough, and says which; `None` for one whose thread stays
+/// anywhere. The attacker's thread is left where the scheduler puts it.
+fn seat(testbed: &dyn Testbed) -> Vec<Option<usize>> {
+    let seated = |(vcpu, processor): (u32, Option<usize>)| {
+        processor.filter(|&processor| {
+            testbed.thread(vcpu).is_some_and(|thread| processors::seat(thread, processor))
+        })
+    };
+    (0..).zip(processors::for_vcpus(testbed.vcpus())).map(seated).collect()
 }
 
 /// A row in words: `4k, folio, pageout, granule 2 MiB, zap protect`.

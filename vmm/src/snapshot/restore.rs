@@ -20,6 +20,7 @@ use super::index::Entry;
 use super::stop::Stopper;
 use super::{SnapshotError, cpu};
 use crate::guest::CrashKind;
+use crate::host::processors;
 use crate::kvm::state::offered_cpuid;
 use crate::kvm::{Machine, VmConfig, VmCore, VmError};
 
@@ -101,6 +102,7 @@ impl Restored {
         let vcpus = make_vcpus(kvm, &core, snapshot)?;
         let store = Arc::new(snapshot.store()?);
         let stopper = Arc::new(Stopper::default());
+        let processors = processors::for_vcpus(header.vcpus);
         let paging = match how {
             How::Eagerly => {
                 read_all(snapshot, &core, &store)?;
@@ -110,8 +112,9 @@ impl Restored {
                 let low_pages = header.low() / PAGE_SIZE;
                 let mut entries = snapshot.entries();
                 let mut take = |memory: Memory, start, handlers| {
-                    let hears = || (Ear { stopper: stopper.clone(), start }, None);
-                    let hears = (0..handlers).map(|_| hears()).collect();
+                    let hears =
+                        |processor: &Option<usize>| (Ear { stopper: stopper.clone(), start }, *processor);
+                    let hears = processors.iter().cycle().take(handlers as usize).map(hears).collect();
                     let options = Options { store: store.clone(), around, events: false };
                     Paging::start(snapshot, memory, options, &mut entries, hears)
                 };
@@ -123,7 +126,7 @@ impl Restored {
         for (index, (state, fd)) in (0..).zip(snapshot.vcpus.iter().zip(&vcpus)) {
             state.give(kvm, fd, index, missing)?;
         }
-        let machine = Machine::resume(core, vcpus)?;
+        let machine = Machine::resume(core, vcpus, &processors)?;
         stopper.watch(&machine);
         Ok(Self { machine, paging, store, stopper })
     }
