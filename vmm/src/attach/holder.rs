@@ -23,8 +23,7 @@ pub enum HolderError {
     },
     /// It is somebody else's.
     #[error(
-        "process {pid} ({comm}) belongs to user {uid}, and we may not look at its {what}: run as root, or as that user \
-         with kernel.yama.ptrace_scope=0"
+        "process {pid} ({comm}) belongs to user {uid}, and we may not look at its {what}: run as root, or as that user"
     )]
     Refused {
         /// Which.

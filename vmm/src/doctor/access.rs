@@ -3,7 +3,9 @@
 use crate::host::Root;
 
 /// Capabilities by bit, from `<linux/capability.h>`.
+pub(super) const CAP_SYS_PTRACE: u32 = 19;
 pub(super) const CAP_SYS_ADMIN: u32 = 21;
+pub(super) const CAP_SYS_NICE: u32 = 23;
 pub(super) const CAP_PERFMON: u32 = 38;
 
 /// The effective capabilities of this process.

@@ -12,6 +12,7 @@ mod finding;
 mod huge_pages;
 mod kvm_device;
 mod madvise;
+mod others;
 mod report;
 mod scratch;
 mod strangers;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::finding::{Finding, Verdict};
 use super::{
-    capabilities, cgroup, exit_cost, huge_pages, kvm_device, madvise, strangers, swap, tracing, uffd,
+    capabilities, cgroup, exit_cost, huge_pages, kvm_device, madvise, others, strangers, swap, tracing, uffd,
 };
 use crate::host::HostFacts;
 
@@ -34,6 +34,7 @@ impl Report {
         findings.extend(madvise::judge(&madvise::probe(&host)));
         findings.extend(uffd::judge(&uffd::probe()));
         findings.extend(tracing::judge(&tracing::probe()));
+        findings.extend(others::judge(&others::probe()));
         findings.extend(cgroup::judge(&cgroup::probe(&host)));
         findings.extend(strangers::judge(&host));
         Self { host, findings }
