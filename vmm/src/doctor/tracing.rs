@@ -4,11 +4,11 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
+use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Capabilities};
 use super::finding::Finding;
 use super::scratch::last_errno;
 use crate::host::Root;
-use crate::tap::Tracefs;
+use crate::tap::{Interest, Layout, Tracefs};
 
 /// The event that shows each range KVM was told to drop.
 const UNMAP_EVENT: &str = "kvm/kvm_unmap_hva_range";
@@ -25,12 +25,17 @@ pub(super) struct Tracing {
     mounts: Vec<String>,
     /// The tracepoint's number, by a mounted or a detached tracefs.
     event: Result<u64, Errno>,
+    /// Those of the other tracepoints that this kernel lacks; nothing where they cannot be looked up.
+    lacking: Vec<String>,
     /// Opening it for all processes of one CPU.
     perf: Result<(), Errno>,
     paranoid: Option<i32>,
     privileged: bool,
     /// The chosen word of `/sys/kernel/security/lockdown`.
     lockdown: Option<String>,
+    /// Yama's, where there is Yama.
+    ptrace_scope: Option<u32>,
+    ptraces: bool,
 }
 
 pub(super) fn probe() -> Tracing {
@@ -40,16 +45,21 @@ pub(super) fn probe() -> Tracing {
         Some(mount) => Tracefs::mounted_at(mount),
         None => Tracefs::detached(),
     };
-    let event = tracefs.and_then(|tracefs| tracefs.event_id(UNMAP_EVENT));
+    let event = tracefs.as_ref().map_err(|errno| *errno).and_then(|tracefs| tracefs.event_id(UNMAP_EVENT));
+    let all = Interest { causes: true, calls: true, deeds: true };
+    let layout = tracefs.ok().and_then(|tracefs| Layout::read(&tracefs, all).ok());
     let capabilities = Capabilities::read();
     Tracing {
         mounts,
         event,
+        lacking: layout.map_or(Vec::new(), |layout| layout.missing().to_vec()),
         // Without the event's number, any number tells whether tracepoints may be opened at all.
         perf: open_tracepoint(event.unwrap_or(1)).map(drop),
         paranoid: root.number("/proc/sys/kernel/perf_event_paranoid"),
         privileged: capabilities.has(CAP_PERFMON) || capabilities.has(CAP_SYS_ADMIN),
         lockdown: root.choice("/sys/kernel/security/lockdown"),
+        ptrace_scope: root.number("/proc/sys/kernel/yama/ptrace_scope"),
+        ptraces: capabilities.has(CAP_SYS_PTRACE),
     }
 }
 
@@ -80,7 +90,7 @@ fn open_tracepoint(id: u64) -> Result<OwnedFd, Errno> {
 }
 
 pub(super) fn judge(tracing: &Tracing) -> Vec<Finding> {
-    vec![judge_tracefs(tracing), judge_perf(tracing)]
+    vec![judge_tracefs(tracing), judge_perf(tracing), judge_ptrace(tracing)]
 }
 
 fn judge_tracefs(tracing: &Tracing) -> Finding {
@@ -90,7 +100,18 @@ fn judge_tracefs(tracing: &Tracing) -> Finding {
         None => "mounted nowhere, an own one can be made".to_owned(),
     };
     match tracing.event {
-        Ok(_) => Finding::can(SUBJECT, format!("{mounted}; kvm:kvm_unmap_hva_range exists")),
+        Ok(_) if tracing.lacking.is_empty() => Finding::can(
+            SUBJECT,
+            format!("{mounted}; kvm:kvm_unmap_hva_range and those that tell causes exist"),
+        ),
+        Ok(_) => {
+            let lacking = tracing.lacking.join(", ");
+            Finding::limited(
+                SUBJECT,
+                format!("{mounted}; kvm:kvm_unmap_hva_range exists, and of the causes not {lacking}"),
+            )
+            .remedy("none needed: such causes are told by the thread's name alone")
+        }
         Err(Errno::NOENT) => {
             Finding::limited(SUBJECT, format!("{mounted}, but without kvm:kvm_unmap_hva_range"))
                 .remedy("load KVM's module; a kernel with CONFIG_FTRACE")
@@ -127,6 +148,25 @@ fn judge_perf(tracing: &Tracing) -> Finding {
     }
 }
 
+/// Whether the memory map and the VM of another process may be looked at.
+fn judge_ptrace(tracing: &Tracing) -> Finding {
+    const SUBJECT: &str = "other processes' VMs";
+    match (tracing.ptraces, tracing.ptrace_scope) {
+        (_, Some(3)) => {
+            Finding::cannot(SUBJECT, "kernel.yama.ptrace_scope is 3: nobody may, until the next boot")
+                .remedy("boot with another setting of kernel.yama.ptrace_scope")
+        }
+        (true, _) => Finding::can(SUBJECT, "may be looked at: CAP_SYS_PTRACE"),
+        (false, None | Some(0)) => Finding::limited(SUBJECT, "those of the same user may be looked at")
+            .remedy("root, or setcap cap_sys_ptrace+ep zapscope"),
+        (false, Some(scope)) => Finding::cannot(
+            SUBJECT,
+            format!("kernel.yama.ptrace_scope is {scope} and CAP_SYS_PTRACE is missing"),
+        )
+        .remedy("root, or setcap cap_sys_ptrace+ep zapscope, or sysctl kernel.yama.ptrace_scope=0"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;
@@ -136,10 +176,13 @@ mod tests {
         Tracing {
             mounts: vec!["/sys/kernel/tracing".to_owned()],
             event: Ok(1234),
+            lacking: Vec::new(),
             perf: Ok(()),
             paranoid: Some(2),
             privileged: true,
             lockdown: None,
+            ptrace_scope: Some(1),
+            ptraces: true,
         }
     }
 
@@ -175,6 +218,23 @@ mod tests {
         assert!(judge_perf(&locked).detail.contains("locked down"));
         let integrity = Tracing { lockdown: Some("integrity".to_owned()), ..root_host() };
         assert_eq!(judge_perf(&integrity).verdict, Verdict::Can);
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_is_named() {
+        let old = Tracing { lacking: vec!["migrate:mm_migrate_pages_start".to_owned()], ..root_host() };
+        let finding = judge_tracefs(&old);
+        assert_eq!(finding.verdict, Verdict::Limited);
+        assert!(finding.detail.contains("mm_migrate_pages_start"));
+    }
+
+    #[test]
+    fn yama_decides_about_other_processes() {
+        let verdict =
+            |ptraces, ptrace_scope| judge_ptrace(&Tracing { ptraces, ptrace_scope, ..root_host() }).verdict;
+        assert_eq!([verdict(true, Some(1)), verdict(true, None)], [Verdict::Can; 2]);
+        assert_eq!([verdict(true, Some(3)), verdict(false, Some(1))], [Verdict::Cannot; 2]);
+        assert_eq!([verdict(false, Some(0)), verdict(false, None)], [Verdict::Limited; 2]);
     }
 
     #[test]

@@ -151,9 +151,11 @@ impl HostChanges {
     pub fn make_trace_instance(&mut self, why: &str) -> Result<String, ChangeError> {
         let name = format!("zapscope-{}-{}", std::process::id(), self.last);
         let change = self.plan(UndoAction::RemoveTraceInstance { name: name.clone() })?;
-        self.say(&format!("host change: made the tracefs instance {name} ({why})"));
         match Tracefs::open().and_then(|tracefs| tracefs.make_instance(&name)) {
-            Ok(()) => Ok(name),
+            Ok(()) => {
+                self.say(&format!("host change: made the tracefs instance {name} ({why})"));
+                Ok(name)
+            }
             Err(source) => {
                 self.forget(change);
                 Err(ChangeError::TraceInstance(source))

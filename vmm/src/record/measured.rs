@@ -43,7 +43,7 @@ impl<T> Measured<T> {
 
     /// Null where something else explains it: the row could not run at all, or the record is of a version that
     /// did not know the key.
-    pub(super) const fn absent() -> Self {
+    pub(crate) const fn absent() -> Self {
         Self(None)
     }
 }

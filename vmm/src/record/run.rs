@@ -33,6 +33,9 @@ pub struct RunRecord {
     /// When the first vCPU first entered the guest, `CLOCK_MONOTONIC`.
     #[serde(default = "Measured::absent")]
     pub first_kvm_run_monotonic_ns: Measured<u64>,
+    /// By what the kernel's own account was kept: `tracefs` or `perf`.
+    #[serde(default = "Measured::absent")]
+    pub tap: Measured<String>,
     /// What recording costs.
     #[serde(default = "Overhead::absent")]
     pub overhead: Overhead,
@@ -72,6 +75,9 @@ pub struct Overhead {
     /// One invalidation through the bridge with no listener: announced, nothing done, recorded.
     #[serde(default = "Measured::absent")]
     pub empty_invalidation_ns: Measured<f64>,
+    /// One range that the kernel announces while its account is kept, beside one while it is not.
+    #[serde(default = "Measured::absent")]
+    pub tap_range_ns: Measured<f64>,
     /// One timed touch by the guest that meets no fault.
     #[serde(default = "Measured::absent")]
     pub guest_touch_ns: Measured<f64>,
@@ -82,6 +88,7 @@ impl Overhead {
         Self {
             clock_read_ns: Measured::absent(),
             empty_invalidation_ns: Measured::absent(),
+            tap_range_ns: Measured::absent(),
             guest_touch_ns: Measured::absent(),
         }
     }
@@ -194,6 +201,7 @@ mod tests {
             scenario: "name = \"x\"".into(),
             seed: 42,
             first_kvm_run_monotonic_ns: Measured::of(17),
+            tap: Measured::of("perf".into()),
             overhead: Overhead { clock_read_ns: Measured::of(21.5), ..Overhead::absent() },
             warnings,
             rows: vec![row, Row::could_not_run(label(), "no swap; `zapscope run --zram 1g` makes some")],

@@ -3,6 +3,7 @@
 //! Both are pure functions of the run record, so that a record read back tells the same as the run that made
 //! it.
 
+mod account;
 mod caption;
 #[cfg(test)]
 mod fixture;

@@ -25,7 +25,9 @@ pub fn table(record: &RunRecord, charset: Charset) -> String {
 
 fn case_table(case: &str, rows: &[&Row], charset: Charset) -> String {
     let differences = Differences::among(rows);
-    let columns = columns(differences);
+    // Where nobody kept the kernel's account, two columns of dashes would tell nothing.
+    let kernel = rows.iter().any(|row| !row.kernel_ranges.is_null());
+    let columns = columns(differences, kernel);
     let ran: Vec<&Row> = rows.iter().copied().filter(|row| row.could_not_run.is_none()).collect();
     let mut text = caption::heading(case, rows, differences) + "\n";
     if !ran.is_empty() {
@@ -60,7 +62,7 @@ fn draw(columns: &[Column], rows: &[&Row], charset: Charset) -> Table {
     table
 }
 
-fn columns(differences: Differences) -> Vec<Column> {
+fn columns(differences: Differences, kernel: bool) -> Vec<Column> {
     let column = |heading, key, cell| Column { heading, key, cell };
     let mut columns = vec![
         column("backing", "backing achieved", |row, _| Some(backing(row))),
@@ -79,8 +81,14 @@ fn columns(differences: Differences) -> Vec<Column> {
         column("evicted", "evicted_bytes", |row, _| row.evicted_bytes.get().map(units::bytes)),
         column("ranges", "invalidations", |row, _| row.invalidations.get().map(units::count)),
         column("invali-\ndated", "invalidated_bytes", |row, _| row.invalidated_bytes.get().map(units::bytes)),
-        column("by the\nkernel", "kernel_ranges", |row, _| row.kernel_ranges.get().map(units::count)),
-        column("its\nbytes", "kernel_bytes", |row, _| row.kernel_bytes.get().map(units::bytes)),
+    ]);
+    if kernel {
+        columns.extend([
+            column("by the\nkernel", "kernel_ranges", |row, _| row.kernel_ranges.get().map(units::count)),
+            column("its\nbytes", "kernel_bytes", |row, _| row.kernel_bytes.get().map(units::bytes)),
+        ]);
+    }
+    columns.extend([
         column("amplifi-\ncation", "amplification", |row, _| row.amplification.get().map(units::times)),
         column("zapped\n4k / 2m", "sptes_zapped_4k sptes_zapped_2m", sptes),
         column("refaults", "refaults", |row, _| row.refaults.get().map(units::count)),

@@ -2,6 +2,7 @@
 
 use crate::record::{Row, RunRecord};
 
+use super::account::account;
 use super::names::{Differences, enumerate, grouped};
 use super::swaps::{side_by_side, told_beside};
 use super::units::{self, Charset};
@@ -21,6 +22,7 @@ pub fn words(record: &RunRecord, charset: Charset) -> String {
     sentences.extend(zap_times(&ran, charset));
     sentences.extend(backings(&ran, charset));
     sentences.extend(shortfall(&ran));
+    sentences.extend(account(&ran));
     sentences.extend(missing_rows(&record.rows));
     sentences.extend(integrity(&ran));
     sentences.join(" ")

@@ -4,7 +4,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use guest_mem::{Hva, HvaRange, MapLevel, Order, PAGE_SIZE, PMD_SIZE, SlotTableBuilder, Victim};
+use guest_mem::{
+    Backing, Hva, HvaRange, MapLevel, Operation, Order, PAGE_SIZE, PMD_SIZE, Region, SlotTableBuilder,
+    Victim, perform_unmeasured,
+};
+use kvm_ioctls::{Kvm, VmFd};
 use notifier_bridge::{Bridge, Cause, Invalidation, Policy, Recorder, monotonic_ns};
 
 /// Rounds of each batch; the fastest of [`BATCHES`] counts, since what disturbs only ever adds.
@@ -31,6 +35,36 @@ pub fn empty_invalidation_ns() -> f64 {
         // Without listeners nobody refuses.
         let _ = black_box(bridge.invalidate(&mut recorder, black_box(&invalidation), || ()));
     })
+}
+
+/// Announces a range to a KVM of this process, as the kernel does when memory goes, and times it.
+pub struct Announcer {
+    /// A VM without memory is told all the same.
+    _vm: VmFd,
+    region: Region,
+}
+
+impl Announcer {
+    /// One of its own; `None` where there is no VM or no memory.
+    pub fn new(kvm: &Kvm) -> Option<Self> {
+        let vm = kvm.create_vm().ok()?;
+        let region = Region::map(PMD_SIZE, Backing::Base4k).ok()?;
+        Some(Self { _vm: vm, region })
+    }
+
+    /// Where it announces.
+    pub fn range(&self) -> HvaRange {
+        self.region.range()
+    }
+
+    /// Nanoseconds of one range that takes nothing: the system call and the announcement.
+    pub fn range_ns(&self) -> f64 {
+        let page = self.region.slice(0, PAGE_SIZE).expect("the region has a page");
+        fastest(|| {
+            // Of nothing there is nothing to refuse.
+            let _ = black_box(perform_unmeasured(&self.region, Operation::DontNeed, black_box(page)));
+        })
+    }
 }
 
 fn fastest(mut round: impl FnMut()) -> f64 {

@@ -392,6 +392,11 @@ impl<'a> Runner<'a> {
             warnings.say("no guest ran: worker threads accessed the memory through the software MMU, as a device would");
         }
         let no_guest = if soft { "no guest ran" } else { "no machine came up" };
+        let kvm = match &self.backend {
+            Backend::Kvm(kvm) => Some(kvm),
+            Backend::Soft => None,
+        };
+        let (tap, tap_range_ns) = self.tap.finish(kvm, &mut warnings);
         RunRecord {
             schema: SCHEMA,
             started_at,
@@ -412,7 +417,8 @@ impl<'a> Runner<'a> {
                 "first_kvm_run_monotonic_ns",
                 no_guest,
             ),
-            overhead: overhead(&rows, &mut warnings),
+            tap,
+            overhead: Overhead { tap_range_ns, ..overhead(&rows, &mut warnings) },
             warnings,
             rows,
         }
@@ -439,6 +445,7 @@ fn overhead(rows: &[Row], warnings: &mut Warnings) -> Overhead {
     Overhead {
         clock_read_ns: Measured::of(calibrate::clock_read_ns()),
         empty_invalidation_ns: Measured::of(calibrate::empty_invalidation_ns()),
+        tap_range_ns: Measured::absent(),
         guest_touch_ns: Measured::or_why(
             touch,
             warnings,

@@ -11,9 +11,12 @@ use std::cell::RefCell;
 
 use clap::ValueEnum;
 use guest_mem::HvaRange;
+use kvm_ioctls::Kvm;
 
+use super::calibrate::Announcer;
 use super::runner::chain;
 use crate::host::HostChanges;
+use crate::record::{Measured, Warnings};
 use crate::tap::{Account, Collector, Event, Interest, Operations, Tap, Via};
 
 /// Events that wait to be taken: four for each page of the largest step that anybody waits for.
@@ -87,7 +90,7 @@ impl<'c> Tapping<'c> {
     }
 
     /// By what the account is kept, once it is.
-    pub fn how(&self) -> Option<&'static str> {
+    fn how(&self) -> Option<&'static str> {
         match &*self.state.borrow() {
             State::Open(open) => Some(open.how),
             _ => None,
@@ -95,11 +98,43 @@ impl<'c> Tapping<'c> {
     }
 
     /// Tracepoints that this kernel lacks.
-    pub fn lacking(&self) -> Vec<String> {
+    fn lacking(&self) -> Vec<String> {
         match &*self.state.borrow() {
             State::Open(open) => open.collector.missing(),
             _ => Vec::new(),
         }
+    }
+
+    /// Ends the account, and says what it added to each range while it was kept.
+    fn price(&self, kvm: &Kvm) -> Option<f64> {
+        let announcer = Announcer::new(kvm)?;
+        match &*self.state.borrow() {
+            State::Open(open) if open.picked.covers(announcer.range()) => {
+                open.collector.watch(&[announcer.range()]);
+            }
+            _ => return None,
+        }
+        let with = announcer.range_ns();
+        *self.state.borrow_mut() = State::Without("the run is over".to_owned());
+        Some((with - announcer.range_ns()).max(0.0))
+    }
+
+    /// Ends the account of a run on `kvm`: by what it was kept and what it cost go into the record, and what it could not
+    /// see.
+    pub fn finish(&self, kvm: Option<&Kvm>, warnings: &mut Warnings) -> (Measured<String>, Measured<f64>) {
+        let why = if kvm.is_none() { Some("no KVM listens".to_owned()) } else { self.missing() };
+        let how = self.how().filter(|_| why.is_none());
+        let lacking = self.lacking();
+        if !lacking.is_empty() {
+            warnings.say(format!(
+                "this kernel lacks the tracepoints {}: ranges of such causes are told by their thread alone",
+                lacking.join(", ")
+            ));
+        }
+        let price = how.and(kvm).and_then(|kvm| self.price(kvm));
+        let why = why.unwrap_or_else(|| "no VM could be made to measure it".to_owned());
+        let how = Measured::or_why(how.map(str::to_owned), warnings, "tap", why.as_str());
+        (how, Measured::or_why(price, warnings, "overhead.tap_range_ns", why))
     }
 
     fn open(&self, picked: HvaRange) -> State {

@@ -272,25 +272,26 @@ impl<'a> Trial<'a> {
     }
 
     fn reclaim(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
-        let hot = !self.hot.is_empty();
-        if hot && self.live_since.is_none() {
-            self.live_since = Some(self.testbed().faults_fixed());
-        }
-        let flushes = self.testbed().remote_tlb_flushes();
+        // First: to open a tap takes a while, in which the hot loops run on.
         let arena = self.testbed().arena().range();
         let tap = self.setup.tap.filter(|tap| tap.begin(arena));
         if tap.is_some() {
             self.attacker.note_operations();
         }
-        let rate = self.rated(|trial| trial.attack(index, attack))?;
-        if let Some((tap, operations)) = tap.zip(self.attacker.take_operations()) {
-            tap.end(&operations, self.measured.kernel.get_or_insert_default());
+        let hot = !self.hot.is_empty();
+        if hot && self.live_since.is_none() {
+            self.live_since = Some(self.testbed().faults_fixed());
         }
+        let flushes = self.testbed().remote_tlb_flushes();
+        let rate = self.rated(|trial| trial.attack(index, attack))?;
         if hot {
             self.measured.during = Some(self.measured.during.unwrap_or_default().and(rate));
         }
         let flushed = flushes.zip(self.testbed().remote_tlb_flushes()).map(|(before, after)| after - before);
         self.counts().remote_tlb_flushes += Count::from(flushed);
+        if let Some((tap, operations)) = tap.zip(self.attacker.take_operations()) {
+            tap.end(&operations, self.measured.kernel.get_or_insert_default());
+        }
         Ok(())
     }
 

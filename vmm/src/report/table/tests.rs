@@ -84,7 +84,25 @@ fn the_widest_row_still_fits_a_wide_terminal() {
     (times.p50, times.p99) = (Some(123_456), Some(1_234_567));
     (wide.zap_ns, wide.reclaim_ns, wide.refault_ns) =
         (Measured::of(times), Measured::of(times), Measured::of(times));
-    let text = table(&run(vec![wide, row("4k", "folio")]), Charset::Utf8);
-    let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
-    assert!(widest <= 140, "{widest}:\n{text}");
+    let widest = |wide: &Row| {
+        let text = table(&run(vec![wide.clone(), row("4k", "folio")]), Charset::Utf8);
+        text.lines().map(|line| line.chars().count()).max().unwrap()
+    };
+    assert!(widest(&wide) <= 140, "{}", widest(&wide));
+    (wide.kernel_ranges, wide.kernel_bytes) = (Measured::of(131_072), Measured::of(512 << 20));
+    assert!(widest(&wide) <= 160, "{}, with the kernel's account", widest(&wide));
+}
+
+#[test]
+fn what_the_kernel_announced_stands_beside_what_we_did() {
+    let mut told = row("4k", "folio");
+    (told.kernel_ranges, told.kernel_bytes) = (Measured::of(257), Measured::of(3 << 20));
+    let text = table(&run(vec![told, row("4k", "pmd")]), Charset::Ascii);
+    let cells = |policy| -> Vec<&str> {
+        let line = text.lines().find(|line| line.contains(policy)).unwrap();
+        line.split_whitespace().skip(4).take(6).collect()
+    };
+    assert_eq!(cells("folio"), ["256", "1", "MiB", "257", "3", "MiB"]);
+    assert_eq!(cells("pmd"), ["256", "1", "MiB", "-", "-", "1.0"]);
+    assert!(!table(&run(vec![row("4k", "folio")]), Charset::Ascii).contains("by the"));
 }
