@@ -6,6 +6,7 @@ pub mod code;
 pub mod console;
 pub mod elf;
 pub mod host;
+pub mod kernel;
 pub mod machine;
 pub mod naive;
 pub mod nobody;

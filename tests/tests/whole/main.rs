@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod agreement;
+mod another_observer;
 mod attach;
 mod bad_guests;
 mod bad_input;
@@ -17,6 +18,7 @@ mod boot_pvm;
 mod counts;
 mod doctor;
 mod guest;
+mod kernel_account;
 mod linux;
 mod nothing_lost;
 mod own_swap;
@@ -68,6 +70,8 @@ fn main() -> ExitCode {
         restore_input::TESTS,
         unprivileged::TESTS,
         counts::TESTS,
+        another_observer::TESTS,
+        kernel_account::TESTS,
         bad_input::TESTS,
         boot_input::TESTS,
         boot_guest::TESTS,
