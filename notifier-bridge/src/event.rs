@@ -95,7 +95,7 @@ impl Invalidation {
     /// The policy whose rule this invalidation follows where `policy` is the one in force. A split was announced in
     /// a bracket even when the reverse map still told page by page: `__split_huge_pmd` had
     /// `mmu_notifier_invalidate_range_start`/`end` around it in 4.12.
-    pub(crate) const fn rule(&self, policy: Policy) -> Policy {
+    pub const fn rule(&self, policy: Policy) -> Policy {
         match (policy, self.cause) {
             (Policy::Page, Cause::PmdSplit | Cause::FolioSplit) => Policy::Folio,
             _ => policy,

@@ -45,6 +45,8 @@ pub struct InvalidationRecord {
     pub order: Order,
     /// How the primary MMU mapped the victim.
     pub level: MapLevel,
+    /// Whether the victim is anonymous.
+    pub anonymous: bool,
     /// Ranges told to shadowing listeners, however many listeners there are.
     pub ranges: u64,
     /// What the operation had to cover, see [`Invalidation::needed_bytes`]; 0 if it was refused.
@@ -82,6 +84,7 @@ impl InvalidationRecord {
             victim: HvaRange::empty(Hva::new(0)),
             order: Order::BASE,
             level: MapLevel::Pte,
+            anonymous: true,
             ranges: 0,
             needed_bytes: 0,
             invalidated_bytes: 0,
@@ -109,7 +112,7 @@ impl InvalidationRecord {
 
     /// The record at the moment an invalidation begins.
     pub(crate) fn begun(invalidation: &Invalidation, policy: Option<Policy>, start_ns: u64) -> Self {
-        let Victim { pages, order, level, .. } = invalidation.victim;
+        let Victim { pages, order, level, anonymous } = invalidation.victim;
         Self {
             start_ns,
             source: invalidation.source,
@@ -118,6 +121,7 @@ impl InvalidationRecord {
             victim: pages,
             order,
             level,
+            anonymous,
             needed_bytes: invalidation.needed_bytes(),
             ..Self::blank()
         }

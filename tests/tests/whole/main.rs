@@ -22,6 +22,7 @@ mod kernel_account;
 mod linux;
 mod nothing_lost;
 mod own_swap;
+mod replay;
 mod restore;
 mod restore_input;
 mod unprivileged;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         counts::TESTS,
         another_observer::TESTS,
         kernel_account::TESTS,
+        replay::TESTS,
         bad_input::TESTS,
         boot_input::TESTS,
         boot_guest::TESTS,

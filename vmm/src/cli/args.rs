@@ -7,7 +7,7 @@ use guest_mem::swapper::FaultAround;
 use guest_mem::{Backing, HvaRange};
 
 use crate::run::TapChoice;
-use crate::scenario::{ByteRange, Size, TimeSpan};
+use crate::scenario::{ByteRange, PolicyChoice, Size, TimeSpan};
 
 /// What does it cost a guest when the host takes its memory away?
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ pub struct Arguments {
 pub enum Command {
     /// Run a scenario, print its table, write a run directory.
     Run(RunArguments),
+    /// Put a run's victims through other range policies, without a guest.
+    Replay(ReplayArguments),
     /// Boot a Linux kernel to its console, or the bare guest from a snapshot.
     Boot(BootArguments),
     /// Have the bare guest fill its memory, and put it into a file.
@@ -64,6 +66,36 @@ pub struct RunArguments {
     /// Where the run directory goes.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+/// `zapscope replay`.
+#[derive(Debug, Args)]
+pub struct ReplayArguments {
+    /// The directory of a run, or the run.json in it.
+    pub run: PathBuf,
+    /// The policies: kernel, page, pmd, folio, modern, slot, vm.
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_delimiter = ',',
+        default_value = "page,pmd,folio,modern,slot,vm"
+    )]
+    pub policy: Vec<PolicyChoice>,
+    /// Bytes of a memslot, in place of what the run had.
+    #[arg(long, value_name = "SIZE")]
+    pub granule: Option<Size>,
+    /// Print the predicted run record on standard output, everything else on standard error.
+    #[arg(long, conflicts_with = "validate")]
+    pub json: bool,
+    /// Run a sample of the predicted rows, and print predicted against measured.
+    #[arg(long)]
+    pub validate: bool,
+    /// With --validate: make a zram swap device of this size for it, and take it away again.
+    #[arg(long, value_name = "SIZE", requires = "validate")]
+    pub zram: Option<Size>,
+    /// With --validate: who accesses the memory.
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto, requires = "validate")]
+    pub backend: BackendChoice,
 }
 
 /// `zapscope boot`.

@@ -1,8 +1,10 @@
-//! The run directory: one for each run, never overwritten.
+//! The run directory: one for each run, never overwritten. It holds `run.json` and, where a row ran, `events.log`.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::events::{FILE_NAME, Spool};
 
 /// Where run directories go unless told otherwise.
 const PARENT: &str = "zapscope-runs";
@@ -16,8 +18,8 @@ pub struct DirectoryError {
     source: io::Error,
 }
 
-/// Writes `run.json` into a directory of its own and returns its path: `out` if given, else one named after
-/// the time and the scenario.
+/// Writes `run.json` and the event log into a directory of their own and returns the record's path: `out` if given,
+/// else one named after the time and the scenario.
 ///
 /// # Errors
 /// [`DirectoryError`]; a directory that already holds a run is one.
@@ -26,8 +28,13 @@ pub fn write(
     started_at: &str,
     name: &str,
     json: &str,
+    events: &mut Spool,
 ) -> Result<PathBuf, DirectoryError> {
-    write_as(out, started_at, name, "run.json", json)
+    let path = write_as(out, started_at, name, "run.json", json)?;
+    if !events.is_empty() {
+        fill(&path.with_file_name(FILE_NAME), |file| events.write_to(file))?;
+    }
+    Ok(path)
 }
 
 /// The same of a record that is called `file`.
@@ -50,11 +57,15 @@ pub fn write_as(
         None => fresh(Path::new(PARENT), &format!("{}-{name}", started_at.replace(':', "")))?,
     };
     let path = directory.join(file);
-    let create = fs::OpenOptions::new().write(true).create_new(true).open(&path);
-    create
-        .and_then(|mut file| io::Write::write_all(&mut file, json.as_bytes()))
-        .map_err(|source| DirectoryError { path: path.clone(), source })?;
+    fill(&path, |file| io::Write::write_all(file, json.as_bytes()))?;
     Ok(path)
+}
+
+/// Makes a file that did not exist.
+fn fill(path: &Path, with: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<(), DirectoryError> {
+    let create = fs::OpenOptions::new().write(true).create_new(true).open(path);
+    let filled = create.and_then(|mut file| with(&mut file));
+    filled.map_err(|source| DirectoryError { path: path.to_owned(), source })
 }
 
 /// Makes a directory that did not exist: two runs in one second get two.
@@ -85,8 +96,8 @@ mod tests {
         let (a, b) = (fresh(dir.path(), "x").unwrap(), fresh(dir.path(), "x").unwrap());
         assert_ne!(a, b);
         let out = dir.path().join("out");
-        write(Some(&out), "t", "n", "{}").unwrap();
-        let error = write(Some(&out), "t", "n", "{}").unwrap_err();
+        write(Some(&out), "t", "n", "{}", &mut Spool::default()).unwrap();
+        let error = write(Some(&out), "t", "n", "{}", &mut Spool::default()).unwrap_err();
         assert!(error.to_string().contains("--out"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ mod backend;
 mod boot;
 mod directory;
 mod progress;
+mod replay;
 mod restore;
 mod run;
 mod snapshot;
@@ -49,6 +50,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Replay(arguments) => replay::replay(&arguments),
         Command::Boot(arguments) => boot::boot(&arguments),
         Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
         Command::Attach(arguments) => attach::attach(&arguments),
@@ -58,8 +60,10 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("zapscope: {}", chain(&*error));
-            let senseless =
-                run::is_senseless(&*error) || boot::is_senseless(&*error) || snapshot::is_senseless(&*error);
+            let senseless = run::is_senseless(&*error)
+                || boot::is_senseless(&*error)
+                || snapshot::is_senseless(&*error)
+                || replay::is_senseless(&*error);
             ExitCode::from(if senseless { SENSELESS } else { FAILED })
         }
     }

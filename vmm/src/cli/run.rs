@@ -6,14 +6,14 @@ use std::process::ExitCode;
 
 use event_manager::{EventManager, SubscriberOps};
 
-use super::args::{GuestChoice, RunArguments};
+use super::args::{BackendChoice, GuestChoice, RunArguments};
 use super::{FAILED, INCOMPLETE, INTERRUPTED, backend, directory, progress::Shown, zram};
 use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
 use crate::record::RowLabel;
 use crate::report::{self, Charset};
-use crate::run::{RunOutcome, Runner, Tapping};
-use crate::scenario::Scenario;
+use crate::run::{RunOutcome, Runner, TapChoice, Tapping};
+use crate::scenario::{RowPlan, Scenario, Size};
 
 /// How often the thread that handles signals looks whether the run is over, in milliseconds.
 const TICK: i32 = 100;
@@ -42,10 +42,37 @@ pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
 pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     // Before anything is changed: what cannot be read needs no zram device.
     let scenario = in_guest(scenario(&arguments.scenario)?, arguments)?;
+    let plans: Vec<_> = scenario.rows().collect();
+    let (mut outcome, left_changed) = live(
+        &scenario,
+        &plans,
+        &Live { backend: arguments.backend, zram: arguments.zram, tap: arguments.tap },
+    )?;
+    publish(arguments, &scenario, &mut outcome)?;
+    Ok(code(&outcome, left_changed))
+}
+
+/// What rows need of the host.
+pub(super) struct Live {
+    /// Who accesses the memory.
+    pub backend: BackendChoice,
+    /// Bytes of a swap device for the time.
+    pub zram: Option<Size>,
+    /// Who keeps the kernel's account.
+    pub tap: TapChoice,
+}
+
+/// Makes these rows of a scenario, with all that a run needs of the host. Returns also whether anything of the host
+/// could not be put back.
+pub(super) fn live(
+    scenario: &Scenario,
+    plans: &[RowPlan<'_>],
+    how: &Live,
+) -> Result<(RunOutcome, bool), Box<dyn Error>> {
     block_stop_signals()?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
-    let (backend, notice) = backend::choose(arguments.backend)?;
+    let (backend, notice) = backend::choose(how.backend)?;
     scenario.check_slots(backend.arena_slots())?;
     if let Some(notice) = &notice {
         eprintln!("zapscope: {notice}");
@@ -54,13 +81,13 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         eprintln!("zapscope: {warning}");
     }
-    let runner = Runner::new(&scenario, backend, &cancel)?;
+    let runner = Runner::new(scenario, backend, &cancel)?;
     let mut changes = HostChanges::new(|change| eprintln!("zapscope: {change}"));
-    if let Some(size) = arguments.zram {
+    if let Some(size) = how.zram {
         zram::add_if_allowed(&mut changes, size.0)?;
     }
     let mut shown = Shown::new();
-    let outcome = runner.tapped(Tapping::new(arguments.tap, Some(&mut changes))).run(&mut shown);
+    let outcome = runner.tapped(Tapping::new(how.tap, Some(&mut changes))).run_rows(plans, &mut shown);
     shown.clear();
     let undone = changes.undo_all();
     for error in &undone {
@@ -70,8 +97,7 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         outcome.record.warnings.say(warning);
     }
-    publish(arguments, &scenario, &outcome)?;
-    Ok(code(&outcome, !undone.is_empty()))
+    Ok((outcome, !undone.is_empty()))
 }
 
 /// The scenario in the guest that the command line asks for.
@@ -114,7 +140,7 @@ pub(super) fn watch_signals(cancel: &Cancel) -> Result<(), Box<dyn Error>> {
 fn publish(
     arguments: &RunArguments,
     scenario: &Scenario,
-    outcome: &RunOutcome,
+    outcome: &mut RunOutcome,
 ) -> Result<(), Box<dyn Error>> {
     let record = &outcome.record;
     let json = record.to_json()?;
@@ -127,7 +153,13 @@ fn publish(
         print!("{text}");
     }
     // Last, so that a directory that cannot be written costs no result.
-    let written = directory::write(arguments.out.as_deref(), &record.started_at, &scenario.name, &json)?;
+    let written = directory::write(
+        arguments.out.as_deref(),
+        &record.started_at,
+        &scenario.name,
+        &json,
+        &mut outcome.events,
+    )?;
     for warning in record.warnings.iter() {
         eprintln!("zapscope: warning: {warning}");
     }

@@ -5,6 +5,7 @@
 
 mod account;
 mod caption;
+mod comparison;
 #[cfg(test)]
 mod fixture;
 mod names;
@@ -13,6 +14,7 @@ mod table;
 pub mod units;
 mod words;
 
+pub use comparison::comparison;
 pub use table::table;
 pub use units::Charset;
 pub use words::words;

@@ -21,6 +21,7 @@ use guest_mem::{
 use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbStats, Source, monotonic_ns};
 
 use super::errors::TrialError;
+use super::journal::Mark;
 use super::measured::Counts;
 use super::own_swap::OwnSwap;
 use super::wiring::{Device, Wiring};
@@ -82,6 +83,10 @@ pub struct Attacker<'a> {
     exact: bool,
     /// How long each system call took.
     calls: Samples,
+    /// Where each operation began, for as long as the recorder has room for what it announces.
+    marks: Vec<Mark>,
+    /// vCPUs that run a hot loop meanwhile.
+    hot: Vec<u32>,
 }
 
 impl<'a> Attacker<'a> {
@@ -109,12 +114,46 @@ impl<'a> Attacker<'a> {
             operations: None,
             exact: wiring.exact,
             calls: Samples::default(),
+            marks: Vec::with_capacity(records),
+            hot: Vec::new(),
         })
     }
 
-    /// What was recorded, and how long each system call took.
-    pub fn finish(self) -> (Recorder, Samples) {
-        (self.recorder, self.calls)
+    /// What was recorded, how long each system call took, and where each operation began.
+    pub fn finish(self) -> (Recorder, Samples, Vec<Mark>) {
+        (self.recorder, self.calls, self.marks)
+    }
+
+    /// Where each operation so far began.
+    pub fn marks(&self) -> &[Mark] {
+        &self.marks
+    }
+
+    /// Notes who runs a hot loop while memory is taken.
+    pub fn beside(&mut self, hot: &[u32]) {
+        self.hot = hot.to_vec();
+    }
+
+    /// How the host maps the arena now.
+    pub fn layout(&mut self) -> Result<&[PageRun], TrialError> {
+        let arena = self.arena();
+        self.scanner.scan_region(arena, arena.range(), &mut self.runs)?;
+        Ok(&self.runs)
+    }
+
+    /// The mark of an operation that begins.
+    fn mark(&self, pages: Range<u64>) -> Mark {
+        let touches = self.hot.iter().map(|&vcpu| self.testbed.mailbox(vcpu).area().touches()).sum();
+        Mark { began_ns: monotonic_ns(), touches, pages, evicted: 0, records: 0 }
+    }
+
+    /// Keeps the mark of an operation that is over, and by which so many bytes left.
+    fn keep(&mut self, mark: Mark, evicted_bytes: u64) {
+        // Beyond what the recorder kept there is nothing to replay.
+        if self.recorder.lost() == 0 && self.marks.len() < self.marks.capacity() {
+            let records = self.recorder.records().len();
+            self.marks.push(Mark { evicted: evicted_bytes / PAGE_SIZE, records, ..mark });
+        }
     }
 
     /// What the device saw so far, if there is one.
@@ -160,7 +199,9 @@ impl<'a> Attacker<'a> {
         };
         for pages in victims.iter() {
             self.cancel.check().map_err(|_| TrialError::Cancelled)?;
+            let (mark, before) = (self.mark(pages.clone()), counts.evicted_bytes);
             self.take(self.range_of(&pages), operation, counts)?;
+            self.keep(mark, counts.evicted_bytes - before);
             taken(pages);
             if !pace.is_zero() {
                 self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
@@ -288,6 +329,8 @@ impl<'a> Attacker<'a> {
         let mut before = Vec::new();
         self.scanner.scan_region(arena, arena.range(), &mut before)?;
         let leaves = self.leaves();
+        let mark = self.mark(0..arena.range().page_count());
+        let evicted = counts.evicted_bytes;
         let begun = monotonic_ns();
         cgroup.squeeze(bytes)?;
         if let Some(operations) = &mut self.operations {
@@ -316,6 +359,7 @@ impl<'a> Attacker<'a> {
             let first = arena.offset_of(went.start()).expect("scanned in the arena") / PAGE_SIZE;
             taken(first..first + went.page_count());
         }
+        self.keep(mark, counts.evicted_bytes - evicted);
         Ok(())
     }
 }

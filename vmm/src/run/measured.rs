@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use notifier_bridge::{Count, SharedTlbStats, Totals};
 
 use super::own_swap::Returned;
+use crate::events::{Refill, TrialEvents};
 use crate::record::Samples;
 use crate::tap::{Account, RangeCause};
 use crate::testbed::GivenBack;
@@ -157,6 +158,10 @@ pub struct Measured {
     pub kernel: Option<Account>,
     /// A Linux guest's own counters at the end.
     pub guest_counters: Option<BTreeMap<String, u64>>,
+    /// How fast the hot loops get their translations back, where that was looked at.
+    pub refill: Option<Refill>,
+    /// What happened, for the event log.
+    pub events: Option<Box<TrialEvents>>,
     /// What the reader must know of it.
     pub warnings: Vec<String>,
 }

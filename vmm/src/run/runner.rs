@@ -13,6 +13,7 @@ use kvm_ioctls::Kvm;
 
 use super::calibrate;
 use super::errors::TrialError;
+use super::journal;
 use super::measured::Measured as Pooled;
 use super::own_swap::OwnSwapError;
 use super::rows;
@@ -20,7 +21,10 @@ use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
 use super::wiring::Wiring;
 use crate::clock::TscRate;
+use crate::events::{SecondaryMmu, Spool};
 use crate::host::HostFacts;
+use crate::host::Root;
+use crate::host::kvm_module::KvmFacts;
 use crate::host::processors;
 use crate::host::resident;
 use crate::host::signals::Cancel;
@@ -110,6 +114,8 @@ pub struct RunOutcome {
     pub cancelled: bool,
     /// Rows that failed, as against those that this host cannot run.
     pub failed: u32,
+    /// What happened in the rows that ran.
+    pub events: Spool,
 }
 
 /// Why a row has no numbers.
@@ -133,6 +139,14 @@ pub struct Runner<'a> {
     /// The Linux guest, once a row needed it: it serves them all.
     linux: Option<Rc<LinuxMachine>>,
     tap: Tapping<'a>,
+    events: Spool,
+    /// Who translates, once a row needed to know.
+    mmu: Option<SecondaryMmu>,
+    /// The row being made, and whether its events are in the log.
+    row: u32,
+    logged: bool,
+    /// What was asked about hot loops: the case and all of the combination but its policy and its zap.
+    refilled: Vec<(String, Backing, Reclaim, u64)>,
 }
 
 impl<'a> Runner<'a> {
@@ -159,6 +173,11 @@ impl<'a> Runner<'a> {
             cancel,
             first_entry_ns: None,
             linux: None,
+            events: Spool::default(),
+            mmu: None,
+            row: 0,
+            logged: false,
+            refilled: Vec::new(),
             tap: Tapping::new(TapChoice::Off, None),
         })
     }
@@ -174,11 +193,24 @@ impl<'a> Runner<'a> {
     ///
     /// # Errors
     /// [`RunError`]: what would befall every other row as well.
-    pub fn run(mut self, progress: &mut dyn Progress) -> Result<RunOutcome, RunError> {
+    pub fn run(self, progress: &mut dyn Progress) -> Result<RunOutcome, RunError> {
+        let plans: Vec<_> = self.scenario.rows().collect();
+        self.run_rows(&plans, progress)
+    }
+
+    /// Makes these rows, which are of the scenario's cases.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    pub fn run_rows(
+        mut self,
+        plans: &[RowPlan<'_>],
+        progress: &mut dyn Progress,
+    ) -> Result<RunOutcome, RunError> {
         let started_at = utc(SystemTime::now());
         let (mut rows, mut cancelled, mut failed) = (Vec::new(), false, 0);
-        let plans: Vec<_> = self.scenario.rows().collect();
         for (index, plan) in plans.iter().enumerate() {
+            (self.row, self.logged) = (index as u32, false);
             progress.row(index, plans.len(), plan);
             let label = RowLabel::of(plan, self.listener_name(plan));
             let row = match self.row(plan) {
@@ -197,7 +229,8 @@ impl<'a> Runner<'a> {
             progress.done(&row);
             rows.push(row);
         }
-        Ok(RunOutcome { record: self.record(started_at, rows), cancelled, failed })
+        let events = std::mem::take(&mut self.events);
+        Ok(RunOutcome { record: self.record(started_at, rows), cancelled, failed, events })
     }
 
     fn listener_name(&self, plan: &RowPlan<'_>) -> &'static str {
@@ -261,6 +294,7 @@ impl<'a> Runner<'a> {
         // SAFETY: the testbed stands before the wiring, so it is dropped after it.
         let wiring = unsafe { Wiring::new(&*testbed, &plan.combination, self.scenario.shared_tlb) };
         let pages = self.scenario.plan(plan);
+        let refill = self.is_first_of_its_kind(plan);
         let setup = TrialSetup {
             testbed: &*testbed,
             combination: plan.combination,
@@ -271,11 +305,39 @@ impl<'a> Runner<'a> {
             processors: &processors,
             tap: matches!(self.backend, Backend::Kvm(_)).then_some(&self.tap as &dyn Watch),
             clock: self.clock,
+            refill,
             cancel: self.cancel,
         };
-        let measured =
+        let mut measured =
             Trial::new(setup, &wiring).and_then(Trial::run).map_err(|error| self.failure(plan, error))?;
+        self.log(plan, wiring.listener, &*testbed, &mut measured);
         Ok((measured, wiring.listener))
+    }
+
+    /// Whether no earlier row differs from this one in policy and zap alone. A replay begins from the first.
+    fn is_first_of_its_kind(&mut self, plan: &RowPlan<'_>) -> bool {
+        let of = &plan.combination;
+        let kind = (plan.case.name.clone(), of.backing, of.reclaim, of.granule.bytes());
+        let first = !self.refilled.contains(&kind);
+        if first {
+            self.refilled.push(kind);
+        }
+        first
+    }
+
+    /// Adds the row's first trial to the event log. Without a log the row is as good.
+    fn log(&mut self, plan: &RowPlan<'_>, listener: &str, testbed: &dyn Testbed, measured: &mut Pooled) {
+        let Some(events) = measured.events.take().filter(|_| !self.logged) else { return };
+        let mmu = *self.mmu.get_or_insert_with(|| match &self.backend {
+            Backend::Soft => SecondaryMmu::Soft,
+            Backend::Kvm(_) => SecondaryMmu::of(&KvmFacts::read_from(&Root::default())),
+        });
+        let label = RowLabel::of(plan, listener);
+        let header = journal::header((self.scenario, plan, self.row), label, testbed, mmu, measured, &events);
+        match self.events.append(&header, &events.body) {
+            Ok(()) => self.logged = true,
+            Err(error) => measured.warnings.push(chain(&error)),
+        }
     }
 
     fn testbed(&mut self, plan: &RowPlan<'_>) -> Result<Box<dyn Testbed>, NoRow> {

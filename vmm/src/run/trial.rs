@@ -13,12 +13,15 @@ use notifier_bridge::{Bridge, Count, monotonic_ns};
 use super::attack::{Attacker, Listening, Method};
 use super::errors::TrialError;
 use super::fate::{Content, Fates, left_by};
+use super::journal::Journal;
 use super::measured::{Counts, Measured, Rate};
 use super::orders::{self, PATIENCE};
 use super::own_swap::OwnSwap;
+use super::refill;
 use super::tapping::Watch;
 use super::wiring::Wiring;
 use crate::clock::TscRate;
+use crate::events::StepEvent;
 use crate::guest::GuestError;
 use crate::host::signals::Cancel;
 use crate::scenario::{
@@ -56,6 +59,8 @@ pub struct TrialSetup<'a> {
     pub tap: Option<&'a dyn Watch>,
     /// The TSC's rate.
     pub clock: TscRate,
+    /// Whether to find out afterwards how fast the hot loops get their translations back.
+    pub refill: bool,
     /// Whether to stop.
     pub cancel: &'a Cancel,
 }
@@ -68,6 +73,9 @@ pub struct Trial<'a> {
     /// Once memory was filled: what swaps it, where this process does.
     own_swap: Option<OwnSwap>,
     listener: &'static str,
+    journal: Journal,
+    /// The last hot step: its number, its access, its vCPUs.
+    last_hot: Option<(usize, Access, &'a [u32])>,
     fates: Fates,
     measured: Measured,
     /// vCPUs that run a hot loop.
@@ -114,6 +122,8 @@ impl<'a> Trial<'a> {
             bridge: &wiring.bridge,
             own_swap: None,
             listener,
+            journal: Journal::default(),
+            last_hot: None,
             measured: Measured::default(),
             hot: Vec::new(),
             // A cgroup takes what it likes, the hot pages too, and a clock what it finds idle.
@@ -137,6 +147,8 @@ impl<'a> Trial<'a> {
                     let apart = matches!(hot.walk, HotWalk::List { pages: HotPages::Others, .. });
                     self.hot_apart &= apart;
                     self.start_hot(set, hot.access, &hot.vcpus)?;
+                    self.journal.hot(set, hot.vcpus.len());
+                    self.last_hot = Some((index, hot.access, &hot.vcpus));
                 }
                 Step::Baseline(time) => self.baseline(*time)?,
                 Step::Reclaim(attack) => self.reclaim(index, attack)?,
@@ -147,6 +159,15 @@ impl<'a> Trial<'a> {
                 Step::Inflate(bytes) => self.system().set_balloon(*bytes)?,
                 Step::Deflate => self.system().set_balloon(0)?,
             }
+            match step {
+                Step::Hot(_) | Step::Reclaim(_) => {}
+                Step::Fill => self.journal.step(StepEvent::Fill),
+                Step::Baseline(_) => self.journal.step(StepEvent::Baseline),
+                Step::Stop => self.journal.step(StepEvent::Stop),
+                Step::Refault { .. } => self.journal.step(StepEvent::Refault),
+                Step::Sweep { .. } => self.journal.step(StepEvent::Sweep),
+                Step::Shell(_) | Step::Inflate(_) | Step::Deflate => self.journal.step(StepEvent::Other),
+            }
         }
         self.stop()?;
         self.verify()?;
@@ -156,7 +177,19 @@ impl<'a> Trial<'a> {
         if let Some(system) = self.testbed().system() {
             self.measured.guest_counters = Some(system.counters()?);
         }
+        self.measure_refill()?;
         Ok(self.finish())
+    }
+
+    /// Once nothing is left to be measured or verified: what a replay must know of the hot loops. A Linux guest's own
+    /// pages would go with the rest; there it is not done.
+    fn measure_refill(&mut self) -> Result<(), TrialError> {
+        let Some((step, access, vcpus)) = self.last_hot.filter(|_| self.setup.refill) else { return Ok(()) };
+        if self.testbed().system().is_none() {
+            let set = self.setup.plan.hot(step).expect("the plan has every hot step");
+            self.measured.refill = refill::measure(self.testbed(), (set, access, vcpus), self.setup.cancel)?;
+        }
+        Ok(())
     }
 
     fn system(&self) -> &'a dyn GuestSystem {
@@ -279,6 +312,9 @@ impl<'a> Trial<'a> {
             self.attacker.note_operations();
         }
         let hot = !self.hot.is_empty();
+        let layout = self.journal.layout(self.attacker.layout()?);
+        let first = self.attacker.marks().len();
+        self.attacker.beside(&self.hot);
         if hot && self.live_since.is_none() {
             self.live_since = Some(self.testbed().faults_fixed());
         }
@@ -292,6 +328,7 @@ impl<'a> Trial<'a> {
         if let Some((tap, operations)) = tap.zip(self.attacker.take_operations()) {
             tap.end(&operations, self.measured.kernel.get_or_insert_default());
         }
+        self.journal.reclaimed(layout, self.attacker.marks(), first, monotonic_ns());
         Ok(())
     }
 
@@ -477,7 +514,9 @@ impl<'a> Trial<'a> {
         self.measured.counts.given_back = self.testbed().system().map(GuestSystem::take_given_back);
         let announced = self.listener != "kernel";
         self.measured.counts.device = self.attacker.device_stats();
-        let (recorder, reclaim) = self.attacker.finish();
+        let (recorder, reclaim, marks) = self.attacker.finish();
+        let arena = self.setup.testbed.arena().range();
+        self.measured.events = Some(Box::new(self.journal.finish(arena, &marks, &recorder)));
         if announced {
             for record in recorder.records() {
                 self.measured.times.zap.record(record.zap_ns);

@@ -54,6 +54,14 @@ pub struct Combination {
     pub zap: Zap,
 }
 
+impl Combination {
+    /// Whether a listener can zap so, and memory be taken so.
+    pub fn is_possible(&self) -> bool {
+        let zap = self.policy.announced().map(|policy| cannot_zap(self.zap, policy, self.backing));
+        zap.flatten().is_none() && self.reclaim.refused_on(self.backing).is_none()
+    }
+}
+
 /// A value, and the line it stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Located<T> {
@@ -268,6 +276,11 @@ fn granule(size: Located<Size>, memory: u64) -> Checked<Located<Granule>> {
         return Err(fault(Problem::GranuleAboveMemory { granule: size.value, memory: Size(memory) }));
     }
     Ok(Located { value, line: size.line })
+}
+
+/// How a policy's range is zapped unless the scenario says otherwise.
+pub fn zap_of(policy: PolicyChoice) -> Zap {
+    resolve(policy, ZapChoice::Auto)
 }
 
 /// What `zap` comes to under `policy`. A policy that follows the victim deserves a zap as exact as it is; one

@@ -126,7 +126,7 @@ use guest_mem::{PAGE_SIZE, PMD_SIZE};
 use error::{Checked, Fault, Lines};
 use syntax::{At, CaseText, ScenarioText};
 
-pub use axes::{Axes, Combination, Granule};
+pub use axes::{Axes, Combination, Granule, zap_of};
 pub use error::{Problem, ScenarioError};
 pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};

@@ -51,9 +51,11 @@ impl Attacker<'_> {
                 return Ok(0);
             }
             let leaves = self.leaves();
+            let mark = self.mark(0..self.arena().range().page_count());
             let reading = (&mut self.scanner, &mut self.planner);
             evictor.watch(&clock, self.testbed.arena().range(), self.bridge, &mut self.recorder, reading)?;
             self.count_dropped(leaves, counts);
+            self.keep(mark, 0);
             self.cancel.sleep(idle.after).map_err(|_| TrialError::Cancelled)?;
             for _ in 0..units {
                 let Some(unit) = clock.next_idle().filter(|_| excess > 0) else { break };
@@ -77,6 +79,8 @@ impl Attacker<'_> {
         counts: &mut Counts,
     ) -> Result<u64, TrialError> {
         self.cancel.check().map_err(|_| TrialError::Cancelled)?;
+        let first = self.arena().offset_of(range.start()).expect("of the arena") / PAGE_SIZE;
+        let mark = self.mark(first..first + range.page_count());
         if let Some(device) = self.device {
             device.read(range);
         }
@@ -88,6 +92,7 @@ impl Attacker<'_> {
         self.calls.record(spent);
         self.count_dropped(leaves, counts);
         counts.evicted_bytes += evicted.pages * PAGE_SIZE;
+        self.keep(mark, evicted.pages * PAGE_SIZE);
         if !pace.is_zero() {
             self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
         }

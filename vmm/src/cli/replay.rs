@@ -1,0 +1,205 @@
+//! `zapscope replay`: a run's victims under other range policies.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::args::ReplayArguments;
+use super::{FAILED, INCOMPLETE, INTERRUPTED, run};
+use crate::events::{self, EventLog, EventLogError, RowEvents};
+use crate::record::{RecordError, Row, RunRecord};
+use crate::replay::{self, Predicted};
+use crate::report::{self, Charset};
+use crate::run::TapChoice;
+use crate::scenario::{Combination, Granule, PolicyChoice, RowPlan, Scenario, Size, zap_of};
+
+/// The largest run record read: thousands of rows.
+const LARGEST_RECORD: u64 = 64 << 20;
+/// How many of the recorded rows --validate takes, each under every policy.
+const SAMPLE: usize = 3;
+
+/// Why there is nothing to replay.
+#[derive(Debug, thiserror::Error)]
+enum ReplayRefused {
+    #[error("--granule {0}: it must be a power of two, at least 4 KiB")]
+    Granule(Size),
+    #[error("cannot read the run record {}: name the directory of a run", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    #[error("the run record {} has more than {LARGEST_RECORD} bytes: it is none", .0.display())]
+    LargeRecord(PathBuf),
+    #[error("{}", .0.display())]
+    Record(PathBuf, #[source] RecordError),
+    #[error("{}", .0.display())]
+    Log(PathBuf, #[source] EventLogError),
+    #[error("{}: row {} of it is not in the run.json beside it: keep the two files of a run together", .0.display(), .1)]
+    OtherRun(PathBuf, u32),
+    #[error("{} holds no row to replay: run a scenario in which memory is taken", .0.display())]
+    Nothing(PathBuf),
+}
+
+/// Whether it is a command line that contradicts itself.
+pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(ReplayRefused::Granule(_)))
+}
+
+/// A recorded row that others are predicted from.
+struct Source {
+    events: RowEvents,
+    row: Row,
+}
+
+pub fn replay(arguments: &ReplayArguments) -> Result<ExitCode, Box<dyn Error>> {
+    let granule = arguments.granule.map(|size| Granule::new(size.0).ok_or(ReplayRefused::Granule(size)));
+    let granule = granule.transpose()?.map(Granule::bytes);
+    let (record, sources) = load(&arguments.run, granule.is_some())?;
+    if arguments.validate {
+        return validate(arguments, &record, &sources, granule);
+    }
+    let mut rows = Vec::new();
+    for source in &sources {
+        for &policy in &arguments.policy {
+            rows.push(predict(source, policy, granule)?.row);
+        }
+    }
+    let mut record = RunRecord { rows, ..record };
+    let from: Vec<String> = sources.iter().map(|source| describe(&source.row)).collect();
+    record.warnings.say(format!("a replay: no row ran; they are predicted from {}", from.join("; ")));
+    let charset = Charset::of_locale(|name| std::env::var(name).ok());
+    let table = report::table(&record, charset);
+    if arguments.json {
+        eprint!("{table}");
+        print!("{}", record.to_json()?);
+    } else {
+        print!("{table}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn predict(
+    source: &Source,
+    policy: PolicyChoice,
+    granule: Option<u64>,
+) -> Result<Predicted, replay::ReplayError> {
+    replay::row(&source.events, &source.row, replay::question(policy, granule))
+}
+
+/// `sparse, 4k, kernel, pageout`.
+fn describe(row: &Row) -> String {
+    let label = &row.label;
+    format!("{}, {}, {}, {}", label.case, label.backing, label.policy, label.reclaim)
+}
+
+/// Reads the record and, of each group of rows that differ in the policy alone, the events of the one that was
+/// disturbed least.
+fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), ReplayRefused> {
+    let (directory, json) = match run.is_dir() {
+        true => (run.to_owned(), run.join("run.json")),
+        false => (run.parent().unwrap_or(Path::new("")).to_owned(), run.to_owned()),
+    };
+    let mut text = String::new();
+    let failed = |source| ReplayRefused::Read(json.clone(), source);
+    File::open(&json)
+        .and_then(|file| file.take(LARGEST_RECORD + 1).read_to_string(&mut text))
+        .map_err(failed)?;
+    if text.len() as u64 > LARGEST_RECORD {
+        return Err(ReplayRefused::LargeRecord(json));
+    }
+    let record = RunRecord::from_json(&text).map_err(|source| ReplayRefused::Record(json.clone(), source))?;
+    let path = directory.join(events::FILE_NAME);
+    let damaged = |source| ReplayRefused::Log(path.clone(), source);
+    let mut log = EventLog::open(&path).map_err(damaged)?;
+    let mut sources: Vec<Source> = Vec::new();
+    while let Some(events) = log.next_row().map_err(damaged)? {
+        let at = events.header.row;
+        let row = record.rows.get(at as usize).filter(|row| row.label == events.header.label);
+        let Some(row) = row else { return Err(ReplayRefused::OtherRun(path, at)) };
+        if events.operations.is_empty() {
+            continue;
+        }
+        let same = |source: &&mut Source| {
+            let (a, b) = (&source.row.label, &row.label);
+            let granule = any_granule || a.granule == b.granule;
+            (&a.case, &a.backing, &a.reclaim) == (&b.case, &b.backing, &b.reclaim) && granule
+        };
+        let source = Source { events, row: row.clone() };
+        match sources.iter_mut().find(same) {
+            Some(known) if disturbance(&source) < disturbance(known) => *known = source,
+            Some(_) => {}
+            None => sources.push(source),
+        }
+    }
+    if sources.is_empty() { Err(ReplayRefused::Nothing(path)) } else { Ok((record, sources)) }
+}
+
+/// The less the listener did beside the kernel, the better the times from one victim to the next; and a row that knows
+/// how fast its hot loops are is better than one that does not.
+fn disturbance(source: &Source) -> (bool, usize) {
+    const ORDER: [&str; 5] = ["kernel", "modern", "folio", "page", "pmd"];
+    let policy = source.row.label.policy.as_str();
+    let place = ORDER.iter().position(|known| *known == policy).unwrap_or(ORDER.len());
+    (source.events.header.refill.is_none(), place)
+}
+
+/// Runs a sample of what is predicted, and compares.
+fn validate(
+    arguments: &ReplayArguments,
+    record: &RunRecord,
+    sources: &[Source],
+    granule: Option<u64>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let scenario = Scenario::parse(&record.scenario, "the scenario in run.json")?;
+    let step = sources.len().div_ceil(SAMPLE).max(1);
+    let (mut plans, mut predicted) = (Vec::new(), Vec::new());
+    for source in sources.iter().step_by(step) {
+        for &policy in &arguments.policy {
+            let Some(plan) = plan(&scenario, &source.row, policy, granule) else { continue };
+            predicted.push(predict(source, policy, granule)?);
+            plans.push(plan);
+        }
+    }
+    let (outcome, left_changed) = run::live(
+        &scenario,
+        &plans,
+        &run::Live { backend: arguments.backend, zram: arguments.zram, tap: TapChoice::Off },
+    )?;
+    let charset = Charset::of_locale(|name| std::env::var(name).ok());
+    let compared: Vec<_> = predicted
+        .iter()
+        .zip(&outcome.record.rows)
+        .map(|(predicted, row)| (row, replay::checks(predicted, row)))
+        .collect();
+    print!("{}", report::comparison(&compared, charset));
+    let differ = compared.iter().flat_map(|(_, checks)| checks);
+    let differ = differ.filter(|check| check.judgement == replay::Judgement::Differs).count();
+    if outcome.cancelled {
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if differ > 0 || outcome.failed > 0 || left_changed {
+        eprintln!("zapscope: {differ} counts were not as predicted, {} rows failed", outcome.failed);
+        return Ok(ExitCode::from(FAILED));
+    }
+    let missing = outcome.record.rows.iter().filter(|row| row.could_not_run.is_some()).count();
+    Ok(if missing > 0 { ExitCode::from(INCOMPLETE) } else { ExitCode::SUCCESS })
+}
+
+/// The recorded row under another policy, as a row to be run; `None` if the scenario has no such case any more, or no
+/// listener could zap so.
+fn plan<'s>(
+    scenario: &'s Scenario,
+    row: &Row,
+    policy: PolicyChoice,
+    granule: Option<u64>,
+) -> Option<RowPlan<'s>> {
+    let label = &row.label;
+    let combination = Combination {
+        backing: label.backing.parse().ok()?,
+        policy,
+        reclaim: label.reclaim.parse().ok()?,
+        granule: Granule::new(granule.unwrap_or(label.granule))?,
+        zap: zap_of(policy),
+    };
+    let case = scenario.cases.iter().find(|case| case.name == label.case)?;
+    combination.is_possible().then_some(RowPlan { case, combination })
+}

@@ -1,0 +1,195 @@
+//! Logs come back as they were written, and damaged ones are refused with the place.
+
+use guest_mem::{Hva, HvaRange, MapLevel, Order, PAGE_SIZE, PageRun, PageState};
+use notifier_bridge::Cause;
+use proptest::prelude::*;
+
+use super::*;
+use crate::record::RowLabel;
+
+const PAGES: u64 = 1024;
+const HVA: u64 = 0x7f00_0000_0000;
+
+fn header() -> RowHeader {
+    let words = ["sparse", "4k", "kernel", "pageout", "none", "kernel"].map(str::to_owned);
+    let [case, backing, policy, reclaim, zap, listener] = words;
+    let label = RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener };
+    let arena = Span { hva: HVA, gpa: 0x4000_0000, bytes: PAGES * PAGE_SIZE };
+    RowHeader {
+        row: 3,
+        label,
+        mmu: SecondaryMmu::Shadow,
+        guest: "bare".to_owned(),
+        large_guest_pages: true,
+        slot_zap_drops_all: false,
+        arena,
+        slots: vec![SlotRun { span: arena, granule: 2 << 20 }],
+        seamed: true,
+        began_ns: 17,
+        steps: vec![
+            StepEvent::Fill,
+            StepEvent::Hot { list: Some(0), stride: None, loops: 1 },
+            StepEvent::Reclaim { layout: 0, operations: 2, ended_ns: 9_000 },
+            StepEvent::Sweep,
+        ],
+        undisturbed: Some((1_000, 80_000)),
+        refill: Some(Refill { rounds: vec![RefillRound { gap_ns: 1, ns: 2, faults: 3 }], around: vec![4] }),
+        causes: vec!["page-out".to_owned()],
+        lists: 1,
+        layouts: 1,
+        operations: 2,
+        lost: 5,
+    }
+}
+
+fn announcement(first_page: u64) -> Announcement {
+    Announcement {
+        first_page,
+        pages: 1,
+        order: Order::BASE,
+        level: MapLevel::Pte,
+        anonymous: true,
+        cause: Cause::PageOut,
+        zap_ns: 12_000,
+        operation_ns: 7,
+        end_ns: 0,
+    }
+}
+
+fn operation(began_ns: u64, first_page: u64, announcements: u32) -> OperationEvent {
+    OperationEvent { began_ns, touches: 99, first_page, pages: 1, evicted: 1, announcements }
+}
+
+fn body() -> BodyWriter {
+    let mut body = BodyWriter::default();
+    body.list([7, 3, 1023].into_iter());
+    let run = |start: u64, pages: u64, state| PageRun {
+        range: HvaRange::with_len(Hva::new(HVA + start * PAGE_SIZE), pages * PAGE_SIZE).unwrap(),
+        state,
+    };
+    let mapped = |level| PageState::Mapped { level, file: false };
+    body.layout(&[run(0, 512, mapped(MapLevel::Pmd)), run(512, 512, mapped(MapLevel::Pte))]);
+    body.operation(&operation(0, 700, 1), [announcement(700)].into_iter());
+    body.operation(&operation(40_000, 2, 2), [announcement(2), announcement(1)].into_iter());
+    body
+}
+
+fn written(header: &RowHeader) -> Vec<u8> {
+    let mut spool = Spool::default();
+    spool.append(header, &body()).unwrap();
+    spool.append(header, &body()).unwrap();
+    let mut log = Vec::new();
+    spool.write_to(&mut log).unwrap();
+    log
+}
+
+fn read(log: &[u8]) -> Result<Vec<RowEvents>, EventLogError> {
+    EventLog::new(log)?.rows()
+}
+
+#[test]
+fn a_log_comes_back_as_it_was_written() {
+    let rows = read(&written(&header())).unwrap();
+    assert_eq!(rows.len(), 2);
+    let row = &rows[1];
+    assert_eq!(row.header, header());
+    assert_eq!(row.lists, [[7, 3, 1023]]);
+    assert_eq!(row.layouts[0].len(), 2);
+    assert_eq!(row.layouts[0][0], LayoutRun { pages: 512, state: HostState::MappedByPmd });
+    assert_eq!(row.operations, [operation(0, 700, 1), operation(40_000, 2, 2)]);
+    assert_eq!(row.announcements, [announcement(700), announcement(2), announcement(1)]);
+}
+
+#[test]
+fn a_victim_takes_few_bytes() {
+    let mut body = BodyWriter::default();
+    for index in 0..16_384u64 {
+        let page = index * 7919 % 16_384;
+        body.operation(&operation(index * 60_000, page, 1), [announcement(page)].into_iter());
+    }
+    let bytes: usize = body.parts().iter().map(|part| part.len()).sum();
+    assert!(bytes < 16_384 * 24, "{bytes}");
+}
+
+#[test]
+fn every_cut_is_noticed() {
+    let log = written(&header());
+    let section = (log.len() - 16) / 2;
+    for len in 0..log.len() {
+        match read(&log[..len]) {
+            Err(EventLogError::NoLog) => assert!(len < 16),
+            Err(EventLogError::Truncated { at }) => assert!([16, 16 + section as u64].contains(&at)),
+            Ok(rows) => assert_eq!((rows.len() * section) + 16, len),
+            Err(error) => panic!("{len}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn what_another_wrote_is_refused_by_name() {
+    let mut log = written(&header());
+    log[8] = 2;
+    assert!(matches!(read(&log), Err(EventLogError::Version(2))));
+    log[0] = b'Z';
+    assert!(matches!(read(&log), Err(EventLogError::NoLog)));
+    let mut log = written(&header());
+    let last = log.len() - 1;
+    log[last] ^= 1;
+    assert!(matches!(read(&log), Err(EventLogError::Checksum { .. })));
+    log[19] = 0xff;
+    assert!(matches!(read(&log), Err(EventLogError::Large { at: 16, .. })));
+}
+
+#[test]
+fn headers_that_contradict_themselves_are_refused() {
+    let arena = header().arena;
+    type Spoil = fn(&mut RowHeader);
+    let senseless: [(&str, Spoil); 9] = [
+        ("arena", |header| header.arena.bytes = u64::MAX),
+        ("arena", |header| header.arena.hva = !0x1f_ffff),
+        ("memslots", |header| header.slots[0].granule = 3),
+        ("memslots", |header| header.slots[0].span.bytes = 1 << 60),
+        ("layout", |header| header.layouts = 0),
+        ("list", |header| header.lists = 0),
+        ("vCPUs", |header| {
+            header.steps[1] = StepEvent::Hot { list: None, stride: Some(1), loops: u32::MAX };
+        }),
+        ("operations", |header| header.operations = 1),
+        ("cause", |header| header.causes[0] = "whim".to_owned()),
+    ];
+    assert_eq!(arena.range().unwrap().len(), PAGES * PAGE_SIZE);
+    for (word, spoil) in senseless {
+        let mut header = header();
+        spoil(&mut header);
+        let why = read(&written(&header)).unwrap_err().to_string();
+        assert!(why.starts_with("byte 28: ") && why.contains(word), "{why}");
+    }
+}
+
+#[test]
+fn more_than_there_is_is_not_believed() {
+    let mut spool = Spool::default();
+    let header = RowHeader { lists: u32::MAX, layouts: u32::MAX, ..header() };
+    spool.append(&header, &body()).unwrap();
+    let mut log = Vec::new();
+    spool.write_to(&mut log).unwrap();
+    assert!(matches!(read(&log), Err(EventLogError::Body { .. })));
+}
+
+proptest! {
+    /// The checksum keeps chance out; here it is made right again, so that what is behind it is tried.
+    #[test]
+    fn no_bytes_make_it_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let mut log = written(&header());
+        log.truncate(16 + (log.len() - 16) / 2);
+        for (index, byte) in changes {
+            let at = 28 + index.index(log.len() - 28);
+            log[at] = byte;
+        }
+        let sum = crc32fast::hash(&log[28..]);
+        log[24..28].copy_from_slice(&sum.to_le_bytes());
+        if let Err(error) = read(&log) {
+            prop_assert!(error.to_string().starts_with("byte "), "{}", error);
+        }
+    }
+}

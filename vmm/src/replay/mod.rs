@@ -1,0 +1,32 @@
+//! Recorded victims under other range policies: no guest, no KVM, no swap.
+//!
+//! ```text
+//!   events.log ── RowEvents ──┐
+//!                             ├─ Replay ── Policy::calls (the bridge's own) ── ranges, bytes, calls
+//!   policy, zap, granule ─────┘              └─ Zapping ── Machine: what is dropped, who faults ── Prediction
+//!                                                            └─ HotLoop: how far, by recorded times
+//!   run.json ── what does not depend on the policy ─────────────────────────────────── Row ── table, record
+//! ```
+//!
+//! What is exact and what is not:
+//! - Ranges, bytes, slots and bytes zapped follow from the log by the functions that a run uses itself.
+//! - Entries dropped, refaults and collateral faults follow from the model in `machine.rs`. They are exact where no
+//!   hot loop runs.
+//! - Where one runs, its faults depend on how far it comes between two victims. The log has the time from one to the
+//!   next, the loop's speed, and how fast it gets translations back; a row says the least and the most that any other
+//!   speed would have made of it.
+
+mod hot;
+mod machine;
+mod predict;
+mod rows;
+mod sptes;
+mod validate;
+mod zapping;
+
+pub use machine::Faults;
+pub use predict::{Prediction, Question, Replay, ReplayError, Running};
+pub use rows::{Predicted, question, row};
+pub use sptes::Dropped;
+pub use validate::{Check, Judgement, checks};
+pub use zapping::Zapped;

@@ -1,0 +1,254 @@
+//! Predictions against the bridge itself, and against a model that looks at every page.
+
+use std::sync::Arc;
+
+use guest_mem::{Hva, Operation};
+use notifier_bridge::{Bridge, Recorder};
+use proptest::prelude::*;
+
+use super::*;
+use crate::events::{HostState, LayoutRun, Refill, RefillRound, RowHeader, SlotRun, Span};
+use crate::record::RowLabel;
+use crate::scenario::zap_of;
+
+const PAGES: u64 = 4 * 512;
+const HVA: u64 = 0x7f00_0000_0000;
+const LOW: u64 = 0x7e00_0000_0000;
+
+fn header(mmu: SecondaryMmu) -> RowHeader {
+    let words = ["a", "4k", "kernel", "pageout", "none", "kernel"].map(str::to_owned);
+    let [case, backing, policy, reclaim, zap, listener] = words;
+    let label = RowLabel { case, backing, policy, reclaim, granule: 1 << 20, zap, listener };
+    let arena = Span { hva: HVA, gpa: 0x4000_0000, bytes: PAGES * PAGE_SIZE };
+    let low = Span { hva: LOW, gpa: 0, bytes: 4 << 20 };
+    RowHeader {
+        row: 0,
+        label,
+        mmu,
+        guest: "bare".to_owned(),
+        large_guest_pages: true,
+        slot_zap_drops_all: false,
+        arena,
+        slots: vec![SlotRun { span: low, granule: 4 << 20 }, SlotRun { span: arena, granule: 1 << 20 }],
+        seamed: false,
+        began_ns: 0,
+        steps: Vec::new(),
+        undisturbed: None,
+        refill: None,
+        causes: Vec::new(),
+        lists: 0,
+        layouts: 1,
+        operations: 0,
+        lost: 0,
+    }
+}
+
+/// A row of single pages taken from memory mapped by PTEs, with or without a hot loop over `hot`.
+fn row(mmu: SecondaryMmu, victims: &[u64], hot: &[u32]) -> RowEvents {
+    let announcement = |page: u64| Announcement {
+        first_page: page,
+        pages: 1,
+        order: Order::BASE,
+        level: MapLevel::Pte,
+        anonymous: true,
+        cause: Cause::PageOut,
+        zap_ns: 0,
+        operation_ns: 1_000,
+        end_ns: 0,
+    };
+    let operation = |(index, &page): (u64, &u64)| OperationEvent {
+        began_ns: index * 100_000,
+        touches: 0,
+        first_page: page,
+        pages: 1,
+        evicted: 1,
+        announcements: 1,
+    };
+    let mut header = header(mmu);
+    header.steps = vec![
+        StepEvent::Fill,
+        StepEvent::Hot { list: Some(0), stride: None, loops: 1 },
+        StepEvent::Reclaim {
+            layout: 0,
+            operations: victims.len() as u32,
+            ended_ns: victims.len() as u64 * 100_000,
+        },
+        StepEvent::Stop,
+        StepEvent::Refault,
+        StepEvent::Sweep,
+    ];
+    RowEvents {
+        header,
+        lists: vec![hot.to_vec()],
+        layouts: vec![vec![LayoutRun { pages: PAGES, state: HostState::MappedByPte }]],
+        operations: (0u64..).zip(victims).map(operation).collect(),
+        announcements: victims.iter().map(|&page| announcement(page)).collect(),
+    }
+}
+
+fn distinct(pages: Vec<u64>) -> Vec<u64> {
+    let mut seen = std::collections::BTreeSet::new();
+    pages.into_iter().filter(|page| seen.insert(*page)).collect()
+}
+
+proptest! {
+    /// What a run would have recorded: the same victims through a bridge of the same policy.
+    #[test]
+    fn ranges_are_those_of_the_bridge(
+        victims in prop::collection::vec((0u64..PAGES, 0u8..10, any::<bool>(), 0usize..3), 1..40),
+    ) {
+        let mut row = row(SecondaryMmu::Shadow, &victims.iter().map(|v| v.0).collect::<Vec<_>>(), &[]);
+        // A backing whose VMAs are cut alike under every policy.
+        row.header.label.backing = "thp".to_owned();
+        for (one, &(page, order, anonymous, kind)) in row.announcements.iter_mut().zip(&victims) {
+            let order = Order::new(order).unwrap();
+            one.first_page = page / order.pages() * order.pages();
+            (one.order, one.anonymous) = (order, anonymous);
+            (one.pages, one.cause) = match kind {
+                0 => (order.pages(), Cause::PageOut),
+                1 => (order.pages().min(PAGES - one.first_page), Cause::FolioSplit),
+                _ => (1.max((PAGES - one.first_page).min(3)), Cause::DontNeed),
+            };
+        }
+        for &policy in Policy::ALL {
+            let replay = Replay::new(&row, None).unwrap();
+            let choice = PolicyChoice::Announced(policy);
+            let found = replay.predict(choice, zap_of(choice), Running::Around);
+            let bridge = Bridge::builder(policy, Arc::new(row.header.slot_table(None).unwrap())).build();
+            let mut recorder = Recorder::with_capacity(0);
+            for one in &row.announcements {
+                let start = Hva::new(HVA + one.first_page * PAGE_SIZE);
+                let pages = HvaRange::with_len(start, one.pages * PAGE_SIZE).unwrap();
+                let victim = Victim { pages, order: one.order, level: one.level, anonymous: one.anonymous };
+                let vma = row.header.arena.range().unwrap();
+                bridge.invalidate(&mut recorder, &Invalidation::hook(one.cause, victim, vma), || ()).unwrap();
+            }
+            let totals = recorder.totals().sum(|_| true);
+            prop_assert_eq!(found.invalidations, totals.invalidations, "{}", policy);
+            prop_assert_eq!(found.invalidated_bytes, totals.invalidated_bytes, "{}", policy);
+            prop_assert_eq!(found.needed_bytes, totals.needed_bytes, "{}", policy);
+            prop_assert_eq!(found.sharing_calls, totals.sharing_calls, "{}", policy);
+            prop_assert_eq!(found.double_calls, totals.double_calls, "{}", policy);
+        }
+    }
+
+    /// Without neighbours, who faults is a matter of sets.
+    #[test]
+    fn faults_agree_with_sets_of_pages(
+        victims in prop::collection::vec(0u64..PAGES, 1..30), hot in prop::collection::vec(0u64..PAGES, 0..40),
+    ) {
+        let victims = distinct(victims);
+        let hot: Vec<u64> = distinct(hot).into_iter().filter(|page| !victims.contains(page)).collect();
+        let list: Vec<u32> = hot.iter().map(|&page| page as u32).collect();
+        let row = row(SecondaryMmu::Tdp, &victims, &list);
+        for (policy, width) in [(Policy::Folio, 1), (Policy::Pmd, 512), (Policy::Slot, 256), (Policy::Vm, PAGES)] {
+            let choice = PolicyChoice::Announced(policy);
+            let found = Replay::new(&row, None).unwrap().predict(choice, zap_of(choice), Running::Around);
+            let (mut there, mut faults, mut dropped) = (vec![true; PAGES as usize], 0u64, 0u64);
+            for &victim in &victims {
+                let end = (victim / width + 1) * width;
+                let start = if matches!(policy, Policy::Slot | Policy::Vm) { end - width } else { victim };
+                for page in start..end {
+                    dropped += u64::from(std::mem::replace(&mut there[page as usize], false));
+                }
+                for &page in &hot {
+                    faults += u64::from(!std::mem::replace(&mut there[page as usize], true));
+                }
+            }
+            let others = (0..PAGES).filter(|page| !victims.contains(page));
+            let swept = others.filter(|&page| !there[page as usize]).count() as u64;
+            prop_assert_eq!(found.zapped.dropped.small, dropped, "{}", policy);
+            prop_assert_eq!(found.refaults(), victims.len() as u64, "{}", policy);
+            prop_assert_eq!(found.collateral_faults(), faults + swept, "{}", policy);
+        }
+    }
+}
+
+#[test]
+fn slots_and_bytes_are_those_a_listener_reports() {
+    let row = row(SecondaryMmu::Shadow, &[3, 700], &[]);
+    let replay = Replay::new(&row, None).unwrap();
+    let zapped = |policy| {
+        let choice = PolicyChoice::Announced(policy);
+        let zapped = replay.predict(choice, zap_of(choice), Running::Around).zapped;
+        (zapped.slots, zapped.bytes)
+    };
+    assert_eq!(zapped(Policy::Folio), (0, 2 * PAGE_SIZE));
+    assert_eq!(zapped(Policy::Slot), (2, 2 << 20));
+    assert_eq!(zapped(Policy::Vm), (2 * 9, 2 * (12 << 20)), "eight slots and that of low memory, each time");
+    let wider = Replay::new(&row, Some(8 << 20)).unwrap();
+    let choice = PolicyChoice::Announced(Policy::Slot);
+    assert_eq!(wider.predict(choice, Zap::Memslot, Running::Around).zapped.bytes, 16 << 20);
+}
+
+#[test]
+fn a_toggle_in_a_huge_page_pays_for_its_seam_once() {
+    let mut row = row(SecondaryMmu::Shadow, &[3, 9], &[]);
+    row.header.label.backing = "thp".to_owned();
+    row.header.label.granule = 2 << 20;
+    row.header.slots[1].granule = 2 << 20;
+    row.layouts[0][0].state = HostState::MappedByPmd;
+    let split = Announcement {
+        first_page: 0,
+        pages: 512,
+        order: Order::PMD,
+        level: MapLevel::Pmd,
+        cause: Cause::PmdSplit,
+        ..row.announcements[0]
+    };
+    row.announcements.insert(0, split);
+    row.operations[0].announcements = 2;
+    let replay = Replay::new(&row, None).unwrap();
+    let kernel = replay.predict(PolicyChoice::Kernel, Zap::Nothing, Running::Around);
+    assert_eq!((kernel.zapped.dropped.small, kernel.zapped.dropped.large), (0, 1), "nobody touched it again");
+    assert_eq!((kernel.invalidations, kernel.needed_bytes), (3, (2 << 20) + 2 * PAGE_SIZE));
+    let folio = replay.predict(PolicyChoice::Announced(Policy::Folio), Zap::Protect, Running::Around);
+    assert_eq!(
+        folio.zapped.bytes,
+        (2 << 20) + (2 << 20) + PAGE_SIZE,
+        "the split; a page and its seam; a page"
+    );
+}
+
+#[test]
+fn a_slow_loop_faults_less_than_one_that_comes_round() {
+    let hot: Vec<u32> = (0..512).map(|page| page * 4 + 1).collect();
+    let victims: Vec<u64> = (0..64).map(|page| page * 32).collect();
+    let mut row = row(SecondaryMmu::Shadow, &victims, &hot);
+    row.header.undisturbed = Some((1_000_000, 100_000_000));
+    // 10 us a fault, 20 us before the first: 8 in the 100 us from one victim to the next.
+    let round = |ns, faults| RefillRound { gap_ns: ns, ns, faults };
+    row.header.refill =
+        Some(Refill { rounds: vec![round(120_000, 10), round(520_000, 50)], around: Vec::new() });
+    let replay = Replay::new(&row, None).unwrap();
+    let vm = |running| replay.predict(PolicyChoice::Announced(Policy::Vm), Zap::Memslot, running);
+    let (never, recorded, around) = (vm(Running::Never), vm(Running::Recorded), vm(Running::Around));
+    assert_eq!(never.live.all(), 0);
+    assert!((6 * 64..=8 * 64).contains(&recorded.live.all()), "{recorded:?}");
+    // Two hot pages stand in each group of eight, and one fault brings both; but not where a victim is the group's first.
+    assert_eq!(around.live.all(), 64 * 256 + (1..=64).sum::<u64>());
+}
+
+#[test]
+fn a_call_over_a_range_is_cut_where_the_row_has_its_seams() {
+    let one = Announcement {
+        first_page: 510,
+        pages: 4,
+        order: Order::BASE,
+        level: MapLevel::Pte,
+        anonymous: true,
+        cause: Cause::DontNeed,
+        zap_ns: 0,
+        operation_ns: 0,
+        end_ns: 0,
+    };
+    let spans = |announced: &[Announcement]| -> Vec<(u64, u64)> {
+        announced.iter().map(|one| (one.first_page, one.pages)).collect()
+    };
+    let cut = recut(&[one], true);
+    assert_eq!(spans(&cut), [(510, 2), (512, 1), (513, 1)]);
+    assert_eq!(spans(&recut(&cut, false)), [(510, 4)]);
+    let taken = Announcement { cause: Cause::PageOut, ..one };
+    assert_eq!(spans(&recut(&[taken], true)), [(510, 4)], "the reverse map goes by folios");
+    assert!(Operation::DontNeed.refused_on(Backing::Base4k).is_none());
+}

@@ -1,0 +1,151 @@
+//! From a prediction to a row of a run record.
+
+use super::predict::{Prediction, Question, Replay, ReplayError, Running};
+use crate::events::{RowEvents, StepEvent};
+use crate::record::{Measured, Row, RowLabel, Warnings};
+use crate::scenario::{PolicyChoice, Reclaim, Zap, zap_of};
+
+/// Why times and the like are null.
+const NO_CLOCK: &str = "a replay counts; it has no clock, no guest and no kernel";
+/// The label's listener.
+const LISTENER: &str = "replay";
+
+/// A predicted row, and what its collateral faults would be at other speeds of the hot loops.
+#[derive(Clone, Debug)]
+pub struct Predicted {
+    /// The row.
+    pub row: Row,
+    /// Collateral faults if the hot loops never ran between two operations, and if they always came round; `None` where
+    /// there are none, or nothing is predicted.
+    pub bounds: Option<(u64, u64)>,
+    /// How many times as long as they need to come round the hot loops have from one operation to the next; `None` where
+    /// the log does not say how fast they are.
+    pub slack: Option<f64>,
+}
+
+/// How `policy` would have been zapped in this row of a run: as `zap = "auto"` has it.
+pub fn question(policy: PolicyChoice, granule: Option<u64>) -> Question {
+    Question { policy, zap: zap_of(policy), granule }
+}
+
+/// The row as `asked` would have made it. `recorded` is the row that the log is of, from its run's record.
+///
+/// # Errors
+/// [`ReplayError`].
+pub fn row(events: &RowEvents, recorded: &Row, asked: Question) -> Result<Predicted, ReplayError> {
+    let replay = Replay::new(events, asked.granule)?;
+    let found = replay.predict(asked.policy, asked.zap, Running::Recorded);
+    let label = RowLabel {
+        policy: asked.policy.to_string(),
+        granule: asked.granule.unwrap_or(events.header.label.granule),
+        zap: asked.zap.to_string(),
+        listener: LISTENER.to_owned(),
+        ..events.header.label.clone()
+    };
+    let mut row = Row::could_not_run(label, "");
+    row.could_not_run = None;
+    row.trials = 1;
+    let mut warnings = Warnings::default();
+    fill_counts(&mut row, recorded, &found, &mut warnings);
+    let unknown = unknown_faults(events, asked.zap);
+    let bounds = match unknown {
+        Some(why) => {
+            for key in ["refaults", "collateral_faults", "sptes_zapped_4k", "sptes_zapped_2m"] {
+                warnings.note(key, why);
+            }
+            None
+        }
+        None => {
+            fill_faults(&mut row, &found);
+            bounds(&replay, asked, &found, &mut warnings)
+        }
+    };
+    if events.header.lost > 0 {
+        let lost = events.header.lost;
+        warnings.say(format!("{lost} announcements are not in the log: the counts are of the others"));
+    }
+    row.warnings = warnings;
+    for key in row.unexplained() {
+        row.warnings.note(key, NO_CLOCK);
+    }
+    let slack = (found.needed_ns > 0).then(|| found.had_ns as f64 / found.needed_ns as f64);
+    Ok(Predicted { row, bounds, slack })
+}
+
+fn fill_counts(row: &mut Row, recorded: &Row, found: &Prediction, warnings: &mut Warnings) {
+    // What was asked for and what left does not depend on who was told how much.
+    row.achieved = recorded.achieved.clone();
+    row.victims = recorded.victims;
+    row.victim_bytes = recorded.victim_bytes;
+    row.evicted_bytes = recorded.evicted_bytes;
+    row.invalidations = Measured::of(found.invalidations);
+    row.needed_bytes = Measured::of(found.needed_bytes);
+    row.invalidated_bytes = Measured::of(found.invalidated_bytes);
+    row.amplification = Measured::quotient(
+        found.invalidated_bytes as f64,
+        found.needed_bytes as f64,
+        warnings,
+        "amplification",
+        "nothing had to be invalidated",
+    );
+    row.sharing_calls = Measured::of(found.sharing_calls);
+    row.double_calls = Measured::of(found.double_calls);
+    row.slots_zapped = Measured::of(found.zapped.slots);
+    row.zapped_bytes = Measured::of(found.zapped.bytes);
+}
+
+fn fill_faults(row: &mut Row, found: &Prediction) {
+    row.sptes_zapped_4k = Measured::of(found.zapped.dropped.small);
+    row.sptes_zapped_2m = Measured::of(found.zapped.dropped.large);
+    row.refaults = Measured::of(found.refaults());
+    row.collateral_faults = Measured::of(found.collateral_faults());
+}
+
+/// What other speeds of the hot loops would have made of the collateral faults.
+fn bounds(
+    replay: &Replay<'_>,
+    asked: Question,
+    found: &Prediction,
+    warnings: &mut Warnings,
+) -> Option<(u64, u64)> {
+    let at = |running| replay.predict(asked.policy, asked.zap, running).collateral_faults();
+    if !replay.is_hot() {
+        return None;
+    }
+    let (never, around) = (at(Running::Never), at(Running::Around));
+    let (least, most) = (never.min(around), never.max(around));
+    if least != most {
+        let known =
+            if replay.knows_pace() { "" } else { "; the log does not say how fast it is, so it comes round" };
+        warnings.note(
+            "collateral_faults",
+            format!(
+                "{least} if the hot loop stood still from one victim to the next, {most} if it always came round{known}"
+            ),
+        );
+    }
+    debug_assert!(replay.knows_pace() || found.collateral_faults() == around);
+    Some((least, most))
+}
+
+/// Why faults cannot be predicted, if they cannot.
+fn unknown_faults(events: &RowEvents, zap: Zap) -> Option<&'static str> {
+    let drawn = |step: &StepEvent| matches!(step, StepEvent::Hot { list: None, stride: None, .. });
+    match events.header.label.reclaim.parse() {
+        Ok(Reclaim::Uffd) => return Some("how pages come back through userfaultfd is not in the model"),
+        Ok(Reclaim::Cgroup) => return Some("the kernel chose for itself, and may choose otherwise"),
+        _ => {}
+    }
+    if events.header.guest == "linux" {
+        return Some("a Linux guest touches memory of its own accord, which the log does not have");
+    }
+    if zap == Zap::Unmap {
+        return Some("what the host maps after an unmapping zap is not in the model");
+    }
+    events
+        .header
+        .steps
+        .iter()
+        .any(drawn)
+        .then_some("the hot loop draws its pages, and the log does not have them")
+}

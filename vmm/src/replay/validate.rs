@@ -1,0 +1,144 @@
+//! Predicted against measured: what a replay says of a row, and what the row was when it ran.
+
+use super::rows::Predicted;
+use crate::record::Row;
+
+/// How far apart collateral faults may be.
+const TOLERANCE: f64 = 0.1;
+/// With so many times the time they need, hot loops come round whatever else runs.
+const SLACK: f64 = 4.0;
+/// A handful of faults is nothing to take a percentage of.
+const HANDFUL: u64 = 16;
+
+/// What came of a comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judgement {
+    /// As it should be.
+    Agrees,
+    /// Not.
+    Differs,
+    /// It cannot be said, for this reason.
+    Open(String),
+}
+
+/// One key of one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    /// Which key.
+    pub key: &'static str,
+    /// By the replay.
+    pub predicted: Option<u64>,
+    /// By the run.
+    pub measured: Option<u64>,
+    /// What came of it.
+    pub judgement: Judgement,
+}
+
+/// Compares a prediction with the row that ran.
+pub fn checks(predicted: &Predicted, measured: &Row) -> Vec<Check> {
+    let row = &predicted.row;
+    let exact = [
+        ("victims", &row.victims, &measured.victims),
+        ("evicted_bytes", &row.evicted_bytes, &measured.evicted_bytes),
+        ("invalidations", &row.invalidations, &measured.invalidations),
+        ("needed_bytes", &row.needed_bytes, &measured.needed_bytes),
+        ("invalidated_bytes", &row.invalidated_bytes, &measured.invalidated_bytes),
+        ("slots_zapped", &row.slots_zapped, &measured.slots_zapped),
+        ("zapped_bytes", &row.zapped_bytes, &measured.zapped_bytes),
+    ];
+    let mut checks: Vec<Check> = exact
+        .into_iter()
+        .map(|(key, predicted, measured)| {
+            check(key, predicted.get(), measured.get(), |a, b| match a == b {
+                true => Judgement::Agrees,
+                false => Judgement::Differs,
+            })
+        })
+        .collect();
+    checks.push(check("refaults", row.refaults.get(), measured.refaults.get(), near));
+    let (ours, theirs) = (row.collateral_faults.get(), measured.collateral_faults.get());
+    checks.push(check("collateral_faults", ours, theirs, |ours, theirs| match near(ours, theirs) {
+        Judgement::Differs => rushed(predicted).map_or(Judgement::Differs, Judgement::Open),
+        judgement => judgement,
+    }));
+    checks
+}
+
+fn check(
+    key: &'static str,
+    predicted: Option<u64>,
+    measured: Option<u64>,
+    judge: impl FnOnce(u64, u64) -> Judgement,
+) -> Check {
+    let judgement = match (predicted, measured) {
+        (Some(ours), Some(theirs)) => judge(ours, theirs),
+        (None, _) => Judgement::Open("it is not predicted".to_owned()),
+        (_, None) => Judgement::Open("it was not measured".to_owned()),
+    };
+    Check { key, predicted, measured, judgement }
+}
+
+/// Whether two counts are within a tenth of each other, or both a handful.
+pub fn near(a: u64, b: u64) -> Judgement {
+    let apart = a.abs_diff(b);
+    if apart <= HANDFUL || apart as f64 <= TOLERANCE * a.max(b) as f64 {
+        Judgement::Agrees
+    } else {
+        Judgement::Differs
+    }
+}
+
+/// Why a count that differs proves nothing, if it does not: the hot loops have so little time from one victim to the next
+/// that whoever else wants the processor decides how far they come. Two runs differ as much.
+fn rushed(predicted: &Predicted) -> Option<String> {
+    let (least, most) = predicted.bounds?;
+    let time = match predicted.slack {
+        Some(slack) if slack >= SLACK => return None,
+        Some(slack) => format!("has {slack:.1} times as long as it needs to come round"),
+        None => "has a time that the log does not tell".to_owned(),
+    };
+    Some(format!(
+        "from one victim to the next the hot loop {time}; between {least} and {most} its speed decides: give the step a \
+         `pace` that leaves it {SLACK} times as long"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Measured, RowLabel};
+
+    fn row(collateral: u64) -> Row {
+        let words = ["a", "4k", "vm", "pageout", "memslot", "x"].map(str::to_owned);
+        let [case, backing, policy, reclaim, zap, listener] = words;
+        let label = RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener };
+        let mut row = Row::could_not_run(label, "");
+        row.victims = Measured::of(4);
+        row.collateral_faults = Measured::of(collateral);
+        row
+    }
+
+    fn judge(ours: u64, slack: Option<f64>, theirs: u64) -> Judgement {
+        let predicted = Predicted { row: row(ours), bounds: Some((0, 9_000)), slack };
+        checks(&predicted, &row(theirs)).pop().unwrap().judgement
+    }
+
+    #[test]
+    fn counts_agree_exactly_or_not_at_all() {
+        let predicted = Predicted { row: row(0), bounds: None, slack: None };
+        let mut other = row(0);
+        assert_eq!(checks(&predicted, &other)[0].judgement, Judgement::Agrees);
+        other.victims = Measured::of(5);
+        assert_eq!(checks(&predicted, &other)[0].judgement, Judgement::Differs);
+        assert!(matches!(checks(&predicted, &other)[2].judgement, Judgement::Open(_)), "null on both sides");
+    }
+
+    #[test]
+    fn collateral_faults_agree_within_a_tenth() {
+        assert_eq!(judge(1_000, Some(9.0), 1_099), Judgement::Agrees);
+        assert_eq!(judge(1_000, Some(9.0), 880), Judgement::Differs, "it comes round, and yet");
+        assert_eq!(judge(3, Some(9.0), 12), Judgement::Agrees, "a handful");
+        assert!(matches!(judge(1_000, Some(1.5), 2_000), Judgement::Open(_)), "it may not come round");
+        assert!(matches!(judge(1_000, None, 2_000), Judgement::Open(_)), "nobody knows");
+    }
+}
