@@ -17,6 +17,7 @@ mod boot_input;
 mod boot_pvm;
 mod counts;
 mod doctor;
+mod expectations;
 mod guest;
 mod kernel_account;
 mod linux;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         another_observer::TESTS,
         kernel_account::TESTS,
         replay::TESTS,
+        expectations::TESTS,
         bad_input::TESTS,
         boot_input::TESTS,
         boot_guest::TESTS,

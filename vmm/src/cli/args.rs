@@ -63,6 +63,9 @@ pub struct RunArguments {
     /// Print the run record on standard output, everything else on standard error.
     #[arg(long)]
     pub json: bool,
+    /// How results are printed on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Text, conflicts_with = "json")]
+    pub format: Format,
     /// Where the run directory goes.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -96,6 +99,9 @@ pub struct ReplayArguments {
     /// With --validate: who accesses the memory.
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto, requires = "validate")]
     pub backend: BackendChoice,
+    /// With --validate: how the comparison is printed on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Text, requires = "validate")]
+    pub format: Format,
 }
 
 /// `zapscope boot`.
@@ -222,6 +228,18 @@ pub struct DoctorArguments {
     /// Print the findings as JSON.
     #[arg(long)]
     pub json: bool,
+    /// How the findings are printed on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Text, conflicts_with = "json")]
+    pub format: Format,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For the tools of kernel tests: KTAP version 1; what is for people goes to standard error.
+    Ktap,
 }
 
 /// Who uses the memory in the guest.

@@ -19,8 +19,9 @@ use clap::Parser;
 
 use crate::doctor::Report;
 use crate::host::guardian_main;
+use crate::report::ktap;
 use crate::run::chain;
-use args::{Arguments, Command};
+use args::{Arguments, Command, Format};
 
 /// The exit code of a run that did what it was asked and found something wrong, or could not do it.
 const FAILED: u8 = 1;
@@ -71,10 +72,13 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn doctor(arguments: &args::DoctorArguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let report = Report::of_this_host();
-    if arguments.json {
-        println!("{}", report.to_json()?)
-    } else {
-        print!("{}", report.to_text())
+    match (arguments.json, arguments.format) {
+        (true, _) => println!("{}", report.to_json()?),
+        (false, Format::Ktap) => {
+            eprint!("{}", report.to_text());
+            print!("{}", ktap::ktap(&ktap::of_doctor(&report)));
+        }
+        (false, Format::Text) => print!("{}", report.to_text()),
     }
     Ok(ExitCode::SUCCESS)
 }

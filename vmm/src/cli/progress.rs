@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::record::Row;
+use crate::record::{Row, Verdict};
 use crate::run::{Progress, describe};
 use crate::scenario::RowPlan;
 
@@ -59,6 +59,11 @@ impl Progress for Shown {
     fn done(&mut self, row: &Row) {
         if let Some(why) = &row.could_not_run {
             self.say(&format!("  could not run: {why}"));
+        }
+        for checked in &row.expectations {
+            if matches!(checked.verdict, Verdict::Fails { .. }) {
+                self.say(&format!("  EXPECTED {checked}"));
+            }
         }
     }
 }

@@ -6,12 +6,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::args::ReplayArguments;
+use super::args::{Format, ReplayArguments};
 use super::{FAILED, INCOMPLETE, INTERRUPTED, run};
 use crate::events::{self, EventLog, EventLogError, RowEvents};
 use crate::record::{RecordError, Row, RunRecord};
 use crate::replay::{self, Predicted};
-use crate::report::{self, Charset};
+use crate::report::{self, Charset, ktap};
 use crate::run::TapChoice;
 use crate::scenario::{Combination, Granule, PolicyChoice, RowPlan, Scenario, Size, zap_of};
 
@@ -170,7 +170,14 @@ fn validate(
         .zip(&outcome.record.rows)
         .map(|(predicted, row)| (row, replay::checks(predicted, row)))
         .collect();
-    print!("{}", report::comparison(&compared, charset));
+    let text = report::comparison(&compared, charset);
+    match arguments.format {
+        Format::Text => print!("{text}"),
+        Format::Ktap => {
+            eprint!("{text}");
+            print!("{}", ktap::ktap(&ktap::of_comparison(&compared)));
+        }
+    }
     let differ = compared.iter().flat_map(|(_, checks)| checks);
     let differ = differ.filter(|check| check.judgement == replay::Judgement::Differs).count();
     if outcome.cancelled {

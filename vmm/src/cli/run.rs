@@ -6,12 +6,12 @@ use std::process::ExitCode;
 
 use event_manager::{EventManager, SubscriberOps};
 
-use super::args::{BackendChoice, GuestChoice, RunArguments};
+use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
 use super::{FAILED, INCOMPLETE, INTERRUPTED, backend, directory, progress::Shown, zram};
 use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
 use crate::record::RowLabel;
-use crate::report::{self, Charset};
+use crate::report::{self, Charset, ktap};
 use crate::run::{RunOutcome, Runner, TapChoice, Tapping};
 use crate::scenario::{RowPlan, Scenario, Size};
 
@@ -146,11 +146,16 @@ fn publish(
     let json = record.to_json()?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
     let text = format!("{}\n{}\n", report::table(record, charset), report::words(record, charset));
-    if arguments.json {
-        eprint!("{text}");
-        print!("{json}");
-    } else {
-        print!("{text}");
+    match (arguments.json, arguments.format) {
+        (true, _) => {
+            eprint!("{text}");
+            print!("{json}");
+        }
+        (false, Format::Ktap) => {
+            eprint!("{text}");
+            print!("{}", ktap::ktap(&ktap::of_run(record)));
+        }
+        (false, Format::Text) => print!("{text}"),
     }
     // Last, so that a directory that cannot be written costs no result.
     let written = directory::write(
@@ -185,11 +190,15 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> ExitCode {
     if outcome.failed > 0 {
         eprintln!("zapscope: {} rows failed", outcome.failed);
     }
+    let unmet = outcome.record.failed_expectations();
+    if unmet > 0 {
+        eprintln!("zapscope: {unmet} expectations did not come true; see expectations in the record");
+    }
     if outcome.cancelled {
         eprintln!("zapscope: stopped before its end; the record has the rows made until then");
         return ExitCode::from(INTERRUPTED);
     }
-    if wrong > 0 || differed > 0 || outcome.failed > 0 || left_changed {
+    if wrong > 0 || differed > 0 || unmet > 0 || outcome.failed > 0 || left_changed {
         return ExitCode::from(FAILED);
     }
     let missing = outcome.record.rows.iter().filter(|row| row.could_not_run.is_some()).count();

@@ -100,6 +100,24 @@ pub struct Distribution {
 }
 
 impl Distribution {
+    /// The names of its numbers.
+    pub const FIELDS: [&str; 8] = ["count", "min", "p50", "p90", "p99", "p999", "max", "sum"];
+
+    /// The number of that name, if there is one.
+    pub fn field(&self, name: &str) -> Option<u64> {
+        match name {
+            "count" => Some(self.count),
+            "min" => self.min,
+            "p50" => self.p50,
+            "p90" => self.p90,
+            "p99" => self.p99,
+            "p999" => self.p999,
+            "max" => self.max,
+            "sum" => Some(self.sum),
+            _ => None,
+        }
+    }
+
     /// The mean, if there is one.
     pub fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum as f64 / self.count as f64)

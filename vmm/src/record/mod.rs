@@ -19,14 +19,16 @@
 //! assert!(warnings.explains("remote_tlb_flushes"));
 //! ```
 
+mod checked;
 mod distribution;
 mod measured;
 mod row;
 mod run;
 mod time;
 
+pub use checked::{Checked, Verdict};
 pub use distribution::{Distribution, Samples};
 pub use measured::{Measured, Warning, Warnings};
-pub use row::{CauseTotals, Row, RowLabel};
+pub use row::{CauseTotals, KeyKind, Row, RowLabel};
 pub use run::{Host, Overhead, RecordError, RunRecord, SCHEMA};
 pub use time::utc;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::checked::Checked;
 use super::distribution::Distribution;
 use super::measured::{Measured, Warnings};
 use crate::scenario::RowPlan;
@@ -62,6 +63,9 @@ macro_rules! row {
             /// Why single values are null or doubtful.
             #[serde(default)]
             pub warnings: Warnings,
+            /// What came of the case's expectations.
+            #[serde(default, skip_serializing_if = "Vec::is_empty")]
+            pub expectations: Vec<Checked>,
         }
 
         impl Row {
@@ -73,6 +77,21 @@ macro_rules! row {
                     $( $key: Measured::absent(), )+
                     could_not_run: Some(why_and_remedy.into()),
                     warnings: Warnings::default(),
+                    expectations: Vec::new(),
+                }
+            }
+
+            /// Every key that a row has values under, and what they are.
+            pub const KEYS: &[(&str, KeyKind)] =
+                &[("granule", KeyKind::Number), ("trials", KeyKind::Number), $( (stringify!($key), <$type as Value>::KIND), )+];
+
+            /// The number under a key (`granule`), or in one (`zap_ns`, `p50`); `None` if it is null or there is none.
+            pub fn number(&self, key: &str, field: Option<&str>) -> Option<f64> {
+                match key {
+                    "granule" => Some(self.label.granule as f64),
+                    "trials" => Some(f64::from(self.trials)),
+                    $( stringify!($key) => self.$key.as_ref().and_then(|value| value.number(field)), )+
+                    _ => None,
                 }
             }
 
@@ -99,6 +118,53 @@ pub struct CauseTotals {
 
 fn one() -> u32 {
     1
+}
+
+/// What stands under a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// A number.
+    Number,
+    /// Times, which have numbers in them.
+    Times,
+    /// Something else.
+    Other,
+}
+
+/// What can stand under a key.
+trait Value {
+    /// Which of the kinds it is.
+    const KIND: KeyKind;
+    /// Itself as a number, or the number in it that has this name.
+    fn number(&self, field: Option<&str>) -> Option<f64>;
+}
+
+impl Value for u64 {
+    const KIND: KeyKind = KeyKind::Number;
+    fn number(&self, field: Option<&str>) -> Option<f64> {
+        field.is_none().then_some(*self as f64)
+    }
+}
+
+impl Value for f64 {
+    const KIND: KeyKind = KeyKind::Number;
+    fn number(&self, field: Option<&str>) -> Option<f64> {
+        field.is_none().then_some(*self)
+    }
+}
+
+impl Value for Distribution {
+    const KIND: KeyKind = KeyKind::Times;
+    fn number(&self, field: Option<&str>) -> Option<f64> {
+        self.field(field?).map(|value| value as f64)
+    }
+}
+
+impl<V> Value for BTreeMap<String, V> {
+    const KIND: KeyKind = KeyKind::Other;
+    fn number(&self, _field: Option<&str>) -> Option<f64> {
+        None
+    }
 }
 
 row! {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::checked::Verdict;
 use super::measured::{Measured, Warnings};
 use super::row::Row;
 
@@ -147,6 +148,12 @@ impl RunRecord {
     /// Operations whose two accounts disagree, in any row.
     pub fn account_differences(&self) -> u64 {
         self.rows.iter().filter_map(|row| row.account_differences.get()).sum()
+    }
+
+    /// Expectations that did not come true, in all rows.
+    pub fn failed_expectations(&self) -> usize {
+        let all = self.rows.iter().flat_map(|row| &row.expectations);
+        all.filter(|checked| matches!(checked.verdict, Verdict::Fails { .. })).count()
     }
 
     /// Pages that came back wrong in any row.

@@ -8,6 +8,7 @@ mod caption;
 mod comparison;
 #[cfg(test)]
 mod fixture;
+pub mod ktap;
 mod names;
 mod swaps;
 mod table;

@@ -32,6 +32,7 @@ use crate::kvm::boot::LARGEST_IMAGE;
 use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
 use crate::record::{Host, Measured, Overhead, Row, RowLabel, RunRecord, SCHEMA, Warnings, utc};
+use crate::scenario::expect::check_all;
 use crate::scenario::{LinuxGuest, Reclaim, RowPlan, Scenario, Zap};
 use crate::testbed::{
     KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SLOT_LIMIT, SoftError, SoftTestbed,
@@ -213,7 +214,7 @@ impl<'a> Runner<'a> {
             (self.row, self.logged) = (index as u32, false);
             progress.row(index, plans.len(), plan);
             let label = RowLabel::of(plan, self.listener_name(plan));
-            let row = match self.row(plan) {
+            let mut row = match self.row(plan) {
                 Ok(row) => row,
                 Err(NoRow::Unavailable(why)) => Row::could_not_run(label, why),
                 Err(NoRow::Failed(why)) => {
@@ -226,6 +227,7 @@ impl<'a> Runner<'a> {
                 }
                 Err(NoRow::Fatal(error)) => return Err(error),
             };
+            row.expectations = check_all(&plan.case.expect, &row);
             progress.done(&row);
             rows.push(row);
         }

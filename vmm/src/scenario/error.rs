@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use guest_mem::{Backing, Unit};
 
+use super::expect::BadExpectation;
 use super::quantity::Size;
 use super::vocabulary::{Action, Reclaim};
 
@@ -139,6 +140,12 @@ pub enum Problem {
         "unit = \"page\" takes 4 KiB, and hugetlb:2m gives only whole pages of 2 MiB: use unit = \"folio\""
     )]
     HugetlbPage,
+
+    // The expectations.
+    #[error(transparent)]
+    Expectation(#[from] BadExpectation),
+    #[error("`{0}` is limited to rows that this case does not have: change its `for`, or the matrix")]
+    IdleExpectation(String),
 
     // The steps.
     #[error("`{key}` means nothing to a `{step}` step{hint}: remove it")]

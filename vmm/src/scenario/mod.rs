@@ -50,6 +50,8 @@
 //! name = "sparse"
 //! about = "one line"           # optional
 //! matrix.backing = ["4k"]      # optional: replaces that axis for this case
+//! expect = ["integrity_errors == 0", "amplification <= 1.0 for policy kernel folio"]
+//!                              # optional: what must be true of each row, see `expect`; else the run ends with 1
 //!
 //! [[case.step]]
 //! do = "fill"                  # write the pattern to every page; always first
@@ -107,6 +109,7 @@
 
 mod axes;
 mod error;
+pub mod expect;
 mod linux;
 mod plan;
 mod quantity;
@@ -128,6 +131,7 @@ use syntax::{At, CaseText, ScenarioText};
 
 pub use axes::{Axes, Combination, Granule, zap_of};
 pub use error::{Problem, ScenarioError};
+pub use expect::Expectation;
 pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
 pub use quantity::{BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
@@ -179,6 +183,8 @@ pub struct Case {
     pub about: String,
     /// What is tried.
     pub axes: Axes,
+    /// What must be true of each row.
+    pub expect: Vec<Expectation>,
     /// What happens, in order; at least one step.
     pub steps: Vec<Step>,
 }
@@ -392,7 +398,17 @@ fn check_case(case: &CaseText, written: &ScenarioText, limits: &step::Limits, se
         Plan::of(&steps, backing.value, limits.memory, seed)
             .map_err(|(index, problem)| lines.fault(&case.step[index].action, problem))?;
     }
-    Ok(Case { name, about: case.about.clone(), axes, steps })
+    let combinations = axes.combinations();
+    let mut expect = Vec::new();
+    for line in &case.expect {
+        let expectation =
+            Expectation::parse(line.get_ref()).map_err(|bad| lines.fault(line, Problem::Expectation(bad)))?;
+        if !expectation.can_concern(&combinations) {
+            return Err(lines.fault(line, Problem::IdleExpectation(expectation.line().to_owned())));
+        }
+        expect.push(expectation);
+    }
+    Ok(Case { name, about: case.about.clone(), axes, expect, steps })
 }
 
 /// What a Linux guest is made of, if the scenario has one.

@@ -74,6 +74,8 @@ pub(super) struct CaseText {
     #[serde(default)]
     pub matrix: AxesText,
     #[serde(default)]
+    pub expect: Vec<At<String>>,
+    #[serde(default)]
     pub step: Vec<StepText>,
 }
 

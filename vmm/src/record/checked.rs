@@ -1,0 +1,45 @@
+//! What came of an expectation in a row.
+
+use serde::{Deserialize, Serialize};
+
+/// A line of a scenario's `expect`, and what it came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checked {
+    /// As it is written.
+    pub line: String,
+    /// What it came to.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// What an expectation came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It is true of both values.
+    Holds {
+        /// The left side's value.
+        left: f64,
+        /// The right side's.
+        right: f64,
+    },
+    /// It is not.
+    Fails {
+        /// The left side's value.
+        left: f64,
+        /// The right side's.
+        right: f64,
+    },
+    /// A value is null, for this reason.
+    Skipped(String),
+}
+
+impl std::fmt::Display for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.verdict {
+            Verdict::Holds { left, right } => write!(f, "{}: {left} against {right}", self.line),
+            Verdict::Fails { left, right } => write!(f, "{} is not so: {left} against {right}", self.line),
+            Verdict::Skipped(why) => write!(f, "{} was skipped: {why}", self.line),
+        }
+    }
+}
