@@ -90,10 +90,20 @@ impl Session {
         let mut or_warn = |what: &str, why: String| warnings.push(format!("{what}: {why}"));
         let counters = Counters::open(holder.pid(), holder.vms());
         let counters = counters.map_err(|error| or_warn("no SPTE and fault counters", chain(&error))).ok();
+        // A kernel that is locked down opens only the files of debugfs that nobody can write to, and a counter of deeds
+        // can be reset. Then they are counted one by one.
+        let counts_faults =
+            counters.as_ref().is_some_and(|counters| counters.read().contains_key("pf_fixed"));
+        if counters.is_some() && !counts_faults {
+            or_warn(
+                "faults are counted by tracepoint",
+                "a kernel that is locked down shows no counter".to_owned(),
+            );
+        }
         let scanner = PageScanner::of_process(holder.pid());
         let scanner =
             scanner.map_err(|error| or_warn("amplification takes every page for 4 KiB", chain(&error))).ok();
-        let interest = Interest { causes: true, calls: true, deeds: counters.is_none() };
+        let interest = Interest { causes: true, calls: true, deeds: !counts_faults };
         let ranges: Vec<HvaRange> = memory.iter().map(|memory| memory.range).collect();
         let collector = Tap::open(via, interest, &ranges, CAPACITY)?;
         warnings

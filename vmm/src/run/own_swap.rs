@@ -180,6 +180,7 @@ impl OwnEvictor<'_> {
         bridge: &Bridge,
         recorder: &mut Recorder,
         (scanner, planner): (&mut PageScanner, &mut Planner),
+        mut operations: Option<&mut Operations>,
     ) -> Result<(), OwnSwapError> {
         let region = self.swapper.region();
         let operation = clock.operation();
@@ -189,7 +190,10 @@ impl OwnEvictor<'_> {
                 _ => planner.plan(scanner, region, block, Unit::Range, operation, &mut self.planned)?,
             }
             let cause = hook::cause_of(operation);
-            hook::announce(bridge, recorder, region, &self.planned, cause, || clock.watch(block))??;
+            let noted = operations.as_deref_mut();
+            hook::announce(bridge, recorder, region, &self.planned, cause, || {
+                noting(noted, || clock.watch(block))
+            })??;
         }
         Ok(())
     }
@@ -213,8 +217,9 @@ impl OwnEvictor<'_> {
             protection(scanner, self.swapper, block, &mut self.planned)?;
             let evictor = &mut self.evictor;
             let planned = &self.planned;
+            let noted = operations.as_deref_mut();
             let claimed = hook::announce(bridge, recorder, region, planned, Cause::Protect, || {
-                timed(&mut spent, || evictor.claim(block))
+                noting(noted, || timed(&mut spent, || evictor.claim(block)))
             })??;
             let packed = timed(&mut spent, || claimed.store())?;
             let operation = self.swapper.drop_operation();
@@ -226,17 +231,22 @@ impl OwnEvictor<'_> {
             let cause = hook::cause_of(operation);
             let noted = operations.as_deref_mut();
             all += hook::announce(bridge, recorder, region, &announcements, cause, || {
-                let begun = monotonic_ns();
-                let dropped = timed(&mut spent, || packed.drop_pages());
-                if let Some(operations) = noted {
-                    // A page that was written to on its way out stays, and is not announced.
-                    operations.note(begun, monotonic_ns(), &[], Promise::Open);
-                }
-                dropped
+                noting(noted, || timed(&mut spent, || packed.drop_pages()))
             })??;
         }
         Ok((all, spent))
     }
+}
+
+/// Notes an action as a step's own. What it announces is not known to the byte beforehand: a page that is written to on its
+/// way out stays, and one that is protected already is passed over.
+fn noting<R>(operations: Option<&mut Operations>, action: impl FnOnce() -> R) -> R {
+    let begun = monotonic_ns();
+    let result = action();
+    if let Some(operations) = operations {
+        operations.note(begun, monotonic_ns(), &[], Promise::Open);
+    }
+    result
 }
 
 /// Adds what an action takes to `spent`.

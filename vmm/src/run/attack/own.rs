@@ -53,7 +53,15 @@ impl Attacker<'_> {
             let leaves = self.leaves();
             let mark = self.mark(0..self.arena().range().page_count());
             let reading = (&mut self.scanner, &mut self.planner);
-            evictor.watch(&clock, self.testbed.arena().range(), self.bridge, &mut self.recorder, reading)?;
+            let arena = self.testbed.arena().range();
+            evictor.watch(
+                &clock,
+                arena,
+                self.bridge,
+                &mut self.recorder,
+                reading,
+                self.operations.as_mut(),
+            )?;
             self.count_dropped(leaves, counts);
             self.keep(mark, 0);
             self.cancel.sleep(idle.after).map_err(|_| TrialError::Cancelled)?;
