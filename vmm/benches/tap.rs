@@ -57,8 +57,8 @@ fn synthetic_load() -> bool {
     let id = layout.listened()[0].id;
     let watched = HvaRange::with_len(Hva::new(1 << 40), 1 << 30).expect("far from the end");
     let (source, mut writer) = synthetic(vmm::tap::perf::RING).expect("a ring's memory");
-    let collector =
-        Collector::start(Box::new(source), layout, &[watched], RATE as usize / 4).expect("a thread");
+    // Room for a second: this thread may have to wait long for its turn.
+    let collector = Collector::start(Box::new(source), layout, &[watched], RATE as usize).expect("a thread");
     let total = RATE * SECONDS;
     let begun = Instant::now();
     let written = std::thread::spawn(move || {
@@ -202,8 +202,10 @@ fn paired_pageouts() -> bool {
 }
 
 fn pageouts_by(name: &str, via: &Via, guest: &mut Guest, bound: Option<f64>) -> bool {
-    let watched = [guest.machine.core().arena().range()];
-    let open = || Tap::open(via, Interest { causes: true, ..Interest::default() }, &watched, 1 << 16);
+    let watched = guest.machine.core().arena().range();
+    let interest = Interest { causes: true, ..Interest::default() };
+    // As a run opens it.
+    let open = || Tap::around(via, interest, watched, 1 << 16).map(|(tap, _)| tap);
     let opening = Instant::now();
     if let Err(error) = open() {
         println!("SKIPPED: pageout by {name}: no tap: {error}");

@@ -137,7 +137,7 @@ impl<'c> Tapping<'c> {
         (how, Measured::or_why(price, warnings, "overhead.tap_range_ns", why))
     }
 
-    fn open(&self, picked: HvaRange) -> State {
+    fn open(&self, arena: HvaRange) -> State {
         let mut reasons = Vec::new();
         let ways = [(TapChoice::Tracefs, "tracefs"), (TapChoice::Perf, "perf")];
         for (way, how) in ways.into_iter().filter(|(way, _)| [TapChoice::Auto, *way].contains(&self.choice)) {
@@ -147,9 +147,9 @@ impl<'c> Tapping<'c> {
             };
             let interest = Interest { causes: true, ..Interest::default() };
             match via
-                .and_then(|via| Tap::open(&via, interest, &[picked], CAPACITY).map_err(|error| chain(&error)))
+                .and_then(|via| Tap::around(&via, interest, arena, CAPACITY).map_err(|error| chain(&error)))
             {
-                Ok(collector) => {
+                Ok((collector, picked)) => {
                     return State::Open(Open { collector, how, picked, lost_before: 0, events: Vec::new() });
                 }
                 Err(why) => reasons.push(why),
@@ -180,7 +180,7 @@ impl Watch for Tapping<'_> {
         };
         if reopens {
             *state = State::NotYet;
-            *state = self.open(neighbourhood(arena));
+            *state = self.open(arena);
         }
         let State::Open(open) = &mut *state else { return false };
         open.lost_before = open.collector.watch(&[arena]);
@@ -199,10 +199,4 @@ impl Watch for Tapping<'_> {
             Err(error) => *state = State::Without(format!("the kernel's account ended: {}", chain(&error))),
         }
     }
-}
-
-/// What the kernel is to pick for the whole of a run: the arena, and all that lies near it.
-fn neighbourhood(arena: HvaRange) -> HvaRange {
-    const NEAR: u64 = 64 << 30;
-    arena.checked_align_outward(NEAR).unwrap_or(arena)
 }

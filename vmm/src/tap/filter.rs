@@ -36,8 +36,16 @@ pub(super) fn merged(ranges: &[HvaRange]) -> Vec<HvaRange> {
     merged
 }
 
-/// Nothing watched is a filter that nothing passes.
+/// Every address there is.
+pub fn everywhere() -> HvaRange {
+    HvaRange::new(Hva::new(0), Hva::new(u64::MAX)).expect("0 comes first")
+}
+
+/// Nothing watched is a filter that nothing passes; everything is none.
 fn by_address(mut ranges: Vec<HvaRange>) -> Option<String> {
+    if ranges == [everywhere()] {
+        return None;
+    }
     if ranges.is_empty() {
         ranges.push(HvaRange::empty(Hva::new(0)));
     }
@@ -90,6 +98,7 @@ mod tests {
         let text = text(Filtered::ByAddress, &[]).unwrap();
         assert!(!passes(&text, 0, u64::MAX));
         assert_eq!(super::text(Filtered::No, &[]), None);
+        assert_eq!(super::text(Filtered::ByAddress, &[range(0, 4096), everywhere()]), None);
     }
 
     proptest! {

@@ -33,6 +33,7 @@ use guest_mem::HvaRange;
 pub use at_work::AtWork;
 pub use cause::RangeCause;
 pub use collector::{CollectError, Collector, Seen};
+pub use filter::everywhere;
 pub use instance::{Instance, InstanceError};
 pub use perf::{Perf, PerfError};
 pub use reconcile::{Account, Operations, Promise, Ranges};
@@ -74,6 +75,30 @@ pub enum TapError {
 pub struct Tap;
 
 impl Tap {
+    /// Begins to listen for ranges that meet `watched`, in such a way that the collector can watch other addresses
+    /// later: those that the kernel picks, which are given back too, lie around it.
+    ///
+    /// perf picks what lies near. A tracefs instance picks nothing: a filter there makes the kernel write each record
+    /// twice, which costs a range of ours a third more and spares a stranger's next to nothing.
+    ///
+    /// # Errors
+    /// As [`Tap::open`].
+    pub fn around(
+        via: &Via,
+        interest: Interest,
+        watched: HvaRange,
+        capacity: usize,
+    ) -> Result<(Collector, HvaRange), TapError> {
+        const NEAR: u64 = 64 << 30;
+        let picked = match via {
+            Via::Perf => watched.checked_align_outward(NEAR).unwrap_or(watched),
+            Via::Instance(_) => everywhere(),
+        };
+        let collector = Self::open(via, interest, &[picked], capacity)?;
+        collector.watch(&[watched]);
+        Ok((collector, picked))
+    }
+
     /// Begins to listen for ranges that meet `watched`, and whatever else is of interest. Up to `capacity` events wait
     /// to be taken.
     ///
