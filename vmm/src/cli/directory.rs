@@ -40,7 +40,7 @@ pub fn write(
 /// The same of a record that is called `file`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_as(
     out: Option<&Path>,
     started_at: &str,

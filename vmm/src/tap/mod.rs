@@ -7,7 +7,7 @@
 //!     └─ synthetic  the same ring and bytes, written by a thread ───────┘              (one reader thread)
 //! ```
 //!
-//! Begin at [`Tap::open`]; what is made of the events, together with what a run did itself, is in [`reconcile`]. The layout of every record is read from the kernel at run time ([`format`], [`tracepoints`]).
+//! Begin at [`Tap::open`]; what is made of the events, together with what a run did itself, is in [`reconcile`]. The layout of every record is read from the kernel at run time ([`mod@format`], [`tracepoints`]).
 //! The tap watches addresses, of whatever process: a run's own arena, or the memory of a VM that another VMM runs.
 
 mod at_work;
