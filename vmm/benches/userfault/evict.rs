@@ -96,12 +96,12 @@ fn rates(data: &Data, backing: Backing, zram: &ZramSwap) {
     });
     let rate = |who| 1e6 / rounds.of(who);
     println!(
-        "eviction of {} MiB, {backing}: MADV_PAGEOUT to zram {:.0} MiB/s, ours to LZ4 {:.0} MiB/s, ours/kernel {:.2} \
+        "eviction of {} MiB, {backing}: MADV_PAGEOUT to zram {:.0} MiB/s, ours to LZ4 {:.0} MiB/s, ours/kernel {} \
          (bound 1); pages that stayed {left:?}; zram held {:.0}% of it",
         LEN >> 20,
         rate(0),
         rate(1),
-        rounds.ratio(0, 1),
+        rounds.compared(0, 1),
         100.0 * out as f64 / LEN as f64,
     );
 }
@@ -130,10 +130,10 @@ fn latencies(data: &Data) {
         median
     });
     println!(
-        "return of one page, p50: a bare copy and a fault's delivery {:.1} us, ours from LZ4 {:.1} us, ours/bare {:.2} \
+        "return of one page, p50: a bare copy and a fault's delivery {:.1} us, ours from LZ4 {:.1} us, ours/bare {} \
          (bound 1.5)\n",
         rounds.of(0),
         rounds.of(1),
-        rounds.ratio(1, 0),
+        rounds.compared(1, 0),
     );
 }

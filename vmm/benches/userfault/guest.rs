@@ -109,7 +109,9 @@ impl Guest {
 
     /// Throws away all of the arena. Nobody watches it.
     pub fn empty(&self) {
-        perform_unmeasured(self.arena(), Operation::DontNeed, self.arena().range()).expect("it is all ours");
+        let shared = self.arena().backing().is_shared();
+        let operation = if shared { Operation::Fallocate } else { Operation::DontNeed };
+        perform_unmeasured(self.arena(), operation, self.arena().range()).expect("it is all ours");
     }
 
     /// The host range of the first `len` bytes.

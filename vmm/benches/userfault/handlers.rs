@@ -1,10 +1,11 @@
-//! Who fills the guest's memory: three of them.
+//! Who fills the guest's memory.
 //!
 //! | handler | threads | what each does |
 //! | --- | --- | --- |
 //! | bare | one a vCPU, on its processor | read(2), which sleeps; `UFFDIO_COPY` of the window |
 //! | ours | one a vCPU, on its processor | [`guest_mem::swapper::Handlers`], on memory that nobody has touched |
 //! | usual | one, anywhere | poll(2), read(2) of one message, `UFFDIO_COPY` of the window |
+//! | usual here | the same, on the first vCPU's processor | what the usual one is when the scheduler puts it there |
 //!
 //! "bare" is the least there can be: no fates, no store, no events, no errors but panics; its window is an aligned power
 //! of two that nobody else fills.
@@ -34,15 +35,33 @@ struct Copy {
     mode: u64,
     done: i64,
 }
+/// `UFFDIO_CONTINUE` and its structure.
+const UFFDIO_CONTINUE: libc::c_ulong = 0xc020_aa07;
+#[repr(C)]
+struct Continue {
+    start: u64,
+    len: u64,
+    mode: u64,
+    mapped: i64,
+}
 /// `struct uffd_msg` of a fault: the third word is the address.
 type Message = [u64; 4];
 
-fn fill(userfault: BorrowedFd<'_>, dst: u64, zeros: &[u8]) {
-    let mut copy = Copy { dst, src: zeros.as_ptr() as u64, len: zeros.len() as u64, mode: 0, done: 0 };
+/// Fills what is missing with a copy.
+pub fn fill(userfault: BorrowedFd<'_>, dst: u64, content: &[u8]) {
+    let mut copy = Copy { dst, src: content.as_ptr() as u64, len: content.len() as u64, mode: 0, done: 0 };
     // SAFETY: the structure is the request's own; the kernel fills only what is registered, into which there are no
     // references.
     let done = unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
     assert_eq!(done, 0, "UFFDIO_COPY at {dst:#x}: {}", std::io::Error::last_os_error());
+}
+
+/// Maps what is in the page cache.
+pub fn go_on(userfault: BorrowedFd<'_>, start: u64, len: u64) {
+    let mut argument = Continue { start, len, mode: 0, mapped: 0 };
+    // SAFETY: the structure is the request's own; the kernel maps only what is registered.
+    let done = unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_CONTINUE, &raw mut argument) };
+    assert_eq!(done, 0, "UFFDIO_CONTINUE at {start:#x}: {}", std::io::Error::last_os_error());
 }
 
 fn read_one(userfault: BorrowedFd<'_>) -> Option<u64> {
@@ -67,18 +86,30 @@ impl Plain {
         let userfault = Userfault::open(Features::empty()).expect("a userfaultfd");
         let end = Region::map(PMD_SIZE, Backing::Base4k).expect("2 MiB");
         let modes = Modes { missing: true, ..Modes::default() };
+        let shared = guest.arena().backing().is_shared();
         let arena = guest.arena().range();
-        userfault.register(guest.arena(), arena, modes).expect("nobody else has it");
+        let of_arena = Modes { minor: shared, ..modes };
+        userfault.register(guest.arena(), arena, of_arena).expect("nobody else has it");
         userfault.register(&end, end.range(), modes).expect("it is new");
         Self { userfault: Arc::new(userfault), end: Arc::new(end), arena, threads: Vec::new() }
     }
 
     /// One thread for each vCPU, on its processor, asleep in read(2).
     pub fn bare(guest: &Guest, window: u64) -> Self {
+        Self::reading(guest, window, move || with_zeros(window))
+    }
+
+    /// The same with another way to put a window in.
+    pub fn reading<P: FnMut(BorrowedFd<'_>, u64) + 'static>(
+        guest: &Guest,
+        window: u64,
+        put: impl Fn() -> P + Clone + Send + 'static,
+    ) -> Self {
         let mut plain = Self::open(guest);
         fcntl_setfl(plain.userfault.as_fd(), OFlags::empty()).expect("a flag that any file has");
         for &processor in &guest.processors {
-            plain.spawn(window, move || sched_setaffinity(None, &only(processor)).expect("ours"), |_| ());
+            let settle = move || sched_setaffinity(None, &only(processor)).expect("ours");
+            plain.spawn(window, settle, |_| (), put.clone());
         }
         plain
     }
@@ -86,37 +117,38 @@ impl Plain {
     /// One thread, anywhere, that polls.
     pub fn usual(guest: &Guest, window: u64) -> Self {
         let mut plain = Self::open(guest);
-        let wait = |userfault: BorrowedFd<'_>| {
-            poll(&mut [PollFd::from_borrowed_fd(userfault, PollFlags::IN)], None).expect("it polls");
-        };
-        plain.spawn(window, || (), wait);
+        plain.spawn(window, || (), polled, move || with_zeros(window));
         plain
     }
 
-    fn spawn(
+    /// One thread, on the first vCPU's processor, that polls.
+    pub fn usual_here(guest: &Guest, window: u64) -> Self {
+        let (mut plain, processor) = (Self::open(guest), guest.processors[0]);
+        let settle = move || sched_setaffinity(None, &only(processor)).expect("ours");
+        plain.spawn(window, settle, polled, move || with_zeros(window));
+        plain
+    }
+
+    fn spawn<P: FnMut(BorrowedFd<'_>, u64)>(
         &mut self,
         window: u64,
         settle: impl FnOnce() + Send + 'static,
         wait: impl Fn(BorrowedFd<'_>) + Send + 'static,
+        put: impl FnOnce() -> P + Send + 'static,
     ) {
         let (userfault, end) = (self.userfault.clone(), self.end.range());
         let thread = std::thread::spawn(move || {
             settle();
-            let zeros = vec![0u8; window as usize];
-            // Zeros that were never written are not there, and the kernel copies slowly what is not.
-            let zeros = std::hint::black_box(&zeros[..]);
-            zeros.chunks(PAGE_SIZE as usize).for_each(|page| {
-                std::hint::black_box(page[0]);
-            });
+            let mut put = put();
             let mut faults = 0;
             loop {
                 wait(userfault.as_fd());
                 let Some(address) = read_one(userfault.as_fd()) else { continue };
                 if (end.start().get()..end.end().get()).contains(&address) {
-                    fill(userfault.as_fd(), address & !(PAGE_SIZE - 1), &zeros[..PAGE_SIZE as usize]);
+                    fill(userfault.as_fd(), address & !(PAGE_SIZE - 1), &[0; PAGE_SIZE as usize]);
                     return faults;
                 }
-                fill(userfault.as_fd(), address & !(window - 1), zeros);
+                put(userfault.as_fd(), address & !(window - 1));
                 faults += 1;
             }
         });
@@ -132,6 +164,20 @@ impl Plain {
         self.userfault.unregister(self.arena).expect("it was registered");
         faults
     }
+}
+
+fn polled(userfault: BorrowedFd<'_>) {
+    poll(&mut [PollFd::from_borrowed_fd(userfault, PollFlags::IN)], None).expect("it polls");
+}
+
+/// A window of zeros.
+fn with_zeros(window: u64) -> impl FnMut(BorrowedFd<'_>, u64) {
+    let zeros = vec![0u8; window as usize];
+    // Zeros that were never written are not there, and the kernel copies slowly what is not.
+    std::hint::black_box(&zeros[..]).chunks(PAGE_SIZE as usize).for_each(|page| {
+        std::hint::black_box(page[0]);
+    });
+    move |userfault, dst| fill(userfault, dst, &zeros)
 }
 
 /// Hears nothing but that a page is lost.

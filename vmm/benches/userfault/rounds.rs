@@ -31,8 +31,14 @@ impl<const N: usize> Rounds<N> {
         self.median(|round| round[who] / round[to])
     }
 
+    /// The same as text, with the middle half.
+    pub fn compared(&self, who: usize, to: usize) -> String {
+        let (low, high) = self.spread(who, to);
+        format!("{:.2} ({low:.2} to {high:.2})", self.ratio(who, to))
+    }
+
     /// The middle half of the same.
-    pub fn spread(&self, who: usize, to: usize) -> (f64, f64) {
+    fn spread(&self, who: usize, to: usize) -> (f64, f64) {
         let values = self.sorted(|round| round[who] / round[to]);
         (values[values.len() / 4], values[values.len() * 3 / 4])
     }
