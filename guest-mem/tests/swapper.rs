@@ -295,8 +295,8 @@ fn no_write_is_lost_in_a_storm() {
             let mut random = fastrand(9);
             let enough = || {
                 let raced = rig.heard.kept.load(Ordering::Relaxed) > 0;
-                let rounds = rounds.load(Ordering::Relaxed);
-                rounds >= 1500 && writes.load(Ordering::Relaxed) >= 3000 && (raced || rounds > 100_000)
+                let writes = writes.load(Ordering::Relaxed);
+                rounds.load(Ordering::Relaxed) >= 1500 && writes >= 3000 && (raced || writes > 300_000)
             };
             while !enough() {
                 assert!(!threads.iter().any(|thread| thread.is_finished()), "a thread has failed");
