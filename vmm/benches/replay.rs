@@ -1,8 +1,8 @@
 //! How many recorded victims a replay puts through a policy in a minute, on one core.
 //!
-//! 262,144 single pages at seeded places of 1 GiB, next to a hot loop over 4,096 others, 60 us from one to the next. A
-//! row is what `zapscope replay` makes of it: the prediction at the recorded pace and the two bounds, so each victim
-//! goes three times through the policy and the model. Ends with 1 if any policy is below ten million a minute.
+//! 262,144 single pages at seeded places of 1 GiB, next to a hot loop over 4,096 others, 60 us from one to the next. Ends
+//! with 1 if any policy is below ten million a minute. That is the prediction at the recorded pace; the bounds that a
+//! shorter log has beside it, in which the loop comes round after each victim, are as dear as the loop is long.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

@@ -170,6 +170,20 @@ impl<'a> Replay<'a> {
         })
     }
 
+    /// Visits that all hot loops make if they come round after every operation.
+    pub fn rounds_of_all_loops(&self) -> u64 {
+        let pages = self.arena.len() / PAGE_SIZE;
+        let visits = |step: &StepEvent| match step {
+            StepEvent::Hot { list: Some(list), loops, .. } => {
+                self.row.lists[*list as usize].len() as u64 * u64::from(*loops)
+            }
+            StepEvent::Hot { stride: Some(stride), loops, .. } => pages.div_ceil(*stride) * u64::from(*loops),
+            _ => 0,
+        };
+        let all = self.row.header.steps.iter().map(visits).fold(0, u64::saturating_add);
+        all.saturating_mul(self.row.operations.len() as u64)
+    }
+
     /// Whether the log says how fast the hot loops are.
     pub fn knows_pace(&self) -> bool {
         self.pace().is_some()

@@ -10,6 +10,9 @@ const NO_CLOCK: &str = "a replay counts; it has no clock, no guest and no kernel
 /// The label's listener.
 const LISTENER: &str = "replay";
 
+/// Visits by hot loops that come round after each victim, up to which that is played through: some seconds' work.
+const MOST_ROUNDS: u64 = 1 << 26;
+
 /// A predicted row, and what its collateral faults would be at other speeds of the hot loops.
 #[derive(Clone, Debug)]
 pub struct Predicted {
@@ -110,6 +113,11 @@ fn bounds(
 ) -> Option<(u64, u64)> {
     let at = |running| replay.predict(asked.policy, asked.zap, running).collateral_faults();
     if !replay.is_hot() {
+        return None;
+    }
+    if replay.rounds_of_all_loops() > MOST_ROUNDS {
+        let why = "what other speeds of the hot loop would make of it is not looked for over so many victims";
+        warnings.note("collateral_faults", why);
         return None;
     }
     let (never, around) = (at(Running::Never), at(Running::Around));
