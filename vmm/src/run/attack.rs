@@ -250,6 +250,7 @@ impl<'a> Attacker<'a> {
             Operation::PunchHole | Operation::Fallocate if arena.backing() == Backing::MemfdThp => {
                 Promise::AtLeast
             }
+            Operation::PageOut => Promise::PageOut,
             _ => Promise::Exact,
         };
         let operations = &mut self.operations;

@@ -170,6 +170,13 @@ fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
             format!("the kernel announced something else in {differed} of {compared} operations: {how}"),
         );
     }
+    if account.fallbacks > 0 {
+        let fallbacks = account.fallbacks;
+        warnings.note(
+            "kernel_ranges",
+            format!("{fallbacks} huge pages left page by page: there was no contiguous swap space for them"),
+        );
+    }
     let strangers = account.sum(RangeCause::is_stranger);
     if strangers.ranges > 0 {
         let named =

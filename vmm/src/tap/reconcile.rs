@@ -10,7 +10,7 @@
 //! An event is a step's if its thread is the one that made the system call, between the clock's reading before the call
 //! and the one after: system calls are synchronous, and both clocks are `CLOCK_MONOTONIC`. Pure code.
 
-use guest_mem::{HvaRange, PMD_SIZE, Planned};
+use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, Planned};
 
 use super::at_work::AtWork;
 use super::cause::{RangeCause, of_own, of_stranger};
@@ -42,6 +42,8 @@ struct Call {
 pub enum Promise {
     /// Exactly the expected ranges.
     Exact,
+    /// Exactly these; but a huge page for which there is no contiguous swap space comes apart, and leaves page by page.
+    PageOut,
     /// These, and besides how the kernel chose to split the folios at their ends, inside the same 2 MiB blocks.
     AtLeast,
     /// The kernel chooses, or the call was made again for what had stayed: nothing is compared.
@@ -52,7 +54,7 @@ pub enum Promise {
 
 impl Promise {
     const fn is_compared(self) -> bool {
-        matches!(self, Self::Exact | Self::AtLeast)
+        matches!(self, Self::Exact | Self::PageOut | Self::AtLeast)
     }
 }
 
@@ -92,6 +94,8 @@ pub struct Account {
     pub differed: u64,
     /// Where and how, of the first few.
     pub sentences: Vec<String>,
+    /// Huge pages that were to leave whole and left page by page.
+    pub fallbacks: u64,
 }
 
 impl Operations {
@@ -185,7 +189,10 @@ impl Account {
             }
             self.compared += 1;
             let expected = operations.expected(index);
-            let announced = its.iter().map(|(_, range)| *range);
+            let mut announced: Vec<HvaRange> = its.iter().map(|(_, range)| *range).collect();
+            if call.promise == Promise::PageOut {
+                self.fallbacks += fold_fallbacks(expected, &mut announced);
+            }
             if let Some(how) = difference(expected, announced, call.promise) {
                 self.differed += 1;
                 if self.sentences.len() < MOST_SENTENCES {
@@ -200,6 +207,7 @@ impl Account {
         self.lost += other.lost;
         self.compared += other.compared;
         self.differed += other.differed;
+        self.fallbacks += other.fallbacks;
         let room = MOST_SENTENCES.saturating_sub(self.sentences.len());
         self.sentences.extend(other.sentences.iter().take(room).cloned());
     }
@@ -237,14 +245,29 @@ fn attribute(
     (cause, None)
 }
 
+/// Puts huge pages that were announced as their split and all their pages in place of these, and says how many there were.
+fn fold_fallbacks(expected: &[Expected], announced: &mut Vec<HvaRange>) -> u64 {
+    let mut folded = 0;
+    for whole in expected.iter().map(|expected| expected.range).filter(|range| range.len() == PMD_SIZE) {
+        let is_page = |range: &HvaRange| range.len() == PAGE_SIZE && whole.covers(*range);
+        let mut pages: Vec<_> =
+            announced.iter().filter(|range| is_page(range)).map(|range| range.start()).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        let splits = announced.iter().filter(|range| **range == whole).count();
+        // Each page once, after a split that 6.12 announces twice and 6.18 once.
+        if pages.len() as u64 == whole.page_count() && (1..=2).contains(&splits) {
+            announced.retain(|range| !is_page(range) && *range != whole);
+            announced.push(whole);
+            folded += 1;
+        }
+    }
+    folded
+}
+
 /// How what was announced differs from what was expected, as sets with multiplicity; `None` if it does not.
-fn difference(
-    expected: &[Expected],
-    announced: impl Iterator<Item = HvaRange>,
-    promise: Promise,
-) -> Option<String> {
+fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, promise: Promise) -> Option<String> {
     let key = |range: &HvaRange| (range.start(), range.end());
-    let mut announced: Vec<HvaRange> = announced.collect();
     // In order, as they usually are: then there is nothing to sort.
     if announced.len() == expected.len() && announced.iter().zip(expected).all(|(is, was)| *is == was.range) {
         return None;

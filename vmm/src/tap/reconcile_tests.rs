@@ -188,7 +188,35 @@ proptest! {
         let announced: Vec<_> = announced.into_iter().map(|page| range(page, 1)).collect();
         let listed: Vec<_> =
             expected.iter().map(|&(range, may_double)| Expected { range, may_double }).collect();
-        let found = difference(&listed, announced.iter().copied(), Promise::Exact).is_some();
+        let found = difference(&listed, announced.clone(), Promise::Exact).is_some();
         prop_assert_eq!(found, naive(&expected, &announced));
     }
+}
+
+/// A huge page without contiguous swap space: its split, then its pages, in one operation among others.
+#[test]
+fn a_huge_page_may_leave_page_by_page() {
+    let huge = HvaRange::with_len(Hva::new(PMD_SIZE), PMD_SIZE).unwrap();
+    let take =
+        Planned::Take(Victim { pages: huge, order: Order::PMD, level: MapLevel::Pmd, anonymous: true });
+    let operation = |promise| {
+        let mut operations = Operations::of_thread(WORKER);
+        operations.note(100, 1000, &[take], promise);
+        operations
+    };
+    let pages = || huge.pages().map(|page| announced(300, WORKER, page));
+    let split = |times| (0..times).map(|_| announced(200, WORKER, huge));
+    for (splits, missing, differs) in [(1, 0, 0), (2, 0, 0), (0, 0, 1), (3, 0, 1), (1, 1, 1)] {
+        let events: Vec<Event> = split(splits).chain(pages().skip(missing)).collect();
+        let found = account(&events, &operation(Promise::PageOut));
+        assert_eq!(
+            (found.differed, found.fallbacks),
+            (differs, 1 - differs),
+            "{splits} splits, {missing} missing"
+        );
+        assert_eq!(account(&events, &operation(Promise::Exact)).differed, 1, "no other operation may");
+    }
+    let whole: Vec<Event> = split(1).collect();
+    let found = account(&whole, &operation(Promise::PageOut));
+    assert_eq!((found.differed, found.fallbacks), (0, 0));
 }
