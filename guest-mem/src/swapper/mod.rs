@@ -268,8 +268,10 @@ impl Swapper {
                 let dropping = matches!(fate, Fate::Dropping(_));
                 block.set(page, if dropping { Fate::Dropping(Then::Absent) } else { Fate::Absent });
             }
+            // Before anybody sees their fates, who might count on the room.
+            self.store.free(&slots);
+            slots.clear();
         }
-        self.store.free(&slots);
         Ok(())
     }
 
