@@ -57,20 +57,20 @@ pub fn evict() {
     let data = Data::read();
     for backing in [Backing::Base4k, Backing::Thp] {
         match ZramSwap::create(2 * ARENA, Some("lz4")) {
-            Ok(zram) => rates(&data, backing, &zram),
+            Ok(_zram) => rates(&data, backing),
             Err(error) => eprintln!("SKIPPED: eviction against zram: {error}"),
         }
     }
     latencies(&data);
 }
 
-fn rates(data: &Data, backing: Backing, zram: &ZramSwap) {
+fn rates(data: &Data, backing: Backing) {
     let guest = Guest::start(1, backing);
     let range = guest.first(LEN);
     let mut scanner = PageScanner::new().expect("pagemap opens");
     // Both live through all rounds.
     let store = lz4();
-    let (mut out, mut left) = (0, [0u64; 2]);
+    let mut left = [0u64; 2];
     let rounds = Rounds::<2>::run(ROUNDS, LEN >> 20, |who| {
         refill(&guest, data, range);
         if who == 0 {
@@ -79,7 +79,6 @@ fn rates(data: &Data, backing: Backing, zram: &ZramSwap) {
             let took = begun.elapsed();
             let counts = scanner.counts(guest.arena(), range).expect("pagemap reads");
             left[0] = counts.resident();
-            out = zram.mm_stat().expect("the device is ours").compressed;
             return took;
         }
         let ours = Ours::start(&guest, FaultAround::Fixed(1), store.clone());
@@ -97,12 +96,11 @@ fn rates(data: &Data, backing: Backing, zram: &ZramSwap) {
     let rate = |who| 1e6 / rounds.of(who);
     println!(
         "eviction of {} MiB, {backing}: MADV_PAGEOUT to zram {:.0} MiB/s, ours to LZ4 {:.0} MiB/s, ours/kernel {} \
-         (bound 1); pages that stayed {left:?}; zram held {:.0}% of it",
+         (bound 1); pages that stayed {left:?}",
         LEN >> 20,
         rate(0),
         rate(1),
         rounds.compared(0, 1),
-        100.0 * out as f64 / LEN as f64,
     );
 }
 

@@ -132,7 +132,7 @@ fn cells() {
     println!("ours/bare, worst cell: {worst:.2} (bound 1.10)");
     println!(
         "\"here\" is the usual design where the scheduler puts its one thread beside the first vCPU: with one vCPU the \
-         same system calls and the same two switches as ours, so the same time; anywhere else it is the usual column.\n"
+         same system calls and the same two switches as ours; anywhere else it is the usual column.\n"
     );
 }
 
