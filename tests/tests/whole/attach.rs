@@ -65,7 +65,7 @@ fn push(pid: u32, whose: &str) {
     assert_eq!((&record["comm"], &record["vms"]), (&holder.comm().into(), &1.into()), "{whose}");
     assert!(total["counters"]["pages_4k"].is_u64(), "SPTEs from KVM's statistics: {record:#}");
     let spans = record["spans"].as_array().unwrap();
-    assert!((2..=4).contains(&spans.len()), "300 ms in spans of 100: {}", spans.len());
+    assert!((1..=4).contains(&spans.len()), "300 ms in spans of at least 100: {}", spans.len());
     let sum: u64 = spans.iter().map(|span| span["ranges"].as_u64().unwrap()).sum();
     assert_eq!(total["ranges"], sum, "{record:#}");
 }

@@ -17,6 +17,10 @@ use super::cause::{RangeCause, of_own, of_stranger};
 use super::tasks::Task;
 use super::tracepoints::{Event, What};
 
+/// How often a split may be announced beside the first time: by the split of the PMD and by that of the folio (Linux 6.12 and
+/// older), and each of them for both mappings that a seam cuts the folio into.
+const MOST_REPEATS: usize = 3;
+
 /// Sentences kept about operations that disagree; all are counted.
 const MOST_SENTENCES: usize = 3;
 
@@ -61,8 +65,8 @@ impl Promise {
 #[derive(Clone, Copy, Debug)]
 struct Expected {
     range: HvaRange,
-    /// A split may be announced twice: by the split of the PMD (Linux 6.12 and older) and by that of the folio.
-    may_double: bool,
+    /// It is a split, which may be announced again, see [`MOST_REPEATS`].
+    may_repeat: bool,
 }
 
 /// Ranges and their bytes.
@@ -109,7 +113,7 @@ impl Operations {
         if promise.is_compared() {
             self.expected.extend(planned.iter().map(|planned| Expected {
                 range: planned.range(),
-                may_double: matches!(planned, Planned::SplitPmd(_) | Planned::SplitFolio(_)),
+                may_repeat: matches!(planned, Planned::SplitPmd(_) | Planned::SplitFolio(_)),
             }));
         }
         self.calls.push(Call { begin_ns, end_ns, expected_end: self.expected.len(), promise });
@@ -278,25 +282,22 @@ fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, promise: Prom
     expected.sort_by_key(|expected| key(&expected.range));
     let (mut missing, mut extra) = (Vec::new(), Vec::new());
     let mut rest = announced.into_iter().peekable();
-    let mut last: Option<Expected> = None;
+    // The last that was found, and how often it may come again.
+    let mut last: Option<(HvaRange, usize)> = None;
+    let mut beside = |range: HvaRange, last: &mut Option<(HvaRange, usize)>| match last {
+        Some((again, spare)) if *again == range && *spare > 0 => *spare -= 1,
+        _ => extra.push(range),
+    };
     for expected in expected {
         while let Some(early) = rest.next_if(|range| key(range) < key(&expected.range)) {
-            if !last.is_some_and(|last| last.may_double && last.range == early) {
-                extra.push(early);
-            }
-            last = None;
+            beside(early, &mut last);
         }
         match rest.next_if_eq(&expected.range) {
-            Some(_) => last = Some(expected),
+            Some(range) => last = Some((range, if expected.may_repeat { MOST_REPEATS } else { 0 })),
             None => missing.push(expected.range),
         }
     }
-    for late in rest {
-        if !last.is_some_and(|last| last.may_double && last.range == late) {
-            extra.push(late);
-        }
-        last = None;
-    }
+    rest.for_each(|late| beside(late, &mut last));
     if promise == Promise::AtLeast {
         let blocks: Vec<_> = was.filter_map(|range| range.checked_align_outward(PMD_SIZE)).collect();
         extra.retain(|range| !blocks.iter().any(|block| block.covers(*range)));
