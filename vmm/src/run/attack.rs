@@ -257,6 +257,11 @@ impl<'a> Attacker<'a> {
         // A zap inside a huge page cuts it up before the kernel's turn: then the kernel announces something else.
         let cuts = !self.kernel_alone
             && planned.iter().any(|planned| !matches!(planned, Planned::Take(_) | Planned::Exact(_)));
+        // Into how many mappings it cut a folio, and how often its split is announced for that, differs between kernels.
+        let promise = match promise {
+            Promise::Exact | Promise::PageOut if cuts => Promise::AtLeast,
+            promise => promise,
+        };
         let (planner, replanned) = (&mut self.planner, &mut self.replanned);
         let maps_first = self.zaps_unmap && operation == Operation::PageOut;
         let call = || -> Result<(), TrialError> {
