@@ -103,7 +103,15 @@ fn swapping_a_linux_guest_counts_as_swapping_the_bare_one() {
             }
         };
         assert_eq!((&row["integrity_errors"], &row["could_not_run"]), (&0.into(), &Value::Null), "{name}");
-        same(&["victims", "victim_bytes", "evicted_bytes", "needed_bytes", "achieved", "refaults"]);
+        same(&["victims", "victim_bytes", "evicted_bytes", "needed_bytes", "achieved"]);
+        if row["reclaim"] == "uffd" {
+            // A return in user space takes long enough for the guest's kernel to fault on its own memory meanwhile, and
+            // KVM's count does not say where.
+            same(&["uffd_faults", "uffd_returned", "uffd_huge_returns"]);
+            assert!(row["refaults"].as_u64() >= bare[name]["refaults"].as_u64(), "{name}:\n{row:#}");
+        } else {
+            same(&["refaults"]);
+        }
         assert_ne!(row["refaults"], 0, "{name}");
         let more = |key: &str| row[key].as_u64() > bare[name][key].as_u64();
         match row["policy"].as_str().unwrap() {
