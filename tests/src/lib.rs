@@ -11,3 +11,4 @@ pub mod machine;
 pub mod naive;
 pub mod nobody;
 pub mod program;
+pub mod record;

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::{Fate, Swapper, blocks_of};
 use crate::address::PAGE_SIZE;
 use crate::range::HvaRange;
-use crate::reclaim::{Operation, ReclaimError, perform_unmeasured};
+use crate::reclaim::{Operation, ReclaimError};
 use crate::region::RangeError;
 use crate::uffd::ResolveError;
 
@@ -107,13 +107,7 @@ impl<'s> Clock<'s> {
             swapper.used.clear(swapper.numbers(piece));
         }
         match self.operation() {
-            Operation::DontNeed => {
-                swapper.own_drops.expect(range);
-                let unmapped = perform_unmeasured(swapper.region(), Operation::DontNeed, range);
-                swapper.reading.settle();
-                swapper.own_drops.is_over(range);
-                unmapped?;
-            }
+            Operation::DontNeed => swapper.drop_mapping(range)?,
             _ => swapper.insist(|| swapper.userfault.write_protect(range))?,
         }
         Ok(())

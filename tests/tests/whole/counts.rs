@@ -5,6 +5,7 @@ use std::path::Path;
 
 use guest_abi::layout::PAGE_SIZE;
 use serde_json::Value;
+use tests::record::{self, number, rows};
 use tests::{naive, program};
 use vmm::scenario::Scenario;
 
@@ -95,20 +96,7 @@ fn swap() -> String {
 /// Runs a scenario and returns its record.
 fn run(scenario: &str, options: &[&str]) -> Value {
     let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("scenario.toml"), scenario).unwrap();
-    let mut arguments = vec!["run", "scenario.toml", "--json"];
-    arguments.extend(options);
-    let output = program::output(directory.path(), &arguments);
-    assert!(output.status.success(), "{}", program::stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn rows(record: &Value) -> &[Value] {
-    record["rows"].as_array().unwrap()
-}
-
-fn number(row: &Value, key: &str) -> u64 {
-    row[key].as_u64().unwrap_or_else(|| panic!("{key} of {row}"))
+    record::run(directory.path(), scenario, options).0
 }
 
 /// The pages a scenario's first reclaim step takes.

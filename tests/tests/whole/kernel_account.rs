@@ -28,6 +28,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use serde_json::Value;
 use tests::kernel::{in_pages, listen, ranges, version};
 use tests::program;
+use tests::record::{number, rows, run};
 use vmm::host::HostChanges;
 use vmm::tap::Collector;
 
@@ -332,24 +333,6 @@ fn ksm_announces_each_page_it_protects_and_replaces() {
     assert!((3..=4).contains(&heard.len()), "two protected, one or two replaced: {heard:?}");
 }
 
-fn run(directory: &tempfile::TempDir, scenario: &str, options: &[&str]) -> (Value, String) {
-    std::fs::write(directory.path().join("scenario.toml"), scenario).unwrap();
-    let mut arguments = vec!["run", "scenario.toml", "--json"];
-    arguments.extend(options);
-    let output = program::output(directory.path(), &arguments);
-    let said = program::stderr(&output);
-    assert!(output.status.success(), "{said}");
-    (serde_json::from_slice(&output.stdout).unwrap(), said)
-}
-
-fn rows(record: &Value) -> &[Value] {
-    record["rows"].as_array().unwrap()
-}
-
-fn number(row: &Value, key: &str) -> u64 {
-    row[key].as_u64().unwrap_or_else(|| panic!("{key} of {row}"))
-}
-
 /// The policies that change nothing in what the kernel itself does.
 fn the_built_in_scenario_announces_what_is_written() {
     let (_, text) = resources::SCENARIOS.iter().find(|(name, _)| *name == "swapout").unwrap();
@@ -366,7 +349,7 @@ fn the_built_in_scenario_announces_what_is_written() {
         .collect();
     let directory = tempfile::tempdir().unwrap();
     for tap in ["perf", "tracefs"] {
-        let (record, said) = run(&directory, &text, &["--zram", "512MiB", "--tap", tap]);
+        let (record, said) = run(directory.path(), &text, &["--zram", "512MiB", "--tap", tap]);
         assert_eq!(said.contains("made the tracefs instance"), tap == "tracefs", "{said}");
         let mut compared = 0;
         for row in rows(&record).iter().filter(|row| row["could_not_run"].is_null()) {
@@ -397,7 +380,7 @@ fn our_own_swap_announces_two_ranges_a_page() {
         reclaim = [\"uffd\"]\n[[case]]\nname = \"c\"\n[[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"reclaim\"\n\
         victims = \"sparse\"\ncount = 64\n";
     let directory = tempfile::tempdir().unwrap();
-    let (record, _) = run(&directory, text, &["--tap", "perf"]);
+    let (record, _) = run(directory.path(), text, &["--tap", "perf"]);
     let row = &rows(&record)[0];
     assert_eq!((number(row, "kernel_ranges"), number(row, "kernel_bytes")), (128, 128 * PAGE_SIZE));
     assert_eq!((number(row, "kernel_zap_ranges"), number(row, "kernel_zap_bytes")), (0, 0));

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use tests::program;
+use tests::record::{self, rows};
 
 crate::tests! {
     a_row_predicts_the_rows_of_other_policies: [Kvm, SlotZap, Zram],
@@ -99,26 +100,13 @@ const EXACT: [&str; 10] = [
 
 /// Runs a scenario into `out` and returns its record.
 fn run(directory: &Path, scenario: &str, options: &[&str]) -> Value {
-    std::fs::write(directory.join("s.toml"), scenario).unwrap();
     // What else the host announces is another test's subject.
-    let mut arguments = vec!["run", "s.toml", "--json", "--out", "out", "--tap", "off"];
-    arguments.extend(options);
-    let output = program::output(directory, &arguments);
-    assert!(output.status.success(), "{}", program::stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
+    record::run(directory, scenario, &[&["--out", "out", "--tap", "off"], options].concat()).0
 }
 
 /// Replays it.
 fn replay(directory: &Path, options: &[&str]) -> Value {
-    let mut arguments = vec!["replay", "out", "--json"];
-    arguments.extend(options);
-    let output = program::output(directory, &arguments);
-    assert!(output.status.success(), "{}", program::stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn rows(record: &Value) -> &[Value] {
-    record["rows"].as_array().unwrap()
+    record::printed(directory, &[&["replay", "out", "--json"], options].concat()).0
 }
 
 /// Each predicted row beside the one that ran.

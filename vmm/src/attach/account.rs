@@ -4,25 +4,16 @@ use std::collections::BTreeMap;
 
 use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, PageRun};
 
-use crate::tap::{AtWork, Call, Event, Task, What, Work, cause};
+use crate::tap::{AtWork, Call, Event, Ranges, Task, Work, cause};
 
 /// How large ranges are: up to so much.
 pub const SIZES: [(&str, u64); 5] =
     [("4 KiB", PAGE_SIZE), ("64 KiB", 64 << 10), ("1 MiB", 1 << 20), ("2 MiB", PMD_SIZE), ("more", u64::MAX)];
 
-/// Ranges of one cause and size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// How many.
-    pub ranges: u64,
-    /// Bytes of all of them.
-    pub bytes: u64,
-}
-
 /// Ranges by cause and by size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    tallies: BTreeMap<(String, usize), Tally>,
+    tallies: BTreeMap<(String, usize), Ranges>,
     /// Bytes of ranges that took a folio each, and of these folios.
     pub announced: u64,
     /// See `announced`.
@@ -49,35 +40,26 @@ impl Account {
     /// they are at then; `pages` is what the memory was before it, lowest first.
     pub fn add(&mut self, events: &[Event], at_work: &mut AtWork, parties: Parties<'_>, pages: &[PageRun]) {
         for event in events {
-            match event.what {
-                What::Begin(work) => at_work.begin(event.tid, work),
-                What::End(work) => at_work.end(event.tid, work),
-                What::Did(_) => {}
-                What::Range(range) => {
-                    let (name, takes_folios) = cause_of(event, at_work, parties);
-                    self.count(&name, range);
-                    if takes_folios {
-                        self.announced += range.len();
-                        self.needed += folio_at(pages, range);
-                    }
-                }
+            let Some(range) = at_work.follow(event) else { continue };
+            let (name, takes_folios) = cause_of(event, at_work, parties);
+            self.count(&name, range);
+            if takes_folios {
+                self.announced += range.len();
+                self.needed += folio_at(pages, range);
             }
         }
     }
 
     fn count(&mut self, cause: &str, range: HvaRange) {
         let size = SIZES.iter().position(|(_, most)| range.len() <= *most).unwrap_or(SIZES.len() - 1);
-        let tally = self.tallies.entry((cause.to_owned(), size)).or_default();
-        tally.ranges += 1;
-        tally.bytes += range.len();
+        *self.tallies.entry((cause.to_owned(), size)).or_default() +=
+            Ranges { ranges: 1, bytes: range.len() };
     }
 
     /// Adds another span's.
     pub fn merge(&mut self, other: &Self) {
         for (key, tally) in &other.tallies {
-            let mine = self.tallies.entry(key.clone()).or_default();
-            mine.ranges += tally.ranges;
-            mine.bytes += tally.bytes;
+            *self.tallies.entry(key.clone()).or_default() += *tally;
         }
         self.announced += other.announced;
         self.needed += other.needed;
@@ -88,22 +70,22 @@ impl Account {
     }
 
     /// All of them together.
-    pub fn all(&self) -> Tally {
+    pub fn all(&self) -> Ranges {
         self.sum(|_, _| true)
     }
 
     /// Those of a size, by its place in [`SIZES`].
-    pub fn of_size(&self, size: usize) -> Tally {
+    pub fn of_size(&self, size: usize) -> Ranges {
         self.sum(|_, of| of == size)
     }
 
     /// Those of a cause.
-    pub fn of_cause(&self, cause: &str) -> Tally {
+    pub fn of_cause(&self, cause: &str) -> Ranges {
         self.sum(|of, _| of == cause)
     }
 
     /// The causes, most ranges first.
-    pub fn causes(&self) -> Vec<(&str, Tally)> {
+    pub fn causes(&self) -> Vec<(&str, Ranges)> {
         let mut names: Vec<&str> = self.tallies.keys().map(|(cause, _)| cause.as_str()).collect();
         names.dedup();
         let mut causes: Vec<_> = names.into_iter().map(|name| (name, self.of_cause(name))).collect();
@@ -112,7 +94,7 @@ impl Account {
     }
 
     /// Every cause and size that there was.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &'static str, Tally)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &'static str, Ranges)> {
         self.tallies.iter().map(|((cause, size), tally)| (cause.as_str(), SIZES[*size].0, *tally))
     }
 
@@ -121,12 +103,11 @@ impl Account {
         (self.needed > 0).then(|| self.announced as f64 / self.needed as f64)
     }
 
-    fn sum(&self, wanted: impl Fn(&str, usize) -> bool) -> Tally {
-        let mut sum = Tally::default();
+    fn sum(&self, wanted: impl Fn(&str, usize) -> bool) -> Ranges {
+        let mut sum = Ranges::default();
         for ((cause, size), tally) in &self.tallies {
             if wanted(cause, *size) {
-                sum.ranges += tally.ranges;
-                sum.bytes += tally.bytes;
+                sum += *tally;
             }
         }
         sum
@@ -204,6 +185,7 @@ fn folio_at(pages: &[PageRun], range: HvaRange) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tap::What;
     use guest_mem::{Hva, MapLevel, PageState};
 
     const HOLDER: u32 = 100;
@@ -272,6 +254,6 @@ mod tests {
         let mut twice = account.clone();
         twice.merge(&account);
         assert_eq!(twice.all().ranges, 14);
-        assert_eq!(twice.causes()[0], ("kswapd", Tally { ranges: 4, bytes: 2 * (PMD_SIZE + PAGE_SIZE) }));
+        assert_eq!(twice.causes()[0], ("kswapd", Ranges { ranges: 4, bytes: 2 * (PMD_SIZE + PAGE_SIZE) }));
     }
 }

@@ -8,7 +8,7 @@ mod pageout;
 mod report;
 mod session;
 
-pub use account::{Account, Parties, SIZES, Tally};
+pub use account::{Account, Parties, SIZES};
 pub use counters::{Counters, CountersError};
 pub use holder::{Holder, HolderError};
 pub use memory::{Memory, guest_memory};

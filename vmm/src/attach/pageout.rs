@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use guest_mem::{Hva, HvaRange};
 use rustix::io::Errno;
 
+use crate::tap::tracefs::last_errno;
+
 /// Why memory could not be pushed out.
 #[derive(Debug, thiserror::Error)]
 pub enum PageoutError {
@@ -58,8 +60,4 @@ pub fn page_out(pidfd: impl AsFd, range: HvaRange) -> Result<(), PageoutError> {
         rest = HvaRange::new(Hva::new(done), rest.end()).unwrap_or(HvaRange::empty(rest.end()));
     }
     Ok(())
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -1,7 +1,9 @@
 //! What threads are at.
 
+use guest_mem::HvaRange;
+
 use super::cause::{RangeCause, of_work};
-use super::tracepoints::{Call, Work};
+use super::tracepoints::{Call, Event, What, Work};
 
 /// Works that were begun and not ended, by thread, in the order in which they were begun.
 #[derive(Debug, Default)]
@@ -11,8 +13,19 @@ pub struct AtWork(Vec<(u32, Work)>);
 const MOST: usize = 1 << 14;
 
 impl AtWork {
+    /// Notes what a thread begins or ends, and gives back a range that is announced meanwhile.
+    pub fn follow(&mut self, event: &Event) -> Option<HvaRange> {
+        match event.what {
+            What::Begin(work) => self.begin(event.tid, work),
+            What::End(work) => self.end(event.tid, work),
+            What::Did(_) => {}
+            What::Range(range) => return Some(range),
+        }
+        None
+    }
+
     /// A thread begins with something.
-    pub fn begin(&mut self, tid: u32, work: Work) {
+    fn begin(&mut self, tid: u32, work: Work) {
         // A userfaultfd ioctl has no end of its own.
         self.0.retain(|(thread, other)| *thread != tid || !matches!(other, Work::Call(Call::Userfault(_))));
         if self.0.len() == MOST {
@@ -22,7 +35,7 @@ impl AtWork {
     }
 
     /// It is done with it.
-    pub fn end(&mut self, tid: u32, work: Work) {
+    fn end(&mut self, tid: u32, work: Work) {
         // The argument of a call is not told at its end.
         let same = |other: Work| std::mem::discriminant(&other) == std::mem::discriminant(&work);
         if let Some(at) = self.0.iter().rposition(|(thread, other)| *thread == tid && same(*other)) {

@@ -23,8 +23,9 @@ use rustix::io::Errno;
 use super::filter;
 use super::mapping::Mapping;
 use super::ring::Ring;
-use super::sample::{SAMPLE_TYPE, Said, Sample, read};
+use super::sample::{SAMPLE_TYPE, Sample, read};
 use super::source::{Source, SourceError};
+use super::tracefs::last_errno;
 use super::tracepoints::{Layout, Listened};
 
 /// The first page of a ring's mapping.
@@ -223,11 +224,7 @@ impl Source for Perf {
     fn drain(&mut self, sink: &mut dyn FnMut(&Sample<'_>)) -> Result<(), SourceError> {
         let told = &mut self.told;
         for cpu in &mut self.cpus {
-            cpu.ring.drain(|kind, body| match read(kind, body) {
-                Said::Sample(sample) => sink(&sample),
-                Said::Lost(records) => *told += records,
-                Said::Nothing => {}
-            })?;
+            cpu.ring.drain(|kind, body| read(kind, body).tell(sink, told))?;
         }
         Ok(())
     }
@@ -268,10 +265,6 @@ fn parse_cpus(text: &str) -> Option<Vec<u32>> {
         cpus.extend(first..=last);
     }
     Some(cpus)
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

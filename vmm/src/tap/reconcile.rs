@@ -15,7 +15,7 @@ use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, Planned};
 use super::at_work::AtWork;
 use super::cause::{RangeCause, of_own, of_stranger};
 use super::tasks::Task;
-use super::tracepoints::{Event, What};
+use super::tracepoints::Event;
 
 /// How often a split may be announced beside the first time: by the split of the PMD and by that of the folio (Linux 6.12 and
 /// older), and each of them for both mappings that a seam cuts the folio into.
@@ -168,16 +168,10 @@ impl Account {
         let mut at_work = AtWork::default();
         let mut of_calls: Vec<(usize, HvaRange)> = Vec::new();
         for event in events {
-            match event.what {
-                What::Begin(work) => at_work.begin(event.tid, work),
-                What::End(work) => at_work.end(event.tid, work),
-                What::Did(_) => {}
-                What::Range(range) => {
-                    let (cause, call) = attribute(event, operations, &at_work, tasks, pid);
-                    self.by_cause[cause as usize] += Ranges { ranges: 1, bytes: range.len() };
-                    of_calls.extend(call.map(|call| (call, range)));
-                }
-            }
+            let Some(range) = at_work.follow(event) else { continue };
+            let (cause, call) = attribute(event, operations, &at_work, tasks, pid);
+            self.by_cause[cause as usize] += Ranges { ranges: 1, bytes: range.len() };
+            of_calls.extend(call.map(|call| (call, range)));
         }
         self.compare(operations, &of_calls);
     }

@@ -2,7 +2,7 @@ use guest_mem::{Hva, MapLevel, Order, Victim};
 use proptest::prelude::*;
 
 use super::super::tracepoints::Call as Syscall;
-use super::super::tracepoints::Work;
+use super::super::tracepoints::{What, Work};
 use super::*;
 
 const US: u32 = 100;

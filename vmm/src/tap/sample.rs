@@ -39,6 +39,18 @@ pub(super) enum Said<'a> {
     Nothing,
 }
 
+impl Said<'_> {
+    /// Hands a sample on, and adds losses to `lost`.
+    #[inline]
+    pub(super) fn tell(self, sink: &mut dyn FnMut(&Sample<'_>), lost: &mut u64) {
+        match self {
+            Self::Sample(sample) => sink(&sample),
+            Self::Lost(records) => *lost += records,
+            Self::Nothing => {}
+        }
+    }
+}
+
 /// Reads a record of a ring.
 pub(super) fn read(kind: u32, body: &[u8]) -> Said<'_> {
     match kind {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::mapping::Mapping;
 use super::ring::{HEAD, HEADER, Ring, TAIL};
-use super::sample::{Said, Sample, read, write_sample};
+use super::sample::{Sample, read, write_sample};
 use super::source::{Source, SourceError};
 
 /// The first page, which is no data.
@@ -123,11 +123,7 @@ impl Source for Synthetic {
         // Nothing to take is fine: nobody woke us.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         let lost = &mut self.lost;
-        self.ring.drain(|kind, body| match read(kind, body) {
-            Said::Sample(sample) => sink(&sample),
-            Said::Lost(records) => *lost += records,
-            Said::Nothing => {}
-        })?;
+        self.ring.drain(|kind, body| read(kind, body).tell(sink, lost))?;
         Ok(())
     }
 

@@ -231,7 +231,8 @@ fn owned(raw: libc::c_long) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn last_errno() -> Errno {
+/// What the last system call of this thread said.
+pub(crate) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 

@@ -69,8 +69,13 @@ impl Swapper {
         if operation == Operation::Fallocate {
             return perform_unmeasured(self.region(), operation, range);
         }
+        self.drop_mapping(range)
+    }
+
+    /// `MADV_DONTNEED`, whose events are known for our own.
+    pub(in crate::swapper) fn drop_mapping(&self, range: HvaRange) -> Result<(), ReclaimError> {
         self.own_drops.expect(range);
-        let dropped = perform_unmeasured(self.region(), operation, range);
+        let dropped = perform_unmeasured(self.region(), Operation::DontNeed, range);
         // Each event was read, or the call would not have ended. Only when it is acted on as well is it known for ours.
         self.reading.settle();
         self.own_drops.is_over(range);
