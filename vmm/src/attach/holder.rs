@@ -202,6 +202,8 @@ fn classify(target: &str) -> Option<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
     use super::*;
 
     #[test]
@@ -225,8 +227,11 @@ mod tests {
 
     #[test]
     fn one_that_ends_is_noticed() {
-        let mut child =
-            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let piped = std::process::Stdio::piped;
+        let mut child = std::process::Command::new("cat").stdin(piped()).stdout(piped()).spawn().unwrap();
+        // Its program is mapped only some time after its start: what it echoes says that it runs.
+        child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let pid = Pid::from_child(&child);
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
         let holder = Holder { pidfd, pid: child.id(), comm: "cat".to_owned(), vms: vec![3], vcpus: 0 };

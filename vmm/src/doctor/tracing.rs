@@ -4,7 +4,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE, Capabilities};
+use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use super::finding::Finding;
 use super::scratch::last_errno;
 use crate::host::Root;
@@ -33,9 +33,6 @@ pub(super) struct Tracing {
     privileged: bool,
     /// The chosen word of `/sys/kernel/security/lockdown`.
     lockdown: Option<String>,
-    /// Yama's, where there is Yama.
-    ptrace_scope: Option<u32>,
-    ptraces: bool,
 }
 
 pub(super) fn probe() -> Tracing {
@@ -58,8 +55,6 @@ pub(super) fn probe() -> Tracing {
         paranoid: root.number("/proc/sys/kernel/perf_event_paranoid"),
         privileged: capabilities.has(CAP_PERFMON) || capabilities.has(CAP_SYS_ADMIN),
         lockdown: root.choice("/sys/kernel/security/lockdown"),
-        ptrace_scope: root.number("/proc/sys/kernel/yama/ptrace_scope"),
-        ptraces: capabilities.has(CAP_SYS_PTRACE),
     }
 }
 
@@ -90,7 +85,7 @@ fn open_tracepoint(id: u64) -> Result<OwnedFd, Errno> {
 }
 
 pub(super) fn judge(tracing: &Tracing) -> Vec<Finding> {
-    vec![judge_tracefs(tracing), judge_perf(tracing), judge_ptrace(tracing)]
+    vec![judge_tracefs(tracing), judge_perf(tracing)]
 }
 
 fn judge_tracefs(tracing: &Tracing) -> Finding {
@@ -148,25 +143,6 @@ fn judge_perf(tracing: &Tracing) -> Finding {
     }
 }
 
-/// Whether the memory map and the VM of another process may be looked at.
-fn judge_ptrace(tracing: &Tracing) -> Finding {
-    const SUBJECT: &str = "other processes' VMs";
-    match (tracing.ptraces, tracing.ptrace_scope) {
-        (_, Some(3)) => {
-            Finding::cannot(SUBJECT, "kernel.yama.ptrace_scope is 3: nobody may, until the next boot")
-                .remedy("boot with another setting of kernel.yama.ptrace_scope")
-        }
-        (true, _) => Finding::can(SUBJECT, "may be looked at: CAP_SYS_PTRACE"),
-        (false, None | Some(0)) => Finding::limited(SUBJECT, "those of the same user may be looked at")
-            .remedy("root, or setcap cap_sys_ptrace+ep zapscope"),
-        (false, Some(scope)) => Finding::cannot(
-            SUBJECT,
-            format!("kernel.yama.ptrace_scope is {scope} and CAP_SYS_PTRACE is missing"),
-        )
-        .remedy("root, or setcap cap_sys_ptrace+ep zapscope, or sysctl kernel.yama.ptrace_scope=0"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;
@@ -181,8 +157,6 @@ mod tests {
             paranoid: Some(2),
             privileged: true,
             lockdown: None,
-            ptrace_scope: Some(1),
-            ptraces: true,
         }
     }
 
@@ -226,15 +200,6 @@ mod tests {
         let finding = judge_tracefs(&old);
         assert_eq!(finding.verdict, Verdict::Limited);
         assert!(finding.detail.contains("mm_migrate_pages_start"));
-    }
-
-    #[test]
-    fn yama_decides_about_other_processes() {
-        let verdict =
-            |ptraces, ptrace_scope| judge_ptrace(&Tracing { ptraces, ptrace_scope, ..root_host() }).verdict;
-        assert_eq!([verdict(true, Some(1)), verdict(true, None)], [Verdict::Can; 2]);
-        assert_eq!([verdict(true, Some(3)), verdict(false, Some(1))], [Verdict::Cannot; 2]);
-        assert_eq!([verdict(false, Some(0)), verdict(false, None)], [Verdict::Limited; 2]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use guest_mem::{
     Backing, HvaRange, MapLevel, MemoryCgroup, Operation, Order, PAGE_SIZE, PageCounts, PageRun, PageScanner,
-    Planned, Planner, Region, Unit, Victim, perform_unmeasured,
+    Planned, Planner, Region, Unit, Victim, drain_lru, perform_unmeasured,
 };
 use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbStats, Source, monotonic_ns};
 
@@ -36,7 +36,10 @@ use crate::testbed::Testbed;
 /// How often MADV_PAGEOUT is asked for the same pages. It passes over a page that somebody holds for a moment
 /// (a fault in progress on another page of the same folio is enough), and says nothing. A repetition is part of
 /// the same operation: what it announces was announced.
-const ATTEMPTS: u32 = 16;
+const ATTEMPTS: u32 = 12;
+
+/// Attempts made one right after another; who still holds the page then may have lost its CPU meanwhile.
+const AT_ONCE: u32 = 3;
 
 /// What is done to each victim.
 #[derive(Clone, Copy, Debug)]
@@ -278,6 +281,9 @@ impl<'a> Attacker<'a> {
             };
             let mut spent = 0;
             for attempt in 0..ATTEMPTS {
+                if attempt > 0 {
+                    let_go(self.cancel, attempt)?;
+                }
                 let begun = monotonic_ns();
                 let mut performed = Ok(());
                 testbed.around(operation, &mut || performed = perform_unmeasured(arena, operation, range));
@@ -388,4 +394,17 @@ fn departed(before: &[PageRun], after: &[PageRun]) -> Vec<(HvaRange, MapLevel)> 
         }
     }
     went
+}
+
+/// Between two attempts at a page: what waits in another CPU's batch goes to its list, and whoever holds the page
+/// gets time to let go of it, up to 16 ms (95 ms in all).
+fn let_go(cancel: &Cancel, attempt: u32) -> Result<(), TrialError> {
+    // Refused before Linux 6.1, where the batches of other CPUs cannot be flushed from here.
+    let _ = drain_lru();
+    match attempt.checked_sub(AT_ONCE) {
+        Some(waited) => {
+            cancel.sleep(Duration::from_millis(1 << waited.min(4))).map_err(|_| TrialError::Cancelled)
+        }
+        None => Ok(()),
+    }
 }
