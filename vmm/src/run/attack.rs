@@ -38,8 +38,12 @@ use crate::testbed::Testbed;
 /// the same operation: what it announces was announced.
 const ATTEMPTS: u32 = 12;
 
-/// Attempts made one right after another; who still holds the page then may have lost its CPU meanwhile.
+/// Attempts made one right after another; who still holds the page then may have lost its CPU meanwhile, and is waited
+/// for.
 const AT_ONCE: u32 = 3;
+
+/// How long all victims of a trial together may be waited for. Where the swap device is full, none of them ever leaves.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is done to each victim.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +78,8 @@ pub struct Attacker<'a> {
     /// Nobody but the kernel zaps: what it drops shows only in KVM's statistics around each operation.
     kernel_alone: bool,
     cancel: &'a Cancel,
+    /// How long victims may still be waited for.
+    patience: Duration,
     scanner: PageScanner,
     planner: Planner,
     planned: Vec<Planned>,
@@ -108,6 +114,7 @@ impl<'a> Attacker<'a> {
             kernel_alone: listener == Listening::KernelAlone,
             zaps_unmap: listener == Listening::Unmaps,
             cancel,
+            patience: PATIENCE,
             scanner: PageScanner::new()?,
             planner: Planner::new(),
             planned: Vec::new(),
@@ -256,7 +263,7 @@ impl<'a> Attacker<'a> {
             Operation::PageOut => Promise::PageOut,
             _ => Promise::Exact,
         };
-        let operations = &mut self.operations;
+        let (operations, patience) = (&mut self.operations, &mut self.patience);
         // A zap inside a huge page cuts it up before the kernel's turn: then the kernel announces something else.
         let cuts = !self.kernel_alone
             && planned.iter().any(|planned| !matches!(planned, Planned::Take(_) | Planned::Exact(_)));
@@ -281,9 +288,10 @@ impl<'a> Attacker<'a> {
             };
             let mut spent = 0;
             for attempt in 0..ATTEMPTS {
-                if attempt > 0 {
-                    let_go(self.cancel, attempt)?;
+                if attempt > 0 && !let_go(self.cancel, attempt, patience)? {
+                    break;
                 }
+                counts.repeated += u64::from(attempt > 0);
                 let begun = monotonic_ns();
                 let mut performed = Ok(());
                 testbed.around(operation, &mut || performed = perform_unmeasured(arena, operation, range));
@@ -302,7 +310,6 @@ impl<'a> Attacker<'a> {
                 if PageCounts::of(runs).resident() == 0 {
                     break;
                 }
-                counts.repeated += u64::from(attempt + 1 < ATTEMPTS);
             }
             calls.record(spent);
             Ok(())
@@ -397,14 +404,14 @@ fn departed(before: &[PageRun], after: &[PageRun]) -> Vec<(HvaRange, MapLevel)> 
 }
 
 /// Between two attempts at a page: what waits in another CPU's batch goes to its list, and whoever holds the page
-/// gets time to let go of it, up to 16 ms (95 ms in all).
-fn let_go(cancel: &Cancel, attempt: u32) -> Result<(), TrialError> {
+/// gets time to let go of it, up to 16 ms. `false` when there is no `patience` left for that.
+fn let_go(cancel: &Cancel, attempt: u32, patience: &mut Duration) -> Result<bool, TrialError> {
     // Refused before Linux 6.1, where the batches of other CPUs cannot be flushed from here.
     let _ = drain_lru();
-    match attempt.checked_sub(AT_ONCE) {
-        Some(waited) => {
-            cancel.sleep(Duration::from_millis(1 << waited.min(4))).map_err(|_| TrialError::Cancelled)
-        }
-        None => Ok(()),
-    }
+    let Some(waited) = attempt.checked_sub(AT_ONCE) else { return Ok(true) };
+    let pause = Duration::from_millis(1 << waited.min(4));
+    let Some(left) = patience.checked_sub(pause) else { return Ok(false) };
+    *patience = left;
+    cancel.sleep(pause).map_err(|_| TrialError::Cancelled)?;
+    Ok(true)
 }
