@@ -83,12 +83,19 @@ fn events() -> RowEvents {
             StepEvent::Refault,
             StepEvent::Sweep,
         ],
+        step_times: Vec::new(),
         undisturbed: Some((12_000_000, 1_000_000_000)),
         refill: Some(Refill { rounds: vec![round(100_000, 10), round(500_000, 80)], around: vec![4_100] }),
         causes: vec![Cause::PageOut.name().to_owned()],
         lists: 1,
         layouts: 1,
         operations: VICTIMS as u32,
+        stalls: 0,
+        stalls_left_out: 0,
+        clock_uncertain_ns: 0,
+        range_causes: Vec::new(),
+        ranges: 0,
+        ranges_left_out: None,
         lost: 0,
     };
     let operation = |(index, &first_page): (u64, &u64)| OperationEvent {
@@ -106,6 +113,7 @@ fn events() -> RowEvents {
         level: MapLevel::Pte,
         anonymous: true,
         cause: Cause::PageOut,
+        began_ns: 0,
         zap_ns: 0,
         operation_ns: 20_000,
         end_ns: 0,
@@ -116,5 +124,7 @@ fn events() -> RowEvents {
         layouts: vec![vec![LayoutRun { pages: PAGES, state: HostState::MappedByPte }]],
         operations: (0u64..).zip(&victims).map(operation).collect(),
         announcements: victims.iter().map(announcement).collect(),
+        stalls: Vec::new(),
+        ranges: Vec::new(),
     }
 }

@@ -45,8 +45,97 @@ impl TscRate {
         (time.as_secs_f64() * self.hertz()) as u64
     }
 
+    /// When the host's counter stood at `ticks`: `CLOCK_MONOTONIC`, nanoseconds.
+    pub fn monotonic_ns(&self, ticks: u64) -> u64 {
+        let since = ticks.wrapping_sub(self.ticks) as i64;
+        self.at_ns.saturating_add_signed((since as f64 * 1e9 / self.hertz()) as i64)
+    }
+
     /// The nanoseconds of `ticks`.
     pub fn nanoseconds(&self, ticks: u64) -> u64 {
         (ticks as f64 * 1e9 / self.hertz()) as u64
+    }
+}
+
+/// How a guest's counter stands to the host's, as far as orders tell: it began one after it was given, and had ended it
+/// before its end was heard of.
+///
+/// ```text
+///   host    given ─────────────────────────────── heard of
+///   guest          begun ─────────────── ended
+///   guest - host   at most begun - given,  at least ended - heard of
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OffsetBounds {
+    least: i64,
+    most: i64,
+}
+
+/// A guest's counter less the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offset {
+    /// Ticks.
+    pub ticks: i64,
+    /// It may be off by so many ticks either way; 0 where the guest reads the host's own counter.
+    pub uncertain: u64,
+}
+
+impl Default for OffsetBounds {
+    fn default() -> Self {
+        Self { least: i64::MIN, most: i64::MAX }
+    }
+}
+
+impl OffsetBounds {
+    /// What one order tells: by the host's counter given and heard of, by the guest's begun and ended.
+    pub fn narrow(&mut self, (given, heard): (u64, u64), (begun, ended): (u64, u64)) {
+        self.least = self.least.max(ended.wrapping_sub(heard) as i64);
+        self.most = self.most.min(begun.wrapping_sub(given) as i64);
+    }
+
+    /// The offset: none at all if that is possible, else the middle; `None` before the first order, or if orders
+    /// contradict each other: then the guest's processors do not keep one time.
+    pub fn offset(self) -> Option<Offset> {
+        if self == Self::default() || self.least > self.most {
+            return None;
+        }
+        if self.least <= 0 && 0 <= self.most {
+            return Some(Offset::default());
+        }
+        let uncertain = self.most.abs_diff(self.least) / 2;
+        Some(Offset { ticks: self.least.saturating_add_unsigned(uncertain), uncertain })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_narrow_the_offset() {
+        let mut bounds = OffsetBounds::default();
+        assert_eq!(bounds.offset(), None);
+        // The guest is 1000 ahead; it begins 30 late, and its end is heard of 50 late.
+        bounds.narrow((100, 280), (1130, 1230));
+        assert_eq!(bounds.offset(), Some(Offset { ticks: 990, uncertain: 40 }));
+        bounds.narrow((500, 620), (1510, 1615));
+        assert_eq!(bounds.offset(), Some(Offset { ticks: 1002, uncertain: 7 }));
+        bounds.narrow((500, 620), (1800, 1900));
+        assert_eq!(bounds.offset(), None);
+    }
+
+    #[test]
+    fn a_counter_that_can_be_the_hosts_is() {
+        let mut bounds = OffsetBounds::default();
+        bounds.narrow((100, 200), (101, 160));
+        assert_eq!(bounds.offset(), Some(Offset::default()));
+    }
+
+    #[test]
+    fn a_reading_now_is_now() {
+        let rate = TscRate::begin();
+        let before = monotonic_ns();
+        let at = rate.monotonic_ns(tsc());
+        assert!(at.abs_diff(before) < 1_000_000, "{at} and {before}");
     }
 }

@@ -20,3 +20,4 @@ pub mod scenario;
 pub mod snapshot;
 pub mod tap;
 pub mod testbed;
+pub mod timeline;

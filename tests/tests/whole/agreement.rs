@@ -156,9 +156,9 @@ fn collateral_faults_are_pages_that_were_zapped_and_never_left() {
     hits.sort_unstable();
     let threshold = 2 * hits[hits.len() * 99 / 100];
     slots(&bare, ZapMethod::Protect).zap(bare.pages(first, count));
-    let before = bare.machine.faults_fixed().unwrap();
+    let before = bare.machine.fault_counts().unwrap().fixed;
     let stalls = bare.touch_all(Access::Read, threshold);
-    let faults = bare.machine.faults_fixed().unwrap() - before;
+    let faults = bare.machine.fault_counts().unwrap().fixed - before;
     let zapped = |gpa: u64| (first..first + count).contains(&((gpa - ARENA_GPA) / PAGE_SIZE));
     // The shadow MMU installs the resident neighbours of a page along with it, in aligned groups of eight
     // (`direct_pte_prefetch`); the TDP MMU installs the page alone.

@@ -26,6 +26,7 @@ mod own_swap;
 mod replay;
 mod restore;
 mod restore_input;
+mod timeline;
 mod unprivileged;
 mod way_out;
 
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         another_observer::TESTS,
         kernel_account::TESTS,
         replay::TESTS,
+        timeline::TESTS,
         expectations::TESTS,
         bad_input::TESTS,
         boot_input::TESTS,

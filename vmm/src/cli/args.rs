@@ -25,6 +25,8 @@ pub enum Command {
     Run(RunArguments),
     /// Put a run's victims through other range policies, without a guest.
     Replay(ReplayArguments),
+    /// Say where the time of a run went, host and guest on one clock.
+    Timeline(TimelineArguments),
     /// Boot a Linux kernel to its console, or the bare guest from a snapshot.
     Boot(BootArguments),
     /// Have the bare guest fill its memory, and put it into a file.
@@ -102,6 +104,19 @@ pub struct ReplayArguments {
     /// With --validate: how the comparison is printed on standard output.
     #[arg(long, value_enum, default_value_t = Format::Text, requires = "validate")]
     pub format: Format,
+}
+
+/// `zapscope timeline`.
+#[derive(Debug, Args)]
+pub struct TimelineArguments {
+    /// The directory of a run, or the run.json in it.
+    pub run: PathBuf,
+    /// The sums as JSON on standard output instead of the tables.
+    #[arg(long)]
+    pub json: bool,
+    /// Write every event as well, for a trace viewer: Perfetto, or chrome://tracing.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 /// `zapscope boot`.

@@ -6,10 +6,12 @@ mod backend;
 mod boot;
 mod directory;
 mod progress;
+mod recorded;
 mod replay;
 mod restore;
 mod run;
 mod snapshot;
+mod timeline;
 mod zram;
 
 use std::ffi::OsString;
@@ -52,6 +54,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Replay(arguments) => replay::replay(&arguments),
+        Command::Timeline(arguments) => timeline::timeline(&arguments),
         Command::Boot(arguments) => boot::boot(&arguments),
         Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
         Command::Attach(arguments) => attach::attach(&arguments),

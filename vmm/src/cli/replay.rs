@@ -1,22 +1,19 @@
 //! `zapscope replay`: a run's victims under other range policies.
 
 use std::error::Error;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::args::{Format, ReplayArguments};
+use super::recorded::{Recorded, RecordedError};
 use super::{FAILED, INCOMPLETE, INTERRUPTED, run};
-use crate::events::{self, EventLog, EventLogError, RowEvents};
-use crate::record::{RecordError, Row, RunRecord};
+use crate::events::RowEvents;
+use crate::record::{Row, RunRecord};
 use crate::replay::{self, Predicted};
 use crate::report::{self, Charset, ktap};
 use crate::run::TapChoice;
 use crate::scenario::{Combination, Granule, PolicyChoice, RowPlan, Scenario, Size, zap_of};
 
-/// The largest run record read: thousands of rows.
-const LARGEST_RECORD: u64 = 64 << 20;
 /// How many of the recorded rows --validate takes, each under every policy.
 const SAMPLE: usize = 3;
 
@@ -25,16 +22,8 @@ const SAMPLE: usize = 3;
 enum ReplayRefused {
     #[error("--granule {0}: it must be a power of two, at least 4 KiB")]
     Granule(Size),
-    #[error("cannot read the run record {}: name the directory of a run", .0.display())]
-    Read(PathBuf, #[source] io::Error),
-    #[error("the run record {} has more than {LARGEST_RECORD} bytes: it is none", .0.display())]
-    LargeRecord(PathBuf),
-    #[error("{}", .0.display())]
-    Record(PathBuf, #[source] RecordError),
-    #[error("{}", .0.display())]
-    Log(PathBuf, #[source] EventLogError),
-    #[error("{}: row {} of it is not in the run.json beside it: keep the two files of a run together", .0.display(), .1)]
-    OtherRun(PathBuf, u32),
+    #[error(transparent)]
+    Recorded(#[from] RecordedError),
     #[error("{} holds no row to replay: run a scenario in which memory is taken", .0.display())]
     Nothing(PathBuf),
 }
@@ -94,43 +83,29 @@ fn describe(row: &Row) -> String {
 /// Reads the record and, of each group of rows that differ in the policy alone, the events of the one that was
 /// disturbed least.
 fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), ReplayRefused> {
-    let (directory, json) = match run.is_dir() {
-        true => (run.to_owned(), run.join("run.json")),
-        false => (run.parent().unwrap_or(Path::new("")).to_owned(), run.to_owned()),
-    };
-    let mut text = String::new();
-    let failed = |source| ReplayRefused::Read(json.clone(), source);
-    File::open(&json)
-        .and_then(|file| file.take(LARGEST_RECORD + 1).read_to_string(&mut text))
-        .map_err(failed)?;
-    if text.len() as u64 > LARGEST_RECORD {
-        return Err(ReplayRefused::LargeRecord(json));
-    }
-    let record = RunRecord::from_json(&text).map_err(|source| ReplayRefused::Record(json.clone(), source))?;
-    let path = directory.join(events::FILE_NAME);
-    let damaged = |source| ReplayRefused::Log(path.clone(), source);
-    let mut log = EventLog::open(&path).map_err(damaged)?;
+    let mut recorded = Recorded::open(run)?;
     let mut sources: Vec<Source> = Vec::new();
-    while let Some(events) = log.next_row().map_err(damaged)? {
-        let at = events.header.row;
-        let row = record.rows.get(at as usize).filter(|row| row.label == events.header.label);
-        let Some(row) = row else { return Err(ReplayRefused::OtherRun(path, at)) };
+    while let Some((events, row)) = recorded.next_row()? {
         if events.operations.is_empty() {
             continue;
         }
-        let same = |source: &&mut Source| {
-            let (a, b) = (&source.row.label, &row.label);
+        let source = Source { events, row };
+        let same = |known: &&mut Source| {
+            let (a, b) = (&known.row.label, &source.row.label);
             let granule = any_granule || a.granule == b.granule;
             (&a.case, &a.backing, &a.reclaim) == (&b.case, &b.backing, &b.reclaim) && granule
         };
-        let source = Source { events, row: row.clone() };
         match sources.iter_mut().find(same) {
             Some(known) if disturbance(&source) < disturbance(known) => *known = source,
             Some(_) => {}
             None => sources.push(source),
         }
     }
-    if sources.is_empty() { Err(ReplayRefused::Nothing(path)) } else { Ok((record, sources)) }
+    if sources.is_empty() {
+        Err(ReplayRefused::Nothing(recorded.path))
+    } else {
+        Ok((recorded.record, sources))
+    }
 }
 
 /// The less the listener did beside the kernel, the better the times from one victim to the next; and a row that knows

@@ -5,7 +5,8 @@ use notifier_bridge::Cause;
 
 use super::header::{RowHeader, StepEvent};
 use super::layout::{HostState, LayoutRun};
-use super::{Announcement, OperationEvent, RowEvents, varint};
+use super::{Announcement, OperationEvent, RangeEvent, RowEvents, StallEvent, varint};
+use crate::tap::RangeCause;
 
 /// What is wrong with a body, and how many of its bytes were left.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,18 +98,52 @@ impl Body<'_> {
             level: if flags & 1 != 0 { MapLevel::Pmd } else { MapLevel::Pte },
             anonymous: flags & 2 != 0,
             cause,
+            began_ns: self.number()?,
             zap_ns: self.number()?,
             operation_ns: self.number()?,
             end_ns: self.number()?,
         })
+    }
+
+    fn stall(&mut self, before_ns: u64) -> Result<StallEvent, BadBody> {
+        let began_ns = self.later(before_ns)?;
+        let ns = self.number()?;
+        let Ok(vcpu) = u32::try_from(self.number()?) else { return self.bad("a vCPU that no guest has") };
+        let page = self.number()?.checked_sub(1);
+        if let Some(page) = page {
+            self.in_arena(page, 1)?;
+        }
+        Ok(StallEvent { began_ns, ns, vcpu, page })
+    }
+
+    fn range(&mut self, causes: &[RangeCause], before: (u64, u64)) -> Result<RangeEvent, BadBody> {
+        let at_ns = self.later(before.0)?;
+        let first_page = self.after(before.1)?;
+        let pages = self.number()?;
+        self.in_arena(first_page, pages)?;
+        let cause = usize::try_from(self.number()?).ok().and_then(|index| causes.get(index));
+        let Some(&cause) = cause else { return self.bad("a cause that the header does not name") };
+        Ok(RangeEvent { at_ns, first_page, pages, cause })
+    }
+
+    /// A time not before another.
+    fn later(&mut self, before_ns: u64) -> Result<u64, BadBody> {
+        let since = self.number()?;
+        before_ns.checked_add(since).map_or_else(|| self.bad("a time beyond 64 bits"), Ok)
     }
 }
 
 /// A case of more steps is no case.
 const MOST_STEPS: usize = 4096;
 
+/// Causes, as a body has them by number.
+pub(super) struct Causes {
+    announcements: Vec<Cause>,
+    ranges: Vec<RangeCause>,
+}
+
 /// What makes no sense in a header, if anything does. The body is read with its help.
-pub(super) fn check_header(header: &RowHeader) -> Result<Vec<Cause>, &'static str> {
+pub(super) fn check_header(header: &RowHeader) -> Result<Causes, &'static str> {
     let arena = header.arena;
     if arena.bytes == 0 || arena.bytes > guest_abi::layout::ARENA_MAX || !arena.bytes.is_multiple_of(PMD_SIZE)
     {
@@ -151,12 +186,19 @@ pub(super) fn check_header(header: &RowHeader) -> Result<Vec<Cause>, &'static st
     if operations != u64::from(header.operations) {
         return Err("steps with other operations than there are");
     }
-    let causes = header.causes.iter().map(|name| name.parse()).collect::<Result<_, _>>();
-    causes.map_err(|_| "a cause that this version does not know")
+    if header.step_times.len() != header.steps.len() {
+        return Err("steps without times, or times without steps");
+    }
+    let announcements = header.causes.iter().map(|name| name.parse()).collect::<Result<_, _>>();
+    let ranges = header.range_causes.iter().map(|name| RangeCause::named(name)).collect::<Option<_>>();
+    match (announcements, ranges) {
+        (Ok(announcements), Some(ranges)) => Ok(Causes { announcements, ranges }),
+        _ => Err("a cause that this version does not know"),
+    }
 }
 
 /// Reads a body whose header was checked.
-pub(super) fn body(header: RowHeader, causes: &[Cause], bytes: &[u8]) -> Result<RowEvents, BadBody> {
+pub(super) fn body(header: RowHeader, causes: &Causes, bytes: &[u8]) -> Result<RowEvents, BadBody> {
     let mut body = Body { rest: bytes, pages: header.arena.bytes / PAGE_SIZE };
     // Nothing is reserved by the header's word: each of these has at least a byte.
     let mut lists = Vec::new();
@@ -170,15 +212,13 @@ pub(super) fn body(header: RowHeader, causes: &[Cause], bytes: &[u8]) -> Result<
     let (mut operations, mut announcements) = (Vec::new(), Vec::new());
     let (mut began_ns, mut last_page) = (0u64, 0);
     for _ in 0..header.operations {
-        let since = body.number()?;
-        let Some(now) = began_ns.checked_add(since) else { return body.bad("a time beyond 64 bits") };
-        began_ns = now;
+        began_ns = body.later(began_ns)?;
         let (touches, first_page, pages) = (body.number()?, body.number()?, body.number()?);
         body.in_arena(first_page, pages)?;
         let evicted = body.number()?;
-        let count = body.count(7)?;
+        let count = body.count(8)?;
         for _ in 0..count {
-            let one = body.announcement(causes, last_page)?;
+            let one = body.announcement(&causes.announcements, last_page)?;
             last_page = one.first_page;
             announcements.push(one);
         }
@@ -192,8 +232,17 @@ pub(super) fn body(header: RowHeader, causes: &[Cause], bytes: &[u8]) -> Result<
             announcements: count,
         });
     }
-    if !body.rest.is_empty() {
-        return body.bad("bytes after the last operation");
+    let (mut stalls, mut ranges) = (Vec::new(), Vec::new());
+    for _ in 0..header.stalls {
+        let before = stalls.last().map_or(0, |stall: &StallEvent| stall.began_ns);
+        stalls.push(body.stall(before)?);
     }
-    Ok(RowEvents { header, lists, layouts, operations, announcements })
+    for _ in 0..header.ranges {
+        let before = ranges.last().map_or((0, 0), |range: &RangeEvent| (range.at_ns, range.first_page));
+        ranges.push(body.range(&causes.ranges, before)?);
+    }
+    if !body.rest.is_empty() {
+        return body.bad("bytes after the last range");
+    }
+    Ok(RowEvents { header, lists, layouts, operations, announcements, stalls, ranges })
 }

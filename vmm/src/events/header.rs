@@ -31,6 +31,8 @@ pub struct RowHeader {
     pub began_ns: u64,
     /// What happened, in order.
     pub steps: Vec<StepEvent>,
+    /// When each of them was carried out, and what the secondary MMU counted meanwhile.
+    pub step_times: Vec<StepTime>,
     /// Touches by all hot loops while nothing was done to them, and in how many nanoseconds.
     #[serde(default)]
     pub undisturbed: Option<(u64, u64)>,
@@ -45,6 +47,18 @@ pub struct RowHeader {
     pub layouts: u32,
     /// Operations in the body.
     pub operations: u32,
+    /// Stalls in the body.
+    pub stalls: u32,
+    /// Those that found the notebook full, or could not be put on the host's clock.
+    pub stalls_left_out: u64,
+    /// By how much their times may be off, either way.
+    pub clock_uncertain_ns: u64,
+    /// The names of causes, as ranges have them by number.
+    pub range_causes: Vec<String>,
+    /// Ranges of the kernel's in the body.
+    pub ranges: u32,
+    /// Those that found the notebook full; `None` where nobody kept the kernel's account.
+    pub ranges_left_out: Option<u64>,
     /// Announcements that found the notebook full: they are in the row's totals and not here.
     pub lost: u64,
 }
@@ -134,6 +148,21 @@ pub enum StepEvent {
     Sweep,
     /// Something beside the memory under test.
     Other,
+}
+
+/// When a step was carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTime {
+    /// When it began, nanoseconds since the row's first operation: negative before.
+    pub began_ns: i64,
+    /// When it was over.
+    pub ended_ns: i64,
+    /// Faults that installed a translation, those on the guest's own memory among them.
+    pub faults: Option<u64>,
+    /// Faults that were to be tried again.
+    pub retries: Option<u64>,
+    /// Remote TLB flushes.
+    pub flushes: Option<u64>,
 }
 
 /// How fast hot loops get their translations back once all of them are gone: measured after the row, by zapping

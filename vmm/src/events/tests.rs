@@ -32,12 +32,24 @@ fn header() -> RowHeader {
             StepEvent::Reclaim { layout: 0, operations: 2, ended_ns: 9_000 },
             StepEvent::Sweep,
         ],
+        step_times: vec![
+            StepTime { began_ns: -900, ended_ns: -500, ..StepTime::default() },
+            StepTime { began_ns: -500, ended_ns: -40, ..StepTime::default() },
+            StepTime { began_ns: -40, ended_ns: 9_000, faults: Some(7), retries: Some(2), flushes: None },
+            StepTime { began_ns: 9_000, ended_ns: 12_000, ..StepTime::default() },
+        ],
         undisturbed: Some((1_000, 80_000)),
         refill: Some(Refill { rounds: vec![RefillRound { gap_ns: 1, ns: 2, faults: 3 }], around: vec![4] }),
         causes: vec!["page-out".to_owned()],
         lists: 1,
         layouts: 1,
         operations: 2,
+        stalls: 2,
+        stalls_left_out: 9,
+        clock_uncertain_ns: 40,
+        range_causes: vec!["step".to_owned(), "khugepaged".to_owned()],
+        ranges: 2,
+        ranges_left_out: Some(0),
         lost: 5,
     }
 }
@@ -50,6 +62,7 @@ fn announcement(first_page: u64) -> Announcement {
         level: MapLevel::Pte,
         anonymous: true,
         cause: Cause::PageOut,
+        began_ns: 850,
         zap_ns: 12_000,
         operation_ns: 7,
         end_ns: 0,
@@ -71,7 +84,19 @@ fn body() -> BodyWriter {
     body.layout(&[run(0, 512, mapped(MapLevel::Pmd)), run(512, 512, mapped(MapLevel::Pte))]);
     body.operation(&operation(0, 700, 1), [announcement(700)].into_iter());
     body.operation(&operation(40_000, 2, 2), [announcement(2), announcement(1)].into_iter());
+    stalls().iter().for_each(|stall| body.stall(stall));
+    ranges().iter().for_each(|range| body.range(range));
     body
+}
+
+fn stalls() -> [StallEvent; 2] {
+    let stall = |began_ns, page| StallEvent { began_ns, ns: 3_100, vcpu: 1, page };
+    [stall(10, Some(0)), stall(41_000, None)]
+}
+
+fn ranges() -> [RangeEvent; 2] {
+    let range = |at_ns, first_page, pages, cause| RangeEvent { at_ns, first_page, pages, cause };
+    [range(5, 700, 1, RangeCause::Step), range(7, 512, 512, RangeCause::Khugepaged)]
 }
 
 fn written(header: &RowHeader) -> Vec<u8> {
@@ -98,6 +123,7 @@ fn a_log_comes_back_as_it_was_written() {
     assert_eq!(row.layouts[0][0], LayoutRun { pages: 512, state: HostState::MappedByPmd });
     assert_eq!(row.operations, [operation(0, 700, 1), operation(40_000, 2, 2)]);
     assert_eq!(row.announcements, [announcement(700), announcement(2), announcement(1)]);
+    assert_eq!((row.stalls.as_slice(), row.ranges.as_slice()), (&stalls()[..], &ranges()[..]));
 }
 
 #[test]
@@ -128,8 +154,8 @@ fn every_cut_is_noticed() {
 #[test]
 fn what_another_wrote_is_refused_by_name() {
     let mut log = written(&header());
-    log[8] = 2;
-    assert!(matches!(read(&log), Err(EventLogError::Version(2))));
+    log[8] = 1;
+    assert!(matches!(read(&log), Err(EventLogError::Version(1))));
     log[0] = b'Z';
     assert!(matches!(read(&log), Err(EventLogError::NoLog)));
     let mut log = written(&header());
@@ -144,7 +170,7 @@ fn what_another_wrote_is_refused_by_name() {
 fn headers_that_contradict_themselves_are_refused() {
     let arena = header().arena;
     type Spoil = fn(&mut RowHeader);
-    let senseless: [(&str, Spoil); 9] = [
+    let senseless: [(&str, Spoil); 11] = [
         ("arena", |header| header.arena.bytes = u64::MAX),
         ("arena", |header| header.arena.hva = !0x1f_ffff),
         ("memslots", |header| header.slots[0].granule = 3),
@@ -156,6 +182,8 @@ fn headers_that_contradict_themselves_are_refused() {
         }),
         ("operations", |header| header.operations = 1),
         ("cause", |header| header.causes[0] = "whim".to_owned()),
+        ("cause", |header| header.range_causes[1] = "whim".to_owned()),
+        ("times", |header| header.step_times.truncate(3)),
     ];
     assert_eq!(arena.range().unwrap().len(), PAGES * PAGE_SIZE);
     for (word, spoil) in senseless {

@@ -15,6 +15,7 @@ use guest_abi::block::{ControlArea, Outcome, RingCorrupt, Stall};
 use guest_abi::order::{RawOrder, WorkOrder};
 
 use super::crash::CrashReport;
+use crate::clock::{Offset, OffsetBounds, tsc};
 
 /// What a worker is doing.
 #[derive(Clone, Debug)]
@@ -82,6 +83,9 @@ pub enum GuestError {
 struct State {
     phase: Phase,
     quit: bool,
+    /// The host's counter when the order was given; `None` once its end was heard of.
+    given_tsc: Option<u64>,
+    clock: OffsetBounds,
 }
 
 /// What the engine and one worker share: an order going in, an outcome coming back.
@@ -105,7 +109,7 @@ impl Mailbox {
     }
 
     fn of(vcpu: u32, area: ControlArea, phase: Phase) -> Self {
-        let state = Mutex::new(State { phase, quit: false });
+        let state = Mutex::new(State { phase, quit: false, given_tsc: None, clock: OffsetBounds::default() });
         Self { vcpu, area, state, changed: Condvar::new() }
     }
 
@@ -151,6 +155,7 @@ impl Mailbox {
         self.area.set_touches(0);
         self.area.set_order((*order).into());
         state.phase = Phase::Working;
+        state.given_tsc = Some(tsc());
         self.changed.notify_all();
         Ok(())
     }
@@ -185,7 +190,15 @@ impl Mailbox {
         if outcome.refused != 0 {
             return Err(GuestError::Refused { vcpu: self.vcpu, order: self.area.order() });
         }
+        if let Some(given) = state.given_tsc.take() {
+            state.clock.narrow((given, tsc()), (outcome.tsc_start, outcome.tsc_end));
+        }
         Ok(outcome)
+    }
+
+    /// How the worker's counter stands to ours, as far as its orders so far tell.
+    pub fn clock(&self) -> Option<Offset> {
+        self.lock().clock.offset()
     }
 
     /// Whether the worker is still able to work.

@@ -11,7 +11,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use super::boot;
-use super::stats::VcpuStats;
+use super::stats::{FaultCounts, VcpuStats};
 use super::vcpu::Vcpu;
 use super::vm::{VmConfig, VmCore, VmError, failed};
 use crate::guest::GuestError;
@@ -115,9 +115,9 @@ impl Machine {
         self.vcpus[vcpu as usize].wait(patience)
     }
 
-    /// Faults that installed a translation so far, all vCPUs together; `None` where KVM does not count them.
-    pub fn faults_fixed(&self) -> Option<u64> {
-        self.vcpu_stats.iter().map(VcpuStats::faults_fixed).sum()
+    /// Faults so far, all vCPUs together; `None` where KVM does not count them.
+    pub fn fault_counts(&self) -> Option<FaultCounts> {
+        self.vcpu_stats.iter().map(VcpuStats::faults).reduce(|a, b| Some(a? + b?))?
     }
 }
 

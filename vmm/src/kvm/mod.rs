@@ -24,6 +24,6 @@ pub mod window;
 
 pub use machine::Machine;
 pub use slots::{Accounting, KvmSlots, ZapMethod};
-pub use stats::{Leaves, VcpuStats, VmStats};
+pub use stats::{FaultCounts, Leaves, VcpuStats, VmStats};
 pub use vcpu::{Surroundings, Vcpu};
 pub use vm::{VmConfig, VmCore, VmError};

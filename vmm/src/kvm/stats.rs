@@ -54,22 +54,66 @@ impl VmStats {
     }
 }
 
+/// Page faults on the secondary MMU so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultCounts {
+    /// Those that installed a translation.
+    pub fixed: u64,
+    /// Those after which the guest was let in again without one, to fault once more: an invalidation of the page was in
+    /// progress or had ended meanwhile, or the page was being brought. `None` where KVM does not count enough to tell.
+    pub retried: Option<u64>,
+}
+
+impl FaultCounts {
+    /// Those since `before`.
+    pub fn since(self, before: Self) -> Self {
+        let retried = self.retried.zip(before.retried).map(|(now, then)| now.saturating_sub(then));
+        Self { fixed: self.fixed.saturating_sub(before.fixed), retried }
+    }
+}
+
+impl std::ops::Add for FaultCounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let retried = self.retried.zip(other.retried).map(|(a, b)| a + b);
+        Self { fixed: self.fixed + other.fixed, retried }
+    }
+}
+
 /// A vCPU's page-fault statistics.
 #[derive(Debug)]
 pub struct VcpuStats {
-    source: Option<(KvmStats, StatIndex)>,
+    source: Option<(KvmStats, StatIndex, Option<[StatIndex; 5]>)>,
 }
+
+/// Every fault, and what `kvm_mmu_do_page_fault()` counts of it by its outcome: what is in none of the others was to be
+/// tried again. Shadow paging hands the guest those that are its own to serve.
+const OUTCOMES: [&str; 5] = ["pf_taken", "pf_fixed", "pf_emulate", "pf_spurious", "pf_guest"];
 
 impl VcpuStats {
     /// Opens the vCPU's statistics, if it has any.
     pub fn of(vcpu: &VcpuFd) -> Self {
         let stats = KvmStats::of(vcpu).ok();
-        Self { source: stats.and_then(|stats| stats.index_of("pf_fixed").map(|index| (stats, index))) }
+        let source = stats.and_then(|stats| {
+            let fixed = stats.index_of("pf_fixed")?;
+            let outcomes: Option<Vec<StatIndex>> = OUTCOMES.iter().map(|name| stats.index_of(name)).collect();
+            Some((stats, fixed, outcomes.and_then(|all| all.try_into().ok())))
+        });
+        Self { source }
     }
 
-    /// Faults that installed a translation, since the vCPU was made.
-    pub fn faults_fixed(&self) -> Option<u64> {
-        let (stats, index) = self.source.as_ref()?;
-        stats.read(*index).ok()
+    /// Faults since the vCPU was made.
+    pub fn faults(&self) -> Option<FaultCounts> {
+        let (stats, fixed, outcomes) = self.source.as_ref()?;
+        let Some(outcomes) = outcomes else {
+            return Some(FaultCounts { fixed: stats.read(*fixed).ok()?, retried: None });
+        };
+        let mut values = [0; OUTCOMES.len()];
+        stats.read_many(outcomes, &mut values).ok()?;
+        let [taken, fixed, emulated, spurious, guests] = values;
+        // The values are read one after the other while the vCPU runs.
+        let retried = taken.saturating_sub(fixed + emulated + spurious + guests);
+        Some(FaultCounts { fixed, retried: Some(retried) })
     }
 }

@@ -12,10 +12,12 @@ pub mod ktap;
 mod names;
 mod swaps;
 mod table;
+mod timeline;
 pub mod units;
 mod words;
 
 pub use comparison::comparison;
 pub use table::table;
+pub use timeline::timeline;
 pub use units::Charset;
 pub use words::words;

@@ -14,6 +14,7 @@ use guest_mem::HvaRange;
 use kvm_ioctls::Kvm;
 
 use super::calibrate::Announcer;
+use super::journal::KernelRange;
 use super::runner::chain;
 use crate::host::HostChanges;
 use crate::record::{Measured, Warnings};
@@ -41,8 +42,9 @@ pub trait Watch {
     /// A span begins in which `arena` is watched. Whether it is.
     fn begin(&self, arena: HvaRange) -> bool;
 
-    /// The span ends: what the kernel announced in it, with `operations` of this process, goes into `account`.
-    fn end(&self, operations: &Operations, account: &mut Account);
+    /// The span ends: what the kernel announced in it, with `operations` of this process, goes into `account`, and range
+    /// by range into `ranges`.
+    fn end(&self, operations: &Operations, account: &mut Account, ranges: &mut Vec<KernelRange>);
 }
 
 /// The tap of a run.
@@ -187,14 +189,15 @@ impl Watch for Tapping<'_> {
         true
     }
 
-    fn end(&self, operations: &Operations, account: &mut Account) {
+    fn end(&self, operations: &Operations, account: &mut Account, ranges: &mut Vec<KernelRange>) {
         let mut state = self.state.borrow_mut();
         let State::Open(open) = &mut *state else { return };
         open.events.clear();
         match open.collector.take(&mut open.events) {
             Ok(seen) => {
                 account.lost += seen.lost - open.lost_before;
-                account.add(&open.events, operations, &open.collector.tasks(), std::process::id());
+                let each = |at, range, cause| ranges.push((at, range, cause));
+                account.add(&open.events, operations, &open.collector.tasks(), std::process::id(), each);
             }
             Err(error) => *state = State::Without(format!("the kernel's account ended: {}", chain(&error))),
         }

@@ -140,6 +140,7 @@ impl<'a> Trial<'a> {
     pub fn run(mut self) -> Result<Measured, TrialError> {
         for (index, step) in self.setup.steps.iter().enumerate() {
             self.setup.cancel.check().map_err(|_| TrialError::Cancelled)?;
+            let begun = Journal::begin(self.testbed());
             match step {
                 Step::Fill => self.fill()?,
                 Step::Hot(hot) => {
@@ -168,6 +169,7 @@ impl<'a> Trial<'a> {
                 Step::Sweep { .. } => self.journal.step(StepEvent::Sweep),
                 Step::Shell(_) | Step::Inflate(_) | Step::Deflate => self.journal.step(StepEvent::Other),
             }
+            self.journal.end(begun, self.testbed());
         }
         self.stop()?;
         self.verify()?;
@@ -326,7 +328,8 @@ impl<'a> Trial<'a> {
         let flushed = flushes.zip(self.testbed().remote_tlb_flushes()).map(|(before, after)| after - before);
         self.counts().remote_tlb_flushes += Count::from(flushed);
         if let Some((tap, operations)) = tap.zip(self.attacker.take_operations()) {
-            tap.end(&operations, self.measured.kernel.get_or_insert_default());
+            let account = self.measured.kernel.get_or_insert_default();
+            tap.end(&operations, account, self.journal.ranges());
         }
         self.journal.reclaimed(layout, self.attacker.marks(), first, monotonic_ns());
         Ok(())
@@ -380,7 +383,7 @@ impl<'a> Trial<'a> {
             let mut stalls = Vec::new();
             self.testbed().mailbox(vcpu).take_stalls(|stall| stalls.push(stall))?;
             for stall in &stalls {
-                if self.file_stall(stall) { refaults += 1 } else { collateral += 1 }
+                if self.file_stall(vcpu, stall) { refaults += 1 } else { collateral += 1 }
             }
         }
         if let Some(before) = self.live_since.take() {
@@ -440,7 +443,7 @@ impl<'a> Trial<'a> {
         orders::run_list(testbed, vcpu, task, pages.into_iter(), |_, more| stalls.extend(more))?;
         let fixed = before.zip(testbed.faults_fixed()).map(|(before, after)| after - before);
         for stall in &stalls {
-            self.file_stall(stall);
+            self.file_stall(vcpu, stall);
         }
         if fixed.is_none() {
             self.measured.warnings.push(format!(
@@ -453,8 +456,9 @@ impl<'a> Trial<'a> {
     }
 
     /// Records a stall where it belongs. Returns whether its page was taken.
-    fn file_stall(&mut self, stall: &Stall) -> bool {
+    fn file_stall(&mut self, vcpu: u32, stall: &Stall) -> bool {
         let ns = self.setup.clock.nanoseconds(stall.cycles);
+        self.journal.stall(vcpu, stall, ns);
         let taken = orders::page_of(stall).is_some_and(|page| self.fates.is_taken(page));
         let times = &mut self.measured.times;
         let histogram = if taken { &mut times.refault } else { &mut times.collateral };
@@ -515,8 +519,8 @@ impl<'a> Trial<'a> {
         let announced = self.listener != "kernel";
         self.measured.counts.device = self.attacker.device_stats();
         let (recorder, reclaim, marks) = self.attacker.finish();
-        let arena = self.setup.testbed.arena().range();
-        self.measured.events = Some(Box::new(self.journal.finish(arena, &marks, &recorder)));
+        let events = self.journal.finish(self.setup.testbed, &self.setup.clock, &marks, &recorder);
+        self.measured.events = Some(Box::new(events));
         if announced {
             for record in recorder.records() {
                 self.measured.times.zap.record(record.zap_ns);

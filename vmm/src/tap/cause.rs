@@ -103,6 +103,11 @@ impl RangeCause {
         }
     }
 
+    /// The cause of a name in records.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.name() == name)
+    }
+
     /// Whether this process made it, beside its steps.
     pub const fn is_ours(self) -> bool {
         matches!(self, Self::Zap | Self::GuestFault | Self::Userfault | Self::Device | Self::OwnThread)

@@ -164,13 +164,23 @@ impl Account {
 
     /// Adds the events of a span, in order of time, in which this process (number `pid`) made `operations`. Threads are
     /// looked up in `tasks`, which is in order of their numbers.
-    pub fn add(&mut self, events: &[Event], operations: &Operations, tasks: &[Task], pid: u32) {
+    ///
+    /// Each range goes to `each` as well: when, what and why.
+    pub fn add(
+        &mut self,
+        events: &[Event],
+        operations: &Operations,
+        tasks: &[Task],
+        pid: u32,
+        mut each: impl FnMut(u64, HvaRange, RangeCause),
+    ) {
         let mut at_work = AtWork::default();
         let mut of_calls: Vec<(usize, HvaRange)> = Vec::new();
         for event in events {
             let Some(range) = at_work.follow(event) else { continue };
             let (cause, call) = attribute(event, operations, &at_work, tasks, pid);
             self.by_cause[cause as usize] += Ranges { ranges: 1, bytes: range.len() };
+            each(event.time_ns, range, cause);
             of_calls.extend(call.map(|call| (call, range)));
         }
         self.compare(operations, &of_calls);

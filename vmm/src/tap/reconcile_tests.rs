@@ -51,7 +51,7 @@ fn operations() -> Operations {
 
 fn account(events: &[Event], operations: &Operations) -> Account {
     let mut account = Account::default();
-    account.add(events, operations, &tasks(), US);
+    account.add(events, operations, &tasks(), US, |_, _, _| ());
     account
 }
 

@@ -12,7 +12,7 @@ use rustix::thread::Pid;
 
 use super::{Breaker, Testbed};
 use crate::guest::{GuestError, Mailbox};
-use crate::kvm::{Accounting, KvmSlots, Leaves, Machine, Surroundings, ZapMethod};
+use crate::kvm::{Accounting, FaultCounts, KvmSlots, Leaves, Machine, Surroundings, ZapMethod};
 
 /// A bare guest under KVM.
 #[derive(Debug)]
@@ -63,8 +63,8 @@ impl Testbed for KvmTestbed {
     fn leaves(&self) -> Option<Leaves> {
         self.machine.core().stats.leaves()
     }
-    fn faults_fixed(&self) -> Option<u64> {
-        self.machine.faults_fixed()
+    fn fault_counts(&self) -> Option<FaultCounts> {
+        self.machine.fault_counts()
     }
     fn remote_tlb_flushes(&self) -> Option<u64> {
         self.machine.core().stats.remote_tlb_flushes()

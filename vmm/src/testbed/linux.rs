@@ -16,7 +16,7 @@ use super::kvm::around;
 use super::linux_machine::LinuxMachine;
 use super::{Breaker, GivenBack, GuestSystem, ShellEnd, Testbed};
 use crate::guest::{GuestError, Mailbox};
-use crate::kvm::{Accounting, KvmSlots, Leaves, VmCore, VmError, ZapMethod};
+use crate::kvm::{Accounting, FaultCounts, KvmSlots, Leaves, VmCore, VmError, ZapMethod};
 
 /// A Linux guest with an arena.
 #[derive(Debug)]
@@ -79,8 +79,8 @@ impl Testbed for LinuxTestbed {
     fn leaves(&self) -> Option<Leaves> {
         self.core.stats.leaves()
     }
-    fn faults_fixed(&self) -> Option<u64> {
-        self.machine.faults_fixed()
+    fn fault_counts(&self) -> Option<FaultCounts> {
+        self.machine.fault_counts()
     }
     fn remote_tlb_flushes(&self) -> Option<u64> {
         self.core.stats.remote_tlb_flushes()

@@ -35,7 +35,7 @@ use crate::host::Root;
 use crate::host::kvm_module::{KvmFacts, MmuKind};
 use crate::kvm::boot::LARGEST_IMAGE;
 use crate::kvm::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, PcVcpu, prefault};
-use crate::kvm::{VmCore, VmError};
+use crate::kvm::{FaultCounts, VmCore, VmError};
 use crate::linux::cpio::{CpioError, Node, Writer};
 use crate::linux::modules::{self, ModuleError};
 use crate::linux::{BootFile, Initrd, Kernel, LoadError, Refusal};
@@ -311,9 +311,9 @@ impl LinuxMachine {
     pub fn balloon(&self) -> &BalloonHandle {
         &self.balloon
     }
-    /// Faults that installed a translation so far, all vCPUs together; `None` where KVM does not count them.
-    pub fn faults_fixed(&self) -> Option<u64> {
-        self.pc.faults_fixed()
+    /// Faults so far, all vCPUs together; `None` where KVM does not count them.
+    pub fn fault_counts(&self) -> Option<FaultCounts> {
+        self.pc.fault_counts()
     }
 
     /// Puts a fresh arena in place of the memory under test.

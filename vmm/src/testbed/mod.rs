@@ -22,7 +22,7 @@ pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
 pub use soft::{SLOT_LIMIT, SoftError, SoftTestbed};
 
 use crate::guest::{CrashReport, GuestError, Mailbox};
-use crate::kvm::{Leaves, Surroundings, ZapMethod};
+use crate::kvm::{FaultCounts, Leaves, Surroundings, ZapMethod};
 
 /// An operating system in a guest, as far as a scenario uses it.
 pub trait GuestSystem {
@@ -116,8 +116,12 @@ pub trait Testbed {
     fn thread(&self, vcpu: u32) -> Option<Pid>;
     /// Leaf translations in the secondary MMU now, where it counts them.
     fn leaves(&self) -> Option<Leaves>;
-    /// Faults that installed a translation so far, where they are counted.
-    fn faults_fixed(&self) -> Option<u64>;
+    /// Faults so far, where they are counted.
+    fn fault_counts(&self) -> Option<FaultCounts>;
+    /// Those that installed a translation.
+    fn faults_fixed(&self) -> Option<u64> {
+        self.fault_counts().map(|faults| faults.fixed)
+    }
     /// Remote TLB flushes so far, where they are counted.
     fn remote_tlb_flushes(&self) -> Option<u64>;
     /// Maps in the secondary MMU, as far as this host can, what the guest needs besides the memory under test: its

@@ -32,7 +32,7 @@ use rustix::thread::{Pid, gettid};
 
 use super::{Breaker, Testbed};
 use crate::guest::{CrashKind, CrashReport, GuestError, Mailbox};
-use crate::kvm::{Leaves, ZapMethod};
+use crate::kvm::{FaultCounts, Leaves, ZapMethod};
 
 /// Slots the software MMU offers: as many as KVM does on x86-64.
 pub const SLOT_LIMIT: u64 = 32_764;
@@ -252,8 +252,9 @@ impl Testbed for SoftTestbed {
         let stats = self.core.mmu.stats();
         Some(Leaves { pages_4k: stats.pages_4k, pages_2m: stats.pages_2m })
     }
-    fn faults_fixed(&self) -> Option<u64> {
-        Some(self.core.mmu.stats().workers.pf_fixed)
+    fn fault_counts(&self) -> Option<FaultCounts> {
+        let workers = self.core.mmu.stats().workers;
+        Some(FaultCounts { fixed: workers.pf_fixed, retried: Some(workers.retries) })
     }
     fn remote_tlb_flushes(&self) -> Option<u64> {
         Some(self.core.mmu.stats().remote_tlb_flushes)

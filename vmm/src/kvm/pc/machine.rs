@@ -31,7 +31,7 @@ use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
-use crate::kvm::stats::VcpuStats;
+use crate::kvm::stats::{FaultCounts, VcpuStats};
 use crate::kvm::vcpu::Surroundings;
 use crate::kvm::vm::{VmError, failed};
 use crate::linux::acpi::{self, AcpiError};
@@ -309,9 +309,9 @@ impl Pc {
     pub fn give_back(&self) -> &GiveBack {
         &self.give_back
     }
-    /// Faults that installed a translation so far, all vCPUs together; `None` where KVM does not count them.
-    pub fn faults_fixed(&self) -> Option<u64> {
-        self.vcpu_stats.iter().map(VcpuStats::faults_fixed).sum()
+    /// Faults so far, all vCPUs together; `None` where KVM does not count them.
+    pub fn fault_counts(&self) -> Option<FaultCounts> {
+        self.vcpu_stats.iter().map(VcpuStats::faults).reduce(|a, b| Some(a? + b?))?
     }
     /// What went wrong with each device whose driver broke the rules.
     pub fn faults(&self) -> impl Iterator<Item = (&'static str, String)> {

@@ -33,12 +33,19 @@ fn header(mmu: SecondaryMmu) -> RowHeader {
         seamed: false,
         began_ns: 0,
         steps: Vec::new(),
+        step_times: Vec::new(),
         undisturbed: None,
         refill: None,
         causes: Vec::new(),
         lists: 0,
         layouts: 1,
         operations: 0,
+        stalls: 0,
+        stalls_left_out: 0,
+        clock_uncertain_ns: 0,
+        range_causes: Vec::new(),
+        ranges: 0,
+        ranges_left_out: None,
         lost: 0,
     }
 }
@@ -52,6 +59,7 @@ fn row(mmu: SecondaryMmu, victims: &[u64], hot: &[u32]) -> RowEvents {
         level: MapLevel::Pte,
         anonymous: true,
         cause: Cause::PageOut,
+        began_ns: 0,
         zap_ns: 0,
         operation_ns: 1_000,
         end_ns: 0,
@@ -83,6 +91,8 @@ fn row(mmu: SecondaryMmu, victims: &[u64], hot: &[u32]) -> RowEvents {
         layouts: vec![vec![LayoutRun { pages: PAGES, state: HostState::MappedByPte }]],
         operations: (0u64..).zip(victims).map(operation).collect(),
         announcements: victims.iter().map(|&page| announcement(page)).collect(),
+        stalls: Vec::new(),
+        ranges: Vec::new(),
     }
 }
 
@@ -238,6 +248,7 @@ fn a_call_over_a_range_is_cut_where_the_row_has_its_seams() {
         level: MapLevel::Pte,
         anonymous: true,
         cause: Cause::DontNeed,
+        began_ns: 0,
         zap_ns: 0,
         operation_ns: 0,
         end_ns: 0,

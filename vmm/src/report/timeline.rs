@@ -1,0 +1,173 @@
+//! Where the time went, as a table for each case.
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+
+use super::names::grouped;
+use super::units::{self, Charset};
+use crate::timeline::{CauseTime, RowTime, Stalled};
+
+/// Columns of words; the others are numbers.
+const WORDS: usize = 4;
+
+const HEADINGS: [&str; 15] = [
+    "backing",
+    "policy",
+    "reclaim",
+    "cause",
+    "ranges",
+    "by the\nkernel",
+    "zap",
+    "in the\nkernel",
+    "guest\nheld",
+    "guest\nrepairs",
+    "faults",
+    "retries",
+    "flushes",
+    "refault",
+    "sweep",
+];
+
+const LEGEND: &str = "\
+zap, in the kernel: time in our listeners and in the kernel's own call, all ranges together.
+guest held: time in which vCPUs stood still inside those brackets; guest repairs: outside them, while memory was taken.
+faults, retries, flushes: what the secondary MMU counted while memory was taken; a retry let the guest in again without
+an entry. What the kernel announced in one call stands with the last cause of that call. refault, sweep: time in which
+the guest stood still when it read what was taken, and then all the rest.
+";
+
+/// The table of each case, and what its columns say.
+pub fn timeline(rows: &[RowTime], charset: Charset) -> String {
+    let all: Vec<&RowTime> = rows.iter().collect();
+    let mut text = String::new();
+    for (case, rows) in grouped(&all, |row| row.label.case.as_str()) {
+        text.extend(["where the time went: ", case, "\n"]);
+        draw(&rows, charset).lines().for_each(|line| text.extend([line.trim_end(), "\n"]));
+        rows.iter().flat_map(|row| notes(row, charset)).for_each(|note| text.extend([" ", &note, "\n"]));
+        text.push('\n');
+    }
+    text + LEGEND
+}
+
+fn draw(rows: &[&RowTime], charset: Charset) -> Table {
+    let rule = match charset {
+        Charset::Utf8 => '─',
+        Charset::Ascii => '-',
+    };
+    let mut table = Table::new();
+    table.load_style(TableStyle::new().header_separator(LineStyle::new(rule, rule, rule, rule)));
+    table.set_header(HEADINGS);
+    for row in rows {
+        for (index, cause) in row.causes.iter().enumerate() {
+            table.add_row(line(row, cause, index == 0, charset));
+        }
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 1));
+        column.set_cell_alignment(if index < WORDS { CellAlignment::Left } else { CellAlignment::Right });
+    }
+    table
+}
+
+/// One cause's line. What belongs to the row and not to a cause stands in its first one alone.
+fn line(row: &RowTime, cause: &CauseTime, first: bool, charset: Charset) -> [String; 15] {
+    let label = &row.label;
+    let time = |ns: u64| units::nanoseconds(ns as f64, charset);
+    let number = |count: Option<u64>| count.map_or(charset.missing().to_owned(), units::count);
+    let rows_own = |text: String| if first { text } else { String::new() };
+    [
+        rows_own(label.backing.clone()),
+        rows_own(label.policy.clone()),
+        rows_own(label.reclaim.clone()),
+        cause.cause.clone(),
+        units::count(cause.announcements),
+        number(cause.kernel_ranges),
+        time(cause.zap_ns),
+        time(cause.kernel_ns),
+        time(cause.held.ns),
+        rows_own(time(row.steps.reclaim.stalled.ns)),
+        rows_own(number(row.counted.faults)),
+        rows_own(number(row.counted.retries)),
+        rows_own(number(row.counted.flushes)),
+        rows_own(stalled(row.steps.refault.stalled, charset)),
+        rows_own(stalled(row.steps.sweep.stalled, charset)),
+    ]
+}
+
+fn stalled(stalled: Stalled, charset: Charset) -> String {
+    units::nanoseconds(stalled.ns as f64, charset)
+}
+
+/// Who else took memory in a row, and what its times lack.
+fn notes(row: &RowTime, charset: Charset) -> Vec<String> {
+    let label = &row.label;
+    let name = format!("{}, {}, {}", label.backing, label.policy, label.reclaim);
+    let mut notes = Vec::new();
+    if !row.others.is_empty() {
+        let each: Vec<String> = row
+            .others
+            .iter()
+            .map(|other| format!("{} {}", other.cause, units::count(other.ranges)))
+            .collect();
+        notes.push(format!("{name}: the kernel announced beside: {}", each.join(", ")));
+    }
+    if row.stalls_left_out > 0 {
+        let left_out = units::count(row.stalls_left_out);
+        notes.push(format!(
+            "{name}: {left_out} stalls are not in these sums: they found no room, or no clock"
+        ));
+    }
+    if row.clock_uncertain_ns > 0 {
+        let uncertain = units::nanoseconds(row.clock_uncertain_ns as f64, charset);
+        notes.push(format!(
+            "{name}: the guest's clock is known to {uncertain}: so far a held time may be off"
+        ));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use notifier_bridge::Cause;
+
+    use super::*;
+    use crate::tap::RangeCause;
+    use crate::timeline::fixture::{bracket, range, row, stall};
+
+    #[test]
+    fn a_line_a_cause_and_the_rows_own_once() {
+        let mut events = row(&[bracket(0, Cause::FolioSplit), bracket(2_000, Cause::PageOut)]);
+        events.stalls = vec![stall(500, 1_500), stall(12_000, 4_000)];
+        events.ranges = vec![range(2_400, 512, RangeCause::Khugepaged)];
+        events.header.clock_uncertain_ns = 2_000;
+        let text = timeline(&[RowTime::of(&events)], Charset::Ascii);
+        let line = |cause: Cause| text.lines().find(|line| line.contains(cause.name())).unwrap();
+        let cells = |line: &str| {
+            line.split("  ").map(str::trim).filter(|c| !c.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let split = [
+            "4k",
+            "pmd",
+            "pageout",
+            Cause::FolioSplit.name(),
+            "1",
+            "0",
+            "300 ns",
+            "600 ns",
+            "500 ns",
+            "1 us",
+            "8",
+            "1",
+            "-",
+            "4 us",
+            "0 ns",
+        ];
+        assert_eq!(cells(line(Cause::FolioSplit)), split, "{text}");
+        assert_eq!(
+            cells(line(Cause::PageOut)),
+            [Cause::PageOut.name(), "1", "0", "300 ns", "600 ns", "0 ns"],
+            "{text}"
+        );
+        assert!(text.contains("4k, pmd, pageout: the kernel announced beside: khugepaged 1"), "{text}");
+        assert!(text.contains("known to 2 us"), "{text}");
+    }
+}
