@@ -57,6 +57,7 @@ use fate::{BLOCK_PAGES, Blocks};
 use own_drops::OwnDrops;
 use reading::Reading;
 use waiting::Waiting;
+use window::Window;
 
 /// Whatever owns guest memory, and keeps it mapped as long as the swapper lives.
 pub type Memory = Arc<dyn AsRef<Region> + Send + Sync>;
@@ -103,7 +104,7 @@ pub struct Swapper {
     memory: Memory,
     userfault: Userfault,
     store: Arc<dyn Store>,
-    around: FaultAround,
+    window: Window,
     /// Whether whole blocks come back as huge pages.
     huge: bool,
     blocks: Blocks,
@@ -166,7 +167,7 @@ impl Swapper {
             memory,
             userfault,
             store: options.store,
-            around: options.around,
+            window: Window::new(options.around),
             huge: backing == Backing::Thp,
             zeros: PageBuffer::zeros(BLOCK_PAGES)?,
             claims: AtomicU64::new(0),

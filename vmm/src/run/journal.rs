@@ -14,11 +14,11 @@ use std::ops::Range;
 use guest_abi::block::Stall;
 use guest_abi::order::Walk;
 use guest_mem::{Backing, HvaRange, PAGE_SIZE, PageRun};
-use notifier_bridge::{InvalidationRecord, Recorder, monotonic_ns};
+use notifier_bridge::{InvalidationRecord, Recorder};
 
 use super::measured::Measured;
 use super::orders;
-use crate::clock::{Offset, TscRate};
+use crate::clock::{Moment, Offset, TscRate};
 use crate::events::{
     Announcement, OperationEvent, RangeEvent, RowHeader, SecondaryMmu, Span, StallEvent, StepEvent, StepTime,
     TrialEvents, slot_runs,
@@ -53,7 +53,7 @@ pub type KernelRange = (u64, HvaRange, RangeCause);
 /// When a step was begun, and what the secondary MMU had counted by then.
 #[derive(Clone, Copy, Debug)]
 pub struct StepBegin {
-    ns: u64,
+    at: Moment,
     counts: Counted,
 }
 
@@ -82,7 +82,7 @@ struct Noted {
 pub struct Journal {
     events: TrialEvents,
     /// Begin and end of each step, before it is known where time begins.
-    spans: Vec<(u64, u64)>,
+    spans: Vec<(Moment, Moment)>,
     stalls: Vec<Noted>,
     stalls_left_out: u64,
     ranges: Vec<KernelRange>,
@@ -91,12 +91,12 @@ pub struct Journal {
 impl Journal {
     /// Before a step is carried out.
     pub fn begin(testbed: &dyn Testbed) -> StepBegin {
-        StepBegin { ns: monotonic_ns(), counts: Counted::by(testbed) }
+        StepBegin { at: Moment::now(), counts: Counted::by(testbed) }
     }
 
     /// After it.
     pub fn end(&mut self, begun: StepBegin, testbed: &dyn Testbed) {
-        self.spans.push((begun.ns, monotonic_ns()));
+        self.spans.push((begun.at, Moment::now()));
         let (before, now) = (begun.counts, Counted::by(testbed));
         let faults = now.faults.zip(before.faults).map(|(now, before)| now.since(before));
         self.events.step_times.push(StepTime {
@@ -162,7 +162,7 @@ impl Journal {
         recorder: &Recorder,
     ) -> TrialEvents {
         let arena = testbed.arena().range();
-        let first_span = self.spans.first().map_or(0, |span| span.0);
+        let first_span = self.spans.first().map_or(0, |span| span.0.ns);
         self.events.began_ns = marks.first().map_or(first_span, |mark| mark.began_ns);
         self.events.lost = recorder.lost();
         let (mut first, mut touches) = (0, marks.first().map_or(0, |mark| mark.touches));
@@ -183,7 +183,7 @@ impl Journal {
         }
         for (time, (began, ended)) in self.events.step_times.iter_mut().zip(&self.spans) {
             let relative = |ns: u64| ns.wrapping_sub(self.events.began_ns) as i64;
-            (time.began_ns, time.ended_ns) = (relative(*began), relative(*ended));
+            (time.began_ns, time.ended_ns) = (relative(began.ns), relative(ended.ns));
         }
         self.put_stalls(testbed, clock);
         self.put_ranges(arena);
@@ -200,9 +200,14 @@ impl Journal {
                 self.stalls_left_out += 1;
                 continue;
             };
-            let began = clock.monotonic_ns(stall.tsc.wrapping_sub(offset.ticks as u64));
+            let ticks = stall.tsc.wrapping_sub(offset.ticks as u64);
+            // The guest works in steps alone, and its stalls are asked for in the last of those that could have them.
+            let step = self.spans.iter().rev().find(|(began, _)| began.ticks <= ticks);
+            let began = step.map(|(began, ended)| began.interpolate(*ended, ticks));
             // One that began before the first operation is none of its doing.
-            let Some(began_ns) = began.checked_sub(self.events.began_ns) else { continue };
+            let Some(began_ns) = began.and_then(|began| began.checked_sub(self.events.began_ns)) else {
+                continue;
+            };
             let page = orders::page_of(stall).filter(|page| *page < testbed.arena().range().page_count());
             placed.push(StallEvent { began_ns, ns: *ns, vcpu: *vcpu, page });
         }

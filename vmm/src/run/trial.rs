@@ -7,7 +7,7 @@ use std::time::Duration;
 use guest_abi::block::Stall;
 use guest_abi::order::{Access, Task, Walk};
 use guest_abi::page::{HEADER_WORDS, WORDS};
-use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, PMD_SIZE, drain_lru};
+use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, PMD_SIZE, SwapInfo, drain_lru};
 use notifier_bridge::{Bridge, Count, monotonic_ns};
 
 use super::attack::{Attacker, Listening, Method};
@@ -332,7 +332,27 @@ impl<'a> Trial<'a> {
             tap.end(&operations, account, self.journal.ranges());
         }
         self.journal.reclaimed(layout, self.attacker.marks(), first, monotonic_ns());
+        self.look_for_room();
         Ok(())
+    }
+
+    /// Whether what stayed had anywhere to go. Asked at once: whoever filled the swap device may make room again.
+    fn look_for_room(&mut self) {
+        let swaps = match self.setup.combination.reclaim {
+            Reclaim::By(operation) => operation == Operation::PageOut,
+            Reclaim::Cgroup => true,
+            Reclaim::Uffd => false,
+        };
+        let counts = &self.measured.counts;
+        let stayed = counts.victim_bytes.saturating_sub(counts.evicted_bytes);
+        let free = SwapInfo::read().free();
+        if swaps && free < stayed {
+            self.measured.warnings.push(format!(
+                "swap is full: {} KiB stayed and {} KiB are free; give it more (`--zram SIZE`), or stop who else swaps out",
+                stayed >> 10,
+                free >> 10
+            ));
+        }
     }
 
     fn attack(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {

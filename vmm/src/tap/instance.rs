@@ -16,13 +16,12 @@ use rustix::io::Errno;
 use super::filter;
 use super::format::FormatError;
 use super::page::{DamagedPage, PageLayout};
+use super::perf::ring_size;
 use super::sample::Sample;
 use super::source::{Source, SourceError};
 use super::tracefs::{Tracefs, TracefsError};
 use super::tracepoints::Layout;
 
-/// KiB of each CPU's buffer: a range takes 28 bytes.
-const BUFFER_KIB: u32 = 512;
 /// The largest sub-buffer that is read.
 const LARGEST_PAGE: usize = 1 << 18;
 /// The most CPUs that are looked for.
@@ -86,12 +85,15 @@ impl Instance {
         let directory = tracefs.directory(&super::tracefs::instance(name))?;
         directory.write("tracing_on", "0")?;
         directory.write("trace_clock", "mono")?;
-        directory.write("buffer_size_kb", &BUFFER_KIB.to_string())?;
+        let cpus = streams(&directory)?;
+        // A range takes 28 bytes: as with perf, one wakes the reader after tens of thousands.
+        directory.write("buffer_size_kb", &(ring_size(cpus.len()) >> 10).to_string())?;
+        // The names of threads are looked up when they are heard of; noting them is work at each switch of all of them.
+        directory.write("trace_options", "norecord-cmd")?;
         // Of whoever used it before, records and losses.
         directory.write("trace", "\n")?;
         // What finds no room is dropped and counted: a reader in the middle of a page keeps it.
         directory.write("options/overwrite", "0")?;
-        let cpus = streams(&directory)?;
         for listened in layout.listened() {
             if let Some(text) = filter::text(listened.filtered, watched) {
                 directory.write(&format!("events/{}/filter", listened.path), &text)?;

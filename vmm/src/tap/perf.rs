@@ -245,8 +245,8 @@ impl Source for Perf {
     }
 }
 
-/// Bytes of each ring where there are so many.
-fn ring_size(cpus: usize) -> usize {
+/// Bytes of each CPU's ring where there are so many.
+pub(super) fn ring_size(cpus: usize) -> usize {
     let each = (ALL_RINGS / cpus.max(1)).clamp(SMALLEST_RING, RING);
     1 << each.ilog2()
 }

@@ -15,57 +15,21 @@
 //! is in use for the moment (a reference by anybody is enough to keep it from being split) leaves the folio where it is
 //! and zeros in the hole. So a page of fate `Stored` that is in the cache is written over there, and mapped.
 
-use std::ops::Range;
+mod error;
+mod returning;
+
 use std::sync::atomic::Ordering;
 
 use super::Swapper;
 use super::fate::{BLOCK_PAGES, Block, Fate};
 use super::fill::Source;
 use super::huge::HugeStage;
-use super::runs::runs;
-use super::window::Window;
-use crate::address::{Hva, PAGE_SIZE};
+use crate::address::PAGE_SIZE;
 use crate::range::HvaRange;
-use crate::store::{BufferError, Page, PageBuffer, Slot, StoreError, checksum};
+use crate::store::{BufferError, PageBuffer, Slot};
 use crate::uffd::{Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};
-
-/// A page that cannot be given back. Whoever waits for it still waits, and must not go on.
-#[derive(Debug, thiserror::Error)]
-#[error("the page at {at} (page {page} of the memory) is lost")]
-pub struct Lost {
-    /// Where it is in this process.
-    pub at: Hva,
-    /// Its number, from the start of the region.
-    pub page: u64,
-    /// Why.
-    #[source]
-    pub why: LostWhy,
-}
-
-/// Why a page cannot be given back.
-#[derive(Debug, thiserror::Error)]
-pub enum LostWhy {
-    /// The store does not give it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The store gave something else.
-    #[error("the store gave back other content: its checksum is {found:#010x}, not {expected:#010x}")]
-    Checksum {
-        /// What was stored.
-        expected: u32,
-        /// What came back.
-        found: u32,
-    },
-    /// It was lost before.
-    #[error("it was lost before")]
-    Before,
-    /// The kernel does not take it.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    /// The fault is not in this memory.
-    #[error("no such memory")]
-    Elsewhere,
-}
+use error::Obstacle;
+pub use error::{Lost, LostWhy};
 
 /// What came of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,31 +55,8 @@ pub struct Pager<'s> {
     swapper: &'s Swapper,
     buffer: PageBuffer,
     slots: Vec<Slot>,
-    window: Window,
     /// Where a huge page is put together, if this memory has them.
     stage: Option<HugeStage>,
-}
-
-/// Why a fault could not be served.
-enum Obstacle {
-    /// Not before somebody else has gone on.
-    Later,
-    Lost(LostWhy),
-}
-
-impl From<LostWhy> for Obstacle {
-    fn from(why: LostWhy) -> Self {
-        Self::Lost(why)
-    }
-}
-
-impl From<ResolveError> for Obstacle {
-    fn from(error: ResolveError) -> Self {
-        match error.kind {
-            ResolveKind::Changing => Self::Later,
-            _ => Self::Lost(LostWhy::Resolve(error)),
-        }
-    }
 }
 
 impl<'s> Pager<'s> {
@@ -128,7 +69,6 @@ impl<'s> Pager<'s> {
             swapper,
             buffer: PageBuffer::new(BLOCK_PAGES)?,
             slots: Vec::with_capacity(BLOCK_PAGES),
-            window: Window::new(swapper.around),
             stage: swapper.huge.then(HugeStage::default),
         })
     }
@@ -203,7 +143,7 @@ impl<'s> Pager<'s> {
             }
         }
         let first = swapper.first_page(block_number);
-        let around = self.window.around(number);
+        let around = self.swapper.window.around(number);
         let around = (around.start - first) as usize..(around.end - first) as usize;
         if let Some(returned) = self.return_huge(&mut block, block_number)? {
             return Ok(returned);
@@ -243,7 +183,7 @@ impl<'s> Pager<'s> {
     ) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
         let watched = swapper.used.is_watched();
-        let ahead = if watched { 1 } else { (self.window.around(number).end - number) as usize };
+        let ahead = if watched { 1 } else { (self.swapper.window.around(number).end - number) as usize };
         let leaving = matches!(block.fate(page), Fate::Leaving(_));
         let (end, map_as) = match (leaving, write) {
             // It may be read on, and the next write must be seen.
@@ -279,7 +219,7 @@ impl<'s> Pager<'s> {
     ) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
         let first = swapper.first_page(block_number);
-        let around = self.window.around(number);
+        let around = self.swapper.window.around(number);
         let around = (around.start - first) as usize..(around.end - first) as usize;
         let absent = |page: usize| block.fate(page) == Fate::Absent;
         // The run of absent pages that the wanted one is in.
@@ -306,136 +246,4 @@ impl<'s> Pager<'s> {
         let filled = self.swapper.fill(range, if write { Source::Zeros } else { Source::ZeroPage }, &[]);
         filled.result.map(|()| filled.missing)
     }
-
-    /// Brings back what is out in the window. `page` is the one that is wanted, and out: its run comes first, and what is
-    /// in the way of the others costs nobody anything.
-    fn return_pages(
-        &mut self,
-        block: &mut Block,
-        block_number: usize,
-        around: Range<usize>,
-        page: usize,
-        write: bool,
-    ) -> Result<Served, Obstacle> {
-        let swapper = self.swapper;
-        let keeps = swapper.store.keeps_content();
-        let source = |place: usize| match block.fate(around.start + place) {
-            Fate::Stored(_) if keeps => Some(Source::Store),
-            Fate::Stored(_) | Fate::Zero if write && around.start + place == page => Some(Source::Zeros),
-            Fate::Stored(_) => Some(Source::ZeroPage),
-            Fate::Zero => Some(Source::ZeroPage),
-            _ => None,
-        };
-        let mut pieces: Vec<(Range<usize>, Source)> = runs(around.len(), source).collect();
-        let wanted = pieces.iter().position(|(run, _)| run.contains(&(page - around.start)));
-        pieces.swap(0, wanted.expect("the wanted page is out"));
-        let mut returned = 0;
-        for (run, source) in pieces {
-            let pages = around.start + run.start..around.start + run.end;
-            match self.return_run(block, block_number, pages, source) {
-                Ok(pages) => returned += pages,
-                Err(obstacle) if block.fate(page).is_out() => return Err(obstacle),
-                Err(_) => break,
-            }
-        }
-        Ok(Served::Returned(returned))
-    }
-
-    /// Brings back pages of one source.
-    fn return_run(
-        &mut self,
-        block: &mut Block,
-        block_number: usize,
-        pages: Range<usize>,
-        source: Source,
-    ) -> Result<u32, Obstacle> {
-        let swapper = self.swapper;
-        if source == Source::Store {
-            self.fetch(block, swapper.first_page(block_number), pages.clone())?;
-        }
-        let content = &self.buffer[pages.clone()];
-        let filled = swapper.fill(swapper.range_of(block_number, &pages), source, content);
-        // Those that are there may be written to from now on, whatever stopped the others.
-        self.forget(block, pages.start..pages.start + filled.pages);
-        filled.result?;
-        Ok(filled.pages as u32)
-    }
-
-    /// Reads stored pages into their places in the buffer, and holds them to their checksums.
-    fn fetch(&mut self, block: &Block, first: u64, pages: Range<usize>) -> Result<(), LostWhy> {
-        self.slots.clear();
-        self.slots.extend(pages.clone().map(|page| match block.fate(page) {
-            Fate::Stored(slot) => slot,
-            _ => unreachable!("the run is of stored pages, and the block is locked"),
-        }));
-        let buffer = &mut self.buffer[pages.clone()];
-        self.swapper.store.get(&self.slots, buffer)?;
-        check(block, first, pages, buffer)
-    }
-
-    /// Pages are resident: the store may forget them.
-    fn forget(&mut self, block: &mut Block, pages: Range<usize>) {
-        self.slots.clear();
-        for page in pages {
-            if let Fate::Stored(slot) = block.fate(page) {
-                self.slots.push(slot);
-            }
-            block.set(page, Fate::Resident);
-        }
-        self.swapper.store.free(&self.slots);
-    }
-
-    /// Brings a whole block back as one huge page, if all of it is out and this memory has huge pages.
-    fn return_huge(&mut self, block: &mut Block, block_number: usize) -> Result<Option<Served>, Obstacle> {
-        let swapper = self.swapper;
-        let Some(stage) = &mut self.stage else { return Ok(None) };
-        if !swapper.store.keeps_content() || !(0..BLOCK_PAGES).all(|page| block.fate(page).is_out()) {
-            return Ok(None);
-        }
-        let first = swapper.first_page(block_number);
-        let slots = &mut self.slots;
-        let filled = stage.fill(|pages| {
-            for (run, stored) in runs(BLOCK_PAGES, |page| Some(matches!(block.fate(page), Fate::Stored(_)))) {
-                let pages = &mut pages[run.clone()];
-                if !stored {
-                    Page::bytes_mut(pages).fill(0);
-                    continue;
-                }
-                slots.clear();
-                slots.extend(run.clone().filter_map(|page| match block.fate(page) {
-                    Fate::Stored(slot) => Some(slot),
-                    _ => None,
-                }));
-                swapper.store.get(slots, pages)?;
-                check(block, first, run, pages)?;
-            }
-            Ok::<(), LostWhy>(())
-        });
-        // A stage without a huge page, or a page that is damaged: piece by piece, then.
-        let Some(Ok(region)) = filled else { return Ok(None) };
-        let whole = swapper.range_of(block_number, &(0..BLOCK_PAGES));
-        match swapper.userfault.move_pages(whole.start(), region, region.range(), Wake::Yes) {
-            Ok(()) => {}
-            Err(error) if error.kind == ResolveKind::Changing => return Err(Obstacle::Later),
-            // Moved in part: those are there now, and the rest is still in the store.
-            Err(error) => {
-                self.forget(block, 0..(error.done / PAGE_SIZE) as usize);
-                return Ok(None);
-            }
-        }
-        let huge = stage.arrived_whole(whole.start());
-        self.forget(block, 0..BLOCK_PAGES);
-        Ok(Some(if huge { Served::Huge } else { Served::Returned(BLOCK_PAGES as u32) }))
-    }
-}
-
-/// Holds pages that came back to the checksums they left with.
-fn check(block: &Block, first: u64, pages: Range<usize>, content: &[Page]) -> Result<(), LostWhy> {
-    for (page, content) in pages.zip(content) {
-        let (expected, found) = (block.checksum(page), checksum(content, first + page as u64));
-        if expected != found {
-            return Err(LostWhy::Checksum { expected, found });
-        }
-    }
-    Ok(())
 }
