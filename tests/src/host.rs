@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use kvm_ioctls::Kvm;
 use vmm::host::HostFacts;
 use vmm::host::kvm_module::MmuKind;
+use vmm::tap::{Interest, Tap, Via};
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +32,8 @@ pub enum Need {
     Userfault,
     /// The kernel's own account, by perf events.
     Tap,
+    /// The same by a BPF program.
+    Bpf,
 }
 
 /// Names the kernel that [`Need::MinimalKernel`] is.
@@ -38,7 +41,7 @@ pub const MINIMAL_KERNEL: &str = "ZAPSCOPE_MINIMAL_KERNEL";
 
 impl Need {
     /// In order of declaration.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Kvm,
         Self::SlotZap,
         Self::Zram,
@@ -49,6 +52,7 @@ impl Need {
         Self::NotRoot,
         Self::Userfault,
         Self::Tap,
+        Self::Bpf,
     ];
 
     /// Why the need is not met here, with the remedy; `None` if it is.
@@ -93,9 +97,14 @@ impl Need {
                 guest_mem::Userfault::open(guest_mem::uffd::Features::empty()).is_ok(),
                 "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`",
             ),
-            Self::Tap => {
-                (tap(), "the kernel's tracepoints cannot be listened to: be root, or see `zapscope doctor`")
-            }
+            Self::Bpf => (
+                tap(&Via::Bpf),
+                "a BPF program cannot listen to the kernel's tracepoints: be root, or see `zapscope doctor`",
+            ),
+            Self::Tap => (
+                tap(&Via::Perf),
+                "the kernel's tracepoints cannot be listened to: be root, or see `zapscope doctor`",
+            ),
             Self::MinimalKernel => (
                 std::env::var_os(MINIMAL_KERNEL).is_some_and(|path| Path::new(&path).is_file()),
                 "ZAPSCOPE_MINIMAL_KERNEL names no kernel: set it to what tests/peers/minimal-linux.sh prints",
@@ -147,7 +156,7 @@ fn slot_zap() -> bool {
     })
 }
 
-fn tap() -> bool {
+fn tap(via: &Via) -> bool {
     let nowhere = guest_mem::HvaRange::empty(guest_mem::Hva::new(0));
-    vmm::tap::Tap::open(&vmm::tap::Via::Perf, vmm::tap::Interest::default(), &[nowhere], 1).is_ok()
+    Tap::open(via, Interest::default(), &[nowhere], 1).is_ok()
 }

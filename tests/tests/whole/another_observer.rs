@@ -1,15 +1,17 @@
 //! Another observer agrees: an instance of tracefs, read as the text that the kernel makes for people, has the same
-//! ranges as the tap, by perf and by an instance of its own.
+//! ranges as the tap, by a BPF program, by perf, and by an instance of its own.
 
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Task, Walk};
 use guest_mem::{Address, Backing, Hva, HvaRange, Operation, perform_unmeasured, toggle_protection};
 use tests::kernel::{Instance, ranges};
 use tests::machine::{Bare, config};
-use vmm::tap::{Call, Deed, Interest, Tap, Via, What, Work};
+use vmm::tap::{Bpf, Call, Deed, Heard, Interest, Layout, Source, Tap, Tracefs, Via, What, Work};
 
 crate::tests! {
     the_tap_sees_what_the_kernel_prints: [Kvm, Tap],
+    a_program_sees_what_the_kernel_prints: [Kvm, Tap, Bpf],
+    a_program_that_is_not_read_counts_what_it_loses: [Kvm, Bpf],
     the_tap_sees_no_other_addresses: [Kvm, Tap],
     calls_stand_around_their_ranges_and_faults_are_counted: [Kvm, Tap],
 }
@@ -29,13 +31,23 @@ fn sorted(ranges: impl Iterator<Item = HvaRange>) -> Vec<(u64, u64)> {
 }
 
 fn the_tap_sees_what_the_kernel_prints() {
+    let own = Instance::make("raw").unwrap();
+    agree_with_the_text(&[("perf", Via::Perf), ("an instance", Via::Instance(own.name().to_owned()))]);
+}
+
+/// Two of them at once, and perf beside them: none takes anything from another.
+fn a_program_sees_what_the_kernel_prints() {
+    agree_with_the_text(&[("a program", Via::Bpf), ("perf", Via::Perf), ("another program", Via::Bpf)]);
+}
+
+fn agree_with_the_text(vias: &[(&str, Via)]) {
     let bare = Bare::start(config(1, 16, Backing::Base4k));
     let arena = bare.machine.core().arena();
     let watched = [arena.range()];
-    let (observer, own) = (Instance::make("text").unwrap(), Instance::make("raw").unwrap());
+    let observer = Instance::make("text").unwrap();
     let interest = Interest { causes: true, ..Interest::default() };
-    let by_perf = Tap::open(&Via::Perf, interest, &watched, 1 << 16).unwrap();
-    let by_instance = Tap::open(&Via::Instance(own.name().to_owned()), interest, &watched, 1 << 16).unwrap();
+    let taps: Vec<_> =
+        vias.iter().map(|(name, via)| (name, Tap::open(via, interest, &watched, 1 << 16).unwrap())).collect();
     observer.write("buffer_size_kb", "8192");
     observer.write("events/kvm/kvm_unmap_hva_range/enable", "1");
     // The guest works on meanwhile, on its own CPU.
@@ -61,12 +73,11 @@ fn the_tap_sees_what_the_kernel_prints() {
     let text = observer.read("trace");
     let seen = sorted(text.lines().filter_map(printed).filter(|range| range.overlaps(arena.range())));
     assert!(seen.len() as u64 >= arena.range().len() / PAGE_SIZE / 3, "{} ranges were printed", seen.len());
-    for (name, tap) in [("perf", &by_perf), ("an instance", &by_instance)] {
-        let heard = sorted(ranges(tap).into_iter().map(|(_, range)| range));
+    for (name, tap) in taps {
+        let heard = sorted(ranges(&tap).into_iter().map(|(_, range)| range));
         assert_eq!(heard.len(), seen.len(), "by {name}");
         assert_eq!(heard, seen, "by {name}");
     }
-    drop(by_instance);
 }
 
 fn the_tap_sees_no_other_addresses() {
@@ -118,4 +129,42 @@ fn calls_stand_around_their_ranges_and_faults_are_counted() {
     for bracket in [discarded, protected] {
         assert!(heard.windows(3).any(|window| window == bracket), "{bracket:?} in {heard:?}");
     }
+}
+
+/// More ranges than there are slots: what is read and what is counted as lost are all of them.
+fn a_program_that_is_not_read_counts_what_it_loses() {
+    let bare = Bare::start(config(1, 4, Backing::Base4k));
+    let arena = bare.machine.core().arena();
+    let mine = rustix::thread::sched_getcpu();
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(mine);
+    let all = rustix::thread::sched_getaffinity(None).unwrap();
+    // Of the part of one CPU.
+    rustix::thread::sched_setaffinity(None, &one).unwrap();
+    let layout = Layout::read(&Tracefs::open().unwrap(), Interest::default()).unwrap();
+    let mut program = Bpf::open(&layout, &[arena.range()]).unwrap();
+    let drain = |program: &mut Bpf| {
+        let mut taken = 0;
+        program.drain(&mut |what| taken += u64::from(matches!(what, Heard::Event(_)))).unwrap();
+        taken
+    };
+    let page = bare.pages(7, 1);
+    toggle_protection(arena, page).unwrap();
+    drain(&mut program);
+    toggle_protection(arena, page).unwrap();
+    let each = drain(&mut program);
+    assert!(each > 0, "a toggle announces");
+    assert_eq!(program.lost(), 0);
+    let mut toggles = 0;
+    while program.lost() == 0 {
+        (0..1000).for_each(|_| toggle_protection(arena, page).unwrap());
+        toggles += 1000;
+        assert!(toggles < 1 << 20, "nothing is ever lost");
+    }
+    let (taken, lost) = (drain(&mut program), program.lost());
+    assert_eq!(taken + lost, toggles * each);
+    assert!(lost < 1000 * each, "{lost} lost while there was room");
+    toggle_protection(arena, page).unwrap();
+    assert_eq!((drain(&mut program), program.lost()), (each, lost), "there is room again");
+    rustix::thread::sched_setaffinity(None, &all).unwrap();
 }

@@ -37,6 +37,7 @@ crate::tests! {
     a_fork_announces_the_vma_and_a_write_after_it_its_page: [Kvm, Tap],
     ksm_announces_each_page_it_protects_and_replaces: [Kvm, Tap, Zram],
     the_built_in_scenario_announces_what_is_written: [Kvm, SlotZap, Tap, Zram],
+    the_built_in_scenario_announces_it_to_a_program: [Kvm, SlotZap, Bpf, Zram],
     our_own_swap_announces_two_ranges_a_page: [Kvm, SlotZap, Tap, Userfault],
     without_permission_the_run_goes_on: [Kvm, SlotZap],
     a_killed_run_leaves_no_instance: [Kvm, Tap],
@@ -333,8 +334,16 @@ fn ksm_announces_each_page_it_protects_and_replaces() {
     assert!((3..=4).contains(&heard.len()), "two protected, one or two replaced: {heard:?}");
 }
 
-/// The policies that change nothing in what the kernel itself does.
 fn the_built_in_scenario_announces_what_is_written() {
+    ["perf", "tracefs"].into_iter().for_each(the_built_in_scenario_announces_by);
+}
+
+fn the_built_in_scenario_announces_it_to_a_program() {
+    the_built_in_scenario_announces_by("bpf");
+}
+
+/// The policies that change nothing in what the kernel itself does.
+fn the_built_in_scenario_announces_by(tap: &str) {
     let (_, text) = resources::SCENARIOS.iter().find(|(name, _)| *name == "swapout").unwrap();
     let text: String = text
         .lines()
@@ -348,32 +357,29 @@ fn the_built_in_scenario_announces_what_is_written() {
         })
         .collect();
     let directory = tempfile::tempdir().unwrap();
-    for tap in ["perf", "tracefs"] {
-        let (record, said) = run(directory.path(), &text, &["--zram", "512MiB", "--tap", tap]);
-        assert_eq!(said.contains("made the tracefs instance"), tap == "tracefs", "{said}");
-        let mut compared = 0;
-        for row in rows(&record).iter().filter(|row| row["could_not_run"].is_null()) {
-            let label: Vec<_> = ["case", "backing", "policy"].map(|key| row[key].as_str().unwrap()).to_vec();
-            assert_eq!(number(row, "lost_events"), 0, "{label:?}");
-            assert_eq!(number(row, "account_differences"), 0, "{label:?}: {}", row["warnings"]);
-            let split = if version() < (6, 13) { 2 } else { 1 };
-            let expected = match label[..] {
-                ["sparse" | "discard", "4k", _] => (256, 256 * PAGE_SIZE),
-                ["whole", "4k", _] => (2048, 2048 * PAGE_SIZE),
-                ["whole", "thp", "kernel"] => (4, 4 * PMD_SIZE),
-                // 32 huge pages lose eight pages each.
-                ["sparse", "thp", "kernel"] => (256 + 32 * split, 256 * PAGE_SIZE + 32 * split * PMD_SIZE),
-                _ => continue,
-            };
-            compared += 1;
-            assert_eq!((number(row, "kernel_ranges"), number(row, "kernel_bytes")), expected, "{label:?}");
-            // A toggle is two announcements; the kernel alone toggles nothing.
-            assert_eq!(number(row, "kernel_zap_ranges") > 0, label[2] != "kernel", "{label:?}");
-        }
-        assert!(compared >= 6, "{compared} rows");
+    let (record, said) = run(directory.path(), &text, &["--zram", "512MiB", "--tap", tap]);
+    assert_eq!(said.contains("made the tracefs instance"), tap == "tracefs", "{said}");
+    let mut compared = 0;
+    for row in rows(&record).iter().filter(|row| row["could_not_run"].is_null()) {
+        let label: Vec<_> = ["case", "backing", "policy"].map(|key| row[key].as_str().unwrap()).to_vec();
+        assert_eq!(number(row, "lost_events"), 0, "{label:?}");
+        assert_eq!(number(row, "account_differences"), 0, "{label:?}: {}", row["warnings"]);
+        let split = if version() < (6, 13) { 2 } else { 1 };
+        let expected = match label[..] {
+            ["sparse" | "discard", "4k", _] => (256, 256 * PAGE_SIZE),
+            ["whole", "4k", _] => (2048, 2048 * PAGE_SIZE),
+            ["whole", "thp", "kernel"] => (4, 4 * PMD_SIZE),
+            // 32 huge pages lose eight pages each.
+            ["sparse", "thp", "kernel"] => (256 + 32 * split, 256 * PAGE_SIZE + 32 * split * PMD_SIZE),
+            _ => continue,
+        };
+        compared += 1;
+        assert_eq!((number(row, "kernel_ranges"), number(row, "kernel_bytes")), expected, "{label:?}");
+        // A toggle is two announcements; the kernel alone toggles nothing.
+        assert_eq!(number(row, "kernel_zap_ranges") > 0, label[2] != "kernel", "{label:?}");
     }
+    assert!(compared >= 6, "{compared} rows");
 }
-
 /// A page of 4 KiB leaves by a write protection and a drop: one range each, and both the step's own.
 fn our_own_swap_announces_two_ranges_a_page() {
     let text = "name = \"own\"\nmemory = \"8MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = [\"kernel\"]\n\

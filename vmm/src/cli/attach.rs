@@ -112,13 +112,14 @@ fn watch(
     }
 }
 
-/// By perf events, which change nothing on the host; where they are refused by a tracefs instance, which is removed again.
+/// By what changes nothing on the host, a BPF program or perf events; where they are refused by a tracefs instance, which
+/// is removed again.
 fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Result<Session, Box<dyn Error>> {
     let pid = holder.pid();
-    let refused = match Session::open(holder, memory, &Via::Perf) {
-        Err(attach::SessionError::Tap(error)) => error,
-        result => return Ok(result?),
-    };
+    let by_bpf = Session::open(holder, memory, &Via::Bpf);
+    let Err(attach::SessionError::Tap(_)) = by_bpf else { return Ok(by_bpf?) };
+    let by_perf = Session::open(Holder::open(pid)?, memory, &Via::Perf);
+    let Err(attach::SessionError::Tap(refused)) = by_perf else { return Ok(by_perf?) };
     eprintln!("zapscope: {}", chain(&refused));
     let name = changes.make_trace_instance("to read the kernel's account of another VM")?;
     Ok(Session::open(Holder::open(pid)?, memory, &Via::Instance(name))?)

@@ -8,7 +8,7 @@ use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use super::finding::Finding;
 use super::scratch::last_errno;
 use crate::host::Root;
-use crate::tap::{Interest, Layout, Tracefs};
+use crate::tap::{Bpf, Interest, Layout, Tracefs};
 
 /// The event that shows each range KVM was told to drop.
 const UNMAP_EVENT: &str = "kvm/kvm_unmap_hva_range";
@@ -29,6 +29,8 @@ pub(super) struct Tracing {
     lacking: Vec<String>,
     /// Opening it for all processes of one CPU.
     perf: Result<(), Errno>,
+    /// Loading a program for raw tracepoints.
+    bpf: Result<(), Errno>,
     paranoid: Option<i32>,
     privileged: bool,
     /// The chosen word of `/sys/kernel/security/lockdown`.
@@ -52,6 +54,7 @@ pub(super) fn probe() -> Tracing {
         lacking: layout.map_or(Vec::new(), |layout| layout.missing().to_vec()),
         // Without the event's number, any number tells whether tracepoints may be opened at all.
         perf: open_tracepoint(event.unwrap_or(1)).map(drop),
+        bpf: Bpf::permitted(),
         paranoid: root.number("/proc/sys/kernel/perf_event_paranoid"),
         privileged: capabilities.has(CAP_PERFMON) || capabilities.has(CAP_SYS_ADMIN),
         lockdown: root.choice("/sys/kernel/security/lockdown"),
@@ -85,7 +88,7 @@ fn open_tracepoint(id: u64) -> Result<OwnedFd, Errno> {
 }
 
 pub(super) fn judge(tracing: &Tracing) -> Vec<Finding> {
-    vec![judge_tracefs(tracing), judge_perf(tracing)]
+    vec![judge_tracefs(tracing), judge_perf(tracing), judge_bpf(tracing)]
 }
 
 fn judge_tracefs(tracing: &Tracing) -> Finding {
@@ -143,6 +146,25 @@ fn judge_perf(tracing: &Tracing) -> Finding {
     }
 }
 
+fn judge_bpf(tracing: &Tracing) -> Finding {
+    const SUBJECT: &str = "tracepoints by BPF";
+    match (tracing.bpf, tracing.lockdown.as_deref()) {
+        (Ok(()), _) => Finding::can(SUBJECT, "a program takes kernel_ranges, at the least cost for each"),
+        (Err(errno), Some("confidentiality")) => {
+            Finding::limited(SUBJECT, format!("{errno}: the kernel is locked down (confidentiality)"))
+                .remedy("none needed where perf or tracefs serves; or boot without lockdown=confidentiality")
+        }
+        (Err(Errno::ACCESS | Errno::PERM), _) => {
+            Finding::limited(SUBJECT, "programs are refused: CAP_BPF and CAP_PERFMON are missing")
+                .remedy("none needed where perf or tracefs serves; or setcap cap_bpf,cap_perfmon+ep zapscope")
+        }
+        (Err(errno), _) => {
+            Finding::limited(SUBJECT, format!("this kernel takes none for tracepoints: {errno}"))
+                .remedy("none needed where perf or tracefs serves; or Linux 5.8 with CONFIG_BPF_EVENTS")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;
@@ -154,19 +176,20 @@ mod tests {
             event: Ok(1234),
             lacking: Vec::new(),
             perf: Ok(()),
+            bpf: Ok(()),
             paranoid: Some(2),
             privileged: true,
             lockdown: None,
         }
     }
 
-    fn verdicts(tracing: &Tracing) -> [Verdict; 2] {
-        [judge_tracefs(tracing).verdict, judge_perf(tracing).verdict]
+    fn verdicts(tracing: &Tracing) -> [Verdict; 3] {
+        judge(tracing).iter().map(|finding| finding.verdict).collect::<Vec<_>>().try_into().unwrap()
     }
 
     #[test]
     fn root_sees_everything() {
-        assert_eq!(verdicts(&root_host()), [Verdict::Can; 2]);
+        assert_eq!(verdicts(&root_host()), [Verdict::Can; 3]);
         let unmounted = Tracing { mounts: Vec::new(), ..root_host() };
         assert!(judge_tracefs(&unmounted).detail.contains("an own one"));
     }
@@ -176,13 +199,15 @@ mod tests {
         let user = Tracing {
             event: Err(Errno::ACCESS),
             perf: Err(Errno::ACCESS),
+            bpf: Err(Errno::PERM),
             paranoid: Some(4),
             privileged: false,
             ..root_host()
         };
-        assert_eq!(verdicts(&user), [Verdict::Cannot; 2]);
+        assert_eq!(verdicts(&user), [Verdict::Cannot, Verdict::Cannot, Verdict::Limited]);
         let perf = judge_perf(&user);
         assert!(perf.detail.contains("paranoid is 4") && perf.remedy.unwrap().contains("cap_perfmon"));
+        assert!(judge_bpf(&user).remedy.unwrap().contains("cap_bpf"));
     }
 
     #[test]
@@ -205,6 +230,6 @@ mod tests {
     #[test]
     fn without_kvm_there_is_no_event() {
         let no_kvm = Tracing { event: Err(Errno::NOENT), ..root_host() };
-        assert_eq!(verdicts(&no_kvm), [Verdict::Limited; 2]);
+        assert_eq!(verdicts(&no_kvm), [Verdict::Limited, Verdict::Limited, Verdict::Can]);
     }
 }

@@ -15,11 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use guest_mem::HvaRange;
+use notifier_bridge::monotonic_ns;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::filter::merged;
-use super::source::{Source, SourceError};
+use super::source::{Heard, Source, SourceError};
 use super::tasks::{Task, Tasks};
 use super::tracepoints::{Deed, Event, Layout, What};
 
@@ -108,13 +109,15 @@ impl Collector {
     /// The source failed, now or earlier: events are missing, it is not known how many.
     pub fn take(&self, events: &mut Vec<Event>) -> Result<Seen, SourceError> {
         let mut state = lock(&self.state);
+        let now = monotonic_ns();
         state.drain();
         if let Some(error) = state.failed.take() {
             return Err(error);
         }
-        let first = events.len();
-        events.append(&mut state.kept);
-        events[first..].sort_by_key(|event| event.time_ns);
+        state.kept.sort_by_key(|event| event.time_ns);
+        // Buffers are emptied one after the other. What is younger than that may lack what went before it elsewhere.
+        let until = state.kept.partition_point(|event| event.time_ns <= now);
+        events.extend(state.kept.drain(..until));
         state.seen.lost = state.unkept + state.source.lost();
         Ok(state.seen)
     }
@@ -145,9 +148,14 @@ impl State {
     fn drain(&mut self) {
         let Self { source, layout, watched, kept, seen, unkept, tasks, failed } = self;
         let capacity = kept.capacity();
-        let drained = source.drain(&mut |sample| {
+        let drained = source.drain(&mut |heard| {
             seen.records += 1;
-            let Some(event) = layout.decode(sample) else {
+            let event = match heard {
+                Heard::Sample(sample) => layout.decode(&sample),
+                Heard::Event(event) => Some(event),
+                Heard::Nonsense => None,
+            };
+            let Some(event) = event else {
                 seen.foreign += 1;
                 return;
             };

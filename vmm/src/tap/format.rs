@@ -179,6 +179,14 @@ impl Format {
         self.find(name).map(|field| field.offset.into())
     }
 
+    /// The names of its fields in the order of their places, without those that every tracepoint has.
+    pub fn own_fields(&self) -> Vec<&str> {
+        let mut own: Vec<&Named> =
+            self.fields.iter().filter(|field| !field.name.starts_with("common_")).collect();
+        own.sort_by_key(|field| field.offset);
+        own.into_iter().map(|field| field.name.as_str()).collect()
+    }
+
     fn find(&self, name: &str) -> Result<&Named, FormatError> {
         let known = self.fields.iter().find(|field| field.name == name);
         known.ok_or_else(|| FormatError::NoField { event: self.name.clone(), field: name.to_owned() })

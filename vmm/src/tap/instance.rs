@@ -18,7 +18,7 @@ use super::format::FormatError;
 use super::page::{DamagedPage, PageLayout};
 use super::perf::ring_size;
 use super::sample::Sample;
-use super::source::{Source, SourceError};
+use super::source::{Heard, Source, SourceError};
 use super::tracefs::{Tracefs, TracefsError};
 use super::tracepoints::Layout;
 
@@ -128,7 +128,7 @@ fn page_size(directory: &Tracefs) -> usize {
 }
 
 /// Whether threads have the numbers by which the kernel itself knows them.
-fn in_initial_pid_namespace() -> bool {
+pub(super) fn in_initial_pid_namespace() -> bool {
     /// `PROC_PID_INIT_INO`, the same on every kernel.
     const INITIAL: &str = "pid:[4026531836]";
     std::fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() == INITIAL)
@@ -140,7 +140,7 @@ impl Source for Instance {
         self.cpus.iter().map(|(_, stream)| stream.as_fd()).collect()
     }
 
-    fn drain(&mut self, sink: &mut dyn FnMut(&Sample<'_>)) -> Result<(), SourceError> {
+    fn drain(&mut self, sink: &mut dyn FnMut(Heard<'_>)) -> Result<(), SourceError> {
         let (layout, events, page) = (&self.layout, &self.events, &mut self.page);
         for (_, stream) in &self.cpus {
             loop {
@@ -152,7 +152,7 @@ impl Source for Instance {
                 };
                 let read = layout.records(&page[..length], |time_ns, raw| {
                     let tid = events.thread(raw).unwrap_or(0);
-                    sink(&Sample { time_ns, pid: 0, tid, raw });
+                    sink(Heard::Sample(Sample { time_ns, pid: 0, tid, raw }));
                 });
                 read.map_err(StreamError::Page)?;
             }

@@ -23,9 +23,19 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// The first `len` bytes of `file`.
     pub(super) fn of(file: BorrowedFd<'_>, len: usize) -> Result<Self, Errno> {
-        let access = ProtFlags::READ | ProtFlags::WRITE;
+        Self::map(file, 0, len, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// `len` bytes of `file` from `offset` on, which may only be read.
+    pub(super) fn to_read(file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<Self, Errno> {
+        Self::map(file, offset, len, ProtFlags::READ)
+    }
+
+    fn map(file: BorrowedFd<'_>, offset: usize, len: usize, access: ProtFlags) -> Result<Self, Errno> {
+        let offset = offset as u64;
         // SAFETY: without MAP_FIXED a new mapping cannot touch an existing one.
-        let at = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file, 0) }?;
+        let at =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file, offset) }?;
         Ok(Self { at: NonNull::new(at.cast()).ok_or(Errno::NOMEM)?, len })
     }
 

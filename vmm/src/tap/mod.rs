@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   tracepoints (kvm:kvm_unmap_hva_range …)
-//!     ├─ perf       one ring a CPU, filtered by address in the kernel ──┐
+//!     ├─ bpf        a program of four stores for the ranges, perf ──────┐
+//!     ├─ perf       one ring a CPU, filtered by address in the kernel ──┤
 //!     ├─ instance   a private tracefs instance, where perf is refused ──┼─> Source ── Collector ── Event, by time
 //!     └─ synthetic  the same ring and bytes, written by a thread ───────┘              (one reader thread)
 //! ```
@@ -11,6 +12,7 @@
 //! The tap watches addresses, of whatever process: a run's own arena, or the memory of a VM that another VMM runs.
 
 mod at_work;
+pub mod bpf;
 pub mod cause;
 pub mod collector;
 mod filter;
@@ -31,13 +33,14 @@ pub mod tracepoints;
 use guest_mem::HvaRange;
 
 pub use at_work::AtWork;
+pub use bpf::{Bpf, BpfError};
 pub use cause::RangeCause;
 pub use collector::{CollectError, Collector, Seen};
 pub use filter::everywhere;
 pub use instance::{Instance, InstanceError};
 pub use perf::{Perf, PerfError};
 pub use reconcile::{Account, Operations, Promise, Ranges};
-pub use source::{Source, SourceError};
+pub use source::{Heard, Source, SourceError};
 pub use tasks::Task;
 pub use tracefs::{Tracefs, TracefsError};
 pub use tracepoints::{Call, Deed, Event, Interest, Layout, LayoutError, What, Work};
@@ -45,10 +48,23 @@ pub use tracepoints::{Call, Deed, Event, Interest, Layout, LayoutError, What, Wo
 /// By which of the kernel's interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Via {
+    /// A BPF program for the ranges, perf events for the rest.
+    Bpf,
     /// perf events.
     Perf,
     /// The tracefs instance of this name, which is there.
     Instance(String),
+}
+
+impl Via {
+    /// The name in records.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bpf => "bpf",
+            Self::Perf => "perf",
+            Self::Instance(_) => "tracefs",
+        }
+    }
 }
 
 /// Why there is no tap.
@@ -60,6 +76,9 @@ pub enum TapError {
     /// No ranges to be had.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// No BPF program.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
     /// No perf events.
     #[error(transparent)]
     Perf(#[from] PerfError),
@@ -78,7 +97,7 @@ impl Tap {
     /// Begins to listen for ranges that meet `watched`, in such a way that the collector can watch other addresses
     /// later: those that the kernel picks, which are given back too, lie around it.
     ///
-    /// perf picks what lies near. A tracefs instance picks nothing: a filter there makes the kernel write each record
+    /// BPF and perf pick what lies near. A tracefs instance picks nothing: a filter there makes the kernel write each record
     /// twice, which costs a range of ours a third more and spares a stranger's next to nothing.
     ///
     /// # Errors
@@ -91,7 +110,7 @@ impl Tap {
     ) -> Result<(Collector, HvaRange), TapError> {
         const NEAR: u64 = 64 << 30;
         let picked = match via {
-            Via::Perf => watched.checked_align_outward(NEAR).unwrap_or(watched),
+            Via::Bpf | Via::Perf => watched.checked_align_outward(NEAR).unwrap_or(watched),
             Via::Instance(_) => everywhere(),
         };
         let collector = Self::open(via, interest, &[picked], capacity)?;
@@ -113,7 +132,8 @@ impl Tap {
         let tracefs = Tracefs::open()?;
         let layout = Layout::read(&tracefs, interest)?;
         let source: Box<dyn Source> = match via {
-            Via::Perf => Box::new(Perf::open(&layout, watched)?),
+            Via::Bpf => Box::new(Bpf::open(&layout, watched)?),
+            Via::Perf => Box::new(Perf::open(layout.listened(), watched)?),
             Via::Instance(name) => Box::new(Instance::open(&tracefs, name, &layout, watched)?),
         };
         Ok(Collector::start(source, layout, watched, capacity)?)

@@ -23,10 +23,10 @@ use rustix::io::Errno;
 use super::filter;
 use super::mapping::Mapping;
 use super::ring::Ring;
-use super::sample::{SAMPLE_TYPE, Sample, read};
-use super::source::{Source, SourceError};
+use super::sample::{SAMPLE_TYPE, read};
+use super::source::{Heard, Source, SourceError};
 use super::tracefs::last_errno;
-use super::tracepoints::{Layout, Listened};
+use super::tracepoints::Listened;
 
 /// The first page of a ring's mapping.
 const PAGE: usize = 4096;
@@ -85,27 +85,36 @@ pub struct Perf {
 #[derive(Debug)]
 struct OneCpu {
     ring: Ring<Mapping>,
-    /// The ring's own event first.
-    events: Vec<OwnedFd>,
+    /// The ring's own event.
+    leader: OwnedFd,
+    /// Those that write to it too.
+    others: Vec<OwnedFd>,
 }
 
 impl Perf {
-    /// Listens to all that `layout` lists, ranges only where they meet `watched`.
+    /// Listens to all that is `listened` to, which may be nothing; ranges only where they meet `watched`.
     ///
     /// # Errors
     /// [`PerfError`].
-    pub fn open(layout: &Layout, watched: &[HvaRange]) -> Result<Self, PerfError> {
+    pub fn open(listened: &[Listened], watched: &[HvaRange]) -> Result<Self, PerfError> {
+        let Some((first, others)) = listened.split_first() else {
+            return Ok(Self { cpus: Vec::new(), counts_losses: true, told: 0 });
+        };
         let online = fs::read_to_string("/sys/devices/system/cpu/online").map_err(|_| PerfError::Cpus)?;
         let cpus = parse_cpus(online.trim()).ok_or(PerfError::Cpus)?;
         let ring = ring_size(cpus.len());
         let mut counts_losses = true;
         let mut perf = Vec::with_capacity(cpus.len());
         for cpu in cpus {
-            perf.push(OneCpu::open(layout, watched, (cpu, ring), &mut counts_losses)?);
+            let mut one = OneCpu::open(first, watched, (cpu, ring), &mut counts_losses)?;
+            for listened in others {
+                one.join(listened, watched, cpu, &mut counts_losses)?;
+            }
+            perf.push(one);
         }
         // All are there: begin.
         for one in &perf {
-            for event in &one.events {
+            for event in one.events() {
                 // SAFETY: the descriptor is a perf event's; the call takes no pointer.
                 let _ = unsafe { ioctls::ENABLE(event.as_raw_fd(), 0) };
             }
@@ -116,39 +125,56 @@ impl Perf {
 
 impl OneCpu {
     fn open(
-        layout: &Layout,
+        listened: &Listened,
         watched: &[HvaRange],
         (cpu, ring_size): (u32, usize),
         counts_losses: &mut bool,
     ) -> Result<Self, PerfError> {
-        let mut events: Vec<OwnedFd> = Vec::with_capacity(layout.listened().len());
-        let mut ring = None;
-        for listened in layout.listened() {
-            let event = open_event(listened, cpu, counts_losses)?;
-            let failed = |call, source| PerfError::Call { call, event: listened.path, cpu, source };
-            if let Some(text) = filter::text(listened.filtered, watched) {
-                set_filter(event.as_fd(), &text)
-                    .map_err(|errno| failed("PERF_EVENT_IOC_SET_FILTER", errno))?;
-            }
-            match events.first() {
-                None => {
-                    ring = Some(
-                        map_ring(event.as_fd(), ring_size)
-                            .map_err(|errno| failed("mmap of the ring", errno))?,
-                    )
-                }
-                Some(leader) => {
-                    // SAFETY: both descriptors are perf events'; the call takes no pointer.
-                    let done = unsafe { ioctls::SET_OUTPUT(event.as_raw_fd(), leader.as_raw_fd()) };
-                    if done < 0 {
-                        return Err(failed("PERF_EVENT_IOC_SET_OUTPUT", last_errno()));
-                    }
-                }
-            }
-            events.push(event);
-        }
-        Ok(Self { ring: ring.expect("a layout has the ranges"), events })
+        let leader = open_filtered(listened, watched, cpu, counts_losses)?;
+        let ring = map_ring(leader.as_fd(), ring_size).map_err(failed("mmap of the ring", listened, cpu))?;
+        Ok(Self { ring, leader, others: Vec::new() })
     }
+
+    /// One more event writes to the ring.
+    fn join(
+        &mut self,
+        listened: &Listened,
+        watched: &[HvaRange],
+        cpu: u32,
+        counts_losses: &mut bool,
+    ) -> Result<(), PerfError> {
+        let event = open_filtered(listened, watched, cpu, counts_losses)?;
+        // SAFETY: both descriptors are perf events'; the call takes no pointer.
+        let done = unsafe { ioctls::SET_OUTPUT(event.as_raw_fd(), self.leader.as_raw_fd()) };
+        if done < 0 {
+            return Err(failed("PERF_EVENT_IOC_SET_OUTPUT", listened, cpu)(last_errno()));
+        }
+        self.others.push(event);
+        Ok(())
+    }
+
+    fn events(&self) -> impl Iterator<Item = &OwnedFd> {
+        std::iter::once(&self.leader).chain(&self.others)
+    }
+}
+
+fn failed(call: &'static str, listened: &Listened, cpu: u32) -> impl FnOnce(Errno) -> PerfError {
+    let event = listened.path;
+    move |source| PerfError::Call { call, event, cpu, source }
+}
+
+/// An event that is not enabled yet.
+fn open_filtered(
+    listened: &Listened,
+    watched: &[HvaRange],
+    cpu: u32,
+    counts_losses: &mut bool,
+) -> Result<OwnedFd, PerfError> {
+    let event = open_event(listened, cpu, counts_losses)?;
+    if let Some(text) = filter::text(listened.filtered, watched) {
+        set_filter(event.as_fd(), &text).map_err(failed("PERF_EVENT_IOC_SET_FILTER", listened, cpu))?;
+    }
+    Ok(event)
 }
 
 fn open_event(listened: &Listened, cpu: u32, counts_losses: &mut bool) -> Result<OwnedFd, PerfError> {
@@ -218,10 +244,10 @@ fn set_filter(event: BorrowedFd<'_>, text: &str) -> Result<(), Errno> {
 
 impl Source for Perf {
     fn wakes(&self) -> Vec<BorrowedFd<'_>> {
-        self.cpus.iter().map(|cpu| cpu.events[0].as_fd()).collect()
+        self.cpus.iter().map(|cpu| cpu.leader.as_fd()).collect()
     }
 
-    fn drain(&mut self, sink: &mut dyn FnMut(&Sample<'_>)) -> Result<(), SourceError> {
+    fn drain(&mut self, sink: &mut dyn FnMut(Heard<'_>)) -> Result<(), SourceError> {
         let told = &mut self.told;
         for cpu in &mut self.cpus {
             cpu.ring.drain(|kind, body| read(kind, body).tell(sink, told))?;
@@ -233,7 +259,7 @@ impl Source for Perf {
         if !self.counts_losses {
             return self.told;
         }
-        let each = self.cpus.iter().flat_map(|cpu| &cpu.events).map(|event| {
+        let each = self.cpus.iter().flat_map(OneCpu::events).map(|event| {
             // What `PERF_FORMAT_LOST` makes of a reading: hits, and losses.
             let mut words = [0; 16];
             match rustix::io::read(event, &mut words) {
@@ -252,7 +278,7 @@ pub(super) fn ring_size(cpus: usize) -> usize {
 }
 
 /// CPUs from a list like `0-3,8`.
-fn parse_cpus(text: &str) -> Option<Vec<u32>> {
+pub(super) fn parse_cpus(text: &str) -> Option<Vec<u32>> {
     /// More than the kernel can have.
     const MOST: u32 = 1 << 16;
     let mut cpus = Vec::new();

@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::super::sample::Sample;
-use super::super::source::Source;
+use super::super::source::{Heard, Source};
 use super::super::synthetic::synthetic;
 use super::*;
 
@@ -19,7 +19,8 @@ fn what_goes_in_comes_out_over_many_turns_of_the_ring() {
             written += 1;
         }
         reader
-            .drain(&mut |sample| {
+            .drain(&mut |heard| {
+                let Heard::Sample(sample) = heard else { panic!("{heard:?}") };
                 assert!(sample.raw.windows(2).all(|pair| pair[0] == pair[1] || pair[1] == 0));
                 seen.push(sample.time_ns);
             })

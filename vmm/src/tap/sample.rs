@@ -10,6 +10,8 @@
 
 use perf_event_open_sys::bindings as abi;
 
+use super::source::Heard;
+
 /// What a sample holds, in this order.
 pub(super) const SAMPLE_TYPE: u32 =
     abi::PERF_SAMPLE_TID | abi::PERF_SAMPLE_TIME | abi::PERF_SAMPLE_CPU | abi::PERF_SAMPLE_RAW;
@@ -42,9 +44,9 @@ pub(super) enum Said<'a> {
 impl Said<'_> {
     /// Hands a sample on, and adds losses to `lost`.
     #[inline]
-    pub(super) fn tell(self, sink: &mut dyn FnMut(&Sample<'_>), lost: &mut u64) {
+    pub(super) fn tell(self, sink: &mut dyn FnMut(Heard<'_>), lost: &mut u64) {
         match self {
-            Self::Sample(sample) => sink(&sample),
+            Self::Sample(sample) => sink(Heard::Sample(sample)),
             Self::Lost(records) => *lost += records,
             Self::Nothing => {}
         }

@@ -5,6 +5,18 @@ use std::os::fd::BorrowedFd;
 use super::instance::StreamError;
 use super::ring::Damaged;
 use super::sample::Sample;
+use super::tracepoints::Event;
+
+/// What a source has to tell.
+#[derive(Clone, Copy, Debug)]
+pub enum Heard<'a> {
+    /// A record as the kernel wrote it, to be decoded by its format.
+    Sample(Sample<'a>),
+    /// One that its source has decoded.
+    Event(Event),
+    /// One that its source could make nothing of.
+    Nonsense,
+}
 
 /// A source of tracepoint records, read by one thread at a time.
 pub trait Source: Send {
@@ -16,7 +28,7 @@ pub trait Source: Send {
     ///
     /// # Errors
     /// [`SourceError`]: nothing more can be had from it.
-    fn drain(&mut self, sink: &mut dyn FnMut(&Sample<'_>)) -> Result<(), SourceError>;
+    fn drain(&mut self, sink: &mut dyn FnMut(Heard<'_>)) -> Result<(), SourceError>;
 
     /// Records that found no room, so far.
     fn lost(&mut self) -> u64;

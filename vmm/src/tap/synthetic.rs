@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::mapping::Mapping;
 use super::ring::{HEAD, HEADER, Ring, TAIL};
 use super::sample::{Sample, read, write_sample};
-use super::source::{Source, SourceError};
+use super::source::{Heard, Source, SourceError};
 
 /// The first page, which is no data.
 const PAGE: usize = 4096;
@@ -119,7 +119,7 @@ impl Source for Synthetic {
         vec![self.wake.as_fd()]
     }
 
-    fn drain(&mut self, sink: &mut dyn FnMut(&Sample<'_>)) -> Result<(), SourceError> {
+    fn drain(&mut self, sink: &mut dyn FnMut(Heard<'_>)) -> Result<(), SourceError> {
         // Nothing to take is fine: nobody woke us.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         let lost = &mut self.lost;

@@ -262,6 +262,8 @@ enum Shape {
 pub struct Layout {
     kind: Field,
     thread: Field,
+    /// Whether the ranges' record is their two addresses, in the order of the tracepoint's arguments.
+    names_its_arguments: bool,
     listened: Vec<Listened>,
     missing: Vec<String>,
 }
@@ -296,7 +298,8 @@ impl Layout {
                 Err(_) => missing.push(tracepoint.0.replace('/', ":")),
             }
         }
-        Ok(Self { kind, thread, listened, missing })
+        let names_its_arguments = ranges.own_fields() == ["start", "end"];
+        Ok(Self { kind, thread, names_its_arguments, listened, missing })
     }
 
     /// What is listened to, the ranges first.
@@ -307,6 +310,12 @@ impl Layout {
     /// Tracepoints that this kernel lacks, as `group:name`.
     pub fn missing(&self) -> &[String] {
         &self.missing
+    }
+
+    /// Whether a range's fields are `start` and `end` and nothing else. Then they are the tracepoint's arguments, too, in
+    /// the same order: the kernel tells the names of fields alone.
+    pub fn names_its_arguments(&self) -> bool {
+        self.names_its_arguments
     }
 
     /// The thread that a record names. Numbered in the initial namespace.
