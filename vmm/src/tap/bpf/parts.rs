@@ -50,7 +50,11 @@ pub(super) struct Parts {
 impl Parts {
     /// The parts of `cpus` CPUs in a map of the kernel's.
     pub(super) fn of(map: BorrowedFd<'_>, cpus: usize, slots: u32) -> Result<Self, Errno> {
-        Ok(Self { memory: Mapping::of(map, cpus * part_size(slots))?, slots, cpus })
+        Ok(Self::over(Mapping::of(map, cpus * part_size(slots))?, cpus, slots))
+    }
+
+    fn over(memory: Mapping, cpus: usize, slots: u32) -> Self {
+        Self { memory, slots, cpus }
     }
 
     /// Gives every range that was written and not read to `sink`, CPU by CPU.
@@ -93,3 +97,7 @@ impl Parts {
         each.map(|lost| lost.load(Ordering::Relaxed)).sum()
     }
 }
+
+#[cfg(test)]
+#[path = "parts_tests.rs"]
+mod tests;
