@@ -58,7 +58,7 @@ fn assert_sums(row: &Value, time: &Value) {
         assert_eq!(sum("zap_ns"), number(&row["zap_ns"], "sum"), "{time}");
     }
     let reclaim = number(&time["steps"]["reclaim"], "ns");
-    assert!(sum("zap_ns") + sum("kernel_ns") + sum("end_ns") <= reclaim, "{time}");
+    assert!(sum("zap_ns") + sum("operation_ns") + sum("end_ns") <= reclaim, "{time}");
     for (step, times) in [("refault", "refault_ns"), ("sweep", "collateral_ns")] {
         let stalled = &time["steps"][step]["stalled"];
         // No stall at all is no distribution.

@@ -162,6 +162,10 @@ impl Session {
                 span.account.deeds.insert(deed.name(), now - before);
             }
         }
+        if span.account.lost > 0 {
+            // The end of something may be among it.
+            self.at_work = AtWork::default();
+        }
         (self.lost, self.deeds) = (seen.lost, seen.deeds);
         self.look();
         Ok(span)

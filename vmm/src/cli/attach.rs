@@ -117,10 +117,10 @@ fn watch(
 fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Result<Session, Box<dyn Error>> {
     let pid = holder.pid();
     let by_bpf = Session::open(holder, memory, &Via::Bpf);
-    let Err(attach::SessionError::Tap(_)) = by_bpf else { return Ok(by_bpf?) };
+    let Err(attach::SessionError::Tap(no_program)) = by_bpf else { return Ok(by_bpf?) };
     let by_perf = Session::open(Holder::open(pid)?, memory, &Via::Perf);
     let Err(attach::SessionError::Tap(refused)) = by_perf else { return Ok(by_perf?) };
-    eprintln!("zapscope: {}", chain(&refused));
+    eprintln!("zapscope: {}\nzapscope: {}", chain(&no_program), chain(&refused));
     let name = changes.make_trace_instance("to read the kernel's account of another VM")?;
     Ok(Session::open(Holder::open(pid)?, memory, &Via::Instance(name))?)
 }
@@ -128,13 +128,14 @@ fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Resul
 /// The addresses of a range of the guest's largest mapping.
 fn in_largest(session: &Session, range: ByteRange) -> Result<HvaRange, Outside> {
     let largest = session.memory().iter().map(|memory| memory.range).max_by_key(|range| range.len());
-    let (start, end) = (range.start / PAGE_SIZE * PAGE_SIZE, range.end.next_multiple_of(PAGE_SIZE));
     let size = largest.map_or(0, HvaRange::len);
     let at = |largest: HvaRange| {
-        let first = Hva::new(largest.start().get() + start);
-        HvaRange::with_len(first, end - start)
+        // A mapping is whole pages, so that what is inside is so in whole pages too.
+        let (start, end) = (range.start / PAGE_SIZE * PAGE_SIZE, range.end.next_multiple_of(PAGE_SIZE));
+        HvaRange::with_len(Hva::new(largest.start().get() + start), end - start)
     };
-    largest.filter(|_| end <= size).and_then(at).ok_or(Outside { start, end, size })
+    let outside = Outside { start: range.start, end: range.end, size };
+    largest.filter(|_| range.end <= size).and_then(at).ok_or(outside)
 }
 
 fn since(begun: u64) -> Duration {

@@ -5,6 +5,8 @@ use std::ptr::NonNull;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use crate::tap::tracefs::last_errno;
+
 pub(super) const PAGE: usize = 4096;
 pub(super) const HUGE: usize = 2 << 20;
 
@@ -92,12 +94,6 @@ impl Drop for Scratch {
         // SAFETY: the mapping is ours and not used again. It cannot fail for a mapping that exists.
         let _ = unsafe { rustix::mm::munmap(self.mapped.as_ptr().cast(), self.mapped_len) };
     }
-}
-
-/// The reason of the libc call that just failed.
-pub(super) fn last_errno() -> Errno {
-    // A call that failed left a number that is one.
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
 #[cfg(test)]

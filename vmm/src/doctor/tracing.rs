@@ -6,9 +6,9 @@ use rustix::io::Errno;
 
 use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use super::finding::Finding;
-use super::scratch::last_errno;
 use crate::host::Root;
-use crate::tap::{Bpf, Interest, Layout, Tracefs};
+use crate::tap::tracefs::last_errno;
+use crate::tap::{Bpf, Interest, Layout, Tracefs, in_initial_pid_namespace};
 
 /// The event that shows each range KVM was told to drop.
 const UNMAP_EVENT: &str = "kvm/kvm_unmap_hva_range";
@@ -31,6 +31,8 @@ pub(super) struct Tracing {
     perf: Result<(), Errno>,
     /// Loading a program for raw tracepoints.
     bpf: Result<(), Errno>,
+    /// Whether threads have the numbers that a program and an instance know.
+    initial_pid_namespace: bool,
     paranoid: Option<i32>,
     privileged: bool,
     /// The chosen word of `/sys/kernel/security/lockdown`.
@@ -55,6 +57,7 @@ pub(super) fn probe() -> Tracing {
         // Without the event's number, any number tells whether tracepoints may be opened at all.
         perf: open_tracepoint(event.unwrap_or(1)).map(drop),
         bpf: Bpf::permitted(),
+        initial_pid_namespace: in_initial_pid_namespace(),
         paranoid: root.number("/proc/sys/kernel/perf_event_paranoid"),
         privileged: capabilities.has(CAP_PERFMON) || capabilities.has(CAP_SYS_ADMIN),
         lockdown: root.choice("/sys/kernel/security/lockdown"),
@@ -149,6 +152,14 @@ fn judge_perf(tracing: &Tracing) -> Finding {
 fn judge_bpf(tracing: &Tracing) -> Finding {
     const SUBJECT: &str = "tracepoints by BPF";
     match (tracing.bpf, tracing.lockdown.as_deref()) {
+        (Ok(()), _) if tracing.event.is_err() => {
+            Finding::limited(SUBJECT, "programs are taken, but there is no event to be had for them")
+                .remedy("see tracefs")
+        }
+        (Ok(()), _) if !tracing.initial_pid_namespace => {
+            Finding::limited(SUBJECT, "programs are taken, but number threads as another PID namespace does")
+                .remedy("none needed where perf serves; or run outside the container")
+        }
         (Ok(()), _) => Finding::can(SUBJECT, "a program takes kernel_ranges, at the least cost for each"),
         (Err(errno), Some("confidentiality")) => {
             Finding::limited(SUBJECT, format!("{errno}: the kernel is locked down (confidentiality)"))
@@ -177,6 +188,7 @@ mod tests {
             lacking: Vec::new(),
             perf: Ok(()),
             bpf: Ok(()),
+            initial_pid_namespace: true,
             paranoid: Some(2),
             privileged: true,
             lockdown: None,
@@ -190,6 +202,8 @@ mod tests {
     #[test]
     fn root_sees_everything() {
         assert_eq!(verdicts(&root_host()), [Verdict::Can; 3]);
+        let contained = Tracing { initial_pid_namespace: false, ..root_host() };
+        assert_eq!(judge_bpf(&contained).verdict, Verdict::Limited);
         let unmounted = Tracing { mounts: Vec::new(), ..root_host() };
         assert!(judge_tracefs(&unmounted).detail.contains("an own one"));
     }
@@ -230,6 +244,6 @@ mod tests {
     #[test]
     fn without_kvm_there_is_no_event() {
         let no_kvm = Tracing { event: Err(Errno::NOENT), ..root_host() };
-        assert_eq!(verdicts(&no_kvm), [Verdict::Limited, Verdict::Limited, Verdict::Can]);
+        assert_eq!(verdicts(&no_kvm), [Verdict::Limited; 3]);
     }
 }

@@ -96,7 +96,7 @@ pub struct StallEvent {
 /// A range that the kernel announced, by its own account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeEvent {
-    /// When, nanoseconds since the row's first operation.
+    /// When, nanoseconds since the row's first operation; 0 for those before it.
     pub at_ns: u64,
     /// The first page; what of it lies beside the memory under test is left out.
     pub first_page: u64,

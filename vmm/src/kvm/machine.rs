@@ -117,7 +117,7 @@ impl Machine {
 
     /// Faults so far, all vCPUs together; `None` where KVM does not count them.
     pub fn fault_counts(&self) -> Option<FaultCounts> {
-        self.vcpu_stats.iter().map(VcpuStats::faults).reduce(|a, b| Some(a? + b?))?
+        VcpuStats::faults_of_all(&self.vcpu_stats)
     }
 }
 

@@ -103,6 +103,11 @@ impl VcpuStats {
         Self { source }
     }
 
+    /// Faults of all vCPUs together; `None` where KVM does not count those of one, or there is none.
+    pub fn faults_of_all(vcpus: &[Self]) -> Option<FaultCounts> {
+        vcpus.iter().map(Self::faults).reduce(|a, b| Some(a? + b?))?
+    }
+
     /// Faults since the vCPU was made.
     pub fn faults(&self) -> Option<FaultCounts> {
         let (stats, fixed, outcomes) = self.source.as_ref()?;

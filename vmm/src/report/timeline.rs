@@ -4,6 +4,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use super::names::grouped;
 use super::units::{self, Charset};
+use crate::scenario::Reclaim;
 use crate::timeline::{CauseTime, RowTime, Stalled};
 
 /// Columns of words; the others are numbers.
@@ -17,7 +18,7 @@ const HEADINGS: [&str; 15] = [
     "ranges",
     "by the\nkernel",
     "zap",
-    "in the\nkernel",
+    "operation",
     "guest\nheld",
     "guest\nrepairs",
     "faults",
@@ -28,7 +29,8 @@ const HEADINGS: [&str; 15] = [
 ];
 
 const LEGEND: &str = "\
-zap, in the kernel: time in our listeners and in the kernel's own call, all ranges together.
+The first trial of each row. zap: time in our listeners, all ranges together; operation: in what follows inside the same
+brackets, the kernel's calls and, for a page-out, looking what left and asking again.
 guest held: time in which vCPUs stood still inside those brackets; guest repairs: outside them, while memory was taken.
 faults, retries, flushes: what the secondary MMU counted while memory was taken; a retry let the guest in again without
 an entry. What the kernel announced in one call stands with the last cause of that call. refault, sweep: time in which
@@ -58,7 +60,10 @@ fn draw(rows: &[&RowTime], charset: Charset) -> Table {
     table.set_header(HEADINGS);
     for row in rows {
         for (index, cause) in row.causes.iter().enumerate() {
-            table.add_row(line(row, cause, index == 0, charset));
+            table.add_row(line(row, Some(cause), index == 0, charset));
+        }
+        if row.causes.is_empty() {
+            table.add_row(line(row, None, true, charset));
         }
     }
     for (index, column) in table.column_iter_mut().enumerate() {
@@ -68,22 +73,25 @@ fn draw(rows: &[&RowTime], charset: Charset) -> Table {
     table
 }
 
-/// One cause's line. What belongs to the row and not to a cause stands in its first one alone.
-fn line(row: &RowTime, cause: &CauseTime, first: bool, charset: Charset) -> [String; 15] {
+/// One cause's line. What belongs to the row and not to a cause stands in its first one alone, which has no cause where
+/// nothing was announced.
+fn line(row: &RowTime, cause: Option<&CauseTime>, first: bool, charset: Charset) -> [String; 15] {
     let label = &row.label;
     let time = |ns: u64| units::nanoseconds(ns as f64, charset);
     let number = |count: Option<u64>| count.map_or(charset.missing().to_owned(), units::count);
+    let of_cause =
+        |ns: fn(&CauseTime) -> u64| cause.map_or(charset.missing().to_owned(), |cause| time(ns(cause)));
     let rows_own = |text: String| if first { text } else { String::new() };
     [
         rows_own(label.backing.clone()),
         rows_own(label.policy.clone()),
         rows_own(label.reclaim.clone()),
-        cause.cause.clone(),
-        units::count(cause.announcements),
-        number(cause.kernel_ranges),
-        time(cause.zap_ns),
-        time(cause.kernel_ns),
-        time(cause.held.ns),
+        cause.map_or(charset.missing().to_owned(), |cause| cause.cause.clone()),
+        number(cause.map(|cause| cause.announcements)),
+        number(cause.and_then(|cause| cause.kernel_ranges)),
+        of_cause(|cause| cause.zap_ns),
+        of_cause(|cause| cause.operation_ns),
+        of_cause(|cause| cause.held.ns),
         rows_own(time(row.steps.reclaim.stalled.ns)),
         rows_own(number(row.counted.faults)),
         rows_own(number(row.counted.retries)),
@@ -110,11 +118,19 @@ fn notes(row: &RowTime, charset: Charset) -> Vec<String> {
             .collect();
         notes.push(format!("{name}: the kernel announced beside: {}", each.join(", ")));
     }
-    if row.stalls_left_out > 0 {
-        let left_out = units::count(row.stalls_left_out);
+    if label.reclaim == Reclaim::Cgroup.word() {
         notes.push(format!(
-            "{name}: {left_out} stalls are not in these sums: they found no room, or no clock"
+            "{name}: the cgroup chose, so its pages were announced once they were gone: the kernel's time and ranges are \
+             outside the brackets"
         ));
+    }
+    let left_out = [
+        (row.announcements_left_out, "announcements", "they found no room"),
+        (row.ranges_left_out.unwrap_or(0), "ranges of the kernel's", "they found no room"),
+        (row.stalls_left_out, "stalls", "they found no room, or no clock"),
+    ];
+    for (count, what, why) in left_out.into_iter().filter(|(count, ..)| *count > 0) {
+        notes.push(format!("{name}: {} {what} are not in these sums: {why}", units::count(count)));
     }
     if row.clock_uncertain_ns > 0 {
         let uncertain = units::nanoseconds(row.clock_uncertain_ns as f64, charset);
@@ -169,5 +185,17 @@ mod tests {
         );
         assert!(text.contains("4k, pmd, pageout: the kernel announced beside: khugepaged 1"), "{text}");
         assert!(text.contains("known to 2 us"), "{text}");
+    }
+
+    #[test]
+    fn a_row_without_announcements_has_its_line_and_what_is_left_out_is_said() {
+        let mut events = row(&[]);
+        events.stalls = vec![stall(12_000, 4_000)];
+        (events.header.lost, events.header.ranges_left_out) = (3, Some(2));
+        let text = timeline(&[RowTime::of(&events)], Charset::Ascii);
+        assert!(text.lines().any(|line| line.starts_with(" 4k") && line.contains("4 us")), "{text}");
+        for said in ["3 announcements are not in", "2 ranges of the kernel's are not in"] {
+            assert!(text.contains(said), "{text}");
+        }
     }
 }

@@ -84,7 +84,6 @@ pub struct Journal {
     /// Begin and end of each step, before it is known where time begins.
     spans: Vec<(Moment, Moment)>,
     stalls: Vec<Noted>,
-    stalls_left_out: u64,
     ranges: Vec<KernelRange>,
 }
 
@@ -112,14 +111,26 @@ impl Journal {
         if self.stalls.len() < MOST_NOTED {
             self.stalls.push(Noted { vcpu, stall: *stall, ns });
         } else {
-            self.stalls_left_out += 1;
+            self.events.stalls_left_out += 1;
         }
     }
 
-    /// The kernel announced a range.
+    /// So many stalls found no room in the guests' own notebooks.
+    pub fn stalls_lost(&mut self, stalls: u64) {
+        self.events.stalls_left_out = self.events.stalls_left_out.saturating_add(stalls);
+    }
+
+    /// Where the ranges that the kernel announced go.
     pub fn ranges(&mut self) -> &mut Vec<KernelRange> {
-        self.events.ranges_left_out.get_or_insert(0);
         &mut self.ranges
+    }
+
+    /// The kernel's account of a step was kept, or failed: then what there is of it says nothing.
+    pub fn account_kept(&mut self, kept: bool) {
+        self.events.ranges_left_out = kept.then_some(0);
+        if !kept {
+            self.ranges.clear();
+        }
     }
 
     /// A step that needs no more words.
@@ -197,7 +208,7 @@ impl Journal {
         let mut placed: Vec<StallEvent> = Vec::with_capacity(self.stalls.len());
         for Noted { vcpu, stall, ns } in &self.stalls {
             let Some(offset) = offsets[*vcpu as usize] else {
-                self.stalls_left_out += 1;
+                self.events.stalls_left_out += 1;
                 continue;
             };
             let ticks = stall.tsc.wrapping_sub(offset.ticks as u64);
@@ -215,7 +226,6 @@ impl Journal {
         placed.iter().for_each(|stall| self.events.body.stall(stall));
         let uncertain = offsets.iter().flatten().map(|offset| offset.uncertain).max().unwrap_or(0);
         self.events.clock_uncertain_ns = clock.nanoseconds(uncertain);
-        self.events.stalls_left_out = self.stalls_left_out;
     }
 
     /// Puts the kernel's ranges into the body, as far as they lie in the arena.

@@ -45,8 +45,8 @@ pub trait Watch {
     fn begin(&self, arena: HvaRange) -> bool;
 
     /// The span ends: what the kernel announced in it, with `operations` of this process, goes into `account`, and range
-    /// by range into `ranges`.
-    fn end(&self, operations: &Operations, account: &mut Account, ranges: &mut Vec<KernelRange>);
+    /// by range into `ranges`. Whether it is known.
+    fn end(&self, operations: &Operations, account: &mut Account, ranges: &mut Vec<KernelRange>) -> bool;
 }
 
 /// The tap of a run.
@@ -145,7 +145,7 @@ impl<'c> Tapping<'c> {
             ));
         }
         let price = how.and(kvm).and_then(|kvm| self.price(kvm));
-        let why = why.unwrap_or_else(|| "no VM could be made to measure it".to_owned());
+        let why = why.unwrap_or_else(|| "it could not be measured once more after the run".to_owned());
         let how = Measured::or_why(how.map(str::to_owned), warnings, "tap", why.as_str());
         (how, Measured::or_why(price, warnings, "overhead.tap_range_ns", why))
     }
@@ -203,17 +203,21 @@ impl Watch for Tapping<'_> {
         true
     }
 
-    fn end(&self, operations: &Operations, account: &mut Account, ranges: &mut Vec<KernelRange>) {
+    fn end(&self, operations: &Operations, account: &mut Account, ranges: &mut Vec<KernelRange>) -> bool {
         let mut state = self.state.borrow_mut();
-        let State::Open(open) = &mut *state else { return };
+        let State::Open(open) = &mut *state else { return false };
         open.events.clear();
         match open.collector.take(&mut open.events) {
             Ok(seen) => {
                 account.lost += seen.lost - open.lost_before;
                 let each = |at, range, cause| ranges.push((at, range, cause));
                 account.add(&open.events, operations, &open.collector.tasks(), std::process::id(), each);
+                true
             }
-            Err(error) => *state = State::Without(format!("the kernel's account ended: {}", chain(&error))),
+            Err(error) => {
+                *state = State::Without(format!("the kernel's account ended: {}", chain(&error)));
+                false
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use notifier_bridge::{Bridge, Count, monotonic_ns};
 use super::attack::{Attacker, Listening, Method};
 use super::errors::TrialError;
 use super::fate::{Content, Fates, left_by};
-use super::journal::Journal;
+use super::journal::{Journal, StepBegin};
 use super::measured::{Counts, Measured, Rate};
 use super::orders::{self, PATIENCE};
 use super::own_swap::OwnSwap;
@@ -140,7 +140,7 @@ impl<'a> Trial<'a> {
     pub fn run(mut self) -> Result<Measured, TrialError> {
         for (index, step) in self.setup.steps.iter().enumerate() {
             self.setup.cancel.check().map_err(|_| TrialError::Cancelled)?;
-            let begun = Journal::begin(self.testbed());
+            let mut begun = Journal::begin(self.testbed());
             match step {
                 Step::Fill => self.fill()?,
                 Step::Hot(hot) => {
@@ -152,7 +152,7 @@ impl<'a> Trial<'a> {
                     self.last_hot = Some((index, hot.access, &hot.vcpus));
                 }
                 Step::Baseline(time) => self.baseline(*time)?,
-                Step::Reclaim(attack) => self.reclaim(index, attack)?,
+                Step::Reclaim(attack) => begun = self.reclaim(index, attack)?,
                 Step::Stop => self.stop()?,
                 Step::Refault { vcpu } => self.refault(*vcpu)?,
                 Step::Sweep { vcpu } => self.sweep(*vcpu)?,
@@ -306,7 +306,8 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    fn reclaim(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
+    /// Takes memory. When it was begun with: what prepares for it is not in the step's time.
+    fn reclaim(&mut self, index: usize, attack: &Attack) -> Result<StepBegin, TrialError> {
         // First: to open a tap takes a while, in which the hot loops run on.
         let arena = self.testbed().arena().range();
         let tap = self.setup.tap.filter(|tap| tap.begin(arena));
@@ -320,6 +321,7 @@ impl<'a> Trial<'a> {
         if hot && self.live_since.is_none() {
             self.live_since = Some(self.testbed().faults_fixed());
         }
+        let begun = Journal::begin(self.testbed());
         let flushes = self.testbed().remote_tlb_flushes();
         let rate = self.rated(|trial| trial.attack(index, attack))?;
         if hot {
@@ -329,11 +331,12 @@ impl<'a> Trial<'a> {
         self.counts().remote_tlb_flushes += Count::from(flushed);
         if let Some((tap, operations)) = tap.zip(self.attacker.take_operations()) {
             let account = self.measured.kernel.get_or_insert_default();
-            tap.end(&operations, account, self.journal.ranges());
+            let kept = tap.end(&operations, account, self.journal.ranges());
+            self.journal.account_kept(kept);
         }
         self.journal.reclaimed(layout, self.attacker.marks(), first, monotonic_ns());
         self.look_for_room();
-        Ok(())
+        Ok(begun)
     }
 
     /// Whether what stayed had anywhere to go. Asked at once: whoever filled the swap device may make room again.
@@ -539,6 +542,9 @@ impl<'a> Trial<'a> {
         let announced = self.listener != "kernel";
         self.measured.counts.device = self.attacker.device_stats();
         let (recorder, reclaim, marks) = self.attacker.finish();
+        let mailboxes = (0..self.setup.testbed.vcpus()).map(|vcpu| self.setup.testbed.mailbox(vcpu));
+        let lost_stalls = mailboxes.map(|mailbox| mailbox.area().stalls_dropped()).sum();
+        self.journal.stalls_lost(lost_stalls);
         let events = self.journal.finish(self.setup.testbed, &self.setup.clock, &marks, &recorder);
         self.measured.events = Some(Box::new(events));
         if announced {
@@ -555,9 +561,7 @@ impl<'a> Trial<'a> {
             (counts.sptes_zapped_4k, counts.sptes_zapped_2m) =
                 (totals.sptes_zapped_4k, totals.sptes_zapped_2m);
         }
-        counts.lost_stalls = (0..self.setup.testbed.vcpus())
-            .map(|vcpu| self.setup.testbed.mailbox(vcpu).area().stalls_dropped())
-            .sum();
+        counts.lost_stalls = lost_stalls;
         self.measured
     }
 }

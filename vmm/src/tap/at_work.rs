@@ -26,8 +26,14 @@ impl AtWork {
 
     /// A thread begins with something.
     fn begin(&mut self, tid: u32, work: Work) {
-        // A userfaultfd ioctl has no end of its own.
-        self.0.retain(|(thread, other)| *thread != tid || !matches!(other, Work::Call(Call::Userfault(_))));
+        // A userfaultfd ioctl has no end of its own. And a thread is in one system call at a time: the end of another
+        // was lost.
+        let over = |other: &Work| match other {
+            Work::Call(Call::Userfault(_)) => true,
+            Work::Call(_) => matches!(work, Work::Call(_)),
+            _ => false,
+        };
+        self.0.retain(|(thread, other)| *thread != tid || !over(other));
         if self.0.len() == MOST {
             self.0.remove(0);
         }
@@ -55,5 +61,29 @@ impl AtWork {
 
     fn of(&self, tid: u32) -> impl Iterator<Item = Work> {
         self.0.iter().rev().filter(move |(thread, _)| *thread == tid).map(|(_, work)| *work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TID: u32 = 7;
+
+    fn follow(at_work: &mut AtWork, what: What) {
+        at_work.follow(&Event { time_ns: 0, pid: 1, tid: TID, what });
+    }
+
+    #[test]
+    fn a_call_whose_end_was_lost_ends_with_the_next() {
+        let (madvise, mprotect) = (Work::Call(Call::Madvise(4)), Work::Call(Call::Mprotect));
+        let mut at_work = AtWork::default();
+        follow(&mut at_work, What::Begin(madvise));
+        follow(&mut at_work, What::Begin(mprotect));
+        follow(&mut at_work, What::Begin(Work::DirectReclaim));
+        assert_eq!(at_work.innermost(TID), Some(Work::DirectReclaim));
+        follow(&mut at_work, What::End(Work::DirectReclaim));
+        follow(&mut at_work, What::End(mprotect));
+        assert_eq!(at_work.innermost(TID), None);
     }
 }

@@ -153,7 +153,11 @@ impl State {
             let event = match heard {
                 Heard::Sample(sample) => layout.decode(&sample),
                 Heard::Event(event) => Some(event),
-                Heard::Nonsense => None,
+                // It was one that is listened to.
+                Heard::Nonsense => {
+                    *unkept += 1;
+                    None
+                }
             };
             let Some(event) = event else {
                 seen.foreign += 1;

@@ -1,5 +1,4 @@
-//! A private tracefs instance as a source, where perf events are not to be had: buffers of its own for each CPU, read
-//! page by page.
+//! A private tracefs instance as a source: buffers of its own for each CPU, read page by page.
 //!
 //! ```text
 //!   instances/zapscope-PID-N ── events/…/filter, enable ── per_cpu/cpuN/trace_pipe_raw ── pages ── records
@@ -128,7 +127,7 @@ fn page_size(directory: &Tracefs) -> usize {
 }
 
 /// Whether threads have the numbers by which the kernel itself knows them.
-pub(super) fn in_initial_pid_namespace() -> bool {
+pub(crate) fn in_initial_pid_namespace() -> bool {
     /// `PROC_PID_INIT_INO`, the same on every kernel.
     const INITIAL: &str = "pid:[4026531836]";
     std::fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() == INITIAL)

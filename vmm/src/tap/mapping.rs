@@ -26,7 +26,7 @@ impl Mapping {
         Self::map(file, 0, len, ProtFlags::READ | ProtFlags::WRITE)
     }
 
-    /// `len` bytes of `file` from `offset` on, which may only be read.
+    /// `len` bytes of `file` from `offset` on, which may only be read: words by relaxed loads alone.
     pub(super) fn to_read(file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<Self, Errno> {
         Self::map(file, offset, len, ProtFlags::READ)
     }

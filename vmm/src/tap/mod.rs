@@ -4,7 +4,7 @@
 //!   tracepoints (kvm:kvm_unmap_hva_range …)
 //!     ├─ bpf        a program of four stores for the ranges, perf ──────┐
 //!     ├─ perf       one ring a CPU, filtered by address in the kernel ──┤
-//!     ├─ instance   a private tracefs instance, where perf is refused ──┼─> Source ── Collector ── Event, by time
+//!     ├─ instance   a private tracefs instance: a change to the host ───┼─> Source ── Collector ── Event, by time
 //!     └─ synthetic  the same ring and bytes, written by a thread ───────┘              (one reader thread)
 //! ```
 //!
@@ -37,6 +37,7 @@ pub use bpf::{Bpf, BpfError};
 pub use cause::RangeCause;
 pub use collector::{CollectError, Collector, Seen};
 pub use filter::everywhere;
+pub(crate) use instance::in_initial_pid_namespace;
 pub use instance::{Instance, InstanceError};
 pub use perf::{Perf, PerfError};
 pub use reconcile::{Account, Operations, Promise, Ranges};

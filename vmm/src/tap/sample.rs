@@ -37,6 +37,8 @@ pub struct Sample<'a> {
 pub(super) enum Said<'a> {
     Sample(Sample<'a>),
     Lost(u64),
+    /// A sample that is none.
+    Nonsense,
     /// A record of another type, or one too short for its type.
     Nothing,
 }
@@ -48,6 +50,7 @@ impl Said<'_> {
         match self {
             Self::Sample(sample) => sink(Heard::Sample(sample)),
             Self::Lost(records) => *lost += records,
+            Self::Nonsense => sink(Heard::Nonsense),
             Self::Nothing => {}
         }
     }
@@ -56,7 +59,7 @@ impl Said<'_> {
 /// Reads a record of a ring.
 pub(super) fn read(kind: u32, body: &[u8]) -> Said<'_> {
     match kind {
-        abi::PERF_RECORD_SAMPLE => sample(body).map_or(Said::Nothing, Said::Sample),
+        abi::PERF_RECORD_SAMPLE => sample(body).map_or(Said::Nonsense, Said::Sample),
         abi::PERF_RECORD_LOST => word(body, 8).map_or(Said::Nothing, Said::Lost),
         abi::PERF_RECORD_LOST_SAMPLES => word(body, 0).map_or(Said::Nothing, Said::Lost),
         _ => Said::Nothing,

@@ -18,8 +18,9 @@ pub struct CauseTime {
     pub kernel_ranges: Option<u64>,
     /// In our listeners' zaps.
     pub zap_ns: u64,
-    /// In the kernel's calls.
-    pub kernel_ns: u64,
+    /// Between them and the ends: in the kernel's calls, and where a page-out is asked for again, in looking what left
+    /// and waiting.
+    pub operation_ns: u64,
     /// In the ends of the brackets.
     pub end_ns: u64,
     /// That vCPUs stood still inside these brackets, summed over them.
@@ -76,7 +77,7 @@ pub struct Counted {
 /// The steps of a row, summed up by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Steps {
-    /// While memory was taken.
+    /// While memory was taken, until the kernel's account of it was read.
     pub reclaim: Phase,
     /// While every page taken was read again.
     pub refault: Phase,
@@ -98,6 +99,10 @@ pub struct RowTime {
     pub steps: Steps,
     /// What the secondary MMU did meanwhile.
     pub counted: Counted,
+    /// Announcements that are not among these: they found no room.
+    pub announcements_left_out: u64,
+    /// Ranges of the kernel's that are not among these, for the same reason; `None` where nobody kept its account.
+    pub ranges_left_out: Option<u64>,
     /// Stalls that are not among these: they found no room, or could not be put on the host's clock.
     pub stalls_left_out: u64,
     /// By how much the guest's times may be off against the host's, either way.
@@ -128,7 +133,7 @@ impl RowTime {
             let its = &mut causes[index].1;
             its.announcements += 1;
             its.zap_ns = its.zap_ns.saturating_add(one.zap_ns);
-            its.kernel_ns = its.kernel_ns.saturating_add(one.operation_ns);
+            its.operation_ns = its.operation_ns.saturating_add(one.operation_ns);
             its.end_ns = its.end_ns.saturating_add(one.end_ns);
             brackets.push(Bracket { begin: began, end: began.saturating_add(one.total_ns()), cause: index });
         }
@@ -138,11 +143,14 @@ impl RowTime {
             others: Vec::new(),
             steps: Steps::default(),
             counted: Counted::default(),
+            announcements_left_out: header.lost,
+            ranges_left_out: header.ranges_left_out,
             stalls_left_out: header.stalls_left_out,
             clock_uncertain_ns: header.clock_uncertain_ns,
         };
         time.add_steps(row);
-        row.stalls.iter().for_each(|stall| time.add_stall(row, &brackets, stall));
+        let mut held = vec![0; time.causes.len()];
+        row.stalls.iter().for_each(|stall| time.add_stall(row, &brackets, stall, &mut held));
         time.add_ranges(row, &brackets);
         time
     }
@@ -176,14 +184,21 @@ impl RowTime {
     }
 
     /// The part of a stall inside brackets is held by their causes; the rest belongs to the step in which it began.
-    fn add_stall(&mut self, row: &RowEvents, brackets: &[Bracket], stall: &StallEvent) {
+    /// `held` is zeros, one for each cause, and is left so.
+    fn add_stall(&mut self, row: &RowEvents, brackets: &[Bracket], stall: &StallEvent, held: &mut [u64]) {
         let ended = stall.began_ns.saturating_add(stall.ns);
         let first = brackets.partition_point(|bracket| bracket.end <= stall.began_ns);
         let mut inside = 0u64;
         for bracket in brackets[first..].iter().take_while(|bracket| bracket.begin < ended) {
-            let held = ended.min(bracket.end).saturating_sub(stall.began_ns.max(bracket.begin));
-            self.causes[bracket.cause].held.add(held);
-            inside = inside.saturating_add(held);
+            let part = ended.min(bracket.end).saturating_sub(stall.began_ns.max(bracket.begin));
+            held[bracket.cause] = part.saturating_add(held[bracket.cause]);
+            inside = inside.saturating_add(part);
+        }
+        for (cause, held) in self.causes.iter_mut().zip(held) {
+            match std::mem::take(held) {
+                0 => {}
+                ns => cause.held.add(ns),
+            }
         }
         let outside = stall.ns.saturating_sub(inside);
         let times = row.header.steps.iter().zip(&row.header.step_times);

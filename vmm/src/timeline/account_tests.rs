@@ -13,7 +13,7 @@ fn a_stall_is_held_inside_and_repaired_outside() {
     row.stalls = vec![stall(900, 300), stall(2_000, 70), stall(5_100, 200), stall(20_000, 11)];
     let time = RowTime::of(&row);
     let [cause] = time.causes.as_slice() else { panic!("{time:?}") };
-    assert_eq!((cause.announcements, cause.zap_ns, cause.kernel_ns, cause.end_ns), (2, 600, 1_200, 200));
+    assert_eq!((cause.announcements, cause.zap_ns, cause.operation_ns, cause.end_ns), (2, 600, 1_200, 200));
     assert_eq!(cause.held, Stalled { stalls: 2, ns: 100 + 200 });
     assert_eq!(time.steps.reclaim.stalled, Stalled { stalls: 2, ns: 200 + 70 });
     assert_eq!(time.steps.refault.stalled, Stalled { stalls: 1, ns: 11 });
@@ -22,6 +22,18 @@ fn a_stall_is_held_inside_and_repaired_outside() {
         (10_000, Some(8), Some(1))
     );
     assert_eq!(time.steps.sweep, Phase::default());
+}
+
+#[test]
+fn a_stall_across_brackets_is_one() {
+    // The brackets are [0, 1000), [1000, 2000) and [5000, 6000).
+    let mut row =
+        row(&[bracket(0, Cause::PageOut), bracket(1_000, Cause::PageOut), bracket(5_000, Cause::FolioSplit)]);
+    row.stalls = vec![stall(500, 5_000)];
+    let time = RowTime::of(&row);
+    let held: Vec<_> = time.causes.iter().map(|cause| cause.held).collect();
+    assert_eq!(held, [Stalled { stalls: 1, ns: 1_500 }, Stalled { stalls: 1, ns: 500 }]);
+    assert_eq!(time.steps.reclaim.stalled, Stalled { stalls: 1, ns: 3_000 });
 }
 
 #[test]

@@ -114,7 +114,8 @@ impl RowTrace<'_> {
             });
             self.span(sink, OPERATIONS, one.cause.name(), (began as i64, one.total_ns()), args)?;
             let mut at = began;
-            for (name, length) in [("zap", one.zap_ns), ("kernel", one.operation_ns), ("end", one.end_ns)] {
+            for (name, length) in [("zap", one.zap_ns), ("operation", one.operation_ns), ("end", one.end_ns)]
+            {
                 if length > 0 {
                     self.span(sink, OPERATIONS, name, (at as i64, length), Value::Null)?;
                 }

@@ -20,7 +20,7 @@ fn everything_stands_on_its_track_and_on_one_clock() {
     let ends = |name: &str| of(name)["ts"].as_f64().unwrap() + of(name)["dur"].as_f64().unwrap();
     assert_eq!((of("page-out")["ts"].as_f64(), of("page-out")["dur"].as_f64()), (Some(5e6), Some(1.0)));
     assert_eq!((of("zap")["ts"].as_f64(), of("zap")["dur"].as_f64()), (Some(5e6), Some(0.3)));
-    assert!((ends("zap") - of("kernel")["ts"].as_f64().unwrap()).abs() < 1e-3);
+    assert!((ends("zap") - of("operation")["ts"].as_f64().unwrap()).abs() < 1e-3);
     assert_eq!(of("stall")["tid"], FIRST_VCPU);
     assert_eq!(of("stall")["args"]["gpa"], "0x40007000");
     assert_eq!((of("step")["ph"].as_str(), of("step")["args"]["bytes"].as_u64()), (Some("i"), Some(4096)));

@@ -311,7 +311,7 @@ impl Pc {
     }
     /// Faults so far, all vCPUs together; `None` where KVM does not count them.
     pub fn fault_counts(&self) -> Option<FaultCounts> {
-        self.vcpu_stats.iter().map(VcpuStats::faults).reduce(|a, b| Some(a? + b?))?
+        VcpuStats::faults_of_all(&self.vcpu_stats)
     }
     /// What went wrong with each device whose driver broke the rules.
     pub fn faults(&self) -> impl Iterator<Item = (&'static str, String)> {

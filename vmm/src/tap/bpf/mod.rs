@@ -17,13 +17,12 @@ mod sys;
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use guest_mem::{Hva, HvaRange};
 use rustix::io::Errno;
 
 use self::parts::{Parts, SLOT, part_size};
-use super::filter::merged;
 use super::instance::in_initial_pid_namespace;
 use super::mapping::Mapping;
 use super::perf::{Perf, PerfError, parse_cpus, ring_size};
@@ -38,8 +37,8 @@ const PAGE: usize = 4096;
 pub enum BpfError {
     /// Programs are not for us.
     #[error(
-        "BPF programs are refused: setcap cap_bpf,cap_perfmon+ep zapscope, or be root; a kernel locked down for \
-         confidentiality may have none for anybody"
+        "BPF programs are refused: setcap cap_bpf,cap_perfmon+ep zapscope, or be root; before Linux 5.11 with \
+         `ulimit -l unlimited`; a kernel locked down for confidentiality may have none for anybody"
     )]
     Refused(#[source] Errno),
     /// A call failed.
@@ -119,9 +118,7 @@ impl Bpf {
             sys::mappable_array(cpus as u32, part_size(slots) as u32).map_err(refused("BPF_MAP_CREATE"))?;
         let parts = Parts::of(map.as_fd(), cpus, slots).map_err(refused("mmap of a BPF map"))?;
         let bell = Bell::new().map_err(refused("BPF_MAP_CREATE of a ring"))?;
-        let merged = merged(watched);
-        let near = merged.iter().copied().reduce(HvaRange::hull);
-        let near = near.unwrap_or_else(|| HvaRange::empty(Hva::new(0)));
+        let near = watched.iter().copied().fold(HvaRange::empty(Hva::new(0)), HvaRange::hull);
         let program = program::assemble(map.as_fd(), bell.ring.as_fd(), slots, near);
         let program = sys::load(&program).map_err(refused("BPF_PROG_LOAD"))?;
         let rest = Perf::open(rest, watched)?;
@@ -134,7 +131,7 @@ impl Bpf {
 
 fn refused(call: &'static str) -> impl FnOnce(Errno) -> BpfError {
     move |errno| match errno {
-        Errno::PERM | Errno::ACCESS => BpfError::Refused(errno),
+        Errno::PERM => BpfError::Refused(errno),
         source => BpfError::Call { call, source },
     }
 }
@@ -176,7 +173,9 @@ impl Bell {
 
     /// Rings no more, until it is rung again.
     fn answer(&self) {
-        let rung = self.producer.word(0).load(Ordering::Acquire);
+        // What may only be read may only be loaded so.
+        let rung = self.producer.word(0).load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
         self.consumer.word(0).store(rung, Ordering::Release);
     }
 }

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
 
 use super::program::Insn;
 use crate::tap::tracefs::last_errno;
@@ -23,6 +24,7 @@ const PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const LICENSE: &CStr = c"MIT OR Apache-2.0";
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct MapCreate {
     map_type: u32,
     key_size: u32,
@@ -66,20 +68,34 @@ const MISSES: usize = 26;
 
 /// # Safety
 /// `attributes` is what `command` takes, its addresses are good for as long as the call lasts.
-unsafe fn bpf<T>(command: i32, attributes: &T) -> Result<i32, Errno> {
-    // SAFETY: the structure is as long as it is said to be; what it points to the caller answers for.
-    let done =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+unsafe fn bpf<T>(command: i32, mut attributes: T) -> Result<i32, Errno> {
+    // The kernel writes back how much it told of a program.
+    let at = std::ptr::from_mut(&mut attributes);
+    // SAFETY: the structure is as long as it is said to be and nobody else's; what it points to the caller answers for.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, at, size_of::<T>()) };
     if done < 0 { Err(last_errno()) } else { Ok(done as i32) }
 }
 
 /// # Safety
 /// As [`bpf`], and `command` gives a descriptor.
-unsafe fn descriptor<T>(command: i32, attributes: &T) -> Result<OwnedFd, Errno> {
+unsafe fn descriptor<T>(command: i32, attributes: T) -> Result<OwnedFd, Errno> {
     // SAFETY: by the caller's promise.
     let raw = unsafe { bpf(command, attributes) }?;
     // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Before Linux 5.11 maps count as locked memory, root's too: where there is no room the limit is lifted, by whoever may.
+fn create(wanted: MapCreate) -> Result<OwnedFd, Errno> {
+    // SAFETY: it points to nothing.
+    let made = unsafe { descriptor(MAP_CREATE, wanted) };
+    let Err(Errno::PERM) = made else { return made };
+    let unlimited = Rlimit { current: None, maximum: None };
+    if rustix::process::setrlimit(Resource::Memlock, unlimited).is_err() {
+        return made;
+    }
+    // SAFETY: as above.
+    unsafe { descriptor(MAP_CREATE, wanted) }
 }
 
 /// An array of `entries` values of `size` bytes each, which can be mapped.
@@ -91,16 +107,14 @@ pub(super) fn mappable_array(entries: u32, size: u32) -> Result<OwnedFd, Errno> 
         max_entries: entries,
         map_flags: MMAPABLE,
     };
-    // SAFETY: it points to nothing.
-    unsafe { descriptor(MAP_CREATE, &wanted) }
+    create(wanted)
 }
 
 /// A BPF ring of `size` bytes.
 pub(super) fn ring(size: u32) -> Result<OwnedFd, Errno> {
     let wanted =
         MapCreate { map_type: MAP_TYPE_RINGBUF, key_size: 0, value_size: 0, max_entries: size, map_flags: 0 };
-    // SAFETY: it points to nothing.
-    unsafe { descriptor(MAP_CREATE, &wanted) }
+    create(wanted)
 }
 
 /// Has the kernel verify and compile a program for raw tracepoints.
@@ -120,7 +134,7 @@ pub(super) fn load(program: &[Insn]) -> Result<OwnedFd, Errno> {
         prog_name,
     };
     // SAFETY: instructions and licence are only read, and outlive the call.
-    unsafe { descriptor(PROG_LOAD, &wanted) }
+    unsafe { descriptor(PROG_LOAD, wanted) }
 }
 
 /// Runs `program` at each hit of the tracepoint, until what is returned is closed.
@@ -128,7 +142,7 @@ pub(super) fn attach(program: BorrowedFd<'_>, tracepoint: &CStr) -> Result<Owned
     let wanted =
         RawTracepointOpen { name: tracepoint.as_ptr() as u64, prog_fd: program.as_raw_fd() as u32, pad: 0 };
     // SAFETY: the name ends with a NUL, is only read, and outlives the call.
-    unsafe { descriptor(RAW_TRACEPOINT_OPEN, &wanted) }
+    unsafe { descriptor(RAW_TRACEPOINT_OPEN, wanted) }
 }
 
 /// How often a program did not run because it was running on that CPU already. Kernels before 5.12 do not tell.
@@ -140,5 +154,5 @@ pub(super) fn misses(program: &OwnedFd) -> u64 {
         info: info.as_mut_ptr() as u64,
     };
     // SAFETY: as many bytes as are named are there to be written, and nobody else looks at them meanwhile.
-    unsafe { bpf(OBJ_GET_INFO_BY_FD, &wanted) }.map_or(0, |_| info[MISSES])
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, wanted) }.map_or(0, |_| info[MISSES])
 }
