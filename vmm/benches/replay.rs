@@ -77,7 +77,7 @@ fn events() -> RowEvents {
         began_ns: 0,
         steps: vec![
             StepEvent::Fill,
-            StepEvent::Hot { list: Some(0), stride: None, loops: 1 },
+            StepEvent::Hot { list: Some(0), stride: None, writes: false, loops: 1 },
             StepEvent::Reclaim { layout: 0, operations: VICTIMS as u32, ended_ns: VICTIMS * 60_000 },
             StepEvent::Stop,
             StepEvent::Refault,

@@ -126,6 +126,8 @@ pub enum StepEvent {
         /// Every how many pages of the arena, if there is no list: 1 is sequential.
         #[serde(default)]
         stride: Option<u64>,
+        /// Whether they write what they visit.
+        writes: bool,
         /// How many run it.
         loops: u32,
     },

@@ -55,7 +55,7 @@ pub const FILE_NAME: &str = "events.log";
 
 const MAGIC: [u8; 8] = *b"zapscope";
 /// The version that this program writes, and the only one it reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The most that a section may have of each part: ten times what 65,536 records take.
 const MOST_HEADER: u32 = 1 << 20;

@@ -28,7 +28,7 @@ fn header() -> RowHeader {
         began_ns: 17,
         steps: vec![
             StepEvent::Fill,
-            StepEvent::Hot { list: Some(0), stride: None, loops: 1 },
+            StepEvent::Hot { list: Some(0), stride: None, writes: false, loops: 1 },
             StepEvent::Reclaim { layout: 0, operations: 2, ended_ns: 9_000 },
             StepEvent::Sweep,
         ],
@@ -178,7 +178,7 @@ fn headers_that_contradict_themselves_are_refused() {
         ("layout", |header| header.layouts = 0),
         ("list", |header| header.lists = 0),
         ("vCPUs", |header| {
-            header.steps[1] = StepEvent::Hot { list: None, stride: Some(1), loops: u32::MAX };
+            header.steps[1] = StepEvent::Hot { list: None, stride: Some(1), writes: true, loops: u32::MAX };
         }),
         ("operations", |header| header.operations = 1),
         ("cause", |header| header.causes[0] = "whim".to_owned()),

@@ -21,6 +21,8 @@ enum Order {
 #[derive(Clone, Debug)]
 pub struct HotLoop {
     order: Order,
+    /// Whether it only reads.
+    reads: bool,
     /// The pages it visits.
     pages: Bits,
     /// The positions that will fault.
@@ -54,7 +56,7 @@ impl HotLoop {
         let by_page = sorted.iter().map(|&(_, position)| position).collect();
         let missing = Bits::none(list.len() as u64);
         let order = Order::Listed { pages: list.to_vec(), first: first.into(), by_page };
-        Self { order, pages, missing, missing_count: 0, at: 0 }
+        Self { order, reads: true, pages, missing, missing_count: 0, at: 0 }
     }
 
     /// A loop over every `stride`-th page of the arena; the stride is not 0.
@@ -63,7 +65,24 @@ impl HotLoop {
         let mut pages = Bits::none(arena_pages);
         (0..visits).for_each(|visit| pages.set(visit * stride, true));
         let missing = Bits::none(visits);
-        Self { order: Order::Strided { stride, visits }, pages, missing, missing_count: 0, at: 0 }
+        Self {
+            order: Order::Strided { stride, visits },
+            reads: true,
+            pages,
+            missing,
+            missing_count: 0,
+            at: 0,
+        }
+    }
+
+    /// The same loop, writing what it visits or not.
+    pub fn writing(self, writes: bool) -> Self {
+        Self { reads: !writes, ..self }
+    }
+
+    /// Whether it only reads.
+    pub fn reads(&self) -> bool {
+        self.reads
     }
 
     /// Visits of a pass.

@@ -218,8 +218,8 @@ impl<'a> Replay<'a> {
         play.machine.stop();
         let last = self.row.header.steps.iter().rposition(|step| matches!(step, StepEvent::Hot { .. }));
         let Some(last) = last else { return 0 };
-        if let StepEvent::Hot { list, stride, loops } = self.row.header.steps[last] {
-            play.start(list, stride, loops);
+        if let StepEvent::Hot { list, stride, writes, loops } = self.row.header.steps[last] {
+            play.start(list, stride, writes, loops);
         }
         play.machine.zap(0..self.arena.len() / PAGE_SIZE);
         counted.saturating_sub(play.machine.run_loops(None, None).all())
@@ -280,7 +280,9 @@ impl Play<'_> {
                     self.machine.fill();
                     fresh = true;
                 }
-                StepEvent::Hot { list, stride, loops } => self.start(*list, *stride, *loops),
+                StepEvent::Hot { list, stride, writes, loops } => {
+                    self.start(*list, *stride, *writes, *loops);
+                }
                 StepEvent::Reclaim { layout, operations: count, ended_ns } => {
                     self.machine.lay_out(&row.layouts[*layout as usize], fresh);
                     fresh = false;
@@ -296,15 +298,15 @@ impl Play<'_> {
         }
     }
 
-    fn start(&mut self, list: Option<u32>, stride: Option<u64>, loops: u32) {
+    fn start(&mut self, list: Option<u32>, stride: Option<u64>, writes: bool, loops: u32) {
         let pages = self.replay.arena.len() / PAGE_SIZE;
         for _ in 0..loops {
             match (list, stride) {
                 (Some(list), _) => {
                     let list = &self.replay.row.lists[list as usize];
-                    self.machine.start(HotLoop::listed(list, pages));
+                    self.machine.start(HotLoop::listed(list, pages).writing(writes));
                 }
-                (None, Some(stride)) => self.machine.start(HotLoop::strided(stride, pages)),
+                (None, Some(stride)) => self.machine.start(HotLoop::strided(stride, pages).writing(writes)),
                 (None, None) => {}
             }
         }
@@ -423,6 +425,12 @@ impl Play<'_> {
         let zapped = self.zapping.zap(&mut self.machine, &self.replay.slots, range);
         self.low_dropped |= zapped.low;
         self.found.zapped += zapped;
+        // A toggle is two announcements. Between them the range may be read and not written: a loop that only reads gets
+        // one fault through, seldom more and seldom none, and what that brought goes with the second.
+        if self.zapping.toggles() && self.running != Running::Never {
+            self.found.live += self.machine.read_once();
+            let _ = self.zapping.zap(&mut self.machine, &self.replay.slots, range);
+        }
     }
 
     /// The operation itself: the kernel drops what it announces, and pages leave. It knows nothing of the software MMU,

@@ -117,6 +117,11 @@ impl Zapping {
         [inside(part.start()), inside(part.end())].map(unseamed)
     }
 
+    /// Whether a zap is a protection toggle.
+    pub fn toggles(&self) -> bool {
+        self.mmu != SecondaryMmu::Soft && self.how == Zap::Protect
+    }
+
     /// Whether the zap of `range` puts a seam somewhere first.
     pub fn makes_seam(&self, range: HvaRange) -> bool {
         let toggles = self.mmu != SecondaryMmu::Soft && matches!(self.how, Zap::Protect | Zap::Unmap);

@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use guest_abi::block::Stall;
-use guest_abi::order::Walk;
+use guest_abi::order::{Access, Walk};
 use guest_mem::{Backing, HvaRange, PAGE_SIZE, PageRun};
 use notifier_bridge::{InvalidationRecord, Recorder};
 
@@ -139,7 +139,7 @@ impl Journal {
     }
 
     /// A hot loop over `set` was started on so many vCPUs.
-    pub fn hot(&mut self, set: &HotSet, loops: usize) {
+    pub fn hot(&mut self, set: &HotSet, access: Access, loops: usize) {
         let (list, stride) = match set.walk {
             Walk::List { .. } => {
                 (Some(self.events.body.list(set.table.iter().map(|&page| u64::from(page)))), None)
@@ -148,7 +148,8 @@ impl Journal {
             Walk::Strided { stride } => (None, Some(stride)),
             Walk::Random { .. } | Walk::Zipf { .. } => (None, None),
         };
-        self.step(StepEvent::Hot { list, stride, loops: loops as u32 });
+        let writes = access == Access::Write;
+        self.step(StepEvent::Hot { list, stride, writes, loops: loops as u32 });
     }
 
     /// How the host maps the arena now. Returns the layout's number.

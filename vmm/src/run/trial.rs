@@ -148,7 +148,7 @@ impl<'a> Trial<'a> {
                     let apart = matches!(hot.walk, HotWalk::List { pages: HotPages::Others, .. });
                     self.hot_apart &= apart;
                     self.start_hot(set, hot.access, &hot.vcpus)?;
-                    self.journal.hot(set, hot.vcpus.len());
+                    self.journal.hot(set, hot.access, hot.vcpus.len());
                     self.last_hot = Some((index, hot.access, &hot.vcpus));
                 }
                 Step::Baseline(time) => self.baseline(*time)?,
