@@ -17,6 +17,8 @@ pub struct RowHeader {
     pub mmu: SecondaryMmu,
     /// Who used the memory: `bare`, `linux`, or `none` on the software MMU.
     pub guest: String,
+    /// Processors that the run could use: a vCPU for each, and one shares its own with the thread that takes memory.
+    pub processors: u32,
     /// Whether the guest maps the memory under test by 2 MiB.
     pub large_guest_pages: bool,
     /// Whether the deletion of one memslot drops every translation of the VM.

@@ -20,6 +20,7 @@ fn header() -> RowHeader {
         label,
         mmu: SecondaryMmu::Shadow,
         guest: "bare".to_owned(),
+        processors: 2,
         large_guest_pages: true,
         slot_zap_drops_all: false,
         arena,

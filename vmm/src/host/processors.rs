@@ -5,12 +5,16 @@
 
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 
+/// The processors that this process may use; none where that is not known.
+pub fn allowed() -> Vec<usize> {
+    let Ok(allowed) = sched_getaffinity(None) else { return Vec::new() };
+    (0..CpuSet::MAX_CPU).filter(|&processor| allowed.is_set(processor)).collect()
+}
+
 /// A processor for each of so many vCPUs: the n-th of those this process may use, over again where there are fewer; `None`
 /// where that is not known.
 pub fn for_vcpus(vcpus: u32) -> Vec<Option<usize>> {
-    let Ok(allowed) = sched_getaffinity(None) else { return vec![None; vcpus as usize] };
-    let processors: Vec<usize> =
-        (0..CpuSet::MAX_CPU).filter(|&processor| allowed.is_set(processor)).collect();
+    let processors = allowed();
     (0..vcpus as usize).map(|vcpu| processors.get(vcpu % processors.len().max(1)).copied()).collect()
 }
 

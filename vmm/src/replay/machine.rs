@@ -143,6 +143,11 @@ impl Machine {
         !self.loops.is_empty()
     }
 
+    /// How many run.
+    pub fn loops(&self) -> usize {
+        self.loops.len()
+    }
+
     /// Visits of all loops in one pass of each.
     pub fn visits(&self) -> u64 {
         self.loops.iter().map(HotLoop::visits).sum()

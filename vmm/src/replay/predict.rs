@@ -352,8 +352,8 @@ impl Play<'_> {
             Running::Recorded => self.machine.run_loops(Some(gap), self.pace),
         };
         self.found.live += faults;
-        if self.running != Running::Never && std::mem::take(&mut self.low_dropped) {
-            self.found.own_rounds += 1;
+        if self.running != Running::Never {
+            self.count_own_round();
         }
         if let Some(pace) = self.pace {
             let needed = faults.all() as f64 * pace.fault + self.machine.visits() as f64 * pace.touch;
@@ -363,10 +363,20 @@ impl Play<'_> {
     }
 
     /// Lets the hot loops run for the moment between two brackets of one operation. A loop comes round in some ten
-    /// microseconds, and a system call takes that long.
+    /// microseconds, and a system call takes that long. A vCPU that was stopped for the first is not back before it is
+    /// stopped for the second, unless it gets its processor from the very thread that announces.
     fn pause(&mut self) {
-        if self.running != Running::Never {
-            self.found.live += self.machine.run_loops(None, None);
+        let shares = self.machine.loops() >= self.replay.row.header.processors as usize;
+        if self.running == Running::Never || self.zapping.stops_vcpus() && !shares {
+            return;
+        }
+        self.found.live += self.machine.run_loops(None, None);
+        self.count_own_round();
+    }
+
+    fn count_own_round(&mut self) {
+        if std::mem::take(&mut self.low_dropped) {
+            self.found.own_rounds += 1;
         }
     }
 

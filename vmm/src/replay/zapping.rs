@@ -117,6 +117,11 @@ impl Zapping {
         [inside(part.start()), inside(part.end())].map(unseamed)
     }
 
+    /// Whether a zap stops the vCPUs.
+    pub fn stops_vcpus(&self) -> bool {
+        self.mmu != SecondaryMmu::Soft && self.how == Zap::Memslot
+    }
+
     /// Whether a zap is a protection toggle.
     pub fn toggles(&self) -> bool {
         self.mmu != SecondaryMmu::Soft && self.how == Zap::Protect

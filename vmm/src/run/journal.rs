@@ -23,6 +23,7 @@ use crate::events::{
     Announcement, OperationEvent, RangeEvent, RowHeader, SecondaryMmu, Span, StallEvent, StepEvent, StepTime,
     TrialEvents, slot_runs,
 };
+use crate::host::processors;
 use crate::kvm::FaultCounts;
 use crate::record::RowLabel;
 use crate::scenario::{GuestPages, HotSet, RowPlan, Scenario, Zap};
@@ -296,6 +297,7 @@ pub fn header(
         label,
         mmu,
         guest: guest.to_owned(),
+        processors: processors::allowed().len() as u32,
         large_guest_pages,
         slot_zap_drops_all: scenario.slot_zap_all_quirk,
         arena: Span { hva: arena.start().get(), gpa: guest_abi::layout::ARENA_GPA, bytes: arena.len() },

@@ -33,7 +33,7 @@ const GAPS: [u64; 2] = [100_000, 500_000];
 /// How many of each: the medians count, so that a neighbour's burst moves nothing.
 const TIMES: u64 = 11;
 /// How often the loops are let come round.
-const AROUND: u64 = 3;
+const AROUND: u64 = 5;
 /// With more slots a zap of all takes longer than the answer is worth.
 const MOST_SLOTS: usize = 512;
 

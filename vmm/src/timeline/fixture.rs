@@ -53,6 +53,7 @@ pub fn row(brackets: &[(OperationEvent, Announcement)]) -> RowEvents {
         label: RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener },
         mmu: SecondaryMmu::Shadow,
         guest: "bare".to_owned(),
+        processors: 2,
         large_guest_pages: true,
         slot_zap_drops_all: false,
         arena,

@@ -26,6 +26,7 @@ fn header(mmu: SecondaryMmu) -> RowHeader {
         label,
         mmu,
         guest: "bare".to_owned(),
+        processors: 2,
         large_guest_pages: true,
         slot_zap_drops_all: false,
         arena,
@@ -210,9 +211,9 @@ fn slots_and_bytes_are_those_a_listener_reports() {
     assert_eq!(wider.predict(choice, Zap::Memslot, Running::Around).zapped.bytes, 16 << 20);
 }
 
-#[test]
-fn a_toggle_in_a_huge_page_pays_for_its_seam_once() {
-    let mut row = row(SecondaryMmu::Shadow, &[3, 9], &[]);
+/// A row of single pages in huge ones: the first block's is split for its first victim.
+fn huge_row(victims: &[u64], hot: &[u32]) -> RowEvents {
+    let mut row = row(SecondaryMmu::Shadow, victims, hot);
     row.header.label.backing = "thp".to_owned();
     row.header.label.granule = 2 << 20;
     row.header.slots[1].granule = 2 << 20;
@@ -227,6 +228,36 @@ fn a_toggle_in_a_huge_page_pays_for_its_seam_once() {
     };
     row.announcements.insert(0, split);
     row.operations[0].announcements = 2;
+    row
+}
+
+#[test]
+fn a_stopped_loop_gets_on_between_two_brackets_only_where_it_shares_its_processor() {
+    let mut row = huge_row(&[3], &[700]);
+    let live = |row: &RowEvents, policy, zap| {
+        let replay = Replay::new(row, None).unwrap();
+        let found = replay.predict(PolicyChoice::Announced(policy), zap, Running::Around);
+        (found.live.others, found.own_rounds)
+    };
+    assert_eq!(live(&row, Policy::Vm, Zap::Memslot), (1, 1), "once it is all over");
+    assert_eq!(live(&row, Policy::Slot, Zap::Memslot), (0, 0), "its slot is another");
+    row.header.processors = 1;
+    assert_eq!(live(&row, Policy::Vm, Zap::Memslot), (2, 2), "after the split as well");
+    // A toggle stops nobody.
+    row.header.processors = 2;
+    row.lists[0] = vec![7];
+    let reads = live(&row, Policy::Folio, Zap::Protect);
+    if let Some(StepEvent::Hot { writes, .. }) = row.header.steps.get_mut(1) {
+        *writes = true;
+    }
+    let writes = live(&row, Policy::Folio, Zap::Protect);
+    // After the split and after the seam; and between the split's own two announcements, to read.
+    assert_eq!((reads, writes), ((3, 0), (2, 0)));
+}
+
+#[test]
+fn a_toggle_in_a_huge_page_pays_for_its_seam_once() {
+    let row = huge_row(&[3, 9], &[]);
     let replay = Replay::new(&row, None).unwrap();
     let kernel = replay.predict(PolicyChoice::Kernel, Zap::Nothing, Running::Around);
     assert_eq!((kernel.zapped.dropped.small, kernel.zapped.dropped.large), (0, 1), "nobody touched it again");
