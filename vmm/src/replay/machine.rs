@@ -242,20 +242,24 @@ impl Machine {
     pub fn read_once(&mut self) -> Faults {
         let mut faults = Faults::default();
         for index in 0..self.loops.len() {
-            let hot = &self.loops[index];
-            if let Some((touches, page)) = hot.next_fault().filter(|_| hot.reads()) {
-                self.loops[index].advance(touches + 1);
-                faults += self.touch(page);
+            if self.loops[index].reads() {
+                faults += self.go_on(index).unwrap_or_default();
             }
         }
         faults
     }
 
+    /// A loop's next fault; `None` where none of its pages is missing.
+    fn go_on(&mut self, index: usize) -> Option<Faults> {
+        let (touches, page) = self.loops[index].next_fault()?;
+        self.loops[index].advance(touches + 1);
+        Some(self.touch(page))
+    }
+
     fn run_loop_around(&mut self, index: usize) -> Faults {
         let mut faults = Faults::default();
-        while let Some((touches, page)) = self.loops[index].next_fault() {
-            self.loops[index].advance(touches + 1);
-            faults += self.touch(page);
+        while let Some(more) = self.go_on(index) {
+            faults += more;
         }
         faults
     }

@@ -216,11 +216,9 @@ impl<'a> Replay<'a> {
         let mut play = self.play(policy, zap, Running::Around);
         play.steps();
         play.machine.stop();
-        let last = self.row.header.steps.iter().rposition(|step| matches!(step, StepEvent::Hot { .. }));
+        let last = self.row.header.steps.iter().rfind(|step| matches!(step, StepEvent::Hot { .. }));
         let Some(last) = last else { return 0 };
-        if let StepEvent::Hot { list, stride, writes, loops } = self.row.header.steps[last] {
-            play.start(list, stride, writes, loops);
-        }
+        play.start(last);
         play.machine.zap(0..self.arena.len() / PAGE_SIZE);
         counted.saturating_sub(play.machine.run_loops(None, None).all())
     }
@@ -280,9 +278,7 @@ impl Play<'_> {
                     self.machine.fill();
                     fresh = true;
                 }
-                StepEvent::Hot { list, stride, writes, loops } => {
-                    self.start(*list, *stride, *writes, *loops);
-                }
+                hot @ StepEvent::Hot { .. } => self.start(hot),
                 StepEvent::Reclaim { layout, operations: count, ended_ns } => {
                     self.machine.lay_out(&row.layouts[*layout as usize], fresh);
                     fresh = false;
@@ -298,17 +294,17 @@ impl Play<'_> {
         }
     }
 
-    fn start(&mut self, list: Option<u32>, stride: Option<u64>, writes: bool, loops: u32) {
+    /// Starts the loops of a hot step.
+    fn start(&mut self, step: &StepEvent) {
+        let StepEvent::Hot { list, stride, writes, loops } = *step else { return };
         let pages = self.replay.arena.len() / PAGE_SIZE;
         for _ in 0..loops {
-            match (list, stride) {
-                (Some(list), _) => {
-                    let list = &self.replay.row.lists[list as usize];
-                    self.machine.start(HotLoop::listed(list, pages).writing(writes));
-                }
-                (None, Some(stride)) => self.machine.start(HotLoop::strided(stride, pages).writing(writes)),
-                (None, None) => {}
-            }
+            let hot = match (list, stride) {
+                (Some(list), _) => HotLoop::listed(&self.replay.row.lists[list as usize], pages),
+                (None, Some(stride)) => HotLoop::strided(stride, pages),
+                (None, None) => return,
+            };
+            self.machine.start(hot.writing(writes));
         }
     }
 
@@ -438,8 +434,11 @@ impl Play<'_> {
         // A toggle is two announcements. Between them the range may be read and not written: a loop that only reads gets
         // one fault through, seldom more and seldom none, and what that brought goes with the second.
         if self.zapping.toggles() && self.running != Running::Never {
-            self.found.live += self.machine.read_once();
-            let _ = self.zapping.zap(&mut self.machine, &self.replay.slots, range);
+            let read = self.machine.read_once();
+            if read != Faults::default() {
+                self.found.live += read;
+                let _ = self.zapping.zap(&mut self.machine, &self.replay.slots, range);
+            }
         }
     }
 

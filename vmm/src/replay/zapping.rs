@@ -129,8 +129,8 @@ impl Zapping {
 
     /// Whether the zap of `range` puts a seam somewhere first.
     pub fn makes_seam(&self, range: HvaRange) -> bool {
-        let toggles = self.mmu != SecondaryMmu::Soft && matches!(self.how, Zap::Protect | Zap::Unmap);
-        toggles && self.unseamed(range).iter().any(Option::is_some)
+        let cuts = self.mmu != SecondaryMmu::Soft && matches!(self.how, Zap::Protect | Zap::Unmap);
+        cuts && self.unseamed(range).iter().any(Option::is_some)
     }
 
     /// The blocks that get their seam by the zap of `range`: each is announced whole, and a huge page there comes apart.
