@@ -53,6 +53,7 @@ impl Console {
     /// # Panics
     /// It is not, in a long silence or to the end.
     pub fn expect(&mut self, text: &str) {
+        let _waiting = harness::waiting(format!("{text:?} on the console"));
         let mut seen = 0;
         let mut since = Instant::now();
         let printed = self.printed.clone();
@@ -87,6 +88,7 @@ impl Console {
     /// # Panics
     /// It does not end, but falls silent.
     pub fn end(mut self) -> (ExitStatus, String) {
+        let _waiting = harness::waiting("the end of zapscope on a console");
         let printed = self.printed.clone();
         let mut guard = self.lock();
         while !guard.ended {

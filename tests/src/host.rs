@@ -2,15 +2,18 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 
+use guest_mem::uffd::{Faults, Features, Userfault};
+use guest_mem::{Backing, HostThp, PMD_SIZE, PageScanner, Region};
 use kvm_ioctls::Kvm;
-use vmm::host::HostFacts;
 use vmm::host::kvm_module::MmuKind;
+use vmm::host::{HostChanges, HostFacts};
 use vmm::tap::{Interest, Tap, Via};
 
+use crate::nobody::{self, Lent};
+
 /// Something a test cannot do without.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Need {
     /// /dev/kvm.
     Kvm,
@@ -34,35 +37,31 @@ pub enum Need {
     Tap,
     /// The same by a BPF program.
     Bpf,
+    /// Memory of this backing, if need be by a switch that root sets for the test.
+    Has(Backing),
+    /// Huge pages for the asking: `madvise` or `always`, and memory that is not too fragmented.
+    HugePages,
+    /// A kernel that merges pages of the same content.
+    Ksm,
+    /// A `perf_event_paranoid` that keeps tracepoints from whoever has no capability for them.
+    GuardedTracepoints,
+    /// A process without any privilege: root's to make, or this one.
+    Nobody,
+    /// The same with /dev/kvm open to it.
+    NobodyWithKvm,
+    /// A userfaultfd for user mode's faults that everybody may have.
+    UserModeUserfault,
+    /// The same where nobody without a privilege may have one for the kernel's.
+    OnlyUserModeUserfault,
 }
 
 /// Names the kernel that [`Need::MinimalKernel`] is.
 pub const MINIMAL_KERNEL: &str = "ZAPSCOPE_MINIMAL_KERNEL";
 
 impl Need {
-    /// In order of declaration.
-    const ALL: [Self; 11] = [
-        Self::Kvm,
-        Self::SlotZap,
-        Self::Zram,
-        Self::Qemu,
-        Self::LinuxGuest,
-        Self::Pvm,
-        Self::MinimalKernel,
-        Self::NotRoot,
-        Self::Userfault,
-        Self::Tap,
-        Self::Bpf,
-    ];
-
-    /// Why the need is not met here, with the remedy; `None` if it is.
-    pub fn missing(self) -> Option<&'static str> {
-        static ANSWERS: OnceLock<[Option<&'static str>; Need::ALL.len()]> = OnceLock::new();
-        ANSWERS.get_or_init(|| Self::ALL.map(Self::probe))[self as usize]
-    }
-
-    fn probe(self) -> Option<&'static str> {
-        let (met, why) = match self {
+    /// Whether it is met, and what to say if it is not.
+    fn probe(self) -> (bool, &'static str) {
+        match self {
             Self::Kvm => (Kvm::new().is_ok(), "/dev/kvm cannot be opened: load a KVM module, or become root"),
             Self::SlotZap => {
                 (slot_zap(), "this KVM has no KVM_X86_QUIRK_SLOT_ZAP_ALL to disable: Linux 6.12 is needed")
@@ -94,7 +93,7 @@ impl Need {
                 "root may write every file: run it as another user too",
             ),
             Self::Userfault => (
-                guest_mem::Userfault::open(guest_mem::uffd::Features::empty()).is_ok(),
+                Userfault::open(Features::empty()).is_ok(),
                 "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`",
             ),
             Self::Bpf => (
@@ -109,8 +108,51 @@ impl Need {
                 std::env::var_os(MINIMAL_KERNEL).is_some_and(|path| Path::new(&path).is_file()),
                 "ZAPSCOPE_MINIMAL_KERNEL names no kernel: set it to what tests/peers/minimal-linux.sh prints",
             ),
-        };
-        (!met).then_some(why)
+            Self::HugePages => (
+                huge_pages(),
+                "there are no huge pages for the asking: \
+                 `echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`, or free some memory",
+            ),
+            Self::Ksm => (Path::new("/sys/kernel/mm/ksm/run").exists(), "this kernel has no KSM"),
+            Self::GuardedTracepoints => (
+                std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")
+                    .is_ok_and(|text| !text.starts_with('-')),
+                "everybody may listen to tracepoints: `sysctl kernel.perf_event_paranoid=2`",
+            ),
+            Self::Nobody => (nobody::may_be(Lent::Nothing), "no process can be made nobody's: run as root"),
+            Self::NobodyWithKvm => (
+                nobody::may_be(Lent::Kvm),
+                "/dev/kvm cannot be lent to nobody: run as root, with a temporary directory that allows device files",
+            ),
+            Self::UserModeUserfault => (
+                Userfault::open_for(Faults::UserMode, Features::empty()).is_ok(),
+                "there is no userfaultfd for user mode's faults: see `zapscope doctor`",
+            ),
+            Self::OnlyUserModeUserfault => {
+                let access = guest_mem::uffd::probe();
+                (
+                    access.sysctl == Some(0) && access.user_mode.is_ok(),
+                    "everybody may see all faults here, or nobody any: `sysctl vm.unprivileged_userfaultfd=0`",
+                )
+            }
+            Self::Has(backing) => unreachable!("{backing} is asked for by its switches"),
+        }
+    }
+}
+
+impl harness::Need for Need {
+    fn missing(self) -> Option<String> {
+        if let Self::Has(backing) = self {
+            let mut changes = HostChanges::new(|_| ());
+            allow(&mut changes, backing);
+            return backing.unavailable(&HostThp::read()).map(|why| why.to_string());
+        }
+        let (met, why) = self.probe();
+        (!met).then(|| why.to_owned())
+    }
+
+    fn may_run_out(self) -> bool {
+        matches!(self, Self::HugePages)
     }
 }
 
@@ -144,6 +186,27 @@ pub fn pvm() -> bool {
 pub fn tdp_mmu() -> bool {
     let kvm = HostFacts::read().kvm;
     kvm.tdp_mmu == Some(true) && matches!(kvm.mmu, Some(MmuKind::Ept | MmuKind::Npt))
+}
+
+/// Sets the switch that a backing's label asks for, until the changes are undone. Without the right to, nothing.
+pub fn allow(changes: &mut HostChanges, backing: Backing) {
+    let (switch, word) = match backing {
+        Backing::Thp => ("enabled".to_owned(), "madvise"),
+        Backing::Mthp(order) => (format!("hugepages-{}kB/enabled", order.bytes() >> 10), "madvise"),
+        Backing::MemfdThp => ("shmem_enabled".to_owned(), "advise"),
+        _ => return,
+    };
+    let path = format!("/sys/kernel/mm/transparent_hugepage/{switch}");
+    let _ = changes.change_sysfs(path, word, "a test's memory");
+}
+
+fn huge_pages() -> bool {
+    let Ok(region) = Region::map(4 * PMD_SIZE, Backing::Thp) else { return false };
+    let counts = region
+        .populate(region.range())
+        .ok()
+        .and_then(|()| PageScanner::new().ok()?.counts(&region, region.range()).ok());
+    counts.is_some_and(|counts| counts.pmd_mapped == region.range().page_count())
 }
 
 fn slot_zap() -> bool {

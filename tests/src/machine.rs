@@ -65,6 +65,7 @@ impl Bare {
     /// # Panics
     /// The guest fails.
     pub fn wait(&self, vcpu: u32) -> Outcome {
+        let _waiting = harness::waiting(format!("vCPU {vcpu} to carry out its order"));
         self.machine.wait(vcpu, PATIENCE).expect("the guest does its work")
     }
 

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -39,7 +39,7 @@ pub enum Lent {
 /// # Errors
 /// The directory takes no copy of the program, or no device file.
 pub fn zapscope(directory: &Path, arguments: &[&str], lent: Lent) -> io::Result<Command> {
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return Ok(program::zapscope(directory, arguments));
     }
     fs::set_permissions(directory, Permissions::from_mode(0o755))?;
@@ -56,6 +56,30 @@ pub fn zapscope(directory: &Path, arguments: &[&str], lent: Lent) -> io::Result<
     // SAFETY: between fork and exec only system calls are made, on strings made before.
     unsafe { command.pre_exec(move || become_nobody(node.as_ref())) };
     Ok(command)
+}
+
+/// Whether there can be such a process, and it can use what it is lent.
+pub fn may_be(lent: Lent) -> bool {
+    let attempt = || {
+        let place = tempfile::tempdir()?;
+        fs::set_permissions(place.path(), Permissions::from_mode(0o755))?;
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", if lent == Lent::Kvm { ": <>/dev/kvm" } else { ":" }]).stderr(Stdio::null());
+        let node = match lent {
+            Lent::Kvm if is_root() => Some(device_for_all(place.path())?),
+            _ => None,
+        };
+        if is_root() {
+            // SAFETY: between fork and exec only system calls are made, on strings made before.
+            unsafe { command.pre_exec(move || become_nobody(node.as_ref())) };
+        }
+        command.status()
+    };
+    attempt().is_ok_and(|status: ExitStatus| status.success())
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// A file that is the same device as /dev/kvm, and opens for everybody.

@@ -40,6 +40,8 @@ pub fn zapscope<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Command {
 /// # Panics
 /// It cannot be started.
 pub fn output<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Output {
+    let words: Vec<_> = arguments.iter().map(AsRef::as_ref).collect();
+    let _waiting = harness::waiting(format!("the end of zapscope {words:?}"));
     zapscope(directory, arguments).output().expect("the test binary starts again")
 }
 
@@ -74,6 +76,7 @@ pub fn end_of_group_within(child: Child, patience: Duration) -> Output {
     let pid = Pid::from_child(&child);
     let (send, receive) = channel();
     let waiting = std::thread::spawn(move || send.send(child.wait_with_output()));
+    let _waiting = harness::waiting(format!("the end of process {pid:?} and of what it wrote"));
     let ended = receive.recv_timeout(patience);
     if ended.is_err() {
         // What it said comes with its end.

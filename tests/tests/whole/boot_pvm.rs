@@ -8,7 +8,7 @@ use tests::{code, elf, program};
 use vmm::linux::cpio::{Node, Writer};
 
 crate::tests! {
-    a_minimal_linux_comes_to_its_first_process: [Pvm, MinimalKernel],
+    a_minimal_linux_comes_to_its_first_process: [Pvm, MinimalKernel] within 1200,
 }
 
 /// The exit code where this host can run a guest no further.

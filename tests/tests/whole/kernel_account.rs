@@ -16,6 +16,7 @@
 //! Not here, because no test can bring them about alone: a THP for which no contiguous swap space is left, compaction,
 //! NUMA balancing.
 
+use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use guest_mem::{
 };
 use kvm_ioctls::{Kvm, VmFd};
 use serde_json::Value;
+use tests::host::allow;
 use tests::kernel::{in_pages, listen, ranges, version};
 use tests::program;
 use tests::record::{number, rows, run};
@@ -33,13 +35,14 @@ use vmm::host::HostChanges;
 use vmm::tap::Collector;
 
 crate::tests! {
-    every_operation_announces_what_is_written: [Kvm, Tap, Zram],
+    every_operation_announces_what_is_written(case in cases()): [Kvm, Tap, Zram, Has(case.memory())],
     a_fork_announces_the_vma_and_a_write_after_it_its_page: [Kvm, Tap],
-    ksm_announces_each_page_it_protects_and_replaces: [Kvm, Tap, Zram],
+    ksm_announces_each_page_it_protects_and_replaces: [Kvm, Tap, Zram, Ksm],
     the_built_in_scenario_announces_what_is_written: [Kvm, SlotZap, Tap, Zram],
     the_built_in_scenario_announces_it_to_a_program: [Kvm, SlotZap, Bpf, Zram],
     our_own_swap_announces_two_ranges_a_page: [Kvm, SlotZap, Tap, Userfault],
-    without_permission_the_run_goes_on: [Kvm, SlotZap],
+    without_the_account_the_run_goes_on: [Kvm, SlotZap],
+    without_permission_the_run_goes_on: [Kvm, SlotZap, GuardedTracepoints],
     a_killed_run_leaves_no_instance: [Kvm, Tap],
 }
 
@@ -60,6 +63,19 @@ struct Case {
     takes: bool,
     /// What may be announced: one of these lists.
     announced: Vec<Vec<Pages>>,
+}
+
+impl Case {
+    /// What it finds: for a collapse small pages.
+    fn memory(&self) -> Backing {
+        if self.backing == Backing::MemfdThp { Backing::Memfd } else { self.backing }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.what)
+    }
 }
 
 fn by(operation: Operation) -> impl Fn(&Region, HvaRange) {
@@ -186,20 +202,6 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// Switches that a case needs, as its backing's label asks for them.
-fn allow(changes: &mut HostChanges, backing: Backing) {
-    let (switch, word) = match backing {
-        Backing::Thp => ("enabled", "madvise"),
-        Backing::Mthp(_) => ("hugepages-64kB/enabled", "madvise"),
-        // Small pages first, which the collapse is to find; it does not ask the switch.
-        Backing::MemfdThp => ("shmem_enabled", "never"),
-        _ => return,
-    };
-    changes
-        .change_sysfs(format!("/sys/kernel/mm/transparent_hugepage/{switch}"), word, "a test's memory")
-        .unwrap();
-}
-
 /// A VM without memory is enough: ranges are announced before memslots are looked up.
 fn vm() -> VmFd {
     Kvm::new().unwrap().create_vm().unwrap()
@@ -224,25 +226,22 @@ fn announced(tap: &Collector, region: &Region) -> Vec<Pages> {
     of_mine.map(|(_, range)| in_pages(region, range)).collect()
 }
 
-fn every_operation_announces_what_is_written() {
+fn every_operation_announces_what_is_written(case: Case) {
     let _swap = ZramSwap::create(256 << 20, None).unwrap();
     let _vm = vm();
     let mut changes = quietly();
     // What khugepaged collapses while a case runs is no part of it.
     let _ =
         changes.change_sysfs("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "1", "a test");
-    let mut wrong = Vec::new();
-    for case in cases() {
-        allow(&mut changes, case.backing);
-        let why = case.backing.unavailable(&guest_mem::HostThp::read());
-        if let Some(why) = why.filter(|_| case.backing != Backing::MemfdThp) {
-            eprintln!("SKIPPED: {}: {why}", case.what);
-            continue;
-        }
-        wrong.extend(attempt(&case).err());
+    if case.backing == Backing::MemfdThp {
+        // Small pages first, which the collapse is to find; it does not ask the switch.
+        let switch = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+        changes.change_sysfs(switch, "never", "a test's memory").unwrap();
     }
+    allow(&mut changes, case.memory());
+    let done = attempt(&case);
     assert!(changes.undo_all().is_empty());
-    assert!(wrong.is_empty(), "on Linux {:?}:\n{}", version(), wrong.join("\n"));
+    assert_eq!(done, Ok(()), "on Linux {:?}", version());
 }
 
 fn attempt(case: &Case) -> Result<(), String> {
@@ -293,11 +292,6 @@ fn a_fork_announces_the_vma_and_a_write_after_it_its_page() {
 /// Both pages are protected, so that they cannot change while they are compared, and both are replaced by the one that
 /// KSM keeps; the first to be merged is kept itself.
 fn ksm_announces_each_page_it_protects_and_replaces() {
-    const RUN: &str = "/sys/kernel/mm/ksm/run";
-    if std::fs::metadata(RUN).is_err() {
-        eprintln!("SKIPPED: ksm_announces_each_page_it_protects_and_replaces: this kernel has no KSM");
-        return;
-    }
     let _vm = vm();
     let region = filled(Backing::Base4k);
     let pair = [
@@ -404,42 +398,42 @@ fn drop_tracing() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Root without the right to trace: there is no row less, and the reason stands in each.
-fn without_permission_the_run_goes_on() {
+/// Why the one row of a run has no account. There is no row less for it.
+fn why_without(tap: &str, drops: bool) -> String {
     let text = "name = \"x\"\nmemory = \"8MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = [\"kernel\"]\n\
         reclaim = [\"dontneed\"]\n[[case]]\nname = \"c\"\n[[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"reclaim\"\n\
         victims = \"sparse\"\ncount = 64\n";
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("scenario.toml"), text).unwrap();
-    let without = |tap: &str, drops: bool| {
-        let arguments = ["run", "scenario.toml", "--json", "--tap", tap];
-        let mut command: Command = program::zapscope(directory.path(), &arguments);
-        if drops {
-            // SAFETY: between fork and exec it makes system calls only.
-            unsafe { command.pre_exec(drop_tracing) };
-        }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", program::stderr(&output));
-        let record: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let row = rows(&record)[0].clone();
-        assert!(row["could_not_run"].is_null());
-        assert_eq!((number(&row, "victims"), number(&row, "integrity_errors")), (64, 0));
-        let keys = ["kernel_ranges", "kernel_bytes", "lost_events", "account_differences"];
-        assert!(keys.iter().all(|key| row[key].is_null()), "{row}");
-        let why = |warning: &&Value| {
-            let about: Vec<_> = warning["keys"].as_array().into_iter().flatten().collect();
-            keys.iter().all(|key| about.iter().any(|one| one == key))
-        };
-        row["warnings"].as_array().unwrap().iter().find(why).unwrap()["text"].as_str().unwrap().to_owned()
-    };
-    let off = without("off", false);
-    assert!(off.contains("--tap off"), "{off}");
-    let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
-    if paranoid.starts_with('-') {
-        eprintln!("SKIPPED: without_permission_the_run_goes_on, by half: perf_event_paranoid is {paranoid}");
-        return;
+    let arguments = ["run", "scenario.toml", "--json", "--tap", tap];
+    let mut command: Command = program::zapscope(directory.path(), &arguments);
+    if drops {
+        // SAFETY: between fork and exec it makes system calls only.
+        unsafe { command.pre_exec(drop_tracing) };
     }
-    let refused = without("perf", true);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", program::stderr(&output));
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = rows(&record)[0].clone();
+    assert!(row["could_not_run"].is_null());
+    assert_eq!((number(&row, "victims"), number(&row, "integrity_errors")), (64, 0));
+    let keys = ["kernel_ranges", "kernel_bytes", "lost_events", "account_differences"];
+    assert!(keys.iter().all(|key| row[key].is_null()), "{row}");
+    let why = |warning: &&Value| {
+        let about: Vec<_> = warning["keys"].as_array().into_iter().flatten().collect();
+        keys.iter().all(|key| about.iter().any(|one| one == key))
+    };
+    row["warnings"].as_array().unwrap().iter().find(why).unwrap()["text"].as_str().unwrap().to_owned()
+}
+
+fn without_the_account_the_run_goes_on() {
+    let off = why_without("off", false);
+    assert!(off.contains("--tap off"), "{off}");
+}
+
+/// Root without the right to trace.
+fn without_permission_the_run_goes_on() {
+    let refused = why_without("perf", true);
     assert!(refused.contains("tracefs") || refused.contains("cap_perfmon"), "{refused}");
 }
 

@@ -11,13 +11,14 @@ use guest_mem::swapper::{Evictor, FaultAround, HandlerReport, Handlers, Hears, L
 use guest_mem::uffd::{Event, Fault};
 use guest_mem::{Backing, Codec, CompressedStore, Operation, PMD_SIZE, Swapper, perform_unmeasured};
 use serde_json::Value;
+use tests::host::Need;
 use tests::machine::{Bare, config};
 use tests::{host, program};
 
 crate::tests! {
     a_run_counts_what_it_takes_and_brings_back: [Kvm, Userfault],
-    a_huge_page_leaves_and_comes_back_huge: [Kvm, Userfault],
-    huge_pages_come_back_whole_in_a_run: [Kvm, Userfault],
+    a_huge_page_leaves_and_comes_back_huge: [Kvm, Userfault, HugePages],
+    huge_pages_come_back_whole_in_a_run: [Kvm, Userfault, HugePages],
     a_target_is_reached_and_the_hot_pages_stay: [Kvm, Userfault],
     nothing_is_lost_in_a_storm: [Kvm, Userfault],
     a_run_needs_no_swap_device: [Userfault],
@@ -126,8 +127,7 @@ fn a_huge_page_leaves_and_comes_back_huge() {
     bare.verify(1);
     let (_, huge) = bare.leaves();
     if huge != 4 {
-        println!("SKIPPED: a_huge_page_leaves_and_comes_back_huge: this host gave {huge} of 4 huge pages");
-        return;
+        harness::could_not_run(Need::HugePages, format!("this host gave {huge} of 4 huge pages"));
     }
     let (swapper, handlers) = swap(&bare, FaultAround::Fixed(1), false);
     let evicted = Evictor::new(&swapper).unwrap().evict(bare.pages(0, 1024)).unwrap();
@@ -148,11 +148,7 @@ fn huge_pages_come_back_whole_in_a_run() {
         .replace("victims = \"sparse\"\ncount = 100", "range = \"4MiB..12MiB\"\nunit = \"folio\"");
     for row in rows_of(&scenario, &[]) {
         if row["achieved"]["thp"] != 1.0 {
-            println!(
-                "SKIPPED: huge_pages_come_back_whole_in_a_run: this host gave no huge pages: {}",
-                row["achieved"]
-            );
-            continue;
+            harness::could_not_run(Need::HugePages, format!("this host gave some: {}", row["achieved"]));
         }
         for (key, expected) in
             [("evicted_bytes", 8 << 20), ("uffd_faults", 4), ("uffd_huge_returns", 4), ("refaults", 4)]

@@ -4,13 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use guest_abi::layout::{PAGE_SIZE, low_memory};
-use guest_mem::{Backing, HostThp};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::{host, program};
 
 crate::tests! {
-    a_restored_guest_is_as_it_was: [Kvm, Userfault],
+    a_restored_guest_is_as_it_was(backing in ["4k", "thp", "memfd"]): [Kvm, Userfault, Has(backing.parse().unwrap())],
     two_guests_go_on_from_one_snapshot: [Kvm, Userfault],
     memory_that_was_never_written_is_not_in_the_file: [Kvm, Userfault],
     ctrl_c_ends_a_guest_whose_pages_still_come: [Kvm, Userfault],
@@ -73,37 +72,31 @@ fn check(record: &Value, vcpus: u32, what: &str) {
     assert_eq!((brought - number(record, "zero_pages_brought")) * PAGE_SIZE, read, "{what}: {record:#}");
 }
 
-fn a_restored_guest_is_as_it_was() {
+fn a_restored_guest_is_as_it_was(backing: &str) {
     let (memory, fill) = (format!("{}MiB", mib()), format!("{}MiB", mib() / 4 * 3));
-    for backing in ["4k", "thp", "memfd"] {
-        if let Some(why) = backing.parse::<Backing>().unwrap().unavailable(&HostThp::read()) {
-            eprintln!("SKIPPED: a_restored_guest_is_as_it_was on {backing}: {why}");
-            continue;
-        }
-        for vcpus in [1, 2] {
-            let place = tempfile::tempdir().unwrap();
-            let (path, text) = (place.path(), vcpus.to_string());
-            let made = ["--memory", &memory, "--fill", &fill, "--vcpus", &text, "--backing", backing];
-            snapshot(path, "s", &made);
-            for how in [
-                &["--fault-around", "4KiB"][..],
-                &["--fault-around", "adaptive"],
-                &["--handlers", "3"],
-                &["--eager"],
-            ] {
-                let record = restore(path, "s", how);
-                let what = format!("{backing}, {vcpus} vCPUs, {how:?}");
-                check(&record, vcpus, &what);
-                if how.contains(&"4KiB") && backing != "thp" {
-                    assert_eq!(record["faults"], record["pages_brought"], "one a fault, {what}: {record:#}");
-                }
-                // Each handler knows the sequences that it has seen; one knows them all.
-                if how.contains(&"adaptive") && vcpus == 1 {
-                    assert!(
-                        number(&record, "faults") < number(&record, "pages_brought") / 4,
-                        "{what}: {record:#}"
-                    );
-                }
+    for vcpus in [1, 2] {
+        let place = tempfile::tempdir().unwrap();
+        let (path, text) = (place.path(), vcpus.to_string());
+        let made = ["--memory", &memory, "--fill", &fill, "--vcpus", &text, "--backing", backing];
+        snapshot(path, "s", &made);
+        for how in [
+            &["--fault-around", "4KiB"][..],
+            &["--fault-around", "adaptive"],
+            &["--handlers", "3"],
+            &["--eager"],
+        ] {
+            let record = restore(path, "s", how);
+            let what = format!("{backing}, {vcpus} vCPUs, {how:?}");
+            check(&record, vcpus, &what);
+            if how.contains(&"4KiB") && backing != "thp" {
+                assert_eq!(record["faults"], record["pages_brought"], "one a fault, {what}: {record:#}");
+            }
+            // Each handler knows the sequences that it has seen; one knows them all.
+            if how.contains(&"adaptive") && vcpus == 1 {
+                assert!(
+                    number(&record, "faults") < number(&record, "pages_brought") / 4,
+                    "{what}: {record:#}"
+                );
             }
         }
     }

@@ -4,15 +4,14 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use guest_abi::layout::PAGE_SIZE;
-use guest_mem::uffd::{Faults, Features, Userfault, probe};
 use serde_json::Value;
 use tests::nobody::{Lent, zapscope};
 use tests::program;
 
 crate::tests! {
-    the_software_mmu_swaps_without_a_privilege: [],
-    a_guest_needs_one_and_is_told_which: [Kvm],
-    a_snapshot_is_read_whole_without_one: [Kvm],
+    the_software_mmu_swaps_without_a_privilege: [Nobody, UserModeUserfault],
+    a_guest_needs_one_and_is_told_which: [Kvm, NobodyWithKvm, OnlyUserModeUserfault],
+    a_snapshot_is_read_whole_without_one: [Kvm, NobodyWithKvm, OnlyUserModeUserfault],
 }
 
 /// Pages leave and come back by userfaultfd; the second row needs none.
@@ -38,28 +37,16 @@ do = "refault"
 do = "sweep"
 "#;
 
-/// Runs it as nobody; `None`, aloud, where this host does not let root do that.
-fn run(test: &str, backend: &str, lent: Lent) -> Option<Output> {
+/// Runs it as nobody.
+fn run(backend: &str, lent: Lent) -> Output {
     let place = tempfile::tempdir().unwrap();
     std::fs::write(place.path().join("s.toml"), SCENARIO).unwrap();
-    run_in(place.path(), test, &["run", "s.toml", "--json", "--backend", backend, "--out", "run"], lent)
+    run_in(place.path(), &["run", "s.toml", "--json", "--backend", backend, "--out", "run"], lent)
 }
 
-fn run_in(place: &Path, test: &str, arguments: &[&str], lent: Lent) -> Option<Output> {
-    let mut command = match zapscope(place, arguments, lent) {
-        Ok(command) => command,
-        Err(why) => {
-            eprintln!("SKIPPED: {test}: no program for nobody: {why}");
-            return None;
-        }
-    };
-    match command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output() {
-        Ok(output) => Some(output),
-        Err(why) => {
-            eprintln!("SKIPPED: {test}: it cannot be started as nobody: {why}");
-            None
-        }
-    }
+fn run_in(place: &Path, arguments: &[&str], lent: Lent) -> Output {
+    let mut command = zapscope(place, arguments, lent).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
 }
 
 fn rows(output: &Output) -> Vec<Value> {
@@ -70,12 +57,7 @@ fn rows(output: &Output) -> Vec<Value> {
 
 /// Workers are threads: their faults are made in user mode, and a userfaultfd for those is everybody's.
 fn the_software_mmu_swaps_without_a_privilege() {
-    let test = "the_software_mmu_swaps_without_a_privilege";
-    if let Err(why) = Userfault::open_for(Faults::UserMode, Features::empty()) {
-        eprintln!("SKIPPED: {test}: {why}");
-        return;
-    }
-    let Some(output) = run(test, "soft", Lent::Nothing) else { return };
+    let output = run("soft", Lent::Nothing);
     assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
     let rows = rows(&output);
     assert_eq!(rows.len(), 4);
@@ -91,11 +73,7 @@ fn the_software_mmu_swaps_without_a_privilege() {
 /// A guest's faults are made inside KVM, and whoever may see those could stop a system call of anybody's: the kernel
 /// wants to be told. The rows that need no userfaultfd are made all the same.
 fn a_guest_needs_one_and_is_told_which() {
-    let test = "a_guest_needs_one_and_is_told_which";
-    if !only_user_mode_is_free(test) {
-        return;
-    }
-    let Some(output) = run(test, "kvm", Lent::Kvm).filter(|output| had_kvm(test, output)) else { return };
+    let output = run("kvm", Lent::Kvm);
     assert_eq!(output.status.code(), Some(3), "{}", program::stderr(&output));
     for row in rows(&output) {
         if row["reclaim"] != "uffd" {
@@ -113,32 +91,8 @@ fn a_guest_needs_one_and_is_told_which() {
     }
 }
 
-/// Whether this host gives a userfaultfd for user mode to everybody, and no other; says so if not.
-fn only_user_mode_is_free(test: &str) -> bool {
-    let access = probe();
-    let is_so = access.sysctl == Some(0) && access.user_mode.is_ok();
-    if !is_so {
-        eprintln!("SKIPPED: {test}: this host lets everybody see all faults, or nobody any ({access:?})");
-    }
-    is_so
-}
-
-/// Whether nobody could be lent /dev/kvm; says so if not.
-fn had_kvm(test: &str, output: &Output) -> bool {
-    let said = program::stderr(output);
-    let had = !said.contains("/dev/kvm cannot be opened");
-    if !had {
-        eprintln!("SKIPPED: {test}: nobody cannot be lent /dev/kvm here: {said}");
-    }
-    had
-}
-
 /// Page by page takes a userfaultfd; all at once does not.
 fn a_snapshot_is_read_whole_without_one() {
-    let test = "a_snapshot_is_read_whole_without_one";
-    if !only_user_mode_is_free(test) {
-        return;
-    }
     let place = tempfile::tempdir().unwrap();
     let made = program::output(place.path(), &["snapshot", "--out", "s", "--memory", "4MiB"]);
     assert_eq!(made.status.code(), Some(0), "{}", program::stderr(&made));
@@ -149,9 +103,9 @@ fn a_snapshot_is_read_whole_without_one() {
             std::fs::remove_file(place.path().join("zapscope")),
             std::fs::remove_file(place.path().join("kvm")),
         );
-        run_in(place.path(), test, &arguments, Lent::Kvm).filter(|output| had_kvm(test, output))
+        run_in(place.path(), &arguments, Lent::Kvm)
     };
-    let (Some(lazy), Some(eager)) = (restore(&[]), restore(&["--eager"])) else { return };
+    let (lazy, eager) = (restore(&[]), restore(&["--eager"]));
     let said = program::stderr(&lazy);
     assert_eq!(lazy.status.code(), Some(1), "{said}");
     for word in ["--eager", "sysctl vm.unprivileged_userfaultfd=1", "/dev/userfaultfd"] {
