@@ -7,6 +7,7 @@ pub mod clock;
 pub mod devices;
 pub mod doctor;
 pub mod events;
+pub mod exit;
 pub mod guest;
 pub mod hook;
 pub mod host;

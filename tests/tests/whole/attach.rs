@@ -181,14 +181,14 @@ fn a_process_that_ends_meanwhile_is_told() {
     assert!(said.contains("attach.json"), "what was seen is written down: {said}");
 }
 
-/// Each with its own words, and exit code 1.
+/// Each with its own words and exit code.
 fn a_process_without_a_vm_or_of_another_is_refused() {
     let place = tempfile::tempdir().unwrap();
     let (code, _, said) = attach(place.path(), i32::MAX as u32, &[]);
-    assert_eq!((code, said.contains("there is no process")), (Some(1), true), "{said}");
+    assert_eq!((code, said.contains("there is no process")), (Some(2), true), "{said}");
     let child = Killed(Command::new("cat").stdin(Stdio::piped()).spawn().unwrap());
     let (code, _, said) = attach(place.path(), child.0.id(), &[]);
-    assert_eq!((code, said.contains("(cat) holds no KVM virtual machine")), (Some(1), true), "{said}");
+    assert_eq!((code, said.contains("(cat) holds no KVM virtual machine")), (Some(2), true), "{said}");
     if !rustix::process::geteuid().is_root() {
         println!(
             "of a_process_without_a_vm_or_of_another_is_refused, the part that root must run was not run"
@@ -201,6 +201,6 @@ fn a_process_without_a_vm_or_of_another_is_refused() {
     let mut command = nobody::zapscope(place.path(), &["attach", "--pid", &ours], Lent::Nothing).unwrap();
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = program::stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("belongs to user 0") && said.contains("run as root"), "{said}");
 }

@@ -13,14 +13,26 @@ crate::tests! {
     a_run_directory_is_never_overwritten: [],
 }
 
+/// What the user has to change.
+const MISTAKE: i32 = 2;
+
+/// The command line is refused as a mistake of the user's, with these words in at most three lines.
 fn refused(directory: &Path, arguments: &[&str], words: &[&str]) {
+    let text = ended(directory, MISTAKE, arguments, words);
+    let lines = text.lines().filter(|line| line.starts_with("zapscope: ")).count();
+    assert!(lines <= 3, "{arguments:?}: {text}");
+}
+
+/// The command line ends with this exit code and these words. Returns all it said.
+fn ended(directory: &Path, code: i32, arguments: &[&str], words: &[&str]) -> String {
     let output = program::output(directory, arguments);
     let text = program::stderr(&output);
-    assert!(!output.status.success(), "{arguments:?} was accepted: {text}");
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
     for word in words {
         assert!(text.contains(word), "{arguments:?} does not say {word:?}: {text}");
     }
     assert!(!text.contains("panicked"), "{text}");
+    text
 }
 
 fn bad_command_lines_are_refused() {
@@ -114,7 +126,7 @@ fn a_guest_that_crashes_ends_the_run_with_its_registers() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("scenario.toml"), on_kernel("guest.elf")).unwrap();
     std::fs::write(directory.path().join("guest.elf"), elf::image(&[0xf4])).unwrap();
-    refused(directory.path(), &["run", "scenario.toml"], &["halted", "rip 0x0000000000100001", "cr0"]);
+    ended(directory.path(), 1, &["run", "scenario.toml"], &["halted", "rip 0x0000000000100001", "cr0"]);
 }
 
 fn rows_without_swap_say_so_and_the_others_run() {

@@ -24,9 +24,9 @@ crate::tests! {
     kvm_pvm_refuses_a_linux_guest_before_it_changes_anything: [Pvm],
 }
 
-/// What is wrong with the command line, and what with the files on this host.
-const SENSELESS: i32 = 2;
-const FAILED: i32 = 1;
+/// What the user has to change, and what this host cannot.
+const MISTAKE: i32 = 2;
+const HOST: i32 = 3;
 
 /// A directory with what a test puts there, and the kernel `good`, which would switch itself off.
 struct Place(tempfile::TempDir);
@@ -124,11 +124,11 @@ fn files_that_are_no_kernel_are_refused() {
         ("initrd.cpio", b"070701".repeat(100), ["is a cpio archive", "--initrd"]),
     ] {
         place.put(name, bytes);
-        place.refuses(FAILED, &["boot", "--kernel", name], &[name, words[0], words[1]]);
+        place.refuses(MISTAKE, &["boot", "--kernel", name], &[name, words[0], words[1]]);
     }
-    place.refuses(FAILED, &["boot", "--kernel", "none"], &["none", "No such file"]);
-    place.refuses(FAILED, &["boot", "--kernel", "."], &["kernel .", "Is a directory"]);
-    place.refuses(SENSELESS, &["boot"], &["--kernel"]);
+    place.refuses(MISTAKE, &["boot", "--kernel", "none"], &["none", "No such file"]);
+    place.refuses(MISTAKE, &["boot", "--kernel", "."], &["kernel .", "Is a directory"]);
+    place.refuses(MISTAKE, &["boot"], &["--kernel"]);
 }
 
 fn kernels_that_do_not_unpack_are_refused() {
@@ -154,12 +154,12 @@ fn kernels_that_do_not_unpack_are_refused() {
     ] {
         place.put(name, bzimage::around(&payload));
         let arguments = ["boot", "--kernel", name, "--memory", "32MiB"];
-        place.refuses(FAILED, &arguments, &[&format!("{name}: "), words[0], words[1]]);
+        place.refuses(MISTAKE, &arguments, &[&format!("{name}: "), words[0], words[1]]);
     }
     // The end of the file is missing, and the header knows it.
     let whole = bzimage::around(&payload);
     place.put("tail", &whole[..whole.len() - 5000]);
-    place.refuses(FAILED, &["boot", "--kernel", "tail"], &["kernel tail", "truncated"]);
+    place.refuses(MISTAKE, &["boot", "--kernel", "tail"], &["kernel tail", "truncated"]);
 }
 
 fn kernels_that_do_not_fit_are_refused() {
@@ -176,14 +176,14 @@ fn kernels_that_do_not_fit_are_refused() {
         ("wild", with(0x258, &(u64::MAX - 0xfff).to_le_bytes())),
     ] {
         place.put(name, bytes);
-        place.refuses(FAILED, &["boot", "--kernel", name], &[&format!("{name}: "), "the kernel"]);
+        place.refuses(MISTAKE, &["boot", "--kernel", name], &[&format!("{name}: "), "the kernel"]);
     }
     // Within the bzImage, an ELF file that says it lies where there is no memory.
     let mut elf = elf::image(&code::power_off());
     // The first program header's p_paddr.
     elf[64 + 24..64 + 32].copy_from_slice(&(1_u64 << 32).to_le_bytes());
     place.put("elsewhere", bzimage::around(&bzimage::gzip(&elf)));
-    place.refuses(FAILED, &["boot", "--kernel", "elsewhere"], &["elsewhere: ", "segment", "does not fit"]);
+    place.refuses(MISTAKE, &["boot", "--kernel", "elsewhere"], &["elsewhere: ", "segment", "does not fit"]);
 }
 
 fn bad_initrds_are_refused() {
@@ -195,7 +195,7 @@ fn bad_initrds_are_refused() {
         ("empty", "is empty"),
         ("/dev/null", "no regular file"),
     ] {
-        place.refuses_with(FAILED, &["--initrd", name], &[name, "initrd", why]);
+        place.refuses_with(MISTAKE, &["--initrd", name], &[name, "initrd", why]);
     }
 }
 
@@ -203,27 +203,27 @@ fn an_initrd_larger_than_memory_is_refused() {
     let place = Place::new();
     place.put_sparse("large", 65 << 20);
     let words = ["large: ", "68157440 bytes", "more memory"];
-    place.refuses_with(FAILED, &["--initrd", "large", "--memory", "64MiB"], &words);
+    place.refuses_with(MISTAKE, &["--initrd", "large", "--memory", "64MiB"], &words);
     // More than any machine has.
     place.put_sparse("vast", 1 << 42);
-    place.refuses_with(FAILED, &["--initrd", "vast", "--memory", "64MiB"], &["vast: ", "more memory"]);
+    place.refuses_with(MISTAKE, &["--initrd", "vast", "--memory", "64MiB"], &["vast: ", "more memory"]);
 }
 
 fn bad_sizes_are_refused() {
     let place = Place::new();
     for size in ["0", "3", "1MiB", "17MiB", "-1", "1XiB", "1e300", "18446744073709551616", ""] {
-        place.refuses_with(SENSELESS, &[&format!("--memory={size}")], &["--memory"]);
+        place.refuses_with(MISTAKE, &[&format!("--memory={size}")], &["--memory"]);
     }
     // Whole pages, and no host has them.
     for size in ["9223372036854775808", "64TiB"] {
-        place.refuses_with(FAILED, &["--memory", size], &["--memory", "this host has"]);
+        place.refuses_with(HOST, &["--memory", size], &["--memory", "this host has"]);
     }
     for vcpus in ["0", "33", "-1", "4294967297", "many"] {
-        place.refuses_with(SENSELESS, &[&format!("--vcpus={vcpus}")], &["--vcpus"]);
+        place.refuses_with(MISTAKE, &[&format!("--vcpus={vcpus}")], &["--vcpus"]);
     }
-    place.refuses_with(SENSELESS, &["--memory", "64MiB", "--balloon", "65MiB"], &["--balloon", "64 MiB"]);
-    place.refuses_with(SENSELESS, &["--balloon", "9223372036854775808"], &["--balloon", "512 MiB"]);
-    place.refuses_with(SENSELESS, &["--backing", "straw"], &["--backing", "straw"]);
+    place.refuses_with(MISTAKE, &["--memory", "64MiB", "--balloon", "65MiB"], &["--balloon", "64 MiB"]);
+    place.refuses_with(MISTAKE, &["--balloon", "9223372036854775808"], &["--balloon", "512 MiB"]);
+    place.refuses_with(MISTAKE, &["--backing", "straw"], &["--backing", "straw"]);
 }
 
 fn bad_disks_are_refused() {
@@ -238,12 +238,12 @@ fn bad_disks_are_refused() {
         ("/dev/null", "neither a regular file nor a block device"),
     ] {
         for text in [name.to_owned(), format!("{name}:ro")] {
-            place.refuses_with(FAILED, &["--disk", &text], &[&format!("the disk {name} "), why]);
+            place.refuses_with(MISTAKE, &["--disk", &text], &[&format!("the disk {name} "), why]);
         }
     }
     // One bad one among good ones.
     place.put("good-disk", [0; 512]);
-    place.refuses_with(FAILED, &["--disk", "good-disk", "--disk", "short:ro"], &["the disk short", "512"]);
+    place.refuses_with(MISTAKE, &["--disk", "good-disk", "--disk", "short:ro"], &["the disk short", "512"]);
 }
 
 fn protected(place: &Place) {
@@ -255,7 +255,7 @@ fn protected(place: &Place) {
 fn a_disk_that_may_only_be_read_is_refused_for_writing() {
     let place = Place::new();
     protected(&place);
-    place.refuses_with(FAILED, &["--disk", "protected"], &["the disk protected", "cannot be written"]);
+    place.refuses_with(MISTAKE, &["--disk", "protected"], &["the disk protected", "cannot be written"]);
 }
 
 fn a_read_only_disk_may_be_one_that_may_only_be_read() {
@@ -269,14 +269,14 @@ fn bad_command_lines_are_refused() {
     use std::os::unix::ffi::OsStrExt;
     let place = Place::new();
     let long = "x".repeat(2048);
-    place.refuses_with(FAILED, &["--cmdline", &long], &["command line has", "takes 2047", "shorten it"]);
+    place.refuses_with(MISTAKE, &["--cmdline", &long], &["command line has", "takes 2047", "shorten it"]);
     // As long as one argument can be.
-    place.refuses_with(FAILED, &["--cmdline", &"x".repeat(120_000)], &["command line has", "takes 2047"]);
+    place.refuses_with(MISTAKE, &["--cmdline", &"x".repeat(120_000)], &["command line has", "takes 2047"]);
     // A NUL ends an argument before zapscope could see it; what is no text it does see.
     let mut command = program::grouped(place.0.path(), &["boot", "--kernel", "good", "--cmdline"]);
     command.arg(std::ffi::OsStr::from_bytes(b"quiet \xff\xfe"));
     let output = program::end_of_group(command.spawn().unwrap());
-    assert_eq!(output.status.code(), Some(SENSELESS), "{}", program::stderr(&output));
+    assert_eq!(output.status.code(), Some(MISTAKE), "{}", program::stderr(&output));
     assert!(program::stderr(&output).contains("UTF-8"), "{}", program::stderr(&output));
 }
 
@@ -284,13 +284,13 @@ fn a_linux_guest_that_makes_no_sense_is_refused() {
     let place = Place::new();
     place.put("text", "no kernel at all");
     let before = host();
-    place.refuses(SENSELESS, &["run", "--kernel", "good"], &["--kernel", "--guest linux"]);
-    place.refuses(SENSELESS, &["run", "--guest", "bare", "--kernel", "good"], &["--kernel", "--guest linux"]);
-    place.refuses(SENSELESS, &["run", "--modules", "."], &["--modules", "--guest linux"]);
-    place.refuses(FAILED, &["run", "--guest", "linux"], &["needs a kernel", "--kernel FILE"]);
+    place.refuses(MISTAKE, &["run", "--kernel", "good"], &["--kernel", "--guest linux"]);
+    place.refuses(MISTAKE, &["run", "--guest", "bare", "--kernel", "good"], &["--kernel", "--guest linux"]);
+    place.refuses(MISTAKE, &["run", "--modules", "."], &["--modules", "--guest linux"]);
+    place.refuses(MISTAKE, &["run", "--guest", "linux"], &["needs a kernel", "--kernel FILE"]);
     for (name, why) in [("none", "No such file"), (".", "Is a directory"), ("text", "is no kernel")] {
-        let why = if pvm() { "kvm_pvm" } else { why };
-        place.refuses(FAILED, &["run", "--guest", "linux", "--kernel", name, "--zram", "64MiB"], &[why]);
+        let (code, why) = if pvm() { (HOST, "kvm_pvm") } else { (MISTAKE, why) };
+        place.refuses(code, &["run", "--guest", "linux", "--kernel", name, "--zram", "64MiB"], &[why]);
     }
     assert_eq!(host(), before);
 }
@@ -301,7 +301,7 @@ fn kvm_pvm_refuses_a_linux_guest_before_it_changes_anything() {
     let arguments = ["run", "--guest", "linux", "--kernel", "good", "--zram", "64MiB"];
     let output = place.run(&arguments);
     let text = program::stderr(&output);
-    assert_eq!(output.status.code(), Some(FAILED), "{text}");
+    assert_eq!(output.status.code(), Some(HOST), "{text}");
     assert!(
         text.contains("kvm_pvm") && text.contains("--guest bare") && text.contains("kvm_intel"),
         "{text}"

@@ -74,7 +74,7 @@ fn an_expectation_that_cannot_be_is_refused_with_its_line() {
     ] {
         let output = run(&expecting(&[line]), &[]);
         let why = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{why}");
+        assert_eq!(output.status.code(), Some(2), "{why}");
         assert!(why.contains("s.toml:10: ") && why.contains(said), "{why}");
     }
 }

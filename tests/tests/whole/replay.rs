@@ -230,7 +230,7 @@ fn a_damaged_log_is_refused_with_the_byte() {
         std::fs::write(&path, bytes).unwrap();
         let output = program::output(directory.path(), &["replay", "out"]);
         let why = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{why}");
+        assert_eq!(output.status.code(), Some(2), "{why}");
         assert!(why.contains("events.log: byte ") && why.contains(said), "{why}");
     }
 }
@@ -243,7 +243,7 @@ fn what_is_no_run_is_refused() {
         assert_eq!(output.status.code(), Some(code), "{why}");
         assert!(why.contains(said), "{said}: {why}");
     };
-    refused(&["replay", "nowhere"], 1, "name the directory of a run");
+    refused(&["replay", "nowhere"], 2, "name the directory of a run");
     refused(&["replay", "out", "--granule", "3KiB"], 2, "a power of two");
     refused(&["replay", "out", "--policy", "folios"], 2, "no range policy");
     refused(&["replay", "out", "--zram", "1GiB"], 2, "--validate");

@@ -170,7 +170,7 @@ fn what_is_there_stays_until_a_snapshot_is_whole() {
     {
         let output = run(&["snapshot", "--out", out, "--memory", "2MiB"]);
         let said = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{out}: {said}");
+        assert_eq!(output.status.code(), Some(2), "{out}: {said}");
         assert!(said.contains(word) && said.contains(out), "{out}: {said}");
     }
     for (arguments, word) in [

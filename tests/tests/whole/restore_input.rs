@@ -94,7 +94,7 @@ impl Place {
     fn refuses(&self, name: &str, more: &[&str], words: &[&str]) -> String {
         let output = self.restore(name, more);
         let said = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{name} {more:?}: {said}");
+        assert_eq!(output.status.code(), Some(2), "{name} {more:?}: {said}");
         for word in words {
             assert!(said.contains(word), "{name} {more:?} does not say {word:?}: {said}");
         }

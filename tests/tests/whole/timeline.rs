@@ -113,7 +113,7 @@ fn a_guests_stalls_stand_in_the_steps_that_made_them() {
     assert_trace(directory.path(), times.len());
     // A second trace does not overwrite the first.
     let again = program::output(directory.path(), &["timeline", "out", "--trace", "trace.json"]);
-    assert_eq!(again.status.code(), Some(1), "{}", program::stderr(&again));
+    assert_eq!(again.status.code(), Some(2), "{}", program::stderr(&again));
 }
 
 fn the_kernels_ranges_stand_with_their_causes() {
@@ -146,5 +146,5 @@ fn what_is_no_run_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let output = program::output(directory.path(), &["timeline", "nowhere"]);
     let said = program::stderr(&output);
-    assert!(output.status.code() == Some(1) && said.contains("name the directory of a run"), "{said}");
+    assert!(output.status.code() == Some(2) && said.contains("name the directory of a run"), "{said}");
 }

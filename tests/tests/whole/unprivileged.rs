@@ -107,7 +107,7 @@ fn a_snapshot_is_read_whole_without_one() {
     };
     let (lazy, eager) = (restore(&[]), restore(&["--eager"]));
     let said = program::stderr(&lazy);
-    assert_eq!(lazy.status.code(), Some(1), "{said}");
+    assert_eq!(lazy.status.code(), Some(3), "{said}");
     for word in ["--eager", "sysctl vm.unprivileged_userfaultfd=1", "/dev/userfaultfd"] {
         assert!(said.contains(word), "{word}: {said}");
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use guest_abi::link::{ABI_VERSION, LinkError, Request};
 
 use super::mapped::Misplaced;
+use crate::exit::{Class, Classified};
 
 /// A message that is well formed, and that the agent had no business to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,6 +96,15 @@ pub enum AgentError {
     /// The agent put something where it cannot be.
     #[error("the guest's agent lied about its memory")]
     Misplaced(#[from] Misplaced),
+}
+
+impl Classified for AgentError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Ended(_) | Self::Refused { .. } | Self::Silent { .. } | Self::Misplaced(_) => Class::Wrong,
+            Self::Busy(_) | Self::Request(_) => Class::Fault,
+        }
+    }
 }
 
 impl From<End> for AgentError {

@@ -1,5 +1,6 @@
 //! A process that holds virtual machines, as far as another process can see.
 
+use crate::exit::{Class, Classified};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -55,6 +56,17 @@ pub enum HolderError {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl Classified for HolderError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoProcess(_) | Self::NoVm { .. } => Class::Mistake,
+            Self::Ended { .. } => Class::Wrong,
+            Self::Refused { .. } => Class::Host,
+            Self::Read { source, .. } => Class::of_refused_io(source),
+        }
+    }
 }
 
 /// A process that holds at least one VM. Its number stays its own as long as this lives: another process that gets the

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use guest_mem::{Hva, HvaRange};
 use rustix::io::Errno;
 
+use crate::exit::{Class, Classified};
 use crate::tap::tracefs::last_errno;
 
 /// Why memory could not be pushed out.
@@ -26,6 +27,15 @@ pub enum PageoutError {
         /// What the kernel said.
         source: Errno,
     },
+}
+
+impl Classified for PageoutError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Refused | Self::NoCall => Class::Host,
+            Self::Call { source, .. } => Class::of_refusal(*source),
+        }
+    }
 }
 
 /// Advises the kernel to page out a range of the process that `pidfd` stands for. It passes over what is in use, locked or

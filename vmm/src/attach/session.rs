@@ -18,6 +18,7 @@ use super::account::{Account, Parties};
 use super::counters::Counters;
 use super::holder::{Holder, HolderError};
 use super::memory::{Memory, guest_memory};
+use crate::exit::{Class, Classified};
 use crate::run::chain;
 use crate::tap::source::SourceError;
 use crate::tap::{AtWork, Collector, Deed, Event, Interest, Tap, TapError, Via};
@@ -40,6 +41,17 @@ pub enum SessionError {
     /// It ended.
     #[error("the kernel's account ended")]
     Source(#[from] SourceError),
+}
+
+impl Classified for SessionError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Holder(error) => error.class(),
+            Self::NoMemory(_) => Class::Mistake,
+            Self::Tap(_) => Class::Host,
+            Self::Source(_) => Class::Fault,
+        }
+    }
 }
 
 /// What was seen between two looks.

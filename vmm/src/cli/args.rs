@@ -6,12 +6,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_mem::swapper::FaultAround;
 use guest_mem::{Backing, HvaRange};
 
+use crate::exit::CODES;
 use crate::run::TapChoice;
 use crate::scenario::{ByteRange, PolicyChoice, Size, TimeSpan};
 
 /// What does it cost a guest when the host takes its memory away?
 #[derive(Debug, Parser)]
-#[command(name = "zapscope", version, max_term_width = 100)]
+#[command(name = "zapscope", version, max_term_width = 100, after_help = CODES)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -122,8 +123,8 @@ pub struct TimelineArguments {
 /// `zapscope boot`.
 ///
 /// Ends with 0 when the guest switches itself off, with 4 when it asks for a reset (so does a kernel that panicked),
-/// with 1 when it crashes or cannot be booted, with 2 if the command line makes no sense, with 3 where this host cannot
-/// run it further, with 130 on Ctrl-A x or a signal.
+/// with 1 when it crashes, with 2 if the command line or a file is not as it should be, with 3 where this host cannot run
+/// it, or no further, with 130 on Ctrl-A x or a signal.
 #[derive(Debug, Args)]
 pub struct BootArguments {
     /// The kernel: a bzImage or an ELF vmlinux.
@@ -209,8 +210,8 @@ pub struct SnapshotArguments {
 
 /// `zapscope attach`.
 ///
-/// Ends with 0 when its time is over or it is told to stop (Ctrl-C), with 1 if the process has no VM, may not be looked at,
-/// or ends meanwhile.
+/// Ends with 0 when its time is over or it is told to stop (Ctrl-C), with 1 if the process ends meanwhile, with 2 if it has
+/// no VM, with 3 if we may not look at it.
 #[derive(Debug, Args)]
 pub struct AttachArguments {
     /// The process that holds the VM.

@@ -1,16 +1,15 @@
 //! `zapscope attach`.
 
-use std::error::Error;
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use guest_mem::{Hva, HvaRange, PAGE_SIZE};
 use notifier_bridge::monotonic_ns;
 
 use super::args::AttachArguments;
+use super::directory;
 use super::run::watch_signals;
-use super::{FAILED, directory};
 use crate::attach::{self, Holder, Record, Session, Span};
+use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::HostChanges;
 use crate::host::signals::{Cancel, block_stop_signals};
 use crate::record::utc;
@@ -31,6 +30,12 @@ struct Outside {
     size: u64,
 }
 
+impl Classified for Outside {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
+}
+
 /// A text that is no range of addresses.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("`{0}` is no range of addresses: write START-END in hexadecimal, as in /proc/PID/maps, whole pages")]
@@ -49,7 +54,7 @@ pub fn addresses(text: &str) -> Result<HvaRange, BadAddresses> {
     HvaRange::new(Hva::new(start), Hva::new(end)).filter(|_| whole).ok_or_else(bad)
 }
 
-pub fn attach(arguments: &AttachArguments) -> Result<ExitCode, Box<dyn Error>> {
+pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
     block_stop_signals()?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
@@ -58,7 +63,11 @@ pub fn attach(arguments: &AttachArguments) -> Result<ExitCode, Box<dyn Error>> {
     let watched = watch(arguments, holder, &mut changes, &cancel);
     let undone = changes.undo_all();
     undone.iter().for_each(|error| eprintln!("zapscope: {error}"));
-    Ok(if watched? && undone.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+    Ok(match watched? {
+        false => Exit::Wrong,
+        true if !undone.is_empty() => Exit::Fault,
+        true => Exit::Done,
+    })
 }
 
 /// Watches until it is told to stop. Whether the process is still there then.
@@ -67,7 +76,7 @@ fn watch(
     holder: Holder,
     changes: &mut HostChanges,
     cancel: &Cancel,
-) -> Result<bool, Box<dyn Error>> {
+) -> Result<bool, Failure> {
     let mut session = open(holder, &arguments.memory, changes)?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
     let say = |text: &str| if arguments.json { eprintln!("{text}") } else { println!("{text}") };
@@ -114,7 +123,7 @@ fn watch(
 
 /// By what changes nothing on the host, a BPF program or perf events; where they are refused by a tracefs instance, which
 /// is removed again.
-fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Result<Session, Box<dyn Error>> {
+fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Result<Session, Failure> {
     let pid = holder.pid();
     let by_bpf = Session::open(holder, memory, &Via::Bpf);
     let Err(attach::SessionError::Tap(no_program)) = by_bpf else { return Ok(by_bpf?) };
@@ -142,7 +151,7 @@ fn since(begun: u64) -> Duration {
     Duration::from_nanos(monotonic_ns() - begun)
 }
 
-fn publish(arguments: &AttachArguments, record: &Record) -> Result<(), Box<dyn Error>> {
+fn publish(arguments: &AttachArguments, record: &Record) -> Result<(), Failure> {
     let json = record.to_json()?;
     if arguments.json {
         print!("{json}");

@@ -3,6 +3,7 @@
 use kvm_ioctls::Kvm;
 
 use super::args::BackendChoice;
+use crate::exit::{Class, Classified};
 use crate::run::Backend;
 
 /// KVM was asked for and cannot be had.
@@ -11,6 +12,12 @@ use crate::run::Backend;
     "/dev/kvm cannot be opened: load a KVM module, join the group that owns the file, or use `--backend soft`"
 )]
 pub struct NoKvm(#[source] kvm_ioctls::Error);
+
+impl Classified for NoKvm {
+    fn class(&self) -> Class {
+        Class::Host
+    }
+}
 
 /// The backend, and a sentence about the choice where one is due.
 ///

@@ -1,11 +1,9 @@
 //! `zapscope boot`: a Linux kernel to its console.
 
-use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +13,9 @@ use notifier_bridge::{Cause, Totals};
 
 use super::args::BootArguments;
 use super::run::watch_signals;
-use super::{FAILED, INCOMPLETE, INTERRUPTED, RESET};
 use crate::devices::terminal::RawMode;
 use crate::devices::virtio::block::Disk;
+use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::kvm_module::{KvmFacts, MmuKind};
 use crate::host::signals::{Cancel, block_stop_signals};
 use crate::host::{Root, facts};
@@ -59,19 +57,22 @@ enum BootError {
     NoKvm(#[source] kvm_ioctls::Error),
 }
 
-impl BootError {
-    /// Whether the command line contradicts itself, whatever the host and the files are.
-    fn is_senseless(&self) -> bool {
-        matches!(self, Self::Memory(_) | Self::Balloon { .. })
+impl Classified for BootError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read { .. }
+            | Self::LargeKernel(_)
+            | Self::Kernel { .. }
+            | Self::Memory(_)
+            | Self::Balloon { .. } => Class::Mistake,
+            Self::Initrd { source, .. } => source.class(),
+            Self::File { source, .. } => source.class(),
+            Self::MoreThanTheHost(..) | Self::NoKvm(_) => Class::Host,
+        }
     }
 }
 
-/// Whether it is a command line that contradicts itself.
-pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
-    error.downcast_ref().is_some_and(BootError::is_senseless)
-}
-
-pub fn boot(arguments: &BootArguments) -> Result<ExitCode, Box<dyn Error>> {
+pub fn boot(arguments: &BootArguments) -> Result<Exit, Failure> {
     match (&arguments.restore.restore, &arguments.kernel) {
         (Some(snapshot), _) => super::restore::restore(snapshot, &arguments.restore),
         (None, Some(kernel)) => boot_kernel(arguments, kernel),
@@ -79,7 +80,7 @@ pub fn boot(arguments: &BootArguments) -> Result<ExitCode, Box<dyn Error>> {
     }
 }
 
-fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<ExitCode, Box<dyn Error>> {
+fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> {
     check_sizes(arguments)?;
     let Size(memory) = arguments.memory;
     let image = read_kernel(path)?;
@@ -165,7 +166,7 @@ fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
 }
 
 /// The error with the name of the file that it speaks of.
-fn named(error: PcError, arguments: &BootArguments) -> Box<dyn Error> {
+fn named(error: PcError, arguments: &BootArguments) -> Failure {
     let path = match &error {
         PcError::Load(source) => match source.file() {
             Some(BootFile::Kernel) => arguments.kernel.as_ref(),
@@ -190,7 +191,7 @@ fn console(emulated: bool, life: &Arc<Life>) -> Box<dyn Write + Send> {
 }
 
 /// SIGTERM and SIGHUP end the machine; Ctrl-C does where it does not belong to the guest.
-fn end_on_signal(life: &Arc<Life>) -> Result<(), Box<dyn Error>> {
+fn end_on_signal(life: &Arc<Life>) -> Result<(), Failure> {
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
     let life = life.clone();
@@ -245,25 +246,25 @@ fn report(who: &str, totals: &Totals) {
     }
 }
 
-fn code(ending: &Ending) -> ExitCode {
+fn code(ending: &Ending) -> Exit {
     match ending {
-        Ending::PowerOff => ExitCode::SUCCESS,
+        Ending::PowerOff => Exit::Done,
         Ending::Reset => {
             eprintln!("zapscope: the guest asked for a reset");
-            ExitCode::from(RESET)
+            Exit::Reset
         }
         Ending::HostLimit => {
             eprintln!("zapscope: {}", pvm::EXPLANATION);
-            ExitCode::from(INCOMPLETE)
+            Exit::Host
         }
-        Ending::Stopped => ExitCode::from(INTERRUPTED),
+        Ending::Stopped => Exit::Interrupted,
         Ending::Crash(report) => {
             eprintln!("zapscope: {report}");
-            ExitCode::from(FAILED)
+            Exit::Wrong
         }
         Ending::Device(what) => {
             eprintln!("zapscope: {what}");
-            ExitCode::from(FAILED)
+            Exit::Fault
         }
     }
 }

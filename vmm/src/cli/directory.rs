@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::events::{FILE_NAME, Spool};
+use crate::exit::{Class, Classified};
 
 /// Where run directories go unless told otherwise.
 const PARENT: &str = "zapscope-runs";
@@ -16,6 +17,12 @@ pub struct DirectoryError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+impl Classified for DirectoryError {
+    fn class(&self) -> Class {
+        Class::of_named_file(&self.source)
+    }
 }
 
 /// Writes `run.json` and the event log into a directory of their own and returns the record's path: `out` if given,

@@ -20,21 +20,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::doctor::Report;
+use crate::exit::{Exit, Failure};
 use crate::host::guardian_main;
 use crate::report::ktap;
 use crate::run::chain;
 use args::{Arguments, Command, Format};
-
-/// The exit code of a run that did what it was asked and found something wrong, or could not do it.
-const FAILED: u8 = 1;
-/// The exit code of a command line that makes no sense.
-const SENSELESS: u8 = 2;
-/// The exit code of a run in which this host could not make every row that was asked for.
-const INCOMPLETE: u8 = 3;
-/// The exit code of a guest that asked for a reset.
-const RESET: u8 = 4;
-/// The exit code of a run that was stopped by a signal, as shells have it for SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// The whole program, with the process's own arguments.
 pub fn main() -> ExitCode {
@@ -61,19 +51,15 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Doctor(arguments) => doctor(&arguments),
     };
     match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("zapscope: {}", chain(&*error));
-            let senseless = run::is_senseless(&*error)
-                || boot::is_senseless(&*error)
-                || snapshot::is_senseless(&*error)
-                || replay::is_senseless(&*error);
-            ExitCode::from(if senseless { SENSELESS } else { FAILED })
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            eprintln!("zapscope: {}", chain(failure.error()));
+            failure.exit().into()
         }
     }
 }
 
-fn doctor(arguments: &args::DoctorArguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+fn doctor(arguments: &args::DoctorArguments) -> Result<Exit, Failure> {
     let report = Report::of_this_host();
     match (arguments.json, arguments.format) {
         (true, _) => println!("{}", report.to_json()?),
@@ -83,5 +69,5 @@ fn doctor(arguments: &args::DoctorArguments) -> Result<ExitCode, Box<dyn std::er
         }
         (false, Format::Text) => print!("{}", report.to_text()),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Done)
 }

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::events::{self, EventLog, EventLogError, RowEvents};
+use crate::exit::{Class, Classified};
 use crate::record::{RecordError, Row, RunRecord};
 
 /// The largest run record read: thousands of rows.
@@ -23,6 +24,12 @@ pub enum RecordedError {
     Log(PathBuf, #[source] EventLogError),
     #[error("{}: row {} of it is not in the run.json beside it: keep the two files of a run together", .0.display(), .1)]
     OtherRun(PathBuf, u32),
+}
+
+impl Classified for RecordedError {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
 }
 
 /// A run directory, its log being read.

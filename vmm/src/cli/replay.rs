@@ -1,13 +1,12 @@
 //! `zapscope replay`: a run's victims under other range policies.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use super::args::{Format, ReplayArguments};
 use super::recorded::{Recorded, RecordedError};
-use super::{FAILED, INCOMPLETE, INTERRUPTED, run};
+use super::run;
 use crate::events::RowEvents;
+use crate::exit::{Class, Classified, Exit, Failure};
 use crate::record::{Row, RunRecord};
 use crate::replay::{self, Predicted};
 use crate::report::{self, Charset, ktap};
@@ -28,9 +27,13 @@ enum ReplayRefused {
     Nothing(PathBuf),
 }
 
-/// Whether it is a command line that contradicts itself.
-pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
-    matches!(error.downcast_ref(), Some(ReplayRefused::Granule(_)))
+impl Classified for ReplayRefused {
+    fn class(&self) -> Class {
+        match self {
+            Self::Granule(_) | Self::Nothing(_) => Class::Mistake,
+            Self::Recorded(error) => error.class(),
+        }
+    }
 }
 
 /// A recorded row that others are predicted from.
@@ -39,7 +42,7 @@ struct Source {
     row: Row,
 }
 
-pub fn replay(arguments: &ReplayArguments) -> Result<ExitCode, Box<dyn Error>> {
+pub fn replay(arguments: &ReplayArguments) -> Result<Exit, Failure> {
     let granule = arguments.granule.map(|size| Granule::new(size.0).ok_or(ReplayRefused::Granule(size)));
     let granule = granule.transpose()?.map(Granule::bytes);
     let (record, sources) = load(&arguments.run, granule.is_some())?;
@@ -63,7 +66,7 @@ pub fn replay(arguments: &ReplayArguments) -> Result<ExitCode, Box<dyn Error>> {
     } else {
         print!("{table}");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Done)
 }
 
 fn predict(
@@ -123,7 +126,7 @@ fn validate(
     record: &RunRecord,
     sources: &[Source],
     granule: Option<u64>,
-) -> Result<ExitCode, Box<dyn Error>> {
+) -> Result<Exit, Failure> {
     let scenario = Scenario::parse(&record.scenario, "the scenario in run.json")?;
     let step = sources.len().div_ceil(SAMPLE).max(1);
     let (mut plans, mut predicted) = (Vec::new(), Vec::new());
@@ -156,14 +159,17 @@ fn validate(
     let differ = compared.iter().flat_map(|(_, checks)| checks);
     let differ = differ.filter(|check| check.judgement == replay::Judgement::Differs).count();
     if outcome.cancelled {
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Ok(Exit::Interrupted);
     }
-    if differ > 0 || outcome.failed > 0 || left_changed {
+    if differ > 0 || outcome.failed > 0 {
         eprintln!("zapscope: {differ} counts were not as predicted, {} rows failed", outcome.failed);
-        return Ok(ExitCode::from(FAILED));
+        return Ok(Exit::Wrong);
+    }
+    if left_changed {
+        return Ok(Exit::Fault);
     }
     let missing = outcome.record.rows.iter().filter(|row| row.could_not_run.is_some()).count();
-    Ok(if missing > 0 { ExitCode::from(INCOMPLETE) } else { ExitCode::SUCCESS })
+    Ok(if missing > 0 { Exit::Host } else { Exit::Done })
 }
 
 /// The recorded row under another policy, as a row to be run; `None` if the scenario has no such case any more, or no

@@ -1,8 +1,6 @@
 //! `zapscope boot --restore`: the bare guest from a snapshot, and what that costs.
 
-use std::error::Error;
 use std::path::Path;
-use std::process::ExitCode;
 
 use kvm_ioctls::Kvm;
 use notifier_bridge::monotonic_ns;
@@ -11,7 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::args::RestoreArguments;
 use super::run::watch_signals;
 use super::snapshot::{NoKvm, stop_when_told};
-use super::{FAILED, INTERRUPTED};
+use crate::exit::{Exit, Failure};
 use crate::host::signals::{Cancel, block_stop_signals};
 use crate::report::{Charset, units};
 use crate::snapshot::SnapshotError;
@@ -19,7 +17,7 @@ use crate::snapshot::file::Snapshot;
 use crate::snapshot::record::{RestoreRecord, measure};
 use crate::snapshot::restore::{How, Restored};
 
-pub fn restore(path: &Path, arguments: &RestoreArguments) -> Result<ExitCode, Box<dyn Error>> {
+pub fn restore(path: &Path, arguments: &RestoreArguments) -> Result<Exit, Failure> {
     let started = started();
     // As far as it takes to know that it is one, before anything is made.
     let snapshot = Snapshot::open(path)?;
@@ -29,7 +27,7 @@ pub fn restore(path: &Path, arguments: &RestoreArguments) -> Result<ExitCode, Bo
     watch_signals(&cancel)?;
     match run(&snapshot, &kvm, arguments, &cancel, started) {
         Ok(record) => publish(&record, arguments.json),
-        Err(_) if cancel.is_cancelled() => Ok(ExitCode::from(INTERRUPTED)),
+        Err(_) if cancel.is_cancelled() => Ok(Exit::Interrupted),
         Err(error) => Err(error.into()),
     }
 }
@@ -63,7 +61,7 @@ fn started() -> u64 {
     monotonic_ns().saturating_sub(cpu)
 }
 
-fn publish(record: &RestoreRecord, json: bool) -> Result<ExitCode, Box<dyn Error>> {
+fn publish(record: &RestoreRecord, json: bool) -> Result<Exit, Failure> {
     let text = text(record, Charset::of_locale(|name| std::env::var(name).ok()));
     if json {
         eprint!("{text}");
@@ -72,11 +70,11 @@ fn publish(record: &RestoreRecord, json: bool) -> Result<ExitCode, Box<dyn Error
         print!("{text}");
     }
     if record.is_sound() {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Exit::Done);
     }
     let (wrong, lost) = (record.wrong_pages, record.lost_writes);
     eprintln!("zapscope: {wrong} pages came back WRONG, {lost} writes were LOST");
-    Ok(ExitCode::from(FAILED))
+    Ok(Exit::Wrong)
 }
 
 fn text(record: &RestoreRecord, charset: Charset) -> String {

@@ -1,13 +1,12 @@
 //! `zapscope run`.
 
-use std::error::Error;
 use std::path::Path;
-use std::process::ExitCode;
 
 use event_manager::{EventManager, SubscriberOps};
 
 use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
-use super::{FAILED, INCOMPLETE, INTERRUPTED, backend, directory, progress::Shown, zram};
+use super::{backend, directory, progress::Shown, zram};
+use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
 use crate::record::RowLabel;
@@ -26,6 +25,12 @@ const DIFFERENCES: &str = "account_differences";
 #[error("--kernel and --modules are a Linux guest's, and this scenario has none: add `--guest linux`")]
 struct NotLinux;
 
+impl Classified for NotLinux {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
+}
+
 /// No scenario by that name.
 #[derive(Debug, thiserror::Error)]
 #[error("no scenario `{name}`: name a TOML file, or one of the built-in {known}")]
@@ -34,12 +39,13 @@ struct NoScenario {
     known: String,
 }
 
-/// Whether it is a command line that contradicts itself.
-pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
-    error.is::<NotLinux>()
+impl Classified for NoScenario {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
 }
 
-pub fn run(arguments: &RunArguments) -> Result<ExitCode, Box<dyn Error>> {
+pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     // Before anything is changed: what cannot be read needs no zram device.
     let scenario = in_guest(scenario(&arguments.scenario)?, arguments)?;
     let plans: Vec<_> = scenario.rows().collect();
@@ -68,7 +74,7 @@ pub(super) fn live(
     scenario: &Scenario,
     plans: &[RowPlan<'_>],
     how: &Live,
-) -> Result<(RunOutcome, bool), Box<dyn Error>> {
+) -> Result<(RunOutcome, bool), Failure> {
     block_stop_signals()?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
@@ -101,7 +107,7 @@ pub(super) fn live(
 }
 
 /// The scenario in the guest that the command line asks for.
-fn in_guest(scenario: Scenario, arguments: &RunArguments) -> Result<Scenario, Box<dyn Error>> {
+fn in_guest(scenario: Scenario, arguments: &RunArguments) -> Result<Scenario, Failure> {
     let (kernel, modules) = (arguments.kernel.clone(), arguments.modules.clone());
     let named = kernel.is_some() || modules.is_some();
     match (arguments.guest, scenario.linux.is_some()) {
@@ -112,7 +118,7 @@ fn in_guest(scenario: Scenario, arguments: &RunArguments) -> Result<Scenario, Bo
     }
 }
 
-fn scenario(name: &str) -> Result<Scenario, Box<dyn Error>> {
+fn scenario(name: &str) -> Result<Scenario, Failure> {
     if let Some((_, text)) = resources::SCENARIOS.iter().find(|(known, _)| *known == name) {
         return Ok(Scenario::parse(text, &format!("built-in {name}"))?);
     }
@@ -125,7 +131,7 @@ fn scenario(name: &str) -> Result<Scenario, Box<dyn Error>> {
 }
 
 /// Starts the thread that turns Ctrl-C into a cancel. It ends with the process.
-pub(super) fn watch_signals(cancel: &Cancel) -> Result<(), Box<dyn Error>> {
+pub(super) fn watch_signals(cancel: &Cancel) -> Result<(), Failure> {
     let signals = StopSignals::new(cancel.clone(), |text| eprintln!("zapscope: {text}"))?;
     let mut manager = EventManager::new()?;
     manager.add_subscriber(signals);
@@ -137,11 +143,7 @@ pub(super) fn watch_signals(cancel: &Cancel) -> Result<(), Box<dyn Error>> {
 }
 
 /// Writes the run directory and prints the table, or the record.
-fn publish(
-    arguments: &RunArguments,
-    scenario: &Scenario,
-    outcome: &mut RunOutcome,
-) -> Result<(), Box<dyn Error>> {
+fn publish(arguments: &RunArguments, scenario: &Scenario, outcome: &mut RunOutcome) -> Result<(), Failure> {
     let record = &outcome.record;
     let json = record.to_json()?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
@@ -172,7 +174,7 @@ fn publish(
     Ok(())
 }
 
-fn code(outcome: &RunOutcome, left_changed: bool) -> ExitCode {
+fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
     let wrong = outcome.record.integrity_errors();
     if wrong > 0 {
         eprintln!("zapscope: {wrong} pages came back WRONG; see integrity_errors in the record");
@@ -196,15 +198,18 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> ExitCode {
     }
     if outcome.cancelled {
         eprintln!("zapscope: stopped before its end; the record has the rows made until then");
-        return ExitCode::from(INTERRUPTED);
+        return Exit::Interrupted;
     }
-    if wrong > 0 || differed > 0 || unmet > 0 || outcome.failed > 0 || left_changed {
-        return ExitCode::from(FAILED);
+    if wrong > 0 || differed > 0 || unmet > 0 || outcome.failed > 0 {
+        return Exit::Wrong;
+    }
+    if left_changed {
+        return Exit::Fault;
     }
     let missing = outcome.record.rows.iter().filter(|row| row.could_not_run.is_some()).count();
     if missing > 0 {
         eprintln!("zapscope: {missing} rows could not run on this host; each says why");
-        return ExitCode::from(INCOMPLETE);
+        return Exit::Host;
     }
-    ExitCode::SUCCESS
+    Exit::Done
 }

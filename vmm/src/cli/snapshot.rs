@@ -1,7 +1,5 @@
 //! `zapscope snapshot`: the bare guest, its memory filled, into a file.
 
-use std::error::Error;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +8,9 @@ use guest_abi::order::Task;
 use guest_mem::PMD_SIZE;
 use kvm_ioctls::Kvm;
 
-use super::INTERRUPTED;
 use super::args::SnapshotArguments;
 use super::run::watch_signals;
+use crate::exit::{Class, Classified, Exit, Failure};
 use crate::guest::CrashKind;
 use crate::host::signals::{Cancel, block_stop_signals};
 use crate::host::{Root, facts};
@@ -41,9 +39,13 @@ enum ArgumentError {
     MoreThanTheHost(Size, u64),
 }
 
-/// Whether it is a command line that contradicts itself.
-pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
-    matches!(error.downcast_ref(), Some(ArgumentError::Memory(_) | ArgumentError::Fill { .. }))
+impl Classified for ArgumentError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Memory(_) | Self::Fill { .. } => Class::Mistake,
+            Self::MoreThanTheHost(..) => Class::Host,
+        }
+    }
 }
 
 /// /dev/kvm does not open.
@@ -51,7 +53,13 @@ pub fn is_senseless(error: &(dyn Error + 'static)) -> bool {
 #[error("/dev/kvm cannot be opened: load a KVM module, or join the group that owns the file")]
 pub(super) struct NoKvm(#[source] pub(super) kvm_ioctls::Error);
 
-pub fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode, Box<dyn Error>> {
+impl Classified for NoKvm {
+    fn class(&self) -> Class {
+        Class::Host
+    }
+}
+
+pub fn snapshot(arguments: &SnapshotArguments) -> Result<Exit, Failure> {
     let pattern = check(arguments)?;
     let kvm = Kvm::new().map_err(NoKvm)?;
     block_stop_signals()?;
@@ -70,9 +78,9 @@ pub fn snapshot(arguments: &SnapshotArguments) -> Result<ExitCode, Box<dyn Error
                 units::bytes(header.arena),
                 units::count(header.stored),
             );
-            Ok(ExitCode::SUCCESS)
+            Ok(Exit::Done)
         }
-        Err(_) if cancel.is_cancelled() => Ok(ExitCode::from(INTERRUPTED)),
+        Err(_) if cancel.is_cancelled() => Ok(Exit::Interrupted),
         Err(error) => Err(error.into()),
     }
 }

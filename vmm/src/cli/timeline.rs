@@ -1,14 +1,13 @@
 //! `zapscope timeline`: where a run's time went.
 
-use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use super::args::TimelineArguments;
 use super::recorded::Recorded;
 use crate::events::RowEvents;
+use crate::exit::{Class, Classified, Exit, Failure};
 use crate::report::{self, Charset};
 use crate::timeline::{RowTime, write_trace};
 
@@ -22,7 +21,16 @@ enum TimelineError {
     Trace(PathBuf, #[source] io::Error),
 }
 
-pub fn timeline(arguments: &TimelineArguments) -> Result<ExitCode, Box<dyn Error>> {
+impl Classified for TimelineError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Nothing(_) | Self::TraceExists(_) => Class::Mistake,
+            Self::Trace(_, source) => Class::of_named_file(source),
+        }
+    }
+}
+
+pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
     let mut recorded = Recorded::open(&arguments.run)?;
     let (mut rows, mut times) = (Vec::new(), Vec::new());
     while let Some((events, row)) = recorded.next_row()? {
@@ -51,7 +59,7 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<ExitCode, Box<dyn Error
     } else {
         print!("{}", report::timeline(&times, Charset::of_locale(|name| std::env::var(name).ok())));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Done)
 }
 
 /// The whole trace, or no file.

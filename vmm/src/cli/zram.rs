@@ -2,6 +2,7 @@
 
 use guest_mem::{ZramError, check_swap_size, swap_on_device};
 
+use crate::exit::{Class, Classified};
 use crate::host::{ChangeError, HostChanges};
 
 /// The device could not be had.
@@ -13,6 +14,15 @@ pub enum ZramSetupError {
     /// It could not be made a swap device.
     #[error(transparent)]
     Zram(#[from] ZramError),
+}
+
+impl Classified for ZramSetupError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Change(error) => error.class(),
+            Self::Zram(error) => error.class(),
+        }
+    }
 }
 
 /// Adds a device to the host's changes, by which it goes again, and makes it swap of `bytes`. Without root it says

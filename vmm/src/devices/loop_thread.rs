@@ -16,6 +16,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{lock, new_event, signal};
+use crate::exit::{Class, Classified};
 
 /// How many ready descriptors one round takes: more than a machine has queues.
 const ROUND: usize = 32;
@@ -50,6 +51,15 @@ pub enum LoopError {
     /// A device has a bug.
     #[error("the device thread panicked: {0}")]
     Panicked(String),
+}
+
+impl Classified for LoopError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Start(source) => Class::of_refused_io(source),
+            Self::Wait(_) | Self::Device { .. } | Self::Panicked(_) => Class::Fault,
+        }
+    }
 }
 
 /// Joins [`Served`] to the event manager, whose callbacks cannot fail.

@@ -2,6 +2,7 @@
 
 mod escape;
 
+use crate::exit::{Class, Classified};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -13,6 +14,12 @@ pub use escape::{Escape, Escapes, HELP};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot put the terminal into raw mode")]
 pub struct TerminalError(#[source] io::Error);
+
+impl Classified for TerminalError {
+    fn class(&self) -> Class {
+        Class::of_refused_io(&self.0)
+    }
+}
 
 /// Raw mode, for as long as the value lives: every key goes to the guest, Ctrl-C too.
 ///

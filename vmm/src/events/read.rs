@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::header::RowHeader;
 use super::{MAGIC, MOST_BODY, MOST_HEADER, RowEvents, VERSION, decode};
+use crate::exit::{Class, Classified};
 
 /// Why a file is no event log, or a damaged one. Bytes are counted from the begin of the file.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,12 @@ pub enum EventLogError {
         /// What makes no sense.
         what: &'static str,
     },
+}
+
+impl Classified for EventLogError {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
 }
 
 /// A log being read.

@@ -16,6 +16,7 @@ use guest_abi::order::{RawOrder, WorkOrder};
 
 use super::crash::CrashReport;
 use crate::clock::{Offset, OffsetBounds, tsc};
+use crate::exit::{Class, Classified};
 
 /// What a worker is doing.
 #[derive(Clone, Debug)]
@@ -77,6 +78,15 @@ pub enum GuestError {
         /// The counters.
         ring: RingCorrupt,
     },
+}
+
+impl Classified for GuestError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Crashed(_) | Self::Silent { .. } | Self::System(_) | Self::Ring { .. } => Class::Wrong,
+            Self::Busy { .. } | Self::Refused { .. } => Class::Fault,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use super::guardian::{Guardian, GuardianError, GuardianProgram, Request};
 use super::root::chosen_word;
 use super::undo::{UndoAction, UndoError, write_switch};
+use crate::exit::{Class, Classified};
 use crate::tap::{Tracefs, TracefsError};
 
 /// Where changes and undoings are announced.
@@ -73,6 +74,18 @@ pub enum ChangeError {
     /// Nobody could undo it after a crash.
     #[error(transparent)]
     Guardian(#[from] GuardianError),
+}
+
+impl Classified for ChangeError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } | Self::Cgroup { source, .. } => {
+                Class::of_refused_io(source)
+            }
+            Self::TraceInstance(error) => Class::of_refusal(error.source),
+            Self::Guardian(error) => error.class(),
+        }
+    }
 }
 
 /// The changes this run made to its host and has not undone.

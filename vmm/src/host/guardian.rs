@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::undo::UndoAction;
+use crate::exit::{Class, Classified};
 
 /// The hidden argument that makes the program a guardian; the owner's pid follows it.
 pub const GUARDIAN_ARGUMENT: &str = "__guardian";
@@ -98,6 +99,16 @@ pub enum GuardianError {
         /// Why.
         why: String,
     },
+}
+
+impl Classified for GuardianError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Start(source) => Class::of_refused_io(source),
+            Self::Gone(_) => Class::Fault,
+            Self::NoZram { .. } => Class::Host,
+        }
+    }
 }
 
 /// How to start a guardian: the running program itself with [`GUARDIAN_ARGUMENT`], unless a test says else.

@@ -19,6 +19,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::changes::Announce;
+use crate::exit::{Class, Classified};
 
 const STOP_SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
@@ -31,6 +32,12 @@ pub struct SignalError {
     /// Why it failed.
     #[source]
     pub source: io::Error,
+}
+
+impl Classified for SignalError {
+    fn class(&self) -> Class {
+        Class::of_refused_io(&self.source)
+    }
 }
 
 /// The run was told to end.

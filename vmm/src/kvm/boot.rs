@@ -11,6 +11,7 @@
 //! segments, EBX the address of `hvm_start_info`. What EDI and ESI say beyond it is the guest's own
 //! agreement with this VMM, see [`guest_abi::layout::CONTROL_MAGIC`].
 
+use crate::exit::{Class, Classified};
 use std::io::Cursor;
 
 use guest_abi::layout;
@@ -73,6 +74,18 @@ pub enum BootError {
         /// Why.
         source: kvm_ioctls::Error,
     },
+}
+
+impl Classified for BootError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NotAGuest(_) | Self::Load { .. } | Self::NoPvhEntry | Self::WildEntry { .. } => {
+                Class::Mistake
+            }
+            Self::StartInfo(_) => Class::Fault,
+            Self::Registers { source, .. } => Class::of_refused_ioctl(*source),
+        }
+    }
 }
 
 /// Refuses what is not a little-endian x86-64 ELF executable, by name. (The loader checks neither class nor

@@ -8,6 +8,7 @@
 //!
 //! The bare guest's VM has no interrupt controller in the kernel, so there is no local APIC to keep.
 
+use crate::exit::{Class, Classified};
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -67,6 +68,16 @@ pub enum StateError {
         /// How many.
         entries: usize,
     },
+}
+
+impl Classified for StateError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Call { source, .. } => Class::of_refused_ioctl(*source),
+            Self::NotAtRest { .. } => Class::Fault,
+            Self::LargeXsave { .. } | Self::ManyLeaves { .. } => Class::Host,
+        }
+    }
 }
 
 /// Bytes of `kvm_xsave`.

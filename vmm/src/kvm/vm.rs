@@ -14,6 +14,7 @@ use super::boot::BootError;
 use super::slots::kvm_slot;
 use super::stats::VmStats;
 use super::vcpu::Surroundings;
+use crate::exit::{Class, Classified};
 
 /// Where Intel's KVM may keep its task state for guests in real mode; below the 4 GiB line, above all RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -64,6 +65,19 @@ pub enum VmError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl Classified for VmError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Call { source, .. } | Self::Slot { source, .. } => Class::of_refused_ioctl(*source),
+            Self::QuirkStays => Class::Host,
+            Self::Memory(error) => error.class(),
+            Self::Slots(error) => error.class(),
+            Self::Boot(error) => error.class(),
+            Self::Thread { source, .. } => Class::of_refused_io(source),
+        }
+    }
 }
 
 /// Names the call in an error.

@@ -7,6 +7,7 @@
 //! Linux unpacks in order: a directory must come before what is in it. Owner, group and time are 0, so that the
 //! same contents make the same archive.
 
+use crate::exit::{Class, Classified};
 use std::io::{self, Read, Write};
 
 /// The name that ends an archive.
@@ -61,6 +62,15 @@ pub enum CpioError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl Classified for CpioError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Name { .. } | Self::TooLarge { .. } | Self::Short { .. } => Class::Mistake,
+            Self::Io { .. } => Class::Fault,
+        }
+    }
 }
 
 /// What kind of device a node is.

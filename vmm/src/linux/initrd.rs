@@ -1,5 +1,6 @@
 //! The initrd: as high as kernel and memory allow, read from its file into guest memory and nowhere else.
 
+use crate::exit::{Class, Classified};
 use std::fs::File;
 use std::io::{self, Seek};
 
@@ -59,6 +60,17 @@ pub enum InitrdError {
         /// Why.
         source: GuestMemoryError,
     },
+}
+
+impl Classified for InitrdError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Empty | Self::Directory | Self::NotRegular | Self::Examine(_) | Self::TooLarge { .. } => {
+                Class::Mistake
+            }
+            Self::Read { .. } => Class::Fault,
+        }
+    }
 }
 
 impl<'a> Initrd<'a> {

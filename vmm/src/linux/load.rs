@@ -23,6 +23,7 @@ use super::payload::PayloadError;
 use super::vmlinux::{self, VmlinuxError};
 use super::zero_page::{self, Contents};
 use super::{long_mode, reset_vector, start_info};
+use crate::exit::{Class, Classified};
 use crate::kvm::boot;
 
 /// `COMMAND_LINE_SIZE` of x86 less the NUL, for kernels that do not say it.
@@ -141,6 +142,25 @@ pub enum LoadError {
         /// Why.
         source: GuestMemoryError,
     },
+}
+
+impl Classified for LoadError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Initrd(error) => error.class(),
+            Self::NoMemory(_)
+            | Self::Payload(_)
+            | Self::Packed(_)
+            | Self::Vmlinux(_)
+            | Self::NoEntry64
+            | Self::KernelTooLarge { .. }
+            | Self::WildAddress { .. }
+            | Self::Place(_)
+            | Self::CmdlineTooLong { .. }
+            | Self::CmdlineNul(_) => Class::Mistake,
+            Self::TooManyPieces(_) | Self::Structure { .. } | Self::Memory { .. } => Class::Fault,
+        }
+    }
 }
 
 /// A file that is booted.

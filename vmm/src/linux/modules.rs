@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use index::Index;
 
 use super::compression::{Compression, Failure, Fault};
+use crate::exit::{Class, Classified};
 
 /// The largest module file, packed or not. A graphics driver with its debug information has some 100 MiB.
 const LARGEST: u64 = 256 << 20;
@@ -58,6 +59,12 @@ pub enum ModuleError {
     /// Too many of them.
     #[error("more than {MAX_MODULES} modules would be loaded: ask for fewer")]
     TooMany,
+}
+
+impl Classified for ModuleError {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
 }
 
 fn wanted_by(by: Option<&str>) -> String {

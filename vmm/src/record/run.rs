@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::checked::Verdict;
 use super::measured::{Measured, Warnings};
 use super::row::Row;
+use crate::exit::{Class, Classified};
 
 /// The version of the record that this program writes, and the newest it reads.
 pub const SCHEMA: u32 = 1;
@@ -117,6 +118,12 @@ pub enum RecordError {
         /// What is wrong, and where.
         source: serde_json::Error,
     },
+}
+
+impl Classified for RecordError {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
 }
 
 impl RunRecord {

@@ -8,6 +8,7 @@ use super::machine::{Faults, Machine, Pace};
 use super::sptes::Dropped;
 use super::zapping::{Zapped, Zapping, begins_seamed, pieces};
 use crate::events::{Announcement, OperationEvent, RowEvents, SecondaryMmu, StepEvent};
+use crate::exit::{Class, Classified};
 use crate::scenario::{PolicyChoice, Zap};
 
 /// What is asked of a row.
@@ -96,6 +97,12 @@ pub enum ReplayError {
         /// Why not.
         source: SlotError,
     },
+}
+
+impl Classified for ReplayError {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
 }
 
 impl<'a> Replay<'a> {

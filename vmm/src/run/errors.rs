@@ -4,6 +4,7 @@ use guest_mem::{CgroupError, ReclaimError, RegionError, ScanError, SeamError};
 use notifier_bridge::WouldBlock;
 
 use super::own_swap::OwnSwapError;
+use crate::exit::{Class, Classified};
 use crate::guest::GuestError;
 
 /// Why a trial did not come to its end.
@@ -36,4 +37,20 @@ pub enum TrialError {
     /// The user wants to stop.
     #[error("interrupted")]
     Cancelled,
+}
+
+impl Classified for TrialError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Guest(error) => error.class(),
+            Self::Scan(error) => error.class(),
+            Self::Reclaim(error) => error.class(),
+            Self::Region(error) => error.class(),
+            Self::Seam(error) => error.class(),
+            Self::Cgroup(error) => error.class(),
+            Self::OwnSwap(error) => error.class(),
+            Self::Refused(error) => error.class(),
+            Self::Cancelled => Class::Interrupted,
+        }
+    }
 }

@@ -23,6 +23,7 @@ use notifier_bridge::{
     Bridge, Cause, Invalidation, InvalidationRecord, Recorder, Source, Totals, WouldBlock, monotonic_ns,
 };
 
+use crate::exit::{Class, Classified};
 use crate::guest::{CrashKind, CrashReport};
 use crate::hook;
 use crate::scenario::{Uffd, UffdStore};
@@ -62,6 +63,22 @@ pub enum OwnSwapError {
     /// A listener refused.
     #[error(transparent)]
     Refused(#[from] WouldBlock),
+}
+
+impl Classified for OwnSwapError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Attach(error) => error.class(),
+            Self::Handlers(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::File(error) => error.class(),
+            Self::Buffer(error) => error.class(),
+            Self::Watch(error) => error.class(),
+            Self::Evict(error) => error.class(),
+            Self::Scan(error) => error.class(),
+            Self::Refused(error) => error.class(),
+        }
+    }
 }
 
 /// What the handlers of a trial did.

@@ -22,6 +22,7 @@ use super::trial::{Trial, TrialSetup};
 use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::events::{SecondaryMmu, Spool};
+use crate::exit::{Class, Classified};
 use crate::host::HostFacts;
 use crate::host::Root;
 use crate::host::kvm_module::KvmFacts;
@@ -105,6 +106,17 @@ pub enum RunError {
         /// How.
         source: Box<TrialError>,
     },
+}
+
+impl Classified for RunError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Kernel { .. } | Self::LargeKernel { .. } | Self::NoLinuxKernel => Class::Mistake,
+            Self::Linux(error) => error.class(),
+            Self::Machine(error) => error.class(),
+            Self::Guest { source, .. } => source.class(),
+        }
+    }
 }
 
 /// A run's results, and whether it came to its end.

@@ -8,6 +8,7 @@ use guest_mem::{Backing, Unit};
 use super::expect::BadExpectation;
 use super::quantity::Size;
 use super::vocabulary::{Action, Reclaim};
+use crate::exit::{Class, Classified};
 
 /// Why no scenario came of a file or a text.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,12 @@ pub enum ScenarioError {
         /// What makes no sense, and the remedy.
         problem: Problem,
     },
+}
+
+impl Classified for ScenarioError {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
 }
 
 /// What makes no sense in a scenario that is written correctly. Each says its remedy.

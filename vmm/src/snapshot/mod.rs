@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use guest_mem::swapper::{AttachError, HandOverError, HandlerError};
 use guest_mem::{BufferError, ContentError, RangeError, StoreError};
 
+use crate::exit::{Class, Classified};
 use crate::guest::GuestError;
 use crate::kvm::VmError;
 use crate::kvm::state::StateError;
@@ -107,6 +108,29 @@ pub enum SnapshotError {
     /// The user wants to stop.
     #[error("interrupted")]
     Cancelled,
+}
+
+impl Classified for SnapshotError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Io { source, .. } => Class::of_named_file(source),
+            Self::NotRegular(_) | Self::Page { .. } => Class::Mistake,
+            Self::Bad { why: Bad::Cpu(_), .. } => Class::Host,
+            Self::Bad { .. } => Class::Mistake,
+            Self::Vm(error) => error.class(),
+            Self::State(error) => error.class(),
+            Self::Guest(error) => error.class(),
+            Self::Thread => Class::Fault,
+            Self::Content(error) => error.class(),
+            Self::Range(error) => error.class(),
+            Self::Buffer(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::Attach(error) => error.class(),
+            Self::HandOver(error) => error.class(),
+            Self::Handlers(error) => error.class(),
+            Self::Cancelled => Class::Interrupted,
+        }
+    }
 }
 
 /// What is wrong with a file.

@@ -30,6 +30,7 @@ use crate::agent::initramfs::{self, Kind};
 use crate::agent::{AgentError, Link};
 use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::block::{Disk, DiskError};
+use crate::exit::{Class, Classified};
 use crate::guest::{GuestError, Mailbox};
 use crate::host::Root;
 use crate::host::kvm_module::{KvmFacts, MmuKind};
@@ -154,6 +155,23 @@ pub enum LinuxError {
         /// How many it has.
         online: usize,
     },
+}
+
+impl Classified for LinuxError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Emulated => Class::Host,
+            Self::Read { .. } | Self::Kernel { .. } | Self::NoModules { .. } => Class::Mistake,
+            Self::Load { source, .. } => source.class(),
+            Self::Module(error) => error.class(),
+            Self::Initramfs(error) => error.class(),
+            Self::Machine(error) => error.class(),
+            Self::Disk(error) => error.class(),
+            Self::Agent { source, .. } => source.class(),
+            Self::Thread(source) => Class::of_refused_io(source),
+            Self::Vcpus { .. } => Class::Wrong,
+        }
+    }
 }
 
 fn console_tail(console: &str) -> String {

@@ -31,6 +31,7 @@ use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
+use crate::exit::{Class, Classified};
 use crate::kvm::stats::{FaultCounts, VcpuStats};
 use crate::kvm::vcpu::Surroundings;
 use crate::kvm::vm::{VmError, failed};
@@ -92,6 +93,21 @@ pub enum PcError {
     /// The device thread.
     #[error(transparent)]
     Loop(#[from] LoopError),
+}
+
+impl Classified for PcError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Vm(error) => error.class(),
+            Self::TooMuchMemory(_) | Self::TooManyDevices => Class::Mistake,
+            Self::Device { source, .. } => Class::of_refused_io(source),
+            Self::Bus(_) | Self::Acpi(_) => Class::Fault,
+            Self::Scan(error) => error.class(),
+            Self::Load(error) => error.class(),
+            Self::Registers(error) => Class::of_refused_ioctl(error.source),
+            Self::Loop(error) => error.class(),
+        }
+    }
 }
 
 /// What is booted.

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{BalloonStats, ReclaimError};
 use crate::devices::virtio::Interrupt;
 use crate::devices::{lock, new_event, signal};
+use crate::exit::{Class, Classified};
 
 /// What has gone through a balloon, in pages of 4 KiB unless the name says otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,12 @@ pub struct TargetError {
     pub pages: u32,
     /// What the guest has.
     pub ram: u32,
+}
+
+impl Classified for TargetError {
+    fn class(&self) -> Class {
+        Class::Fault
+    }
 }
 
 /// What device and host share.

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::{Failure, SECTOR};
+use crate::exit::{Class, Classified};
 
 /// A disk that cannot be given to the guest.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,12 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+}
+
+impl Classified for DiskError {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
 }
 
 /// An open disk.

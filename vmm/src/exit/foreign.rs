@@ -1,0 +1,235 @@
+//! The classes of errors from the crates below, which know no exit codes.
+
+use guest_mem::swapper::{AttachError, EvictError, HandOverError, HandlerError, WatchError};
+use guest_mem::uffd::{OpenError, ReadError, RegisterError, ResolveError};
+use guest_mem::{
+    BufferError, CgroupError, ContentError, FileStoreError, RangeError, ReclaimError, RegionError, ScanError,
+    SeamError, SlotError, StoreError, ZramError,
+};
+use notifier_bridge::WouldBlock;
+
+use super::{Class, Classified};
+
+impl Classified for ZramError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Size(_) => Class::Mistake,
+            Self::NoDriver(_) | Self::Algorithm { .. } | Self::NoNode(_) => Class::Host,
+            Self::File { source, .. } => Class::of_refused_io(source),
+            Self::SwapOn { source, .. } | Self::SwapOff { source, .. } => Class::of_refusal(*source),
+        }
+    }
+}
+
+/// Ranges are made by this program, from what was checked.
+impl Classified for RangeError {
+    fn class(&self) -> Class {
+        Class::Fault
+    }
+}
+
+impl Classified for RegionError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Length { .. } => Class::Mistake,
+            // A backing that a kernel does not know is EINVAL as well.
+            Self::Reserve { .. } | Self::HugetlbPool { .. } | Self::Setup { .. } => Class::Host,
+            Self::Guard { source, .. } => source.class(),
+            Self::Populate { source, .. } => Class::of_refusal(*source),
+            Self::Range(error) => error.class(),
+        }
+    }
+}
+
+impl Classified for SlotError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Granule(_) => Class::Mistake,
+            Self::TooMany { .. } => Class::Host,
+            Self::Unaligned { .. } | Self::Wraps { .. } | Self::Overlap(..) => Class::Fault,
+        }
+    }
+}
+
+impl Classified for SeamError {
+    fn class(&self) -> Class {
+        match self {
+            Self::TooManyVmas { .. } => Class::Host,
+            Self::Hugetlb | Self::Range(_) => Class::Fault,
+            Self::Call { source, .. } => Class::of_refusal(*source),
+        }
+    }
+}
+
+impl Classified for ScanError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Open(_) | Self::NoPagemapScan(_) => Class::Host,
+            Self::Unaligned(_) | Self::Range(_) => Class::Fault,
+            Self::Call { source, .. } => Class::of_refusal(*source),
+            Self::Read { source, .. } => Class::of_refused_io(source),
+        }
+    }
+}
+
+impl Classified for ContentError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Range(error) => error.class(),
+            Self::Read { source, .. } => Class::of_refusal(*source),
+        }
+    }
+}
+
+impl Classified for ReclaimError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Refused { .. } | Self::Stranded { .. } | Self::Range(_) => Class::Fault,
+            // A madvise that a kernel does not know is EINVAL as well.
+            Self::Call { .. } => Class::Host,
+            Self::Scan { source, .. } => source.class(),
+        }
+    }
+}
+
+impl Classified for CgroupError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoController | Self::NotDelegated(_) => Class::Host,
+            Self::Name(_) => Class::Fault,
+            Self::File { source, .. } => Class::of_refused_io(source),
+        }
+    }
+}
+
+impl Classified for BufferError {
+    fn class(&self) -> Class {
+        Class::of_refusal(self.source)
+    }
+}
+
+impl Classified for StoreError {
+    fn class(&self) -> Class {
+        match self {
+            // What the scenario allows it.
+            Self::Full { .. } => Class::Mistake,
+            Self::Memory { .. } => Class::Host,
+            // Of a snapshot: it was longer when it was opened.
+            Self::Damaged { .. } | Self::NoSuchPage { .. } => Class::Wrong,
+            Self::Shape { .. }
+            | Self::Discarded { .. }
+            | Self::Io { .. }
+            | Self::Short { .. }
+            | Self::ReadOnly { .. }
+            | Self::Dead { .. } => Class::Fault,
+        }
+    }
+}
+
+impl Classified for FileStoreError {
+    fn class(&self) -> Class {
+        Class::of_refusal(self.source)
+    }
+}
+
+impl Classified for OpenError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoKernelSupport
+            | Self::UserModeOnly { .. }
+            | Self::Filtered { .. }
+            | Self::Exhausted(_)
+            | Self::Lacks { .. }
+            | Self::ForkPrivilege => Class::Host,
+            Self::Handshake { source, .. } => Class::of_refusal(*source),
+        }
+    }
+}
+
+impl Classified for RegisterError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Range(error) => error.class(),
+            Self::Taken { .. } | Self::ReadOnly { .. } => Class::Fault,
+            Self::Unsupported { .. } | Self::NoMemoryOrDead { .. } => Class::Host,
+            Self::Other { source, .. } => Class::of_refusal(*source),
+        }
+    }
+}
+
+impl Classified for ReadError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Descriptors(_) => Class::Host,
+            Self::Other(_) => Class::Fault,
+        }
+    }
+}
+
+impl Classified for ResolveError {
+    fn class(&self) -> Class {
+        match self.kind {
+            guest_mem::uffd::ResolveKind::NoMemory => Class::Host,
+            _ => Class::Fault,
+        }
+    }
+}
+
+impl Classified for AttachError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Open(error) => error.class(),
+            Self::Register(error) => error.class(),
+            Self::Scan(error) => error.class(),
+            Self::Buffer(error) => error.class(),
+            Self::Backing(_) => Class::Mistake,
+        }
+    }
+}
+
+impl Classified for HandOverError {
+    fn class(&self) -> Class {
+        Class::Fault
+    }
+}
+
+impl Classified for HandlerError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Wait(source) => Class::of_refusal(*source),
+            Self::Buffer(error) => error.class(),
+            Self::Thread(source) => Class::of_refused_io(source),
+            Self::Read(error) => error.class(),
+            Self::Decode(_) => Class::Fault,
+        }
+    }
+}
+
+impl Classified for WatchError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Range(error) => error.class(),
+            Self::Protect(error) => error.class(),
+            Self::Unmap(error) => error.class(),
+        }
+    }
+}
+
+impl Classified for EvictError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Range(error) => error.class(),
+            Self::Blocks(_) => Class::Fault,
+            Self::Protect { source, .. } => source.class(),
+            Self::Copy { source, .. } => Class::of_refusal(*source),
+            Self::Store { source, .. } => source.class(),
+            Self::Drop { source, .. } => source.class(),
+        }
+    }
+}
+
+impl Classified for WouldBlock {
+    fn class(&self) -> Class {
+        Class::Fault
+    }
+}
