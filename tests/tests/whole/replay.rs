@@ -251,12 +251,12 @@ fn what_is_no_run_is_refused() {
     let json = directory.path().join("out/run.json");
     let record = std::fs::read_to_string(&json).unwrap();
     std::fs::write(&json, record.replace("\"pmd\"", "\"slot\"")).unwrap();
-    refused(&["replay", "out"], 1, "keep the two files of a run together");
+    refused(&["replay", "out"], 2, "keep the two files of a run together");
     std::fs::write(&json, "{}").unwrap();
-    refused(&["replay", "out"], 1, "no run record");
+    refused(&["replay", "out"], 2, "no run record");
     std::fs::remove_file(directory.path().join("out/events.log")).unwrap();
     std::fs::write(&json, record).unwrap();
-    refused(&["replay", "out/run.json"], 1, "events.log: the event log cannot be read");
+    refused(&["replay", "out/run.json"], 2, "events.log: the event log cannot be read");
 }
 
 fn validation_runs_what_was_predicted() {

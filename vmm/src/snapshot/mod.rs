@@ -114,7 +114,9 @@ impl Classified for SnapshotError {
     fn class(&self) -> Class {
         match self {
             Self::Io { source, .. } => Class::of_named_file(source),
-            Self::NotRegular(_) | Self::Page { .. } => Class::Mistake,
+            Self::NotRegular(_) => Class::Mistake,
+            // Whether it is found before the start or at a fault: a page is wrong.
+            Self::Page { .. } => Class::Wrong,
             Self::Bad { why: Bad::Cpu(_), .. } => Class::Host,
             Self::Bad { .. } => Class::Mistake,
             Self::Vm(error) => error.class(),
