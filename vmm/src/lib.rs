@@ -22,3 +22,4 @@ pub mod snapshot;
 pub mod tap;
 pub mod testbed;
 pub mod timeline;
+pub mod whole_file;

@@ -6,7 +6,7 @@ use guest_mem::{Hva, HvaRange, PAGE_SIZE};
 use notifier_bridge::monotonic_ns;
 
 use super::args::AttachArguments;
-use super::directory;
+use super::record_file::RecordFile;
 use super::run::watch_signals;
 use crate::attach::{self, Holder, Record, Session, Span};
 use crate::exit::{Class, Classified, Exit, Failure};
@@ -58,9 +58,12 @@ pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
     block_stop_signals()?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
+    let name = format!("attach-{}", arguments.pid);
+    let now = utc(SystemTime::now());
+    let out = RecordFile::reserve(arguments.out.as_deref(), &now, &name, "attach.json")?;
     let holder = Holder::open(arguments.pid)?;
     let mut changes = HostChanges::new(|change| eprintln!("zapscope: {change}"));
-    let watched = watch(arguments, holder, &mut changes, &cancel);
+    let watched = watch(arguments, out, holder, &mut changes, &cancel);
     let undone = changes.undo_all();
     undone.iter().for_each(|error| eprintln!("zapscope: {error}"));
     Ok(match watched? {
@@ -73,6 +76,7 @@ pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
 /// Watches until it is told to stop. Whether the process is still there then.
 fn watch(
     arguments: &AttachArguments,
+    out: RecordFile,
     holder: Holder,
     changes: &mut HostChanges,
     cancel: &Cancel,
@@ -81,7 +85,7 @@ fn watch(
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
     let say = |text: &str| if arguments.json { eprintln!("{text}") } else { println!("{text}") };
     say(attach::heading(&session).trim_end());
-    let mut record = Record::new(&session, utc(SystemTime::now()));
+    let mut record = Record::new(&session, out.started_at().to_owned());
     let begun = monotonic_ns();
     let (mut counters, mut total) = (session.counters(), Span::default());
     let at_first = counters.clone();
@@ -94,7 +98,14 @@ fn watch(
         let stopped =
             cancel.sleep(left.map_or(arguments.every.0, |left| left.min(arguments.every.0))).is_err();
         let alive = session.holder().is_alive();
-        let mut span = session.span()?;
+        let mut span = match session.span() {
+            Ok(span) => span,
+            Err(error) => {
+                // What was seen until now is no less true.
+                publish(arguments, &record, out)?;
+                return Err(error.into());
+            }
+        };
         if !alive {
             // What its counters said last.
             span.counters.clone_from(&counters);
@@ -112,7 +123,7 @@ fn watch(
         let over = arguments.length.is_some_and(|length| since(begun) >= length.0);
         if stopped || over || !alive {
             say(&format!("all\n{}", attach::line(since(begun).as_secs_f64(), &total, &at_first, charset)));
-            publish(arguments, &record)?;
+            publish(arguments, &record, out)?;
             if !alive {
                 eprintln!("zapscope: {}", session.holder().ended());
             }
@@ -151,15 +162,14 @@ fn since(begun: u64) -> Duration {
     Duration::from_nanos(monotonic_ns() - begun)
 }
 
-fn publish(arguments: &AttachArguments, record: &Record) -> Result<(), Failure> {
+/// Writes the record first, so that no output that is not read keeps it from the disk.
+fn publish(arguments: &AttachArguments, record: &Record, out: RecordFile) -> Result<(), Failure> {
     let json = record.to_json()?;
+    let written = out.write(&json);
     if arguments.json {
         print!("{json}");
     }
-    let name = format!("attach-{}", arguments.pid);
-    let written =
-        directory::write_as(arguments.out.as_deref(), &record.started_at, &name, "attach.json", &json)?;
-    eprintln!("zapscope: the record is in {}", written.display());
+    eprintln!("zapscope: the record is in {}", written?.display());
     Ok(())
 }
 

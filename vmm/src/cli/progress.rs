@@ -6,12 +6,14 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::record::{Row, Verdict};
-use crate::run::{Progress, describe};
+use crate::run::{NotKept, Progress, chain, describe};
 use crate::scenario::RowPlan;
 
 /// Progress on standard error.
 pub struct Shown {
     bar: Option<ProgressBar>,
+    /// Whether rows do not reach the disk, and it was said.
+    not_kept: bool,
 }
 
 impl Shown {
@@ -24,7 +26,7 @@ impl Shown {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { bar }
+        Self { bar, not_kept: false }
     }
 
     /// Says something without breaking the bar.
@@ -64,6 +66,15 @@ impl Progress for Shown {
             if matches!(checked.verdict, Verdict::Fails { .. }) {
                 self.say(&format!("  EXPECTED {checked}"));
             }
+        }
+    }
+
+    fn not_kept(&mut self, why: &NotKept) {
+        if !std::mem::replace(&mut self.not_kept, true) {
+            self.say(&format!(
+                "zapscope: rows do not reach the disk: {}: free space there; the run goes on, and tries again with each row",
+                chain(why)
+            ));
         }
     }
 }

@@ -16,6 +16,8 @@ const LARGEST_RECORD: u64 = 64 << 20;
 pub enum RecordedError {
     #[error("cannot read the run record {}: name the directory of a run", .0.display())]
     Read(PathBuf, #[source] io::Error),
+    #[error("{} is of a run that ended, or was killed, before it had finished a row: run the scenario again", .0.display())]
+    NoRow(PathBuf),
     #[error("the run record {} has more than {LARGEST_RECORD} bytes: it is none", .0.display())]
     LargeRecord(PathBuf),
     #[error("{}", .0.display())]
@@ -33,12 +35,16 @@ impl Classified for RecordedError {
 }
 
 /// A run directory, its log being read.
+///
+/// A run that was killed, or goes on, leaves a record that says so. Its log may be ahead of that record by one row, and
+/// that row may be cut short: it is read up to there.
 pub struct Recorded {
     /// The run record.
     pub record: RunRecord,
     /// Where the log is.
     pub path: PathBuf,
     log: EventLog<io::BufReader<File>>,
+    has_ended: bool,
 }
 
 impl Recorded {
@@ -52,7 +58,11 @@ impl Recorded {
             false => (run.parent().unwrap_or(Path::new("")).to_owned(), run.to_owned()),
         };
         let mut text = String::new();
-        let failed = |source| RecordedError::Read(json.clone(), source);
+        let path = directory.join(events::FILE_NAME);
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound if path.exists() => RecordedError::NoRow(directory.clone()),
+            _ => RecordedError::Read(json.clone(), source),
+        };
         File::open(&json)
             .and_then(|file| file.take(LARGEST_RECORD + 1).read_to_string(&mut text))
             .map_err(failed)?;
@@ -61,9 +71,19 @@ impl Recorded {
         }
         let record =
             RunRecord::from_json(&text).map_err(|source| RecordedError::Record(json.clone(), source))?;
-        let path = directory.join(events::FILE_NAME);
         let log = EventLog::open(&path).map_err(|source| RecordedError::Log(path.clone(), source))?;
-        Ok(Self { record, path, log })
+        Ok(Self { has_ended: record.has_ended(), record, path, log })
+    }
+
+    /// A sentence on a run that did not end.
+    pub fn warning(&self) -> Option<String> {
+        let (rows, scenario) =
+            (self.record.rows.len(), self.path.parent().unwrap_or(Path::new("")).display());
+        (!self.has_ended).then(|| {
+            format!(
+                "{scenario}: this run did not end (it was killed, or goes on): it has {rows} finished rows"
+            )
+        })
     }
 
     /// The events of the next row of which there are any, with the row.
@@ -71,13 +91,17 @@ impl Recorded {
     /// # Errors
     /// [`RecordedError`].
     pub fn next_row(&mut self) -> Result<Option<(RowEvents, Row)>, RecordedError> {
-        let next = self.log.next_row().map_err(|source| RecordedError::Log(self.path.clone(), source))?;
-        let Some(events) = next else { return Ok(None) };
+        let events = match self.log.next_row() {
+            Ok(Some(events)) => events,
+            Ok(None) => return Ok(None),
+            Err(EventLogError::Truncated { .. }) if !self.has_ended => return Ok(None),
+            Err(source) => return Err(RecordedError::Log(self.path.clone(), source)),
+        };
         let at = events.header.row;
-        let row = self.record.rows.get(at as usize).filter(|row| row.label == events.header.label);
-        match row.cloned() {
-            Some(row) => Ok(Some((events, row))),
-            None => Err(RecordedError::OtherRun(self.path.clone(), at)),
+        match self.record.rows.get(at as usize) {
+            Some(row) if row.label == events.header.label => Ok(Some((events, row.clone()))),
+            None if !self.has_ended => Ok(None),
+            _ => Err(RecordedError::OtherRun(self.path.clone(), at)),
         }
     }
 }

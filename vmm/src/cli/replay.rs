@@ -10,7 +10,7 @@ use crate::exit::{Class, Classified, Exit, Failure};
 use crate::record::{Row, RunRecord};
 use crate::replay::{self, Predicted};
 use crate::report::{self, Charset, ktap};
-use crate::run::TapChoice;
+use crate::run::{Ended, TapChoice};
 use crate::scenario::{Combination, Granule, PolicyChoice, RowPlan, Scenario, Size, zap_of};
 
 /// How many of the recorded rows --validate takes, each under every policy.
@@ -87,6 +87,7 @@ fn describe(row: &Row) -> String {
 /// disturbed least.
 fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), ReplayRefused> {
     let mut recorded = Recorded::open(run)?;
+    recorded.warning().iter().for_each(|warning| eprintln!("zapscope: {warning}"));
     let mut sources: Vec<Source> = Vec::new();
     while let Some((events, row)) = recorded.next_row()? {
         if events.operations.is_empty() {
@@ -141,6 +142,7 @@ fn validate(
         &scenario,
         &plans,
         &run::Live { backend: arguments.backend, zram: arguments.zram, tap: TapChoice::Off },
+        &mut (),
     )?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
     let compared: Vec<_> = predicted
@@ -158,8 +160,10 @@ fn validate(
     }
     let differ = compared.iter().flat_map(|(_, checks)| checks);
     let differ = differ.filter(|check| check.judgement == replay::Judgement::Differs).count();
-    if outcome.cancelled {
-        return Ok(Exit::Interrupted);
+    match outcome.ended {
+        Ended::Complete => {}
+        Ended::Cancelled => return Ok(Exit::Interrupted),
+        Ended::Failed(error) => return Err(error.into()),
     }
     if differ > 0 || outcome.failed > 0 {
         eprintln!("zapscope: {differ} counts were not as predicted, {} rows failed", outcome.failed);

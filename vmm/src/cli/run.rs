@@ -1,17 +1,19 @@
 //! `zapscope run`.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use event_manager::{EventManager, SubscriberOps};
 
 use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
-use super::{backend, directory, progress::Shown, zram};
+use super::run_directory::RunDirectory;
+use super::{backend, progress::Shown, zram};
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
-use crate::record::RowLabel;
+use crate::record::{RowLabel, utc};
 use crate::report::{self, Charset, ktap};
-use crate::run::{RunOutcome, Runner, TapChoice, Tapping};
+use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
 use crate::scenario::{RowPlan, Scenario, Size};
 
 /// How often the thread that handles signals looks whether the run is over, in milliseconds.
@@ -46,16 +48,28 @@ impl Classified for NoScenario {
 }
 
 pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
-    // Before anything is changed: what cannot be read needs no zram device.
+    // Before anything is changed: what cannot be read or written needs no zram device.
     let scenario = in_guest(scenario(&arguments.scenario)?, arguments)?;
+    let started_at = utc(SystemTime::now());
+    let mut directory = RunDirectory::reserve(arguments.out.as_deref(), &started_at, &scenario.name)?;
     let plans: Vec<_> = scenario.rows().collect();
-    let (mut outcome, left_changed) = live(
+    let (outcome, left_changed) = live(
         &scenario,
         &plans,
         &Live { backend: arguments.backend, zram: arguments.zram, tap: arguments.tap },
+        &mut directory,
     )?;
-    publish(arguments, &scenario, &mut outcome)?;
-    Ok(code(&outcome, left_changed))
+    // First, so that no output that is not read keeps a result from the disk; an error of it costs no output.
+    let written = directory.finish(&outcome.record);
+    publish(arguments, &outcome)?;
+    let code = code(&outcome, left_changed);
+    if let Some(path) = written? {
+        eprintln!("zapscope: the run record is in {}", path.display());
+    }
+    if let Ended::Failed(error) = outcome.ended {
+        return Err(error.into());
+    }
+    Ok(code)
 }
 
 /// What rows need of the host.
@@ -74,6 +88,7 @@ pub(super) fn live(
     scenario: &Scenario,
     plans: &[RowPlan<'_>],
     how: &Live,
+    sink: &mut dyn RowSink,
 ) -> Result<(RunOutcome, bool), Failure> {
     block_stop_signals()?;
     let cancel = Cancel::new()?;
@@ -93,13 +108,13 @@ pub(super) fn live(
         zram::add_if_allowed(&mut changes, size.0)?;
     }
     let mut shown = Shown::new();
-    let outcome = runner.tapped(Tapping::new(how.tap, Some(&mut changes))).run_rows(plans, &mut shown);
+    let tapping = Tapping::new(how.tap, Some(&mut changes));
+    let mut outcome = runner.tapped(tapping).run_rows(plans, &mut shown, sink);
     shown.clear();
     let undone = changes.undo_all();
     for error in &undone {
         eprintln!("zapscope: {error}");
     }
-    let mut outcome = outcome?;
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         outcome.record.warnings.say(warning);
     }
@@ -142,8 +157,8 @@ pub(super) fn watch_signals(cancel: &Cancel) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes the run directory and prints the table, or the record.
-fn publish(arguments: &RunArguments, scenario: &Scenario, outcome: &mut RunOutcome) -> Result<(), Failure> {
+/// Prints the table, or the record.
+fn publish(arguments: &RunArguments, outcome: &RunOutcome) -> Result<(), Failure> {
     let record = &outcome.record;
     let json = record.to_json()?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
@@ -159,18 +174,9 @@ fn publish(arguments: &RunArguments, scenario: &Scenario, outcome: &mut RunOutco
         }
         (false, Format::Text) => print!("{text}"),
     }
-    // Last, so that a directory that cannot be written costs no result.
-    let written = directory::write(
-        arguments.out.as_deref(),
-        &record.started_at,
-        &scenario.name,
-        &json,
-        &mut outcome.events,
-    )?;
     for warning in record.warnings.iter() {
         eprintln!("zapscope: warning: {warning}");
     }
-    eprintln!("zapscope: the run record is in {}", written.display());
     Ok(())
 }
 
@@ -196,8 +202,11 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
     if unmet > 0 {
         eprintln!("zapscope: {unmet} expectations did not come true; see expectations in the record");
     }
-    if outcome.cancelled {
-        eprintln!("zapscope: stopped before its end; the record has the rows made until then");
+    if matches!(outcome.ended, Ended::Cancelled) {
+        match outcome.record.rows.len() {
+            0 => eprintln!("zapscope: stopped before the end of its first row: there is nothing to keep"),
+            _ => eprintln!("zapscope: stopped before its end; the record has the rows made until then"),
+        }
         return Exit::Interrupted;
     }
     if wrong > 0 || differed > 0 || unmet > 0 || outcome.failed > 0 {

@@ -22,6 +22,7 @@ use crate::snapshot::SnapshotError;
 use crate::snapshot::stop::Stopper;
 use crate::snapshot::work;
 use crate::snapshot::write::{Pattern, Written, write};
+use crate::whole_file::{Existing, WholeFile, WholeFileError};
 
 /// The generation of what the guest writes.
 const GENERATION: u64 = 1;
@@ -48,6 +49,17 @@ impl Classified for ArgumentError {
     }
 }
 
+/// The file cannot be made where it shall be.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no place for the snapshot")]
+struct NoPlace(#[source] WholeFileError);
+
+impl Classified for NoPlace {
+    fn class(&self) -> Class {
+        self.0.class()
+    }
+}
+
 /// /dev/kvm does not open.
 #[derive(Debug, thiserror::Error)]
 #[error("/dev/kvm cannot be opened: load a KVM module, or join the group that owns the file")]
@@ -61,12 +73,13 @@ impl Classified for NoKvm {
 
 pub fn snapshot(arguments: &SnapshotArguments) -> Result<Exit, Failure> {
     let pattern = check(arguments)?;
-    let kvm = Kvm::new().map_err(NoKvm)?;
     block_stop_signals()?;
+    let file = WholeFile::create(&arguments.out, Existing::Replaced).map_err(NoPlace)?;
+    let kvm = Kvm::new().map_err(NoKvm)?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
     let mut said = |what: String| eprintln!("zapscope: this KVM does not give {what}");
-    match take(arguments, &kvm, pattern, &cancel, &mut said) {
+    match take(arguments, file, &kvm, pattern, &cancel, &mut said) {
         Ok(written) => {
             let (header, bytes) = (&written.header, units::bytes(written.bytes));
             let zeros = units::count(header.pages() - header.stored);
@@ -102,6 +115,7 @@ fn check(arguments: &SnapshotArguments) -> Result<Pattern, ArgumentError> {
 
 fn take(
     arguments: &SnapshotArguments,
+    file: WholeFile,
     kvm: &Kvm,
     pattern: Pattern,
     cancel: &Cancel,
@@ -122,7 +136,7 @@ fn take(
     machine.wait_up()?;
     let fill = Task::Fill { generation: pattern.generation };
     work::all(&machine, &(0..pattern.filled / PAGE_SIZE), fill, 0, |_| ())?;
-    write(&arguments.out, kvm, machine, pattern, cancel, missing)
+    write(file, kvm, machine, pattern, cancel, missing)
 }
 
 /// Has a signal stop the guest, wherever it is.

@@ -1,7 +1,6 @@
 //! `zapscope timeline`: where a run's time went.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 
 use super::args::TimelineArguments;
@@ -10,13 +9,14 @@ use crate::events::RowEvents;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::report::{self, Charset};
 use crate::timeline::{RowTime, write_trace};
+use crate::whole_file::{Existing, WholeFile, WholeFileError};
 
 #[derive(Debug, thiserror::Error)]
 enum TimelineError {
     #[error("{} holds no row: run a scenario in which memory is taken", .0.display())]
     Nothing(PathBuf),
-    #[error("the trace {} is there already: name another file", .0.display())]
-    TraceExists(PathBuf),
+    #[error("there is no trace: name a file that can be written")]
+    Place(#[source] WholeFileError),
     #[error("cannot write the trace {}", .0.display())]
     Trace(PathBuf, #[source] io::Error),
 }
@@ -24,7 +24,8 @@ enum TimelineError {
 impl Classified for TimelineError {
     fn class(&self) -> Class {
         match self {
-            Self::Nothing(_) | Self::TraceExists(_) => Class::Mistake,
+            Self::Nothing(_) => Class::Mistake,
+            Self::Place(error) => error.class(),
             Self::Trace(_, source) => Class::of_named_file(source),
         }
     }
@@ -32,6 +33,10 @@ impl Classified for TimelineError {
 
 pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
     let mut recorded = Recorded::open(&arguments.run)?;
+    // Reserved before the log is read through, which may take a while.
+    let trace = arguments.trace.as_deref().map(|path| WholeFile::create(path, Existing::Refused)).transpose();
+    let trace = trace.map_err(TimelineError::Place)?;
+    recorded.warning().iter().for_each(|warning| eprintln!("zapscope: {warning}"));
     let (mut rows, mut times) = (Vec::new(), Vec::new());
     while let Some((events, row)) = recorded.next_row()? {
         if let Some(lost) = row.lost_events.get().filter(|lost| *lost > 0) {
@@ -50,8 +55,8 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
     if times.is_empty() {
         return Err(TimelineError::Nothing(recorded.path).into());
     }
-    if let Some(path) = &arguments.trace {
-        write_to(path, &rows)?;
+    if let Some((path, trace)) = arguments.trace.as_ref().zip(trace) {
+        write_to(path, trace, &rows)?;
         eprintln!("zapscope: wrote {}: open it at https://ui.perfetto.dev", path.display());
     }
     if arguments.json {
@@ -63,17 +68,10 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
 }
 
 /// The whole trace, or no file.
-fn write_to(path: &Path, rows: &[RowEvents]) -> Result<(), TimelineError> {
+fn write_to(path: &Path, trace: WholeFile, rows: &[RowEvents]) -> Result<(), TimelineError> {
     let failed = |source| TimelineError::Trace(path.to_owned(), source);
-    let file = File::create_new(path).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => TimelineError::TraceExists(path.to_owned()),
-        _ => failed(error),
-    })?;
-    let mut out = BufWriter::new(file);
-    let written = write_trace(rows.iter(), &mut out).and_then(|()| out.flush());
-    written.map_err(|error| {
-        // Half of one would be in the way of the next try; if it cannot be removed, that is said then.
-        let _ = fs::remove_file(path);
-        failed(error)
-    })
+    let mut out = BufWriter::new(trace);
+    write_trace(rows.iter(), &mut out).map_err(failed)?;
+    let trace = out.into_inner().map_err(|error| failed(error.into_error()))?;
+    trace.finish().map_err(|error| failed(error.into_io()))
 }

@@ -1,7 +1,7 @@
 //! The event log: what a run did to memory, operation by operation, so that it can be put through other policies
 //! later, without a guest and without KVM.
 //!
-//! It stands beside `run.json` as `events.log`: one section for each row that ran, written when the row is over, from
+//! It stands beside `run.json` as `events.log`: one section for each row that ran, on the disk when the row is over, from
 //! records that the attacking thread kept for itself. What found its notebook full is counted in the section's `lost`.
 //!
 //! ```text
@@ -34,16 +34,18 @@ mod decode;
 mod encode;
 mod header;
 mod layout;
+mod log_file;
 mod read;
-mod spool;
+mod section;
 mod varint;
 
 pub use encode::{BodyWriter, TrialEvents};
 pub(crate) use header::slot_runs;
 pub use header::{Refill, RefillRound, RowHeader, SecondaryMmu, SlotRun, Span, StepEvent, StepTime};
 pub use layout::{HostState, LayoutRun};
+pub use log_file::LogFile;
 pub use read::{EventLog, EventLogError};
-pub use spool::{Spool, SpoolError};
+pub use section::{Section, SectionError};
 
 use guest_mem::{MapLevel, Order};
 use notifier_bridge::Cause;

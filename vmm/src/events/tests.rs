@@ -4,6 +4,7 @@ use guest_mem::{Hva, HvaRange, MapLevel, Order, PAGE_SIZE, PageRun, PageState};
 use notifier_bridge::Cause;
 use proptest::prelude::*;
 
+use super::section::PREAMBLE;
 use super::*;
 use crate::record::RowLabel;
 
@@ -100,13 +101,18 @@ fn ranges() -> [RangeEvent; 2] {
     [range(5, 700, 1, RangeCause::Step), range(7, 512, 512, RangeCause::Khugepaged)]
 }
 
-fn written(header: &RowHeader) -> Vec<u8> {
-    let mut spool = Spool::default();
-    spool.append(header, &body()).unwrap();
-    spool.append(header, &body()).unwrap();
-    let mut log = Vec::new();
-    spool.write_to(&mut log).unwrap();
-    log
+/// A section that makes sense.
+pub(super) fn section() -> Section {
+    Section::new(&header(), &body()).unwrap()
+}
+
+/// A log of so many of them.
+pub(super) fn written(sections: usize) -> Vec<u8> {
+    log_of(&section(), sections)
+}
+
+fn log_of(section: &Section, sections: usize) -> Vec<u8> {
+    [&PREAMBLE[..], &section.bytes().repeat(sections)].concat()
 }
 
 fn read(log: &[u8]) -> Result<Vec<RowEvents>, EventLogError> {
@@ -115,7 +121,7 @@ fn read(log: &[u8]) -> Result<Vec<RowEvents>, EventLogError> {
 
 #[test]
 fn a_log_comes_back_as_it_was_written() {
-    let rows = read(&written(&header())).unwrap();
+    let rows = read(&written(2)).unwrap();
     assert_eq!(rows.len(), 2);
     let row = &rows[1];
     assert_eq!(row.header, header());
@@ -140,7 +146,7 @@ fn a_victim_takes_few_bytes() {
 
 #[test]
 fn every_cut_is_noticed() {
-    let log = written(&header());
+    let log = written(2);
     let section = (log.len() - 16) / 2;
     for len in 0..log.len() {
         match read(&log[..len]) {
@@ -154,12 +160,12 @@ fn every_cut_is_noticed() {
 
 #[test]
 fn what_another_wrote_is_refused_by_name() {
-    let mut log = written(&header());
+    let mut log = written(2);
     log[8] = 1;
     assert!(matches!(read(&log), Err(EventLogError::Version(1))));
     log[0] = b'Z';
     assert!(matches!(read(&log), Err(EventLogError::NoLog)));
-    let mut log = written(&header());
+    let mut log = written(2);
     let last = log.len() - 1;
     log[last] ^= 1;
     assert!(matches!(read(&log), Err(EventLogError::Checksum { .. })));
@@ -190,18 +196,16 @@ fn headers_that_contradict_themselves_are_refused() {
     for (word, spoil) in senseless {
         let mut header = header();
         spoil(&mut header);
-        let why = read(&written(&header)).unwrap_err().to_string();
+        let log = log_of(&Section::new(&header, &body()).unwrap(), 2);
+        let why = read(&log).unwrap_err().to_string();
         assert!(why.starts_with("byte 28: ") && why.contains(word), "{why}");
     }
 }
 
 #[test]
 fn more_than_there_is_is_not_believed() {
-    let mut spool = Spool::default();
     let header = RowHeader { lists: u32::MAX, layouts: u32::MAX, ..header() };
-    spool.append(&header, &body()).unwrap();
-    let mut log = Vec::new();
-    spool.write_to(&mut log).unwrap();
+    let log = log_of(&Section::new(&header, &body()).unwrap(), 1);
     assert!(matches!(read(&log), Err(EventLogError::Body { .. })));
 }
 
@@ -209,7 +213,7 @@ proptest! {
     /// The checksum keeps chance out; here it is made right again, so that what is behind it is tried.
     #[test]
     fn no_bytes_make_it_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
-        let mut log = written(&header());
+        let mut log = written(2);
         log.truncate(16 + (log.len() - 16) / 2);
         for (index, byte) in changes {
             let at = 28 + index.index(log.len() - 28);

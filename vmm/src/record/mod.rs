@@ -30,5 +30,5 @@ pub use checked::{Checked, Verdict};
 pub use distribution::{Distribution, Samples};
 pub use measured::{Measured, Warning, Warnings};
 pub use row::{CauseTotals, KeyKind, Row, RowLabel};
-pub use run::{Host, Overhead, RecordError, RunRecord, SCHEMA};
+pub use run::{ENDED, Host, Overhead, RecordError, RunRecord, SCHEMA};
 pub use time::utc;

@@ -11,6 +11,9 @@ use crate::exit::{Class, Classified};
 /// The version of the record that this program writes, and the newest it reads.
 pub const SCHEMA: u32 = 1;
 
+/// The key that says how a run ended.
+pub const ENDED: &str = "ended";
+
 /// A run: where, of what, and what it found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
@@ -18,6 +21,10 @@ pub struct RunRecord {
     pub schema: u32,
     /// When it began, UTC.
     pub started_at: String,
+    /// How it ended: `complete`, `cancelled`, or `failed: ` and why. Null, with a warning, in the record of a run that goes
+    /// on, or that was killed.
+    #[serde(default = "Measured::absent")]
+    pub ended: Measured<String>,
     /// The revision of the source this program was built from.
     #[serde(default = "Measured::absent")]
     pub source_revision: Measured<String>,
@@ -86,7 +93,8 @@ pub struct Overhead {
 }
 
 impl Overhead {
-    fn absent() -> Self {
+    /// Nothing of it, as in a record that did not know the keys.
+    pub(crate) fn absent() -> Self {
         Self {
             clock_read_ns: Measured::absent(),
             empty_invalidation_ns: Measured::absent(),
@@ -152,6 +160,11 @@ impl RunRecord {
         serde_json::to_string_pretty(self).map(|text| text + "\n")
     }
 
+    /// Whether the run came to an end of its own. Older records, which do not say, are of runs that did.
+    pub fn has_ended(&self) -> bool {
+        !self.ended.is_null() || !self.warnings.explains(ENDED)
+    }
+
     /// Operations whose two accounts disagree, in any row.
     pub fn account_differences(&self) -> u64 {
         self.rows.iter().filter_map(|row| row.account_differences.get()).sum()
@@ -202,6 +215,7 @@ mod tests {
         RunRecord {
             schema: SCHEMA,
             started_at: "2017-08-29T00:00:00Z".into(),
+            ended: Measured::of("complete".into()),
             source_revision: warnings.not_measured("source_revision", "not built from a repository"),
             host: Host {
                 kernel: Measured::of("6.18.0".into()),
@@ -242,6 +256,7 @@ mod tests {
             "overhead",
             "backend",
             "started_at",
+            "ended",
             "first_kvm_run_monotonic_ns",
             "rows",
         ] {
@@ -318,6 +333,19 @@ mod tests {
         json["schema"] = Value::from(SCHEMA + 1);
         let why = RunRecord::from_json(&json.to_string()).unwrap_err().to_string();
         assert!(why.contains("schema 2") && why.contains("newer zapscope"), "{why}");
+    }
+
+    #[test]
+    fn a_run_that_goes_on_says_so_and_an_older_record_is_of_one_that_ended() {
+        let mut record = record();
+        assert!(record.has_ended());
+        record.ended = record.warnings.not_measured(ENDED, "the run has not ended");
+        let text = record.to_json().unwrap();
+        assert!(!RunRecord::from_json(&text).unwrap().has_ended());
+        let mut json: Value = serde_json::from_str(&text).unwrap();
+        json.as_object_mut().unwrap().remove("ended");
+        json["warnings"] = Value::Array(Vec::new());
+        assert!(RunRecord::from_json(&json.to_string()).unwrap().has_ended());
     }
 
     #[test]

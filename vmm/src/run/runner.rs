@@ -1,6 +1,7 @@
 //! Every row of a scenario, one after another.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -11,19 +12,19 @@ use guest_mem::swapper::AttachError;
 use guest_mem::{Backing, HostThp, MemoryCgroup, Operation, SwapInfo};
 use kvm_ioctls::Kvm;
 
-use super::calibrate;
 use super::errors::TrialError;
 use super::journal;
 use super::measured::Measured as Pooled;
 use super::own_swap::OwnSwapError;
 use super::rows;
+use super::sink::{NotKept, RowSink};
+use super::so_far::{Known, RunSoFar};
 use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
 use super::wiring::Wiring;
 use crate::clock::TscRate;
-use crate::events::{SecondaryMmu, Spool};
+use crate::events::{SecondaryMmu, Section};
 use crate::exit::{Class, Classified};
-use crate::host::HostFacts;
 use crate::host::Root;
 use crate::host::kvm_module::KvmFacts;
 use crate::host::processors;
@@ -32,16 +33,13 @@ use crate::host::signals::Cancel;
 use crate::kvm::boot::LARGEST_IMAGE;
 use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
-use crate::record::{Host, Measured, Overhead, Row, RowLabel, RunRecord, SCHEMA, Warnings, utc};
+use crate::record::{Row, RowLabel, RunRecord, utc};
 use crate::scenario::expect::check_all;
 use crate::scenario::{LinuxGuest, Reclaim, RowPlan, Scenario, Zap};
 use crate::testbed::{
     KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SLOT_LIMIT, SoftError, SoftTestbed,
     Testbed,
 };
-
-/// The source revision this program was built from, if it was built from a repository.
-const REVISION: Option<&str> = option_env!("ZAPSCOPE_REVISION");
 
 /// Who accesses the memory.
 pub enum Backend {
@@ -68,9 +66,11 @@ pub trait Progress {
     fn row(&mut self, index: usize, of: usize, row: &RowPlan<'_>);
     /// The row is made.
     fn done(&mut self, row: &Row);
+    /// It could not be put where it is kept. The run goes on, and each row that is finished is another try.
+    fn not_kept(&mut self, why: &NotKept);
 }
 
-/// Why a run ended without a record.
+/// Why a run ended before its last row.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The guest kernel that the scenario names cannot be read.
@@ -119,16 +119,35 @@ impl Classified for RunError {
     }
 }
 
-/// A run's results, and whether it came to its end.
+/// How a run ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Every row was made.
+    Complete,
+    /// The user stopped it.
+    Cancelled,
+    /// By what would have befallen every other row as well.
+    Failed(RunError),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Complete => f.write_str("complete"),
+            Self::Cancelled => f.write_str("cancelled"),
+            Self::Failed(error) => write!(f, "failed: {}", chain(error)),
+        }
+    }
+}
+
+/// A run's results, and how it came to its end.
 pub struct RunOutcome {
     /// The record, of as many rows as were made.
     pub record: RunRecord,
-    /// Whether the user stopped it.
-    pub cancelled: bool,
+    /// Why there are no more.
+    pub ended: Ended,
     /// Rows that failed, as against those that this host cannot run.
     pub failed: u32,
-    /// What happened in the rows that ran.
-    pub events: Spool,
 }
 
 /// Why a row has no numbers.
@@ -152,12 +171,11 @@ pub struct Runner<'a> {
     /// The Linux guest, once a row needed it: it serves them all.
     linux: Option<Rc<LinuxMachine>>,
     tap: Tapping<'a>,
-    events: Spool,
     /// Who translates, once a row needed to know.
     mmu: Option<SecondaryMmu>,
-    /// The row being made, and whether its events are in the log.
+    /// The row being made, and what happened in its first trial.
     row: u32,
-    logged: bool,
+    events: Option<Section>,
     /// What was asked about hot loops: the case and all of the combination but its policy and its zap.
     refilled: Vec<(String, Backing, Reclaim, u64)>,
 }
@@ -186,10 +204,9 @@ impl<'a> Runner<'a> {
             cancel,
             first_entry_ns: None,
             linux: None,
-            events: Spool::default(),
             mmu: None,
             row: 0,
-            logged: false,
+            events: None,
             refilled: Vec::new(),
             tap: Tapping::new(TapChoice::Off, None),
         })
@@ -202,28 +219,21 @@ impl<'a> Runner<'a> {
         self
     }
 
-    /// Makes every row.
-    ///
-    /// # Errors
-    /// [`RunError`]: what would befall every other row as well.
-    pub fn run(self, progress: &mut dyn Progress) -> Result<RunOutcome, RunError> {
-        let plans: Vec<_> = self.scenario.rows().collect();
-        self.run_rows(&plans, progress)
-    }
-
-    /// Makes these rows, which are of the scenario's cases.
-    ///
-    /// # Errors
-    /// As [`Runner::run`].
+    /// Makes these rows, which are of the scenario's cases, and hands each to `sink` as soon as it is finished.
     pub fn run_rows(
         mut self,
         plans: &[RowPlan<'_>],
         progress: &mut dyn Progress,
-    ) -> Result<RunOutcome, RunError> {
+        sink: &mut dyn RowSink,
+    ) -> RunOutcome {
         let started_at = utc(SystemTime::now());
-        let (mut rows, mut cancelled, mut failed) = (Vec::new(), false, 0);
+        let soft = matches!(self.backend, Backend::Soft);
+        let (scenario, mut begun, mut failed) = (self.scenario, None, 0);
+        // Not before the guest's first entry, which is not to wait for what is read here.
+        let begin = || RunSoFar::begin(scenario, soft, started_at.clone());
+        let mut ended = Ended::Complete;
         for (index, plan) in plans.iter().enumerate() {
-            (self.row, self.logged) = (index as u32, false);
+            self.row = index as u32;
             progress.row(index, plans.len(), plan);
             let label = RowLabel::of(plan, self.listener_name(plan));
             let mut row = match self.row(plan) {
@@ -234,17 +244,24 @@ impl<'a> Runner<'a> {
                     Row::could_not_run(label, format!("failed: {why}"))
                 }
                 Err(NoRow::Cancelled) => {
-                    cancelled = true;
+                    ended = Ended::Cancelled;
                     break;
                 }
-                Err(NoRow::Fatal(error)) => return Err(error),
+                Err(NoRow::Fatal(error)) => {
+                    ended = Ended::Failed(error);
+                    break;
+                }
             };
             row.expectations = check_all(&plan.case.expect, &row);
             progress.done(&row);
-            rows.push(row);
+            let (known, events) = (self.known(), self.events.take().filter(|_| row.could_not_run.is_none()));
+            let so_far = begun.get_or_insert_with(begin).add(row, known);
+            if let Err(why) = sink.take(so_far, events) {
+                progress.not_kept(&why);
+            }
         }
-        let events = std::mem::take(&mut self.events);
-        Ok(RunOutcome { record: self.record(started_at, rows), cancelled, failed, events })
+        let run = begun.unwrap_or_else(begin);
+        self.end(run, ended, failed)
     }
 
     fn listener_name(&self, plan: &RowPlan<'_>) -> &'static str {
@@ -257,6 +274,7 @@ impl<'a> Runner<'a> {
 
     /// One row: as many trials as the scenario repeats, each on a machine of its own.
     fn row(&mut self, plan: &RowPlan<'_>) -> Result<Row, NoRow> {
+        self.events = None;
         if let Some(why) = unavailable(plan) {
             return Err(NoRow::Unavailable(why));
         }
@@ -324,7 +342,7 @@ impl<'a> Runner<'a> {
         };
         let mut measured =
             Trial::new(setup, &wiring).and_then(Trial::run).map_err(|error| self.failure(plan, error))?;
-        self.log(plan, wiring.listener, &*testbed, &mut measured);
+        self.note(plan, wiring.listener, &*testbed, &mut measured);
         Ok((measured, wiring.listener))
     }
 
@@ -339,17 +357,17 @@ impl<'a> Runner<'a> {
         first
     }
 
-    /// Adds the row's first trial to the event log. Without a log the row is as good.
-    fn log(&mut self, plan: &RowPlan<'_>, listener: &str, testbed: &dyn Testbed, measured: &mut Pooled) {
-        let Some(events) = measured.events.take().filter(|_| !self.logged) else { return };
+    /// Keeps the events of the row's first trial for the log. Without them the row is as good.
+    fn note(&mut self, plan: &RowPlan<'_>, listener: &str, testbed: &dyn Testbed, measured: &mut Pooled) {
+        let Some(events) = measured.events.take().filter(|_| self.events.is_none()) else { return };
         let mmu = *self.mmu.get_or_insert_with(|| match &self.backend {
             Backend::Soft => SecondaryMmu::Soft,
             Backend::Kvm(_) => SecondaryMmu::of(&KvmFacts::read_from(&Root::default())),
         });
         let label = RowLabel::of(plan, listener);
         let header = journal::header((self.scenario, plan, self.row), label, testbed, mmu, measured, &events);
-        match self.events.append(&header, &events.body) {
-            Ok(()) => self.logged = true,
+        match Section::new(&header, &events.body) {
+            Ok(section) => self.events = Some(section),
             Err(error) => measured.warnings.push(chain(&error)),
         }
     }
@@ -459,75 +477,19 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn record(&self, started_at: String, rows: Vec<Row>) -> RunRecord {
-        let mut warnings = Warnings::default();
-        let facts = HostFacts::read();
-        facts.warnings(None).into_iter().for_each(|warning| warnings.say(warning));
-        let soft = matches!(self.backend, Backend::Soft);
-        if soft {
-            warnings.say("no guest ran: worker threads accessed the memory through the software MMU, as a device would");
-        }
-        let no_guest = if soft { "no guest ran" } else { "no machine came up" };
+    /// What is known of the run by now.
+    fn known(&self) -> Known {
+        Known { guest: self.guest_name(), first_entry_ns: self.first_entry_ns, tap: self.tap.how() }
+    }
+
+    /// Ends the run.
+    fn end(self, run: RunSoFar, ended: Ended, failed: u32) -> RunOutcome {
         let kvm = match &self.backend {
             Backend::Kvm(kvm) => Some(kvm),
             Backend::Soft => None,
         };
-        let (tap, tap_range_ns) = self.tap.finish(kvm, &mut warnings);
-        RunRecord {
-            schema: SCHEMA,
-            started_at,
-            source_revision: Measured::or_why(
-                REVISION.map(str::to_owned),
-                &mut warnings,
-                "source_revision",
-                "not built from a repository",
-            ),
-            host: host(&facts, soft, &mut warnings),
-            backend: if soft { "soft" } else { "kvm" }.to_owned(),
-            guest: self.guest_name(),
-            scenario: self.scenario.text().to_owned(),
-            seed: self.scenario.seed,
-            first_kvm_run_monotonic_ns: Measured::or_why(
-                self.first_entry_ns,
-                &mut warnings,
-                "first_kvm_run_monotonic_ns",
-                no_guest,
-            ),
-            tap,
-            overhead: Overhead { tap_range_ns, ..overhead(&rows, &mut warnings) },
-            warnings,
-            rows,
-        }
-    }
-}
-
-fn host(facts: &HostFacts, soft: bool, warnings: &mut Warnings) -> Host {
-    let mut known =
-        |key: &str, value: Option<String>| Measured::or_why(value, warnings, key, "the host does not say");
-    let mmu =
-        if soft { Some("software MMU".to_owned()) } else { facts.kvm.mmu.map(|kind| kind.name().to_owned()) };
-    Host {
-        kernel: known("host.kernel", Some(facts.kernel.clone())),
-        kvm_module: known("host.kvm_module", facts.kvm.module.clone()),
-        mmu_kind: known("host.mmu_kind", mmu),
-        cpu: known("host.cpu", facts.cpu.clone()),
-        facts: serde_json::to_value(facts).unwrap_or_default(),
-    }
-}
-
-fn overhead(rows: &[Row], warnings: &mut Warnings) -> Overhead {
-    let fastest = rows.iter().filter_map(|row| row.guest_touches_before.get()).fold(0.0, f64::max);
-    let touch = (fastest > 0.0).then(|| 1e9 / fastest);
-    Overhead {
-        clock_read_ns: Measured::of(calibrate::clock_read_ns()),
-        empty_invalidation_ns: Measured::of(calibrate::empty_invalidation_ns()),
-        tap_range_ns: Measured::absent(),
-        guest_touch_ns: Measured::or_why(
-            touch,
-            warnings,
-            "overhead.guest_touch_ns",
-            "no case has a baseline",
-        ),
+        let record = run.end(&ended, self.known(), |warnings| self.tap.finish(kvm, warnings));
+        RunOutcome { record, ended, failed }
     }
 }
 

@@ -94,7 +94,7 @@ impl<'c> Tapping<'c> {
     }
 
     /// By what the account is kept, once it is.
-    fn how(&self) -> Option<&'static str> {
+    pub fn how(&self) -> Option<&'static str> {
         match &*self.state.borrow() {
             State::Open(open) => Some(open.via.name()),
             _ => None,

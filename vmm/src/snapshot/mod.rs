@@ -33,6 +33,7 @@ use crate::exit::{Class, Classified};
 use crate::guest::GuestError;
 use crate::kvm::VmError;
 use crate::kvm::state::StateError;
+use crate::whole_file::WholeFileError;
 
 /// Why there is no snapshot, or no guest from one.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,9 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// The file could not be written.
+    #[error("no snapshot was made")]
+    Written(#[from] WholeFileError),
     /// The file is a directory, a device, a pipe.
     #[error("the snapshot {} is no regular file", .0.display())]
     NotRegular(PathBuf),
@@ -114,6 +118,7 @@ impl Classified for SnapshotError {
     fn class(&self) -> Class {
         match self {
             Self::Io { source, .. } => Class::of_named_file(source),
+            Self::Written(error) => error.class(),
             Self::NotRegular(_) => Class::Mistake,
             // Whether it is found before the start or at a fault: a page is wrong.
             Self::Page { .. } => Class::Wrong,

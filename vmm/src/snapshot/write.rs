@@ -1,9 +1,6 @@
 //! Taking a snapshot: the machine ends, and is in the file.
 
-use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 
 use guest_mem::{
     HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, PageBuffer, Region, checksum, is_zero_page,
@@ -16,6 +13,7 @@ use super::{SnapshotError, vcpu};
 use crate::host::signals::Cancel;
 use crate::kvm::Machine;
 use crate::kvm::state::{VcpuState, come_to_rest};
+use crate::whole_file::WholeFile;
 
 /// What the memory holds, as its guest was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,20 +33,19 @@ pub struct Written {
     pub bytes: u64,
 }
 
-/// Ends a machine whose vCPUs wait for orders, and writes it to `path`, all or nothing: what was there under that name
-/// stays until all is on the disk. `missing` is told what this KVM does not give of a vCPU.
+/// Ends a machine whose vCPUs wait for orders, and writes it to `file`. `missing` is told what this KVM does not give of a
+/// vCPU.
 ///
 /// # Errors
 /// [`SnapshotError`].
 pub fn write(
-    path: &Path,
+    file: WholeFile,
     kvm: &Kvm,
     machine: Machine,
     pattern: Pattern,
     cancel: &Cancel,
     missing: &mut impl FnMut(String),
 ) -> Result<Written, SnapshotError> {
-    let mut part = Part::create(path)?;
     let (core, mut vcpus) = machine.stop().ok_or(SnapshotError::Thread)?;
     let mut states = Vec::new();
     for (index, fd) in (0..).zip(&mut vcpus) {
@@ -66,8 +63,8 @@ pub fn write(
         stored: 0,
     };
     let layout = header.layout();
-    part.put(&states, layout.state.start)?;
-    let mut memory = MemoryWriter { part: &part, at: layout.data.start, index: Index::default() };
+    put(&file, &states, layout.state.start)?;
+    let mut memory = MemoryWriter { file: &file, at: layout.data.start, index: Index::default() };
     let mut buffer = PageBuffer::new(PAGES_PER_PMD as usize)?;
     for region in core.regions() {
         for block in region.range().chunks(PMD_SIZE) {
@@ -80,15 +77,19 @@ pub fn write(
     let (bytes, crc) = index.encode();
     header.index_crc = crc;
     let layout = header.layout();
-    part.put(&bytes, layout.index.start)?;
-    part.put(&header.encode(), 0)?;
-    part.finish()?;
+    put(&file, &bytes, layout.index.start)?;
+    put(&file, &header.encode(), 0)?;
+    file.finish()?;
     Ok(Written { header, bytes: layout.index.end })
+}
+
+fn put(file: &WholeFile, bytes: &[u8], at: u64) -> Result<(), SnapshotError> {
+    Ok(file.file().write_all_at(bytes, at).map_err(|source| file.failed("writing", source))?)
 }
 
 /// Writes pages one behind another, but those of zeros.
 struct MemoryWriter<'a> {
-    part: &'a Part<'a>,
+    file: &'a WholeFile,
     at: u64,
     index: Index,
 }
@@ -108,62 +109,10 @@ impl MemoryWriter<'_> {
         }
         for run in pages.chunk_by(|page, next| is_zero_page(page) == is_zero_page(next)) {
             if !is_zero_page(&run[0]) {
-                self.part.put(Page::bytes(run), self.at)?;
+                put(self.file, Page::bytes(run), self.at)?;
                 self.at += size_of_val(run) as u64;
             }
         }
         Ok(())
-    }
-}
-
-/// The file under the name it has until it is whole. Dropped before that, it is gone.
-struct Part<'a> {
-    file: File,
-    name: Option<PathBuf>,
-    path: &'a Path,
-}
-
-impl<'a> Part<'a> {
-    fn create(path: &'a Path) -> Result<Self, SnapshotError> {
-        // Whatever else bears the name is not replaced: a device, a directory.
-        if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
-            return Err(SnapshotError::NotRegular(path.to_owned()));
-        }
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let name = PathBuf::from(name);
-        let file = OpenOptions::new().write(true).create_new(true).open(&name);
-        let file =
-            file.map_err(|source| SnapshotError::Io { attempt: "making", path: name.clone(), source })?;
-        Ok(Self { file, name: Some(name), path })
-    }
-
-    fn put(&self, bytes: &[u8], at: u64) -> Result<(), SnapshotError> {
-        self.file.write_all_at(bytes, at).map_err(|source| self.failed("writing", source))
-    }
-
-    fn finish(&mut self) -> Result<(), SnapshotError> {
-        self.file.sync_all().map_err(|source| self.failed("writing", source))?;
-        if let Some(name) = self.name.take() {
-            std::fs::rename(&name, self.path).map_err(|source| {
-                let error = self.failed("naming", source);
-                self.name = Some(name);
-                error
-            })?;
-        }
-        Ok(())
-    }
-
-    fn failed(&self, attempt: &'static str, source: io::Error) -> SnapshotError {
-        SnapshotError::Io { attempt, path: self.path.to_owned(), source }
-    }
-}
-
-impl Drop for Part<'_> {
-    fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            // Nothing more can be done about it.
-            let _ = std::fs::remove_file(name);
-        }
     }
 }

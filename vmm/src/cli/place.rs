@@ -1,0 +1,230 @@
+//! The directory that a command writes into: there, writable and nobody else's before the work begins, and taken away
+//! again if nothing was kept in it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::exit::{Class, Classified};
+
+/// Where directories go unless told otherwise.
+const PARENT: &str = "zapscope-runs";
+
+/// Why there is no place.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The system refuses.
+    #[error("cannot write {}: choose a place that can be written with `--out DIR`", path.display())]
+    Write {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a file, or something else that holds none.
+    #[error("{} is no directory: choose another with `--out DIR`", .0.display())]
+    NoDirectory(PathBuf),
+    /// It holds a record.
+    #[error("{} is there already: choose another directory with `--out DIR`, or remove that one", .0.display())]
+    Taken(PathBuf),
+    /// Another process is about to write a record.
+    #[error("another zapscope is writing into {}: choose another directory with `--out DIR`", .0.display())]
+    Busy(PathBuf),
+}
+
+impl Classified for PlaceError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Write { source, .. } => Class::of_named_file(source),
+            Self::NoDirectory(_) | Self::Taken(_) | Self::Busy(_) => Class::Mistake,
+        }
+    }
+}
+
+/// A directory, reserved.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// Holds the lock, which goes with this process, however that ends.
+    _lock: File,
+    /// The directories that were made for it, outermost first.
+    made: Vec<PathBuf>,
+    kept: bool,
+}
+
+impl Place {
+    /// Reserves `out`, or a new directory named after the time and what is recorded. None of `files` may be there.
+    ///
+    /// # Errors
+    /// [`PlaceError`]; what was made until then is gone again.
+    pub fn reserve(
+        out: Option<&Path>,
+        started_at: &str,
+        name: &str,
+        files: &[&str],
+    ) -> Result<Self, PlaceError> {
+        let mut made = Made::default();
+        let path = match out {
+            Some(out) => made.all_of(out).map(|()| out.to_owned())?,
+            None => made.fresh(Path::new(PARENT), &format!("{}-{name}", started_at.replace(':', "")))?,
+        };
+        let lock = open(&path)?;
+        for file in files {
+            let file = path.join(file);
+            if file.symlink_metadata().is_ok() {
+                return Err(PlaceError::Taken(file));
+            }
+        }
+        Ok(Self { path, _lock: lock, made: std::mem::take(&mut made.0), kept: false })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Something was written that shall stay.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+
+    /// Whether something was.
+    pub fn is_kept(&self) -> bool {
+        self.kept
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.kept {
+            drop(Made(std::mem::take(&mut self.made)));
+        }
+    }
+}
+
+/// Opens a directory and locks it.
+fn open(path: &Path) -> Result<File, PlaceError> {
+    let directory = File::open(path).map_err(|source| failed(path, source))?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(PlaceError::Busy(path.to_owned())),
+        // A file system without locks: two that begin at once find each other when they name their files.
+        _ => Ok(directory),
+    }
+}
+
+fn failed(path: &Path, source: io::Error) -> PlaceError {
+    match source.kind() {
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            PlaceError::NoDirectory(path.to_owned())
+        }
+        _ => PlaceError::Write { path: path.to_owned(), source },
+    }
+}
+
+/// Directories that were made, outermost first; removed when it is dropped, if they are empty.
+#[derive(Default)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// Makes a directory and those above it that are missing.
+    fn all_of(&mut self, path: &Path) -> Result<(), PlaceError> {
+        let missing: Vec<_> = path
+            .ancestors()
+            .take_while(|above| !above.as_os_str().is_empty() && above.symlink_metadata().is_err())
+            .collect();
+        for above in missing.into_iter().rev() {
+            match fs::create_dir(above) {
+                Ok(()) => self.0.push(above.to_owned()),
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && above.is_dir() => {}
+                Err(source) => return Err(failed(above, source)),
+            }
+        }
+        if path.is_dir() { Ok(()) } else { Err(PlaceError::NoDirectory(path.to_owned())) }
+    }
+
+    /// Makes a directory that did not exist: two runs in one second get two.
+    fn fresh(&mut self, parent: &Path, name: &str) -> Result<PathBuf, PlaceError> {
+        self.all_of(parent)?;
+        let mut attempt = 1;
+        loop {
+            let path = match attempt {
+                1 => parent.join(name),
+                _ => parent.join(format!("{name}-{attempt}")),
+            };
+            match fs::create_dir(&path) {
+                Ok(()) => {
+                    self.0.push(path.clone());
+                    return Ok(path);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 1_000 => attempt += 1,
+                Err(source) => return Err(PlaceError::Write { path, source }),
+            }
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            // One that holds something by now stays.
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reserve(out: &Path) -> Result<Place, PlaceError> {
+        Place::reserve(Some(out), "t", "n", &["record.json"])
+    }
+
+    #[test]
+    fn no_two_get_the_same_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut made = Made::default();
+        let [a, b] = [0, 1].map(|_| made.fresh(&dir.path().join("runs"), "x").unwrap());
+        assert_ne!(a, b);
+        drop(made);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_place_is_one_process_s_alone_and_gone_if_nothing_was_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("a/b");
+        let first = reserve(&out).unwrap();
+        assert!(matches!(reserve(&out), Err(PlaceError::Busy(_))));
+        drop(first);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let mut kept = reserve(&out).unwrap();
+        kept.keep();
+        drop(kept);
+        assert!(out.is_dir());
+        // One that was there before stays.
+        drop(reserve(&out).unwrap());
+        assert!(out.is_dir());
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("record.json"), "{}").unwrap();
+        let taken = reserve(dir.path()).unwrap_err();
+        assert!(taken.to_string().contains("record.json") && taken.to_string().contains("--out"), "{taken}");
+        for path in [dir.path().join("record.json"), dir.path().join("record.json/below")] {
+            let error = reserve(&path).unwrap_err();
+            assert!(matches!(error, PlaceError::NoDirectory(_)), "{error}");
+        }
+        std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).unwrap();
+        reserve(&dir.path().join("dangling")).unwrap_err();
+        reserve(Path::new("/proc/zapscope")).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

@@ -1,0 +1,279 @@
+//! The run directory: one for each run, never overwritten. It holds `events.log` and `run.json`, and what it holds can be
+//! read at any moment.
+//!
+//! ```text
+//!   reserve ── the directory, an empty log            before anything of the host is changed
+//!      │
+//!   a row ──── its section into the log ── the disk ── run.json replaced ── the disk
+//!      │          does not fit: taken back; it waits, and the next row tries again
+//!   finish ─── the same once more, with a record that says how the run ended
+//! ```
+//!
+//! A log is never behind its record by more than what the record's warnings say, and ahead of it by one row at most.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::place::{Place, PlaceError};
+use crate::events::{FILE_NAME, LogFile, Section};
+use crate::exit::{Class, Classified};
+use crate::record::RunRecord;
+use crate::run::{NotKept, RowSink, chain};
+use crate::whole_file::{Existing, WholeFile, WholeFileError};
+
+/// What the record is called in a run directory.
+pub const RECORD: &str = "run.json";
+
+/// The run is over, and its directory does not hold all of it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} does not hold the whole run: free space there and run it again, or take the record from `--json`",
+    directory.display()
+)]
+pub struct Incomplete {
+    directory: PathBuf,
+    #[source]
+    why: NotKept,
+}
+
+impl Classified for Incomplete {
+    fn class(&self) -> Class {
+        Class::Fault
+    }
+}
+
+/// A run directory in the making. Without a finished row it goes again.
+#[derive(Debug)]
+pub struct RunDirectory {
+    log: LogFile,
+    /// Sections that did not fit yet, in order.
+    waiting: VecDeque<Section>,
+    place: Place,
+}
+
+impl RunDirectory {
+    /// Reserves `out`, or a directory named after the time and the scenario.
+    ///
+    /// # Errors
+    /// [`PlaceError`]; a directory that already holds a run is one.
+    pub fn reserve(out: Option<&Path>, started_at: &str, scenario: &str) -> Result<Self, PlaceError> {
+        let place = Place::reserve(out, started_at, scenario, &[RECORD, FILE_NAME])?;
+        let path = place.path().join(FILE_NAME);
+        match LogFile::create(&path) {
+            Ok(log) => Ok(Self { log, waiting: VecDeque::new(), place }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(PlaceError::Taken(path)),
+            Err(source) => Err(PlaceError::Write { path, source }),
+        }
+    }
+
+    /// Puts the record of the whole run in it. Returns the record's path; `None` if no row was finished.
+    ///
+    /// # Errors
+    /// [`Incomplete`]; what was written before stays.
+    pub fn finish(mut self, run: &RunRecord) -> Result<Option<PathBuf>, Incomplete> {
+        if run.rows.is_empty() {
+            return Ok(None);
+        }
+        match self.take(run, None) {
+            Ok(()) => Ok(Some(self.record())),
+            Err(why) => Err(Incomplete { directory: self.place.path().to_owned(), why }),
+        }
+    }
+
+    fn record(&self) -> PathBuf {
+        self.place.path().join(RECORD)
+    }
+
+    /// Writes the sections that wait, as far as they fit.
+    fn write_log(&mut self) -> Result<(), NotKept> {
+        while let Some(section) = self.waiting.front() {
+            let path = || self.place.path().join(FILE_NAME);
+            self.log.append(section).map_err(|source| NotKept { path: path(), source })?;
+            self.waiting.pop_front();
+        }
+        Ok(())
+    }
+
+    fn write_record(&self, run: &RunRecord) -> Result<(), NotKept> {
+        let write = || {
+            let json = run.to_json()?;
+            let mut file =
+                WholeFile::create(&self.record(), Existing::Replaced).map_err(WholeFileError::into_io)?;
+            file.write_all(json.as_bytes())?;
+            file.finish().map_err(WholeFileError::into_io)
+        };
+        write().map_err(|source| NotKept { path: self.record(), source })
+    }
+
+    /// The record with a word on what the log lacks.
+    fn with_gap(&self, run: &RunRecord, why: &NotKept) -> RunRecord {
+        let mut run = run.clone();
+        let rows: Vec<_> = self.waiting.iter().map(|section| section.row().to_string()).collect();
+        run.warnings.say(format!(
+            "{FILE_NAME} lacks the events of row {} (counted from 0), which did not fit: {}",
+            rows.join(", "),
+            chain(why)
+        ));
+        run
+    }
+}
+
+impl RowSink for RunDirectory {
+    fn take(&mut self, run: &RunRecord, events: Option<Section>) -> Result<(), NotKept> {
+        self.place.keep();
+        self.waiting.extend(events);
+        match self.write_log() {
+            Ok(()) => self.write_record(run),
+            // The row itself may still fit.
+            Err(why) => self.write_record(&self.with_gap(run, &why)).and(Err(why)),
+        }
+    }
+}
+
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        if !self.place.is_kept() {
+            // Made by this run; if it stays, so does the directory, and nothing else comes of it.
+            let _ = std::fs::remove_file(self.place.path().join(FILE_NAME));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::super::recorded::{Recorded, RecordedError};
+    use super::*;
+    use crate::host::signals::Cancel;
+    use crate::record::Row;
+    use crate::run::{Backend, Progress, RunOutcome, Runner};
+    use crate::scenario::{RowPlan, Scenario};
+
+    const SCENARIO: &str = "name = \"x\"\nmemory = \"4MiB\"\n[matrix]\nbacking = [\"4k\"]\n\
+        policy = [\"kernel\", \"folio\", \"pmd\"]\nreclaim = [\"dontneed\"]\n[[case]]\nname = \"c\"\n\
+        [[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"reclaim\"\nvictims = \"sparse\"\ncount = 3\n";
+    const ROWS: usize = 3;
+
+    /// Does something when a row is about to be made.
+    struct Before<F>(F, Vec<String>);
+
+    impl<F: FnMut(usize)> Progress for Before<F> {
+        fn row(&mut self, index: usize, _of: usize, _row: &RowPlan<'_>) {
+            (self.0)(index);
+        }
+
+        fn done(&mut self, _row: &Row) {}
+
+        fn not_kept(&mut self, why: &NotKept) {
+            self.1.push(chain(why));
+        }
+    }
+
+    fn run(directory: &mut RunDirectory, before: impl FnMut(usize)) -> (RunOutcome, Vec<String>) {
+        let scenario = Scenario::parse(SCENARIO, "x.toml").unwrap();
+        let plans: Vec<_> = scenario.rows().collect();
+        assert_eq!(plans.len(), ROWS);
+        let cancel = Cancel::new().unwrap();
+        let runner = Runner::new(&scenario, Backend::Soft, &cancel).unwrap();
+        let mut before = Before(before, Vec::new());
+        (runner.run_rows(&plans, &mut before, directory), before.1)
+    }
+
+    /// Rows in the record, and those of them that are read with their events. Whether the run ended.
+    fn read(out: &Path) -> (usize, usize, bool) {
+        let mut recorded = Recorded::open(out).unwrap();
+        let mut rows = 0;
+        while recorded.next_row().unwrap().is_some() {
+            rows += 1;
+        }
+        (recorded.record.rows.len(), rows, recorded.warning().is_none())
+    }
+
+    struct Out(tempfile::TempDir);
+
+    impl Out {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("out")
+        }
+
+        fn reserve(&self) -> RunDirectory {
+            RunDirectory::reserve(Some(&self.path()), "t", "x").unwrap()
+        }
+    }
+
+    #[test]
+    fn each_row_is_on_the_disk_before_the_next_one_begins() {
+        let out = Out::new();
+        let mut directory = out.reserve();
+        let (outcome, lost) = run(&mut directory, |index| match index {
+            0 => assert!(matches!(Recorded::open(&out.path()), Err(RecordedError::NoRow(_)))),
+            _ => assert_eq!(read(&out.path()), (index, index, false)),
+        });
+        assert_eq!(read(&out.path()), (ROWS, ROWS, false));
+        directory.finish(&outcome.record).unwrap();
+        assert_eq!((read(&out.path()), lost), ((ROWS, ROWS, true), Vec::new()));
+        let names: Vec<_> = std::fs::read_dir(out.path()).unwrap().collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
+    fn a_panic_loses_no_row_before_it() {
+        let out = Out::new();
+        let mut directory = out.reserve();
+        let panicked = catch_unwind(AssertUnwindSafe(|| run(&mut directory, |index| assert!(index < 2))));
+        assert!(panicked.is_err());
+        drop(directory);
+        assert_eq!(read(&out.path()), (2, 2, false));
+    }
+
+    #[test]
+    fn a_run_without_a_row_leaves_nothing() {
+        let out = Out::new();
+        drop(out.reserve());
+        assert!(!out.path().exists());
+        let directory = out.reserve();
+        let (outcome, _) = run(&mut out_of_the_way(), |_| ());
+        let none = RunRecord { rows: Vec::new(), ..outcome.record };
+        assert_eq!(directory.finish(&none).unwrap(), None);
+        assert!(!out.path().exists());
+    }
+
+    /// A directory that nobody looks into.
+    fn out_of_the_way() -> RunDirectory {
+        let place = tempfile::tempdir().unwrap();
+        RunDirectory::reserve(Some(place.path()), "t", "x").unwrap()
+    }
+
+    /// What SIGKILL leaves between the two writes, or within the first.
+    #[test]
+    fn a_log_ahead_of_its_record_is_read_as_far_as_the_record_goes() {
+        let out = Out::new();
+        let path = out.path();
+        let mut after_two = None;
+        let mut directory = out.reserve();
+        let (outcome, _) = run(&mut directory, |index| {
+            if index == 2 {
+                after_two = Some(std::fs::read(path.join(RECORD)).unwrap());
+            }
+        });
+        let whole = directory.finish(&outcome.record).unwrap().unwrap();
+        let log = std::fs::read(path.join(FILE_NAME)).unwrap();
+        let ended = std::fs::read(&whole).unwrap();
+        std::fs::write(&whole, after_two.unwrap()).unwrap();
+        assert_eq!(read(&path), (2, 2, false));
+        let cut = &log[..log.len() - 1];
+        std::fs::write(path.join(FILE_NAME), cut).unwrap();
+        assert_eq!(read(&path), (2, 2, false));
+        // A run that ended leaves no such thing: that is damage.
+        std::fs::write(&whole, ended).unwrap();
+        let mut recorded = Recorded::open(&path).unwrap();
+        let read: Result<Vec<_>, _> = (0..ROWS).map(|_| recorded.next_row()).collect();
+        assert!(matches!(read, Err(RecordedError::Log(..))));
+    }
+}

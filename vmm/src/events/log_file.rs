@@ -1,0 +1,97 @@
+//! The event log on the disk: whole sections, one after another, each of them there when the next row begins.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::section::{PREAMBLE, Section};
+
+/// A log being written.
+#[derive(Debug)]
+pub struct LogFile {
+    file: File,
+    /// Where the last whole section ends.
+    end: u64,
+}
+
+impl LogFile {
+    /// Makes a log without a section, which must not exist yet.
+    ///
+    /// # Errors
+    /// It exists, or cannot be written.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let mut log = Self { file: File::create_new(path)?, end: 0 };
+        match log.put(&PREAMBLE) {
+            Ok(()) => Ok(log),
+            Err(error) => {
+                // Made here; half of it would be in the way of the next try.
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
+    }
+
+    /// Adds a section and waits until it is on the disk.
+    ///
+    /// # Errors
+    /// The system refuses. Then nothing of the section is in the log, and it can be added again.
+    pub fn append(&mut self, section: &Section) -> io::Result<()> {
+        self.put(section.bytes())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let written = self.file.write_all_at(bytes, self.end).and_then(|()| self.file.sync_data());
+        match written {
+            Ok(()) => self.end += bytes.len() as u64,
+            // A section cut short would be damage to a reader. If even that is refused, the next one overwrites it.
+            Err(_) => drop(self.file.set_len(self.end)),
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::super::tests::{section, written};
+    use super::super::{EventLog, RowEvents};
+    use super::*;
+
+    fn rows(path: &Path) -> Vec<RowEvents> {
+        EventLog::open(path).unwrap().rows().unwrap()
+    }
+
+    #[test]
+    fn sections_are_there_as_soon_as_they_are_added() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.log");
+        let mut log = LogFile::create(&path).unwrap();
+        assert_eq!(rows(&path), []);
+        for count in 1..3 {
+            log.append(&section()).unwrap();
+            assert_eq!(rows(&path).len(), count);
+        }
+        assert!(LogFile::create(&path).is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists));
+        assert_eq!(std::fs::read(&path).unwrap(), written(2));
+    }
+
+    /// A seal of a memfd refuses to let it grow, as a full disk does.
+    #[test]
+    fn what_does_not_fit_leaves_nothing_behind() {
+        let memory = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+        let file = File::from(memory);
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let mut log = LogFile { file: file.try_clone().unwrap(), end: 0 };
+        log.put(&PREAMBLE).unwrap();
+        log.append(&section()).unwrap();
+        // Room for a half of the next.
+        file.set_len(log.end + section().bytes().len() as u64 / 2).unwrap();
+        rustix::fs::fcntl_add_seals(file.as_fd(), rustix::fs::SealFlags::GROW).unwrap();
+        for _ in 0..2 {
+            log.append(&section()).unwrap_err();
+            assert_eq!(rows(Path::new(&path)).len(), 1);
+        }
+    }
+}
