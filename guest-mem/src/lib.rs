@@ -39,6 +39,7 @@ mod state;
 mod store;
 pub mod swapper;
 mod swaps;
+mod switches;
 mod sys;
 mod thp;
 pub mod uffd;
@@ -47,7 +48,7 @@ mod zap;
 mod zram;
 
 pub use address::{Address, Gfn, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
-pub use backing::{Backing, Unavailable, UnknownBacking};
+pub use backing::{Backing, UnknownBacking};
 pub use cgroup::{CgroupError, MemoryCgroup, Squeezed};
 pub use cgroup_mounts::Version as CgroupVersion;
 pub use content::ContentError;
@@ -71,7 +72,8 @@ pub use store::{
 };
 pub use swapper::Swapper;
 pub use swaps::{SwapArea, SwapInfo};
-pub use thp::{HostThp, ShmemSwitch, Switch};
+pub use switches::{Knob, Remedy, Setting, Unavailable, Value};
+pub use thp::{HostThp, HugetlbPool, ShmemSwitch, Switch};
 pub use uffd::Userfault;
 pub use victim::{MapLevel, Order, Victim};
 pub use zap::{

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::victim::Order;
 
-const THP: &str = "/sys/kernel/mm/transparent_hugepage";
-const HUGETLB_2M: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+pub(crate) const THP: &str = "/sys/kernel/mm/transparent_hugepage";
+pub(crate) const HUGETLB_2M: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// One switch of `transparent_hugepage/`, the bracketed word of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,21 +72,55 @@ fn chosen(text: &str) -> Option<&str> {
     text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
 }
 
-/// What the host's switches said when they were read. A kernel without a switch has it off.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The pool of 2 MiB hugetlb pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HugetlbPool {
+    /// Pages it has.
+    pub total: u64,
+    /// Those of them that hold nothing.
+    pub free: u64,
+    /// Free ones that are promised to a mapping.
+    pub reserved: u64,
+    /// Pages that it may grow by when it is empty.
+    pub overcommit: u64,
+    /// Pages by which it has grown so.
+    pub surplus: u64,
+}
+
+impl HugetlbPool {
+    /// Pages that a new mapping can have.
+    pub fn available(&self) -> u64 {
+        let to_grow = self.overcommit.saturating_sub(self.surplus);
+        self.free.saturating_sub(self.reserved).saturating_add(to_grow)
+    }
+
+    fn read_from(directory: &Path) -> Option<Self> {
+        let number = |name: &str| -> Option<u64> {
+            fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok()
+        };
+        Some(Self {
+            total: number("nr_hugepages")?,
+            free: number("free_hugepages").unwrap_or(0),
+            reserved: number("resv_hugepages").unwrap_or(0),
+            overcommit: number("nr_overcommit_hugepages").unwrap_or(0),
+            surplus: number("surplus_hugepages").unwrap_or(0),
+        })
+    }
+}
+
+/// What the host's switches said when they were read. A switch that the kernel lacks is off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostThp {
     /// `transparent_hugepage/enabled`.
-    pub global: Switch,
+    pub global: Option<Switch>,
     /// `transparent_hugepage/hugepages-*kB/enabled`, by folio order. Empty before Linux 6.8.
     pub anonymous: BTreeMap<Order, Switch>,
     /// `transparent_hugepage/shmem_enabled`.
-    pub shmem_global: ShmemSwitch,
+    pub shmem_global: Option<ShmemSwitch>,
     /// `transparent_hugepage/hugepages-*kB/shmem_enabled`, by folio order. Empty before Linux 6.11.
     pub shmem: BTreeMap<Order, Switch>,
-    /// Pages of 2 MiB in the hugetlb pool.
-    pub hugetlb_2m_total: u64,
-    /// Those of them that are free.
-    pub hugetlb_2m_free: u64,
+    /// The pool of 2 MiB hugetlb pages; `None` on a kernel without.
+    pub hugetlb_2m: Option<HugetlbPool>,
 }
 
 impl HostThp {
@@ -97,18 +131,12 @@ impl HostThp {
 
     fn read_from(thp: &Path, hugetlb: &Path) -> Self {
         let word = |path: &Path| fs::read_to_string(path).ok();
-        let number = |name: &str| -> u64 {
-            word(&hugetlb.join(name)).and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-        };
         let mut host = Self {
-            global: word(&thp.join("enabled")).and_then(|text| Switch::parse(&text)).unwrap_or(Switch::Never),
+            global: word(&thp.join("enabled")).and_then(|text| Switch::parse(&text)),
             anonymous: BTreeMap::new(),
-            shmem_global: word(&thp.join("shmem_enabled"))
-                .and_then(|text| ShmemSwitch::parse(&text))
-                .unwrap_or(ShmemSwitch::Never),
+            shmem_global: word(&thp.join("shmem_enabled")).and_then(|text| ShmemSwitch::parse(&text)),
             shmem: BTreeMap::new(),
-            hugetlb_2m_total: number("nr_hugepages"),
-            hugetlb_2m_free: number("free_hugepages"),
+            hugetlb_2m: HugetlbPool::read_from(hugetlb),
         };
         for entry in fs::read_dir(thp).into_iter().flatten().flatten() {
             let Some(order) = entry.file_name().to_str().and_then(order_of_directory) else { continue };
@@ -121,22 +149,24 @@ impl HostThp {
 
     /// The switch that decides for anonymous folios of `order`, with `inherit` resolved.
     pub fn anonymous_switch(&self, order: Order) -> Switch {
+        let global = self.global.unwrap_or(Switch::Never);
         match self.anonymous.get(&order) {
-            Some(Switch::Inherit) => self.global,
+            Some(Switch::Inherit) => global,
             Some(switch) => *switch,
-            None if self.anonymous.is_empty() && order == Order::PMD => self.global,
+            None if self.anonymous.is_empty() && order == Order::PMD => global,
             None => Switch::Never,
         }
     }
 
     /// The switch that decides for folios of `order` in a memfd, with `inherit` resolved.
     pub fn shmem_switch(&self, order: Order) -> Switch {
-        let global = match self.shmem_global {
+        let word = self.shmem_global.unwrap_or(ShmemSwitch::Never);
+        let global = match word {
             ShmemSwitch::Always | ShmemSwitch::Force => Switch::Always,
             ShmemSwitch::Advise => Switch::Madvise,
             ShmemSwitch::Never | ShmemSwitch::Deny => Switch::Never,
         };
-        match (self.shmem_global, self.shmem.get(&order)) {
+        match (word, self.shmem.get(&order)) {
             // These two silence the switches of the single sizes.
             (ShmemSwitch::Deny, _) => Switch::Never,
             (ShmemSwitch::Force, _) if order == Order::PMD => Switch::Always,
@@ -191,18 +221,15 @@ mod tests {
         let order = Order::of_bytes(64 << 10).unwrap();
         assert_eq!(host.anonymous_switch(order), Switch::Madvise);
         assert_eq!(host.anonymous_switch(Order::PMD), Switch::Never);
-        assert_eq!((host.shmem_global, host.hugetlb_2m_total), (ShmemSwitch::Never, 7));
+        assert_eq!((host.shmem_global, host.hugetlb_2m.unwrap().total), (None, 7));
     }
 
     #[test]
     fn an_old_kernel_has_only_the_global_switch() {
         let host = HostThp {
-            global: Switch::Always,
-            anonymous: BTreeMap::new(),
-            shmem_global: ShmemSwitch::Advise,
-            shmem: BTreeMap::new(),
-            hugetlb_2m_total: 0,
-            hugetlb_2m_free: 0,
+            global: Some(Switch::Always),
+            shmem_global: Some(ShmemSwitch::Advise),
+            ..HostThp::default()
         };
         assert_eq!(host.anonymous_switch(Order::PMD), Switch::Always);
         assert_eq!(host.anonymous_switch(Order::of_bytes(64 << 10).unwrap()), Switch::Never);

@@ -68,7 +68,7 @@ fn mthp_beside_enabled_thp_stays_mthp() {
 #[test]
 fn hugetlb_without_a_pool_says_how_to_get_one() {
     let _alone = alone();
-    let free = HostThp::read().hugetlb_2m_free;
+    let free = HostThp::read().hugetlb_2m.map_or(0, |pool| pool.free);
     let error = Region::map((free + 1) * PMD_SIZE, Backing::Hugetlb2m).unwrap_err();
     assert!(matches!(error, RegionError::HugetlbPool { .. }), "{error}");
     assert!(error.to_string().contains("nr_hugepages"), "{error}");

@@ -145,7 +145,7 @@ impl harness::Need for Need {
         if let Self::Has(backing) = self {
             let mut changes = HostChanges::new(|_| ());
             allow(&mut changes, backing);
-            return backing.unavailable(&HostThp::read()).map(|why| why.to_string());
+            return backing.unavailable(REGION, &HostThp::read()).map(|why| why.to_string());
         }
         let (met, why) = self.probe();
         (!met).then(|| why.to_owned())
@@ -188,16 +188,15 @@ pub fn tdp_mmu() -> bool {
     kvm.tdp_mmu == Some(true) && matches!(kvm.mmu, Some(MmuKind::Ept | MmuKind::Npt))
 }
 
-/// Sets the switch that a backing's label asks for, until the changes are undone. Without the right to, nothing.
+/// What the largest region of a test has.
+const REGION: u64 = 16 * PMD_SIZE;
+
+/// Sets the switches that a backing's label asks for, until the changes are undone. Without the right to, nothing.
 pub fn allow(changes: &mut HostChanges, backing: Backing) {
-    let (switch, word) = match backing {
-        Backing::Thp => ("enabled".to_owned(), "madvise"),
-        Backing::Mthp(order) => (format!("hugepages-{}kB/enabled", order.bytes() >> 10), "madvise"),
-        Backing::MemfdThp => ("shmem_enabled".to_owned(), "advise"),
-        _ => return,
-    };
-    let path = format!("/sys/kernel/mm/transparent_hugepage/{switch}");
-    let _ = changes.change_sysfs(path, word, "a test's memory");
+    let Some(why) = backing.unavailable(REGION, &HostThp::read()) else { return };
+    for setting in why.remedy.settings() {
+        let _ = changes.change_sysfs(setting.knob.path(), &setting.text(), "a test's memory");
+    }
 }
 
 fn huge_pages() -> bool {

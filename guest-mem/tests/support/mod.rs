@@ -9,7 +9,8 @@ use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use guest_mem::{
-    Address, Backing, HostThp, Hva, HvaRange, PAGE_SIZE, PageCounts, PageScanner, Region, ZramSwap, drain_lru,
+    Address, Backing, HostThp, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Region, ZramSwap,
+    drain_lru,
 };
 
 /// Says aloud that a test could not run. It then returns, and nobody can take it for a pass: unlike
@@ -43,7 +44,7 @@ pub fn swap(test: &str) -> Option<ZramSwap> {
 
 /// A populated region, or the reason there is none. Each page holds its own address.
 pub fn filled(test: &str, len: u64, backing: Backing) -> Option<Region> {
-    if let Some(why) = backing.unavailable(&HostThp::read()) {
+    if let Some(why) = backing.unavailable(len, &HostThp::read()) {
         could_not_run(test, format_args!("{backing}: {why}"));
         return None;
     }
@@ -93,27 +94,18 @@ pub fn vmas(region: &Region) -> usize {
 }
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
+/// What the largest region of a test has.
+const LARGEST: u64 = 16 * PMD_SIZE;
 
 /// The host's switches that a backing needs on, for one test; `None` if they cannot be had.
 pub fn allow(test: &str, backing: Backing) -> Option<Vec<SysfsSwitch>> {
-    if backing != Backing::Hugetlb2m && backing.unavailable(&HostThp::read()).is_none() {
-        return Some(Vec::new());
-    }
-    let needed = match backing {
-        Backing::Mthp(order) => {
-            vec![(format!("{THP}/hugepages-{}kB/enabled", order.bytes() >> 10), "madvise")]
-        }
-        Backing::Thp => vec![(format!("{THP}/enabled"), "madvise")],
-        Backing::MemfdThp => vec![(format!("{THP}/shmem_enabled"), "advise")],
-        Backing::Hugetlb2m => {
-            vec![("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages".to_owned(), "16")]
-        }
-        Backing::Base4k | Backing::Memfd => Vec::new(),
-    };
+    let missing = || backing.unavailable(LARGEST, &HostThp::read());
+    let Some(why) = missing() else { return Some(Vec::new()) };
+    let settings = why.remedy.settings().iter();
     let switches: Option<Vec<_>> =
-        needed.iter().map(|(path, value)| SysfsSwitch::set(test, path, value)).collect();
+        settings.map(|setting| SysfsSwitch::set(test, &setting.knob.path(), &setting.text())).collect();
     let switches = switches?;
-    if let Some(why) = backing.unavailable(&HostThp::read()) {
+    if let Some(why) = missing() {
         could_not_run(test, format_args!("{backing}: {why}"));
         return None;
     }

@@ -55,7 +55,7 @@ fn holes_stop_a_move_or_are_passed_over() {
 
 /// A source of 2 MiB pages and a target for them, or the reason there is none.
 fn huge(test: &str) -> Option<(Region, Region)> {
-    if let Some(why) = Backing::Thp.unavailable(&HostThp::read()) {
+    if let Some(why) = Backing::Thp.unavailable(PMD_SIZE, &HostThp::read()) {
         support::could_not_run(test, format_args!("thp: {why}"));
         return None;
     }

@@ -1,158 +1,139 @@
-//! Which backings a guest's memory can have here: THP, the single mTHP sizes, shared memory, hugetlb.
+//! Which backings a guest's memory can have here: THP, the single mTHP sizes, shared memory, hugetlb. What stands in the
+//! way, and what removes it, is [`guest_mem`]'s to say.
 
-use std::collections::BTreeMap;
+use guest_mem::{Backing, HostThp, Order, ShmemSwitch, Switch, Unavailable};
 
-use super::finding::Finding;
-use crate::host::facts::{ThpFacts, ThpSize};
-use crate::host::{HostFacts, Root};
+use super::finding::{Finding, Verdict};
 
-const DIR: &str = "/sys/kernel/mm/transparent_hugepage";
-/// Of 2 MiB: below this no useful guest fits.
-const USEFUL_POOL: u64 = 32;
+/// What a guest of a built-in scenario has.
+const GUEST: u64 = 256 << 20;
 
-/// What the host says about huge pages.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct HugePages {
-    thp: ThpFacts,
-    /// Total and free pages of 2 MiB; `None` without hugetlb.
-    pool_2m: Option<(u64, u64)>,
+pub(super) fn probe() -> HostThp {
+    HostThp::read()
 }
 
-pub(super) fn probe(host: &HostFacts) -> HugePages {
-    let root = Root::default();
-    let pool = |name: &str| root.number(&format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}"));
-    let pool_2m = pool("nr_hugepages").zip(pool("free_hugepages"));
-    HugePages { thp: host.thp.clone(), pool_2m }
-}
-
-pub(super) fn judge(pages: &HugePages) -> Vec<Finding> {
-    let global = pages.thp.enabled.as_deref();
-    let mut findings = vec![judge_thp(global, pages.thp.sizes.get(&2048))];
-    findings.extend(judge_mthp(global, &pages.thp.sizes));
-    findings.push(judge_shmem(&pages.thp));
-    findings.push(judge_hugetlb(pages.pool_2m));
+pub(super) fn judge(host: &HostThp) -> Vec<Finding> {
+    let mut findings = vec![judge_thp(host)];
+    findings.extend(judge_mthp(host));
+    findings.push(judge_shmem(host));
+    findings.push(judge_hugetlb(host));
     findings
 }
 
-/// The switch that decides for one size, with `inherit` resolved.
-fn effective<'a>(global: Option<&'a str>, own: Option<&'a str>) -> &'a str {
-    match own {
-        Some("inherit") | None => global.unwrap_or("never"),
-        Some(own) => own,
-    }
+/// What was found of a backing that cannot be had.
+fn cannot(subject: &str, why: Unavailable) -> Finding {
+    Finding::cannot(subject, why.reason).remedy(why.remedy.to_string())
 }
 
-fn judge_thp(global: Option<&str>, own: Option<&ThpSize>) -> Finding {
+fn judge_thp(host: &HostThp) -> Finding {
     const SUBJECT: &str = "backing thp (2 MiB)";
-    let Some(word) = global else {
-        return Finding::cannot(SUBJECT, "this kernel has no transparent huge pages")
-            .remedy("a kernel with CONFIG_TRANSPARENT_HUGEPAGE");
-    };
-    let size_word = own.and_then(|own| own.enabled.as_deref());
-    match effective(global, size_word) {
-        "never" => {
-            // The size's own switch, where it has one that is not "inherit", overrides the global one.
-            let file = match size_word {
-                Some("never") => "hugepages-2048kB/enabled",
-                _ => "enabled",
-            };
-            Finding::cannot(SUBJECT, format!("{file} is \"never\""))
-                .remedy(format!("echo madvise > {DIR}/{file}"))
+    match Backing::Thp.unavailable(GUEST, host) {
+        Some(why) => cannot(SUBJECT, why),
+        None => {
+            let global = host.global.map_or("never", word);
+            Finding::can(
+                SUBJECT,
+                format!("\"{}\" (global switch: \"{global}\")", word(host.anonymous_switch(Order::PMD))),
+            )
         }
-        effective => Finding::can(SUBJECT, format!("\"{effective}\" (global switch: \"{word}\")")),
     }
 }
 
-/// One line for the sizes that are on, one for those that are off.
-fn judge_mthp(global: Option<&str>, sizes: &BTreeMap<u64, ThpSize>) -> Vec<Finding> {
+/// One line for the sizes that can be had, one for each of those that cannot.
+fn judge_mthp(host: &HostThp) -> Vec<Finding> {
     const SUBJECT: &str = "backing mthp";
+    let sizes: Vec<Order> = host.anonymous.keys().copied().filter(|order| *order < Order::PMD).collect();
     if sizes.is_empty() {
         return vec![
             Finding::cannot(SUBJECT, "this kernel has no folio sizes between 4 KiB and 2 MiB")
                 .remedy("a host kernel of 6.8 or later"),
         ];
     }
-    let switch = |size: &ThpSize| effective(global, size.enabled.as_deref()).to_owned();
-    // Without a switch of its own a size is for shared memory alone, as 8 KiB is.
-    let small = || sizes.iter().filter(|(kib, size)| **kib < 2048 && size.enabled.is_some());
-    let on: Vec<_> = small()
-        .filter(|(_, size)| switch(size) != "never")
-        .map(|(kib, size)| format!("{} \"{}\"", size_name(*kib), switch(size)))
-        .collect();
-    let off: Vec<_> = small().filter(|(_, size)| switch(size) == "never").map(|(kib, _)| *kib).collect();
+    let (mut on, mut off) = (Vec::new(), Vec::new());
+    for order in sizes {
+        let Some(backing) = Backing::mthp(order.bytes()) else { continue };
+        match backing.unavailable(GUEST, host) {
+            None => on.push(format!("{} \"{}\"", size_name(order), word(host.anonymous_switch(order)))),
+            Some(why) => off.push((order, why)),
+        }
+    }
     let mut findings = Vec::new();
     if !on.is_empty() {
         findings.push(Finding::can(SUBJECT, on.join(", ")));
     }
-    if !off.is_empty() {
-        let names: Vec<_> = off.iter().map(|kib| size_name(*kib)).collect();
-        findings.push(Finding::cannot(SUBJECT, format!("off: {}", names.join(", "))).remedy(switch_on(&off)));
+    // One size at a time: of those that are on, the kernel takes the largest.
+    if let Some((first, why)) = off.first().cloned() {
+        let names: Vec<_> = off.iter().map(|(order, _)| size_name(*order)).collect();
+        let mut finding = cannot(SUBJECT, why);
+        finding.detail = format!("not to be had: {}", names.join(", "));
+        let remedy = finding.remedy.unwrap_or_default();
+        findings.push(Finding { remedy: Some(format!("{remedy} for {}", size_name(first))), ..finding });
     }
     findings
 }
 
-fn switch_on(sizes: &[u64]) -> String {
-    let list = sizes.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-    // The shell takes braces around one word literally.
-    let list = if sizes.len() > 1 { format!("{{{list}}}") } else { list };
-    format!("echo madvise | tee {DIR}/hugepages-{list}kB/enabled")
-}
-
-fn size_name(kib: u64) -> String {
+fn size_name(order: Order) -> String {
+    let kib = order.bytes() >> 10;
     if kib >= 1024 { format!("{}m", kib / 1024) } else { format!("{kib}k") }
 }
 
-fn judge_shmem(thp: &ThpFacts) -> Finding {
+fn judge_shmem(host: &HostThp) -> Finding {
     const SUBJECT: &str = "backing memfd:thp";
-    let own = thp.sizes.get(&2048).and_then(|size| size.shmem_enabled.as_deref());
-    match (thp.shmem_enabled.as_deref(), own) {
-        (None, _) => Finding::cannot(SUBJECT, "this kernel has no huge pages in shared memory")
-            .remedy("a kernel with CONFIG_TRANSPARENT_HUGEPAGE and CONFIG_SHMEM"),
-        (Some("deny"), _) => Finding::cannot(SUBJECT, "shmem_enabled is \"deny\"")
-            .remedy(format!("echo advise > {DIR}/shmem_enabled")),
-        (Some("force"), _) => Finding::can(SUBJECT, "shmem_enabled is \"force\""),
-        (Some(global), own) => match effective(Some(global), own) {
-            "never" if matches!(own, Some("never")) && global != "never" => {
-                Finding::cannot(SUBJECT, "hugepages-2048kB/shmem_enabled is \"never\"")
-                    .remedy(format!("echo inherit > {DIR}/hugepages-2048kB/shmem_enabled"))
-            }
-            "never" => Finding::cannot(SUBJECT, "shmem_enabled is \"never\"")
-                .remedy(format!("echo advise > {DIR}/shmem_enabled")),
-            word => Finding::can(SUBJECT, format!("\"{word}\"")),
-        },
+    match Backing::MemfdThp.unavailable(GUEST, host) {
+        Some(why) => cannot(SUBJECT, why),
+        None if host.shmem_global == Some(ShmemSwitch::Force) => {
+            Finding::can(SUBJECT, "shmem_enabled is \"force\"")
+        }
+        None => {
+            let word = if host.shmem_switch(Order::PMD) == Switch::Always { "always" } else { "advise" };
+            Finding::can(SUBJECT, format!("\"{word}\""))
+        }
     }
 }
 
-fn judge_hugetlb(pool: Option<(u64, u64)>) -> Finding {
+fn judge_hugetlb(host: &HostThp) -> Finding {
     const SUBJECT: &str = "backing hugetlb:2m";
-    const REMEDY: &str = "echo 128 > /proc/sys/vm/nr_hugepages (256 MiB)";
-    match pool {
-        None => {
-            Finding::cannot(SUBJECT, "this kernel has no hugetlb").remedy("a kernel with CONFIG_HUGETLBFS")
+    let pool = host.hugetlb_2m.unwrap_or_default();
+    match Backing::Hugetlb2m.unavailable(GUEST, host) {
+        // Smaller guests fit.
+        Some(why) if pool.available() > 0 => {
+            let detail = format!("only {} of {} pages are to be had", pool.available(), pool.total);
+            Finding { verdict: Verdict::Limited, detail, ..cannot(SUBJECT, why) }
         }
-        Some((0, _)) => Finding::cannot(SUBJECT, "the pool is empty").remedy(REMEDY),
-        Some((total, free)) if free < USEFUL_POOL => {
-            Finding::limited(SUBJECT, format!("only {free} of {total} pages are free")).remedy(REMEDY)
-        }
-        Some((total, free)) => Finding::can(SUBJECT, format!("{free} of {total} pages are free")),
+        Some(why) => cannot(SUBJECT, why),
+        None => Finding::can(SUBJECT, format!("{} of {} pages are to be had", pool.available(), pool.total)),
+    }
+}
+
+/// The switch as the kernel spells it.
+fn word(switch: Switch) -> &'static str {
+    match switch {
+        Switch::Always => "always",
+        Switch::Madvise => "madvise",
+        Switch::Inherit => "inherit",
+        Switch::Never => "never",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Verdict;
+    use guest_mem::HugetlbPool;
+
     use super::*;
 
-    fn size(word: &str) -> ThpSize {
-        ThpSize { enabled: Some(word.to_owned()), shmem_enabled: Some(word.to_owned()) }
+    fn order(kib: u64) -> Order {
+        Order::of_bytes(kib << 10).unwrap()
     }
 
-    fn thp(global: &str, shmem: &str, sizes: &[(u64, &str)]) -> ThpFacts {
-        ThpFacts {
-            enabled: Some(global.to_owned()),
-            defrag: None,
-            shmem_enabled: Some(shmem.to_owned()),
-            sizes: sizes.iter().map(|(kib, word)| (*kib, size(word))).collect(),
+    fn host(global: Switch, shmem: ShmemSwitch, sizes: &[(u64, Switch)], pool: (u64, u64)) -> HostThp {
+        let sizes = || sizes.iter().map(|(kib, switch)| (order(*kib), *switch)).collect();
+        let (total, free) = pool;
+        HostThp {
+            global: Some(global),
+            anonymous: sizes(),
+            shmem_global: Some(shmem),
+            shmem: sizes(),
+            hugetlb_2m: Some(HugetlbPool { total, free, ..HugetlbPool::default() }),
         }
     }
 
@@ -160,48 +141,57 @@ mod tests {
         findings.iter().find(|finding| finding.subject.contains(subject)).unwrap()
     }
 
+    fn remedy<'a>(findings: &'a [Finding], subject: &str) -> &'a str {
+        find(findings, subject).remedy.as_deref().unwrap()
+    }
+
     #[test]
     fn a_debian_host_has_thp_and_no_mthp() {
-        let thp = thp("madvise", "never", &[(64, "never"), (1024, "never"), (2048, "inherit")]);
-        let shared_only = ThpSize { enabled: None, shmem_enabled: Some("never".to_owned()) };
-        let mut thp = thp;
-        thp.sizes.insert(8, shared_only);
-        let findings = judge(&HugePages { thp, pool_2m: Some((0, 0)) });
+        let sizes = [(64, Switch::Never), (1024, Switch::Never), (2048, Switch::Inherit)];
+        let findings = judge(&host(Switch::Madvise, ShmemSwitch::Never, &sizes, (0, 0)));
         assert_eq!(find(&findings, "backing thp").verdict, Verdict::Can);
-        assert!(!findings.iter().any(|finding| finding.detail.contains("8k")), "{findings:?}");
         assert!(find(&findings, "mthp").detail.contains("64k, 1m"), "{findings:?}");
-        let remedy = find(&findings, "mthp").remedy.as_deref().unwrap();
-        assert!(remedy.ends_with("hugepages-{64,1024}kB/enabled"), "{remedy}");
-        assert!(switch_on(&[64]).ends_with("hugepages-64kB/enabled"));
+        assert!(remedy(&findings, "mthp").ends_with("hugepages-64kB/enabled` for 64k"), "{findings:?}");
         assert_eq!(find(&findings, "memfd:thp").verdict, Verdict::Cannot);
-        assert!(find(&findings, "hugetlb").remedy.is_some());
+        assert!(remedy(&findings, "hugetlb").contains("echo 128 > "), "{findings:?}");
+        for subject in ["mthp", "memfd:thp", "hugetlb"] {
+            assert!(remedy(&findings, subject).starts_with("`echo "), "{findings:?}");
+            assert!(!remedy(&findings, subject).contains('{'), "a shell other than bash expands no braces");
+        }
     }
 
     #[test]
     fn a_size_of_its_own_mind_overrides_the_global_switch() {
-        let thp = thp("madvise", "advise", &[(64, "madvise"), (2048, "never")]);
-        let findings = judge(&HugePages { thp, pool_2m: Some((64, 64)) });
-        let huge = find(&findings, "backing thp");
-        assert_eq!(huge.verdict, Verdict::Cannot);
-        assert!(huge.remedy.as_deref().unwrap().ends_with("hugepages-2048kB/enabled"));
+        let sizes = [(64, Switch::Madvise), (2048, Switch::Never)];
+        let findings = judge(&host(Switch::Madvise, ShmemSwitch::Advise, &sizes, (128, 128)));
+        assert_eq!(find(&findings, "backing thp").verdict, Verdict::Cannot);
+        assert!(remedy(&findings, "backing thp").contains("hugepages-2048kB/enabled"));
         assert_eq!(find(&findings, "mthp").detail, "64k \"madvise\"");
-        assert!(find(&findings, "memfd:thp").remedy.as_deref().unwrap().contains("hugepages-2048kB"));
+        assert!(remedy(&findings, "memfd:thp").contains("hugepages-2048kB"));
         assert_eq!(find(&findings, "hugetlb").verdict, Verdict::Can);
     }
 
     #[test]
+    fn a_smaller_size_that_a_larger_one_would_win_over_is_not_to_be_had() {
+        let sizes = [(64, Switch::Madvise), (256, Switch::Madvise), (2048, Switch::Inherit)];
+        let findings = judge(&host(Switch::Madvise, ShmemSwitch::Never, &sizes, (0, 0)));
+        assert_eq!(find(&findings, "mthp").detail, "256k \"madvise\"");
+        assert!(findings.iter().any(|one| one.detail == "not to be had: 64k"), "{findings:?}");
+    }
+
+    #[test]
     fn a_kernel_without_any_says_so() {
-        let findings = judge(&HugePages::default());
+        let findings = judge(&HostThp::default());
         assert!(findings.iter().all(|finding| finding.verdict == Verdict::Cannot), "{findings:?}");
         assert!(findings.iter().all(|finding| finding.remedy.is_some()));
+        assert!(!findings.iter().any(|finding| finding.remedy.as_deref().unwrap().contains("echo")));
     }
 
     #[test]
     fn an_old_kernel_has_only_the_global_switch() {
-        let thp = thp("always", "within_size", &[]);
-        let findings = judge(&HugePages { thp, pool_2m: Some((512, 3)) });
+        let findings = judge(&host(Switch::Always, ShmemSwitch::Advise, &[], (512, 3)));
         assert_eq!(find(&findings, "backing thp").verdict, Verdict::Can);
-        assert!(find(&findings, "mthp").remedy.as_deref().unwrap().contains("6.8"));
+        assert!(remedy(&findings, "mthp").contains("6.8"));
         assert_eq!(find(&findings, "memfd:thp").verdict, Verdict::Can);
         assert_eq!(find(&findings, "hugetlb").verdict, Verdict::Limited);
     }

@@ -29,7 +29,7 @@ impl Report {
             findings.extend(capabilities::judge(&capabilities::probe()));
             findings.extend(exit_cost::judge(&exit_cost::probe()));
         }
-        findings.extend(huge_pages::judge(&huge_pages::probe(&host)));
+        findings.extend(huge_pages::judge(&huge_pages::probe()));
         findings.extend(swap::judge(&swap::probe(&host)));
         findings.extend(madvise::judge(&madvise::probe(&host)));
         findings.extend(uffd::judge(&uffd::probe()));

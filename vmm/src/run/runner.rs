@@ -275,7 +275,7 @@ impl<'a> Runner<'a> {
     /// One row: as many trials as the scenario repeats, each on a machine of its own.
     fn row(&mut self, plan: &RowPlan<'_>) -> Result<Row, NoRow> {
         self.events = None;
-        if let Some(why) = unavailable(plan) {
+        if let Some(why) = unavailable(plan, self.scenario.memory) {
             return Err(NoRow::Unavailable(why));
         }
         let mut pooled: Option<Pooled> = None;
@@ -494,11 +494,11 @@ impl<'a> Runner<'a> {
 }
 
 /// What this row needs and the host has not, with the remedy.
-fn unavailable(plan: &RowPlan<'_>) -> Option<String> {
+fn unavailable(plan: &RowPlan<'_>, memory: u64) -> Option<String> {
     let combination = &plan.combination;
     // Every host has these two; the switches of the others are some thirty files to read.
     let everywhere = matches!(combination.backing, Backing::Base4k | Backing::Memfd);
-    if !everywhere && let Some(why) = combination.backing.unavailable(&HostThp::read()) {
+    if !everywhere && let Some(why) = combination.backing.unavailable(memory, &HostThp::read()) {
         return Some(why.to_string());
     }
     let swaps = matches!(combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
