@@ -3,6 +3,7 @@
 //!
 //! Batches of 64 pages, one thread, time for the batch. The file store writes to `TMPDIR`: its rows measure that disk.
 //! `put` frees what it put outside of the measured time.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a bench prints is its result")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

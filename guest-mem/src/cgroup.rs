@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::causes::with_causes;
 use crate::cgroup_mounts::{ControllerMount, Version, find_memory_controller};
+use crate::left_behind::tell;
 
 /// Why this process could not be put under pressure.
 #[derive(Debug, thiserror::Error)]
@@ -212,7 +213,7 @@ impl Drop for MemoryCgroup {
     fn drop(&mut self) {
         if let Err(error) = self.undo() {
             // A destructor can only say it; `leave` is for callers who want to know.
-            eprintln!("cgroup {} stays behind: {}", self.path.display(), with_causes(&error));
+            tell(&format!("cgroup {} stays behind: {}", self.path.display(), with_causes(&error)));
         }
     }
 }

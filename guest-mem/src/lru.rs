@@ -47,6 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "past the capture of the test harness")]
     fn draining_is_repeatable() {
         for _ in 0..3 {
             match drain_lru() {

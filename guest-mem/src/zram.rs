@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use crate::address::PAGE_SIZE;
 use crate::causes::with_causes;
+use crate::left_behind::tell;
 use crate::swaps::SwapInfo;
 use crate::sys;
 
@@ -308,7 +309,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         if let Err(error) = self.undo() {
             // A destructor can only say it; `remove` is for callers who want to know.
-            eprintln!("zram{} stays behind: {}", self.number, with_causes(&error));
+            tell(&format!("zram{} stays behind: {}", self.number, with_causes(&error)));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Each backing on a real kernel: what was asked for against what pagemap says was got.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

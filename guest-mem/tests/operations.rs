@@ -1,6 +1,7 @@
 //! The operations on a real kernel: the effect each promises, and the plan against what was really announced.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

@@ -2,6 +2,7 @@
 //! error that names the page, and nothing is kept or lost by it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

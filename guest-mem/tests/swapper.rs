@@ -1,6 +1,7 @@
 //! The swapper on real memory, with threads of this process in a guest's place.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

@@ -1,6 +1,7 @@
 //! The clock on real memory: it evicts what nobody used.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

@@ -1,6 +1,7 @@
 //! Faults in the store: a page stays, or it is named and nobody gets to see another in its place.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

@@ -1,6 +1,7 @@
 //! The fates of a few pages against a table of what each holds.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

@@ -1,6 +1,7 @@
 //! What others do to the memory while the swapper works on it: each of these once cost a page.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

@@ -1,6 +1,7 @@
 //! Dropping translations without taking pages: toggles, seams and unmapping, on a real kernel.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! What the tests of the whole share: what the host offers, machines to test on, images of hostile guests, and
 //! the program itself as a child process.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 pub mod bzimage;
 pub mod code;

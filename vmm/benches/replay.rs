@@ -3,6 +3,7 @@
 //! 262,144 single pages at seeded places of 1 GiB, next to a hot loop over 4,096 others, 60 us from one to the next. Ends
 //! with 1 if any policy is below ten million a minute. That is the prediction at the recorded pace; the bounds that a
 //! shorter log has beside it, in which the loop comes round after each victim, are as dear as the loop is long.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a bench prints is its result")]
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

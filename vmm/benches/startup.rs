@@ -3,6 +3,7 @@
 //! The two take turns. Of the C program the whole process counts, from before its start to after its end; of
 //! zapscope the time until it first enters the guest, which it writes into its run record on the same clock.
 //! What is printed last is the median of the paired ratios: only ratios within one run mean anything.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a bench prints is its result")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -6,6 +6,7 @@
 //! | pageout | 64 MiB of 4 KiB pages that a guest has mapped paged out to zram, tap on and off in turns | median of the pairs' ratios at most 1.05, every range seen |
 //!
 //! The program's exit code says whether it held. The zram device is made for this and taken away again.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a bench prints is its result")]
 
 use std::fs;
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
 //! How long it takes to unpack a distribution's kernel on the host: the file that `ZAPSCOPE_KERNEL` names, or the
 //! newest `/boot/vmlinuz-*`. Nothing stands in for one: without a kernel this says so.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a bench prints is its result")]
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};

@@ -12,6 +12,7 @@
 //! each. The ratios printed last are medians of paired rounds, each in an order of its own: a row that follows a slot zap
 //! finds KVM's tables freshly made, and takes a tenth longer. Without accounting, since a bare call has none, and once
 //! with it, to show what it costs.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a bench prints is its result")]
 
 use std::time::{Duration, Instant};
 

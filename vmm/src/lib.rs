@@ -13,6 +13,7 @@ pub mod hook;
 pub mod host;
 pub mod kvm;
 pub mod linux;
+pub mod output;
 pub mod record;
 pub mod replay;
 pub mod report;

@@ -15,6 +15,7 @@ use guest_mem::{
 
 /// Says aloud that a test could not run. It then returns, and nobody can take it for a pass: unlike
 /// `eprintln!`, the line is not captured with the output of tests that succeed.
+#[expect(clippy::disallowed_methods, reason = "past the capture of the test harness")]
 pub fn could_not_run(test: &str, why: impl std::fmt::Display) {
     // In one piece, so that lines of tests that run side by side do not mix.
     let line = format!("SKIPPED: {test}: {why}\n");

@@ -5,6 +5,7 @@
 //! the threads, so that a test that fails ends instead of hanging.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 #[path = "../support/mod.rs"]
 mod support;

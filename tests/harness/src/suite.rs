@@ -147,6 +147,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// To standard output; where nobody reads it, there is nobody to tell.
+#[expect(clippy::disallowed_methods, reason = "a test binary speaks for itself")]
 fn say(text: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
 }

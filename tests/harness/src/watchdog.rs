@@ -76,6 +76,7 @@ fn watch_threads(patience: Duration) {
 }
 
 /// Reports, ends the children by SIGTERM, which lets them put the host back, and ends this process as a failure.
+#[expect(clippy::disallowed_methods, reason = "a test binary speaks for itself")]
 fn give_up(test: &str, patience: Duration) -> ! {
     let children = threads::children();
     let report = format!(

@@ -18,6 +18,7 @@
 //! Every inner test is a trial here, with its own result and output. `ZAPSCOPE_RIG_KEEP=1` gives a shell in the
 //! rig instead. What the rig cannot have here (QEMU, the packages) is said aloud, and nothing fails for it.
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod archive;
 mod image;

@@ -5,6 +5,7 @@
 //!
 //! `ZAPSCOPE_LONG=1` runs the long tests at full length.
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod agreement;
 mod another_observer;

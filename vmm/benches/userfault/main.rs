@@ -11,6 +11,7 @@
 //!
 //! `cargo bench -p vmm --bench userfault [-- cells | adaptive | evict | shared | rate1 | rate2]` runs the first four, or
 //! those named.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a bench prints is its result")]
 
 mod evict;
 mod guest;

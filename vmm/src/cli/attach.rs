@@ -12,6 +12,7 @@ use crate::attach::{self, Holder, Record, Session, Span};
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::HostChanges;
 use crate::host::signals::{Cancel, block_stop_signals};
+use crate::output;
 use crate::record::utc;
 use crate::report::Charset;
 use crate::run::chain;
@@ -62,10 +63,10 @@ pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
     let now = utc(SystemTime::now());
     let out = RecordFile::reserve(arguments.out.as_deref(), &now, &name, "attach.json")?;
     let holder = Holder::open(arguments.pid)?;
-    let mut changes = HostChanges::new(|change| eprintln!("zapscope: {change}"));
+    let mut changes = HostChanges::new(|change| output::message(change));
     let watched = watch(arguments, out, holder, &mut changes, &cancel);
     let undone = changes.undo_all();
-    undone.iter().for_each(|error| eprintln!("zapscope: {error}"));
+    undone.iter().for_each(output::message);
     Ok(match watched? {
         false => Exit::Wrong,
         true if !undone.is_empty() => Exit::Fault,
@@ -83,7 +84,7 @@ fn watch(
 ) -> Result<bool, Failure> {
     let mut session = open(holder, &arguments.memory, changes)?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
-    let say = |text: &str| if arguments.json { eprintln!("{text}") } else { println!("{text}") };
+    let say = |text: &str| if arguments.json { output::progress(text) } else { output::live(text) };
     say(attach::heading(&session).trim_end());
     let mut record = Record::new(&session, out.started_at().to_owned());
     let begun = monotonic_ns();
@@ -125,7 +126,7 @@ fn watch(
             say(&format!("all\n{}", attach::line(since(begun).as_secs_f64(), &total, &at_first, charset)));
             publish(arguments, &record, out)?;
             if !alive {
-                eprintln!("zapscope: {}", session.holder().ended());
+                output::message(session.holder().ended());
             }
             return Ok(alive);
         }
@@ -140,7 +141,8 @@ fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Resul
     let Err(attach::SessionError::Tap(no_program)) = by_bpf else { return Ok(by_bpf?) };
     let by_perf = Session::open(Holder::open(pid)?, memory, &Via::Perf);
     let Err(attach::SessionError::Tap(refused)) = by_perf else { return Ok(by_perf?) };
-    eprintln!("zapscope: {}\nzapscope: {}", chain(&no_program), chain(&refused));
+    output::message(chain(&no_program));
+    output::message(chain(&refused));
     let name = changes.make_trace_instance("to read the kernel's account of another VM")?;
     Ok(Session::open(Holder::open(pid)?, memory, &Via::Instance(name))?)
 }
@@ -167,9 +169,9 @@ fn publish(arguments: &AttachArguments, record: &Record, out: RecordFile) -> Res
     let json = record.to_json()?;
     let written = out.write(&json);
     if arguments.json {
-        print!("{json}");
+        output::json(&json);
     }
-    eprintln!("zapscope: the record is in {}", written?.display());
+    output::message(format_args!("the record is in {}", written?.display()));
     Ok(())
 }
 

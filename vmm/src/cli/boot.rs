@@ -22,6 +22,7 @@ use crate::host::{Root, facts};
 use crate::kvm::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
 use crate::linux::initrd::InitrdError;
 use crate::linux::{BootFile, Initrd, Kernel};
+use crate::output;
 use crate::report::units;
 use crate::scenario::Size;
 
@@ -100,7 +101,7 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
     let mut cmdline = COMMAND_LINE.to_owned();
     if emulated {
-        eprintln!("zapscope: {}", pvm::NOTICE);
+        output::message(pvm::NOTICE);
         cmdline = format!("{cmdline} {}", pvm::COMMAND_LINE);
     }
     if !arguments.cmdline.is_empty() {
@@ -142,7 +143,7 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     drop(pc);
     drop(raw);
     for (device, fault) in faults {
-        eprintln!("zapscope: the guest's {device} driver broke the rules: {fault}");
+        output::message(format_args!("the guest's {device} driver broke the rules: {fault}"));
     }
     report("balloon", &ledger.totals(Cause::Balloon));
     report("free page reports", &ledger.totals(Cause::FreePageReport));
@@ -184,10 +185,10 @@ fn named(error: PcError, arguments: &BootArguments) -> Failure {
 /// Where the guest's console is written. Where the guest cannot live beyond its first process, its life ends there.
 fn console(emulated: bool, life: &Arc<Life>) -> Box<dyn Write + Send> {
     if !emulated {
-        return Box::new(io::stdout());
+        return Box::new(output::Console::default());
     }
     let life = life.clone();
-    Box::new(pvm::InitWatch::new(io::stdout(), move || life.end(Ending::HostLimit)))
+    Box::new(pvm::InitWatch::new(output::Console::default(), move || life.end(Ending::HostLimit)))
 }
 
 /// SIGTERM and SIGHUP end the machine; Ctrl-C does where it does not belong to the guest.
@@ -238,11 +239,11 @@ fn open_disk((index, text): (usize, &String)) -> Result<Disk, crate::devices::vi
 
 fn report(who: &str, totals: &Totals) {
     if totals.invalidations > 0 {
-        eprintln!(
-            "zapscope: {who}: {} invalidations, {} given back to the host",
+        output::message(format_args!(
+            "{who}: {} invalidations, {} given back to the host",
             totals.invalidations,
             units::bytes(totals.needed_bytes)
-        );
+        ));
     }
 }
 
@@ -250,20 +251,20 @@ fn code(ending: &Ending) -> Exit {
     match ending {
         Ending::PowerOff => Exit::Done,
         Ending::Reset => {
-            eprintln!("zapscope: the guest asked for a reset");
+            output::message("the guest asked for a reset");
             Exit::Reset
         }
         Ending::HostLimit => {
-            eprintln!("zapscope: {}", pvm::EXPLANATION);
+            output::message(pvm::EXPLANATION);
             Exit::Host
         }
         Ending::Stopped => Exit::Interrupted,
         Ending::Crash(report) => {
-            eprintln!("zapscope: {report}");
+            output::message(report);
             Exit::Wrong
         }
         Ending::Device(what) => {
-            eprintln!("zapscope: {what}");
+            output::message(what);
             Exit::Fault
         }
     }

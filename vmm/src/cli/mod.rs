@@ -17,6 +17,7 @@ mod timeline;
 mod zram;
 
 use std::ffi::OsString;
+use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -24,6 +25,7 @@ use clap::Parser;
 use crate::doctor::Report;
 use crate::exit::{Exit, Failure};
 use crate::host::guardian_main;
+use crate::output;
 use crate::report::ktap;
 use crate::run::chain;
 use args::{Arguments, Command, Format};
@@ -38,10 +40,19 @@ pub fn main() -> ExitCode {
 
 /// The program with these arguments, the first of which is its name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    output::say_panics();
+    guest_mem::hear_what_is_left_behind(|what| output::message(what));
+    // A panic, too, ends by returning: what was said before it is still to be written.
+    let arguments = arguments.into_iter().collect();
+    let exit = catch_unwind(|| perform(arguments)).unwrap_or(Exit::Fault);
+    let complete = output::finish().is_none();
+    if exit == Exit::Done && !complete { Exit::Fault.into() } else { exit.into() }
+}
+
+fn perform(arguments: Vec<OsString>) -> Exit {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
-        // Help and version, too, come this way, with an exit code of 0.
-        Err(message) => message.exit(),
+        Err(message) => return refused(&message),
     };
     let outcome = match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
@@ -53,23 +64,33 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Doctor(arguments) => doctor(&arguments),
     };
     match outcome {
-        Ok(exit) => exit.into(),
+        Ok(exit) => exit,
         Err(failure) => {
-            eprintln!("zapscope: {}", chain(failure.error()));
-            failure.exit().into()
+            output::message(chain(failure.error()));
+            failure.exit()
         }
     }
+}
+
+/// Help and version, too, come this way, with an exit code of 0.
+fn refused(message: &clap::Error) -> Exit {
+    if message.use_stderr() {
+        output::beside(message);
+        return Exit::Mistake;
+    }
+    output::result(message);
+    Exit::Done
 }
 
 fn doctor(arguments: &args::DoctorArguments) -> Result<Exit, Failure> {
     let report = Report::of_this_host();
     match (arguments.json, arguments.format) {
-        (true, _) => println!("{}", report.to_json()?),
+        (true, _) => output::json(format_args!("{}\n", report.to_json()?)),
         (false, Format::Ktap) => {
-            eprint!("{}", report.to_text());
-            print!("{}", ktap::ktap(&ktap::of_doctor(&report)));
+            output::beside(report.to_text());
+            output::result(ktap::ktap(&ktap::of_doctor(&report)));
         }
-        (false, Format::Text) => print!("{}", report.to_text()),
+        (false, Format::Text) => output::result(report.to_text()),
     }
     Ok(Exit::Done)
 }

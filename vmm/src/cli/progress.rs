@@ -1,10 +1,10 @@
 //! Progress on standard error: a bar on a terminal, a line a row elsewhere.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::output;
 use crate::record::{Row, Verdict};
 use crate::run::{NotKept, Progress, chain, describe};
 use crate::scenario::RowPlan;
@@ -19,7 +19,7 @@ pub struct Shown {
 impl Shown {
     /// For this standard error.
     pub fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = output::messages_go_to_a_terminal().then(|| {
             let bar = ProgressBar::new(0);
             let style = ProgressStyle::with_template("{spinner} {pos}/{len} {bar:30} {msg} ({elapsed})");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -32,8 +32,8 @@ impl Shown {
     /// Says something without breaking the bar.
     pub fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| output::progress(text)),
+            None => output::progress(text),
         }
     }
 
@@ -54,7 +54,7 @@ impl Progress for Shown {
                 bar.set_position(index as u64);
                 bar.set_message(what);
             }
-            None => eprintln!("[{}/{of}] {what}", index + 1),
+            None => output::progress(format_args!("[{}/{of}] {what}", index + 1)),
         }
     }
 

@@ -7,6 +7,7 @@ use super::recorded::{Recorded, RecordedError};
 use super::run;
 use crate::events::RowEvents;
 use crate::exit::{Class, Classified, Exit, Failure};
+use crate::output;
 use crate::record::{Row, RunRecord};
 use crate::replay::{self, Predicted};
 use crate::report::{self, Charset, ktap};
@@ -61,10 +62,10 @@ pub fn replay(arguments: &ReplayArguments) -> Result<Exit, Failure> {
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
     let table = report::table(&record, charset);
     if arguments.json {
-        eprint!("{table}");
-        print!("{}", record.to_json()?);
+        output::beside(&table);
+        output::json(record.to_json()?);
     } else {
-        print!("{table}");
+        output::result(&table);
     }
     Ok(Exit::Done)
 }
@@ -87,7 +88,7 @@ fn describe(row: &Row) -> String {
 /// disturbed least.
 fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), ReplayRefused> {
     let mut recorded = Recorded::open(run)?;
-    recorded.warning().iter().for_each(|warning| eprintln!("zapscope: {warning}"));
+    recorded.warning().iter().for_each(output::message);
     let mut sources: Vec<Source> = Vec::new();
     while let Some((events, row)) = recorded.next_row()? {
         if events.operations.is_empty() {
@@ -152,10 +153,10 @@ fn validate(
         .collect();
     let text = report::comparison(&compared, charset);
     match arguments.format {
-        Format::Text => print!("{text}"),
+        Format::Text => output::result(&text),
         Format::Ktap => {
-            eprint!("{text}");
-            print!("{}", ktap::ktap(&ktap::of_comparison(&compared)));
+            output::beside(&text);
+            output::result(ktap::ktap(&ktap::of_comparison(&compared)));
         }
     }
     let differ = compared.iter().flat_map(|(_, checks)| checks);
@@ -166,7 +167,10 @@ fn validate(
         Ended::Failed(error) => return Err(error.into()),
     }
     if differ > 0 || outcome.failed > 0 {
-        eprintln!("zapscope: {differ} counts were not as predicted, {} rows failed", outcome.failed);
+        output::message(format_args!(
+            "{differ} counts were not as predicted, {} rows failed",
+            outcome.failed
+        ));
         return Ok(Exit::Wrong);
     }
     if left_changed {

@@ -11,6 +11,7 @@ use super::run::watch_signals;
 use super::snapshot::{NoKvm, stop_when_told};
 use crate::exit::{Exit, Failure};
 use crate::host::signals::{Cancel, block_stop_signals};
+use crate::output;
 use crate::report::{Charset, units};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::file::Snapshot;
@@ -48,7 +49,7 @@ fn run(
     let restored = Restored::new(kvm, snapshot, how, &mut |what| not_restored.push(what))?;
     stop_when_told(cancel, restored.stopper());
     for what in &not_restored {
-        eprintln!("zapscope: this KVM does not take {what}");
+        output::message(format_args!("this KVM does not take {what}"));
     }
     measure(restored, snapshot, how, started, not_restored)
 }
@@ -64,16 +65,16 @@ fn started() -> u64 {
 fn publish(record: &RestoreRecord, json: bool) -> Result<Exit, Failure> {
     let text = text(record, Charset::of_locale(|name| std::env::var(name).ok()));
     if json {
-        eprint!("{text}");
-        println!("{}", serde_json::to_string_pretty(record)?);
+        output::beside(&text);
+        output::json(format_args!("{}\n", serde_json::to_string_pretty(record)?));
     } else {
-        print!("{text}");
+        output::result(&text);
     }
     if record.is_sound() {
         return Ok(Exit::Done);
     }
     let (wrong, lost) = (record.wrong_pages, record.lost_writes);
-    eprintln!("zapscope: {wrong} pages came back WRONG, {lost} writes were LOST");
+    output::message(format_args!("{wrong} pages came back WRONG, {lost} writes were LOST"));
     Ok(Exit::Wrong)
 }
 

@@ -11,6 +11,7 @@ use super::{backend, progress::Shown, zram};
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
+use crate::output;
 use crate::record::{RowLabel, utc};
 use crate::report::{self, Charset, ktap};
 use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
@@ -64,7 +65,7 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     publish(arguments, &outcome)?;
     let code = code(&outcome, left_changed);
     if let Some(path) = written? {
-        eprintln!("zapscope: the run record is in {}", path.display());
+        output::message(format_args!("the run record is in {}", path.display()));
     }
     if let Ended::Failed(error) = outcome.ended {
         return Err(error.into());
@@ -96,14 +97,14 @@ pub(super) fn live(
     let (backend, notice) = backend::choose(how.backend)?;
     scenario.check_slots(backend.arena_slots())?;
     if let Some(notice) = &notice {
-        eprintln!("zapscope: {notice}");
+        output::message(notice);
     }
     let mut neighbours = Neighbours::join().ok();
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
-        eprintln!("zapscope: {warning}");
+        output::message(warning);
     }
     let runner = Runner::new(scenario, backend, &cancel)?;
-    let mut changes = HostChanges::new(|change| eprintln!("zapscope: {change}"));
+    let mut changes = HostChanges::new(|change| output::message(change));
     if let Some(size) = how.zram {
         zram::add_if_allowed(&mut changes, size.0)?;
     }
@@ -113,7 +114,7 @@ pub(super) fn live(
     shown.clear();
     let undone = changes.undo_all();
     for error in &undone {
-        eprintln!("zapscope: {error}");
+        output::message(error);
     }
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         outcome.record.warnings.say(warning);
@@ -147,7 +148,7 @@ fn scenario(name: &str) -> Result<Scenario, Failure> {
 
 /// Starts the thread that turns Ctrl-C into a cancel. It ends with the process.
 pub(super) fn watch_signals(cancel: &Cancel) -> Result<(), Failure> {
-    let signals = StopSignals::new(cancel.clone(), |text| eprintln!("zapscope: {text}"))?;
+    let signals = StopSignals::new(cancel.clone(), |text| output::message(text))?;
     let mut manager = EventManager::new()?;
     manager.add_subscriber(signals);
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -165,17 +166,17 @@ fn publish(arguments: &RunArguments, outcome: &RunOutcome) -> Result<(), Failure
     let text = format!("{}\n{}\n", report::table(record, charset), report::words(record, charset));
     match (arguments.json, arguments.format) {
         (true, _) => {
-            eprint!("{text}");
-            print!("{json}");
+            output::beside(&text);
+            output::json(&json);
         }
         (false, Format::Ktap) => {
-            eprint!("{text}");
-            print!("{}", ktap::ktap(&ktap::of_run(record)));
+            output::beside(&text);
+            output::result(ktap::ktap(&ktap::of_run(record)));
         }
-        (false, Format::Text) => print!("{text}"),
+        (false, Format::Text) => output::result(&text),
     }
     for warning in record.warnings.iter() {
-        eprintln!("zapscope: warning: {warning}");
+        output::message(format_args!("warning: {warning}"));
     }
     Ok(())
 }
@@ -183,7 +184,7 @@ fn publish(arguments: &RunArguments, outcome: &RunOutcome) -> Result<(), Failure
 fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
     let wrong = outcome.record.integrity_errors();
     if wrong > 0 {
-        eprintln!("zapscope: {wrong} pages came back WRONG; see integrity_errors in the record");
+        output::message(format_args!("{wrong} pages came back WRONG; see integrity_errors in the record"));
     }
     let differed = outcome.record.account_differences();
     for row in
@@ -192,20 +193,22 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
         let RowLabel { case, backing, policy, reclaim, .. } = &row.label;
         for warning in row.warnings.iter().filter(|warning| warning.keys.iter().any(|key| key == DIFFERENCES))
         {
-            eprintln!("zapscope: {case}, {backing}, {policy}, {reclaim}: {}", warning.text);
+            output::message(format_args!("{case}, {backing}, {policy}, {reclaim}: {}", warning.text));
         }
     }
     if outcome.failed > 0 {
-        eprintln!("zapscope: {} rows failed", outcome.failed);
+        output::message(format_args!("{} rows failed", outcome.failed));
     }
     let unmet = outcome.record.failed_expectations();
     if unmet > 0 {
-        eprintln!("zapscope: {unmet} expectations did not come true; see expectations in the record");
+        output::message(format_args!(
+            "{unmet} expectations did not come true; see expectations in the record"
+        ));
     }
     if matches!(outcome.ended, Ended::Cancelled) {
         match outcome.record.rows.len() {
-            0 => eprintln!("zapscope: stopped before the end of its first row: there is nothing to keep"),
-            _ => eprintln!("zapscope: stopped before its end; the record has the rows made until then"),
+            0 => output::message("stopped before the end of its first row: there is nothing to keep"),
+            _ => output::message("stopped before its end; the record has the rows made until then"),
         }
         return Exit::Interrupted;
     }
@@ -217,7 +220,7 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
     }
     let missing = outcome.record.rows.iter().filter(|row| row.could_not_run.is_some()).count();
     if missing > 0 {
-        eprintln!("zapscope: {missing} rows could not run on this host; each says why");
+        output::message(format_args!("{missing} rows could not run on this host; each says why"));
         return Exit::Host;
     }
     Exit::Done

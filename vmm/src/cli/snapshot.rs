@@ -15,6 +15,7 @@ use crate::guest::CrashKind;
 use crate::host::signals::{Cancel, block_stop_signals};
 use crate::host::{Root, facts};
 use crate::kvm::{Machine, VmConfig};
+use crate::output;
 use crate::report::units;
 use crate::run::chain;
 use crate::scenario::Size;
@@ -78,19 +79,19 @@ pub fn snapshot(arguments: &SnapshotArguments) -> Result<Exit, Failure> {
     let kvm = Kvm::new().map_err(NoKvm)?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
-    let mut said = |what: String| eprintln!("zapscope: this KVM does not give {what}");
+    let mut said = |what: String| output::message(format_args!("this KVM does not give {what}"));
     match take(arguments, file, &kvm, pattern, &cancel, &mut said) {
         Ok(written) => {
             let (header, bytes) = (&written.header, units::bytes(written.bytes));
             let zeros = units::count(header.pages() - header.stored);
-            println!(
-                "{}: {bytes}; vCPUs {}, memory {} + {}; {} pages stored, {zeros} of zeros left out",
+            output::result(format_args!(
+                "{}: {bytes}; vCPUs {}, memory {} + {}; {} pages stored, {zeros} of zeros left out\n",
                 arguments.out.display(),
                 header.vcpus,
                 units::bytes(header.low()),
                 units::bytes(header.arena),
                 units::count(header.stored),
-            );
+            ));
             Ok(Exit::Done)
         }
         Err(_) if cancel.is_cancelled() => Ok(Exit::Interrupted),
@@ -147,6 +148,6 @@ pub(super) fn stop_when_told(cancel: &Cancel, stopper: &Arc<Stopper>) {
         stopper.stop(CrashKind::Other("stopped by a signal".to_owned()));
     };
     if let Err(error) = std::thread::Builder::new().name("stop".to_owned()).spawn(watch) {
-        eprintln!("zapscope: Ctrl-C will be heard between two orders only: {}", chain(&error));
+        output::message(format_args!("Ctrl-C will be heard between two orders only: {}", chain(&error)));
     }
 }

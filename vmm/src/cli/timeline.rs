@@ -7,6 +7,7 @@ use super::args::TimelineArguments;
 use super::recorded::Recorded;
 use crate::events::RowEvents;
 use crate::exit::{Class, Classified, Exit, Failure};
+use crate::output;
 use crate::report::{self, Charset};
 use crate::timeline::{RowTime, write_trace};
 use crate::whole_file::{Existing, WholeFile, WholeFileError};
@@ -36,15 +37,15 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
     // Reserved before the log is read through, which may take a while.
     let trace = arguments.trace.as_deref().map(|path| WholeFile::create(path, Existing::Refused)).transpose();
     let trace = trace.map_err(TimelineError::Place)?;
-    recorded.warning().iter().for_each(|warning| eprintln!("zapscope: {warning}"));
+    recorded.warning().iter().for_each(output::message);
     let (mut rows, mut times) = (Vec::new(), Vec::new());
     while let Some((events, row)) = recorded.next_row()? {
         if let Some(lost) = row.lost_events.get().filter(|lost| *lost > 0) {
             let label = &row.label;
-            eprintln!(
-                "zapscope: {}, {}, {}, {}: the kernel's account lost {lost} events: its ranges are more than are shown",
+            output::message(format_args!(
+                "{}, {}, {}, {}: the kernel's account lost {lost} events: its ranges are more than are shown",
                 label.case, label.backing, label.policy, label.reclaim
-            );
+            ));
         }
         times.push(RowTime::of(&events));
         // The sums are small; every event is kept for the trace alone.
@@ -57,12 +58,12 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
     }
     if let Some((path, trace)) = arguments.trace.as_ref().zip(trace) {
         write_to(path, trace, &rows)?;
-        eprintln!("zapscope: wrote {}: open it at https://ui.perfetto.dev", path.display());
+        output::message(format_args!("wrote {}: open it at https://ui.perfetto.dev", path.display()));
     }
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&times)?);
+        output::json(format_args!("{}\n", serde_json::to_string_pretty(&times)?));
     } else {
-        print!("{}", report::timeline(&times, Charset::of_locale(|name| std::env::var(name).ok())));
+        output::result(report::timeline(&times, Charset::of_locale(|name| std::env::var(name).ok())));
     }
     Ok(Exit::Done)
 }

@@ -4,6 +4,7 @@ use guest_mem::{ZramError, check_swap_size, swap_on_device};
 
 use crate::exit::{Class, Classified};
 use crate::host::{ChangeError, HostChanges};
+use crate::output;
 
 /// The device could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ impl Classified for ZramSetupError {
 pub fn add_if_allowed(changes: &mut HostChanges, bytes: u64) -> Result<(), ZramSetupError> {
     check_swap_size(bytes)?;
     if !rustix::process::geteuid().is_root() {
-        eprintln!("zapscope: --zram needs root: going on without a swap device of our own");
+        output::message("--zram needs root: going on without a swap device of our own");
         return Ok(());
     }
     let device = changes.add_zram("swap for this run")?;

@@ -4,7 +4,7 @@
 //! not panic over a closed terminal, and must end itself when there is nothing left to guard.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags};
 use super::guardian::{Answer, GUARDIAN_ARGUMENT, Request, to_line};
 use super::undo::UndoAction;
 use super::zram;
+use crate::output;
 
 /// How long an owner that closed the socket may take to die. It is dying already, or it left us a change it
 /// could not undo itself because it still used the device.
@@ -24,6 +25,8 @@ const DEATH_SECONDS: i64 = 10;
 /// An undo may fail because the kernel is still tearing the owner down.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long its last words may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Makes this process a guardian if its arguments ask for that: `main` calls it before anything else, and
 /// exits with the code if there is one.
@@ -121,18 +124,18 @@ fn undo_all(outstanding: Outstanding) -> ExitCode {
             (action, done)
         })
         .collect();
-    // Only now: a terminal that is not read must not keep the host from being restored.
-    let mut stderr = io::stderr();
     let mut failed = false;
     for (action, done) in reports {
-        let _ = match done {
-            Ok(()) => writeln!(stderr, "zapscope was killed; undone for it: {action}"),
+        match done {
+            Ok(()) => output::progress(format_args!("zapscope was killed; undone for it: {action}")),
             Err(error) => {
                 failed = true;
-                writeln!(stderr, "zapscope was killed; {error} ({})", error.source)
+                output::progress(format_args!("zapscope was killed; {error} ({})", error.source));
             }
-        };
+        }
     }
+    // Only now: a terminal that is not read must not keep the host from being restored, nor this process alive.
+    output::finish_within(LAST_WORDS);
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -153,8 +156,7 @@ impl Line<'_> {
                 match serde_json::from_slice(&text) {
                     Ok(request) => return Some(request),
                     Err(error) => {
-                        let _ =
-                            writeln!(io::stderr(), "zapscope-guardian: a request makes no sense: {error}");
+                        output::message(format_args!("guardian: a request makes no sense: {error}"));
                     }
                 }
             }

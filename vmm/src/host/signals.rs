@@ -134,6 +134,22 @@ pub fn unblock_stop_signals() -> Result<(), SignalError> {
     change_mask(libc::SIG_UNBLOCK)
 }
 
+/// Starts a thread that must not take these signals, whatever its starter does with them: the mask is inherited.
+pub fn with_stop_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
+    let set = stop_signals();
+    let mut before = std::mem::MaybeUninit::uninit();
+    // SAFETY: the set is initialised, and the old mask has a place.
+    let changed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, before.as_mut_ptr()) };
+    let started = start();
+    if changed == 0 {
+        // SAFETY: the call above has succeeded and filled it.
+        let before = unsafe { before.assume_init() };
+        // SAFETY: a mask that was this thread's; the one before is not asked for.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    }
+    started
+}
+
 fn change_mask(how: i32) -> Result<(), SignalError> {
     let set = stop_signals();
     // SAFETY: the set is initialised; the old mask is not asked for.
