@@ -5,12 +5,13 @@ use std::process::{Command, Stdio};
 
 use guest_mem::uffd::{Faults, Features, Userfault};
 use guest_mem::{Backing, HostThp, PMD_SIZE, PageScanner, Region};
-use kvm_ioctls::Kvm;
 use vmm::host::kvm_module::MmuKind;
 use vmm::host::{HostChanges, HostFacts};
+use vmm::kvm::Kvm;
 use vmm::tap::{Interest, Tap, Via};
 
 use crate::nobody::{self, Lent};
+use crate::stand_in;
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +32,8 @@ pub enum Need {
     MinimalKernel,
     /// Not root, who may write every file.
     NotRoot,
+    /// A process that finds another file in the place of /dev/kvm.
+    OtherKvm,
     /// A userfaultfd that serves faults made in the kernel.
     Userfault,
     /// The kernel's own account, by perf events.
@@ -62,7 +65,9 @@ impl Need {
     /// Whether it is met, and what to say if it is not.
     fn probe(self) -> (bool, &'static str) {
         match self {
-            Self::Kvm => (Kvm::new().is_ok(), "/dev/kvm cannot be opened: load a KVM module, or become root"),
+            Self::Kvm => {
+                (Kvm::open().is_ok(), "/dev/kvm cannot be opened: load a KVM module, or become root")
+            }
             Self::SlotZap => {
                 (slot_zap(), "this KVM has no KVM_X86_QUIRK_SLOT_ZAP_ALL to disable: Linux 6.12 is needed")
             }
@@ -82,7 +87,7 @@ impl Need {
             Self::LinuxGuest => (
                 !guest_kernels().is_empty()
                     && guest_initrd().is_some()
-                    && Kvm::new().is_ok()
+                    && Kvm::open().is_ok()
                     && HostFacts::read().kvm.mmu.is_some_and(MmuKind::runs_guest_kernels_natively),
                 "it boots stock kernels: set ZAPSCOPE_GUEST_KERNELS and ZAPSCOPE_GUEST_INITRD on a host with kvm_intel or \
                  kvm_amd, as the nested rig does (`cargo test --release -p tests --test nested`)",
@@ -91,6 +96,10 @@ impl Need {
             Self::NotRoot => (
                 !rustix::process::geteuid().is_root(),
                 "root may write every file: run it as another user too",
+            ),
+            Self::OtherKvm => (
+                stand_in::may_bind("/dev/kvm"),
+                "nothing can be put in the place of /dev/kvm: there is none, or be root",
             ),
             Self::Userfault => (
                 Userfault::open(Features::empty()).is_ok(),
@@ -211,7 +220,7 @@ fn huge_pages() -> bool {
 fn slot_zap() -> bool {
     const SLOT_ZAP_ALL: i32 = 1 << 7;
     const DISABLE_QUIRKS2: u64 = 213;
-    let vm = Kvm::new().and_then(|kvm| kvm.create_vm());
+    let vm = Kvm::open().and_then(|kvm| kvm.create_vm());
     vm.is_ok_and(|vm| {
         let mask = vm.check_extension_raw(DISABLE_QUIRKS2);
         mask > 0 && mask & SLOT_ZAP_ALL != 0

@@ -13,3 +13,4 @@ pub mod naive;
 pub mod nobody;
 pub mod program;
 pub mod record;
+pub mod stand_in;

@@ -6,7 +6,7 @@ use guest_abi::block::{Outcome, Stall};
 use guest_abi::layout::{AREA_SIZE, ARENA_GPA, PAGE_SIZE, STALLS_OFFSET, area_gpa};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::{Backing, HvaRange};
-use kvm_ioctls::Kvm;
+use vmm::kvm::Kvm;
 use vmm::kvm::{Machine, VmConfig};
 
 /// How long a test waits for a guest without a sign of life.
@@ -31,7 +31,7 @@ impl Bare {
     /// # Panics
     /// It does not come up.
     pub fn start(config: VmConfig) -> Self {
-        let kvm = Kvm::new().expect("the test needs KVM");
+        let kvm = Kvm::open().expect("the test needs KVM");
         let machine = Machine::start(&kvm, &config, resources::GUEST).expect("the machine starts");
         machine.wait_up().expect("the guest comes up");
         let bare = Self { machine, config };

@@ -18,7 +18,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::program;
+use crate::{program, stand_in};
 
 /// The user and the group `nobody` of every Linux.
 const NOBODY: u32 = 65_534;
@@ -92,16 +92,8 @@ fn device_for_all(directory: &Path) -> io::Result<CString> {
 
 fn become_nobody(kvm: Option<&CString>) -> io::Result<()> {
     let checked = |done: libc::c_int| if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    let nothing = std::ptr::null();
     if let Some(node) = kvm {
-        // SAFETY: takes a flag.
-        checked(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
-        let flags = libc::MS_REC | libc::MS_PRIVATE;
-        // SAFETY: the strings are constants; what is null is not looked at for these flags.
-        checked(unsafe { libc::mount(nothing, c"/".as_ptr(), nothing, flags, nothing.cast()) })?;
-        let to = c"/dev/kvm".as_ptr();
-        // SAFETY: both strings live across the call; what is null is not looked at for this flag.
-        checked(unsafe { libc::mount(node.as_ptr(), to, nothing, libc::MS_BIND, nothing.cast()) })?;
+        stand_in::bind(node, c"/dev/kvm")?;
     }
     // SAFETY: an empty list is not read.
     checked(unsafe { libc::setgroups(0, std::ptr::null()) })?;

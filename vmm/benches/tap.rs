@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::{Task, Walk, WorkOrder};
 use guest_mem::{Backing, Hva, HvaRange, Operation, PageScanner, ZramSwap, drain_lru, perform_unmeasured};
-use kvm_ioctls::Kvm;
+use vmm::kvm::Kvm;
 use vmm::kvm::{Machine, VmConfig};
 use vmm::tap::sample::Sample;
 use vmm::tap::synthetic::synthetic;
@@ -125,7 +125,7 @@ impl Guest {
             granule: 2 << 20,
             slot_zap_all_quirk: true,
         };
-        let kvm = Kvm::new().expect("/dev/kvm opens");
+        let kvm = Kvm::open().expect("/dev/kvm opens");
         let machine = Machine::start(&kvm, &config, resources::GUEST).expect("the machine starts");
         machine.wait_up().expect("the guest comes up");
         Self { machine, scanner: PageScanner::new().expect("our own pagemap opens") }

@@ -22,7 +22,7 @@ use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_abi::work::SplitMix64;
 use guest_mem::{Backing, HvaRange};
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::Kvm;
+use vmm::kvm::Kvm;
 use vmm::kvm::{Accounting, KvmSlots, Machine, VmConfig, ZapMethod};
 
 const GRANULE: u64 = 2 << 20;
@@ -48,7 +48,7 @@ impl Busy {
             granule: GRANULE,
             slot_zap_all_quirk: false,
         };
-        let kvm = Kvm::new().expect("/dev/kvm opens");
+        let kvm = Kvm::open().expect("/dev/kvm opens");
         let machine = Machine::start(&kvm, &config, resources::GUEST).expect("the machine starts");
         machine.wait_up().expect("the guest comes up");
         let arena = machine.core().arena();

@@ -6,10 +6,10 @@ use std::time::Duration;
 use guest_abi::layout::{ARENA_GPA, CONTROL_GPA, DOORBELL_PORT, doorbell};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::Backing;
-use kvm_ioctls::Kvm;
 use tests::elf;
 use tests::machine::{Bare, PATIENCE, config};
 use vmm::guest::{CrashKind, CrashReport, GuestError};
+use vmm::kvm::Kvm;
 use vmm::kvm::Machine;
 
 crate::tests! {
@@ -47,7 +47,7 @@ fn crashed(result: Result<(), GuestError>) -> Arc<CrashReport> {
 
 /// What becomes of a guest that runs `code` in place of the test guest.
 fn crash_of(code: &[u8]) -> Arc<CrashReport> {
-    let kvm = Kvm::new().unwrap();
+    let kvm = Kvm::open().unwrap();
     let machine = Machine::start(&kvm, &config(1, 2, Backing::Base4k), &elf::image(code)).unwrap();
     crashed(machine.wait_up())
 }
@@ -82,7 +82,7 @@ fn a_guest_that_halts_is_named() {
 }
 
 fn a_guest_that_loops_is_asked_where_it_is() {
-    let kvm = Kvm::new().unwrap();
+    let kvm = Kvm::open().unwrap();
     let image = elf::image(&[0xeb, 0xfe]);
     let machine = Machine::start(&kvm, &config(1, 2, Backing::Base4k), &image).unwrap();
     let report = crashed(machine.wait(0, Duration::from_millis(300)).map(drop));
@@ -117,7 +117,7 @@ fn garbage_in_the_control_block_is_an_error() {
     code.extend(ring(doorbell::READY));
     code.extend(ring(doorbell::DONE));
     code.extend_from_slice(&[0xeb, 0xfe]);
-    let kvm = Kvm::new().unwrap();
+    let kvm = Kvm::open().unwrap();
     let machine = Machine::start(&kvm, &config(1, 2, Backing::Base4k), &elf::image(&code)).unwrap();
     let mailbox = machine.vcpus()[0].mailbox();
     assert!(matches!(machine.wait_up(), Err(GuestError::Refused { .. })), "the outcome is nonsense");

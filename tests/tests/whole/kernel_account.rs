@@ -25,13 +25,14 @@ use guest_mem::{
     Address, Backing, Hva, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Region, ZramSwap,
     drain_lru, perform_unmeasured,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use serde_json::Value;
 use tests::host::allow;
 use tests::kernel::{in_pages, listen, ranges, version};
 use tests::program;
 use tests::record::{number, rows, run};
 use vmm::host::HostChanges;
+use vmm::kvm::Kvm;
 use vmm::tap::Collector;
 
 crate::tests! {
@@ -204,7 +205,7 @@ fn cases() -> Vec<Case> {
 
 /// A VM without memory is enough: ranges are announced before memslots are looked up.
 fn vm() -> VmFd {
-    Kvm::new().unwrap().create_vm().unwrap()
+    Kvm::open().unwrap().create_vm().unwrap()
 }
 
 fn quietly() -> HostChanges {

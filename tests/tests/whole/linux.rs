@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use guest_mem::{Backing, PageCounts, PageScanner};
-use kvm_ioctls::Kvm;
 use serde_json::Value;
 use tests::console::Console;
 use tests::{host, program};
+use vmm::kvm::Kvm;
 use vmm::scenario::LinuxGuest;
 use vmm::testbed::{LinuxMachine, LinuxSetup};
 
@@ -169,7 +169,7 @@ fn machine(guest: &LinuxGuest) -> LinuxMachine {
     let kernel = kernel();
     let setup =
         LinuxSetup { kernel: Path::new(&kernel), guest, vcpus: 1, arena: 32 << 20, slot_zap_all_quirk: true };
-    LinuxMachine::start(&Kvm::new().unwrap(), &setup).unwrap()
+    LinuxMachine::start(&Kvm::open().unwrap(), &setup).unwrap()
 }
 
 /// Bytes of the kernel's own memory that the host has.

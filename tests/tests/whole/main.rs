@@ -21,6 +21,7 @@ mod expectations;
 mod guest;
 mod kernel_account;
 mod linux;
+mod no_kvm;
 mod nothing_lost;
 mod own_swap;
 mod replay;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         guest::tests(),
         bad_guests::tests(),
         agreement::tests(),
+        no_kvm::tests(),
         nothing_lost::tests(),
         own_swap::tests(),
         attach::tests(),

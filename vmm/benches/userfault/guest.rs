@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::{Backing, HvaRange, Operation, Region, perform_unmeasured};
-use kvm_ioctls::Kvm;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use vmm::kvm::Kvm;
 use vmm::kvm::{Machine, VmConfig, VmCore};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ impl Guest {
     /// Starts one, and gives each vCPU's thread one processor: with fewer of those than vCPUs, in turn.
     pub fn start(vcpus: u32, backing: Backing) -> Self {
         let config = VmConfig { vcpus, arena: ARENA, backing, granule: ARENA, slot_zap_all_quirk: false };
-        let kvm = Kvm::new().expect("/dev/kvm opens");
+        let kvm = Kvm::open().expect("/dev/kvm opens");
         let machine = Machine::start(&kvm, &config, resources::GUEST).expect("the machine starts");
         machine.wait_up().expect("the guest comes up");
         let allowed = processors();

@@ -1,39 +1,36 @@
 //! Choosing who accesses the memory, and saying so.
 
-use kvm_ioctls::Kvm;
-
 use super::args::BackendChoice;
 use crate::exit::{Class, Classified};
-use crate::run::Backend;
+use crate::kvm::{Kvm, NoKvm};
+use crate::run::{Backend, chain};
 
 /// KVM was asked for and cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "/dev/kvm cannot be opened: load a KVM module, join the group that owns the file, or use `--backend soft`"
-)]
-pub struct NoKvm(#[source] kvm_ioctls::Error);
+#[error("no guest runs here (`--backend soft` has worker threads access the memory)")]
+pub struct NoGuest(#[source] NoKvm);
 
-impl Classified for NoKvm {
+impl Classified for NoGuest {
     fn class(&self) -> Class {
-        Class::Host
+        self.0.class()
     }
 }
 
 /// The backend, and a sentence about the choice where one is due.
 ///
 /// # Errors
-/// [`NoKvm`] if KVM was asked for by name.
-pub fn choose(choice: BackendChoice) -> Result<(Backend, Option<String>), NoKvm> {
-    match (choice, Kvm::new()) {
-        (BackendChoice::Soft, _) => Ok((Backend::Soft, Some(plain("asked for by --backend soft")))),
-        (_, Ok(kvm)) => Ok((Backend::Kvm(kvm), None)),
-        (BackendChoice::Kvm, Err(error)) => Err(NoKvm(error)),
-        (BackendChoice::Auto, Err(error)) => {
-            Ok((Backend::Soft, Some(plain(&format!("/dev/kvm cannot be opened: {error}")))))
-        }
+/// [`NoGuest`] if KVM was asked for by name.
+pub fn choose(choice: BackendChoice) -> Result<(Backend, Option<String>), NoGuest> {
+    let soft = |why: &str| {
+        let what = "worker threads access the memory through the software MMU";
+        Ok((Backend::Soft, Some(format!("no guest runs ({why}): {what}"))))
+    };
+    if choice == BackendChoice::Soft {
+        return soft("asked for by --backend soft");
     }
-}
-
-fn plain(why: &str) -> String {
-    format!("no guest runs ({why}): worker threads access the memory through the software MMU")
+    match (choice, Kvm::open()) {
+        (_, Ok(kvm)) => Ok((Backend::Kvm(kvm), None)),
+        (BackendChoice::Auto, Err(error)) => soft(&chain(&error)),
+        (_, Err(error)) => Err(NoGuest(error)),
+    }
 }

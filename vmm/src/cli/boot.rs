@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::kvm::Kvm;
 use guest_mem::{PAGE_SIZE, PMD_SIZE};
-use kvm_ioctls::Kvm;
 use notifier_bridge::{Cause, Totals};
 
 use super::args::BootArguments;
@@ -54,8 +54,6 @@ enum BootError {
     MoreThanTheHost(Size, u64),
     #[error("--balloon {balloon}: the guest has {memory} of memory in all")]
     Balloon { balloon: Size, memory: Size },
-    #[error("/dev/kvm cannot be opened: load a KVM module, or join the group that owns the file")]
-    NoKvm(#[source] kvm_ioctls::Error),
 }
 
 impl Classified for BootError {
@@ -68,7 +66,7 @@ impl Classified for BootError {
             | Self::Balloon { .. } => Class::Mistake,
             Self::Initrd { source, .. } => source.class(),
             Self::File { source, .. } => source.class(),
-            Self::MoreThanTheHost(..) | Self::NoKvm(_) => Class::Host,
+            Self::MoreThanTheHost(..) => Class::Host,
         }
     }
 }
@@ -96,7 +94,7 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
         _ => None,
     };
     let disks = arguments.disks.iter().enumerate().map(open_disk).collect::<Result<Vec<_>, _>>()?;
-    let kvm = Kvm::new().map_err(BootError::NoKvm)?;
+    let kvm = Kvm::open()?;
     block_stop_signals()?;
     let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
     let mut cmdline = COMMAND_LINE.to_owned();

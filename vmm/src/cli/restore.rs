@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use kvm_ioctls::Kvm;
+use crate::kvm::Kvm;
 use notifier_bridge::monotonic_ns;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::args::RestoreArguments;
 use super::run::watch_signals;
-use super::snapshot::{NoKvm, stop_when_told};
+use super::snapshot::stop_when_told;
 use crate::exit::{Exit, Failure};
 use crate::host::signals::{Cancel, block_stop_signals};
 use crate::output;
@@ -22,7 +22,7 @@ pub fn restore(path: &Path, arguments: &RestoreArguments) -> Result<Exit, Failur
     let started = started();
     // As far as it takes to know that it is one, before anything is made.
     let snapshot = Snapshot::open(path)?;
-    let kvm = Kvm::new().map_err(NoKvm)?;
+    let kvm = Kvm::open()?;
     block_stop_signals()?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_MAX, PAGE_SIZE};
 use guest_abi::order::Task;
 use guest_mem::PMD_SIZE;
-use kvm_ioctls::Kvm;
 
 use super::args::SnapshotArguments;
 use super::run::watch_signals;
@@ -61,22 +61,11 @@ impl Classified for NoPlace {
     }
 }
 
-/// /dev/kvm does not open.
-#[derive(Debug, thiserror::Error)]
-#[error("/dev/kvm cannot be opened: load a KVM module, or join the group that owns the file")]
-pub(super) struct NoKvm(#[source] pub(super) kvm_ioctls::Error);
-
-impl Classified for NoKvm {
-    fn class(&self) -> Class {
-        Class::Host
-    }
-}
-
 pub fn snapshot(arguments: &SnapshotArguments) -> Result<Exit, Failure> {
     let pattern = check(arguments)?;
     block_stop_signals()?;
     let file = WholeFile::create(&arguments.out, Existing::Replaced).map_err(NoPlace)?;
-    let kvm = Kvm::new().map_err(NoKvm)?;
+    let kvm = Kvm::open()?;
     let cancel = Cancel::new()?;
     watch_signals(&cancel)?;
     let mut said = |what: String| output::message(format_args!("this KVM does not give {what}"));

@@ -1,10 +1,11 @@
 //! What KVM offers for telling zaps apart and for counting them.
 
+use crate::kvm::Kvm;
 use kvm_bindings::{
     KVM_CAP_BINARY_STATS_FD, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_EXIT_ON_EMULATION_FAILURE,
     KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_MEMORY_FAULT_INFO, KVM_CAP_NR_MEMSLOTS, KVM_X86_QUIRK_SLOT_ZAP_ALL,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 
 use super::finding::Finding;
 use crate::host::kvm_stats::KvmStats;
@@ -37,7 +38,7 @@ struct VmAnswers {
 }
 
 pub(super) fn probe() -> Answers {
-    let made = Kvm::new().and_then(|kvm| kvm.create_vm());
+    let made = Kvm::open().and_then(|kvm| kvm.create_vm());
     match made {
         Ok(vm) => Answers { vm: Some(ask(&vm)), error: None },
         Err(error) => Answers { vm: None, error: Some(error.to_string()) },

@@ -159,7 +159,7 @@ mod tests {
     // How long it takes is the host's business: a busy one makes an exit dearer than a fault.
     #[test]
     fn a_real_machine_rings() {
-        if let Err(error) = kvm_ioctls::Kvm::new() {
+        if let Err(error) = crate::kvm::Kvm::open() {
             eprintln!("SKIPPED: a_real_machine_rings: no KVM for us: {error}");
             return;
         }

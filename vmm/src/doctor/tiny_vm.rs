@@ -9,8 +9,9 @@
 //!                                                    of which one page in eight is used
 //! ```
 
+use crate::kvm::Kvm;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
@@ -56,6 +57,8 @@ const _: () = assert!(STRIDE == 0x8000 && TOUCH_AND_RING[6] == 0x80);
 pub(super) enum TinyVmError {
     #[error("{0}: {1}")]
     Kvm(&'static str, kvm_ioctls::Error),
+    #[error(transparent)]
+    NoKvm(#[from] crate::kvm::NoKvm),
     #[error("no memory for it: {0}")]
     Memory(Errno),
     #[error("it left KVM in an unexpected way: {0}")]
@@ -84,8 +87,8 @@ pub(super) struct TinyVm {
 impl TinyVm {
     /// Makes one with `pages` pages of 4 KiB to touch; `resident` says whether the host has them already.
     pub(super) fn new(program: Program, pages: usize, resident: bool) -> Result<Self, TinyVmError> {
-        let kvm = Kvm::new().map_err(|error| TinyVmError::Kvm("/dev/kvm", error))?;
-        let vm = kvm.create_vm().map_err(|error| TinyVmError::Kvm("KVM_CREATE_VM", error))?;
+        let kvm = Kvm::open()?;
+        let vm = kvm.create_vm()?;
         let low = low_memory(program).map_err(TinyVmError::Memory)?;
         let touched = touched_memory(pages, resident).map_err(TinyVmError::Memory)?;
         add_slot(&vm, 0, 0, &low)?;
@@ -186,7 +189,7 @@ mod tests {
 
     #[test]
     fn each_ring_has_touched_one_more_page() {
-        if let Err(error) = Kvm::new() {
+        if let Err(error) = Kvm::open() {
             eprintln!("SKIPPED: each_ring_has_touched_one_more_page: no KVM for us: {error}");
             return;
         }

@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_real_vm_has_statistics() {
-        let vm = match kvm_ioctls::Kvm::new().and_then(|kvm| kvm.create_vm()) {
+        let vm = match crate::kvm::Kvm::open().and_then(|kvm| kvm.create_vm()) {
             Ok(vm) => vm,
             Err(error) => {
                 eprintln!("SKIPPED: a_real_vm_has_statistics: no VM to be had: {error}");

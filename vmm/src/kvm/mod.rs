@@ -10,9 +10,11 @@
 //! ```
 
 pub mod boot;
+mod device;
 mod exit;
 pub mod gate;
 mod machine;
+mod no_kvm;
 pub mod pc;
 mod slots;
 pub mod state;
@@ -22,7 +24,9 @@ mod vcpu;
 mod vm;
 pub mod window;
 
+pub use device::Kvm;
 pub use machine::Machine;
+pub use no_kvm::NoKvm;
 pub use slots::{Accounting, KvmSlots, ZapMethod};
 pub use stats::{FaultCounts, Leaves, VcpuStats, VmStats};
 pub use vcpu::{Surroundings, Vcpu};

@@ -9,11 +9,12 @@
 //! The bare guest's VM has no interrupt controller in the kernel, so there is no local APIC to keep.
 
 use crate::exit::{Class, Classified};
+use crate::kvm::Kvm;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use kvm_ioctls::{Cap, VcpuFd};
 
 /// All of a vCPU that is not memory. What a KVM does not offer is `None`.
 #[derive(Debug)]

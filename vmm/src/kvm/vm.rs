@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_GPA, low_memory};
 use guest_mem::{
     Backing, Gpa, GpaRange, Memslot, Region, RegionError, SlotError, SlotTable, SlotTableBuilder,
 };
 use kvm_bindings::{KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, VmFd};
 
 use super::boot::BootError;
+use super::no_kvm::NoKvm;
 use super::slots::kvm_slot;
 use super::stats::VmStats;
 use super::vcpu::Surroundings;
@@ -22,6 +24,9 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 /// Why a VM could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
+    /// KVM makes no VM.
+    #[error(transparent)]
+    NoKvm(#[from] NoKvm),
     /// A call failed.
     #[error("{call} failed")]
     Call {
@@ -71,6 +76,7 @@ impl Classified for VmError {
     fn class(&self) -> Class {
         match self {
             Self::Call { source, .. } | Self::Slot { source, .. } => Class::of_refused_ioctl(*source),
+            Self::NoKvm(error) => error.class(),
             Self::QuirkStays => Class::Host,
             Self::Memory(error) => error.class(),
             Self::Slots(error) => error.class(),
@@ -210,7 +216,7 @@ impl VmCore {
 
 /// A VM without memory. Returns also whether a slot's zap drops everything.
 pub(super) fn create(kvm: &Kvm, keep_quirk: bool) -> Result<(VmFd, bool), VmError> {
-    let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    let vm = kvm.create_vm()?;
     let slot_zap_drops_all = set_quirk(&vm, keep_quirk)?;
     if vm.check_extension(Cap::SetTssAddr) {
         vm.set_tss_address(TSS_ADDRESS).map_err(failed("KVM_SET_TSS_ADDR"))?;

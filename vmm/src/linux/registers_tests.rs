@@ -1,5 +1,6 @@
+use crate::kvm::Kvm;
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VcpuExit};
+use kvm_ioctls::VcpuExit;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::super::fixture::{self, KERNEL_AT, Load};
@@ -10,7 +11,7 @@ use super::*;
 
 /// Runs a kernel of this code and returns the bytes it wrote to port 0x3f8 before it halted.
 fn run(test: &str, code: &[u8], pvh: bool) -> Option<Vec<u8>> {
-    let kvm = match Kvm::new() {
+    let kvm = match Kvm::open() {
         Ok(kvm) => kvm,
         Err(error) => {
             eprintln!("SKIPPED: {test}: no KVM for us: {error}");

@@ -30,15 +30,16 @@ pub fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
 
 #[cfg(test)]
 mod tests {
+    use crate::kvm::Kvm;
     use kvm_bindings::kvm_userspace_memory_region;
-    use kvm_ioctls::{Kvm, VcpuExit};
+    use kvm_ioctls::VcpuExit;
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
 
     #[test]
     fn a_jump_to_the_reset_vector_resets() {
-        let kvm = match Kvm::new() {
+        let kvm = match Kvm::open() {
             Ok(kvm) => kvm,
             Err(error) => {
                 eprintln!("SKIPPED: a_jump_to_the_reset_vector_resets: no KVM for us: {error}");

@@ -4,11 +4,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::kvm::Kvm;
 use guest_mem::{
     Backing, Hva, HvaRange, MapLevel, Operation, Order, PAGE_SIZE, PMD_SIZE, Region, SlotTableBuilder,
     Victim, perform_unmeasured,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use notifier_bridge::{Bridge, Cause, Invalidation, Policy, Recorder, monotonic_ns};
 
 /// Rounds of each batch; the fastest of [`BATCHES`] counts, since what disturbs only ever adds.

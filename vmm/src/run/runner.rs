@@ -8,9 +8,9 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use crate::kvm::Kvm;
 use guest_mem::swapper::AttachError;
 use guest_mem::{Backing, HostThp, MemoryCgroup, Operation, SwapInfo};
-use kvm_ioctls::Kvm;
 
 use super::errors::TrialError;
 use super::journal;
@@ -397,7 +397,7 @@ impl<'a> Runner<'a> {
                     slot_zap_all_quirk: scenario.slot_zap_all_quirk || combination.zap != Zap::Memslot,
                 };
                 let machine = Machine::start(kvm, &config, &self.image).map_err(|error| match error {
-                    VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
+                    VmError::NoKvm(_) | VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
                         NoRow::Unavailable(chain(&error))
                     }
                     VmError::Slot { .. } | VmError::Thread { .. } => NoRow::Failed(chain(&error)),

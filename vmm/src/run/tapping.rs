@@ -9,9 +9,9 @@
 
 use std::cell::RefCell;
 
+use crate::kvm::Kvm;
 use clap::ValueEnum;
 use guest_mem::HvaRange;
-use kvm_ioctls::Kvm;
 
 use super::calibrate::Announcer;
 use super::journal::KernelRange;

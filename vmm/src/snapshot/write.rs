@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::FileExt;
 
+use crate::kvm::Kvm;
 use guest_mem::{
     HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, PageBuffer, Region, checksum, is_zero_page,
 };
-use kvm_ioctls::Kvm;
 
 use super::header::Header;
 use super::index::Index;

@@ -18,11 +18,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::kvm::Kvm;
 use guest_abi::block::ControlArea;
 use guest_abi::layout::AREA_SIZE;
 use guest_abi::link::Pages;
 use guest_mem::{Backing, GpaRange, PAGE_SIZE};
-use kvm_ioctls::Kvm;
 use notifier_bridge::Cause;
 
 use super::{GivenBack, ShellEnd};

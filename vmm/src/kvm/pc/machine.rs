@@ -11,9 +11,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::kvm::Kvm;
 use event_manager::{EventOps, Events};
 use guest_mem::Backing;
-use kvm_ioctls::{IoEventAddress, Kvm};
+use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::give_back::{GiveBack, Taker};

@@ -14,8 +14,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::kvm::Kvm;
 use guest_mem::{Address, Backing, Gpa, GpaRange, HvaRange, Memslot, Region, SlotTable, SlotTableBuilder};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::kvm::stats::VmStats;
@@ -263,7 +264,7 @@ mod tests {
 
     #[test]
     fn an_arena_takes_the_place_of_a_part_of_its_node_and_goes_again() {
-        let Ok(kvm) = Kvm::new() else {
+        let Ok(kvm) = Kvm::open() else {
             eprintln!(
                 "SKIPPED: an_arena_takes_the_place_of_a_part_of_its_node_and_goes_again: no KVM for us"
             );
@@ -293,7 +294,7 @@ mod tests {
 
     #[test]
     fn pages_are_found_in_the_host_unless_they_are_lent() {
-        let Ok(kvm) = Kvm::new() else {
+        let Ok(kvm) = Kvm::open() else {
             eprintln!("SKIPPED: pages_are_found_in_the_host_unless_they_are_lent: no KVM for us");
             return;
         };

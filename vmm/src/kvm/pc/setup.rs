@@ -1,9 +1,10 @@
 //! What a PC's VM and vCPUs have before the first instruction, apart from memory and the boot registers.
 
+use crate::kvm::Kvm;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_pit_config,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
 use super::cpuid::Topology;
 use crate::kvm::vm::{VmError, failed};

@@ -1,0 +1,133 @@
+//! `/dev/kvm`, open and known to be KVM.
+//!
+//! That a file of that name opens proves nothing: it may be another device, KVM of another API, or a KVM whose hardware
+//! another hypervisor has. So the version is asked for and a VM is made, once, here. The VM is kept for the first who
+//! wants one, so that the question costs nothing.
+
+use std::fs::OpenOptions;
+use std::ops::Deref;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use kvm_ioctls::VmFd;
+use rustix::io::Errno;
+
+use super::no_kvm::NoKvm;
+
+/// Where KVM's device is.
+pub const DEVICE: &str = "/dev/kvm";
+/// The only version of the API there ever was.
+const API_VERSION: i32 = 12;
+
+/// KVM, as this process has it open. All that a [`kvm_ioctls::Kvm`] can do, but for the making of VMs.
+#[derive(Debug)]
+pub struct Kvm {
+    system: kvm_ioctls::Kvm,
+    /// The VM that was made to see whether one can be made.
+    first: Mutex<Option<VmFd>>,
+}
+
+impl Kvm {
+    /// Opens KVM's device and makes sure that it is one.
+    ///
+    /// # Errors
+    /// [`NoKvm`], with what to do about it on this host.
+    pub fn open() -> Result<Self, NoKvm> {
+        Self::open_at(Path::new(DEVICE))
+    }
+
+    fn open_at(path: &Path) -> Result<Self, NoKvm> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            // What is no device could make the open wait.
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|error| NoKvm::cannot_open(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        // SAFETY: the descriptor is open, and from here on nobody else's.
+        let system = unsafe { kvm_ioctls::Kvm::from_raw_fd(file.into_raw_fd()) };
+        match system.get_api_version() {
+            API_VERSION => {}
+            0.. => return Err(NoKvm::Version(system.get_api_version())),
+            _ => return Err(NoKvm::OtherDevice(last_errno())),
+        }
+        let first = create_vm(&system)?;
+        Ok(Self { system, first: Mutex::new(Some(first)) })
+    }
+
+    /// A VM without memory and vCPUs.
+    ///
+    /// # Errors
+    /// [`NoKvm::NoVm`].
+    pub fn create_vm(&self) -> Result<VmFd, NoKvm> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.map_or_else(|| create_vm(&self.system), Ok)
+    }
+}
+
+impl Deref for Kvm {
+    type Target = kvm_ioctls::Kvm;
+
+    fn deref(&self) -> &Self::Target {
+        &self.system
+    }
+}
+
+fn create_vm(system: &kvm_ioctls::Kvm) -> Result<VmFd, NoKvm> {
+    loop {
+        match system.create_vm() {
+            // A signal came while the kernel waited for a lock.
+            Err(error) if error.errno() == libc::EINTR => {}
+            made => return made.map_err(|error| NoKvm::no_vm(Errno::from_raw_os_error(error.errno()))),
+        }
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOTTY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_opens_need_not_be_kvm() {
+        for path in ["/dev/null", "/dev/zero"] {
+            let error = Kvm::open_at(Path::new(path)).unwrap_err();
+            assert!(matches!(error, NoKvm::OtherDevice(Errno::NOTTY)), "{path}: {error:?}");
+        }
+        let place = tempfile::tempdir().unwrap();
+        let (file, pipe) = (place.path().join("file"), place.path().join("pipe"));
+        std::fs::write(&file, "").unwrap();
+        let fifo = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, fifo.0, fifo.1, 0).unwrap();
+        for path in [file, pipe] {
+            let error = Kvm::open_at(&path).unwrap_err();
+            assert!(matches!(error, NoKvm::OtherDevice(Errno::NOTTY)), "{}: {error:?}", path.display());
+        }
+        let errno = |path: &Path| match Kvm::open_at(path) {
+            Err(NoKvm::Open { source, .. }) => source,
+            other => panic!("{}: {other:?}", path.display()),
+        };
+        assert_eq!(errno(place.path()), Errno::ISDIR);
+        assert_eq!(errno(&place.path().join("none")), Errno::NOENT);
+    }
+
+    #[test]
+    fn the_first_vm_is_the_one_that_was_made_to_see() {
+        let kvm = match Kvm::open() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                eprintln!("SKIPPED: the_first_vm_is_the_one_that_was_made_to_see: no KVM for us: {error}");
+                return;
+            }
+        };
+        let is_there = || kvm.first.lock().unwrap().is_some();
+        assert!(is_there());
+        let (_first, _second) = (kvm.create_vm().unwrap(), kvm.create_vm().unwrap());
+        assert!(!is_there());
+    }
+}

@@ -1,0 +1,226 @@
+//! Why there is no KVM, and what to do about it: a function of what the system answered and of what this host is.
+
+use std::os::unix::fs::MetadataExt;
+
+use rustix::io::Errno;
+
+use super::device::DEVICE;
+use crate::exit::{Class, Classified};
+use crate::host::Root;
+use crate::host::kvm_module::KvmFacts;
+
+/// Why there is no KVM.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoKvm {
+    /// Its device does not open.
+    #[error("{DEVICE} cannot be opened: {remedy}")]
+    Open {
+        /// What to do.
+        remedy: String,
+        /// What the system answered.
+        #[source]
+        source: Errno,
+    },
+    /// Something else has its place.
+    #[error("{DEVICE} is not KVM's device, for it does not answer KVM_GET_API_VERSION: {}", self.remedy())]
+    OtherDevice(#[source] Errno),
+    /// KVM of another world.
+    #[error("{DEVICE} speaks version {version} of KVM's API: {}", self.remedy(), version = .0)]
+    Version(i32),
+    /// It makes no VM.
+    #[error("{DEVICE} opens, but KVM makes no virtual machine: {}", self.remedy())]
+    NoVm(#[source] Errno),
+}
+
+impl Classified for NoKvm {
+    fn class(&self) -> Class {
+        Class::Host
+    }
+}
+
+impl NoKvm {
+    pub(super) fn cannot_open(source: Errno) -> Self {
+        let root = Root::default();
+        let host = KvmHost {
+            module: KvmFacts::read_from(&root).module,
+            flags: CpuFlags::read_from(&root),
+            file: std::fs::metadata(DEVICE).ok().map(|file| (group_name(file.gid()), file.mode() & 0o777)),
+        };
+        Self::Open { remedy: host.opens_when(source), source }
+    }
+
+    pub(super) fn no_vm(source: Errno) -> Self {
+        Self::NoVm(source)
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> &str {
+        match self {
+            Self::Open { remedy, .. } => remedy,
+            Self::OtherDevice(_) => "remove it, and load KVM's module again, or `mknod /dev/kvm c 10 232`",
+            Self::Version(_) => "every Linux since 2.6.22 speaks version 12",
+            Self::NoVm(errno) => match *errno {
+                Errno::BUSY => "another hypervisor has the processor: stop it (VirtualBox, VMware, Xen)",
+                Errno::NODEV | Errno::OPNOTSUPP | Errno::IO => {
+                    "virtualisation was switched off under it: see the kernel's log, and load KVM's module again"
+                }
+                Errno::NOMEM => "free memory on the host, or raise the limit of this cgroup",
+                Errno::MFILE => "raise `ulimit -n`",
+                Errno::NFILE => "raise `sysctl fs.file-max`",
+                Errno::PERM | Errno::ACCESS => "a sandbox forbids it: allow ioctls on /dev/kvm there",
+                _ => "see the kernel's log",
+            },
+        }
+    }
+}
+
+/// What of a host decides how it would come to KVM.
+struct KvmHost {
+    /// The module that is loaded.
+    module: Option<String>,
+    flags: CpuFlags,
+    /// The device file's group and mode, if there is one.
+    file: Option<(String, u32)>,
+}
+
+impl KvmHost {
+    /// What makes the device open where opening it was answered so.
+    fn opens_when(&self, errno: Errno) -> String {
+        match (errno, &self.module) {
+            (Errno::NOENT | Errno::NXIO | Errno::NODEV, None) => self.flags.module(),
+            (Errno::NOENT, Some(module)) => {
+                format!(
+                    "{module} is loaded; in a container `--device {DEVICE}`, else `mknod {DEVICE} c 10 232`"
+                )
+            }
+            (Errno::NXIO | Errno::NODEV, Some(_)) => {
+                format!("it is no device of KVM's: remove it, and `mknod {DEVICE} c 10 232`")
+            }
+            (Errno::ACCESS, _) => self.permission(),
+            (Errno::PERM, _) => {
+                format!("a container or a sandbox forbids it: pass it in, `--device {DEVICE}`")
+            }
+            (Errno::MFILE, _) => "raise `ulimit -n`".to_owned(),
+            (Errno::NFILE, _) => "raise `sysctl fs.file-max`".to_owned(),
+            (Errno::NOMEM, _) => "free memory on the host".to_owned(),
+            _ => format!("it is no device: remove it, and `mknod {DEVICE} c 10 232`"),
+        }
+    }
+
+    fn permission(&self) -> String {
+        match &self.file {
+            Some((group, mode)) if mode & 0o060 == 0o060 && group != "root" => {
+                format!("it is for group {group}: `usermod -aG {group} $USER`, then log in again")
+            }
+            _ => format!(
+                "it is for root: `chgrp kvm {DEVICE} && chmod 660 {DEVICE}`, or `setfacl -m u:$USER:rw {DEVICE}`"
+            ),
+        }
+    }
+}
+
+/// The processor's flags that decide about KVM's modules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct CpuFlags {
+    vmx: bool,
+    svm: bool,
+    /// Page tables of five levels, which kvm_pvm cannot use.
+    la57: bool,
+}
+
+impl CpuFlags {
+    fn read_from(root: &Root) -> Self {
+        Self::parse(&root.text("/proc/cpuinfo").unwrap_or_default())
+    }
+
+    fn parse(cpuinfo: &str) -> Self {
+        let line = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
+        let has = |flag: &str| line.split_whitespace().any(|word| word == flag);
+        Self { vmx: has("vmx"), svm: has("svm"), la57: has("la57") }
+    }
+
+    /// Which module to load.
+    fn module(self) -> String {
+        if self.vmx || self.svm {
+            return format!("`modprobe kvm_{}`", if self.vmx { "intel" } else { "amd" });
+        }
+        let boot = if self.la57 { ", on a host booted with `no5lvl`" } else { "" };
+        format!(
+            "this processor offers neither vmx nor svm: switch nested virtualisation on in what this machine runs under, \
+             or `modprobe kvm_pvm` where its kernel has that{boot}"
+        )
+    }
+}
+
+fn group_name(gid: u32) -> String {
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    parse_group(&groups, gid).unwrap_or_else(|| gid.to_string())
+}
+
+/// `name:password:gid:members`.
+fn parse_group(groups: &str, gid: u32) -> Option<String> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(module: Option<&str>, flags: &str, file: Option<(&str, u32)>) -> KvmHost {
+        KvmHost {
+            module: module.map(str::to_owned),
+            flags: CpuFlags::parse(&format!("processor\t: 0\nflags\t\t: fpu {flags}\n")),
+            file: file.map(|(group, mode)| (group.to_owned(), mode)),
+        }
+    }
+
+    #[test]
+    fn each_answer_of_each_host_has_its_remedy() {
+        for (errno, host, words) in [
+            (Errno::NOENT, host(None, "vmx ept", None), &["modprobe kvm_intel"][..]),
+            (Errno::NOENT, host(None, "svm npt", None), &["modprobe kvm_amd"]),
+            (Errno::NOENT, host(None, "", None), &["neither vmx nor svm", "nested", "kvm_pvm"]),
+            (Errno::NOENT, host(None, "la57", None), &["kvm_pvm", "no5lvl"]),
+            (Errno::NXIO, host(None, "svm", Some(("kvm", 0o660))), &["modprobe kvm_amd"]),
+            (Errno::NOENT, host(Some("kvm_amd"), "svm", None), &["--device", "mknod"]),
+            (Errno::ACCESS, host(Some("kvm_amd"), "svm", Some(("kvm", 0o660))), &["usermod -aG kvm $USER"]),
+            // Joining the group root would be no remedy.
+            (Errno::ACCESS, host(None, "", Some(("root", 0o660))), &["setfacl"]),
+            (Errno::ACCESS, host(None, "", Some(("kvm", 0o600))), &["setfacl"]),
+            (Errno::PERM, host(Some("kvm_amd"), "svm", None), &["container", "--device"]),
+            (Errno::MFILE, host(None, "", None), &["ulimit -n"]),
+            (Errno::ISDIR, host(None, "", None), &["mknod"]),
+        ] {
+            let remedy = host.opens_when(errno);
+            assert!(words.iter().all(|word| remedy.contains(word)), "{errno}: {remedy}");
+        }
+        let without_la57 = host(None, "", None).opens_when(Errno::NOENT);
+        assert!(!without_la57.contains("no5lvl"), "{without_la57}");
+    }
+
+    #[test]
+    fn a_vm_that_is_refused_has_a_remedy_too() {
+        for (errno, word) in [
+            (Errno::BUSY, "another hypervisor"),
+            (Errno::NOMEM, "memory"),
+            (Errno::MFILE, "ulimit -n"),
+            (Errno::PERM, "sandbox"),
+            (Errno::IO, "kernel's log"),
+        ] {
+            let error = NoKvm::no_vm(errno);
+            assert!(error.remedy().contains(word) && error.to_string().contains(error.remedy()), "{error}");
+            assert_eq!(error.class(), Class::Host);
+        }
+    }
+
+    #[test]
+    fn groups_are_found_by_number() {
+        let groups = "root:x:0:\nkvm:x:108:alice,bob\n";
+        assert_eq!(parse_group(groups, 108).as_deref(), Some("kvm"));
+        assert_eq!(parse_group(groups, 8), None);
+    }
+}
