@@ -82,3 +82,6 @@ pub use zap::{
     Protected, ZapError, protect, toggle_protection, toggle_unit, toggle_without_seams, unmap_shared,
 };
 pub use zram::{MmStat, ZramError, ZramSwap, check_swap_size, swap_on_device, undo_by_number};
+
+#[cfg(test)]
+harness::watch_libtest!();

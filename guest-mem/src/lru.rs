@@ -41,24 +41,3 @@ fn make_scratch() -> Result<HvaRange, Errno> {
         .and_then(|touched| HvaRange::with_len(touched.end(), PAGE_SIZE))
         .ok_or(Errno::NOMEM)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "past the capture of the test harness")]
-    fn draining_is_repeatable() {
-        for _ in 0..3 {
-            match drain_lru() {
-                Ok(()) => {}
-                Err(errno) => {
-                    // Not `eprintln!`: that is captured where a test succeeds.
-                    let line = format!("SKIPPED: draining_is_repeatable: MADV_COLLAPSE says {errno}\n");
-                    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-                    return;
-                }
-            }
-        }
-    }
-}

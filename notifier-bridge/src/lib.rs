@@ -59,3 +59,6 @@ pub use sequence::Sequence;
 pub use shared_tlb::{SharedTlb, SharedTlbStats};
 pub use soft_mmu::{AccessError, SoftMmu, SoftMmuStats, Worker, WorkerStats};
 pub use totals::{Totals, TotalsKey, TotalsTable};
+
+#[cfg(test)]
+harness::watch_libtest!();

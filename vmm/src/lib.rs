@@ -24,3 +24,6 @@ pub mod tap;
 pub mod testbed;
 pub mod timeline;
 pub mod whole_file;
+
+#[cfg(test)]
+harness::watch_libtest!();

@@ -108,13 +108,8 @@ pub fn main(target: &str, tests: Vec<Test>) -> ExitCode {
     let trials = tests.into_iter().map(|test| trial(test, &arguments, &unable)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
-        let unable = lock(&unable);
         let ran = conclusion.num_passed + conclusion.num_failed;
-        let mut text = format!("tests of {target}: {ran} ran, {} could not\n", unable.len());
-        for (name, why) in unable.iter() {
-            text.push_str(&format!("COULD NOT RUN {name}: {why}\n"));
-        }
-        say(&text);
+        say(&format!("tests of {target}: {ran} ran, {}", could_not(&lock(&unable))));
     }
     conclusion.exit_code()
 }
@@ -140,6 +135,20 @@ fn trial(test: Test, arguments: &Arguments, unable: &Unable) -> Trial {
             Err(why) => Err(Failed::from(why)),
         });
     trial.with_ignored_flag(is_missing)
+}
+
+/// How many could not run, and for each reason which.
+fn could_not(unable: &[(String, String)]) -> String {
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    unable.iter().for_each(|(name, why)| reasons.entry(why).or_default().push(name));
+    let mut text = format!("{} could not\n", unable.len());
+    for (why, names) in reasons {
+        text += &match names[..] {
+            [name] => format!("COULD NOT RUN {name}: {why}\n"),
+            _ => format!("COULD NOT RUN {} tests: {why}\n    {}\n", names.len(), names.join("\n    ")),
+        };
+    }
+    text
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -194,6 +203,17 @@ mod tests {
     fn an_excuse_must_be_declared() {
         let undeclared = outcome_of(&[Has::Always], || could_not_run(Has::ByChance, "none left"));
         assert!(undeclared.unwrap_err().contains("does not declare"));
+    }
+
+    #[test]
+    fn a_reason_is_said_once_with_all_that_it_keeps_from_running() {
+        let of = |(name, why): (&str, &str)| (name.to_owned(), why.to_owned());
+        assert_eq!(could_not(&[]), "0 could not\n");
+        assert_eq!(could_not(&[of(("a", "no KVM"))]), "1 could not\nCOULD NOT RUN a: no KVM\n");
+        assert_eq!(
+            could_not(&[("a", "no KVM"), ("b", "no swap"), ("c", "no KVM")].map(of)),
+            "3 could not\nCOULD NOT RUN 2 tests: no KVM\n    a\n    c\nCOULD NOT RUN b: no swap\n"
+        );
     }
 
     #[test]

@@ -11,14 +11,25 @@ use guest_mem::uffd::{
 };
 use guest_mem::{Address, HvaRange, PAGE_SIZE, Region};
 
-use crate::calls::{Mapping, discard, forking_alone, in_a_child_with_our_descriptors, left_behind};
-use crate::{MISSING, PROTECTED, Reader, content, memory, open, page, support, word};
+use super::calls::{Mapping, discard, forking_alone, in_a_child_with_our_descriptors, left_behind};
+use super::{MISSING, PROTECTED, Reader, content, memory, open, page, support, word};
 
-#[test]
+crate::tests! {
+    a_partial_copy_counts_what_it_did: [Userfault],
+    an_existing_page_is_woken_by_the_policy: [Userfault],
+    nothing_is_done_while_a_mapping_changes_and_all_of_it_after: [Feature(Features::EVENT_REMOVE | Features::PAGEFAULT_FLAG_WP)],
+    what_is_not_registered_is_no_mapping: [Feature(Features::PAGEFAULT_FLAG_WP)],
+    ranges_that_are_none_are_invalid: [Userfault],
+    a_process_that_is_gone_is_dead: [Userfault],
+    a_protected_page_that_is_missing_exists_for_zeroes_and_not_for_a_copy: [Feature(Features::WP_UNPOPULATED)],
+    registering_says_what_is_in_the_way: [Userfault],
+    a_feature_that_is_not_there_is_named: [Userfault],
+}
+
 fn a_partial_copy_counts_what_it_did() {
     let region = memory();
     let start = region.range().start();
-    let Some(userfault) = open("partial copy", Features::empty()) else { return };
+    let userfault = open(Features::empty());
     userfault.register(&region, region.range(), MISSING).unwrap();
     userfault.zero(support::pages(&region, 2, 2), Wake::Yes).unwrap();
     // EAGAIN with two pages, then what it was.
@@ -38,14 +49,13 @@ fn a_partial_copy_counts_what_it_did() {
 }
 
 /// What waits at a page that somebody else filled without waking is woken by who finds it there.
-#[test]
 fn an_existing_page_is_woken_by_the_policy() {
     let region = memory();
     scope(|threads| {
-        let Some(userfault) = open("existing page", Features::empty()) else { return };
+        let userfault = open(Features::empty());
         userfault.register(&region, region.range(), MISSING).unwrap();
         let at = page(&region, 0).start();
-        let touch = threads.spawn(move || crate::calls::read_by_kernel(at));
+        let touch = threads.spawn(move || super::calls::read_by_kernel(at));
         assert!(matches!(Reader::of(&userfault).next(), Event::Fault(_)));
         userfault.copy(at, &content(1), MapAs::Writable, Wake::No).unwrap();
         let mut no_change = || panic!("no mapping changes");
@@ -56,12 +66,11 @@ fn an_existing_page_is_woken_by_the_policy() {
     });
 }
 
-#[test]
 fn nothing_is_done_while_a_mapping_changes_and_all_of_it_after() {
     let region = memory();
     scope(|threads| {
         let features = Features::EVENT_REMOVE | Features::PAGEFAULT_FLAG_WP;
-        let Some(userfault) = open("mapping changes", features) else { return };
+        let userfault = open(features);
         userfault.register(&region, region.range(), PROTECTED).unwrap();
         let victim = page(&region, 100);
         userfault.zero(victim, Wake::Yes).unwrap();
@@ -100,10 +109,9 @@ fn nothing_is_done_while_a_mapping_changes_and_all_of_it_after() {
     });
 }
 
-#[test]
 fn what_is_not_registered_is_no_mapping() {
     let region = memory();
-    let Some(userfault) = open("not registered", Features::PAGEFAULT_FLAG_WP) else { return };
+    let userfault = open(Features::PAGEFAULT_FLAG_WP);
     let (inside, beyond) = (support::pages(&region, 0, 4), page(&region, 4));
     userfault.register(&region, inside, MISSING).unwrap();
     let kind = |at: HvaRange, pages| {
@@ -126,10 +134,9 @@ fn what_is_not_registered_is_no_mapping() {
     assert_eq!(kind(gone, 1), Err((ResolveKind::NoMapping, 0)));
 }
 
-#[test]
 fn ranges_that_are_none_are_invalid() {
     let region = memory();
-    let Some(userfault) = open("invalid ranges", Features::empty()) else { return };
+    let userfault = open(Features::empty());
     userfault.register(&region, region.range(), MISSING).unwrap();
     let odd = region.range().start().checked_add(1).unwrap();
     for (dst, len) in [(odd, PAGE_SIZE), (region.range().start(), PAGE_SIZE - 1), (region.range().start(), 0)]
@@ -146,11 +153,7 @@ fn ranges_that_are_none_are_invalid() {
     assert_eq!((error.kind, error.done), (ResolveKind::Invalid, 0));
 }
 
-#[test]
 fn a_process_that_is_gone_is_dead() {
-    if open("dead process", Features::empty()).is_none() {
-        return;
-    }
     let _alone = forking_alone();
     let mapping = Mapping::new(4 * PAGE_SIZE);
     let range = mapping.range;
@@ -183,10 +186,9 @@ fn a_process_that_is_gone_is_dead() {
 }
 
 /// A missing page with a mark of write protection: whoever takes "it exists" at its word loops for ever.
-#[test]
 fn a_protected_page_that_is_missing_exists_for_zeroes_and_not_for_a_copy() {
     let region = memory();
-    let Some(userfault) = open("marker", Features::WP_UNPOPULATED) else { return };
+    let userfault = open(Features::WP_UNPOPULATED);
     userfault.register(&region, region.range(), PROTECTED).unwrap();
     let first = page(&region, 0);
     userfault.write_protect(first).unwrap();
@@ -196,10 +198,9 @@ fn a_protected_page_that_is_missing_exists_for_zeroes_and_not_for_a_copy() {
     assert_eq!(region.read_u64(first.start()).unwrap(), word(0));
 }
 
-#[test]
 fn registering_says_what_is_in_the_way() {
     let region = memory();
-    let Some(userfault) = open("registering", Features::empty()) else { return };
+    let userfault = open(Features::empty());
     let other = Userfault::open(Features::empty()).unwrap();
     let register =
         |userfault: &Userfault, region: &Region, range, modes| userfault.register(region, range, modes);
@@ -215,9 +216,8 @@ fn registering_says_what_is_in_the_way() {
     assert!(matches!(outside, Err(RegisterError::Range(_))), "{outside:?}");
 }
 
-#[test]
 fn a_feature_that_is_not_there_is_named() {
-    let Some(userfault) = open("features", Features::empty()) else { return };
+    let userfault = open(Features::empty());
     assert_eq!(userfault.features(), Features::empty());
     let future = Features::from_bits(1 << 60);
     let error = Userfault::open(Features::EVENT_REMOVE | future).unwrap_err();

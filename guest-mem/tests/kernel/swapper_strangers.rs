@@ -1,14 +1,12 @@
 //! What others do to the memory while the swapper works on it: each of these once cost a page.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
-
-mod support;
-
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 
+use crate::needs::Need;
+use crate::support;
+use crate::support::swapped::{self, Owner, attach, lz4, rig, value};
 use guest_mem::swapper::{
     EvictError, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Options, Pager, Served,
 };
@@ -18,8 +16,20 @@ use guest_mem::{
     perform_unmeasured,
 };
 use rustix::mm::Advice;
-use support::swapped::{self, Owner, attach, lz4, rig, value};
-use support::uffd_or_skip;
+
+crate::tests! {
+    a_claim_that_is_given_up_leaves_the_next_one_protected: [Userfault],
+    a_mapping_that_was_cut_is_dropped_piece_by_piece: [Userfault],
+    what_cannot_be_dropped_stays_and_what_was_before_it_is_stored: [Userfault],
+    shared_memory_that_is_only_unmapped_keeps_what_is_out: [Userfault],
+    a_large_folio_that_cannot_be_split_shows_no_zeros: [Userfault, Has(Backing::MemfdThp)],
+    what_a_store_does_not_keep_comes_back_as_zeros: [Userfault],
+    a_swapper_that_ends_leaves_nothing_in_its_store: [Userfault],
+    nothing_comes_back_to_a_place_that_is_held_still: [Userfault],
+    a_handler_that_panics_leaves_its_faults_to_the_others: [Userfault],
+    what_was_discarded_does_not_come_back: [Userfault],
+    a_block_that_comes_back_in_part_loses_nothing: [Userfault],
+}
 
 /// Cuts the mapping at both ends of a range, as anybody may who gives advice on a part of it.
 fn cut_out(range: HvaRange) {
@@ -29,9 +39,7 @@ fn cut_out(range: HvaRange) {
 }
 
 /// One evictor gives up many pages in many pieces, the last of which another claims as soon as it can.
-#[test]
 fn a_claim_that_is_given_up_leaves_the_next_one_protected() {
-    uffd_or_skip!("a_claim_that_is_given_up_leaves_the_next_one_protected");
     const ROUNDS: u64 = 30;
     for backing in [Backing::Base4k, Backing::Memfd] {
         let rig = rig(1, backing, lz4(), FaultAround::Fixed(1), false);
@@ -69,9 +77,7 @@ fn a_claim_that_is_given_up_leaves_the_next_one_protected() {
     }
 }
 
-#[test]
 fn a_mapping_that_was_cut_is_dropped_piece_by_piece() {
-    uffd_or_skip!("a_mapping_that_was_cut_is_dropped_piece_by_piece");
     for events in [false, true] {
         for around in [FaultAround::Fixed(1), FaultAround::Fixed(512)] {
             let rig = rig(1, Backing::Base4k, lz4(), around, events);
@@ -86,9 +92,7 @@ fn a_mapping_that_was_cut_is_dropped_piece_by_piece() {
     }
 }
 
-#[test]
 fn what_cannot_be_dropped_stays_and_what_was_before_it_is_stored() {
-    uffd_or_skip!("what_cannot_be_dropped_stays_and_what_was_before_it_is_stored");
     for events in [false, true] {
         let rig = rig(1, Backing::Base4k, lz4(), FaultAround::Fixed(1), events);
         (0..16).for_each(|page| rig.write(page, value(page)));
@@ -109,9 +113,7 @@ fn what_cannot_be_dropped_stays_and_what_was_before_it_is_stored() {
     }
 }
 
-#[test]
 fn shared_memory_that_is_only_unmapped_keeps_what_is_out() {
-    uffd_or_skip!("shared_memory_that_is_only_unmapped_keeps_what_is_out");
     let rig = rig(1, Backing::Memfd, lz4(), FaultAround::Fixed(4), true);
     (0..16).for_each(|page| rig.write(page, value(page)));
     assert_eq!(rig.evict(0, 8), 8);
@@ -130,17 +132,14 @@ fn shared_memory_that_is_only_unmapped_keeps_what_is_out() {
 }
 
 /// A reference from a pipe keeps a folio from being split.
-#[test]
 fn a_large_folio_that_cannot_be_split_shows_no_zeros() {
-    let test = "a_large_folio_that_cannot_be_split_shows_no_zeros";
-    uffd_or_skip!(test);
     let _alone = support::alone();
-    let Some(_switches) = support::allow(test, Backing::MemfdThp) else { return };
+    let _switches = support::allow(Backing::MemfdThp);
     let region = Region::map(PMD_SIZE, Backing::MemfdThp).unwrap();
     region.populate(region.range()).unwrap();
     let counts = guest_mem::PageScanner::new().unwrap().counts(&region, region.range()).unwrap();
     if counts.pmd_mapped < 512 {
-        return support::could_not_run(test, "no huge page for shared memory");
+        harness::could_not_run(Need::Has(Backing::MemfdThp), "none for shared memory");
     }
     let rig = attach(region, lz4(), FaultAround::Fixed(16), false, 1);
     (0..512).for_each(|page| rig.write(page, value(page)));
@@ -161,9 +160,7 @@ fn a_large_folio_that_cannot_be_split_shows_no_zeros() {
     assert_eq!(rig.stored(), 0);
 }
 
-#[test]
 fn what_a_store_does_not_keep_comes_back_as_zeros() {
-    uffd_or_skip!("what_a_store_does_not_keep_comes_back_as_zeros");
     for backing in [Backing::Base4k, Backing::Thp, Backing::Memfd] {
         for around in [FaultAround::Fixed(1), FaultAround::Fixed(512)] {
             let rig = rig(1, backing, Arc::new(DiscardStore::default()), around, false);
@@ -178,9 +175,7 @@ fn what_a_store_does_not_keep_comes_back_as_zeros() {
 }
 
 /// A store outlives a swapper, and other swappers use it.
-#[test]
 fn a_swapper_that_ends_leaves_nothing_in_its_store() {
-    uffd_or_skip!("a_swapper_that_ends_leaves_nothing_in_its_store");
     let store = lz4();
     let rig = rig(1, Backing::Base4k, store.clone(), FaultAround::Fixed(1), true);
     (0..16).for_each(|page| rig.write(page, value(page)));
@@ -190,9 +185,7 @@ fn a_swapper_that_ends_leaves_nothing_in_its_store() {
     assert_eq!(store.usage().pages, 0);
 }
 
-#[test]
 fn nothing_comes_back_to_a_place_that_is_held_still() {
-    uffd_or_skip!("nothing_comes_back_to_a_place_that_is_held_still");
     let rig = rig(1, Backing::Base4k, lz4(), FaultAround::Fixed(1), true);
     (0..4).for_each(|page| rig.write(page, value(page)));
     rig.evict(0, 4);
@@ -220,9 +213,7 @@ impl Hears for Fragile {
 }
 
 /// Many threads fault while there is no handler, so that the first to read has them all.
-#[test]
 fn a_handler_that_panics_leaves_its_faults_to_the_others() {
-    uffd_or_skip!("a_handler_that_panics_leaves_its_faults_to_the_others");
     let memory = Arc::new(Owner(Region::map(PMD_SIZE, Backing::Base4k).unwrap()));
     let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
     let swapper = Arc::new(Swapper::attach(memory.clone(), options).unwrap());
@@ -246,9 +237,7 @@ fn a_handler_that_panics_leaves_its_faults_to_the_others() {
 }
 
 /// Whoever discards finds zeros afterwards, though another thread's fault brings pages back at that moment.
-#[test]
 fn what_was_discarded_does_not_come_back() {
-    uffd_or_skip!("what_was_discarded_does_not_come_back");
     let memory = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
     let rig = attach(memory, lz4(), FaultAround::Fixed(16), true, 2);
     let stop = AtomicBool::new(false);
@@ -280,9 +269,7 @@ fn what_was_discarded_does_not_come_back() {
 
 /// Somebody has put a page into the middle of a block that is to come back whole: what is before it moves, and the rest is
 /// copied.
-#[test]
 fn a_block_that_comes_back_in_part_loses_nothing() {
-    uffd_or_skip!("a_block_that_comes_back_in_part_loses_nothing");
     for wanted in [0, 300, 511] {
         let rig = rig(1, Backing::Thp, lz4(), FaultAround::Fixed(512), false);
         (0..512).for_each(|page| rig.write(page, value(page)));

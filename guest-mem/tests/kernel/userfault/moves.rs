@@ -1,17 +1,25 @@
 //! Pages that move: what arrives, what is left, and how large they are. No test forks meanwhile: see the last one.
 
 use guest_mem::uffd::{Features, ResolveKind, Wake};
-use guest_mem::{Backing, HostThp, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageScanner, Region};
+use guest_mem::{Backing, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageScanner, Region};
 
-use crate::calls::{fork_a_child, forking_alone, wait_for};
-use crate::{MISSING, Reader, memory, open, page, support};
+use super::calls::{fork_a_child, forking_alone, wait_for};
+use super::{MISSING, Reader, memory, open, page, support};
+use crate::needs::Need;
 
-#[test]
+crate::tests! {
+    a_page_moves_and_leaves_nothing: [Feature(Features::MOVE)],
+    holes_stop_a_move_or_are_passed_over: [Feature(Features::MOVE)],
+    a_huge_page_moves_whole_and_stays_one: [Feature(Features::MOVE), Has(Backing::Thp)],
+    a_part_of_a_huge_page_moves_by_splitting_it: [Feature(Features::MOVE), Has(Backing::Thp)],
+    a_page_that_was_shared_by_a_fork_does_not_move: [Feature(Features::MOVE)],
+}
+
 fn a_page_moves_and_leaves_nothing() {
     let _alone = forking_alone();
     let (source, target) = (memory(), memory());
     std::thread::scope(|threads| {
-        let Some(userfault) = open("move 4k", Features::MOVE) else { return };
+        let userfault = open(Features::MOVE);
         userfault.register(&target, target.range(), MISSING).unwrap();
         let from = page(&source, 5);
         source.write_u64(from.start(), 0x5eed).unwrap();
@@ -31,11 +39,10 @@ fn a_page_moves_and_leaves_nothing() {
     });
 }
 
-#[test]
 fn holes_stop_a_move_or_are_passed_over() {
     let _alone = forking_alone();
     let (source, target) = (memory(), memory());
-    let Some(userfault) = open("move holes", Features::MOVE) else { return };
+    let userfault = open(Features::MOVE);
     userfault.register(&target, target.range(), MISSING).unwrap();
     for at in [0, 1, 3] {
         source.write_u64(page(&source, at).start(), at + 100).unwrap();
@@ -53,30 +60,21 @@ fn holes_stop_a_move_or_are_passed_over() {
     assert_eq!(foreign.unwrap_err().kind, ResolveKind::Invalid);
 }
 
-/// A source of 2 MiB pages and a target for them, or the reason there is none.
-fn huge(test: &str) -> Option<(Region, Region)> {
-    if let Some(why) = Backing::Thp.unavailable(PMD_SIZE, &HostThp::read()) {
-        support::could_not_run(test, format_args!("thp: {why}"));
-        return None;
-    }
-    let source = support::filled(test, 2 * PMD_SIZE, Backing::Thp)?;
-    let mut scanner = PageScanner::new().unwrap();
-    let pages = support::counts(&mut scanner, &source, source.range()).pmd_mapped;
+/// A source of 2 MiB pages and a target for them.
+fn huge() -> (Region, Region) {
+    let source = support::filled(2 * PMD_SIZE, Backing::Thp);
+    let pages = support::counts(&mut PageScanner::new().unwrap(), &source, source.range()).pmd_mapped;
     if pages != 2 * PAGES_PER_PMD {
-        support::could_not_run(
-            test,
-            format_args!("the host gave {pages} pages of 1024 by PMD: is memory short?"),
-        );
-        return None;
+        harness::could_not_run(Need::Has(Backing::Thp), format!("{pages} pages of 1024 by PMD"));
     }
-    Some((source, Region::map(2 * PMD_SIZE, Backing::Thp).unwrap()))
+    (source, Region::map(2 * PMD_SIZE, Backing::Thp).unwrap())
 }
 
-#[test]
 fn a_huge_page_moves_whole_and_stays_one() {
     let _alone = forking_alone();
-    let Some((source, target)) = huge("move 2m") else { return };
-    let Some(userfault) = open("move 2m", Features::MOVE) else { return };
+    let _switches = support::allow(Backing::Thp);
+    let (source, target) = huge();
+    let userfault = open(Features::MOVE);
     userfault.register(&target, target.range(), MISSING).unwrap();
     let from = source.slice(0, PMD_SIZE).unwrap();
     let to = target.slice(PMD_SIZE, PMD_SIZE).unwrap();
@@ -89,11 +87,11 @@ fn a_huge_page_moves_whole_and_stays_one() {
     }
 }
 
-#[test]
 fn a_part_of_a_huge_page_moves_by_splitting_it() {
     let _alone = forking_alone();
-    let Some((source, target)) = huge("move a part") else { return };
-    let Some(userfault) = open("move a part", Features::MOVE) else { return };
+    let _switches = support::allow(Backing::Thp);
+    let (source, target) = huge();
+    let userfault = open(Features::MOVE);
     userfault.register(&target, target.range(), MISSING).unwrap();
     let from = support::pages(&source, 7, 1);
     let to = support::pages(&target, 7, 1);
@@ -105,11 +103,10 @@ fn a_part_of_a_huge_page_moves_by_splitting_it() {
 }
 
 /// A fork leaves the parent's pages shared, even when the child is gone: they do not move until they are written.
-#[test]
 fn a_page_that_was_shared_by_a_fork_does_not_move() {
     let _alone = forking_alone();
     let (source, target) = (memory(), memory());
-    let Some(userfault) = open("move after fork", Features::MOVE) else { return };
+    let userfault = open(Features::MOVE);
     userfault.register(&target, target.range(), MISSING).unwrap();
     let (from, to) = (page(&source, 0), page(&target, 0));
     source.write_u64(from.start(), 1).unwrap();

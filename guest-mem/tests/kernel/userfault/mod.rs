@@ -4,35 +4,24 @@
 //! Memory that a test's thread waits for is given up by dropping the [`Userfault`]: it is made inside the scope of
 //! the threads, so that a test that fails ends instead of hanging.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
-
-#[path = "../support/mod.rs"]
-mod support;
-
 mod calls;
-mod errors;
-mod events;
-mod faults;
-mod moves;
-mod waiting;
+pub mod errors;
+pub mod events;
+pub mod faults;
+pub mod moves;
+pub mod waiting;
 
-use guest_mem::uffd::{Event, EventBuffer, Features, Modes, OpenError, Stop, Userfault, Waiter, Woken};
+use guest_mem::uffd::{Event, EventBuffer, Features, Modes, Stop, Userfault, Waiter, Woken};
 use guest_mem::{Backing, HvaRange, PAGE_SIZE, Region};
+
+use crate::support;
 
 const MISSING: Modes = Modes { missing: true, minor: false, write_protect: false };
 const PROTECTED: Modes = Modes { missing: true, minor: false, write_protect: true };
 
-/// A descriptor with these features, or the reason there is none.
-fn open(test: &str, features: Features) -> Option<Userfault> {
-    match Userfault::open(features) {
-        Ok(userfault) => Some(userfault),
-        Err(error @ OpenError::Handshake { .. }) => panic!("{error}"),
-        Err(error) => {
-            support::could_not_run(test, error);
-            None
-        }
-    }
+/// A descriptor with these features.
+fn open(features: Features) -> Userfault {
+    Userfault::open(features).unwrap()
 }
 
 /// 2 MiB of base pages, none of them there.

@@ -1,18 +1,21 @@
 //! Faults in the store: a page stays, or it is named and nobody gets to see another in its place.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
-
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::swapped::{self, Rig, rig, value};
 use guest_mem::swapper::{EvictError, Evicted, Evictor, Fate, FaultAround, LostWhy};
 use guest_mem::{
     Backing, Codec, CompressedStore, FaultyStore, FileStore, PAGE_SIZE, Store, StoreCall, StoreError,
 };
-use support::swapped::{self, Rig, rig, value};
-use support::uffd_or_skip;
+
+crate::tests! {
+    what_cannot_be_stored_stays_as_if_nothing_had_been: [Userfault],
+    a_full_store_keeps_nothing_of_what_does_not_fit: [Userfault],
+    what_cannot_be_read_back_is_named_and_never_replaced: [Userfault],
+    a_slow_store_is_waited_for: [Userfault],
+    a_neighbour_that_cannot_be_read_costs_nobody_else: [Userfault],
+    of_a_huge_page_the_damaged_page_is_named: [Userfault],
+}
 
 const SHARED_AND_NOT: [Backing; 2] = [Backing::Base4k, Backing::Memfd];
 
@@ -33,9 +36,7 @@ fn assert_filled(rig: &Rig, pages: impl IntoIterator<Item = u64>) {
 }
 
 /// Page 3 is zeros, so there are two batches: the first is stored when the second fails.
-#[test]
 fn what_cannot_be_stored_stays_as_if_nothing_had_been() {
-    uffd_or_skip!("what_cannot_be_stored_stays_as_if_nothing_had_been");
     for fault in ["eio", "enospc", "short", "die"] {
         for nth in [1, 2] {
             for (store, backing) in
@@ -74,9 +75,7 @@ fn what_cannot_be_stored_stays_as_if_nothing_had_been() {
     }
 }
 
-#[test]
 fn a_full_store_keeps_nothing_of_what_does_not_fit() {
-    uffd_or_skip!("a_full_store_keeps_nothing_of_what_does_not_fit");
     let file = FileStore::new(&std::env::temp_dir(), 4 * PAGE_SIZE).unwrap();
     let memory = CompressedStore::new(Codec::Lz4, 1 << 20).unwrap();
     for store in [Arc::new(file) as Arc<dyn Store>, Arc::new(memory)] {
@@ -120,9 +119,7 @@ fn assert_lost(rig: &Rig, page: u64) -> LostWhy {
     lost.why
 }
 
-#[test]
 fn what_cannot_be_read_back_is_named_and_never_replaced() {
-    uffd_or_skip!("what_cannot_be_read_back_is_named_and_never_replaced");
     for plan in ["get 3: eio", "get 3: short", "get 3: flip 12345", "get 3: die", "put 1: flip 66000"] {
         for (store, backing) in
             stores().into_iter().flat_map(|store| SHARED_AND_NOT.map(|b| (store.clone(), b)))
@@ -143,9 +140,7 @@ fn what_cannot_be_read_back_is_named_and_never_replaced() {
     }
 }
 
-#[test]
 fn a_slow_store_is_waited_for() {
-    uffd_or_skip!("a_slow_store_is_waited_for");
     for store in stores() {
         let store = faulty(store, "put 1: slow 20ms; get 1: slow 20ms");
         let rig = rig(1, Backing::Base4k, store.clone(), FaultAround::Fixed(4), true);
@@ -158,9 +153,7 @@ fn a_slow_store_is_waited_for() {
 }
 
 /// Page 5 is damaged for good, or for once.
-#[test]
 fn a_neighbour_that_cannot_be_read_costs_nobody_else() {
-    uffd_or_skip!("a_neighbour_that_cannot_be_read_costs_nobody_else");
     let flip = 5 * PAGE_SIZE * 8 + 77;
     for fault in [format!("put 1: flip {flip}"), format!("get 1: flip {flip}"), "get 1: eio".to_owned()] {
         for (store, backing) in
@@ -182,9 +175,7 @@ fn a_neighbour_that_cannot_be_read_costs_nobody_else() {
 
 /// All of a block comes back at once, as a huge page where there are such: of the one that is damaged the right page is
 /// named.
-#[test]
 fn of_a_huge_page_the_damaged_page_is_named() {
-    uffd_or_skip!("of_a_huge_page_the_damaged_page_is_named");
     let flip = 300 * PAGE_SIZE * 8 + 5;
     for store in stores() {
         for plan in [format!("put 2: flip {flip}"), format!("get 1: flip {flip}")] {

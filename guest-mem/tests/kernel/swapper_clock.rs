@@ -1,16 +1,17 @@
 //! The clock on real memory: it evicts what nobody used.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
-
-mod support;
-
 use std::collections::BTreeSet;
 
+use crate::needs::Need;
+use crate::support::swapped::{Rig, lz4, rig, value};
 use guest_mem::swapper::{Clock, Evictor, Fate, FaultAround};
 use guest_mem::{Backing, PAGE_SIZE, PAGES_PER_PMD, PageScanner};
-use support::swapped::{Rig, lz4, rig, value};
-use support::uffd_or_skip;
+
+crate::tests! {
+    what_is_used_stays_and_the_rest_goes: [Userfault],
+    a_page_that_came_back_is_passed_over: [Userfault],
+    a_huge_page_that_is_used_stays_huge: [Userfault, Has(Backing::Thp)],
+}
 
 fn filled(blocks: u64, backing: Backing, events: bool) -> Rig {
     let rig = rig(blocks, backing, lz4(), FaultAround::Adaptive, events);
@@ -29,9 +30,7 @@ fn evict_idle(rig: &Rig, clock: &mut Clock) -> BTreeSet<u64> {
 }
 
 /// Whoever reads or writes shared memory is seen, whoever writes private memory too.
-#[test]
 fn what_is_used_stays_and_the_rest_goes() {
-    uffd_or_skip!("what_is_used_stays_and_the_rest_goes");
     for (backing, events) in
         [(Backing::Base4k, false), (Backing::Base4k, true), (Backing::Memfd, false), (Backing::Memfd, true)]
     {
@@ -61,9 +60,7 @@ fn what_is_used_stays_and_the_rest_goes() {
 }
 
 /// A page that is only read cannot be told from an idle one in private memory. It leaves once and stays then.
-#[test]
 fn a_page_that_came_back_is_passed_over() {
-    uffd_or_skip!("a_page_that_came_back_is_passed_over");
     let rig = rig(1, Backing::Base4k, lz4(), FaultAround::Fixed(1), false);
     (0..512).for_each(|page| rig.write(page, value(page)));
     let mut clock = Clock::new(&rig.swapper, 1);
@@ -78,15 +75,12 @@ fn a_page_that_came_back_is_passed_over() {
 }
 
 /// A huge page is watched as one, and stays one when it was written to.
-#[test]
 fn a_huge_page_that_is_used_stays_huge() {
-    uffd_or_skip!("a_huge_page_that_is_used_stays_huge");
     let rig = filled(3, Backing::Thp, false);
     let mut scanner = PageScanner::new().unwrap();
     let mut huge = |block: u64| scanner.page(rig.range(block * 512, 1).start()).unwrap().is_pmd_mapped();
     if !(0..3).all(&mut huge) {
-        println!("SKIPPED: a_huge_page_that_is_used_stays_huge: this host gave no huge pages");
-        return;
+        harness::could_not_run(Need::Has(Backing::Thp), "a page of the three is none");
     }
     let mut clock = Clock::new(&rig.swapper, PAGES_PER_PMD);
     clock.watch(rig.region().range()).unwrap();

@@ -1,17 +1,18 @@
 //! The fates of a few pages against a table of what each holds.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
-
-mod support;
-
 use std::collections::HashMap;
 
+use crate::support::swapped::{lz4, rig};
 use guest_mem::swapper::{Evictor, Fate, FaultAround, Packed};
 use guest_mem::{Backing, Operation, perform_unmeasured};
 use proptest::prelude::*;
-use support::swapped::{lz4, rig};
-use support::uffd_or_skip;
+
+crate::tests! {
+    private_pages_are_what_the_table_says: [Userfault],
+    private_pages_with_events_are_what_the_table_says: [Userfault],
+    shared_pages_are_what_the_table_says: [Userfault],
+    shared_pages_with_events_are_what_the_table_says: [Userfault],
+}
 
 const PAGES: u64 = 6;
 
@@ -140,8 +141,7 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
     Ok(())
 }
 
-fn check(test: &str, backing: Backing, events: bool) {
-    uffd_or_skip!(test);
+fn check(backing: Backing, events: bool) {
     let around =
         prop_oneof![Just(FaultAround::Fixed(1)), Just(FaultAround::Fixed(4)), Just(FaultAround::Adaptive)];
     // Proptest keeps no record: what fails here is said with its steps.
@@ -149,22 +149,18 @@ fn check(test: &str, backing: Backing, events: bool) {
     proptest!(config, |(steps in steps(), around in around)| run(backing, events, around, steps)?);
 }
 
-#[test]
 fn private_pages_are_what_the_table_says() {
-    check("private_pages_are_what_the_table_says", Backing::Base4k, false);
+    check(Backing::Base4k, false);
 }
 
-#[test]
 fn private_pages_with_events_are_what_the_table_says() {
-    check("private_pages_with_events_are_what_the_table_says", Backing::Base4k, true);
+    check(Backing::Base4k, true);
 }
 
-#[test]
 fn shared_pages_are_what_the_table_says() {
-    check("shared_pages_are_what_the_table_says", Backing::Memfd, false);
+    check(Backing::Memfd, false);
 }
 
-#[test]
 fn shared_pages_with_events_are_what_the_table_says() {
-    check("shared_pages_with_events_are_what_the_table_says", Backing::Memfd, true);
+    check(Backing::Memfd, true);
 }

@@ -1,11 +1,8 @@
 //! What the tests on a real kernel share.
-#![allow(dead_code, reason = "each test binary uses a part")]
-
 pub mod announced;
 pub mod swapped;
 
 use std::fs::File;
-use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use guest_mem::{
@@ -13,14 +10,7 @@ use guest_mem::{
     drain_lru,
 };
 
-/// Says aloud that a test could not run. It then returns, and nobody can take it for a pass: unlike
-/// `eprintln!`, the line is not captured with the output of tests that succeed.
-#[expect(clippy::disallowed_methods, reason = "past the capture of the test harness")]
-pub fn could_not_run(test: &str, why: impl std::fmt::Display) {
-    // In one piece, so that lines of tests that run side by side do not mix.
-    let line = format!("SKIPPED: {test}: {why}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
-}
+use crate::needs::Need;
 
 /// One test at a time, in this process and in any other: they share the swap areas, the cgroup, the host's
 /// switches and the LRU lists.
@@ -38,23 +28,19 @@ pub fn alone() -> Alone {
     Alone { _process: process, _host: host }
 }
 
-/// A swap device for one test, or the reason there is none.
-pub fn swap(test: &str) -> Option<ZramSwap> {
-    ZramSwap::create(512 << 20, None).map_err(|error| could_not_run(test, error)).ok()
+/// A swap device for one test.
+pub fn swap() -> ZramSwap {
+    ZramSwap::create(512 << 20, None).unwrap()
 }
 
-/// A populated region, or the reason there is none. Each page holds its own address.
-pub fn filled(test: &str, len: u64, backing: Backing) -> Option<Region> {
-    if let Some(why) = backing.unavailable(len, &HostThp::read()) {
-        could_not_run(test, format_args!("{backing}: {why}"));
-        return None;
-    }
+/// A populated region. Each page holds its own address.
+pub fn filled(len: u64, backing: Backing) -> Region {
     let region = Region::map(len, backing).unwrap();
     region.populate(region.range()).unwrap();
     fill(&region, region.range());
     // Otherwise pages that another CPU just faulted in are skipped by whatever the test does next.
     let _ = drain_lru();
-    Some(region)
+    region
 }
 
 /// Writes each page's pattern.
@@ -95,30 +81,43 @@ pub fn vmas(region: &Region) -> usize {
 }
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
+
+/// The host's switches that a backing needs on, for one test.
+pub fn allow(backing: Backing) -> Vec<SysfsSwitch> {
+    match switches(backing) {
+        Ok(switches) => switches,
+        Err(why) => harness::could_not_run(Need::Has(backing), why),
+    }
+}
+
 /// What the largest region of a test has.
 const LARGEST: u64 = 16 * PMD_SIZE;
 
-/// The host's switches that a backing needs on, for one test; `None` if they cannot be had.
-pub fn allow(test: &str, backing: Backing) -> Option<Vec<SysfsSwitch>> {
+/// The same, or why they cannot be had.
+pub fn switches(backing: Backing) -> Result<Vec<SysfsSwitch>, String> {
     let missing = || backing.unavailable(LARGEST, &HostThp::read());
-    let Some(why) = missing() else { return Some(Vec::new()) };
+    let Some(why) = missing() else { return Ok(Vec::new()) };
     let settings = why.remedy.settings().iter();
-    let switches: Option<Vec<_>> =
-        settings.map(|setting| SysfsSwitch::set(test, &setting.knob.path(), &setting.text())).collect();
-    let switches = switches?;
-    if let Some(why) = missing() {
-        could_not_run(test, format_args!("{backing}: {why}"));
-        return None;
+    let switches = settings
+        .map(|setting| SysfsSwitch::set(&setting.knob.path(), &setting.text()))
+        .collect::<Result<Vec<_>, _>>()?;
+    match missing() {
+        Some(why) => Err(why.to_string()),
+        None => Ok(switches),
     }
-    Some(switches)
 }
 
 /// Keeps khugepaged away for one test: it collapses memory behind a plan's back.
-pub fn without_khugepaged(test: &str) -> Option<SysfsSwitch> {
-    let switch = SysfsSwitch::set(test, &format!("{THP}/khugepaged/scan_sleep_millisecs"), "600000");
+pub fn without_khugepaged() -> SysfsSwitch {
+    let switch = SysfsSwitch::set(&format!("{THP}/khugepaged/scan_sleep_millisecs"), "600000").unwrap();
     // Writing the switch wakes it for a last round.
     std::thread::sleep(std::time::Duration::from_millis(50));
     switch
+}
+
+/// Those that can be paged out.
+pub fn swappable() -> impl Iterator<Item = Backing> {
+    backings().into_iter().filter(|backing| *backing != Backing::Hugetlb2m)
 }
 
 /// Every kind of backing, one size of mTHP.
@@ -134,20 +133,13 @@ pub struct SysfsSwitch {
 
 impl SysfsSwitch {
     /// Sets a switch, or says why not.
-    pub fn set(test: &str, path: &str, value: &str) -> Option<Self> {
-        let read = std::fs::read_to_string(path);
-        let Ok(text) = read else {
-            could_not_run(test, format_args!("no {path}"));
-            return None;
-        };
+    fn set(path: &str, value: &str) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
         // Most switches show all choices with the current one in brackets; plain numbers show themselves.
         let before = text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));
         let before = before.unwrap_or(text.trim()).to_owned();
-        if let Err(error) = std::fs::write(path, value) {
-            could_not_run(test, format_args!("writing {path}: {error}"));
-            return None;
-        }
-        Some(Self { path: path.to_owned(), before })
+        std::fs::write(path, value).map_err(|error| format!("writing {path}: {error}; run as root"))?;
+        Ok(Self { path: path.to_owned(), before })
     }
 }
 
@@ -156,16 +148,3 @@ impl Drop for SysfsSwitch {
         std::fs::write(&self.path, &self.before).unwrap();
     }
 }
-
-/// Returns from a test, aloud, where this process may not have a userfaultfd that serves the kernel's faults too.
-#[allow(unused_macros, reason = "not every test of the folder needs one")]
-macro_rules! uffd_or_skip {
-    ($test:expr) => {
-        if let Err(why) = guest_mem::uffd::Userfault::open(guest_mem::uffd::Features::empty()) {
-            eprintln!("SKIPPED: {}: {why}", $test);
-            return;
-        }
-    };
-}
-#[allow(unused_imports, reason = "not every test of the folder needs one")]
-pub(crate) use uffd_or_skip;

@@ -1,11 +1,6 @@
 //! The file store on file systems that are full, and past the process's own limit: what the kernel says there is an
 //! error that names the page, and nothing is kept or lost by it.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
-
-mod support;
-
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use guest_mem::{FileIo, FileStore, PAGE_SIZE, Page, Slot, Store, StoreError, Usage};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::could_not_run;
+
+crate::tests! {
+    a_full_file_system_is_an_error_that_names_the_page: [OwnMounts],
+    the_process_s_file_size_limit_is_an_error_that_names_the_page: [],
+    a_named_directory_s_file_leaves_no_name: [],
+}
 
 /// The limit of one test is the other's as well.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
@@ -87,19 +87,11 @@ fn store_on_a_small_tmpfs(directory: &Path) -> io::Result<FileStore> {
     Ok(store.unwrap())
 }
 
-#[test]
 fn a_full_file_system_is_an_error_that_names_the_page() {
     let _turn = one_at_a_time();
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path().to_owned();
-    let store = match std::thread::spawn(move || store_on_a_small_tmpfs(&at)).join().unwrap() {
-        Ok(store) => store,
-        Err(error) => {
-            let test = "a_full_file_system_is_an_error_that_names_the_page";
-            could_not_run(test, format!("a tmpfs of one's own: {error}"));
-            return;
-        }
-    };
+    let store = std::thread::spawn(move || store_on_a_small_tmpfs(&at)).join().unwrap().unwrap();
     assert_eq!(store.io(), FileIo::Buffered, "a tmpfs is memory, whatever flags it takes");
     let error = survives_a_failed_put(&store, 64);
     match error {
@@ -110,7 +102,6 @@ fn a_full_file_system_is_an_error_that_names_the_page() {
     }
 }
 
-#[test]
 fn the_process_s_file_size_limit_is_an_error_that_names_the_page() {
     let _turn = one_at_a_time();
     let store = FileStore::new(&std::env::temp_dir(), 256 * PAGE_SIZE).unwrap();
@@ -132,7 +123,6 @@ fn the_process_s_file_size_limit_is_an_error_that_names_the_page() {
     }
 }
 
-#[test]
 fn a_named_directory_s_file_leaves_no_name() {
     let _turn = one_at_a_time();
     let directory = tempfile::tempdir().unwrap();

@@ -6,21 +6,27 @@ use std::thread::scope;
 use guest_mem::uffd::{Event, EventBuffer, Features, MapAs, Stop, Waiter, Wake, Woken};
 use guest_mem::{Address, Hva};
 
-use crate::{MISSING, content, memory, open, page, support, word};
+use super::{MISSING, content, memory, open, page, word};
 
-/// Whether a thread sleeps in `epoll_pwait`; `None` if procfs does not say.
-fn sleeps_in_epoll(thread: i32) -> Option<bool> {
-    let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).ok()?;
-    let number = call.split_whitespace().next()?;
-    Some(number == libc::SYS_epoll_pwait.to_string() || number == libc::SYS_epoll_wait.to_string())
+crate::tests! {
+    one_fault_wakes_one_of_those_who_wait: [Userfault, SystemCalls],
+    a_stop_is_seen_by_all_and_by_who_comes_late: [Userfault],
+    what_one_handler_leaves_unread_is_still_there: [Userfault],
+    all_who_are_always_woken_see_one_fault: [Userfault],
 }
 
-#[test]
+/// Whether a thread sleeps in `epoll_pwait`.
+fn sleeps_in_epoll(thread: i32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).unwrap();
+    let number = call.split_whitespace().next().unwrap();
+    number == libc::SYS_epoll_pwait.to_string() || number == libc::SYS_epoll_wait.to_string()
+}
+
 fn one_fault_wakes_one_of_those_who_wait() {
     const HANDLERS: usize = 3;
     let region = memory();
     scope(|threads| {
-        let Some(userfault) = open("one is woken", Features::empty()) else { return };
+        let userfault = open(Features::empty());
         userfault.register(&region, region.range(), MISSING).unwrap();
         let (userfault, stop) = (std::sync::Arc::new(userfault), std::sync::Arc::new(Stop::new().unwrap()));
         let (tell, told) = channel();
@@ -45,34 +51,21 @@ fn one_fault_wakes_one_of_those_who_wait() {
             })
             .collect();
         let sleepers: Vec<i32> = told.iter().take(HANDLERS).collect();
-        let all_asleep = || sleepers.iter().map(|&one| sleeps_in_epoll(one)).collect::<Option<Vec<_>>>();
-        let mut known = true;
         for fault in 0..5 {
-            loop {
-                match all_asleep() {
-                    Some(asleep) if asleep.iter().all(|&one| one) => break,
-                    Some(_) => std::thread::yield_now(),
-                    None => {
-                        known = false;
-                        break;
-                    }
-                }
+            let _waiting = harness::waiting("all handlers to sleep in epoll");
+            while !sleepers.iter().all(|&one| sleeps_in_epoll(one)) {
+                std::thread::yield_now();
             }
             assert_eq!(region.read_u64(page(&region, fault).start()).unwrap(), word(0));
         }
         stop.raise().unwrap();
         let woken: Vec<u32> = handlers.into_iter().map(|handler| handler.join().unwrap()).collect();
-        if known {
-            assert_eq!(woken.iter().sum::<u32>(), 5, "one wake-up for each fault: {woken:?}");
-        } else {
-            support::could_not_run("one is woken", "no /proc/self/task/*/syscall to see who sleeps");
-        }
+        assert_eq!(woken.iter().sum::<u32>(), 5, "one wake-up for each fault: {woken:?}");
     });
 }
 
-#[test]
 fn a_stop_is_seen_by_all_and_by_who_comes_late() {
-    let Some(userfault) = open("stop", Features::empty()) else { return };
+    let userfault = open(Features::empty());
     let stop = Stop::new().unwrap();
     scope(|threads| {
         let waits: Vec<_> = (0..3)
@@ -85,11 +78,10 @@ fn a_stop_is_seen_by_all_and_by_who_comes_late() {
     assert_eq!(Waiter::new(&userfault, &stop).unwrap().wait().unwrap(), Woken::Stop);
 }
 
-#[test]
 fn what_one_handler_leaves_unread_is_still_there() {
     let region = memory();
     scope(|threads| {
-        let Some(userfault) = open("unread", Features::empty()) else { return };
+        let userfault = open(Features::empty());
         userfault.register(&region, region.range(), MISSING).unwrap();
         let touches: Vec<_> = (0..2)
             .map(|at| {
@@ -115,10 +107,9 @@ fn what_one_handler_leaves_unread_is_still_there() {
     });
 }
 
-#[test]
 fn all_who_are_always_woken_see_one_fault() {
     let region = memory();
-    let Some(userfault) = open("all are woken", Features::empty()) else { return };
+    let userfault = open(Features::empty());
     userfault.register(&region, region.range(), MISSING).unwrap();
     let stop = Stop::new().unwrap();
     scope(|threads| {

@@ -6,15 +6,23 @@ use std::thread::scope;
 use guest_mem::uffd::{Event, EventBuffer, Features, MapAs, ResolveKind, Userfault, Wake};
 use guest_mem::{PAGE_SIZE, PageScanner};
 
-use crate::calls::{Mapping, discard, fork_a_child, forking_alone, wait_for};
-use crate::{MISSING, Reader, content, memory, open, support, word};
+use super::calls::{Mapping, discard, fork_a_child, forking_alone, wait_for};
+use super::{MISSING, Reader, content, memory, open, support, word};
 
-#[test]
+crate::tests! {
+    remove_comes_before_the_zap_and_holds_it_up: [Feature(Features::EVENT_REMOVE)],
+    unmap_tells_what_is_gone: [Feature(Features::EVENT_UNMAP)],
+    remap_tells_where_and_the_registration_moves_along: [Feature(Features::EVENT_REMAP | Features::EVENT_UNMAP)],
+    a_forks_descriptor_serves_the_child_until_it_is_gone: [Feature(Features::EVENT_FORK | Features::EVENT_REMOVE)],
+    a_flood_of_forks_leaks_no_descriptor: [Feature(Features::EVENT_FORK | Features::SIGBUS | Features::THREAD_ID)],
+    a_fork_without_its_event_leaves_the_child_ordinary_memory: [Userfault],
+}
+
 fn remove_comes_before_the_zap_and_holds_it_up() {
     let region = memory();
     let three = support::pages(&region, 0, 3);
     scope(|threads| {
-        let Some(userfault) = open("remove", Features::EVENT_REMOVE) else { return };
+        let userfault = open(Features::EVENT_REMOVE);
         userfault.register(&region, region.range(), MISSING).unwrap();
         userfault.copy(three.start(), &content(3), MapAs::Writable, Wake::Yes).unwrap();
         let mut scanner = PageScanner::new().unwrap();
@@ -40,10 +48,9 @@ fn registered(userfault: &Userfault, pages: u64) -> Mapping {
     mapping
 }
 
-#[test]
 fn unmap_tells_what_is_gone() {
     scope(|threads| {
-        let Some(userfault) = open("unmap", Features::EVENT_UNMAP) else { return };
+        let userfault = open(Features::EVENT_UNMAP);
         let mut mapping = registered(&userfault, 4);
         let range = mapping.range;
         let unmapping = threads.spawn(move || mapping.unmap());
@@ -55,11 +62,10 @@ fn unmap_tells_what_is_gone() {
     });
 }
 
-#[test]
 fn remap_tells_where_and_the_registration_moves_along() {
     scope(|threads| {
         let features = Features::EVENT_REMAP | Features::EVENT_UNMAP;
-        let Some(userfault) = open("remap", features) else { return };
+        let userfault = open(features);
         let mut mapping = registered(&userfault, 4);
         let from = mapping.range;
         let moving = threads.spawn(move || {
@@ -84,12 +90,11 @@ fn remap_tells_where_and_the_registration_moves_along() {
     });
 }
 
-#[test]
 fn a_forks_descriptor_serves_the_child_until_it_is_gone() {
     let _alone = forking_alone();
     scope(|threads| {
         let features = Features::EVENT_FORK | Features::EVENT_REMOVE;
-        let Some(userfault) = open("fork", features) else { return };
+        let userfault = open(features);
         let mapping = registered(&userfault, 4);
         let forking = threads.spawn(|| wait_for(fork_a_child()));
         let event = Reader::of(&userfault).next();
@@ -112,14 +117,13 @@ fn open_with(features: Features) -> usize {
     infos.filter(|info| std::fs::read_to_string(info.path()).is_ok_and(|text| text.contains(&mark))).count()
 }
 
-#[test]
 fn a_flood_of_forks_leaks_no_descriptor() {
     const FORKS: usize = 40;
     // No other test has these.
     let features = Features::EVENT_FORK | Features::SIGBUS | Features::THREAD_ID;
     let _alone = forking_alone();
     scope(|threads| {
-        let Some(userfault) = open("fork flood", features) else { return };
+        let userfault = open(features);
         let mapping = registered(&userfault, 1);
         let forking = threads.spawn(|| (0..FORKS).map(|_| wait_for(fork_a_child())).max());
         let mut reader = Reader::of(&userfault);
@@ -143,10 +147,9 @@ fn a_flood_of_forks_leaks_no_descriptor() {
     });
 }
 
-#[test]
 fn a_fork_without_its_event_leaves_the_child_ordinary_memory() {
     let _alone = forking_alone();
-    let Some(userfault) = open("fork unseen", Features::empty()) else { return };
+    let userfault = open(Features::empty());
     let mapping = registered(&userfault, 1);
     assert_eq!(wait_for(fork_a_child()), 0);
     let mut buffer = EventBuffer::new(1);

@@ -8,14 +8,27 @@ use guest_mem::uffd::{
 use guest_mem::{Address, Backing, PageScanner, Region};
 use rustix::io::Errno;
 
-use crate::calls::{discard, read_by_kernel};
-use crate::{MISSING, PROTECTED, Reader, content, memory, open, page, support, word};
+use super::calls::{discard, read_by_kernel};
+use super::{MISSING, PROTECTED, Reader, content, memory, open, page, support, word};
 
-#[test]
+crate::tests! {
+    a_missing_page_is_served: [Feature(Features::THREAD_ID)],
+    the_address_is_exact_when_asked_for: [Feature(Features::EXACT_ADDRESS)],
+    one_wake_serves_pages_that_were_put_in_before: [Userfault],
+    a_page_of_zeroes_is_the_zero_page: [Userfault],
+    a_page_of_the_cache_is_continued: [Feature(Features::MINOR_SHMEM)],
+    a_write_to_a_protected_page_is_served: [Feature(Features::PAGEFAULT_FLAG_WP)],
+    a_page_can_be_protected_from_its_first_moment: [Feature(Features::PAGEFAULT_FLAG_WP)],
+    a_system_call_waits_for_a_missing_page_or_fails_as_was_asked: [Feature(Features::SIGBUS)],
+    a_poisoned_page_fails_its_reader: [Feature(Features::POISON)],
+    closing_gives_ordinary_pages_to_who_waits: [Userfault],
+    one_for_user_mode_does_not_see_the_kernels_faults: [UserModeUserfault],
+}
+
 fn a_missing_page_is_served() {
     let region = memory();
     scope(|threads| {
-        let Some(userfault) = open("missing", Features::THREAD_ID) else { return };
+        let userfault = open(Features::THREAD_ID);
         let offered = userfault.register(&region, region.range(), MISSING).unwrap();
         assert!(offered.offers(Action::Copy) && !offered.offers(Action::WriteProtect));
         let at = page(&region, 3).start();
@@ -33,11 +46,10 @@ fn a_missing_page_is_served() {
     });
 }
 
-#[test]
 fn the_address_is_exact_when_asked_for() {
     let region = memory();
     scope(|threads| {
-        let Some(userfault) = open("exact address", Features::EXACT_ADDRESS) else { return };
+        let userfault = open(Features::EXACT_ADDRESS);
         userfault.register(&region, region.range(), MISSING).unwrap();
         let (at, region) = (page(&region, 1).start().checked_add(0x128).unwrap(), &region);
         let touch = threads.spawn(move || region.write_u64(at, 7).unwrap());
@@ -51,11 +63,10 @@ fn the_address_is_exact_when_asked_for() {
     });
 }
 
-#[test]
 fn one_wake_serves_pages_that_were_put_in_before() {
     let region = memory();
     scope(|threads| {
-        let Some(userfault) = open("wake batching", Features::empty()) else { return };
+        let userfault = open(Features::empty());
         userfault.register(&region, region.range(), MISSING).unwrap();
         let four = support::pages(&region, 0, 4);
         let touches: Vec<_> = four
@@ -78,10 +89,9 @@ fn one_wake_serves_pages_that_were_put_in_before() {
     });
 }
 
-#[test]
 fn a_page_of_zeroes_is_the_zero_page() {
     let region = memory();
-    let Some(userfault) = open("zero", Features::empty()) else { return };
+    let userfault = open(Features::empty());
     userfault.register(&region, region.range(), MISSING).unwrap();
     userfault.zero(support::pages(&region, 0, 2), Wake::Yes).unwrap();
     assert_eq!(region.read_u64(page(&region, 1).start()).unwrap(), 0);
@@ -89,13 +99,12 @@ fn a_page_of_zeroes_is_the_zero_page() {
     assert_eq!((counts.present, counts.zero), (2, 2));
 }
 
-#[test]
 fn a_page_of_the_cache_is_continued() {
     const MINOR: Modes = Modes { missing: false, minor: true, write_protect: false };
     let region = Region::map(2 << 20, Backing::Memfd).unwrap();
     rustix::io::pwrite(region.memfd().unwrap(), &content(2), 0).unwrap();
     scope(|threads| {
-        let Some(userfault) = open("minor", Features::MINOR_SHMEM) else { return };
+        let userfault = open(Features::MINOR_SHMEM);
         let offered = userfault.register(&region, region.range(), MINOR).unwrap();
         assert!(offered.offers(Action::Continue));
         let touch = threads.spawn(|| region.read_u64(page(&region, 1).start()).unwrap());
@@ -130,10 +139,9 @@ fn expect_write_fault(region: &Region, userfault: guest_mem::Userfault) {
     });
 }
 
-#[test]
 fn a_write_to_a_protected_page_is_served() {
     let region = memory();
-    let Some(userfault) = open("write protection", Features::PAGEFAULT_FLAG_WP) else { return };
+    let userfault = open(Features::PAGEFAULT_FLAG_WP);
     let offered = userfault.register(&region, region.range(), PROTECTED).unwrap();
     assert!(offered.offers(Action::WriteProtect));
     userfault.copy(region.range().start(), &content(4), MapAs::Writable, Wake::Yes).unwrap();
@@ -141,21 +149,19 @@ fn a_write_to_a_protected_page_is_served() {
     expect_write_fault(&region, userfault);
 }
 
-#[test]
 fn a_page_can_be_protected_from_its_first_moment() {
     let region = memory();
-    let Some(userfault) = open("copy and protect", Features::PAGEFAULT_FLAG_WP) else { return };
+    let userfault = open(Features::PAGEFAULT_FLAG_WP);
     userfault.register(&region, region.range(), PROTECTED).unwrap();
     userfault.copy(region.range().start(), &content(4), MapAs::WriteProtected, Wake::Yes).unwrap();
     expect_write_fault(&region, userfault);
 }
 
-#[test]
 fn a_system_call_waits_for_a_missing_page_or_fails_as_was_asked() {
     let region = memory();
     let at = page(&region, 0).start();
     {
-        let Some(userfault) = open("sigbus", Features::SIGBUS) else { return };
+        let userfault = open(Features::SIGBUS);
         userfault.register(&region, region.range(), MISSING).unwrap();
         assert_eq!(read_by_kernel(at), Err(Errno::FAULT));
         userfault.copy(at, &content(1), MapAs::Writable, Wake::Yes).unwrap();
@@ -165,7 +171,7 @@ fn a_system_call_waits_for_a_missing_page_or_fails_as_was_asked() {
         assert_eq!(read_by_kernel(page(&region, 1).start()), Ok(0));
     }
     scope(|threads| {
-        let Some(userfault) = open("system call", Features::empty()) else { return };
+        let userfault = open(Features::empty());
         userfault.register(&region, region.range(), MISSING).unwrap();
         let touch = threads.spawn(|| read_by_kernel(page(&region, 2).start()));
         assert!(matches!(Reader::of(&userfault).next(), Event::Fault(_)));
@@ -174,10 +180,9 @@ fn a_system_call_waits_for_a_missing_page_or_fails_as_was_asked() {
     });
 }
 
-#[test]
 fn a_poisoned_page_fails_its_reader() {
     let region = memory();
-    let Some(userfault) = open("poison", Features::POISON) else { return };
+    let userfault = open(Features::POISON);
     userfault.register(&region, region.range(), MISSING).unwrap();
     userfault.poison(page(&region, 0), Wake::Yes).unwrap();
     assert_eq!(read_by_kernel(page(&region, 0).start()), Err(Errno::FAULT));
@@ -189,11 +194,10 @@ fn a_poisoned_page_fails_its_reader() {
     assert_eq!(read_by_kernel(page(&region, 0).start()), Ok(0));
 }
 
-#[test]
 fn closing_gives_ordinary_pages_to_who_waits() {
     let region = memory();
     scope(|threads| {
-        let Some(userfault) = open("close", Features::empty()) else { return };
+        let userfault = open(Features::empty());
         userfault.register(&region, region.range(), MISSING).unwrap();
         let touch = threads.spawn(|| region.read_u64(page(&region, 0).start()).unwrap());
         Reader::of(&userfault).wait();
@@ -203,14 +207,10 @@ fn closing_gives_ordinary_pages_to_who_waits() {
 }
 
 /// The kind that everybody may have: a thread waits for its page, a system call does not.
-#[test]
 fn one_for_user_mode_does_not_see_the_kernels_faults() {
     let region = memory();
     scope(|threads| {
-        let userfault = match Userfault::open_for(Faults::UserMode, Features::empty()) {
-            Ok(userfault) => userfault,
-            Err(why) => return support::could_not_run("user mode alone", why),
-        };
+        let userfault = Userfault::open_for(Faults::UserMode, Features::empty()).unwrap();
         userfault.register(&region, region.range(), MISSING).unwrap();
         assert_eq!(read_by_kernel(page(&region, 0).start()), Err(Errno::FAULT));
         let touch = threads.spawn(|| region.read_u64(page(&region, 0).start()).unwrap());

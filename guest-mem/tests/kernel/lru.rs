@@ -1,0 +1,13 @@
+//! Batches of pages on their way to the LRU lists.
+
+use guest_mem::drain_lru;
+
+crate::tests! {
+    draining_is_repeatable: [Collapse],
+}
+
+fn draining_is_repeatable() {
+    for _ in 0..3 {
+        drain_lru().unwrap();
+    }
+}
