@@ -12,5 +12,6 @@ pub mod machine;
 pub mod naive;
 pub mod nobody;
 pub mod program;
+pub mod pty;
 pub mod record;
 pub mod stand_in;

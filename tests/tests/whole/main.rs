@@ -19,6 +19,7 @@ mod counts;
 mod doctor;
 mod expectations;
 mod guest;
+mod interrupted;
 mod kernel_account;
 mod linux;
 mod no_kvm;
@@ -27,6 +28,7 @@ mod own_swap;
 mod replay;
 mod restore;
 mod restore_input;
+mod run_directory;
 mod timeline;
 mod unprivileged;
 mod way_out;
@@ -70,7 +72,9 @@ fn main() -> ExitCode {
         boot_input::tests(),
         boot_guest::tests(),
         boot_pvm::tests(),
+        run_directory::tests(),
         way_out::tests(),
+        interrupted::tests(),
         linux::tests(),
     ];
     harness::main("the whole", all.into_iter().flatten().collect())

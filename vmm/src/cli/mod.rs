@@ -25,6 +25,7 @@ use clap::Parser;
 use crate::doctor::Report;
 use crate::exit::{Exit, Failure};
 use crate::host::guardian_main;
+use crate::host::signals::ignore_file_size_signal;
 use crate::output;
 use crate::report::ktap;
 use crate::run::chain;
@@ -40,6 +41,7 @@ pub fn main() -> ExitCode {
 
 /// The program with these arguments, the first of which is its name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    ignore_file_size_signal();
     output::say_panics();
     guest_mem::hear_what_is_left_behind(|what| output::message(what));
     // A panic, too, ends by returning: what was said before it is still to be written.

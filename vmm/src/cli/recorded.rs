@@ -77,11 +77,10 @@ impl Recorded {
 
     /// A sentence on a run that did not end.
     pub fn warning(&self) -> Option<String> {
-        let (rows, scenario) =
-            (self.record.rows.len(), self.path.parent().unwrap_or(Path::new("")).display());
+        let (rows, run) = (self.record.rows.len(), self.path.parent().unwrap_or(Path::new("")).display());
         (!self.has_ended).then(|| {
             format!(
-                "{scenario}: this run did not end (it was killed, or goes on): it has {rows} finished rows"
+                "{run}: this run did not end (it was killed, or goes on); rows finished until then: {rows}"
             )
         })
     }

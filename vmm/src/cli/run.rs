@@ -14,7 +14,7 @@ use crate::host::{HostChanges, Neighbours};
 use crate::output;
 use crate::record::{RowLabel, utc};
 use crate::report::{self, Charset, ktap};
-use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
+use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping, chain};
 use crate::scenario::{RowPlan, Scenario, Size};
 
 /// How often the thread that handles signals looks whether the run is over, in milliseconds.
@@ -52,6 +52,8 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     // Before anything is changed: what cannot be read or written needs no zram device.
     let scenario = in_guest(scenario(&arguments.scenario)?, arguments)?;
     let started_at = utc(SystemTime::now());
+    // A signal that comes from here on finds somebody who takes the directory away again.
+    block_stop_signals()?;
     let mut directory = RunDirectory::reserve(arguments.out.as_deref(), &started_at, &scenario.name)?;
     let plans: Vec<_> = scenario.rows().collect();
     let (outcome, left_changed) = live(
@@ -64,13 +66,16 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     let written = directory.finish(&outcome.record);
     publish(arguments, &outcome)?;
     let code = code(&outcome, left_changed);
-    if let Some(path) = written? {
-        output::message(format_args!("the run record is in {}", path.display()));
+    match &written {
+        Ok(Some(path)) => output::message(format_args!("the run record is in {}", path.display())),
+        Ok(None) => {}
+        Err(lost) => output::message(chain(lost)),
     }
-    if let Ended::Failed(error) = outcome.ended {
-        return Err(error.into());
+    match (outcome.ended, written) {
+        (Ended::Failed(error), _) => Err(error.into()),
+        (_, Err(lost)) => Ok(lost.class().into()),
+        (_, Ok(_)) => Ok(code),
     }
-    Ok(code)
 }
 
 /// What rows need of the host.

@@ -71,7 +71,7 @@ pub fn guard(owner: i32) -> ExitCode {
 fn leave_the_terminal() {
     // Fails only for the leader of a process group, which a child just started is not.
     let _ = rustix::process::setsid();
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGXFSZ] {
         // SAFETY: ignoring a signal runs no code of ours in a handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }

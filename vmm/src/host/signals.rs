@@ -150,6 +150,13 @@ pub fn with_stop_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
+/// Has a write beyond `ulimit -f` fail with EFBIG, as one fails on a full disk, in place of ending this process. Children
+/// inherit it: the only one is the guardian, whose messages may go to such a file.
+pub fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal runs no code of ours in a handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 fn change_mask(how: i32) -> Result<(), SignalError> {
     let set = stop_signals();
     // SAFETY: the set is initialised; the old mask is not asked for.

@@ -1,0 +1,401 @@
+//! A run with changes to the host, ended in every way at ten moments of its life: the finished rows are on the disk and
+//! can be read, the host is as it was, and nothing of the run goes on.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, test_kill_process_group};
+use serde_json::Value;
+use tests::program;
+use tests::pty::Terminal;
+use vmm::tap::Tracefs;
+
+crate::tests! {
+    finished_rows_are_kept_and_the_host_is_as_it_was(way in Way::ALL): [Zram] within 600,
+}
+
+/// How long the way out may take, and how long a moment may be in coming.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The rows, in their order.
+const POLICIES: [&str; 7] = ["kernel", "page", "pmd", "folio", "modern", "slot", "vm"];
+
+/// What ends a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Hup,
+    Int,
+    Term,
+    Kill,
+    ClosedTerminal,
+    BrokenPipe,
+    FullDisk,
+}
+
+impl Way {
+    const ALL: [Self; 7] = [
+        Self::Hup,
+        Self::Int,
+        Self::Term,
+        Self::Kill,
+        Self::ClosedTerminal,
+        Self::BrokenPipe,
+        Self::FullDisk,
+    ];
+
+    fn signal(self) -> Option<Signal> {
+        match self {
+            Self::Hup => Some(Signal::HUP),
+            Self::Int => Some(Signal::INT),
+            Self::Term => Some(Signal::TERM),
+            Self::Kill => Some(Signal::KILL),
+            Self::ClosedTerminal | Self::BrokenPipe | Self::FullDisk => None,
+        }
+    }
+
+    /// Whether the run goes on to its last row.
+    fn is_survived(self) -> bool {
+        matches!(self, Self::BrokenPipe | Self::FullDisk)
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A moment of a run, by what can be seen of it.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// The directory is reserved.
+    Reserved,
+    /// There is a zram device.
+    Device,
+    /// It is swapped to.
+    Swap,
+    /// So many rows are on the disk.
+    Rows(usize),
+}
+
+const MOMENTS: [Moment; 10] = [
+    Moment::Reserved,
+    Moment::Device,
+    Moment::Swap,
+    Moment::Rows(1),
+    Moment::Rows(2),
+    Moment::Rows(3),
+    Moment::Rows(4),
+    Moment::Rows(5),
+    Moment::Rows(6),
+    Moment::Rows(7),
+];
+
+fn finished_rows_are_kept_and_the_host_is_as_it_was(way: Way) {
+    for moment in MOMENTS {
+        let cell = format!("{way} at {moment:?}");
+        let _waiting = harness::waiting(cell.clone());
+        let before = Host::now();
+        let mut run = Run::start(way);
+        run.wait_for(moment, &before, &cell);
+        let seen = run.rows().map_or(0, |rows| rows.len());
+        run.end_by(way);
+        let status = run.wait(&cell);
+        let rows = run.check(way, status, seen, &cell);
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(left) = Host::now().left_of(run.pid, &before) {
+            assert!(Instant::now() < deadline, "{cell}: {left}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        println!("    {cell}: {seen} rows were there, {rows} are");
+    }
+}
+
+/// Some short rows, each of which evicts to the swap device.
+fn scenario() -> String {
+    format!(
+        "name = \"x\"\nmemory = \"4MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = {POLICIES:?}\n[[case]]\n\
+         name = \"c\"\n[[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"hot\"\ncount = 8\n[[case.step]]\n\
+         do = \"baseline\"\nfor = \"20ms\"\n[[case.step]]\ndo = \"reclaim\"\nvictims = \"sparse\"\ncount = 16\n\
+         [[case.step]]\ndo = \"stop\"\n[[case.step]]\ndo = \"refault\"\n"
+    )
+}
+
+/// What holds the run's output.
+enum Held {
+    /// Files, which need nobody.
+    Files,
+    /// The reading ends of pipes.
+    Pipes,
+    Terminal(Terminal),
+}
+
+struct Run {
+    child: Child,
+    pid: Pid,
+    held: Held,
+    /// Where the run directory is.
+    out: PathBuf,
+    disk: Option<Disk>,
+    place: tempfile::TempDir,
+}
+
+impl Run {
+    fn start(way: Way) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let at = place.path();
+        fs::write(at.join("s.toml"), scenario()).unwrap();
+        let disk = (way == Way::FullDisk).then(|| Disk::small(&at.join("disk")));
+        let out = at.join("disk/out");
+        let arguments =
+            ["run", "s.toml", "--zram", "64MiB", "--tap", "tracefs", "--json", "--out", "disk/out"];
+        let mut command = program::zapscope(at, &arguments);
+        let (held, child) = match way {
+            Way::ClosedTerminal => {
+                let (terminal, child) = Terminal::start(command).unwrap();
+                (Held::Terminal(terminal), child)
+            }
+            Way::BrokenPipe => (Held::Pipes, command.process_group(0).spawn().unwrap()),
+            _ => {
+                command.stdout(File::create(at.join("stdout")).unwrap());
+                command.stderr(File::create(at.join("stderr")).unwrap());
+                (Held::Files, command.process_group(0).spawn().unwrap())
+            }
+        };
+        let pid = Pid::from_child(&child);
+        Self { child, pid, held, out, disk, place }
+    }
+
+    /// The rows on the disk; `None` if there is no record.
+    fn rows(&self) -> Option<Vec<Value>> {
+        Some(self.record()?["rows"].as_array().unwrap().clone())
+    }
+
+    fn record(&self) -> Option<Value> {
+        let text = fs::read(self.out.join("run.json")).ok()?;
+        Some(serde_json::from_slice(&text).expect("a record is there whole or not at all"))
+    }
+
+    /// What it said, as far as that can be known.
+    fn said(&self) -> String {
+        fs::read_to_string(self.place.path().join("stderr")).unwrap_or_default()
+    }
+
+    fn wait_for(&mut self, moment: Moment, before: &Host, cell: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Held::Terminal(terminal) = &mut self.held {
+                terminal.drain();
+            }
+            let come = match moment {
+                Moment::Reserved => self.out.join("events.log").exists(),
+                Moment::Device => Host::now().devices.len() > before.devices.len(),
+                Moment::Swap => Host::now().swaps.len() > before.swaps.len(),
+                Moment::Rows(rows) => self.rows().is_some_and(|there| there.len() >= rows),
+            };
+            if come {
+                return;
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("{cell}: it ended before, with {status}: {}", self.said());
+            }
+            assert!(Instant::now() < deadline, "{cell}: the moment does not come: {}", self.said());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn end_by(&mut self, way: Way) {
+        if let Some(signal) = way.signal() {
+            kill_process(self.pid, signal).unwrap();
+        }
+        match &self.disk {
+            Some(disk) => disk.fill(self.pid),
+            None => {
+                // Whatever reads the output goes.
+                (self.child.stdout, self.child.stderr) = (None, None);
+                self.held = Held::Files;
+            }
+        }
+    }
+
+    /// Waits for the end of the process, and sees that no other is left of its group.
+    fn wait(&mut self, cell: &str) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                let left = test_kill_process_group(self.pid);
+                assert_eq!(left, Err(Errno::SRCH), "{cell}: a process is left: {}", self.said());
+                return status;
+            }
+            if Instant::now() >= deadline {
+                let _ = kill_process(self.pid, Signal::KILL);
+                panic!("{cell}: it goes on: {}", self.said());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What is on the disk is a beginning of the run that holds at least what was seen, and every reader reads it.
+    /// Returns its rows.
+    fn check(&self, way: Way, status: ExitStatus, seen: usize, cell: &str) -> usize {
+        let said = self.said();
+        assert!(!said.contains("panicked"), "{cell}: {said}");
+        let Some(record) = self.record() else {
+            assert_eq!(seen, 0, "{cell}: rows are gone: {said}");
+            self.check_end(way, status, None, cell);
+            return 0;
+        };
+        let rows = record["rows"].as_array().unwrap();
+        assert!(rows.len() >= seen, "{cell}: rows are gone: {said}");
+        for (row, policy) in rows.iter().zip(POLICIES) {
+            assert_eq!(
+                (&row["policy"], &row["could_not_run"]),
+                (&policy.into(), &Value::Null),
+                "{cell}: {row:#}"
+            );
+        }
+        self.check_end(way, status, record["ended"].as_str(), cell);
+        if way.is_survived() {
+            let text = fs::read(self.place.path().join("stdout")).unwrap_or_default();
+            let printed = serde_json::from_slice::<Value>(&text).map(|record| record["rows"].clone());
+            assert!(way == Way::BrokenPipe || printed.is_ok_and(|rows| rows.as_array().unwrap().len() == 7));
+        }
+        for reader in ["replay", "timeline"] {
+            let output = program::output(self.place.path(), &[reader, "disk/out", "--json"]);
+            let said = program::stderr(&output);
+            // With no section that fitted there is nothing to read, and that is said.
+            let nothing = way == Way::FullDisk && said.contains("holds no row");
+            assert!(output.status.success() || nothing, "{cell}: {reader}: {said}");
+            assert_eq!(said.contains("did not end"), record["ended"].is_null(), "{cell}: {reader}: {said}");
+            let read: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Array(Vec::new()));
+            if reader == "timeline" && way != Way::FullDisk {
+                assert_eq!(read.as_array().unwrap().len(), rows.len(), "{cell}: every row has its events");
+            }
+        }
+        rows.len()
+    }
+
+    /// It ended as it should, and the record says so.
+    fn check_end(&self, way: Way, status: ExitStatus, ended: Option<&str>, cell: &str) {
+        let said = self.said();
+        match (way, ended) {
+            // The last moments may come too late to change anything.
+            (_, Some("complete")) => assert!([Some(0), Some(5)].contains(&status.code()), "{cell}: {status}"),
+            (Way::Kill, _) => assert_eq!((status.signal(), ended), (Some(9), None), "{cell}: {said}"),
+            (Way::FullDisk, None) => {
+                assert_eq!(status.code(), Some(5), "{cell}: {said}");
+                assert!(said.contains("does not hold the whole run"), "{cell}: {said}");
+            }
+            (Way::BrokenPipe, _) => panic!("{cell}: it did not go on: {status}"),
+            (_, _) => {
+                assert_eq!(status.code(), Some(130), "{cell}: {said}");
+                assert!(ended == Some("cancelled") || !self.out.exists(), "{cell}: {ended:?}");
+            }
+        }
+    }
+}
+
+/// A file system of a megabyte, or a directory where none can be mounted.
+struct Disk {
+    path: PathBuf,
+    is_mounted: bool,
+}
+
+impl Disk {
+    fn small(path: &Path) -> Self {
+        fs::create_dir(path).unwrap();
+        let mounted = rustix::mount::mount("none", path, "tmpfs", MountFlags::empty(), Some(c"size=1m"));
+        Self { path: path.to_owned(), is_mounted: mounted.is_ok() }
+    }
+
+    /// Fills it; or, where it is no disk of its own, keeps `pid` from making any file larger.
+    fn fill(&self, pid: Pid) {
+        if !self.is_mounted {
+            // One that has ended needs no limit.
+            let _ = prlimit(Some(pid), Resource::Fsize, Rlimit { current: Some(1), maximum: None });
+            return;
+        }
+        let mut ballast = File::create(self.path.join("ballast")).unwrap();
+        while ballast.write_all(&[1; 4096]).is_ok() {}
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.is_mounted {
+            let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// What runs change of a host.
+struct Host {
+    swaps: BTreeSet<String>,
+    devices: BTreeSet<String>,
+}
+
+impl Host {
+    fn now() -> Self {
+        let swaps = fs::read_to_string("/proc/swaps").unwrap();
+        let swaps = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+        let devices = fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().file_name());
+        let devices = devices.filter_map(|name| name.into_string().ok());
+        Self {
+            swaps: swaps.map(str::to_owned).collect(),
+            devices: devices.filter(|name| name.starts_with("zram")).collect(),
+        }
+    }
+
+    /// What is left of the run `pid`, of which nothing was there `before`.
+    fn left_of(&self, pid: Pid, before: &Self) -> Option<String> {
+        let pid = pid.as_raw_nonzero().get();
+        let mut left = Vec::new();
+        left.extend(self.swaps.difference(&before.swaps).map(|name| format!("the swap device {name}")));
+        left.extend(self.devices.difference(&before.devices).map(|name| format!("the device {name}")));
+        left.extend(instances_of(pid));
+        cgroups(Path::new("/sys/fs/cgroup"), &format!("zapscope-{pid}"), &mut left);
+        left.extend(guardian_of(pid));
+        (!left.is_empty()).then(|| left.join(", "))
+    }
+}
+
+/// The tracefs instances that the process `pid` could have made.
+fn instances_of(pid: i32) -> Vec<String> {
+    let Ok(tracefs) = Tracefs::open() else { return Vec::new() };
+    let names = (0..10).map(|number| format!("instances/zapscope-{pid}-{number}"));
+    names.filter(|name| tracefs.directory(name).is_ok()).collect()
+}
+
+/// Adds the cgroups of this name below `directory`.
+fn cgroups(directory: &Path, name: &str, found: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if entry.file_name().to_str().is_some_and(|known| known.starts_with(name)) {
+            found.push(format!("the cgroup {}", entry.path().display()));
+        }
+        cgroups(&entry.path(), name, found);
+    }
+}
+
+/// The guardian of the process `pid`.
+fn guardian_of(pid: i32) -> Option<String> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let arguments = |process: fs::DirEntry| {
+        let mut text = String::new();
+        File::open(process.path().join("cmdline")).ok()?.read_to_string(&mut text).ok()?;
+        Some(text)
+    };
+    let ends = format!("{}\0{pid}\0", vmm::host::guardian::GUARDIAN_ARGUMENT);
+    processes
+        .filter_map(arguments)
+        .find(|text| text.ends_with(&ends))
+        .map(|_| format!("the guardian of {pid}"))
+}
