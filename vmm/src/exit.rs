@@ -187,12 +187,6 @@ impl Classified for io::Error {
     }
 }
 
-impl Classified for event_manager::Error {
-    fn class(&self) -> Class {
-        Class::Fault
-    }
-}
-
 impl Classified for serde_json::Error {
     fn class(&self) -> Class {
         Class::Fault

@@ -6,12 +6,12 @@ use guest_mem::{Hva, HvaRange, PAGE_SIZE};
 use notifier_bridge::monotonic_ns;
 
 use super::args::AttachArguments;
+use super::cancel_on_signal;
 use super::record_file::RecordFile;
-use super::run::watch_signals;
 use crate::attach::{self, Holder, Record, Session, Span};
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::HostChanges;
-use crate::host::signals::{Cancel, block_stop_signals};
+use crate::host::signals::Cancel;
 use crate::output;
 use crate::record::utc;
 use crate::report::Charset;
@@ -56,9 +56,7 @@ pub fn addresses(text: &str) -> Result<HvaRange, BadAddresses> {
 }
 
 pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
-    block_stop_signals()?;
-    let cancel = Cancel::new()?;
-    watch_signals(&cancel)?;
+    let cancel = cancel_on_signal()?;
     let name = format!("attach-{}", arguments.pid);
     let now = utc(SystemTime::now());
     let out = RecordFile::reserve(arguments.out.as_deref(), &now, &name, "attach.json")?;

@@ -1,7 +1,7 @@
 //! `zapscope boot`: a Linux kernel to its console.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,12 +12,13 @@ use guest_mem::{PAGE_SIZE, PMD_SIZE};
 use notifier_bridge::{Cause, Totals};
 
 use super::args::BootArguments;
-use super::run::watch_signals;
+use super::cancel_on_signal;
+use crate::devices::serial::Sink;
 use crate::devices::terminal::RawMode;
 use crate::devices::virtio::block::Disk;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::kvm_module::{KvmFacts, MmuKind};
-use crate::host::signals::{Cancel, block_stop_signals};
+use crate::host::signals::Cancel;
 use crate::host::{Root, facts};
 use crate::kvm::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
 use crate::linux::initrd::InitrdError;
@@ -95,7 +96,7 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     };
     let disks = arguments.disks.iter().enumerate().map(open_disk).collect::<Result<Vec<_>, _>>()?;
     let kvm = Kvm::open()?;
-    block_stop_signals()?;
+    let cancel = cancel_on_signal()?;
     let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
     let mut cmdline = COMMAND_LINE.to_owned();
     if emulated {
@@ -130,7 +131,7 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
         let pages = u32::try_from(size / PAGE_SIZE).unwrap_or(u32::MAX);
         balloon.set_target(pages)?;
     }
-    end_on_signal(&life)?;
+    end_on_signal(cancel, &life)?;
     let in_guest_decompression = arguments.in_guest_decompression;
     pc.boot(&BootSpec { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })
         .map_err(|error| named(error, arguments))?;
@@ -181,18 +182,16 @@ fn named(error: PcError, arguments: &BootArguments) -> Failure {
 }
 
 /// Where the guest's console is written. Where the guest cannot live beyond its first process, its life ends there.
-fn console(emulated: bool, life: &Arc<Life>) -> Box<dyn Write + Send> {
+fn console(emulated: bool, life: &Arc<Life>) -> Box<dyn Sink> {
     if !emulated {
-        return Box::new(output::Console::default());
+        return Box::new(output::Console);
     }
     let life = life.clone();
-    Box::new(pvm::InitWatch::new(output::Console::default(), move || life.end(Ending::HostLimit)))
+    Box::new(pvm::InitWatch::new(output::Console, move || life.end(Ending::HostLimit)))
 }
 
 /// SIGTERM and SIGHUP end the machine; Ctrl-C does where it does not belong to the guest.
-fn end_on_signal(life: &Arc<Life>) -> Result<(), Failure> {
-    let cancel = Cancel::new()?;
-    watch_signals(&cancel)?;
+fn end_on_signal(cancel: Cancel, life: &Arc<Life>) -> Result<(), Failure> {
     let life = life.clone();
     std::thread::Builder::new().name("stop".to_owned()).spawn(move || {
         while cancel.sleep(DAY).is_ok() {}
@@ -256,7 +255,10 @@ fn code(ending: &Ending) -> Exit {
             output::message(pvm::EXPLANATION);
             Exit::Host
         }
-        Ending::Stopped => Exit::Interrupted,
+        Ending::Stopped => {
+            output::hurry();
+            Exit::Interrupted
+        }
         Ending::Crash(report) => {
             output::message(report);
             Exit::Wrong

@@ -25,7 +25,7 @@ use clap::Parser;
 use crate::doctor::Report;
 use crate::exit::{Exit, Failure};
 use crate::host::guardian_main;
-use crate::host::signals::ignore_file_size_signal;
+use crate::host::signals::{self, Cancel, SignalError, ignore_file_size_signal};
 use crate::output;
 use crate::report::ktap;
 use crate::run::chain;
@@ -72,6 +72,14 @@ fn perform(arguments: Vec<OsString>) -> Exit {
             failure.exit()
         }
     }
+}
+
+/// A token that Ctrl-C and its like cancel. From the first of them on nobody waits for a reader that does not read.
+fn cancel_on_signal() -> Result<Cancel, SignalError> {
+    signals::cancel_on_signal(|text| {
+        output::hurry();
+        output::message(text);
+    })
 }
 
 /// Help and version, too, come this way, with an exit code of 0.

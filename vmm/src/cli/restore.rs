@@ -7,10 +7,10 @@ use notifier_bridge::monotonic_ns;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::args::RestoreArguments;
-use super::run::watch_signals;
+use super::cancel_on_signal;
 use super::snapshot::stop_when_told;
 use crate::exit::{Exit, Failure};
-use crate::host::signals::{Cancel, block_stop_signals};
+use crate::host::signals::Cancel;
 use crate::output;
 use crate::report::{Charset, units};
 use crate::snapshot::SnapshotError;
@@ -23,9 +23,7 @@ pub fn restore(path: &Path, arguments: &RestoreArguments) -> Result<Exit, Failur
     // As far as it takes to know that it is one, before anything is made.
     let snapshot = Snapshot::open(path)?;
     let kvm = Kvm::open()?;
-    block_stop_signals()?;
-    let cancel = Cancel::new()?;
-    watch_signals(&cancel)?;
+    let cancel = cancel_on_signal()?;
     match run(&snapshot, &kvm, arguments, &cancel, started) {
         Ok(record) => publish(&record, arguments.json),
         Err(_) if cancel.is_cancelled() => Ok(Exit::Interrupted),

@@ -3,22 +3,16 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use event_manager::{EventManager, SubscriberOps};
-
 use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
 use super::run_directory::RunDirectory;
-use super::{backend, progress::Shown, zram};
+use super::{backend, cancel_on_signal, progress::Shown, zram};
 use crate::exit::{Class, Classified, Exit, Failure};
-use crate::host::signals::{Cancel, StopSignals, block_stop_signals};
 use crate::host::{HostChanges, Neighbours};
 use crate::output;
 use crate::record::{RowLabel, utc};
 use crate::report::{self, Charset, ktap};
 use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping, chain};
 use crate::scenario::{RowPlan, Scenario, Size};
-
-/// How often the thread that handles signals looks whether the run is over, in milliseconds.
-const TICK: i32 = 100;
 
 /// What tells of accounts that disagree.
 const DIFFERENCES: &str = "account_differences";
@@ -96,9 +90,7 @@ pub(super) fn live(
     how: &Live,
     sink: &mut dyn RowSink,
 ) -> Result<(RunOutcome, bool), Failure> {
-    block_stop_signals()?;
-    let cancel = Cancel::new()?;
-    watch_signals(&cancel)?;
+    let cancel = cancel_on_signal()?;
     let (backend, notice) = backend::choose(how.backend)?;
     scenario.check_slots(backend.arena_slots())?;
     if let Some(notice) = &notice {
@@ -113,10 +105,10 @@ pub(super) fn live(
     if let Some(size) = how.zram {
         zram::add_if_allowed(&mut changes, size.0)?;
     }
-    let mut shown = Shown::new();
+    let mut shown = Shown::default();
     let tapping = Tapping::new(how.tap, Some(&mut changes));
     let mut outcome = runner.tapped(tapping).run_rows(plans, &mut shown, sink);
-    shown.clear();
+    drop(shown);
     let undone = changes.undo_all();
     for error in &undone {
         output::message(error);
@@ -149,18 +141,6 @@ fn scenario(name: &str) -> Result<Scenario, Failure> {
         return Err(NoScenario { name: name.to_owned(), known: known.join(", ") }.into());
     }
     Ok(Scenario::load(path)?)
-}
-
-/// Starts the thread that turns Ctrl-C into a cancel. It ends with the process.
-pub(super) fn watch_signals(cancel: &Cancel) -> Result<(), Failure> {
-    let signals = StopSignals::new(cancel.clone(), |text| output::message(text))?;
-    let mut manager = EventManager::new()?;
-    manager.add_subscriber(signals);
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        // An error of epoll would come back at once, for ever: then signals are lost, and SIGKILL remains.
-        while manager.run_with_timeout(TICK).is_ok() {}
-    })?;
-    Ok(())
 }
 
 /// Prints the table, or the record.

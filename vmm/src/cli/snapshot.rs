@@ -9,10 +9,10 @@ use guest_abi::order::Task;
 use guest_mem::PMD_SIZE;
 
 use super::args::SnapshotArguments;
-use super::run::watch_signals;
+use super::cancel_on_signal;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::guest::CrashKind;
-use crate::host::signals::{Cancel, block_stop_signals};
+use crate::host::signals::Cancel;
 use crate::host::{Root, facts};
 use crate::kvm::{Machine, VmConfig};
 use crate::output;
@@ -63,11 +63,9 @@ impl Classified for NoPlace {
 
 pub fn snapshot(arguments: &SnapshotArguments) -> Result<Exit, Failure> {
     let pattern = check(arguments)?;
-    block_stop_signals()?;
+    let cancel = cancel_on_signal()?;
     let file = WholeFile::create(&arguments.out, Existing::Replaced).map_err(NoPlace)?;
     let kvm = Kvm::open()?;
-    let cancel = Cancel::new()?;
-    watch_signals(&cancel)?;
     let mut said = |what: String| output::message(format_args!("this KVM does not give {what}"));
     match take(arguments, file, &kvm, pattern, &cancel, &mut said) {
         Ok(written) => {

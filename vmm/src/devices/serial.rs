@@ -1,7 +1,7 @@
 //! The 16550 serial port, COM1: the guest's console.
 //!
 //! ```text
-//!   guest ── THR ──> Uart ──> Output ── on a newline, a full buffer, the end of a burst or 10 ms ──> stdout
+//!   guest ── THR ──> Uart ──> Output ── on a newline, a full buffer, the end of a burst or 10 ms ──> Sink
 //!   guest <─ RBR ─── Uart <── what the FIFO can take ── SerialInput (device thread) <── stdin
 //!                      └── empty again: `room` ──────────────^
 //! ```
@@ -11,7 +11,7 @@ mod output;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ use super::bus::BusDevice;
 use super::{new_event, signal};
 
 pub use input::SerialInput;
-pub use output::Output;
+pub use output::{Output, Sink};
 
 /// COM1's ports.
 pub const COM1_PORTS: Range<u64> = 0x3f8..0x400;
@@ -79,8 +79,8 @@ pub struct SerialPort {
 }
 
 impl SerialPort {
-    /// A port that raises `irq` and writes to `sink`.
-    pub fn new(irq: EventFd, sink: Box<dyn Write + Send>) -> io::Result<Self> {
+    /// A port that raises `irq` and prints to `sink`.
+    pub fn new(irq: EventFd, sink: Box<dyn Sink>) -> io::Result<Self> {
         let room = Arc::new(Room { wanted: AtomicBool::new(false), event: new_event()? });
         let uart = Serial::with_events(Irq(irq), Events(room.clone()), Output::new(sink)?);
         Ok(Self { uart, room })
@@ -120,7 +120,7 @@ impl BusDevice for SerialPort {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         for (register, &byte) in (offset..).zip(data) {
-            // Neither the output nor the interrupt returns errors: both keep them to themselves.
+            // Neither the output nor the interrupt has errors.
             let _ = self.uart.write(register as u8, byte);
             match register {
                 // Linux ends every burst of output, console or tty, with a write of this register.

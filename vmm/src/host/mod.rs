@@ -20,5 +20,5 @@ pub use changes::{AddedZram, ChangeError, ChangeId, HostChanges};
 pub use facts::HostFacts;
 pub use neighbours::Neighbours;
 pub use root::Root;
-pub use signals::{Cancel, Cancelled, StopSignals};
+pub use signals::{Cancel, Cancelled};
 pub use undo::{UndoAction, UndoError};

@@ -1,20 +1,22 @@
 //! Ctrl-C as a cancel token: a run ends early by returning, and what it changed is undone on the way.
 //!
 //! ```text
-//! main: block_stop_signals() ─► threads start, inherit the mask
+//! main: cancel_on_signal(): the signals are blocked ─► threads start, inherit the mask
 //!                                 │
-//! SIGINT, SIGTERM, SIGHUP ─► signalfd ─► StopSignals (event manager) ─► Cancel: a flag that steps poll,
-//!                                                                       an eventfd that wakes sleepers
+//! SIGINT, SIGTERM, SIGHUP ─► signalfd ─► the signal thread ─► Cancel: a flag that steps poll,
+//!                                            │               an eventfd that wakes sleepers
+//!                                            └─ then, whatever comes of it: the announcement
 //! ```
+//!
+//! A signal thread that cannot go on lets the signals through: then they end the process, and the guardian undoes.
 
-use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
@@ -22,6 +24,8 @@ use super::changes::Announce;
 use crate::exit::{Class, Classified};
 
 const STOP_SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+/// The signal thread reads, and says a line.
+const STACK: usize = 64 << 10;
 
 /// The cancel token's or the signals' descriptor could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -122,15 +126,31 @@ fn stop_signals() -> libc::sigset_t {
     set
 }
 
-/// Blocks SIGINT, SIGTERM and SIGHUP in this thread and in those it starts. `main` calls it before the first
-/// thread: a thread without the mask would be ended by the signal, and all others with it.
-pub fn block_stop_signals() -> Result<(), SignalError> {
+/// A token that SIGINT, SIGTERM and SIGHUP cancel. Call it before the first thread is started: a thread without the
+/// mask would be ended by the signal, and all others with it.
+///
+/// `announce` hears of each signal after the token does.
+///
+/// # Errors
+/// [`SignalError`]; the signals are then as they were.
+pub fn cancel_on_signal(announce: impl FnMut(&str) + Send + 'static) -> Result<Cancel, SignalError> {
+    let cancel = Cancel::new()?;
+    block_stop_signals()?;
+    let started = StopSignals::new(cancel.clone(), announce).and_then(StopSignals::start);
+    if let Err(error) = started {
+        // Without a thread that takes them they end the process at once, as they do before this call.
+        let _ = unblock_stop_signals();
+        return Err(error);
+    }
+    Ok(cancel)
+}
+
+/// Blocks the stop signals in this thread and in those it starts.
+fn block_stop_signals() -> Result<(), SignalError> {
     change_mask(libc::SIG_BLOCK)
 }
 
-/// Lets them through again, for a child process that is to be stopped by Ctrl-C as usual: the mask is
-/// inherited. Only makes async-signal-safe calls.
-pub fn unblock_stop_signals() -> Result<(), SignalError> {
+fn unblock_stop_signals() -> Result<(), SignalError> {
     change_mask(libc::SIG_UNBLOCK)
 }
 
@@ -166,8 +186,8 @@ fn change_mask(how: i32) -> Result<(), SignalError> {
     }
 }
 
-/// Receives the stop signals on behalf of a [`Cancel`]; goes into the event manager.
-pub struct StopSignals {
+/// Receives the stop signals on behalf of a [`Cancel`].
+struct StopSignals {
     fd: OwnedFd,
     cancel: Cancel,
     announce: Announce,
@@ -175,10 +195,10 @@ pub struct StopSignals {
 
 impl StopSignals {
     /// Takes the signals, which [`block_stop_signals`] must have blocked.
-    pub fn new(cancel: Cancel, announce: impl FnMut(&str) + Send + 'static) -> Result<Self, SignalError> {
+    fn new(cancel: Cancel, announce: impl FnMut(&str) + Send + 'static) -> Result<Self, SignalError> {
         let set = stop_signals();
         // SAFETY: the set is initialised and only read; -1 asks for a new descriptor.
-        let raw = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        let raw = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
         if raw < 0 {
             return Err(SignalError { what: "a signalfd", source: io::Error::last_os_error() });
         }
@@ -187,18 +207,39 @@ impl StopSignals {
         Ok(Self { fd, cancel, announce: Box::new(announce) })
     }
 
-    /// Takes what has arrived and acts on it.
-    fn receive(&mut self) {
-        let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
-        while let Ok(length) = rustix::io::read(&self.fd, &mut record) {
-            if length < record.len() {
-                return;
+    /// Starts the signal thread. It ends with the process.
+    fn start(mut self) -> Result<(), SignalError> {
+        let serve = move || {
+            while self.receive().is_ok() {}
+            // The mask is each thread's own: as long as this thread lives, the signals end the process through it.
+            let _ = unblock_stop_signals();
+            loop {
+                std::thread::park();
             }
-            // `ssi_signo` is the first field.
-            let number = u32::from_ne_bytes([record[0], record[1], record[2], record[3]]);
-            (self.announce)(&announcement(number, self.cancel.is_cancelled()));
-            self.cancel.cancel();
+        };
+        let thread = std::thread::Builder::new().name("signals".to_owned()).stack_size(STACK).spawn(serve);
+        thread.map(drop).map_err(|source| SignalError { what: "a thread", source })
+    }
+
+    /// Waits for a signal and acts on it.
+    fn receive(&mut self) -> io::Result<()> {
+        let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
+        let length = loop {
+            match rustix::io::read(&self.fd, &mut record) {
+                Err(Errno::INTR) => {}
+                read => break read?,
+            }
+        };
+        if length < record.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        // `ssi_signo` is the first field.
+        let number = u32::from_ne_bytes([record[0], record[1], record[2], record[3]]);
+        let again = self.cancel.is_cancelled();
+        self.cancel.cancel();
+        // This thread outlives whatever the announcement does: the next signal is heard as well.
+        let _ = catch_unwind(AssertUnwindSafe(|| (self.announce)(&announcement(number, again))));
+        Ok(())
     }
 }
 
@@ -220,33 +261,10 @@ fn announcement(number: u32, again: bool) -> String {
     }
 }
 
-impl fmt::Debug for StopSignals {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("StopSignals").field("cancel", &self.cancel).finish_non_exhaustive()
-    }
-}
-
-impl MutEventSubscriber for StopSignals {
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        self.receive();
-    }
-
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new_raw(self.fd.as_raw_fd(), EventSet::IN)) {
-            // The callback cannot fail. Without it Ctrl-C would be swallowed: let it end the process, after
-            // which the guardian undoes.
-            (self.announce)(&format!("Ctrl-C will end this run at once: {error}"));
-            let _ = unblock_stop_signals();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
     use std::time::Instant;
-
-    use event_manager::{EventManager, SubscriberOps};
 
     use super::*;
 
@@ -287,33 +305,94 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(30));
     }
 
+    /// Raises a signal in this one thread, in which it is blocked: other tests are not disturbed.
+    fn raise(signal: i32) {
+        // SAFETY: takes nothing and cannot fail.
+        let this_thread = unsafe { libc::pthread_self() };
+        // SAFETY: the thread is alive; the signal is blocked in it, so it only becomes pending.
+        unsafe { libc::pthread_kill(this_thread, signal) };
+    }
+
     #[test]
     fn a_signal_cancels_and_a_second_one_asks_for_patience() {
-        // A signal to this one thread, with the mask of this one thread: other tests are not disturbed.
         std::thread::spawn(|| {
             block_stop_signals().unwrap();
-            let said = Arc::new(Mutex::new(Vec::new()));
-            let sink = Arc::clone(&said);
+            let (said, heard) = channel();
             let cancel = Cancel::new().unwrap();
-            let signals =
-                StopSignals::new(cancel.clone(), move |text| sink.lock().unwrap().push(text.to_owned()));
-            let mut manager = EventManager::<StopSignals>::new().unwrap();
-            manager.add_subscriber(signals.unwrap());
-            assert_eq!(manager.run_with_timeout(0).unwrap(), 0);
-            assert!(!cancel.is_cancelled());
-            for signal in [libc::SIGINT, libc::SIGTERM] {
-                // SAFETY: takes nothing and cannot fail.
-                let this_thread = unsafe { libc::pthread_self() };
-                // SAFETY: the thread is alive; the signal is blocked in it, so it only becomes pending.
-                unsafe { libc::pthread_kill(this_thread, signal) };
-                assert_eq!(manager.run_with_timeout(1000).unwrap(), 1);
-                assert!(cancel.is_cancelled());
+            let told = cancel.clone();
+            let announce = move |text: &str| said.send((text.to_owned(), told.is_cancelled())).unwrap();
+            let mut signals = StopSignals::new(cancel.clone(), announce).unwrap();
+            for (signal, words) in [(libc::SIGINT, "Ctrl-C: stopping"), (libc::SIGTERM, "SIGTERM again")] {
+                raise(signal);
+                signals.receive().unwrap();
+                let (said, cancelled) = heard.try_recv().unwrap();
+                assert!(said.starts_with(words), "{said}");
+                assert!(cancelled, "cancelled before it is announced");
             }
-            let said = said.lock().unwrap();
-            assert!(said[0].starts_with("Ctrl-C: stopping"), "{said:?}");
-            assert!(said[1].starts_with("SIGTERM again"), "{said:?}");
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn an_announcement_that_panics_costs_no_signal() {
+        std::thread::spawn(|| {
+            block_stop_signals().unwrap();
+            let cancel = Cancel::new().unwrap();
+            let mut announced = 0;
+            let (said, heard) = channel();
+            let mut signals = StopSignals::new(cancel.clone(), move |_| {
+                announced += 1;
+                said.send(announced).unwrap();
+                std::panic::resume_unwind(Box::new("standard error is gone"));
+            });
+            for signal in STOP_SIGNALS {
+                raise(signal);
+                signals.as_mut().unwrap().receive().unwrap();
+            }
+            assert!(cancel.is_cancelled());
+            assert_eq!(heard.try_iter().collect::<Vec<_>>(), [1, 2, 3]);
+        })
+        .join()
+        .unwrap();
+    }
+
+    /// The blocked signals of the thread of this process with this id, as a bit mask.
+    fn blocked(thread: i32) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn signals_that_cannot_be_received_any_more_are_let_through() {
+        let known = |thread: &i32| {
+            std::fs::read_to_string(format!("/proc/self/task/{thread}/comm"))
+                .is_ok_and(|name| name.trim() == "signals")
+        };
+        let threads = || {
+            let entries = std::fs::read_dir("/proc/self/task").unwrap();
+            let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+            ids.filter(known).collect::<Vec<_>>()
+        };
+        let before = threads();
+        // A directory in the place of the signalfd: reading it fails.
+        let signals = || StopSignals {
+            fd: std::fs::File::open("/").unwrap().into(),
+            cancel: Cancel::new().unwrap(),
+            announce: Box::new(|_| {}),
+        };
+        with_stop_signals_blocked(|| signals().start().unwrap());
+        let deadline = Instant::now() + LONG;
+        loop {
+            let ours: Vec<_> = threads().into_iter().filter(|thread| !before.contains(thread)).collect();
+            if let [thread] = ours[..]
+                && STOP_SIGNALS.iter().all(|signal| blocked(thread) & 1 << (signal - 1) == 0)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the threads {ours:?} still block the signals");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! | [`result()`], [`json`] | standard output | waits until the end, all of it |
 //! | [`live`] | standard output | 1 MiB waits; more is dropped, counted, and said so in its place |
 //! | [`Console`] | standard output, byte by byte as the guest sends it | the same |
-//! | [`message`], [`progress`] | standard error | the same |
+//! | [`message`], [`progress`], [`status`] | standard error | the same |
 //! | [`beside`] | standard error | waits until the end, all of it |
 //!
 //! Nothing here waits, panics, or fails: whether something can be shown decides nothing about the rest of the program.
@@ -13,18 +13,22 @@
 //! terminal would obey is made visible, since names, errors and reports quote what others wrote.
 
 mod queue;
+mod status;
 pub mod visible;
 mod writer;
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use queue::{Keep, Stream};
+use status::Status;
 use writer::Writer;
+
+use crate::devices::serial::Sink;
 
 /// How long a panic's text may take to be read.
 const PANIC: Duration = Duration::from_millis(200);
@@ -65,29 +69,37 @@ pub fn progress(text: impl Display) {
     WRITER.say(Stream::Err, visible::lines(&format!("{text}\n")).as_bytes(), Keep::WithRoom);
 }
 
+/// What goes on now, on the last line of a terminal that standard error is; elsewhere a line of its own.
+pub fn status(text: impl Display) {
+    match messages_go_to_a_terminal() {
+        true => WRITER.status(Some(Status::new(visible::line(&text.to_string()).into_owned()))),
+        false => progress(text),
+    }
+}
+
+/// Nothing goes on any more.
+pub fn clear_status() {
+    WRITER.status(None);
+}
+
 /// What stands beside a result that a program reads: on standard error, as it is.
 pub fn beside(text: impl Display) {
     WRITER.say(Stream::Err, visible::lines(&text.to_string()).as_bytes(), Keep::Always);
 }
 
 /// The console of a guest, raw: its bytes are for the terminal that it is shown on.
-#[derive(Debug, Default)]
-pub struct Console(());
+#[derive(Clone, Copy, Debug)]
+pub struct Console;
 
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Sink for Console {
+    fn take(&mut self, bytes: &[u8]) {
         WRITER.say(Stream::Out, bytes, Keep::WithRoom);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
 /// Whether messages are read by a person at a terminal.
 #[expect(clippy::disallowed_methods, reason = "only asks what it is")]
-pub fn messages_go_to_a_terminal() -> bool {
+fn messages_go_to_a_terminal() -> bool {
     io::stderr().is_terminal()
 }
 

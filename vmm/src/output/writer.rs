@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::queue::{Keep, Queue, Stream};
+use super::status::{Status, TICK};
 use crate::host::signals::with_stop_signals_blocked;
 
 /// One write is at most this long: a pipe that can be written to takes so much without blocking.
@@ -30,6 +31,8 @@ const SLOW: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 struct State {
     queue: Queue,
+    /// What stands at the bottom of the terminal that standard error is.
+    status: Option<Status>,
     /// There is a writer thread.
     has_writer: bool,
     /// What the writer waits for, while it does.
@@ -40,6 +43,25 @@ struct State {
     hurry: bool,
     /// Why standard output was closed, if not because its reader had gone.
     failure: Option<Errno>,
+}
+
+impl State {
+    fn erase_status(&mut self) {
+        if let Some(erase) = self.status.as_mut().and_then(Status::erase) {
+            self.queue.push(Stream::Err, erase.as_bytes(), Keep::Always);
+        }
+    }
+
+    /// Draws the status where nothing waits. Returns when to look again.
+    fn draw_status(&mut self, width: impl FnOnce() -> usize) -> Option<Duration> {
+        let status = self.status.as_mut()?;
+        if self.queue.wanted() == [false; 2]
+            && let Some(line) = status.draw(Instant::now(), width())
+        {
+            self.queue.push(Stream::Err, line.as_bytes(), Keep::WithRoom);
+        }
+        Some(TICK)
+    }
 }
 
 /// Two descriptors, what waits for them, and who writes it.
@@ -57,6 +79,7 @@ impl Writer {
     pub const fn new(streams: [BorrowedFd<'static>; 2]) -> Self {
         let state = State {
             queue: Queue::new(),
+            status: None,
             has_writer: false,
             polled: None,
             writes: 0,
@@ -73,6 +96,7 @@ impl Writer {
     /// Has bytes written. Waits for no reader.
     pub fn say(&'static self, stream: Stream, bytes: &[u8], keep: Keep) {
         let mut state = self.lock();
+        state.erase_status();
         state.queue.push(stream, bytes, keep);
         state.has_writer = state.has_writer || self.start();
         if state.polled.is_some_and(|polled| !polled[stream as usize]) {
@@ -80,6 +104,20 @@ impl Writer {
             drop(state);
             self.wake();
         }
+    }
+
+    /// Sets the line at the bottom of the terminal that standard error is, or takes it away.
+    pub fn status(&'static self, status: Option<Status>) {
+        let mut state = self.lock();
+        if state.status.is_none() && status.is_none() {
+            return;
+        }
+        state.erase_status();
+        state.status = status;
+        state.has_writer = state.has_writer || self.start();
+        state.polled = None;
+        drop(state);
+        self.wake();
     }
 
     fn wake(&self) {
@@ -102,20 +140,22 @@ impl Writer {
 
     fn run(&self) {
         loop {
-            let wanted = {
+            let (wanted, timeout) = {
                 let mut state = self.lock();
+                let timeout = state.draw_status(|| self.width());
                 let wanted = state.queue.wanted();
                 state.polled = Some(wanted);
-                wanted
+                (wanted, timeout)
             };
-            let writable = self.wait(wanted, None);
+            let writable = self.wait(wanted, timeout);
             self.lock().polled = None;
             self.write_first(writable);
         }
     }
 
     /// Waits until one of the streams can be written to, or there is more to write, or the time is over.
-    fn wait(&self, wanted: [bool; 2], timeout: Option<&Timespec>) -> [bool; 2] {
+    fn wait(&self, wanted: [bool; 2], timeout: Option<Duration>) -> [bool; 2] {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let wake = self.wake.get().map(|wake| PollFd::new(wake, PollFlags::IN));
         // A stream for which nothing waits is left out: that its reader has gone would be told again and again.
         let streams = [0, 1].map(|index| {
@@ -123,7 +163,7 @@ impl Writer {
         });
         let [out, err] = streams;
         let mut fds: Vec<PollFd<'_>> = [out, err, wake].into_iter().flatten().collect();
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return [false; 2],
             // Cannot wait: the write itself then waits, or says why not.
@@ -137,6 +177,12 @@ impl Writer {
             let _ = rustix::io::read(wake, &mut [0u8; 8]);
         }
         writable
+    }
+
+    /// How many columns the terminal has that standard error is.
+    fn width(&self) -> usize {
+        rustix::termios::tcgetwinsize(self.streams[Stream::Err as usize])
+            .map_or(80, |size| size.ws_col.into())
     }
 
     /// Writes the oldest bytes for a stream that can be written to.
@@ -179,6 +225,8 @@ impl Writer {
     /// could not be written, if there was something to write and a reader.
     pub fn finish(&self, limit: Option<Duration>) -> Option<Errno> {
         let mut state = self.lock();
+        state.erase_status();
+        state.status = None;
         let begun = Instant::now();
         let (mut told, mut last, mut writes) = (None, begun, state.writes);
         while state.queue.wanted() != [false; 2] {
@@ -209,9 +257,11 @@ impl Writer {
     fn write_here<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let wanted = state.queue.wanted();
         drop(state);
-        let timeout = Timespec::try_from(IDLE).ok();
-        let writable = self.wait(wanted, timeout.as_ref());
+        let writable = self.wait(wanted, Some(IDLE));
         self.write_first(writable);
         self.lock()
     }
 }
+
+#[cfg(test)]
+mod tests;

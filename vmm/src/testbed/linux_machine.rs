@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +28,7 @@ use notifier_bridge::Cause;
 use super::{GivenBack, ShellEnd};
 use crate::agent::initramfs::{self, Kind};
 use crate::agent::{AgentError, Link};
+use crate::devices::serial::Sink;
 use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::block::{Disk, DiskError};
 use crate::exit::{Class, Classified};
@@ -193,19 +194,14 @@ impl Tail {
     }
 }
 
-impl Write for Tail {
-    fn write(&mut self, more: &[u8]) -> std::io::Result<usize> {
+impl Sink for Tail {
+    fn take(&mut self, more: &[u8]) {
         let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         bytes.extend_from_slice(more);
         if bytes.len() > 2 * TAIL {
             let surplus = bytes.len() - TAIL;
             bytes.drain(..surplus);
         }
-        Ok(more.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 //! A pipe is read only as fast as the guest reads: nothing is lost. A terminal is always read, because Ctrl-A x must
 //! work in front of a guest that hangs; what is typed beyond [`TYPED_AHEAD`] is lost, and counted.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
@@ -92,9 +92,7 @@ impl SerialInput {
             match escape {
                 Escape::Quit => switch.press(PowerEvent::Quit),
                 Escape::Help => {
-                    let mut port = lock(&self.port);
-                    // The output has no errors: what fails is counted there.
-                    let _ = port.output_mut().write_all(HELP.as_bytes());
+                    lock(&self.port).output_mut().put(HELP.as_bytes());
                 }
             }
         }

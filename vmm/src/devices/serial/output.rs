@@ -1,6 +1,6 @@
-//! The guest's output, gathered so that a byte does not cost a system call.
+//! The guest's output, gathered so that a byte does not cost a wake-up.
 
-use std::io::{self, ErrorKind, Write};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -8,81 +8,50 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// So much is gathered before it is written in the middle of a line.
+/// So much is gathered before it is passed on in the middle of a line.
 const GATHER: usize = 1024;
-/// So much is kept for a sink that would block. What comes after is lost, and counted.
-const KEEP: usize = 64 << 10;
 /// How long the part of a line waits for its end.
 const PATIENCE: Duration = Duration::from_millis(10);
 
-/// The serial port's output. A sink that fails for good swallows everything from then on: the guest never notices.
+/// Where a guest's console goes. It takes all that it is given, and waits for nobody: it is called with the port's lock
+/// held, by a vCPU or the device thread.
+pub trait Sink: Send {
+    /// Takes what the guest has printed next.
+    fn take(&mut self, bytes: &[u8]);
+}
+
+/// The serial port's output.
 pub struct Output {
-    sink: Box<dyn Write + Send>,
+    sink: Box<dyn Sink>,
     held: Vec<u8>,
-    /// The sink has been given what it has not passed on.
-    unflushed: bool,
-    failed: Option<ErrorKind>,
-    lost: u64,
     timer: OwnedFd,
     armed: bool,
 }
 
 impl Output {
-    pub(super) fn new(sink: Box<dyn Write + Send>) -> io::Result<Self> {
+    pub(super) fn new(sink: Box<dyn Sink>) -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        Ok(Self { sink, held: Vec::new(), unflushed: false, failed: None, lost: 0, timer, armed: false })
+        Ok(Self { sink, held: Vec::new(), timer, armed: false })
     }
 
-    /// How the sink failed, if it has: nothing is written any more.
-    pub fn failed(&self) -> Option<ErrorKind> {
-        self.failed
+    /// Takes more. A line's end, or a full buffer, passes on what there is; else the timer does.
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        self.held.extend_from_slice(bytes);
+        if self.held.len() >= GATHER || bytes.contains(&b'\n') {
+            self.drain();
+        }
+        if !self.held.is_empty() {
+            self.arm();
+        }
     }
 
-    /// Bytes that went nowhere.
-    pub fn lost(&self) -> u64 {
-        self.lost
-    }
-
-    /// Writes what is held, as far as the sink takes it without blocking; if it does not take all, the timer tries
-    /// again.
+    /// Passes on what is held.
     pub fn drain(&mut self) {
-        if self.held.is_empty() && !self.unflushed {
-            return;
+        if !self.held.is_empty() {
+            self.sink.take(&self.held);
+            self.held.clear();
         }
-        if let Err(error) = self.try_drain() {
-            if error.kind() == ErrorKind::WouldBlock {
-                self.arm();
-                return;
-            }
-            self.failed = Some(error.kind());
-            self.unflushed = false;
-            self.lost += self.held.len() as u64;
-            self.held = Vec::new();
-        }
-    }
-
-    fn try_drain(&mut self) -> io::Result<()> {
-        let mut done = 0;
-        let result = loop {
-            if done == self.held.len() {
-                break Ok(());
-            }
-            match self.sink.write(&self.held[done..]) {
-                Ok(0) => break Err(ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    done += written;
-                    self.unflushed = true;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => break Err(error),
-            }
-        };
-        self.held.drain(..done);
-        result?;
-        self.sink.flush()?;
-        self.unflushed = false;
-        Ok(())
     }
 
     /// Readable when something has waited long enough.
@@ -109,23 +78,13 @@ impl Output {
     }
 }
 
-impl Write for Output {
-    /// Takes all there is: what cannot be written is counted.
+/// For the UART, which writes byte by byte and flushes after each.
+impl io::Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = if self.failed.is_some() { 0 } else { KEEP - self.held.len() };
-        let kept = bytes.len().min(room);
-        self.held.extend_from_slice(&bytes[..kept]);
-        self.lost += (bytes.len() - kept) as u64;
-        if self.held.len() >= GATHER || bytes.contains(&b'\n') {
-            self.drain();
-        }
-        if !self.held.is_empty() {
-            self.arm();
-        }
+        self.put(bytes);
         Ok(bytes.len())
     }
 
-    /// The UART flushes after each byte; when to write is decided here.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -139,9 +98,6 @@ impl Drop for Output {
 
 impl std::fmt::Debug for Output {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Output")
-            .field("failed", &self.failed)
-            .field("lost", &self.lost)
-            .finish_non_exhaustive()
+        out.debug_struct("Output").field("held", &self.held.len()).finish_non_exhaustive()
     }
 }

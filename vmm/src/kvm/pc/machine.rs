@@ -6,7 +6,6 @@
 //! | [`Pc::add_serial`], [`Pc::add_disk`], [`Pc::add_balloon`], [`Pc::add_agent`] | interrupts | devices on the buses |
 //! | [`Pc::boot`] | the devices' places | tables and kernel in memory, vCPUs running, devices served |
 
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +25,7 @@ use super::watch::LifeWatch;
 use crate::devices::bus::{Bus, BusError};
 use crate::devices::loop_thread::{DeviceLoop, LoopError, Served};
 use crate::devices::power::{ACPI_PORTS, AcpiPower, I8042, I8042_PORTS, PowerSwitch};
-use crate::devices::serial::{COM1_IRQ, COM1_PORTS, SerialInput, SerialPort};
+use crate::devices::serial::{COM1_IRQ, COM1_PORTS, SerialInput, SerialPort, Sink};
 use crate::devices::virtio::balloon::{Balloon, BalloonHandle};
 use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::console::Console;
@@ -177,11 +176,11 @@ impl Pc {
         })
     }
 
-    /// The first serial port, written to `output`. It wants to be fed, be it from `/dev/null`.
+    /// The first serial port, printed to `output`. It wants to be fed, be it from `/dev/null`.
     ///
     /// # Errors
     /// [`PcError`].
-    pub fn add_serial(&mut self, output: Box<dyn Write + Send>) -> Result<Arc<Mutex<SerialPort>>, PcError> {
+    pub fn add_serial(&mut self, output: Box<dyn Sink>) -> Result<Arc<Mutex<SerialPort>>, PcError> {
         let port = SerialPort::new(event("serial port")?, output).map_err(device("serial port"))?;
         let register = self.memory.vm().register_irqfd(port.irq(), COM1_IRQ);
         register.map_err(failed("KVM_IRQFD"))?;
