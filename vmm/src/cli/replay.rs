@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::{Format, ReplayArguments};
 use super::recorded::{Recorded, RecordedError};
-use super::run;
+use super::{cancel_on_signal, run};
 use crate::events::RowEvents;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::output;
@@ -142,7 +142,12 @@ fn validate(
     let (outcome, left_changed) = run::live(
         &scenario,
         &plans,
-        &run::Live { backend: arguments.backend, zram: arguments.zram, tap: TapChoice::Off },
+        &run::Live {
+            backend: arguments.backend,
+            zram: arguments.zram,
+            tap: TapChoice::Off,
+            cancel: cancel_on_signal()?,
+        },
         &mut (),
     )?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());

@@ -7,7 +7,7 @@ use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
 use super::run_directory::RunDirectory;
 use super::{backend, cancel_on_signal, progress::Shown, zram};
 use crate::exit::{Class, Classified, Exit, Failure};
-use crate::host::{HostChanges, Neighbours};
+use crate::host::{Cancel, HostChanges, Neighbours};
 use crate::output;
 use crate::record::{RowLabel, utc};
 use crate::report::{self, Charset, ktap};
@@ -47,13 +47,13 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     let scenario = in_guest(scenario(&arguments.scenario)?, arguments)?;
     let started_at = utc(SystemTime::now());
     // A signal that comes from here on finds somebody who takes the directory away again.
-    block_stop_signals()?;
+    let cancel = cancel_on_signal()?;
     let mut directory = RunDirectory::reserve(arguments.out.as_deref(), &started_at, &scenario.name)?;
     let plans: Vec<_> = scenario.rows().collect();
     let (outcome, left_changed) = live(
         &scenario,
         &plans,
-        &Live { backend: arguments.backend, zram: arguments.zram, tap: arguments.tap },
+        &Live { backend: arguments.backend, zram: arguments.zram, tap: arguments.tap, cancel },
         &mut directory,
     )?;
     // First, so that no output that is not read keeps a result from the disk; an error of it costs no output.
@@ -80,6 +80,8 @@ pub(super) struct Live {
     pub zram: Option<Size>,
     /// Who keeps the kernel's account.
     pub tap: TapChoice,
+    /// Who ends it early.
+    pub cancel: Cancel,
 }
 
 /// Makes these rows of a scenario, with all that a run needs of the host. Returns also whether anything of the host
@@ -90,7 +92,6 @@ pub(super) fn live(
     how: &Live,
     sink: &mut dyn RowSink,
 ) -> Result<(RunOutcome, bool), Failure> {
-    let cancel = cancel_on_signal()?;
     let (backend, notice) = backend::choose(how.backend)?;
     scenario.check_slots(backend.arena_slots())?;
     if let Some(notice) = &notice {
@@ -100,7 +101,7 @@ pub(super) fn live(
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         output::message(warning);
     }
-    let runner = Runner::new(scenario, backend, &cancel)?;
+    let runner = Runner::new(scenario, backend, &how.cancel)?;
     let mut changes = HostChanges::new(|change| output::message(change));
     if let Some(size) = how.zram {
         zram::add_if_allowed(&mut changes, size.0)?;
