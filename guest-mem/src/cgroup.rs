@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::causes::with_causes;
-use crate::cgroup_mounts::{ControllerMount, Version, find_memory_controller};
+use crate::cgroup_mounts::{ControllerMount, Version, find_controller};
 use crate::left_behind::tell;
 
 /// Why this process could not be put under pressure.
@@ -84,7 +84,7 @@ impl MemoryCgroup {
         let mounts = read(Path::new("/proc/self/mountinfo"))?;
         let groups = read(Path::new("/proc/self/cgroup"))?;
         let ControllerMount { version, home, root } =
-            find_memory_controller(&mounts, &groups).ok_or(CgroupError::NoController)?;
+            find_controller("memory", &mounts, &groups).ok_or(CgroupError::NoController)?;
         let parent = match version {
             Version::V2 if home != root => home.parent().map_or(root, Path::to_path_buf),
             Version::V1 | Version::V2 => home.clone(),

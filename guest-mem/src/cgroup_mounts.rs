@@ -1,4 +1,4 @@
-//! Where the memory controller of this process lives: `/proc/self/mountinfo` and `/proc/self/cgroup`, parsed.
+//! Where a cgroup controller of this process lives: `/proc/self/mountinfo` and `/proc/self/cgroup`, parsed.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ pub enum Version {
     V2,
 }
 
-/// The memory controller as this process sees it.
+/// A controller as this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ControllerMount {
     pub(crate) version: Version,
@@ -30,13 +30,15 @@ struct Mount<'a> {
     options: &'a str,
 }
 
-/// Finds the memory controller: v1 where a hierarchy of its own is mounted, else v2. Both can be mounted, with
-/// the memory controller in v1 only.
-pub(crate) fn find_memory_controller(mountinfo: &str, cgroup: &str) -> Option<ControllerMount> {
+/// Finds a controller: v1 where a hierarchy with it is mounted, else v2. Both can be mounted, each with controllers of
+/// its own.
+pub(crate) fn find_controller(controller: &str, mountinfo: &str, cgroup: &str) -> Option<ControllerMount> {
     let mounts = || mountinfo.lines().filter_map(parse_mount);
-    let v1 = mounts().find(|mount| mount.kind == "cgroup" && has_word(mount.options, "memory"));
+    let v1 = mounts().find(|mount| mount.kind == "cgroup" && has_word(mount.options, controller));
     let (version, mount, group) = match v1 {
-        Some(mount) => (Version::V1, mount, group_of(cgroup, |controllers| has_word(controllers, "memory"))?),
+        Some(mount) => {
+            (Version::V1, mount, group_of(cgroup, |controllers| has_word(controllers, controller))?)
+        }
         None => {
             let mount = mounts().find(|mount| mount.kind == "cgroup2")?;
             (Version::V2, mount, group_of(cgroup, str::is_empty)?)
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
 
     fn found(mountinfo: &str, cgroup: &str) -> Option<(Version, String, String)> {
-        let found = find_memory_controller(mountinfo, cgroup)?;
+        let found = find_controller("memory", mountinfo, cgroup)?;
         Some((found.version, found.home.display().to_string(), found.root.display().to_string()))
     }
 
@@ -94,6 +96,9 @@ mod tests {
         let cgroup = "8:pids:/\n4:memory:/jobs/5e0d\n1:cpu:/\n0::/\n";
         let memory = "/sys/fs/cgroup/memory".to_owned();
         assert_eq!(found(V1, cgroup), Some((Version::V1, format!("{memory}/jobs/5e0d"), memory)));
+        // Beside it another controller is in v2, where this process is in another group.
+        let hugetlb = find_controller("hugetlb", V1, cgroup).unwrap();
+        assert_eq!((hugetlb.version, hugetlb.home), (Version::V2, "/sys/fs/cgroup/unified".into()));
     }
 
     #[test]

@@ -4,16 +4,16 @@ use rustix::io::Errno;
 
 use crate::address::{Hva, PAGE_SIZE};
 use crate::range::HvaRange;
-use crate::region::{RangeError, Region};
+use crate::region::{RangeError, Region, RegionError};
 use crate::store::Page;
 use crate::sys;
 
-/// Pages could not be read.
+/// Pages could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// They are not all of this region.
+    /// They are not all of this region, or the kernel gives no memory for them.
     #[error(transparent)]
-    Range(#[from] RangeError),
+    Region(#[from] RegionError),
     /// The kernel does not give them.
     #[error("reading {range} of guest memory")]
     Read {
@@ -33,6 +33,8 @@ impl Region {
     /// Pages beyond the region, or the kernel cannot read one.
     pub fn read_pages(&self, at: Hva, to: &mut [Page]) -> Result<(), ContentError> {
         let range = self.pages_from(at, to.len())?;
+        // The copy below would say EFAULT, and not why.
+        self.reach(range)?;
         let mut done = 0;
         while done < range.len() {
             let rest = HvaRange::new(hva_after(range.start(), done), range.end()).expect("inside the range");
@@ -48,9 +50,10 @@ impl Region {
     /// Writes pages from `at` on, word by word. No vCPU runs yet, or none that may see half of it.
     ///
     /// # Errors
-    /// Pages beyond the region.
-    pub fn write_pages(&self, at: Hva, pages: &[Page]) -> Result<(), RangeError> {
+    /// Pages beyond the region, or the kernel gives no memory for them.
+    pub fn write_pages(&self, at: Hva, pages: &[Page]) -> Result<(), ContentError> {
         let range = self.pages_from(at, pages.len())?;
+        self.reach(range)?;
         let (words, _) = Page::bytes(pages).as_chunks::<8>();
         for (word, offset) in words.iter().zip((0..range.len()).step_by(8)) {
             // SAFETY: an aligned word of this mapping, which lives as long as `self` and may be written to.
@@ -59,11 +62,12 @@ impl Region {
         Ok(())
     }
 
-    fn pages_from(&self, at: Hva, pages: usize) -> Result<HvaRange, RangeError> {
+    fn pages_from(&self, at: Hva, pages: usize) -> Result<HvaRange, RegionError> {
         let len = (pages as u64).saturating_mul(PAGE_SIZE);
         let outside = RangeError::Outside { range: HvaRange::empty(at), region: self.range() };
         let range = HvaRange::with_len(at, len).ok_or(outside)?;
-        self.check(range).map(|()| range)
+        self.check_content(range)?;
+        Ok(range)
     }
 }
 

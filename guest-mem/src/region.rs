@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
-use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
+use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 use crate::backing::Backing;
+use crate::hugetlb::{HugetlbLimit, Step};
 use crate::range::HvaRange;
 use crate::seam::{SeamError, Seams};
 use crate::sys::{self, Content, Madvise};
@@ -33,16 +34,13 @@ pub enum RegionError {
         #[source]
         source: Errno,
     },
-    /// The pool of huge pages is too small.
-    #[error(
-        "mapping {len} bytes of `hugetlb:2m`: the pool is too small; \
-         `echo {pages} > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages`"
-    )]
-    HugetlbPool {
+    /// There are not as many hugetlb pages to be had.
+    #[error("mapping {len} bytes of `hugetlb:2m`: {limit}")]
+    Hugetlb {
         /// Bytes asked for.
         len: u64,
-        /// Pages of 2 MiB that many bytes need.
-        pages: u64,
+        /// What forbids it.
+        limit: HugetlbLimit,
         /// What the kernel said.
         #[source]
         source: Errno,
@@ -68,6 +66,17 @@ pub enum RegionError {
         /// Why not.
         #[source]
         source: SeamError,
+    },
+    /// A hugetlb page is mapped and is not there, and the kernel does not give one.
+    #[error("the kernel gives no memory for {range} of `hugetlb:2m`: {limit}")]
+    NotGiven {
+        /// Where there is to be memory.
+        range: HvaRange,
+        /// What forbids it.
+        limit: HugetlbLimit,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
     },
     /// Memory could not be filled.
     #[error("populating {range}: is there memory left, and Linux 5.14 or later?")]
@@ -129,7 +138,8 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps `len` bytes of guest RAM, not yet populated.
+    /// Maps `len` bytes of guest RAM, not yet populated, but for hugetlb: there the kernel gives all of it now, or says
+    /// now why not. The reservation that comes with the mapping is no promise (see [`HugetlbLimit`]).
     ///
     /// mTHP where the host also has 2 MiB pages on: a fault takes the largest folio that fits inside the VMA,
     /// so a seam (see [`Region::seam`]) is put into every 2 MiB before anything is touched, and no 2 MiB folio
@@ -157,13 +167,15 @@ impl Region {
         let range = map_aligned(len, content).map_err(|failed| match failed {
             MapFailed::Reserve(source) => RegionError::Reserve { len, source },
             MapFailed::Map(source) if backing == Backing::Hugetlb2m => {
-                RegionError::HugetlbPool { len, pages: len / PMD_SIZE, source }
+                let limit = HugetlbLimit::find(Step::Reserve, len);
+                RegionError::Hugetlb { len, limit, source }
             }
             MapFailed::Map(source) => setup("mapping")(source),
         })?;
         let seams = Seams::new(range, seam_len(backing));
         let region = Self { range, backing, label: backing.to_string(), memfd, seams };
         region.advise_backing()?;
+        region.reach(range)?;
         Ok(region)
     }
 
@@ -236,15 +248,27 @@ impl Region {
         self.range.covers(part).then_some(part)
     }
 
-    /// Checks that `range` is made of whole pages of this region.
+    /// Checks that an operation can take `range`: that it is made of whole pages of this region.
     ///
     /// # Errors
     /// It is not.
     pub fn check(&self, range: HvaRange) -> Result<(), RangeError> {
+        self.check_aligned(range, self.granule())
+    }
+
+    /// Checks that `range` is made of pages of this region's content, which come in 4 KiB whatever the backing: a huge
+    /// page is read and written in parts.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_content(&self, range: HvaRange) -> Result<(), RangeError> {
+        self.check_aligned(range, PAGE_SIZE)
+    }
+
+    fn check_aligned(&self, range: HvaRange, granule: u64) -> Result<(), RangeError> {
         if !self.range.covers(range) {
             return Err(RangeError::Outside { range, region: self.range });
         }
-        let granule = self.granule();
         if !range.start().is_aligned(granule) || !range.end().is_aligned(granule) {
             return Err(RangeError::Unaligned { range, granule });
         }
@@ -266,23 +290,73 @@ impl Region {
             .map_err(|source| RegionError::Setup { step: "MADV_NOHUGEPAGE", backing, len, source })
     }
 
-    /// Faults all of `range` in for writing, in the calling thread's memory cgroup. Content stays as it is.
+    /// Faults all of `range` in for writing, in the calling thread's memory cgroup; a huge page of which it is a part, as
+    /// a whole. Content stays as it is.
     ///
     /// # Errors
     /// A range that does not fit, or no memory.
     pub fn populate(&self, range: HvaRange) -> Result<(), RegionError> {
-        self.check(range)?;
+        self.check_content(range)?;
+        self.fault_in(range).map_err(|source| match self.backing {
+            Backing::Hugetlb2m => self.not_given(range, source),
+            _ => RegionError::Populate { range, source },
+        })
+    }
+
+    /// Whether the host can touch `range`, which is made so where it takes a fault: before every access of this process
+    /// to memory of which the kernel may refuse a page.
+    ///
+    /// That is hugetlb's alone, where a touch of a page that is refused is a SIGBUS, and the fault by system call an
+    /// errno. Elsewhere nothing is done: for anonymous memory and for a memfd (which is sealed to its length, on a file
+    /// system without a size) a memory cgroup or a host that has no page left calls the OOM killer, and no errno. What
+    /// remains is memory that failed, and swap that cannot be read back.
+    ///
+    /// # Errors
+    /// [`RegionError::NotGiven`], with the limit.
+    pub fn reach(&self, range: HvaRange) -> Result<(), RegionError> {
+        if self.backing != Backing::Hugetlb2m {
+            return Ok(());
+        }
+        match range.checked_align_outward(PAGE_SIZE).map(|pages| (pages, self.fault_in(pages))) {
+            // Before 5.14 there is no such call; and what is read-only for a moment (see `protect`) is there.
+            None | Some((_, Ok(()) | Err(Errno::INVAL))) => Ok(()),
+            Some((pages, Err(source))) => Err(self.not_given(pages, source)),
+        }
+    }
+
+    fn fault_in(&self, range: HvaRange) -> Result<(), Errno> {
+        debug_assert!(self.range.covers(range));
         // SAFETY: inside this mapping; populating changes no content.
         unsafe { sys::madvise(range, Madvise::Known(Advice::LinuxPopulateWrite)) }
-            .map_err(|source| RegionError::Populate { range, source })
+    }
+
+    /// Says which limit it was that `range` met.
+    fn not_given(&self, range: HvaRange, source: Errno) -> RegionError {
+        let missing = missing_bytes(range.checked_align_outward(PMD_SIZE).unwrap_or(range));
+        let limit = HugetlbLimit::find(Step::Take, missing.max(PMD_SIZE));
+        RegionError::NotGiven { range, limit, source }
+    }
+
+    /// Makes the host map the page at `at`, for writing if `write`, and changes nothing in it.
+    ///
+    /// # Errors
+    /// An address elsewhere, or the kernel gives no page.
+    pub fn touch(&self, at: Hva, write: bool) -> Result<(), RegionError> {
+        let byte = HvaRange::with_len(at, 1).filter(|&byte| self.range.covers(byte));
+        let byte = byte.ok_or(RangeError::Outside { range: HvaRange::empty(at), region: self.range })?;
+        self.reach(byte)?;
+        // SAFETY: a byte of this mapping, which lives as long as `self` and is readable; the caller of `protect` keeps
+        // whoever writes away, as for a guest.
+        unsafe { sys::touch_byte(at, write) };
+        Ok(())
     }
 
     /// Reads the word at `at`, faulting it in if it must be.
     ///
     /// # Errors
-    /// An address that is no aligned word of this region.
-    pub fn read_u64(&self, at: Hva) -> Result<u64, RangeError> {
-        self.check_word(at)?;
+    /// An address that is no aligned word of this region, or the kernel gives no page.
+    pub fn read_u64(&self, at: Hva) -> Result<u64, RegionError> {
+        self.reach_word(at)?;
         // SAFETY: checked to be an aligned word of this mapping, which is readable as long as `self` lives.
         Ok(unsafe { sys::read_word(at) })
     }
@@ -291,18 +365,20 @@ impl Region {
     /// [`crate::protect`] this is a segmentation fault: stop whoever writes first, as for a guest.
     ///
     /// # Errors
-    /// An address that is no aligned word of this region.
-    pub fn write_u64(&self, at: Hva, value: u64) -> Result<(), RangeError> {
-        self.check_word(at)?;
+    /// An address that is no aligned word of this region, or the kernel gives no page.
+    pub fn write_u64(&self, at: Hva, value: u64) -> Result<(), RegionError> {
+        self.reach_word(at)?;
         // SAFETY: checked to be an aligned word of this mapping, which lives as long as `self` and is never
         // made unreadable; a write during `protect` traps instead of corrupting.
         unsafe { sys::write_word(at, value) };
         Ok(())
     }
 
-    fn check_word(&self, at: Hva) -> Result<(), RangeError> {
-        let inside = HvaRange::with_len(at, 8).is_some_and(|word| self.range.covers(word));
-        if inside && at.is_aligned(8) { Ok(()) } else { Err(RangeError::Word { at, region: self.range }) }
+    fn reach_word(&self, at: Hva) -> Result<(), RegionError> {
+        match HvaRange::with_len(at, 8).filter(|&word| self.range.covers(word) && at.is_aligned(8)) {
+            Some(word) => self.reach(word),
+            None => Err(RangeError::Word { at, region: self.range }.into()),
+        }
     }
 
     /// The region's seams.
@@ -317,6 +393,24 @@ impl Drop for Region {
         // SAFETY: the mapping belongs to this region, and with `self` the last safe way into it goes.
         let unmapped = unsafe { sys::munmap(self.range) };
         debug_assert_eq!(unmapped, Ok(()), "munmap of a whole mapping of ours");
+    }
+}
+
+impl AsRef<Region> for Region {
+    fn as_ref(&self) -> &Region {
+        self
+    }
+}
+
+/// Bytes of the 2 MiB pages of a range that nobody has mapped yet. Where the kernel does not say: all.
+fn missing_bytes(range: HvaRange) -> u64 {
+    let mut resident = vec![0u8; range.page_count() as usize];
+    match sys::mincore(range, &mut resident) {
+        Ok(()) => {
+            let missing = |block: &&[u8]| block[0] & 1 == 0;
+            resident.chunks(PAGES_PER_PMD as usize).filter(missing).count() as u64 * PMD_SIZE
+        }
+        Err(_) => range.len(),
     }
 }
 
@@ -392,7 +486,7 @@ mod tests {
         assert_eq!(region.read_u64(last).unwrap(), 0x1234);
         assert_eq!(region.read_u64(region.range().start()).unwrap(), 0);
         for at in [region.range().end(), Hva::new(last.get() + 4), Hva::new(0), Hva::new(u64::MAX - 3)] {
-            assert!(matches!(region.read_u64(at), Err(RangeError::Word { .. })), "{at}");
+            assert!(matches!(region.read_u64(at), Err(RegionError::Range(RangeError::Word { .. }))), "{at}");
             assert!(region.write_u64(at, 1).is_err());
         }
     }

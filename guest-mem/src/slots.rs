@@ -169,8 +169,9 @@ fn host_runs(by_hva: &[Memslot]) -> Box<[HvaRange]> {
 
 /// The memslots of a VM, found by host or by guest address in O(log n).
 ///
-/// Slots never change size or place after the VM is built: a zap takes one away and puts the same one back.
-#[derive(Debug)]
+/// Slots never change size or place after the VM is built: a zap takes one away and puts the same one back. The default is
+/// a VM without memory.
+#[derive(Debug, Default)]
 pub struct SlotTable {
     by_hva: Box<[Memslot]>,
     /// Where each of `by_hva` begins, by itself: a search among these stays in the cache.

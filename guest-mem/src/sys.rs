@@ -5,8 +5,9 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
@@ -242,10 +243,11 @@ pub(crate) unsafe fn move_pages(from: HvaRange, to: HvaRange, old: OldPlace) -> 
     moved.map(|_| ())
 }
 
-/// A sealed-off file in memory, of `len` bytes.
+/// A file in memory, sealed to `len` bytes: memory mapped from it stays there whoever gets hold of the file.
 pub(crate) fn memfd(name: &CStr, len: u64) -> Result<OwnedFd, Errno> {
-    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, len)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(fd)
 }
 
@@ -303,6 +305,24 @@ pub(crate) unsafe fn write_word(at: Hva, value: u64) {
     debug_assert!(at.is_aligned(8));
     // SAFETY: mapped and aligned, says the caller; volatile because the guest may read meanwhile.
     unsafe { at.as_ptr::<u64>().write_volatile(value) }
+}
+
+/// Makes the kernel map the page that holds the byte at `at`, for writing if `write`. The byte stays as it is.
+///
+/// # Safety
+/// The byte is mapped readable, and writable if `write`; everybody's access to it tolerates others at the same time.
+pub(crate) unsafe fn touch_byte(at: Hva, write: bool) {
+    if !write {
+        // SAFETY: mapped, says the caller; volatile because the guest may write meanwhile.
+        unsafe { at.as_ptr::<u8>().read_volatile() };
+        return;
+    }
+    // SAFETY: mapped and shared with accesses that tolerate this one, says the caller; a byte needs no alignment.
+    let byte = unsafe { AtomicU8::from_ptr(at.as_ptr()) };
+    // A guest may write at the same time, so reading a value and writing it back would lose what it wrote. A
+    // compare-exchange takes the page for writing even where it compares unequal, and leaves the value as it is either
+    // way. (`fetch_or(0)` would not do: it compiles to a load.)
+    let _ = byte.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
 }
 
 /// Makes the calling thread wait for the end of another's turn instead of interrupting it (`SCHED_BATCH`). Any thread may

@@ -94,6 +94,11 @@ impl HugetlbPool {
         self.free.saturating_sub(self.reserved).saturating_add(to_grow)
     }
 
+    /// This host's pool; `None` where the kernel has no 2 MiB hugetlb pages.
+    pub fn read() -> Option<Self> {
+        Self::read_from(Path::new(HUGETLB_2M))
+    }
+
     fn read_from(directory: &Path) -> Option<Self> {
         let number = |name: &str| -> Option<u64> {
             fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok()

@@ -1,48 +1,33 @@
 //! The host's own page tables as a primary MMU: a page is resolved by touching it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-
-use guest_mem::{Address, Hva, HvaRange, MapLevel, PAGE_SIZE};
+use guest_mem::swapper::Memory;
+use guest_mem::{Address, Hva, HvaRange, MapLevel, PAGE_SIZE, RegionError};
 
 use crate::primary::{Mapping, PrimaryMmu, ResolveError};
 
-/// This process's own memory, seen through the page tables the kernel keeps for it.
+/// This process's own memory, seen through the page tables the kernel keeps for it. It keeps the memory mapped.
 ///
 /// The level at which a page is mapped is nothing a process can see by touching it; `probe` is asked for it.
 pub struct HostMmu<L> {
-    regions: Box<[HvaRange]>,
+    regions: Box<[(HvaRange, Memory)]>,
     probe: L,
 }
 
 impl<L: Fn(Hva) -> MapLevel + Send + Sync> HostMmu<L> {
     /// The memory in `regions`, with `probe` to tell at what level a page is mapped.
-    ///
-    /// # Safety
-    /// For as long as the value lives every region stays mapped readable and writable, and is only ever
-    /// accessed in ways that tolerate concurrent access (volatile or atomic, never through a reference).
-    pub unsafe fn new(regions: impl IntoIterator<Item = HvaRange>, probe: L) -> Self {
-        Self { regions: regions.into_iter().collect(), probe }
+    pub fn new(regions: impl IntoIterator<Item = Memory>, probe: L) -> Self {
+        let placed = |memory: Memory| ((*memory).as_ref().range(), memory);
+        Self { regions: regions.into_iter().map(placed).collect(), probe }
     }
 
     /// Makes the host map the page, for writing if `write`, and changes nothing in it.
     fn touch(&self, page: Hva, write: bool) -> Result<(), ResolveError> {
-        let byte = HvaRange::with_len(page, 1).ok_or(ResolveError::Unmapped(page))?;
-        if !self.regions.iter().any(|region| region.covers(byte)) {
-            return Err(ResolveError::Unmapped(page));
-        }
-        if write {
-            // SAFETY: the byte lies in a region, which by the promise made to `new` is mapped and shared
-            // with accesses that tolerate this one; a byte needs no alignment.
-            let byte = unsafe { AtomicU8::from_ptr(page.as_ptr()) };
-            // A guest may write at the same time, so reading a value and writing it back would lose what it
-            // wrote. A compare-exchange takes the page for writing even where it compares unequal, and
-            // leaves the value as it is either way. (`fetch_or(0)` would not do: it compiles to a load.)
-            let _ = byte.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
-        } else {
-            // SAFETY: as above: mapped, and read as a guest's memory must be.
-            unsafe { std::ptr::read_volatile(page.as_ptr::<u8>()) };
-        }
-        Ok(())
+        let region = self.regions.iter().find(|(range, _)| range.contains(page));
+        let (_, memory) = region.ok_or(ResolveError::Unmapped(page))?;
+        (**memory).as_ref().touch(page, write).map_err(|error| match error {
+            RegionError::NotGiven { limit, .. } => ResolveError::NotGiven { at: page, limit: limit.into() },
+            _ => ResolveError::Unmapped(page),
+        })
     }
 }
 
@@ -59,36 +44,46 @@ impl<L: Fn(Hva) -> MapLevel + Send + Sync> PrimaryMmu for HostMmu<L> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use guest_mem::{Backing, PMD_SIZE, Region};
+
     use super::*;
 
-    fn memory() -> (Vec<AtomicU8>, HvaRange) {
-        let bytes: Vec<AtomicU8> = (0..3 * PAGE_SIZE).map(|b| AtomicU8::new(b as u8)).collect();
-        let range = HvaRange::with_len(Hva::of(bytes.as_ptr()), bytes.len() as u64).unwrap();
-        let page = HvaRange::new(range.start().checked_align_up(PAGE_SIZE).unwrap(), range.end()).unwrap();
-        (bytes, page)
-    }
-
-    fn mmu(range: HvaRange) -> HostMmu<impl Fn(Hva) -> MapLevel + Send + Sync> {
-        // SAFETY: each test keeps the memory alive longer than the value made here, and the memory is atomics.
-        unsafe { HostMmu::new([range], |_| MapLevel::Pte) }
+    fn memory() -> Arc<Region> {
+        Arc::new(Region::map(PMD_SIZE, Backing::Base4k).unwrap())
     }
 
     #[test]
     fn a_page_is_found_where_it_is_and_stays_as_it_was() {
-        let (bytes, range) = memory();
-        let before: Vec<u8> = bytes.iter().map(|b| b.load(Ordering::Relaxed)).collect();
-        let inside = range.start().checked_add(0x123).unwrap();
+        let memory = memory();
+        let page = memory.hva_at(PAGE_SIZE).unwrap();
+        memory.write_u64(page, 0x1234).unwrap();
+        let inside = page.checked_add(0x123).unwrap();
+        let mmu = HostMmu::new([memory.clone() as Memory], |_| MapLevel::Pte);
         for write in [false, true] {
-            let mapping = mmu(range).resolve(inside, write).unwrap();
-            assert_eq!(mapping, Mapping { frame: range.start(), level: MapLevel::Pte, writable: write });
+            let mapping = mmu.resolve(inside, write).unwrap();
+            assert_eq!(mapping, Mapping { frame: page, level: MapLevel::Pte, writable: write });
         }
-        assert!(bytes.iter().map(|b| b.load(Ordering::Relaxed)).eq(before));
+        assert_eq!(memory.read_u64(page).unwrap(), 0x1234);
     }
 
     #[test]
     fn memory_outside_the_regions_is_not_touched() {
-        let (_bytes, range) = memory();
+        let mmu = HostMmu::new([memory() as Memory], |_| MapLevel::Pte);
         let null = Hva::new(0);
-        assert_eq!(mmu(range).resolve(null, true), Err(ResolveError::Unmapped(null)));
+        assert_eq!(mmu.resolve(null, true), Err(ResolveError::Unmapped(null)));
+    }
+
+    /// Whoever holds the MMU can resolve what it was made over, whatever became of the others who held the memory.
+    #[test]
+    fn the_memory_lives_as_long_as_the_mmu() {
+        let memory = memory();
+        let (page, kept) = (memory.range().start(), Arc::downgrade(&memory));
+        let mmu = HostMmu::new([memory as Memory], |_| MapLevel::Pte);
+        assert!(kept.upgrade().is_some());
+        assert!(mmu.resolve(page, true).is_ok());
+        drop(mmu);
+        assert!(kept.upgrade().is_none());
     }
 }

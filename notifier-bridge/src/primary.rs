@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use guest_mem::{Hva, MapLevel, PAGE_SHIFT};
+use guest_mem::{HugetlbLimit, Hva, MapLevel, PAGE_SHIFT};
 
 /// What a translation leads to, in units of 4 KiB: a page frame number, below 2^52.
 ///
@@ -36,7 +36,7 @@ pub struct Mapping<F> {
 }
 
 /// Why a primary MMU has no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
     /// Nothing is mapped there.
@@ -45,6 +45,14 @@ pub enum ResolveError {
     /// It may not be written.
     #[error("host address {0} may not be written")]
     ReadOnly(Hva),
+    /// It is mapped and not there, and the kernel gives no page for it.
+    #[error("the kernel gives no memory for host address {at}: {limit}")]
+    NotGiven {
+        /// Where.
+        at: Hva,
+        /// What forbids it. In a box: an access that succeeds returns this type too.
+        limit: Box<HugetlbLimit>,
+    },
 }
 
 /// The primary MMU: the host's page tables, or a model of them.
@@ -55,6 +63,6 @@ pub trait PrimaryMmu: Send + Sync {
     /// Finds the page at `hva`, faulting it in if need be. May sleep; called with no lock held.
     ///
     /// # Errors
-    /// Nothing mapped there, or a write to what may not be written.
+    /// Nothing mapped there, a write to what may not be written, or no page to be had.
     fn resolve(&self, hva: Hva, write: bool) -> Result<Mapping<Self::Frame>, ResolveError>;
 }

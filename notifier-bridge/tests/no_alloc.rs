@@ -6,7 +6,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
-use guest_mem::{Gpa, Hva, HvaRange, MapLevel, Order, SlotTableBuilder, Victim};
+use guest_mem::swapper::Memory;
+use guest_mem::{Backing, Gpa, Hva, HvaRange, MapLevel, Order, Region, SlotTableBuilder, Victim};
 use notifier_bridge::{
     Bridge, Cause, HostMmu, Invalidation, Listener, Policy, Recorder, Shadowing, ShadowingMmu, SharedTlb,
     Sharing, SharingMmu, SoftMmu, StartContext, WouldBlock, Zapped,
@@ -75,18 +76,16 @@ const LEN: u64 = 8 << 20;
 
 #[test]
 fn from_hook_to_ledger_nothing_is_allocated_under_any_policy() {
-    let memory: Vec<u64> = vec![0; LEN as usize / 8];
-    let start = (memory.as_ptr() as u64).next_multiple_of(4096);
-    let ram = HvaRange::with_len(Hva::new(start), LEN - 4096).expect("below the end of the space");
+    let memory = Arc::new(Region::map(LEN, Backing::Base4k).expect("8 MiB of memory"));
+    let ram = memory.range();
     let mut builder = SlotTableBuilder::new(4096);
     builder.add_region(Gpa::new(0), ram, 64 << 10).expect("a valid layout");
     let slots = Arc::new(builder.build().expect("one region does not overlap"));
-    // SAFETY: `memory` outlives the MMUs, and nobody holds a reference into it while they read it.
-    let host = || unsafe { HostMmu::new([ram], |_| MapLevel::Pte) };
+    let host = || HostMmu::new([memory.clone() as Memory], |_| MapLevel::Pte);
     let soft = Arc::new(SoftMmu::new(host(), Arc::clone(&slots)));
     let mut worker = soft.worker();
     let victim = Victim {
-        pages: HvaRange::with_len(Hva::new(start + 0x5000), 16 << 12).expect("inside"),
+        pages: HvaRange::with_len(Hva::new(ram.start().get() + 0x5000), 16 << 12).expect("inside"),
         order: Order::new(4).expect("64 KiB is an order"),
         level: MapLevel::Pte,
         anonymous: true,
@@ -113,7 +112,6 @@ fn from_hook_to_ledger_nothing_is_allocated_under_any_policy() {
         }
         assert_eq!((recorder.records().len(), recorder.lost()), (32, 96), "{policy}");
     }
-    drop(memory);
 }
 
 #[test]

@@ -3,13 +3,12 @@
 use crate::support::{allow, alone, assert_intact, backings, counts, fill, filled, pages, swap, vmas};
 use guest_mem::{
     Backing, HostThp, Operation, Order, PAGE_SIZE, PMD_SIZE, PageCounts, PageRun, PageScanner, PageState,
-    Region, RegionError, ScanMethod, perform,
+    Region, ScanMethod, perform,
 };
 
 crate::tests! {
     each_backing_is_what_it_says(backing in backings()): [Has(backing)],
     mthp_beside_enabled_thp_stays_mthp(backing in sizes_of_mthp()): [Has(Backing::Thp), Has(backing), FolioOrders],
-    hugetlb_without_a_pool_says_how_to_get_one: [],
     both_ways_to_scan_agree(backing in backings()): [PagemapScan, Swap, Has(backing)],
     shared_memory_is_looked_at_behind_the_page_tables: [Swap],
     populating_keeps_content: [],
@@ -58,14 +57,6 @@ fn mthp_beside_enabled_thp_stays_mthp(backing: Backing) {
         let order = scanner.folio_order(pages(&region, page, 1).start()).unwrap();
         assert_eq!(order, Some(backing.wanted_order()), "{backing}, page {page}");
     }
-}
-
-fn hugetlb_without_a_pool_says_how_to_get_one() {
-    let _alone = alone();
-    let free = HostThp::read().hugetlb_2m.map_or(0, |pool| pool.free);
-    let error = Region::map((free + 1) * PMD_SIZE, Backing::Hugetlb2m).unwrap_err();
-    assert!(matches!(error, RegionError::HugetlbPool { .. }), "{error}");
-    assert!(error.to_string().contains("nr_hugepages"), "{error}");
 }
 
 fn scanned(scanner: &mut PageScanner, region: &Region) -> Vec<PageRun> {

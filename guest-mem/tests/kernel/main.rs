@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it saw")]
 
 mod backings;
+mod hugetlb;
 mod lru;
 mod needs;
 mod operations;
@@ -31,6 +32,7 @@ macro_rules! tests {
 fn main() -> ExitCode {
     let all = [
         backings::tests(),
+        hugetlb::tests(),
         operations::tests(),
         zapping::tests(),
         lru::tests(),

@@ -2,7 +2,8 @@
 
 use guest_mem::uffd::{Faults, Features, OpenError, Userfault};
 use guest_mem::{
-    Backing, MemoryCgroup, PMD_SIZE, PageScanner, Region, ScanMethod, SwapInfo, ZramSwap, drain_lru,
+    Backing, HugetlbPool, MemoryCgroup, PMD_SIZE, PageScanner, Region, ScanMethod, SwapInfo, ZramSwap,
+    drain_lru,
 };
 
 use crate::support::announced::Announcements;
@@ -25,6 +26,8 @@ pub enum Need {
     Cgroup,
     /// Memory of this backing, by a switch that root sets if need be.
     Has(Backing),
+    /// A kernel with 2 MiB hugetlb pages, be there any or not.
+    HugetlbPool,
     /// A userfaultfd for all faults.
     Userfault,
     /// One with these features.
@@ -60,6 +63,9 @@ impl harness::Need for Need {
                 MemoryCgroup::enter(&name).err().map(|error| why(&error))
             }
             Self::Has(backing) => has(backing).err(),
+            Self::HugetlbPool => {
+                HugetlbPool::read().is_none().then(|| "this kernel has no hugetlb pages of 2 MiB".to_owned())
+            }
             Self::Userfault => userfault(Features::empty()),
             Self::Feature(features) => userfault(features),
             Self::UserModeUserfault => {

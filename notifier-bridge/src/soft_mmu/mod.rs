@@ -44,7 +44,7 @@ use crate::primary::{PrimaryMmu, ResolveError};
 use crate::sequence::Sequence;
 
 /// Why an access could not be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AccessError {
     /// The guest physical address belongs to no memslot.

@@ -115,8 +115,14 @@ pub struct RingCorrupt {
     pub taken: u64,
 }
 
-/// One vCPU's control area, from either side.
-#[derive(Clone, Copy, Debug)]
+/// One vCPU's control area, from either side. Not to be copied: whoever keeps the memory mapped lends it.
+///
+/// ```compile_fail
+/// fn two(area: &guest_abi::block::ControlArea) -> guest_abi::block::ControlArea {
+///     *area
+/// }
+/// ```
+#[derive(Debug)]
 pub struct ControlArea(*mut u8);
 
 // SAFETY: the pointer is only used for volatile and atomic access to memory that both sides may change at any
@@ -128,23 +134,23 @@ unsafe impl Sync for ControlArea {}
 impl ControlArea {
     /// # Safety
     /// `base` is page aligned, and [`AREA_SIZE`] bytes from it stay mapped readable and writable for as long
-    /// as the value or a copy of it is used.
+    /// as the value is used.
     pub const unsafe fn new(base: *mut u8) -> Self {
         Self(base)
     }
 
-    fn at<T>(self, offset: usize) -> *mut T {
+    fn at<T>(&self, offset: usize) -> *mut T {
         debug_assert!(offset + size_of::<T>() <= AREA_SIZE as usize);
         self.0.wrapping_add(offset).cast()
     }
 
-    fn read<T: Copy>(self, offset: usize) -> T {
+    fn read<T: Copy>(&self, offset: usize) -> T {
         // SAFETY: inside the area by `at`'s check on constant or bounded offsets; every `T` used here is made
         // of words, for which any bit pattern is a value; volatile tolerates the other side's writes.
         unsafe { self.at::<T>(offset).read_volatile() }
     }
 
-    fn write<T: Copy>(self, offset: usize, value: T) {
+    fn write<T: Copy>(&self, offset: usize, value: T) {
         // SAFETY: as in `read`.
         unsafe { self.at::<T>(offset).write_volatile(value) }
     }
@@ -155,50 +161,50 @@ impl ControlArea {
     }
 
     /// The order as it stands.
-    pub fn order(self) -> RawOrder {
+    pub fn order(&self) -> RawOrder {
         self.read(offset_of!(Block, order))
     }
     /// Leaves an order for the vCPU, and takes back an earlier request to stop.
-    pub fn set_order(self, order: RawOrder) {
+    pub fn set_order(&self, order: RawOrder) {
         self.write(offset_of!(Block, order), order);
         self.atomic(offset_of!(Block, stop)).store(0, Ordering::Release);
     }
     /// The outcome as it stands.
-    pub fn outcome(self) -> Outcome {
+    pub fn outcome(&self) -> Outcome {
         self.read(offset_of!(Block, outcome))
     }
     /// Leaves the outcome for the VMM.
-    pub fn set_outcome(self, outcome: Outcome) {
+    pub fn set_outcome(&self, outcome: Outcome) {
         self.write(offset_of!(Block, outcome), outcome);
     }
 
     /// Whether the vCPU was asked to end its order.
-    pub fn stop_requested(self) -> bool {
+    pub fn stop_requested(&self) -> bool {
         self.atomic(offset_of!(Block, stop)).load(Ordering::Acquire) != 0
     }
     /// Asks the vCPU to end its order at the next touch.
-    pub fn request_stop(self) {
+    pub fn request_stop(&self) {
         self.atomic(offset_of!(Block, stop)).store(1, Ordering::Release);
     }
 
     /// Touches made so far by the order in progress, then by the last one.
-    pub fn touches(self) -> u64 {
+    pub fn touches(&self) -> u64 {
         self.atomic(offset_of!(Block, touches)).load(Ordering::Relaxed)
     }
     /// Publishes the number of touches made.
-    pub fn set_touches(self, touches: u64) {
+    pub fn set_touches(&self, touches: u64) {
         self.atomic(offset_of!(Block, touches)).store(touches, Ordering::Relaxed);
     }
 
     /// Entry `index` of the table; 0 beyond its end.
-    pub fn table(self, index: u64) -> u32 {
+    pub fn table(&self, index: u64) -> u32 {
         if index >= TABLE_ENTRIES {
             return 0;
         }
         self.read((TABLE_OFFSET + 4 * index) as usize)
     }
     /// Writes entry `index` of the table. Returns whether there is such an entry.
-    pub fn set_table(self, index: u64, value: u32) -> bool {
+    pub fn set_table(&self, index: u64, value: u32) -> bool {
         if index >= TABLE_ENTRIES {
             return false;
         }
@@ -207,7 +213,7 @@ impl ControlArea {
     }
 
     /// Records a stall, or counts it as dropped if the ring is full. The producer's side.
-    pub fn push_stall(self, stall: Stall) {
+    pub fn push_stall(&self, stall: Stall) {
         let recorded = self.atomic(offset_of!(Block, stalls_recorded));
         let taken = self.atomic(offset_of!(Block, stalls_taken)).load(Ordering::Acquire);
         let count = recorded.load(Ordering::Relaxed);
@@ -223,7 +229,7 @@ impl ControlArea {
     ///
     /// # Errors
     /// The producer's count is impossible: nothing is taken.
-    pub fn take_stalls(self, mut each: impl FnMut(Stall)) -> Result<(), RingCorrupt> {
+    pub fn take_stalls(&self, mut each: impl FnMut(Stall)) -> Result<(), RingCorrupt> {
         let recorded = self.atomic(offset_of!(Block, stalls_recorded)).load(Ordering::Acquire);
         let consumer = self.atomic(offset_of!(Block, stalls_taken));
         let taken = consumer.load(Ordering::Relaxed);
@@ -239,7 +245,7 @@ impl ControlArea {
     }
 
     /// Stalls that found the ring full since the area was made.
-    pub fn stalls_dropped(self) -> u64 {
+    pub fn stalls_dropped(&self) -> u64 {
         self.atomic(offset_of!(Block, stalls_dropped)).load(Ordering::Relaxed)
     }
 
@@ -248,7 +254,7 @@ impl ControlArea {
     }
 
     /// Appends to the panic message, as far as there is room.
-    pub fn push_message(self, text: &str) {
+    pub fn push_message(&self, text: &str) {
         let mut len = self.read::<u64>(offset_of!(Block, message_len)).min(MESSAGE_BYTES as u64) as usize;
         for &byte in text.as_bytes() {
             if len == MESSAGE_BYTES {
@@ -260,13 +266,13 @@ impl ControlArea {
         self.write(offset_of!(Block, message_len), len as u64);
     }
     /// The panic message's bytes, as far as they were written.
-    pub fn message(self) -> ([u8; MESSAGE_BYTES], usize) {
+    pub fn message(&self) -> ([u8; MESSAGE_BYTES], usize) {
         let len = self.read::<u64>(offset_of!(Block, message_len)).min(MESSAGE_BYTES as u64) as usize;
         (self.read(offset_of!(Block, message)), len)
     }
 
     /// What ring 0 left on the fault stack.
-    pub fn fault_frame(self) -> FaultFrame {
+    pub fn fault_frame(&self) -> FaultFrame {
         self.read(FAULT_STACK_TOP as usize - size_of::<FaultFrame>())
     }
 }

@@ -20,10 +20,9 @@ use crate::memory::Space;
 use crate::port::Port;
 use crate::{faults, power};
 
-/// An order, and the memory it is about.
+/// An order, and the memory it is about, in which its vCPU has an area.
 struct Job {
     space: Arc<Space>,
-    area: ControlArea,
     order: RawOrder,
 }
 
@@ -78,18 +77,22 @@ impl Worker {
     /// # Errors
     /// It has one already, or there is no area for it.
     pub fn submit(&self, vcpu: u16, order: RawOrder, space: &Arc<Space>) -> Result<(), WorkerError> {
-        let area = space.area(vcpu.into()).ok_or(WorkerError::NoVcpu(vcpu))?;
+        if space.area(vcpu.into()).is_none() {
+            return Err(WorkerError::NoVcpu(vcpu));
+        }
         if self.busy.swap(true, Ordering::AcqRel) {
             return Err(WorkerError::Busy(vcpu));
         }
         // It is idle, so the channel has room, and its thread ends only with the guest.
-        self.jobs.send(Job { space: space.clone(), area, order }).map_err(|_| WorkerError::NoVcpu(vcpu))
+        self.jobs.send(Job { space: space.clone(), order }).map_err(|_| WorkerError::NoVcpu(vcpu))
     }
 }
 
 fn serve(vcpu: u16, jobs: &Receiver<Job>, busy: &AtomicBool, port: &Port) {
     while let Ok(job) = jobs.recv() {
-        job.area.set_outcome(carry_out(&job, vcpu.into()));
+        if let Some(area) = job.space.area(vcpu.into()) {
+            area.set_outcome(carry_out(&job, area, vcpu.into()));
+        }
         // Before it says so: whoever hears of it may drop the memory.
         drop(job);
         busy.store(false, Ordering::Release);
@@ -99,9 +102,9 @@ fn serve(vcpu: u16, jobs: &Receiver<Job>, busy: &AtomicBool, port: &Port) {
     }
 }
 
-fn carry_out(job: &Job, vcpu: u32) -> Outcome {
+fn carry_out(job: &Job, area: &ControlArea, vcpu: u32) -> Outcome {
     let order = WorkOrder::try_from(job.order).ok().filter(|order| job.space.covers(order));
-    let outcome = order.and_then(|order| work::run(&mut Here(job), vcpu, &order).ok());
+    let outcome = order.and_then(|order| work::run(&mut Here { space: &job.space, area }, vcpu, &order).ok());
     outcome.unwrap_or(Outcome { refused: 1, ..Outcome::default() })
 }
 
@@ -109,14 +112,17 @@ fn carry_out(job: &Job, vcpu: u32) -> Outcome {
 struct Outside;
 
 /// The arena and the areas as this process maps them.
-struct Here<'a>(&'a Job);
+struct Here<'a> {
+    space: &'a Space,
+    area: &'a ControlArea,
+}
 
 impl Machine for Here<'_> {
     type Fault = Outside;
 
     #[inline(always)]
     fn page<R>(&mut self, gpa: u64, _write: bool, with: impl FnOnce(PagePtr) -> R) -> Result<R, Outside> {
-        let page = self.0.space.page(gpa).ok_or(Outside)?;
+        let page = self.space.page(gpa).ok_or(Outside)?;
         // SAFETY: a page of a mapping that the job's `Arc` keeps, readable and writable; everyone who shares it,
         // here and in the VMM, uses volatile or atomic access.
         Ok(with(unsafe { PagePtr::new(page.cast()) }))
@@ -132,15 +138,15 @@ impl Machine for Here<'_> {
         now
     }
     fn table(&self, index: u64) -> u32 {
-        self.0.area.table(index)
+        self.area.table(index)
     }
     fn stop_requested(&self) -> bool {
-        self.0.area.stop_requested()
+        self.area.stop_requested()
     }
     fn touched(&mut self, total: u64) {
-        self.0.area.set_touches(total);
+        self.area.set_touches(total);
     }
     fn stalled(&mut self, stall: Stall) {
-        self.0.area.push_stall(stall);
+        self.area.push_stall(stall);
     }
 }

@@ -20,15 +20,14 @@ static SERVING: AtomicU32 = AtomicU32::new(0);
 /// Takes orders for ever.
 pub fn serve(vcpu: u32) -> ! {
     SERVING.store(vcpu + 1, Ordering::Relaxed);
-    // SAFETY: the VMM promised the area by the magic at entry; it is identity mapped and never goes away.
-    let area = unsafe { ControlArea::new(area_gpa(vcpu) as *mut u8) };
+    let area = area_of(vcpu);
     cpu::ring(doorbell::READY);
     loop {
         let outcome = match WorkOrder::try_from(area.order()) {
             Ok(order) => {
                 paging::map_up_to(order.start + order.len);
                 paging::warm();
-                let Ok(outcome) = work::run(&mut Bare { area }, vcpu, &order);
+                let Ok(outcome) = work::run(&mut Bare { area: area_of(vcpu) }, vcpu, &order);
                 outcome
             }
             Err(_) => Outcome { refused: 1, ..Outcome::default() },
@@ -41,10 +40,14 @@ pub fn serve(vcpu: u32) -> ! {
 /// Leaves the panic's text in the control area, if there is one.
 pub fn report_panic(info: &PanicInfo<'_>) {
     let Some(vcpu) = SERVING.load(Ordering::Relaxed).checked_sub(1) else { return };
-    // SAFETY: as in `serve`, which stored the index.
-    let area = unsafe { ControlArea::new(area_gpa(vcpu) as *mut u8) };
     // A message cut short is better than none: the writer never fails.
-    let _ = write!(Message(area), "{info}");
+    let _ = write!(Message(area_of(vcpu)), "{info}");
+}
+
+/// The control area of a vCPU that serves.
+fn area_of(vcpu: u32) -> ControlArea {
+    // SAFETY: the VMM promised the area by the magic at entry; it is identity mapped and never goes away.
+    unsafe { ControlArea::new(area_gpa(vcpu) as *mut u8) }
 }
 
 struct Message(ControlArea);

@@ -207,7 +207,7 @@ impl Ours {
     /// One handler for each vCPU, on its processor.
     pub fn start(guest: &Guest, around: FaultAround, store: Arc<dyn Store>) -> Self {
         let options = Options { store, around, events: false };
-        let swapper = Arc::new(Swapper::attach(guest.core().clone(), options).expect("it attaches"));
+        let swapper = Arc::new(Swapper::attach(guest.core().arena().clone(), options).expect("it attaches"));
         let hears = guest.processors.iter().map(|&processor| (Deaf, Some(processor))).collect();
         let handlers = Handlers::start(&swapper, hears).expect("they start");
         Self { swapper, handlers }

@@ -1,24 +1,23 @@
 //! The link against an agent that plays a plan: what it should say, and every lie.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use guest_abi::block::{ControlArea, Outcome};
+use guest_abi::block::Outcome;
 use guest_abi::layout::{AREA_SIZE, ARENA_GPA, MAX_VCPUS};
 use guest_abi::link::{
     ABI_VERSION, AreaGpas, Decoder, FromAgent, HEADER_BYTES, LinkError, MAX_PAYLOAD, Mapped, Pages, Request,
     ToAgent,
 };
 use guest_abi::order::{RawOrder, Task, Walk, WorkOrder};
-use guest_mem::{Gpa, GpaRange};
+use guest_mem::{Backing, Gpa, GpaRange, Region};
 use proptest::prelude::*;
 
 use super::*;
-use crate::guest::{CrashKind, GuestError, Mailbox};
+use crate::guest::{Area, CrashKind, GuestError, Mailbox};
 
 /// Longer than anything here takes on the slowest machine; waited for only where something is broken.
 const LONG: Duration = Duration::from_secs(60);
@@ -93,32 +92,16 @@ impl Play {
     }
 }
 
-/// Control areas of this test's own.
-struct Areas(Vec<*mut u8>);
+/// Control areas of this test's own, from both sides.
+struct Areas(Arc<Region>);
 
 impl Areas {
-    const LAYOUT: Layout = match Layout::from_size_align(AREA_SIZE as usize, 4096) {
-        Ok(layout) => layout,
-        Err(_) => panic!(),
-    };
-
-    fn new(count: usize) -> Self {
-        // SAFETY: the layout is not empty.
-        Self((0..count).map(|_| unsafe { alloc_zeroed(Self::LAYOUT) }).collect())
+    fn new(count: u64) -> Self {
+        Self(Arc::new(Region::map(count * AREA_SIZE, Backing::Base4k).unwrap()))
     }
 
-    fn area(&self, vcpu: usize) -> ControlArea {
-        // SAFETY: aligned, that long, and freed only with `self`, which each test drops last.
-        unsafe { ControlArea::new(self.0[vcpu]) }
-    }
-}
-
-impl Drop for Areas {
-    fn drop(&mut self) {
-        for &base in &self.0 {
-            // SAFETY: allocated in `new` with this layout.
-            unsafe { dealloc(base, Self::LAYOUT) }
-        }
+    fn area(&self, vcpu: u64) -> Area {
+        Area::new(self.0.clone(), self.0.hva_at(vcpu * AREA_SIZE).unwrap()).unwrap()
     }
 }
 
@@ -197,7 +180,7 @@ fn couriers_carry_orders_and_each_waits_for_its_own() {
         agent.say(FromAgent::Done { vcpu: 1 });
         assert!(agent.hear(|_| ()).is_none());
     });
-    let mailboxes = [0, 1].map(|vcpu| Arc::new(Mailbox::new(vcpu, areas.area(vcpu as usize))));
+    let mailboxes = [0, 1].map(|vcpu| Arc::new(Mailbox::new(vcpu, areas.area(vcpu.into()))));
     let couriers = mailboxes.clone().map(|mailbox| play.link.courier(mailbox).unwrap());
     for mailbox in &mailboxes {
         mailbox.wait(LONG).unwrap();
@@ -256,7 +239,7 @@ fn an_agent_s_last_words_outlive_the_end_of_its_guest() {
 #[test]
 fn an_order_ends_with_the_link_and_a_later_one_fails_as_it_did() {
     let areas = Areas::new(2);
-    let mailboxes = [0, 1].map(|vcpu| Arc::new(Mailbox::new(vcpu, areas.area(vcpu as usize))));
+    let mailboxes = [0, 1].map(|vcpu| Arc::new(Mailbox::new(vcpu, areas.area(vcpu.into()))));
     let (says, hears) = std::sync::mpsc::channel();
     let mut play = Play::new(LONG, move |agent| {
         agent.hello(2);

@@ -33,7 +33,9 @@ impl Classified for RegionError {
         match self {
             Self::Length { .. } => Class::Mistake,
             // A backing that a kernel does not know is EINVAL as well.
-            Self::Reserve { .. } | Self::HugetlbPool { .. } | Self::Setup { .. } => Class::Host,
+            Self::Reserve { .. } | Self::Hugetlb { .. } | Self::NotGiven { .. } | Self::Setup { .. } => {
+                Class::Host
+            }
             Self::Guard { source, .. } => source.class(),
             Self::Populate { source, .. } => Class::of_refusal(*source),
             Self::Range(error) => error.class(),
@@ -75,7 +77,7 @@ impl Classified for ScanError {
 impl Classified for ContentError {
     fn class(&self) -> Class {
         match self {
-            Self::Range(error) => error.class(),
+            Self::Region(error) => error.class(),
             Self::Read { source, .. } => Class::of_refusal(*source),
         }
     }

@@ -31,6 +31,10 @@ pub enum CrashKind {
     },
     /// KVM could not reach the host memory behind a guest address: `KVM_RUN` failed with `EFAULT`.
     HostFault,
+    /// The host has no page for the guest where it has promised one, and this is the limit that it met.
+    HostLimit(String),
+    /// The guest's memory could not be given back to it after it had been taken away for a moment.
+    Memslots(String),
     /// The guest used an I/O port that nobody serves.
     Port {
         /// Which.
@@ -91,6 +95,8 @@ impl fmt::Display for CrashKind {
                 )
             }
             Self::HostFault => write!(f, "KVM found the host memory behind it gone (EFAULT)"),
+            Self::HostLimit(limit) => write!(f, "the host has no page for it: {limit}"),
+            Self::Memslots(why) => write!(f, "was left without its memory: {why}"),
             Self::Port { port, write } => {
                 write!(
                     f,

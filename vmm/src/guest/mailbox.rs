@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use guest_abi::block::{ControlArea, Outcome, RingCorrupt, Stall};
 use guest_abi::order::{RawOrder, WorkOrder};
 
+use super::area::Area;
 use super::crash::CrashReport;
 use crate::clock::{Offset, OffsetBounds, tsc};
 use crate::exit::{Class, Classified};
@@ -102,23 +103,23 @@ struct State {
 #[derive(Debug)]
 pub struct Mailbox {
     vcpu: u32,
-    area: ControlArea,
+    area: Area,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 impl Mailbox {
-    /// The mailbox of worker `vcpu`, whose control area outlives it.
-    pub fn new(vcpu: u32, area: ControlArea) -> Self {
+    /// The mailbox of worker `vcpu`.
+    pub fn new(vcpu: u32, area: Area) -> Self {
         Self::of(vcpu, area, Phase::Starting)
     }
 
     /// The mailbox of one that reported for work in an earlier life.
-    pub fn resumed(vcpu: u32, area: ControlArea) -> Self {
+    pub fn resumed(vcpu: u32, area: Area) -> Self {
         Self::of(vcpu, area, Phase::Idle)
     }
 
-    fn of(vcpu: u32, area: ControlArea, phase: Phase) -> Self {
+    fn of(vcpu: u32, area: Area, phase: Phase) -> Self {
         let state = Mutex::new(State { phase, quit: false, given_tsc: None, clock: OffsetBounds::default() });
         Self { vcpu, area, state, changed: Condvar::new() }
     }
@@ -128,9 +129,25 @@ impl Mailbox {
         self.vcpu
     }
 
-    /// The worker's control area.
-    pub fn area(&self) -> ControlArea {
-        self.area
+    /// The worker's control area, which lies in memory that stays mapped as long as the mailbox, whatever becomes of the
+    /// machine. No copy of it outlives that:
+    ///
+    /// ```compile_fail
+    /// # fn of(machine: vmm::kvm::Machine) {
+    /// let area = machine.vcpus()[0].mailbox().area();
+    /// drop(machine);
+    /// area.touches();
+    /// # }
+    /// ```
+    /// ```
+    /// # fn of(machine: vmm::kvm::Machine) {
+    /// let mailbox = machine.vcpus()[0].mailbox().clone();
+    /// drop(machine);
+    /// mailbox.area().touches();
+    /// # }
+    /// ```
+    pub fn area(&self) -> &ControlArea {
+        &self.area
     }
 
     /// A panic while the lock is held leaves the state whole: it is only ever assigned.

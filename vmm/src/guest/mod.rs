@@ -8,8 +8,12 @@
 //! The engine and a worker share one [`Mailbox`] and one control area each; the engine never waits without a
 //! deadline, because a guest may do anything, including nothing.
 
+mod area;
 mod crash;
 mod mailbox;
+mod ram;
 
+pub use area::Area;
 pub use crash::{CrashKind, CrashReport, Registers};
 pub use mailbox::{GuestError, Mailbox, Phase};
+pub use ram::{GuestRam, RamPart};

@@ -23,7 +23,9 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
 use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
+
+use crate::guest::GuestRam;
 
 /// Where the start info lies.
 const START_INFO_GPA: u64 = 0x7000;
@@ -126,7 +128,7 @@ pub fn check(image: &[u8]) -> Result<(), BootError> {
 ///
 /// # Errors
 /// An image that is truncated, does not fit, or has no PVH entry inside low memory.
-pub fn load(memory: &GuestMemoryMmap, low_memory: u64, image: &[u8]) -> Result<Gpa, BootError> {
+pub fn load(memory: &GuestRam, low_memory: u64, image: &[u8]) -> Result<Gpa, BootError> {
     check(image)?;
     let loaded = Elf::load(memory, None, &mut Cursor::new(image), None)
         .map_err(|source| BootError::Load { low_memory, source })?;
@@ -143,7 +145,7 @@ pub fn load(memory: &GuestMemoryMmap, low_memory: u64, image: &[u8]) -> Result<G
 ///
 /// # Errors
 /// [`BootError::StartInfo`].
-pub fn write_start_info(memory: &GuestMemoryMmap, ram: &[GpaRange]) -> Result<(), BootError> {
+pub fn write_start_info(memory: &GuestRam, ram: &[GpaRange]) -> Result<(), BootError> {
     let map: Vec<_> = ram
         .iter()
         .map(|range| hvm_memmap_table_entry {
@@ -199,8 +201,8 @@ mod tests {
 
     const LOW: u64 = 4 << 20;
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), LOW as usize)]).unwrap()
+    fn memory() -> GuestRam {
+        GuestRam::mapped(&[(0, LOW as usize)])
     }
 
     #[test]
@@ -252,7 +254,7 @@ mod tests {
 
     #[test]
     fn an_image_larger_than_low_memory_does_not_fit() {
-        let small = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_2000)]).unwrap();
+        let small = GuestRam::mapped(&[(0, 0x10_2000)]);
         assert!(matches!(load(&small, 0x10_2000, resources::GUEST), Err(BootError::Load { .. })));
     }
 }

@@ -24,11 +24,13 @@
 //! flag set late, for a vCPU that had just left, is cleared before the next entry: the zapper has finished by
 //! then, because the gate was shut until it had.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::thread::Pid;
 
 use super::sys;
+use crate::guest::CrashKind;
 
 /// How often a waiting side looks before it sleeps. A zap takes tens to hundreds of microseconds; an idle
 /// core takes that long to wake.
@@ -41,8 +43,21 @@ pub struct Seat {
     inside: AtomicU32,
     /// The thread to signal; 0 before it has sat down.
     thread: AtomicI32,
-    /// The vCPU's `kvm_run.immediate_exit`.
-    immediate_exit: AtomicPtr<u8>,
+    /// The vCPU's `kvm_run.immediate_exit`, locked for as long as somebody writes to it from outside.
+    immediate_exit: Mutex<Flag>,
+}
+
+/// Where a vCPU's `immediate_exit` is; null while nobody sits there.
+#[derive(Debug)]
+struct Flag(*mut u8);
+
+// SAFETY: a number, which is followed only under the seat's lock.
+unsafe impl Send for Flag {}
+
+impl Default for Flag {
+    fn default() -> Self {
+        Self(std::ptr::null_mut())
+    }
 }
 
 /// See the [module](self).
@@ -54,6 +69,8 @@ pub struct Gate {
     waiting: AtomicU32,
     /// Set once guest memory is not what it should be: nobody is let in any more.
     broken: AtomicBool,
+    /// Why, from before `broken` is set.
+    why: OnceLock<CrashKind>,
     seats: Box<[Seat]>,
 }
 
@@ -61,19 +78,19 @@ impl Gate {
     /// An open gate for `vcpus` vCPUs.
     pub fn new(vcpus: u32) -> Self {
         let seats = (0..vcpus).map(|_| Seat::default()).collect();
-        Self { closed: AtomicU32::new(0), waiting: AtomicU32::new(0), broken: AtomicBool::new(false), seats }
+        let (closed, waiting, broken) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+        Self { closed, waiting, broken, why: OnceLock::new(), seats }
     }
 
     /// Takes the calling thread's place as vCPU `vcpu`.
     ///
     /// # Safety
-    /// `immediate_exit` points into the vCPU's `kvm_run` page and stays valid for as long as the gate is used: a
-    /// kick may be on its way when the seat is given up.
+    /// `immediate_exit` points into the vCPU's `kvm_run` page and stays valid until the returned value is dropped.
     pub unsafe fn sit(&self, vcpu: u32, immediate_exit: *mut u8) -> Seated<'_> {
         let seat = &self.seats[vcpu as usize];
-        seat.immediate_exit.store(immediate_exit, Ordering::SeqCst);
+        seat.flag().0 = immediate_exit;
         seat.thread.store(sys::thread_id(), Ordering::SeqCst);
-        Seated { gate: self, seat }
+        Seated { gate: self, seat, immediate_exit }
     }
 
     /// Stops every vCPU and keeps it stopped until the value is dropped. When this returns, no vCPU runs
@@ -88,9 +105,16 @@ impl Gate {
         Hold(self)
     }
 
-    /// Lets no vCPU into the guest ever again: its memory is not what it should be. Those that wait are let go.
-    pub fn shut_for_good(&self) {
+    /// Lets no vCPU into the guest ever again: its memory is not what it should be. Those that wait are let go. The first
+    /// reason is the one that is told.
+    pub fn shut_for_good(&self, why: CrashKind) {
+        let _ = self.why.set(why);
         self.broken.store(true, Ordering::SeqCst);
+    }
+
+    /// Why nobody is let in any more, if so.
+    pub fn shut(&self) -> Option<&CrashKind> {
+        self.why.get()
     }
 
     /// The thread that has a vCPU's place; `None` before it has sat down.
@@ -109,12 +133,18 @@ impl Seat {
         if self.inside.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let flag = self.immediate_exit.load(Ordering::SeqCst);
-        if !flag.is_null() {
-            // SAFETY: `sit` was promised the pointer; the page is shared with the kernel, hence volatile.
-            unsafe { flag.write_volatile(1) };
+        let flag = self.flag();
+        if !flag.0.is_null() {
+            // SAFETY: whoever sits there gives the seat up only under the lock, and `sit` was promised the pointer until
+            // then; the page is shared with the kernel, hence volatile.
+            unsafe { flag.0.write_volatile(1) };
         }
+        drop(flag);
         sys::signal_thread(self.thread.load(Ordering::SeqCst));
+    }
+
+    fn flag(&self) -> MutexGuard<'_, Flag> {
+        self.immediate_exit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_outside(&self) {
@@ -157,19 +187,22 @@ impl Drop for Hold<'_> {
 pub struct Seated<'a> {
     gate: &'a Gate,
     seat: &'a Seat,
+    immediate_exit: *mut u8,
 }
 
-impl Seated<'_> {
-    /// Waits until the gate is open, then runs `guest`, which is `KVM_RUN`. `None` if the gate is shut for good.
+impl<'a> Seated<'a> {
+    /// Waits until the gate is open, then runs `guest`, which is `KVM_RUN`.
     ///
     /// A kick from then on makes `KVM_RUN` return at once; one before is not seen, so `guest` looks by itself
     /// whether it was told anything.
-    pub fn enter<R>(&self, guest: impl FnOnce() -> R) -> Option<R> {
-        let flag = self.seat.immediate_exit.load(Ordering::Relaxed);
+    ///
+    /// # Errors
+    /// The gate is shut for good, for this reason.
+    pub fn enter<R>(&self, guest: impl FnOnce() -> R) -> Result<R, &'a CrashKind> {
         let mut waited = false;
         loop {
-            // SAFETY: as in `Seat::kick`. Before `inside` is set, so that no kick meant for this entry is lost.
-            unsafe { flag.write_volatile(0) };
+            // SAFETY: `sit` was promised the pointer as long as `self`; volatile as in `Seat::kick`. Before `inside` is set, so that no kick meant for this entry is lost.
+            unsafe { self.immediate_exit.write_volatile(0) };
             // Pairs with the increment of `closed` and the load of `inside` in `Gate::hold`.
             self.seat.inside.store(1, Ordering::SeqCst);
             let closed = self.gate.closed.load(Ordering::SeqCst);
@@ -187,8 +220,11 @@ impl Seated<'_> {
             sys::futex_wake_all(&self.gate.waiting);
         }
         let _leave = Leave(self);
-        // Whoever shut it for good did so with the gate held, so before the vCPU came this far.
-        (!self.gate.broken.load(Ordering::SeqCst)).then(guest)
+        // Whoever shuts it for good holds the gate, so did it before the vCPU came this far; or kicks afterwards.
+        if self.gate.broken.load(Ordering::SeqCst) {
+            return Err(self.gate.why.get().expect("set before the flag"));
+        }
+        Ok(guest())
     }
 
     fn leave(&self) {
@@ -201,7 +237,8 @@ impl Seated<'_> {
 
 impl Drop for Seated<'_> {
     fn drop(&mut self) {
-        self.seat.immediate_exit.store(std::ptr::null_mut(), Ordering::SeqCst);
+        // A kick that has found the pointer has the lock.
+        self.seat.flag().0 = std::ptr::null_mut();
     }
 }
 
@@ -233,7 +270,7 @@ mod tests {
                     // SAFETY: the local outlives the seat.
                     let seated = unsafe { gate.sit(vcpu, flag) };
                     while !stop.load(Ordering::Relaxed) {
-                        seated.enter(|| {
+                        let entered = seated.enter(|| {
                             for _ in 0..50 {
                                 assert_eq!(hole.load(Ordering::Relaxed), 0, "inside while the slot was gone");
                                 // SAFETY: the local outlives the seat.
@@ -243,6 +280,7 @@ mod tests {
                             }
                             seen.fetch_add(1, Ordering::Relaxed);
                         });
+                        assert!(entered.is_ok());
                     }
                 });
             }
@@ -272,7 +310,7 @@ mod tests {
                 // SAFETY: the local outlives the seat.
                 let seated = unsafe { gate.sit(0, &raw mut immediate_exit) };
                 while !stop.load(Ordering::Relaxed) {
-                    seated.enter(|| entries.fetch_add(1, Ordering::SeqCst));
+                    assert!(seated.enter(|| entries.fetch_add(1, Ordering::SeqCst)).is_ok());
                 }
             });
             while entries.load(Ordering::SeqCst) == 0 {
@@ -300,11 +338,12 @@ mod tests {
         let mut immediate_exit = 0u8;
         // SAFETY: the local outlives the gate's use.
         let seated = unsafe { gate.sit(0, &raw mut immediate_exit) };
-        assert_eq!(seated.enter(|| 7), Some(7));
+        assert_eq!(seated.enter(|| 7), Ok(7));
         let hold = gate.hold();
-        gate.shut_for_good();
+        gate.shut_for_good(CrashKind::Silent);
+        gate.shut_for_good(CrashKind::HostFault);
         drop(hold);
-        assert_eq!(seated.enter(|| 7), None);
+        assert_eq!(seated.enter(|| 7), Err(&CrashKind::Silent));
     }
 
     #[test]

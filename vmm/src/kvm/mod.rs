@@ -1,7 +1,7 @@
 //! KVM: the VM, its vCPUs, and the listener that zaps its memslots.
 //!
 //! ```text
-//!   Machine ─┬─ VmCore ── VmFd, memslots, low memory and arena, statistics
+//!   Machine ─┬─ VmCore ── Vm (memslots, and the memory behind them), statistics
 //!            │     ▲
 //!            │     └── KvmSlots: invalidate_range_start ── zap ──┬─ Memslot: Gate::hold, delete, restore
 //!            │                                                   ├─ Protect: ProtectionWindow, mprotect twice
@@ -14,18 +14,22 @@ mod device;
 mod exit;
 pub mod gate;
 mod machine;
+mod memslots;
 mod no_kvm;
 pub mod pc;
 mod slots;
 pub mod state;
 mod stats;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 mod vcpu;
 mod vm;
 pub mod window;
 
 pub use device::Kvm;
 pub use machine::Machine;
+pub use memslots::GuestCpu;
 pub use no_kvm::NoKvm;
 pub use slots::{Accounting, KvmSlots, ZapMethod};
 pub use stats::{FaultCounts, Leaves, VcpuStats, VmStats};

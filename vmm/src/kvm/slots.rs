@@ -11,13 +11,15 @@
 //! (`KVM_X86_QUIRK_SLOT_ZAP_ALL`) deleting one slot drops every translation of the VM.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use guest_mem::{HvaRange, Memslot, Region};
-use kvm_bindings::kvm_userspace_memory_region;
 use notifier_bridge::{Count, Listener, Shadowing, ShadowingMmu, StartContext, WouldBlock, Zapped};
 
+use super::memslots::Installed;
 use super::vm::VmCore;
+use crate::guest::CrashKind;
+use crate::run::chain;
 
 /// How translations are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,46 +47,44 @@ pub struct KvmSlots {
     core: Arc<VmCore>,
     method: ZapMethod,
     accounting: Accounting,
-    /// One zap at a time: a slot that two threads delete and put back would be put back too early.
-    zapping: Mutex<()>,
 }
 
 impl KvmSlots {
     /// The listener for one VM.
     pub fn new(core: Arc<VmCore>, method: ZapMethod, accounting: Accounting) -> Self {
-        Self { core, method, accounting, zapping: Mutex::new(()) }
+        Self { core, method, accounting }
     }
 
-    /// Drops KVM's translations of `range`, and of whatever else the method cannot spare.
+    /// Drops KVM's translations of `range`, and of whatever else the method cannot spare: nothing once the memory is no
+    /// longer the guest's.
     ///
-    /// # Panics
-    /// If KVM or the kernel refuses to give back what was taken for the zap. A vCPU whose memslot may be gone is
-    /// not let in again: a guest that runs on without its memory would be wrong, not slow.
+    /// If KVM or the kernel refuses to give back what was taken for the zap, no vCPU is let in again, and whoever waits
+    /// for one hears why: a guest that runs on without its memory would be wrong, not slow.
     pub fn zap(&self, range: HvaRange) -> Zapped {
-        let _one = self.zapping.lock().unwrap_or_else(PoisonError::into_inner);
+        // One zap at a time in a VM: a slot that two threads delete and put back would be put back too early.
+        let mut installed = self.core.vm.lock();
+        if !Arc::ptr_eq(&installed.table, &self.core.slots) {
+            return Zapped::NOTHING;
+        }
         match self.method {
-            ZapMethod::Memslot => self.zap_slots(range),
+            ZapMethod::Memslot => self.zap_slots(&mut installed, range),
             ZapMethod::Protect => self.zap_exactly(range, |region, part| self.toggle(region, part)),
             ZapMethod::Unmap => self.zap_exactly(range, |region, part| self.unmap(region, part)),
         }
     }
 
-    fn zap_slots(&self, range: HvaRange) -> Zapped {
+    fn zap_slots(&self, installed: &mut Installed, range: HvaRange) -> Zapped {
         let slots = self.core.slots.covering(range);
         if slots.is_empty() {
             return Zapped::NOTHING;
         }
         let hold = self.core.surroundings.gate.hold();
         let before = self.leaves();
-        for slot in slots {
-            if let Err(error) = self.core.delete_and_restore(slot) {
-                self.core.surroundings.gate.shut_for_good();
-                panic!("memslot {} cannot be zapped, and may be gone: {error}", slot.id().0);
-            }
-        }
+        // A refusal has shut the gate; who waits for the guest is told.
+        let refused = slots.iter().any(|slot| self.core.vm.reinstall(installed, slot).is_err());
         let after = self.leaves();
         drop(hold);
-        let all = self.core.slot_zap_drops_all;
+        let all = self.core.slot_zap_drops_all || refused;
         let dropped = if all { self.core.slots.as_slice() } else { slots };
         let arena = self.core.arena().range();
         if dropped.iter().any(|slot| !arena.covers(slot.hva_range())) {
@@ -101,7 +101,7 @@ impl KvmSlots {
             .regions()
             .filter_map(|region| Some((region, region.range().intersection(range)?)))
             .map(|(region, part)| {
-                if !std::ptr::eq(region, self.core.arena()) {
+                if !Arc::ptr_eq(region, self.core.arena()) {
                     self.core.low_zapped.store(true, Ordering::Relaxed);
                 }
                 zap(region, part)
@@ -118,11 +118,13 @@ impl KvmSlots {
             .sum();
         // The arena is the guest's alone; elsewhere devices write too, and would die of it.
         let surroundings = &self.core.surroundings;
-        let _alone = (!std::ptr::eq(region, self.core.arena()))
+        let _alone = (!std::ptr::eq(region, &**self.core.arena()))
             .then(|| surroundings.host_writes.write().unwrap_or_else(PoisonError::into_inner));
         let _window = surroundings.window.open();
-        guest_mem::toggle_protection(region, part)
-            .unwrap_or_else(|error| panic!("guest memory may be left read-only: {error}"));
+        if let Err(error) = guest_mem::toggle_protection(region, part) {
+            // It may be left read-only.
+            self.give_up(&error);
+        }
         part.len() + seams
     }
 
@@ -131,9 +133,17 @@ impl KvmSlots {
             // Low memory is private, whatever the arena is.
             return self.toggle(region, part);
         }
-        guest_mem::unmap_shared(region, part)
-            .unwrap_or_else(|error| panic!("the range was checked when the region was chosen: {error}"));
+        if let Err(error) = guest_mem::unmap_shared(region, part) {
+            // Not every translation went.
+            self.give_up(&error);
+        }
         part.len()
+    }
+
+    /// Ends a guest whose memory is not as it should be.
+    fn give_up(&self, error: &dyn std::error::Error) {
+        let _hold = self.core.surroundings.gate.hold();
+        self.core.surroundings.gate.shut_for_good(CrashKind::Memslots(chain(error)));
     }
 
     fn leaves(&self) -> Option<(u64, u64)> {
@@ -172,15 +182,4 @@ impl ShadowingMmu for KvmSlots {
     /// Nothing to do: KVM's own notifier keeps faults out while the kernel changes the mapping. This listener
     /// adds width to what is dropped, not to how long.
     fn invalidate_range_end(&self, _range: HvaRange) {}
-}
-
-/// A memslot as KVM takes it; `len` 0 deletes it.
-pub(super) fn kvm_slot(slot: &Memslot, len: u64) -> kvm_userspace_memory_region {
-    kvm_userspace_memory_region {
-        slot: slot.id().0,
-        flags: 0,
-        guest_phys_addr: slot.gpa_range().start().get(),
-        memory_size: len,
-        userspace_addr: slot.hva_range().start().get(),
-    }
 }

@@ -15,15 +15,16 @@ use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use guest_abi::block::{ControlArea, Outcome};
+use guest_abi::block::Outcome;
 use kvm_ioctls::VcpuFd;
 use rustix::thread::Pid;
 
 use super::exit::{self, Action, Exit};
 use super::gate::{Gate, Seated};
+use super::memslots::GuestCpu;
 use super::sys;
 use super::window::ProtectionWindow;
-use crate::guest::{CrashKind, CrashReport, GuestError, Mailbox, Registers};
+use crate::guest::{Area, CrashKind, CrashReport, GuestError, Mailbox, Registers};
 use crate::host::processors;
 
 /// How long a vCPU that was told to leave the guest may take to say where it was: a signal's way to its thread, which
@@ -53,8 +54,8 @@ pub struct Vcpu {
     /// Set to make the thread report where it is and end.
     report: Arc<AtomicBool>,
     surroundings: Arc<Surroundings>,
-    /// Gives the vCPU back: its `kvm_run` page must stay until nobody can kick it any more.
-    thread: Option<JoinHandle<VcpuFd>>,
+    /// Gives the vCPU back.
+    thread: Option<JoinHandle<GuestCpu>>,
 }
 
 impl Vcpu {
@@ -62,12 +63,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// The system has no room for another thread.
-    pub fn start(
-        index: u32,
-        fd: VcpuFd,
-        area: ControlArea,
-        surroundings: Arc<Surroundings>,
-    ) -> io::Result<Self> {
+    pub fn start(index: u32, fd: GuestCpu, area: Area, surroundings: Arc<Surroundings>) -> io::Result<Self> {
         Self::run(fd, false, Mailbox::new(index, area), surroundings, None)
     }
 
@@ -78,8 +74,8 @@ impl Vcpu {
     /// The system has no room for another thread.
     pub fn resume(
         index: u32,
-        fd: VcpuFd,
-        area: ControlArea,
+        fd: GuestCpu,
+        area: Area,
         surroundings: Arc<Surroundings>,
         processor: Option<usize>,
     ) -> io::Result<Self> {
@@ -87,7 +83,7 @@ impl Vcpu {
     }
 
     fn run(
-        fd: VcpuFd,
+        fd: GuestCpu,
         up: bool,
         mailbox: Mailbox,
         surroundings: Arc<Surroundings>,
@@ -137,11 +133,11 @@ impl Vcpu {
 
 impl Vcpu {
     /// Ends the thread, and gives its vCPU back as it left the guest. `None` if the thread panicked.
-    pub fn stop(mut self) -> Option<VcpuFd> {
+    pub fn stop(mut self) -> Option<GuestCpu> {
         self.end()
     }
 
-    fn end(&mut self) -> Option<VcpuFd> {
+    fn end(&mut self) -> Option<GuestCpu> {
         self.mailbox.quit();
         self.surroundings.gate.kick(self.mailbox.vcpu());
         // A thread that panicked has said so on standard error; there is nothing left to undo.
@@ -157,7 +153,7 @@ impl Drop for Vcpu {
 
 /// The thread's own part.
 struct Runner {
-    fd: VcpuFd,
+    fd: GuestCpu,
     /// Whether the guest has reported for work.
     up: bool,
     /// Where to run; anywhere if nobody says.
@@ -168,14 +164,14 @@ struct Runner {
 }
 
 impl Runner {
-    fn run(mut self) -> VcpuFd {
+    fn run(mut self) -> GuestCpu {
         if let Some(processor) = self.processor {
             processors::seat(rustix::thread::gettid(), processor);
         }
-        let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
+        let immediate_exit = &raw mut self.fd.file_mut().get_kvm_run().immediate_exit;
         let surroundings = self.surroundings.clone();
-        // SAFETY: the flag lies in the kvm_run page, mapped as long as the fd lives, which `Vcpu` drops only after
-        // its last kick; others that kick hold the VM and stop before its vCPUs go.
+        // SAFETY: the flag lies in the kvm_run page, mapped as long as the file, which this function gives back after it has
+        // given up the seat.
         let seated = unsafe { surroundings.gate.sit(self.mailbox.vcpu(), immediate_exit) };
         if let Some(kind) = self.run_until_told(&seated) {
             let registers = registers(&self.fd);
@@ -196,8 +192,12 @@ impl Runner {
             // Looked at after the vCPU counts as inside: whoever tells it something and kicks it finds it inside,
             // or is seen here.
             let told = || self.mailbox.quitting() || self.report.load(Ordering::SeqCst);
-            let entered = seated.enter(|| if told() { Exit::Interrupted } else { exit::run(&mut self.fd) });
-            let exit = entered?;
+            let entered =
+                seated.enter(|| if told() { Exit::Interrupted } else { exit::run(self.fd.file_mut()) });
+            let exit = match entered {
+                Ok(exit) => exit,
+                Err(shut) => return Some(shut.clone()),
+            };
             match exit::decide(exit, self.up, |gpa| self.surroundings.is_ram(gpa)) {
                 Action::Again if self.mailbox.quitting() => return None,
                 Action::Again if self.report.load(Ordering::SeqCst) => return Some(CrashKind::Silent),
@@ -209,7 +209,7 @@ impl Runner {
                     }
                 }
                 Action::CheckHostFault if self.surroundings.window.explains(toggles) => {}
-                Action::CheckHostFault => return Some(CrashKind::HostFault),
+                Action::CheckHostFault => return Some(host_fault(&self.fd)),
                 Action::Exception => {
                     return Some(CrashKind::Exception(self.mailbox.area().fault_frame()));
                 }
@@ -223,6 +223,11 @@ impl Runner {
         let (bytes, len) = self.mailbox.area().message();
         String::from_utf8_lossy(&bytes[..len]).into_owned()
     }
+}
+
+/// What an `EFAULT` was that no toggle explains.
+pub(super) fn host_fault(fd: &GuestCpu) -> CrashKind {
+    fd.not_given().map_or(CrashKind::HostFault, CrashKind::HostLimit)
 }
 
 /// The vCPU's registers, if KVM still tells them.

@@ -5,18 +5,17 @@ use std::sync::atomic::AtomicBool;
 
 use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_GPA, low_memory};
-use guest_mem::{
-    Backing, Gpa, GpaRange, Memslot, Region, RegionError, SlotError, SlotTable, SlotTableBuilder,
-};
+use guest_mem::{Backing, Gpa, GpaRange, Region, RegionError, SlotError, SlotTable, SlotTableBuilder};
 use kvm_bindings::{KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap};
 use kvm_ioctls::{Cap, VmFd};
 
 use super::boot::BootError;
+use super::memslots::{GuestCpu, Vm};
 use super::no_kvm::NoKvm;
-use super::slots::kvm_slot;
 use super::stats::VmStats;
 use super::vcpu::Surroundings;
 use crate::exit::{Class, Classified};
+use crate::guest::CrashKind;
 
 /// Where Intel's KVM may keep its task state for guests in real mode; below the 4 GiB line, above all RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -36,8 +35,10 @@ pub enum VmError {
         source: kvm_ioctls::Error,
     },
     /// A memslot was refused.
-    #[error("KVM refuses memslot {slot} ({} at gpa {gpa})", len)]
+    #[error("KVM refuses to {attempt} memslot {slot} ({len} bytes at gpa {gpa})")]
     Slot {
+        /// What was tried.
+        attempt: &'static str,
         /// Its number.
         slot: u32,
         /// Where in the guest.
@@ -59,6 +60,9 @@ pub enum VmError {
     /// The memslots make no sense.
     #[error(transparent)]
     Slots(#[from] SlotError),
+    /// An earlier change of the memslots was refused half-way.
+    #[error("nobody is let into this guest any more: it {0}")]
+    Broken(CrashKind),
     /// The guest could not be started.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -77,7 +81,7 @@ impl Classified for VmError {
         match self {
             Self::Call { source, .. } | Self::Slot { source, .. } => Class::of_refused_ioctl(*source),
             Self::NoKvm(error) => error.class(),
-            Self::QuirkStays => Class::Host,
+            Self::QuirkStays | Self::Broken(_) => Class::Host,
             Self::Memory(error) => error.class(),
             Self::Slots(error) => error.class(),
             Self::Boot(error) => error.class(),
@@ -110,11 +114,11 @@ pub struct VmConfig {
 /// ([`super::pc`]) makes another for each arena that is put into it.
 #[derive(Debug)]
 pub struct VmCore {
-    pub(super) vm: Arc<VmFd>,
+    pub(super) vm: Arc<Vm>,
     /// The memslots.
     pub slots: Arc<SlotTable>,
-    low: Arc<[Region]>,
-    arena: Region,
+    low: Arc<[Arc<Region>]>,
+    arena: Arc<Region>,
     /// What the vCPU threads share.
     pub surroundings: Arc<Surroundings>,
     /// KVM's own account of the VM.
@@ -125,20 +129,12 @@ pub struct VmCore {
     pub(super) low_zapped: Arc<AtomicBool>,
 }
 
-impl AsRef<Region> for VmCore {
-    /// The memory under test.
-    fn as_ref(&self) -> &Region {
-        &self.arena
-    }
-}
-
 /// What a [`VmCore`] is made of where the VM has outlived another.
 pub(super) struct Parts {
-    pub vm: Arc<VmFd>,
+    pub vm: Arc<Vm>,
     pub slots: Arc<SlotTable>,
-    pub low: Arc<[Region]>,
-    pub arena: Region,
-    pub surroundings: Arc<Surroundings>,
+    pub low: Arc<[Arc<Region>]>,
+    pub arena: Arc<Region>,
     pub stats: Arc<VmStats>,
     pub slot_zap_drops_all: bool,
     pub low_zapped: Arc<AtomicBool>,
@@ -146,7 +142,8 @@ pub(super) struct Parts {
 
 impl VmCore {
     pub(super) fn from_parts(parts: Parts) -> Self {
-        let Parts { vm, slots, low, arena, surroundings, stats, slot_zap_drops_all, low_zapped } = parts;
+        let Parts { vm, slots, low, arena, stats, slot_zap_drops_all, low_zapped } = parts;
+        let surroundings = vm.surroundings().clone();
         Self { vm, slots, low, arena, surroundings, stats, slot_zap_drops_all, low_zapped }
     }
 
@@ -155,7 +152,7 @@ impl VmCore {
     /// # Errors
     /// [`VmError`].
     pub fn new(kvm: &Kvm, config: &VmConfig) -> Result<Self, VmError> {
-        let (vm, slot_zap_drops_all) = create(kvm, config.slot_zap_all_quirk)?;
+        let (file, slot_zap_drops_all) = create(kvm, config.slot_zap_all_quirk)?;
         let low = Region::map(low_memory(config.vcpus), Backing::Base4k)?.with_label("low memory");
         let arena = Region::map(config.arena, config.backing)?.with_label("arena");
         let mut builder = SlotTableBuilder::new(kvm.get_nr_memslots() as u64);
@@ -167,50 +164,44 @@ impl VmCore {
             .into_iter()
             .flatten()
             .collect();
-        let surroundings = Arc::new(Surroundings::new(config.vcpus, ram));
-        let stats = Arc::new(VmStats::of(&vm));
-        let (vm, low) = (Arc::new(vm), Arc::new([low]));
-        let low_zapped = Arc::default();
-        let core = Self { vm, slots, low, arena, surroundings, stats, slot_zap_drops_all, low_zapped };
-        core.slots.as_slice().iter().try_for_each(|slot| core.set_slot(slot, slot.len()))?;
-        Ok(core)
+        let stats = Arc::new(VmStats::of(&file));
+        let vm = Arc::new(Vm::new(file, Arc::new(Surroundings::new(config.vcpus, ram))));
+        let (low, arena) = (Arc::new(low), Arc::new(arena));
+        vm.exchange(slots.clone(), vec![low.clone(), arena.clone()])?;
+        let (low, low_zapped) = (Arc::new([low]), Arc::default());
+        Ok(Self::from_parts(Parts { vm, slots, low, arena, stats, slot_zap_drops_all, low_zapped }))
     }
 
-    /// KVM's handle of the VM, for what this module does not do.
-    pub fn kvm_vm(&self) -> &VmFd {
-        &self.vm
+    /// KVM's handle of the VM, for a bench of bare calls.
+    ///
+    /// # Safety
+    /// The memslots are afterwards what they were, and no vCPU is made: what this value knows of both is what keeps the
+    /// guest's memory mapped.
+    pub unsafe fn kvm_vm(&self) -> &VmFd {
+        self.vm.file()
+    }
+    /// Makes a vCPU.
+    ///
+    /// # Errors
+    /// [`VmError::Call`].
+    pub fn create_vcpu(&self, index: u32) -> Result<GuestCpu, VmError> {
+        self.vm.create_vcpu(index)
     }
     /// The memory under test.
-    pub fn arena(&self) -> &Region {
+    pub fn arena(&self) -> &Arc<Region> {
         &self.arena
     }
     /// The memory that is not under test. The bare guest's is one region: its image and control areas.
-    pub fn low(&self) -> &[Region] {
+    pub fn low(&self) -> &[Arc<Region>] {
         &self.low
     }
     /// All of it.
-    pub fn regions(&self) -> impl Iterator<Item = &Region> {
+    pub fn regions(&self) -> impl Iterator<Item = &Arc<Region>> {
         self.low.iter().chain([&self.arena])
     }
     /// Guest physical memory.
     pub fn ram(&self) -> &[GpaRange] {
         &self.surroundings.ram
-    }
-
-    fn set_slot(&self, slot: &Memslot, len: u64) -> Result<(), VmError> {
-        // SAFETY: the slot's host range lies in a region that this value owns. Whoever owns the vCPUs drops them
-        // before it; a PC takes the arena's slots out of the VM before the arena goes.
-        unsafe { set_slot(&self.vm, slot, len) }
-    }
-
-    /// Deletes a memslot and puts the same one back: every translation through it is gone. The caller keeps
-    /// the vCPUs out of the guest meanwhile.
-    ///
-    /// # Errors
-    /// KVM refuses. If it refused the second call, the slot is gone.
-    pub(super) fn delete_and_restore(&self, slot: &Memslot) -> Result<(), VmError> {
-        self.set_slot(slot, 0)?;
-        self.set_slot(slot, slot.len())
     }
 }
 
@@ -223,18 +214,6 @@ pub(super) fn create(kvm: &Kvm, keep_quirk: bool) -> Result<(VmFd, bool), VmErro
     }
     report_failed_instructions(&vm);
     Ok((vm, slot_zap_drops_all))
-}
-
-/// Makes a memslot; with a length of 0 deletes it.
-///
-/// # Safety
-/// The slot's host range stays mapped for as long as a vCPU can run with the slot in place.
-pub(super) unsafe fn set_slot(vm: &VmFd, slot: &Memslot, len: u64) -> Result<(), VmError> {
-    // SAFETY: the caller's own promise.
-    unsafe { vm.set_user_memory_region(kvm_slot(slot, len)) }.map_err(|source| {
-        let gpa = slot.gpa_range().start();
-        VmError::Slot { slot: slot.id().0, gpa, len, source }
-    })
 }
 
 /// Sets the slot-zap quirk as asked. Returns whether a slot's zap drops everything.

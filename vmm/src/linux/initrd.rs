@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io::{self, Seek};
 
 use guest_mem::{Address, Gpa, GpaRange};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::guest::GuestRam;
 
 /// What Linux calls a page.
 const PAGE: u64 = guest_mem::PAGE_SIZE;
@@ -105,7 +107,7 @@ impl<'a> Initrd<'a> {
     ///
     /// # Errors
     /// [`InitrdError`].
-    pub fn place(&self, memory: &GuestMemoryMmap, room: GpaRange) -> Result<GpaRange, InitrdError> {
+    pub fn place(&self, memory: &GuestRam, room: GpaRange) -> Result<GpaRange, InitrdError> {
         let len = self.len();
         if len == 0 {
             return Err(InitrdError::Empty);
@@ -149,8 +151,8 @@ mod tests {
         }
     }
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+    fn memory() -> GuestRam {
+        GuestRam::mapped(&[(0, 1 << 20)])
     }
 
     fn room(start: u64, end: u64) -> GpaRange {

@@ -12,7 +12,7 @@ use std::io::Cursor;
 use guest_mem::{Address, Gpa, GpaRange};
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage as BzImageLoader, KernelLoader};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::bzimage::{BzImage, ENTRY_64};
 use super::image::Kernel;
@@ -24,6 +24,7 @@ use super::vmlinux::{self, VmlinuxError};
 use super::zero_page::{self, Contents};
 use super::{long_mode, reset_vector, start_info};
 use crate::exit::{Class, Classified};
+use crate::guest::GuestRam;
 use crate::kvm::boot;
 
 /// `COMMAND_LINE_SIZE` of x86 less the NUL, for kernels that do not say it.
@@ -210,7 +211,7 @@ struct Loaded {
 ///
 /// # Errors
 /// [`LoadError`], which names what does not fit where.
-pub fn load(memory: &GuestMemoryMmap, boot: &Boot<'_>) -> Result<Start, LoadError> {
+pub fn load(memory: &GuestRam, boot: &Boot<'_>) -> Result<Start, LoadError> {
     let low = boot.platform.low_memory();
     let room = GpaRange::new(HIGH_RAM_START, low.end()).filter(|room| !room.is_empty());
     let room = room.ok_or(LoadError::NoMemory(low.len()))?;
@@ -248,7 +249,7 @@ pub fn load(memory: &GuestMemoryMmap, boot: &Boot<'_>) -> Result<Start, LoadErro
 }
 
 /// Puts the kernel itself into `room`.
-fn place(memory: &GuestMemoryMmap, room: GpaRange, boot: &Boot<'_>) -> Result<Loaded, LoadError> {
+fn place(memory: &GuestRam, room: GpaRange, boot: &Boot<'_>) -> Result<Loaded, LoadError> {
     match boot.kernel {
         Kernel::Elf(image) => {
             let placed = vmlinux::place(memory, room, image)?;
@@ -273,7 +274,7 @@ fn place(memory: &GuestMemoryMmap, room: GpaRange, boot: &Boot<'_>) -> Result<Lo
 }
 
 /// Puts a bzImage's protected-mode part to where the kernel is to run; it moves itself out of the way.
-fn place_packed(memory: &GuestMemoryMmap, room: GpaRange, image: &BzImage<'_>) -> Result<Loaded, LoadError> {
+fn place_packed(memory: &GuestRam, room: GpaRange, image: &BzImage<'_>) -> Result<Loaded, LoadError> {
     if !image.has_64_bit_entry() {
         return Err(LoadError::NoEntry64);
     }
@@ -296,7 +297,7 @@ fn init_range(image: &BzImage<'_>, least: u64) -> Result<GpaRange, LoadError> {
 }
 
 /// Writes the command line and its NUL.
-fn write_cmdline(memory: &GuestMemoryMmap, cmdline: &str, limit: u64) -> Result<(), LoadError> {
+fn write_cmdline(memory: &GuestRam, cmdline: &str, limit: u64) -> Result<(), LoadError> {
     let (len, limit) = (cmdline.len() as u64, limit.min(CMDLINE_ROOM - 1));
     if len > limit {
         return Err(LoadError::CmdlineTooLong { len, limit });

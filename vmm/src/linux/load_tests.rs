@@ -6,18 +6,17 @@ use super::super::compression::Compression;
 use super::super::fixture::{self, KERNEL_AT, Load, PACKED, bzimage, payload};
 use super::super::layout::{arena_node, node0};
 use super::*;
+use crate::guest::GuestRam;
 
 const MIB: u64 = 1 << 20;
 const INIT_SIZE: u32 = 8 << 20;
 
-fn machine(size: u64) -> (GuestMemoryMmap, Platform) {
+fn machine(size: u64) -> (GuestRam, Platform) {
     let mut memory = node0(size).unwrap();
     memory.push(arena_node(&memory, 64 * MIB, 1).unwrap());
-    let ranges: Vec<_> = memory
-        .iter()
-        .map(|piece| (GuestAddress(piece.range.start().get()), piece.range.len() as usize))
-        .collect();
-    (GuestMemoryMmap::from_ranges(&ranges).unwrap(), Platform { vcpus: 1, memory, virtio: Vec::new() })
+    let ranges: Vec<_> =
+        memory.iter().map(|piece| (piece.range.start().get(), piece.range.len() as usize)).collect();
+    (GuestRam::mapped(&ranges), Platform { vcpus: 1, memory, virtio: Vec::new() })
 }
 
 fn packed() -> Vec<u8> {
@@ -47,7 +46,7 @@ fn start(
 
 #[derive(Debug)]
 struct Started {
-    memory: GuestMemoryMmap,
+    memory: GuestRam,
     start: Start,
 }
 
@@ -246,7 +245,7 @@ fn memory_that_is_not_there_is_an_error() {
         rsdp,
         in_guest_decompression: false,
     };
-    let holes = [(GuestAddress(1 << 20), 63 << 20)];
-    let memory = GuestMemoryMmap::from_ranges(&holes).unwrap();
+    let holes = [(1 << 20, 63 << 20)];
+    let memory = GuestRam::mapped(&holes);
     assert!(load(&memory, &boot).is_err());
 }

@@ -3,9 +3,10 @@
 
 use guest_mem::{Gpa, PAGE_SIZE, PMD_SIZE};
 use kvm_bindings::kvm_segment;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout::{GDT, PAGE_TABLES};
+use crate::guest::GuestRam;
 
 /// `__BOOT_CS`.
 pub const BOOT_CS: u16 = 0x10;
@@ -31,7 +32,7 @@ pub const CR3: Gpa = PAGE_TABLES;
 ///
 /// # Errors
 /// Where the memory does not reach there.
-pub fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &GuestRam) -> Result<(), GuestMemoryError> {
     let put = |at: u64, entry: u64| memory.write_obj(entry, GuestAddress(at));
     for (at, entry) in (GDT.get()..).step_by(8).zip(ENTRIES) {
         put(at, entry)?;
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     /// Walks the tables as a processor does.
-    fn translate(memory: &GuestMemoryMmap, address: u64) -> Option<u64> {
+    fn translate(memory: &GuestRam, address: u64) -> Option<u64> {
         let mut table = CR3.get();
         for shift in [39, 30, 21] {
             let index = address >> shift & 0x1ff;
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_first_4_gib_are_mapped_to_themselves() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let memory = GuestRam::mapped(&[(0, 1 << 20)]);
         write(&memory).unwrap();
         for address in (0..4 << 30_u64).step_by(0x1f_f123) {
             assert_eq!(translate(&memory, address), Some(address));
@@ -120,7 +121,7 @@ mod tests {
 
     #[test]
     fn memory_that_ends_too_early_is_an_error() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xa000)]).unwrap();
+        let memory = GuestRam::mapped(&[(0, 0xa000)]);
         assert!(write(&memory).is_err());
     }
 }

@@ -1,13 +1,14 @@
 use crate::kvm::Kvm;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VcpuExit;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::super::fixture::{self, KERNEL_AT, Load};
 use super::super::image::Kernel;
 use super::super::layout::{Platform, node0};
 use super::super::load::{Boot, load};
 use super::*;
+use crate::guest::GuestRam;
 
 /// Runs a kernel of this code and returns the bytes it wrote to port 0x3f8 before it halted.
 fn run(test: &str, code: &[u8], pvh: bool) -> Option<Vec<u8>> {
@@ -19,7 +20,7 @@ fn run(test: &str, code: &[u8], pvh: bool) -> Option<Vec<u8>> {
         }
     };
     let platform = Platform { vcpus: 1, memory: node0(32 << 20).unwrap(), virtio: Vec::new() };
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 32 << 20)]).unwrap();
+    let memory = GuestRam::mapped(&[(0, 32 << 20)]);
     let text = Load { at: KERNEL_AT, bytes: code.to_vec(), memory: 4096 };
     let file = fixture::elf(KERNEL_AT, &[text], pvh.then_some(KERNEL_AT as u32));
     let kernel = Kernel::identify(&file).unwrap();
@@ -37,7 +38,7 @@ fn run(test: &str, code: &[u8], pvh: bool) -> Option<Vec<u8>> {
     let region = memory.iter().next().unwrap();
     let slot = kvm_userspace_memory_region {
         memory_size: region.len(),
-        userspace_addr: region.as_ptr() as u64,
+        userspace_addr: region.get_host_address(MemoryRegionAddress(0)).unwrap() as u64,
         ..kvm_userspace_memory_region::default()
     };
     // SAFETY: the memory is mapped until after the vCPU and the VM are gone.

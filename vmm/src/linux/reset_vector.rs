@@ -12,9 +12,10 @@
 //!             jmp back to the hlt
 //! ```
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout::{RESET, RESET_VALUE, RESET_VECTOR};
+use crate::guest::GuestRam;
 
 const PORT: [u8; 2] = RESET.to_le_bytes();
 /// The code. It has room for 16 bytes.
@@ -24,7 +25,7 @@ const CODE: [u8; 9] = [0xb0, RESET_VALUE, 0xba, PORT[0], PORT[1], 0xee, 0xf4, 0x
 ///
 /// # Errors
 /// Where the memory does not reach there.
-pub fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &GuestRam) -> Result<(), GuestMemoryError> {
     memory.write_slice(&CODE, GuestAddress(RESET_VECTOR.get()))
 }
 
@@ -33,7 +34,7 @@ mod tests {
     use crate::kvm::Kvm;
     use kvm_bindings::kvm_userspace_memory_region;
     use kvm_ioctls::VcpuExit;
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
     use super::*;
 
@@ -46,13 +47,13 @@ mod tests {
                 return;
             }
         };
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let memory = GuestRam::mapped(&[(0, 1 << 20)]);
         write(&memory).unwrap();
         let vm = kvm.create_vm().unwrap();
         let region = memory.iter().next().unwrap();
         let slot = kvm_userspace_memory_region {
             memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
+            userspace_addr: region.get_host_address(MemoryRegionAddress(0)).unwrap() as u64,
             ..kvm_userspace_memory_region::default()
         };
         // SAFETY: the memory is mapped until after the vCPU and the VM are gone.

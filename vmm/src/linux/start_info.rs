@@ -4,10 +4,11 @@ use guest_mem::{Gpa, GpaRange};
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::layout::{CMDLINE, MODULE_LIST, PVH_MEMORY_MAP, START_INFO};
 use super::memory_map::Entry;
+use crate::guest::GuestRam;
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
 const MAGIC: u32 = 0x336e_c578;
@@ -17,7 +18,7 @@ const MAGIC: u32 = 0x336e_c578;
 /// # Errors
 /// linux-loader's, where the memory does not reach there.
 pub fn write(
-    memory: &GuestMemoryMmap,
+    memory: &GuestRam,
     map: &[Entry],
     initrd: Option<GpaRange>,
     rsdp: Gpa,

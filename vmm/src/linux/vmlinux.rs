@@ -8,7 +8,9 @@ use elf::endian::LittleEndian;
 use guest_mem::{Gpa, GpaRange};
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
+
+use crate::guest::GuestRam;
 
 /// Program headers at most; a kernel has five.
 const MAX_SEGMENTS: u16 = 64;
@@ -99,7 +101,7 @@ pub struct Placed {
 ///
 /// # Errors
 /// [`VmlinuxError`]; then nothing was written, unless linux-loader failed.
-pub fn place(memory: &GuestMemoryMmap, room: GpaRange, image: &[u8]) -> Result<Placed, VmlinuxError> {
+pub fn place(memory: &GuestRam, room: GpaRange, image: &[u8]) -> Result<Placed, VmlinuxError> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(image).map_err(VmlinuxError::Headers)?;
     let segments = segments(&file, image.len() as u64, room)?;
     let extent = segments.iter().fold(segments[0], |all, &segment| all.hull(segment));

@@ -3,11 +3,12 @@ use vm_memory::Bytes;
 
 use super::super::fixture::{KERNEL_AT, Load, elf, kernel};
 use super::*;
+use crate::guest::GuestRam;
 
 const END: u64 = 32 << 20;
 
-fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), END as usize)]).unwrap()
+fn memory() -> GuestRam {
+    GuestRam::mapped(&[(0, END as usize)])
 }
 fn room() -> GpaRange {
     GpaRange::new(Gpa::new(1 << 20), Gpa::new(END)).unwrap()

@@ -4,10 +4,11 @@ use guest_mem::{Gpa, GpaRange};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::layout::{CMDLINE, ZERO_PAGE};
 use super::memory_map::Entry;
+use crate::guest::GuestRam;
 
 /// `type_of_loader` of a boot loader without a number of its own.
 const UNDEFINED_LOADER: u8 = 0xff;
@@ -62,7 +63,7 @@ fn bare_header() -> setup_header {
 ///
 /// # Errors
 /// linux-loader's, where the memory does not reach there.
-pub fn write(memory: &GuestMemoryMmap, page: &boot_params) -> Result<(), linux_loader::configurator::Error> {
+pub fn write(memory: &GuestRam, page: &boot_params) -> Result<(), linux_loader::configurator::Error> {
     let params = BootParams::new(page, GuestAddress(ZERO_PAGE.get()));
     LinuxBootConfigurator::write_bootparams(&params, memory)
 }

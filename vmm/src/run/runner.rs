@@ -323,8 +323,7 @@ impl<'a> Runner<'a> {
             true => seat(&*testbed),
             false => vec![None; testbed.vcpus() as usize],
         };
-        // SAFETY: the testbed stands before the wiring, so it is dropped after it.
-        let wiring = unsafe { Wiring::new(&*testbed, &plan.combination, self.scenario.shared_tlb) };
+        let wiring = Wiring::new(&*testbed, &plan.combination, self.scenario.shared_tlb);
         let pages = self.scenario.plan(plan);
         let refill = self.is_first_of_its_kind(plan);
         let setup = TrialSetup {
@@ -400,7 +399,9 @@ impl<'a> Runner<'a> {
                     VmError::NoKvm(_) | VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
                         NoRow::Unavailable(chain(&error))
                     }
-                    VmError::Slot { .. } | VmError::Thread { .. } => NoRow::Failed(chain(&error)),
+                    VmError::Slot { .. } | VmError::Broken(_) | VmError::Thread { .. } => {
+                        NoRow::Failed(chain(&error))
+                    }
                     VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
                 })?;
                 machine.wait_up().map_err(|error| self.failure(plan, error.into()))?;

@@ -20,14 +20,10 @@ type Tlb = SharedTlb<HostMmu<fn(guest_mem::Hva) -> MapLevel>>;
 pub struct Device(Arc<Tlb>);
 
 impl Device {
-    /// # Safety
-    /// The testbed outlives the value and every bridge it is registered with.
-    unsafe fn over(testbed: &dyn Testbed) -> Self {
+    fn over(testbed: &dyn Testbed) -> Self {
         // The level makes no difference to a TLB of 4 KiB pages.
         let probe: fn(guest_mem::Hva) -> MapLevel = |_| MapLevel::Pte;
-        // SAFETY: the arena stays mapped as long as the testbed, by the caller's promise longer than this; all
-        // access to it is volatile or atomic.
-        let primary = unsafe { HostMmu::new([testbed.arena().range()], probe) };
+        let primary = HostMmu::new([testbed.memory()], probe);
         Self(Arc::new(SharedTlb::new(primary, TLB_ENTRIES)))
     }
 
@@ -59,10 +55,7 @@ pub struct Wiring {
 
 impl Wiring {
     /// The listeners of `combination` on `testbed`, with a sharing device beside them if `shared_tlb`.
-    ///
-    /// # Safety
-    /// The testbed outlives the value, if a device is wanted.
-    pub unsafe fn new(testbed: &dyn Testbed, combination: &Combination, shared_tlb: bool) -> Self {
+    pub fn new(testbed: &dyn Testbed, combination: &Combination, shared_tlb: bool) -> Self {
         let method = match combination.zap {
             Zap::Nothing => None,
             Zap::Memslot => Some(ZapMethod::Memslot),
@@ -77,8 +70,7 @@ impl Wiring {
             builder = builder.shadowing(shadowing);
             listener = name;
         }
-        // SAFETY: the caller's own promise.
-        let device = shared_tlb.then(|| unsafe { Device::over(testbed) });
+        let device = shared_tlb.then(|| Device::over(testbed));
         if let Some(device) = &device {
             builder = builder.sharing(device.0.clone());
         }

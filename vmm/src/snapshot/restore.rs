@@ -14,7 +14,6 @@ use guest_mem::swapper::{
 };
 use guest_mem::uffd::{Event, Fault};
 use guest_mem::{ImageStore, PAGE_SIZE, PAGES_PER_PMD, PageBuffer, Region, Slot, Store, checksum};
-use kvm_ioctls::VcpuFd;
 
 use super::file::Snapshot;
 use super::index::Entry;
@@ -23,7 +22,7 @@ use super::{SnapshotError, cpu};
 use crate::guest::CrashKind;
 use crate::host::processors;
 use crate::kvm::state::offered_cpuid;
-use crate::kvm::{Machine, VmConfig, VmCore, VmError};
+use crate::kvm::{GuestCpu, Machine, VmConfig, VmCore};
 
 /// How the memory comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +70,6 @@ pub struct Brought {
     pub left: u64,
 }
 
-/// Low memory by its owner, as the machine's own is the arena.
-struct Low(Arc<VmCore>);
-
-impl AsRef<Region> for Low {
-    fn as_ref(&self) -> &Region {
-        &self.0.low()[0]
-    }
-}
-
 impl Restored {
     /// Makes a machine of a snapshot. `missing` is told what this KVM does not take of a vCPU.
     ///
@@ -110,7 +100,6 @@ impl Restored {
                 None
             }
             How::Lazily { around, handlers } => {
-                let low_pages = header.low() / PAGE_SIZE;
                 let mut entries = snapshot.entries();
                 let mut take = |memory: Memory, start, handlers| {
                     let hears =
@@ -119,9 +108,9 @@ impl Restored {
                     let options = Options { store: store.clone(), around, events: false };
                     Paging::start(snapshot, memory, options, &mut entries, hears)
                 };
-                let low: Memory = Arc::new(Low(core.clone()));
-                debug_assert_eq!((*low).as_ref().range().page_count(), low_pages);
-                Some([take(low, 0, 1)?, take(core.clone(), ARENA_GPA, handlers)?])
+                let low = core.low()[0].clone();
+                debug_assert_eq!(low.range().page_count(), header.low() / PAGE_SIZE);
+                Some([take(low, 0, 1)?, take(core.arena().clone(), ARENA_GPA, handlers)?])
             }
         };
         for (index, (state, fd)) in (0..).zip(snapshot.vcpus.iter().zip(&vcpus)) {
@@ -168,11 +157,10 @@ impl Restored {
 }
 
 /// vCPUs without a state, on a processor that can go on with the snapshot's.
-fn make_vcpus(kvm: &Kvm, core: &VmCore, snapshot: &Snapshot) -> Result<Vec<VcpuFd>, SnapshotError> {
+fn make_vcpus(kvm: &Kvm, core: &VmCore, snapshot: &Snapshot) -> Result<Vec<GuestCpu>, SnapshotError> {
     let mut vcpus = Vec::new();
     for (index, state) in (0u32..).zip(&snapshot.vcpus) {
-        let fd = core.kvm_vm().create_vcpu(index.into());
-        let fd = fd.map_err(|source| VmError::Call { call: "KVM_CREATE_VCPU", source })?;
+        let fd = core.create_vcpu(index)?;
         let bad = |why: cpu::OtherCpu| SnapshotError::Bad { path: snapshot.path().into(), why: why.into() };
         cpu::check(&state.cpuid, &offered_cpuid(kvm, &fd, index)?).map_err(bad)?;
         vcpus.push(fd);

@@ -37,7 +37,7 @@ impl Stopper {
 impl State {
     fn stop(&self) {
         let (Some(kind), Some((surroundings, mailboxes))) = (&self.why, &self.guest) else { return };
-        surroundings.gate.shut_for_good();
+        surroundings.gate.shut_for_good(kind.clone());
         for mailbox in mailboxes {
             let vcpu = mailbox.vcpu();
             mailbox.fail(CrashReport { vcpu, kind: kind.clone(), registers: None });

@@ -49,7 +49,7 @@ pub fn write(
     let (core, mut vcpus) = machine.stop().ok_or(SnapshotError::Thread)?;
     let mut states = Vec::new();
     for (index, fd) in (0..).zip(&mut vcpus) {
-        come_to_rest(fd, index)?;
+        come_to_rest(fd.file_mut(), index)?;
         vcpu::encode(&VcpuState::take(kvm, fd, index, missing)?, &mut states);
     }
     let mut header = Header {

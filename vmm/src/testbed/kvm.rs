@@ -51,7 +51,7 @@ impl Testbed for KvmTestbed {
         around(&self.machine.core().surroundings, operation, call);
     }
     fn memory(&self) -> Memory {
-        self.machine.core().clone()
+        self.machine.core().arena().clone()
     }
     fn breaker(&self) -> Breaker {
         let mailboxes = self.machine.vcpus().iter().map(|vcpu| vcpu.mailbox().clone()).collect();

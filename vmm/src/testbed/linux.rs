@@ -21,7 +21,6 @@ use crate::kvm::{Accounting, FaultCounts, KvmSlots, Leaves, VmCore, VmError, Zap
 /// A Linux guest with an arena.
 #[derive(Debug)]
 pub struct LinuxTestbed {
-    // Before the machine: the listeners of a trial are gone by then.
     core: Arc<VmCore>,
     machine: Rc<LinuxMachine>,
 }
@@ -39,7 +38,6 @@ impl LinuxTestbed {
 
 impl Drop for LinuxTestbed {
     fn drop(&mut self) {
-        // On failure the slots stay as they are, with the guest's vCPUs kept out: nobody reaches the arena's memory.
         self.machine.take_arena_back();
     }
 }
@@ -67,7 +65,7 @@ impl Testbed for LinuxTestbed {
         around(&self.core.surroundings, operation, call);
     }
     fn memory(&self) -> Memory {
-        self.core.clone()
+        self.core.arena().clone()
     }
     fn breaker(&self) -> Breaker {
         let mailboxes = self.machine.mailboxes().to_vec();

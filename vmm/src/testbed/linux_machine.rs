@@ -19,7 +19,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::kvm::Kvm;
-use guest_abi::block::ControlArea;
 use guest_abi::layout::AREA_SIZE;
 use guest_abi::link::Pages;
 use guest_mem::{Backing, GpaRange, PAGE_SIZE};
@@ -32,7 +31,7 @@ use crate::devices::serial::Sink;
 use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::block::{Disk, DiskError};
 use crate::exit::{Class, Classified};
-use crate::guest::{GuestError, Mailbox};
+use crate::guest::{Area, GuestError, Mailbox};
 use crate::host::Root;
 use crate::host::kvm_module::{KvmFacts, MmuKind};
 use crate::kvm::boot::LARGEST_IMAGE;
@@ -211,7 +210,6 @@ pub struct LinuxMachine {
     link: Arc<Link>,
     /// One thread for each mailbox; they end when it does.
     couriers: Vec<JoinHandle<()>>,
-    // After the mailboxes, whose control areas lie in its memory.
     pc: Pc,
     balloon: BalloonHandle,
     release: String,
@@ -301,7 +299,7 @@ impl LinuxMachine {
         }
         let (mut mailboxes, mut couriers) = (Vec::new(), Vec::new());
         for (vcpu, &area) in (0..).zip(&mapped.areas) {
-            let mailbox = Arc::new(Mailbox::new(vcpu, control_area(&pc, area)));
+            let mailbox = Arc::new(Mailbox::new(vcpu, control_area(&pc, area)?));
             couriers.push(link.courier(mailbox.clone()).map_err(LinuxError::Thread)?);
             mailboxes.push(mailbox);
         }
@@ -338,11 +336,9 @@ impl LinuxMachine {
         self.pc.memory().lend_arena(ArenaSpec { range: self.arena, backing, granule })
     }
 
-    /// Takes it back, if the guest still lives.
+    /// Takes it back. Where KVM refuses, the guest keeps it, or is at its end.
     pub fn take_arena_back(&self) {
-        if self.pc.memory().take_arena_back().is_err() {
-            self.pc.memory().surroundings().gate.shut_for_good();
-        }
+        let _ = self.pc.memory().take_arena_back();
     }
 
     /// Has the secondary MMU map everything but the memory under test, as far as this KVM can.
@@ -352,7 +348,7 @@ impl LinuxMachine {
             return;
         }
         let Some(vcpu) = self.pc.vcpus().first() else { return };
-        for (node, region) in memory.nodes().iter().zip(&**memory.ram()) {
+        for (node, region) in memory.nodes().iter().zip(memory.ram()) {
             if node.movable {
                 continue;
             }
@@ -498,11 +494,10 @@ fn end_with(pc: &Pc, link: &Arc<Link>, console: Tail) {
 }
 
 /// The control area that was found to lie in one piece of a node's memory.
-fn control_area(pc: &Pc, area: GpaRange) -> ControlArea {
+fn control_area(pc: &Pc, area: GpaRange) -> Result<Area, LinuxError> {
     let parts = pc.memory().host_parts(area).unwrap_or_default();
-    let (_, hva) = parts.first().expect("checked when the agent named it");
-    // SAFETY: page aligned, AREA_SIZE bytes of a node's memory, which `Pc` keeps mapped longer than the mailboxes live.
-    unsafe { ControlArea::new(hva.start().as_ptr()) }
+    let &(memory, hva) = parts.first().expect("checked when the agent named it");
+    Area::new(memory.clone(), hva.start()).map_err(|error| PcError::Vm(error.into()).into())
 }
 
 impl std::fmt::Debug for LinuxMachine {

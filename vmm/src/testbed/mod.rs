@@ -58,7 +58,7 @@ impl Breaker {
     pub fn stop(&self, report: impl Fn(u32) -> CrashReport) {
         if let Some(surroundings) = &self.surroundings {
             let _hold = surroundings.gate.hold();
-            surroundings.gate.shut_for_good();
+            surroundings.gate.shut_for_good(report(0).kind);
         }
         self.mailboxes.iter().for_each(|mailbox| mailbox.fail(report(mailbox.vcpu())));
     }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use guest_abi::block::{ControlArea, Outcome, Stall};
+use guest_abi::block::{Outcome, Stall};
 use guest_abi::layout::{ARENA_GPA, area_gpa, low_memory};
 use guest_abi::order::WorkOrder;
 use guest_abi::page::PagePtr;
@@ -26,12 +26,12 @@ use guest_mem::{
     Backing, Gpa, Hva, MapLevel, Operation, PageScanner, PageState, Region, RegionError, ScanError,
     SlotError, SlotTable, SlotTableBuilder,
 };
-use notifier_bridge::{AccessError, HostMmu, ShadowingMmu, SoftMmu, Worker};
+use notifier_bridge::{AccessError, HostMmu, ResolveError, ShadowingMmu, SoftMmu, Worker};
 
 use rustix::thread::{Pid, gettid};
 
 use super::{Breaker, Testbed};
-use crate::guest::{CrashKind, CrashReport, GuestError, Mailbox};
+use crate::guest::{Area, CrashKind, CrashReport, GuestError, Mailbox};
 use crate::kvm::{FaultCounts, Leaves, ZapMethod};
 
 /// Slots the software MMU offers: as many as KVM does on x86-64.
@@ -64,18 +64,11 @@ pub enum SoftError {
 type Probe = Box<dyn Fn(Hva) -> MapLevel + Send + Sync>;
 type Mmu = SoftMmu<HostMmu<Probe>>;
 
-/// Memory, and the MMU over it. Workers hold it, so the memory outlives every access.
+/// Memory, and the MMU over it, which keeps both regions mapped.
 struct Core {
-    // Before the regions it refers to.
     mmu: Arc<Mmu>,
-    low: Region,
-    arena: Region,
-}
-
-impl AsRef<Region> for Core {
-    fn as_ref(&self) -> &Region {
-        &self.arena
-    }
+    low: Arc<Region>,
+    arena: Arc<Region>,
 }
 
 /// Workers on the software MMU.
@@ -100,15 +93,13 @@ impl SoftTestbed {
         builder.add_region(Gpa::new(0), low.range(), low.range().len().next_power_of_two())?;
         builder.add_region(Gpa::new(ARENA_GPA), arena.range(), granule)?;
         let slots = Arc::new(builder.build()?);
-        let regions = [low.range(), arena.range()];
-        // SAFETY: both regions live in the `Core` made below, after the MMU in drop order, and are accessed
-        // through volatile and atomic operations only (`PagePtr`, `ControlArea`, `Region`).
-        let primary = unsafe { HostMmu::new(regions, probe()?) };
+        let (low, arena) = (Arc::new(low), Arc::new(arena));
+        let primary = HostMmu::new([low.clone() as Memory, arena.clone()], probe()?);
         let mmu = Arc::new(SoftMmu::new(primary, slots.clone()));
         let core = Arc::new(Core { mmu, low, arena });
         let mut testbed = Self { workers: Vec::new(), threads: Vec::new(), pids: Vec::new(), core, slots };
         for index in 0..workers {
-            testbed.start_worker(index).map_err(|source| SoftError::Thread(index, source))?;
+            testbed.start_worker(index)?;
         }
         for worker in &testbed.workers {
             worker.wait(START_PATIENCE)?;
@@ -116,12 +107,9 @@ impl SoftTestbed {
         Ok(testbed)
     }
 
-    fn start_worker(&mut self, index: u32) -> std::io::Result<()> {
-        let hva = self.core.low.hva_at(area_gpa(index)).expect("there is an area for each worker");
-        // SAFETY: page aligned, and the region holds an area for each worker. The thread keeps the region
-        // alive through `core`; mailboxes are only used through `self`, which does too.
-        let area = unsafe { ControlArea::new(hva.as_ptr()) };
-        let mailbox = Arc::new(Mailbox::new(index, area));
+    fn start_worker(&mut self, index: u32) -> Result<(), SoftError> {
+        let at = self.core.low.hva_at(area_gpa(index)).expect("there is an area for each worker");
+        let mailbox = Arc::new(Mailbox::new(index, Area::new(self.core.low.clone(), at)?));
         self.workers.push(mailbox.clone());
         let core = self.core.clone();
         let pid = Arc::new(OnceLock::new());
@@ -130,7 +118,8 @@ impl SoftTestbed {
             pid.get_or_init(gettid);
             serve(&core, &mailbox);
         };
-        self.threads.push(std::thread::Builder::new().name(format!("worker{index}")).spawn(run)?);
+        let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(run);
+        self.threads.push(thread.map_err(|source| SoftError::Thread(index, source))?);
         Ok(())
     }
 }
@@ -157,7 +146,12 @@ fn serve(core: &Core, mailbox: &Mailbox) {
         match outcome {
             Ok(outcome) => area.set_outcome(outcome),
             Err(error) => {
-                let kind = CrashKind::Worker(error.to_string());
+                let kind = match error {
+                    AccessError::Resolve(ResolveError::NotGiven { limit, .. }) => {
+                        CrashKind::HostLimit(limit.to_string())
+                    }
+                    error => CrashKind::Worker(error.to_string()),
+                };
                 return mailbox.fail(CrashReport { vcpu: mailbox.vcpu(), kind, registers: None });
             }
         }
@@ -175,8 +169,9 @@ impl Machine for SoftMachine<'_> {
 
     fn page<R>(&mut self, gpa: u64, write: bool, with: impl FnOnce(PagePtr) -> R) -> Result<R, AccessError> {
         self.worker.access(Gpa::new(gpa), write, |frame: Hva, _offset| {
-            // SAFETY: the MMU resolved the address to a page of a region that `Core` keeps mapped; it lets a
-            // writer in only where the page may be written.
+            // SAFETY: the MMU resolved the address to a page of a region that it keeps mapped; it lets a writer in only
+            // where the page may be written. The page is there: it can be dropped only between an invalidation's start
+            // and its end, when nobody has a translation.
             with(unsafe { PagePtr::new(frame.as_ptr()) })
         })
     }
@@ -236,7 +231,7 @@ impl Testbed for SoftTestbed {
         call();
     }
     fn memory(&self) -> Memory {
-        self.core.clone()
+        self.core.arena.clone()
     }
     fn faults(&self) -> Faults {
         // Workers are threads, and reach a page by loads and stores alone.

@@ -133,7 +133,7 @@ pub struct SysfsSwitch {
 
 impl SysfsSwitch {
     /// Sets a switch, or says why not.
-    fn set(path: &str, value: &str) -> Result<Self, String> {
+    pub fn set(path: &str, value: &str) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
         // Most switches show all choices with the current one in brackets; plain numbers show themselves.
         let before = text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));

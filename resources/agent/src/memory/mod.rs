@@ -141,8 +141,8 @@ impl Space {
     }
 
     /// A vCPU's control area.
-    pub fn area(&self, vcpu: u32) -> Option<ControlArea> {
-        self.areas.get(vcpu as usize).map(|(_, area)| *area)
+    pub fn area(&self, vcpu: u32) -> Option<&ControlArea> {
+        self.areas.get(vcpu as usize).map(|(_, area)| area)
     }
 
     /// Whether every page that `order` may visit is there.
@@ -197,8 +197,8 @@ impl Space {
 fn area(node: Node) -> Result<(Contiguous, ControlArea), MemoryError> {
     let memory = Contiguous::take(node, AREA_SIZE, Pages::Huge)?;
     let base = memory.linear().ok_or(MemoryError::NoHugePage(node.id))?;
-    // SAFETY: page aligned, `AREA_SIZE` bytes, writable, and unmapped only with the value returned beside it; all
-    // copies are used under the `Arc` that holds both.
+    // SAFETY: page aligned, `AREA_SIZE` bytes, writable, and unmapped only with the value returned beside it, which
+    // `Space` keeps as long as it lends this one.
     let area = unsafe { ControlArea::new(base) };
     Ok((memory, area))
 }

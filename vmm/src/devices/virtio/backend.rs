@@ -5,19 +5,19 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, Events};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Chain, Outcome, QueueFault, Turn, VirtQueue};
 use super::{Interrupt, VirtioDevice};
 use crate::devices::loop_thread::Served;
 use crate::devices::{lock, new_event, signal, take_signal};
+use crate::guest::GuestRam;
 
 /// What a device has from DRIVER_OK to reset.
 #[derive(Debug)]
 pub struct Running {
     /// Guest RAM.
-    pub memory: GuestMemoryMmap,
+    pub memory: GuestRam,
     /// The features that the driver accepted.
     pub features: u64,
     /// Every queue of the device, whether the driver uses it or not.
@@ -39,7 +39,7 @@ impl Running {
     pub fn serve(
         &mut self,
         queue: usize,
-        serve: &mut dyn FnMut(&GuestMemoryMmap, &Chain<'_>) -> Result<Outcome, QueueFault>,
+        serve: &mut dyn FnMut(&GuestRam, &Chain<'_>) -> Result<Outcome, QueueFault>,
     ) -> Result<(), QueueFault> {
         let Self { memory, queues, interrupt, events, .. } = self;
         let turn = queues[queue].serve(memory, interrupt, &mut |chain| serve(memory, chain))?;

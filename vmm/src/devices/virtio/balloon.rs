@@ -30,11 +30,12 @@ use std::sync::atomic::Ordering;
 use guest_mem::{GpaRange, PAGE_SIZE};
 use notifier_bridge::Cause;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::queue::{Buffer, Chain, Outcome, QueueFault, copy_from, lies_in_ram, total_len};
 use super::{Interrupt, Running, VirtioDevice, copy_config};
 use crate::devices::take_signal;
+use crate::guest::GuestRam;
 use handle::Shared;
 use pages::PageSet;
 
@@ -93,7 +94,7 @@ pub struct Balloon {
 impl Balloon {
     /// A balloon for a guest with this RAM, and the host's hold of it. `interrupt` is also the transport's.
     pub fn new(
-        memory: &GuestMemoryMmap,
+        memory: &GuestRam,
         reclaimer: Box<dyn Reclaimer>,
         interrupt: Arc<Interrupt>,
     ) -> io::Result<(Self, BalloonHandle)> {
@@ -130,7 +131,7 @@ impl Balloon {
     }
 
     /// Reads a buffer of PFNs into `self.pfns`, sorted. `None` if it is none.
-    fn read_pfns(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) -> Option<()> {
+    fn read_pfns(&mut self, memory: &GuestRam, chain: &Chain<'_>) -> Option<()> {
         let len = total_len(chain.readable);
         if len == 0 || !len.is_multiple_of(4) || len > MOST_PFNS * 4 {
             return None;
@@ -147,7 +148,7 @@ impl Balloon {
         Some(())
     }
 
-    fn inflate(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) {
+    fn inflate(&mut self, memory: &GuestRam, chain: &Chain<'_>) {
         if self.read_pfns(memory, chain).is_none() {
             self.shared.count(|counts| counts.refused_malformed += 1);
             return;
@@ -191,7 +192,7 @@ impl Balloon {
         }
     }
 
-    fn deflate(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) {
+    fn deflate(&mut self, memory: &GuestRam, chain: &Chain<'_>) {
         if self.read_pfns(memory, chain).is_none() {
             self.shared.count(|counts| counts.refused_malformed += 1);
             return;
@@ -202,7 +203,7 @@ impl Balloon {
             .add(BalloonCounts { deflated: left, refused_absent, ..Default::default() }, self.pages.len());
     }
 
-    fn report(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) {
+    fn report(&mut self, memory: &GuestRam, chain: &Chain<'_>) {
         let mut counts =
             BalloonCounts { refused_malformed: chain.readable.len() as u64, ..Default::default() };
         for &buffer in chain.writable {
@@ -286,7 +287,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
-        let serve: fn(&mut Self, &GuestMemoryMmap, &Chain<'_>) = match Self::role(queue, running) {
+        let serve: fn(&mut Self, &GuestRam, &Chain<'_>) = match Self::role(queue, running) {
             Role::Inflate => Self::inflate,
             Role::Deflate => Self::deflate,
             Role::Reporting => Self::report,

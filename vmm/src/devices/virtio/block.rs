@@ -15,7 +15,7 @@ mod tests;
 
 use std::ops::Range;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, ReadVolatile, WriteVolatile};
+use vm_memory::{GuestMemoryBackend, ReadVolatile, WriteVolatile};
 
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -23,6 +23,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::queue::{Buffer, Chain, Outcome, QueueFault, copy_from, copy_to, pieces, total_len};
 use super::{Running, VirtioDevice, copy_config};
 use config::Config;
+
+use crate::guest::GuestRam;
 
 pub use disk::{Disk, DiskError};
 
@@ -66,7 +68,7 @@ impl Block {
     }
 
     /// Answers one request.
-    fn answer(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) -> Result<Outcome, &'static str> {
+    fn answer(&mut self, memory: &GuestRam, chain: &Chain<'_>) -> Result<Outcome, &'static str> {
         let room = total_len(chain.writable);
         let Some(data) = room.checked_sub(1) else { return Err("has no room for a status") };
         let status = match self.perform(memory, chain, data) {
@@ -78,7 +80,7 @@ impl Block {
         Ok(Outcome::Used(room as u32))
     }
 
-    fn perform(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>, room: u64) -> Result<(), Failure> {
+    fn perform(&mut self, memory: &GuestRam, chain: &Chain<'_>, room: u64) -> Result<(), Failure> {
         let mut header = [0u8; HEADER as usize];
         copy_from(memory, chain.readable, 0, &mut header).ok_or(Failure::Io)?;
         let sector = u64::from_le_bytes([
@@ -138,7 +140,7 @@ impl Block {
     /// Does something to each range that a discard or write-zeroes request names, once all of them have been checked.
     fn each_range(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: &GuestRam,
         buffers: &[Buffer],
         len: u64,
         act: &mut OnRange<'_>,
@@ -198,7 +200,7 @@ type Slice<'a> = vm_memory::VolatileSlice<'a, ()>;
 
 /// Moves bytes `[from, from + len)` of the buffers, piece by piece.
 fn for_each_slice(
-    memory: &GuestMemoryMmap,
+    memory: &GuestRam,
     buffers: &[Buffer],
     from: u64,
     len: u64,

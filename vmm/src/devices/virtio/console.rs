@@ -25,11 +25,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, ReadVolatile, VolatileMemoryError, WriteVolatile};
+use vm_memory::{GuestMemoryBackend, ReadVolatile, VolatileMemoryError, WriteVolatile};
 
 use super::queue::{Chain, Outcome, QueueFault, pieces, total_len};
 use super::{Running, VirtioDevice, copy_config};
 use control::Control;
+
+use crate::guest::GuestRam;
 
 /// The name of the port, by which udev and the agent find it.
 pub const PORT_NAME: &str = "org.zapscope.agent";
@@ -85,7 +87,7 @@ impl Console {
     }
 
     /// The guest's output.
-    fn transmit(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) -> Result<Outcome, &'static str> {
+    fn transmit(&mut self, memory: &GuestRam, chain: &Chain<'_>) -> Result<Outcome, &'static str> {
         let len = total_len(chain.readable);
         // What the driver sees as one buffer may have shrunk since the last turn.
         let done = self.sent.min(len);
@@ -112,7 +114,7 @@ impl Console {
         }
     }
 
-    fn to_socket(&self, memory: &GuestMemoryMmap, chain: &Chain<'_>, from: u64, len: u64) -> Transfer {
+    fn to_socket(&self, memory: &GuestRam, chain: &Chain<'_>, from: u64, len: u64) -> Transfer {
         let mut socket = &self.socket;
         transfer(memory, chain.readable, from, len, &mut |slice| {
             loop {
@@ -125,7 +127,7 @@ impl Console {
     }
 
     /// The guest's input.
-    fn receive(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) -> Result<Outcome, &'static str> {
+    fn receive(&mut self, memory: &GuestRam, chain: &Chain<'_>) -> Result<Outcome, &'static str> {
         if self.hung_up || !self.control.guest_is_open() {
             return Ok(Outcome::Later);
         }
@@ -246,7 +248,7 @@ type Slice<'a> = vm_memory::VolatileSlice<'a, ()>;
 
 /// Moves bytes `[from, from + len)` of some buffers, as far as it goes. `step` is one system call.
 fn transfer(
-    memory: &GuestMemoryMmap,
+    memory: &GuestRam,
     buffers: &[super::queue::Buffer],
     from: u64,
     len: u64,

@@ -17,7 +17,6 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, DeviceWorker, Running};
@@ -25,6 +24,7 @@ use super::queue::{Layout, QueueFault, VirtQueue};
 use super::{Interrupt, VirtioDevice};
 use crate::devices::bus::BusDevice;
 use crate::devices::{lock, signal};
+use crate::guest::GuestRam;
 
 /// Bytes of a device's registers, configuration space included.
 pub const MMIO_SIZE: u64 = 0x1000;
@@ -101,7 +101,7 @@ pub struct VirtioMmio {
     backend: Arc<Mutex<Backend>>,
     interrupt: Arc<Interrupt>,
     events: Arc<[EventFd]>,
-    memory: GuestMemoryMmap,
+    memory: GuestRam,
     device_id: u32,
     offered: u64,
     sizes: &'static [u16],
@@ -112,7 +112,7 @@ impl VirtioMmio {
     /// A transport for `device`, whose queues and buffers lie in `memory`; and the device's part on the device thread.
     pub fn new(
         device: Box<dyn VirtioDevice>,
-        memory: GuestMemoryMmap,
+        memory: GuestRam,
         interrupt: Arc<Interrupt>,
     ) -> io::Result<(Self, DeviceWorker)> {
         let (device_id, sizes) = (device.device_id(), device.queue_sizes());

@@ -5,9 +5,10 @@
 //! the guest writes into its descriptors later changes nothing.
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::interrupt::Interrupt;
+use crate::guest::GuestRam;
 
 /// The longest chain served. Drivers stay below the size of their queue, except with an indirect table.
 const LONGEST_CHAIN: usize = 1024;
@@ -107,7 +108,7 @@ pub fn pieces(
 }
 
 /// Copies from guest memory, at `from` into the buffers. `None` if they are too short or lie outside of RAM.
-pub fn copy_from(memory: &GuestMemoryMmap, buffers: &[Buffer], from: u64, data: &mut [u8]) -> Option<()> {
+pub fn copy_from(memory: &GuestRam, buffers: &[Buffer], from: u64, data: &mut [u8]) -> Option<()> {
     let mut done = 0;
     for (address, len) in pieces(buffers, from, data.len() as u64) {
         memory.read_slice(&mut data[done..done + len], address).ok()?;
@@ -117,7 +118,7 @@ pub fn copy_from(memory: &GuestMemoryMmap, buffers: &[Buffer], from: u64, data: 
 }
 
 /// Copies to guest memory, at `from` into the buffers. `None` if they are too short or lie outside of RAM.
-pub fn copy_to(memory: &GuestMemoryMmap, buffers: &[Buffer], from: u64, data: &[u8]) -> Option<()> {
+pub fn copy_to(memory: &GuestRam, buffers: &[Buffer], from: u64, data: &[u8]) -> Option<()> {
     let mut done = 0;
     for (address, len) in pieces(buffers, from, data.len() as u64) {
         memory.write_slice(&data[done..done + len], address).ok()?;
@@ -127,7 +128,7 @@ pub fn copy_to(memory: &GuestMemoryMmap, buffers: &[Buffer], from: u64, data: &[
 }
 
 /// Whether a buffer lies in RAM from its first byte to its last.
-pub fn lies_in_ram(memory: &GuestMemoryMmap, buffer: Buffer) -> bool {
+pub fn lies_in_ram(memory: &GuestRam, buffer: Buffer) -> bool {
     memory.check_range(buffer.address, buffer.len as usize)
 }
 
@@ -160,7 +161,7 @@ impl VirtQueue {
     pub(super) fn set_up(
         &mut self,
         layout: Layout,
-        memory: &GuestMemoryMmap,
+        memory: &GuestRam,
         event_idx: bool,
     ) -> Result<(), QueueFault> {
         let ring = |source| QueueFault::Ring { queue: self.index, source };
@@ -190,7 +191,7 @@ impl VirtQueue {
     /// was used.
     pub fn serve(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: &GuestRam,
         interrupt: &Interrupt,
         serve: &mut dyn FnMut(&Chain<'_>) -> Result<Outcome, QueueFault>,
     ) -> Result<Turn, QueueFault> {
@@ -241,7 +242,7 @@ impl VirtQueue {
     /// Uses a chain that was kept.
     pub fn use_kept(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: &GuestRam,
         interrupt: &Interrupt,
         head: u16,
         len: u32,
@@ -255,7 +256,7 @@ impl VirtQueue {
         self.tell(memory, interrupt)
     }
 
-    fn tell(&mut self, memory: &GuestMemoryMmap, interrupt: &Interrupt) -> Result<(), QueueFault> {
+    fn tell(&mut self, memory: &GuestRam, interrupt: &Interrupt) -> Result<(), QueueFault> {
         let wanted = self.queue.needs_notification(memory);
         if wanted.map_err(|source| QueueFault::Ring { queue: self.index, source })? {
             interrupt.used_buffers();
@@ -264,7 +265,7 @@ impl VirtQueue {
     }
 
     /// Reads the next available chain into `buffers`: its head and how many of them are readable.
-    fn take(&mut self, memory: &GuestMemoryMmap) -> Result<Option<(u16, usize)>, QueueFault> {
+    fn take(&mut self, memory: &GuestRam) -> Result<Option<(u16, usize)>, QueueFault> {
         let queue = self.index;
         let chain = self.queue.iter(memory).map_err(|source| QueueFault::Ring { queue, source })?.next();
         let Some(chain) = chain else { return Ok(None) };

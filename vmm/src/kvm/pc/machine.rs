@@ -154,7 +154,7 @@ impl Pc {
             nodes.push(node.ok_or_else(too_much)?);
         }
         let memory = PcMemory::new(kvm, config.vcpus, nodes, config.backing, config.slot_zap_all_quirk)?;
-        setup::chipset(memory.vm())?;
+        setup::chipset(memory.vm().file())?;
         let switch = PowerSwitch::new().map_err(device("power switch"))?;
         let mut ports = Bus::new("port");
         ports.insert(I8042_PORTS, Arc::new(Mutex::new(I8042::new(switch.clone()))))?;
@@ -182,7 +182,7 @@ impl Pc {
     /// [`PcError`].
     pub fn add_serial(&mut self, output: Box<dyn Sink>) -> Result<Arc<Mutex<SerialPort>>, PcError> {
         let port = SerialPort::new(event("serial port")?, output).map_err(device("serial port"))?;
-        let register = self.memory.vm().register_irqfd(port.irq(), COM1_IRQ);
+        let register = self.memory.vm().file().register_irqfd(port.irq(), COM1_IRQ);
         register.map_err(failed("KVM_IRQFD"))?;
         let port = Arc::new(Mutex::new(port));
         self.buses.ports.insert(COM1_PORTS, port.clone())?;
@@ -247,7 +247,7 @@ impl Pc {
         interrupt: Arc<Interrupt>,
     ) -> Result<(), PcError> {
         let slot = VirtioSlot::nth(self.virtio.len() as u32).ok_or(PcError::TooManyDevices)?;
-        let vm = self.memory.vm();
+        let vm = self.memory.vm().file();
         vm.register_irqfd(interrupt.irq(), slot.gsi).map_err(failed("KVM_IRQFD"))?;
         let (transport, worker) =
             VirtioMmio::new(virtio, self.memory.device_view(), interrupt).map_err(device(name))?;

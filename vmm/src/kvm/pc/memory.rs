@@ -15,10 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::kvm::Kvm;
-use guest_mem::{Address, Backing, Gpa, GpaRange, HvaRange, Memslot, Region, SlotTable, SlotTableBuilder};
+use guest_mem::{Address, Backing, GpaRange, HvaRange, Region, SlotTable, SlotTableBuilder};
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
+use crate::guest::GuestRam;
+use crate::kvm::memslots::{SetSlot, Vm};
 use crate::kvm::stats::VmStats;
 use crate::kvm::vcpu::Surroundings;
 use crate::kvm::vm::{self, VmCore, VmError};
@@ -27,25 +28,18 @@ use crate::linux::layout::MemoryNode;
 /// A VM with the memory of a PC, and without vCPUs.
 #[derive(Debug)]
 pub struct PcMemory {
-    // Before the memory: the VM's file closes first, unless an arena on loan holds it too.
-    vm: Arc<VmFd>,
+    /// The VM, and all memory it has: an arena too, until its slots are out again.
+    vm: Arc<Vm>,
     nodes: Vec<MemoryNode>,
     /// One region for each node.
-    ram: Arc<[Region]>,
-    surroundings: Arc<Surroundings>,
+    ram: Arc<[Arc<Region>]>,
     stats: Arc<VmStats>,
     slot_zap_drops_all: bool,
     /// Whether translations of other memory than an arena's have been dropped since this was last asked.
     low_zapped: Arc<AtomicBool>,
     slot_limit: u64,
-    layout: Mutex<Layout>,
-}
-
-/// The memslots as they are, and what they leave out of the nodes' memory.
-#[derive(Debug)]
-struct Layout {
-    slots: Arc<SlotTable>,
-    lent: Option<GpaRange>,
+    /// What an arena takes the place of. Locked while memslots are exchanged.
+    lent: Mutex<Option<GpaRange>>,
 }
 
 /// Where an arena goes, and what it is made of.
@@ -71,32 +65,45 @@ impl PcMemory {
         backing: Backing,
         keep_quirk: bool,
     ) -> Result<Self, VmError> {
-        let (vm, slot_zap_drops_all) = vm::create(kvm, keep_quirk)?;
+        Self::with_slots(kvm, vcpus, nodes, backing, keep_quirk, |file| file)
+    }
+
+    /// The same, with memslots set by whom `slots` makes of KVM.
+    fn with_slots<S: SetSlot + 'static>(
+        kvm: &Kvm,
+        vcpus: u32,
+        nodes: Vec<MemoryNode>,
+        backing: Backing,
+        keep_quirk: bool,
+        slots: impl FnOnce(Arc<VmFd>) -> Arc<S>,
+    ) -> Result<Self, VmError> {
+        let (file, slot_zap_drops_all) = vm::create(kvm, keep_quirk)?;
+        let file = Arc::new(file);
         let ram = nodes
             .iter()
-            .map(|node| Ok(Region::map(node.range.len(), backing)?.with_label(format!("node {}", node.node))))
+            .map(|node| {
+                let region = Region::map(node.range.len(), backing)?;
+                Ok(Arc::new(region.with_label(format!("node {}", node.node))))
+            })
             .collect::<Result<Arc<[_]>, VmError>>()?;
-        let surroundings = Arc::new(Surroundings::new(vcpus, nodes.iter().map(|node| node.range).collect()));
-        let stats = Arc::new(VmStats::of(&vm));
-        let slot_limit = kvm.get_nr_memslots() as u64;
-        let layout = Layout { slots: Arc::new(SlotTableBuilder::new(slot_limit).build()?), lent: None };
+        let stats = Arc::new(VmStats::of(&file));
+        let surroundings = Surroundings::new(vcpus, nodes.iter().map(|node| node.range).collect());
         let memory = Self {
-            vm: Arc::new(vm),
+            vm: Arc::new(Vm::with_slots(file.clone(), slots(file), Arc::new(surroundings))),
             nodes,
             ram,
-            surroundings,
             stats,
             slot_zap_drops_all,
             low_zapped: Arc::new(AtomicBool::new(true)),
-            slot_limit,
-            layout: Mutex::new(layout),
+            slot_limit: kvm.get_nr_memslots() as u64,
+            lent: Mutex::new(None),
         };
-        memory.exchange(memory.table(None)?, None)?;
+        memory.exchange(None)?;
         Ok(memory)
     }
 
-    /// KVM's handle of the VM.
-    pub fn vm(&self) -> &VmFd {
+    /// The VM.
+    pub(in crate::kvm) fn vm(&self) -> &Arc<Vm> {
         &self.vm
     }
     /// Whether one slot's zap drops everything.
@@ -113,39 +120,36 @@ impl PcMemory {
     }
     /// What the vCPU threads share.
     pub fn surroundings(&self) -> &Arc<Surroundings> {
-        &self.surroundings
+        self.vm.surroundings()
     }
     /// The memory of every node, in the order of [`PcMemory::nodes`]; under an arena it is not the guest's.
-    pub fn ram(&self) -> &Arc<[Region]> {
+    pub fn ram(&self) -> &[Arc<Region>] {
         &self.ram
     }
     /// The memslots as they are now.
     pub fn slots(&self) -> Arc<SlotTable> {
-        self.lock().slots.clone()
+        self.vm.lock().table.clone()
     }
 
     /// Every node's memory as devices and loaders take it. Where an arena is, it shows the memory that the arena is in
     /// place of.
-    pub fn device_view(&self) -> GuestMemoryMmap {
-        let nodes = self.nodes.iter().zip(&*self.ram);
-        let regions = nodes.map(|(node, region)| view(node.range.start(), region)).collect();
-        GuestMemoryMmap::from_regions(regions).expect("nodes are laid out in order and apart")
+    pub fn device_view(&self) -> GuestRam {
+        GuestRam::new(self.nodes.iter().map(|node| node.range.start()).zip(self.ram.iter().cloned()))
     }
 
-    /// Exchanges the memory at `spec.range` for a fresh arena, in place of an earlier one. No vCPU runs meanwhile.
+    /// Exchanges the memory at `spec.range` for a fresh arena, in place of an earlier one. No vCPU runs meanwhile. The
+    /// arena is the guest's until the next exchange, whatever becomes of what is returned.
     ///
     /// # Errors
     /// [`VmError`]: the range is not memory of a movable node, or the arena cannot be made.
     pub fn lend_arena(&self, spec: ArenaSpec) -> Result<Arc<VmCore>, VmError> {
-        let arena = Region::map(spec.range.len(), spec.backing)?.with_label("arena");
-        let slots = self.table(Some((&spec, arena.range())))?;
-        let slots = self.exchange(slots, Some(spec.range))?;
+        let arena = Arc::new(Region::map(spec.range.len(), spec.backing)?.with_label("arena"));
+        let slots = self.exchange(Some((&spec, &arena)))?;
         Ok(Arc::new(VmCore::from_parts(vm::Parts {
             vm: self.vm.clone(),
             slots,
             low: self.ram.clone(),
             arena,
-            surroundings: self.surroundings.clone(),
             stats: self.stats.clone(),
             slot_zap_drops_all: self.slot_zap_drops_all,
             low_zapped: self.low_zapped.clone(),
@@ -155,16 +159,16 @@ impl PcMemory {
     /// Takes the arena out of the guest again: its memory is what it was before.
     ///
     /// # Errors
-    /// [`VmError`].
+    /// [`VmError`]: the arena is still the guest's then, or nobody is let into the guest any more.
     pub fn take_arena_back(&self) -> Result<(), VmError> {
-        self.exchange(self.table(None)?, None).map(drop)
+        self.exchange(None).map(drop)
     }
 
     /// Where in the host a range of the nodes' memory is, node by node. `None` if a part of it is no such memory, or is
     /// lent to an arena.
-    pub fn host_parts(&self, range: GpaRange) -> Option<Vec<(&Region, HvaRange)>> {
+    pub fn host_parts(&self, range: GpaRange) -> Option<Vec<(&Arc<Region>, HvaRange)>> {
         // Under an arena the guest's pages are elsewhere.
-        if self.lock().lent.is_some_and(|lent| lent.overlaps(range)) {
+        if self.lent().is_some_and(|lent| lent.overlaps(range)) {
             return None;
         }
         let mut parts = Vec::new();
@@ -180,13 +184,13 @@ impl PcMemory {
         Some(parts)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Layout> {
-        self.layout.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lent(&self) -> MutexGuard<'_, Option<GpaRange>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Memslots for every node, with an arena in place of a part of one. A part's slots keep their numbers as long
     /// as what comes before it stays the same, and the arena comes last.
-    fn table(&self, arena: Option<(&ArenaSpec, HvaRange)>) -> Result<Arc<SlotTable>, VmError> {
+    fn table(&self, arena: Option<(&ArenaSpec, &Arc<Region>)>) -> Result<Arc<SlotTable>, VmError> {
         let mut builder = SlotTableBuilder::new(self.slot_limit);
         let hole = arena.as_ref().map(|(spec, _)| spec.range);
         for (node, region) in self.nodes.iter().zip(&*self.ram) {
@@ -202,60 +206,47 @@ impl PcMemory {
                 builder.add_region(part.start(), hva, part.len().next_power_of_two())?;
             }
         }
-        if let Some((spec, hva)) = arena {
-            builder.add_region(spec.range.start(), hva, spec.granule)?;
+        if let Some((spec, memory)) = arena {
+            builder.add_region(spec.range.start(), memory.range(), spec.granule)?;
         }
         Ok(Arc::new(builder.build()?))
     }
 
-    /// Makes the VM's memslots those of `new`: what is the same stays.
-    fn exchange(&self, new: Arc<SlotTable>, lent: Option<GpaRange>) -> Result<Arc<SlotTable>, VmError> {
-        let mut layout = self.lock();
-        let current = &layout.slots;
-        let stays = |slot: &Memslot, other: &SlotTable| {
-            other.find_gpa(slot.gpa_range().start()).is_some_and(|same| same == slot)
-        };
-        let _hold = self.surroundings.gate.hold();
+    /// Makes the VM's memslots those of the nodes, with this arena in place of a part of one.
+    fn exchange(&self, arena: Option<(&ArenaSpec, &Arc<Region>)>) -> Result<Arc<SlotTable>, VmError> {
+        let table = self.table(arena)?;
+        let behind = self.ram.iter().chain(arena.map(|(_, memory)| memory)).cloned().collect();
+        let mut lent = self.lent();
         if self.slot_zap_drops_all {
             self.low_zapped.store(true, Ordering::Relaxed);
         }
-        for slot in current.as_slice().iter().filter(|slot| !stays(slot, &new)) {
-            // SAFETY: deleting a slot ends the guest's use of its memory.
-            unsafe { vm::set_slot(&self.vm, slot, 0) }?;
-        }
-        for slot in new.as_slice().iter().filter(|slot| !stays(slot, current)) {
-            // SAFETY: node memory lives as long as `self`, whose owner ends the vCPUs first. An arena's memory belongs
-            // to the `VmCore` that is made for it; the machine exchanges its slots before it lets go of that.
-            unsafe { vm::set_slot(&self.vm, slot, slot.len()) }?;
-        }
-        *layout = Layout { slots: new.clone(), lent };
-        Ok(new)
+        self.vm.exchange(table.clone(), behind)?;
+        *lent = arena.map(|(spec, _)| spec.range);
+        Ok(table)
     }
-}
-
-fn view(at: Gpa, region: &Region) -> GuestRegionMmap {
-    let range = region.range();
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: the region is such a mapping; whoever uses the view (loader, devices) is gone before `PcMemory` is.
-    let mapping: MmapRegion =
-        unsafe { MmapRegion::build_raw(range.start().as_ptr(), range.len() as usize, protection, flags) }
-            .expect("page aligned, with the flags it was mapped with");
-    GuestRegionMmap::new(mapping, GuestAddress(at.get())).expect("a memory map does not wrap")
 }
 
 #[cfg(test)]
 mod tests {
+    use guest_mem::{Gpa, Memslot};
+
     use super::*;
+    use crate::guest::CrashKind;
+    use crate::kvm::testing::{Refusing, could_not_run};
+    use crate::kvm::{Accounting, KvmSlots, ZapMethod};
     use crate::linux::layout;
 
     const MIB: u64 = 1 << 20;
 
     /// 64 MiB of the kernel's own, and a node of 32 MiB.
-    fn memory(kvm: &Kvm) -> PcMemory {
+    fn nodes() -> Vec<MemoryNode> {
         let mut nodes = layout::node0(64 * MIB).unwrap();
         nodes.push(layout::arena_node(&nodes, 32 * MIB, guest_mem::PMD_SIZE).unwrap());
-        PcMemory::new(kvm, 1, nodes, Backing::Base4k, true).unwrap()
+        nodes
+    }
+
+    fn memory(kvm: &Kvm) -> PcMemory {
+        PcMemory::new(kvm, 1, nodes(), Backing::Base4k, true).unwrap()
     }
 
     fn range(start: u64, len: u64) -> GpaRange {
@@ -311,5 +302,121 @@ mod tests {
         assert_eq!(found(node), None, "the arena lies in the middle");
         assert_eq!(found(range(node.start().get(), 2 * MIB)), Some(1));
         assert_eq!(found(lent), None);
+    }
+
+    /// Memory whose memslots can be refused.
+    fn refusing(kvm: &Kvm) -> (PcMemory, Arc<Refusing<Arc<VmFd>>>) {
+        let mut made = None;
+        let slots = |file| made.insert(Arc::new(Refusing::new(file))).clone();
+        let memory = PcMemory::with_slots(kvm, 1, nodes(), Backing::Base4k, true, slots).unwrap();
+        (memory, made.unwrap())
+    }
+
+    /// An arena of eight slots in the middle of its node.
+    fn spec(memory: &PcMemory) -> ArenaSpec {
+        let start = memory.nodes()[1].range.start().get();
+        ArenaSpec { range: range(start + 4 * MIB, 16 * MIB), backing: Backing::Base4k, granule: 2 * MIB }
+    }
+
+    /// Whichever call KVM refuses, the guest keeps what it had, and nothing that is mapped goes.
+    #[test]
+    fn a_refused_arena_leaves_the_guest_what_it_had() {
+        let Ok(kvm) = Kvm::open() else {
+            return could_not_run("a_refused_arena_leaves_the_guest_what_it_had");
+        };
+        let (memory, slots) = refusing(&kvm);
+        let (table, before) = (memory.slots(), slots.slots());
+        let mut call = 0;
+        loop {
+            call += 1;
+            slots.refuse(&[call]);
+            let Err(error) = memory.lend_arena(spec(&memory)) else { break };
+            assert!(matches!(error, VmError::Slot { .. }), "call {call}: {error}");
+            assert_eq!((slots.slots(), slots.dangling()), (before.clone(), vec![]), "call {call}");
+            assert!(Arc::ptr_eq(&memory.slots(), &table));
+            // The memory is the nodes' own, and devices may use it.
+            assert!(memory.host_parts(memory.nodes()[1].range).is_some());
+        }
+        // One slot goes, and what is left of it before and after the arena comes, with eight of the arena's.
+        assert_eq!(call, 12);
+        assert!(slots.dangling().is_empty());
+        slots.refuse(&[]);
+        memory.take_arena_back().unwrap();
+        assert_eq!(slots.slots(), before);
+    }
+
+    /// KVM refuses the way back too: then every slot that may be there has its memory, and no vCPU is let in.
+    #[test]
+    fn a_guest_with_unknown_slots_does_not_run() {
+        let Ok(kvm) = Kvm::open() else {
+            return could_not_run("a_guest_with_unknown_slots_does_not_run");
+        };
+        for call in 2..=11 {
+            let (memory, slots) = refusing(&kvm);
+            slots.refuse_from(call);
+            assert!(memory.lend_arena(spec(&memory)).is_err());
+            assert!(slots.dangling().is_empty(), "call {call}");
+            let gate = &memory.surroundings().gate;
+            assert!(matches!(gate.shut(), Some(CrashKind::Memslots(_))), "call {call}");
+            // Nothing is tried on it any more.
+            slots.refuse(&[]);
+            assert!(matches!(memory.take_arena_back(), Err(VmError::Broken(_))));
+            assert_eq!((slots.calls(), slots.dangling()), (0, vec![]));
+        }
+    }
+
+    /// Whoever lets go of a loan early lets go of nothing that the guest can reach.
+    #[test]
+    fn an_arena_stays_until_its_slots_are_out() {
+        let Ok(kvm) = Kvm::open() else {
+            return could_not_run("an_arena_stays_until_its_slots_are_out");
+        };
+        let (memory, slots) = refusing(&kvm);
+        let core = memory.lend_arena(spec(&memory)).unwrap();
+        let arena = Arc::downgrade(core.arena());
+        drop(core);
+        assert!(arena.upgrade().is_some());
+        assert!(slots.dangling().is_empty());
+        let other = Arc::downgrade(memory.lend_arena(spec(&memory)).unwrap().arena());
+        assert!(arena.upgrade().is_none() && other.upgrade().is_some());
+        memory.take_arena_back().unwrap();
+        assert!(other.upgrade().is_none());
+    }
+
+    /// A listener that is left over from an arena changes nothing of what came after it.
+    #[test]
+    fn a_loan_that_was_taken_back_zaps_nothing() {
+        let Ok(kvm) = Kvm::open() else {
+            return could_not_run("a_loan_that_was_taken_back_zaps_nothing");
+        };
+        let (memory, slots) = refusing(&kvm);
+        let core = memory.lend_arena(spec(&memory)).unwrap();
+        let listener = KvmSlots::new(core.clone(), ZapMethod::Memslot, Accounting::Off);
+        let page = core.arena().slice(0, 4096).unwrap();
+        assert_eq!(listener.zap(page).slots, 1);
+        memory.take_arena_back().unwrap();
+        slots.refuse(&[]);
+        assert_eq!(listener.zap(page).slots, 0);
+        assert_eq!((slots.calls(), slots.dangling()), (0, vec![]));
+    }
+
+    /// The slot is deleted, and KVM does not take it again: no panic, and whoever runs the guest hears of it.
+    #[test]
+    fn a_slot_that_is_not_taken_back_ends_its_guest() {
+        let Ok(kvm) = Kvm::open() else {
+            return could_not_run("a_slot_that_is_not_taken_back_ends_its_guest");
+        };
+        for call in [1, 2] {
+            let (memory, slots) = refusing(&kvm);
+            let core = memory.lend_arena(spec(&memory)).unwrap();
+            let listener = KvmSlots::new(core.clone(), ZapMethod::Memslot, Accounting::Off);
+            slots.refuse(&[call]);
+            listener.zap(core.arena().slice(0, 4096).unwrap());
+            let gate = &memory.surroundings().gate;
+            assert!(matches!(gate.shut(), Some(CrashKind::Memslots(why)) if why.contains("memslot")));
+            assert!(slots.dangling().is_empty());
+            // It is not zapped again.
+            assert_eq!(listener.zap(core.arena().slice(0, 4096).unwrap()).slots, 0);
+        }
     }
 }

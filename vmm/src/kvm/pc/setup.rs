@@ -1,5 +1,7 @@
 //! What a PC's VM and vCPUs have before the first instruction, apart from memory and the boot registers.
 
+use std::sync::Arc;
+
 use crate::kvm::Kvm;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_pit_config,
@@ -7,6 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
 use super::cpuid::Topology;
+use crate::kvm::memslots::{GuestCpu, Vm};
 use crate::kvm::vm::{VmError, failed};
 
 /// Where Intel's KVM may keep an identity page table for guests in real mode; next to its task state.
@@ -66,8 +69,8 @@ impl Processor {
     ///
     /// # Errors
     /// [`VmError::Call`].
-    pub fn make(&self, vm: &VmFd, index: u32) -> Result<VcpuFd, VmError> {
-        let fd = vm.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))?;
+    pub(super) fn make(&self, vm: &Arc<Vm>, index: u32) -> Result<GuestCpu, VmError> {
+        let fd = vm.create_vcpu(index)?;
         let mut cpuid = self.supported.clone();
         Topology { vcpu: index, vcpus: self.vcpus, tsc_deadline: self.tsc_deadline }
             .write_into(cpuid.as_mut_slice());

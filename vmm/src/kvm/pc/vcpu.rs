@@ -22,8 +22,9 @@ use crate::devices::bus::Bus;
 use crate::guest::{CrashKind, CrashReport};
 use crate::kvm::exit;
 use crate::kvm::gate::Seated;
+use crate::kvm::memslots::GuestCpu;
 use crate::kvm::sys;
-use crate::kvm::vcpu::{Surroundings, registers};
+use crate::kvm::vcpu::{Surroundings, host_fault, registers};
 
 /// What the machine does with a vCPU that is out of the guest.
 type Command = Box<dyn FnOnce(&VcpuFd) + Send>;
@@ -69,8 +70,8 @@ pub struct PcVcpu {
     surroundings: Arc<Surroundings>,
     told: Arc<Told>,
     commands: Mutex<Sender<Command>>,
-    /// Gives the vCPU back: its `kvm_run` page must stay until nobody can kick it any more.
-    thread: Option<JoinHandle<VcpuFd>>,
+    /// Gives the vCPU back.
+    thread: Option<JoinHandle<GuestCpu>>,
 }
 
 impl PcVcpu {
@@ -78,7 +79,7 @@ impl PcVcpu {
     ///
     /// # Errors
     /// The system has no room for another thread.
-    pub fn start(index: u32, fd: VcpuFd, shared: Shared) -> std::io::Result<Self> {
+    pub fn start(index: u32, fd: GuestCpu, shared: Shared) -> std::io::Result<Self> {
         sys::prepare_signal()?;
         let told = Arc::new(Told::default());
         let (send, commands) = channel();
@@ -122,7 +123,7 @@ impl Drop for PcVcpu {
 /// The thread's own part.
 struct Runner {
     index: u32,
-    fd: VcpuFd,
+    fd: GuestCpu,
     shared: Shared,
     told: Arc<Told>,
     commands: Receiver<Command>,
@@ -138,11 +139,11 @@ enum Next {
 }
 
 impl Runner {
-    fn run(mut self) -> VcpuFd {
-        let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
+    fn run(mut self) -> GuestCpu {
+        let immediate_exit = &raw mut self.fd.file_mut().get_kvm_run().immediate_exit;
         let surroundings = self.shared.surroundings.clone();
-        // SAFETY: the flag lies in the kvm_run page, mapped as long as the fd lives, which `PcVcpu` drops only after
-        // its last kick; others that kick hold the machine and stop before its vCPUs go.
+        // SAFETY: the flag lies in the kvm_run page, mapped as long as the file, which this function gives back after it has
+        // given up the seat.
         let seated = unsafe { surroundings.gate.sit(self.index, immediate_exit) };
         if let Some(ending) = self.run_until_told(&seated) {
             self.shared.life.end(ending);
@@ -163,10 +164,10 @@ impl Runner {
                 self.commands.try_iter().for_each(|command| command(&self.fd));
             }
             let toggles = self.shared.surroundings.window.ended();
-            match self.enter(seated)? {
+            match self.enter(seated) {
                 Next::Enter => {}
                 Next::CheckHostFault if self.shared.surroundings.window.explains(toggles) => {}
-                Next::CheckHostFault => return Some(self.crash(CrashKind::HostFault)),
+                Next::CheckHostFault => return Some(self.crash(host_fault(&self.fd))),
                 Next::InternalError => {
                     if let Some(kind) = self.repair() {
                         return Some(self.crash(kind));
@@ -179,15 +180,17 @@ impl Runner {
     }
 
     /// Runs the guest once and serves what it wants of a device, outside: a device's thread may hold the gate
-    /// while it holds the device. `None` when nobody is let in any more.
-    fn enter(&mut self, seated: &Seated<'_>) -> Option<Next> {
+    /// while it holds the device.
+    fn enter(&mut self, seated: &Seated<'_>) -> Next {
         let Self { fd, told, shared, .. } = self;
         let told = || told.quit.load(Ordering::SeqCst) || told.command.load(Ordering::SeqCst);
-        let Some(exit) = seated.enter(|| (!told()).then(|| fd.run()))? else {
-            return Some(Next::Enter);
+        let exit = match seated.enter(|| (!told()).then(|| fd.file_mut().run())) {
+            Ok(Some(exit)) => exit,
+            Ok(None) => return Next::Enter,
+            Err(shut) => return Next::Crash(shut.clone()),
         };
         let (buses, ram) = (&shared.buses, |gpa| shared.surroundings.is_ram(gpa));
-        Some(match exit {
+        match exit {
             Ok(VcpuExit::IoIn(port, data)) => {
                 buses.ports.read(port.into(), data);
                 Next::Enter
@@ -222,12 +225,12 @@ impl Runner {
                 libc::EFAULT => Next::CheckHostFault,
                 _ => Next::Crash(CrashKind::Other(format!("KVM_RUN failed: {error}"))),
             },
-        })
+        }
     }
 
     /// Does for KVM's emulator what it cannot, if that is known how; else says what it met.
     fn repair(&mut self) -> Option<CrashKind> {
-        let (suberror, instruction) = exit::internal_error(&mut self.fd);
+        let (suberror, instruction) = exit::internal_error(self.fd.file_mut());
         match repair::repair(&self.fd, &instruction) {
             Some(()) => None,
             None => Some(CrashKind::InternalError { suberror, instruction }),

@@ -17,11 +17,12 @@ use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, P
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use guest_mem::{Gpa, GpaRange};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout::{
     ACPI_START, IOAPIC, LAPIC, Platform, RESET, RESET_VALUE, RESET_VECTOR, SLEEP_CONTROL, SLEEP_STATUS,
 };
+use crate::guest::GuestRam;
 
 const OEM_ID: [u8; 6] = *b"ZAPSCP";
 const OEM_TABLE_ID: [u8; 8] = *b"ZAPSCOPE";
@@ -64,7 +65,7 @@ pub enum AcpiError {
 ///
 /// # Errors
 /// [`AcpiError`].
-pub fn write(memory: &GuestMemoryMmap, platform: &Platform) -> Result<Gpa, AcpiError> {
+pub fn write(memory: &GuestRam, platform: &Platform) -> Result<Gpa, AcpiError> {
     let image = tables(platform)?;
     memory.write_slice(&image, GuestAddress(ACPI_START.get())).map_err(AcpiError::Memory)?;
     Ok(ACPI_START)

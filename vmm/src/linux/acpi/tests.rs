@@ -5,6 +5,7 @@ use guest_mem::GpaRange;
 use super::super::layout::{MemoryNode, arena_node, node0};
 use super::super::layout::{VIRTIO_BASE, VirtioSlot};
 use super::*;
+use crate::guest::GuestRam;
 
 struct Tables {
     image: Vec<u8>,
@@ -181,6 +182,6 @@ fn what_cannot_be_told_is_refused() {
     }
     let crowd = vec![VirtioSlot { base: VIRTIO_BASE, gsi: 16 }; 3000];
     assert!(matches!(tables(&Platform { virtio: crowd, ..platform() }), Err(AcpiError::TooLarge { .. })));
-    let small = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xe_0100)]).unwrap();
+    let small = GuestRam::mapped(&[(0, 0xe_0100)]);
     assert!(matches!(write(&small, &platform()), Err(AcpiError::Memory(_))));
 }

@@ -1,8 +1,7 @@
 //! What a guest says about its memory.
 
-use vm_memory::GuestMemoryMmap;
-
 use crate::devices::virtio::queue::{Buffer, copy_from, total_len};
+use crate::guest::GuestRam;
 
 /// Bytes of one statistic: a tag of 16 bits and a value of 64.
 const ENTRY: u64 = 10;
@@ -89,7 +88,7 @@ impl BalloonStats {
     }
 
     /// Reads what lies in a buffer.
-    pub(super) fn read(memory: &GuestMemoryMmap, buffers: &[Buffer]) -> Self {
+    pub(super) fn read(memory: &GuestRam, buffers: &[Buffer]) -> Self {
         let len = total_len(buffers);
         let mut stats =
             Self { malformed: !len.is_multiple_of(ENTRY) || len > MOST * ENTRY, ..Self::default() };

@@ -5,10 +5,9 @@
 //!   driver: PORT_OPEN when a program opens or closes the port; device: PORT_OPEN 0 when the host has closed its end
 //! ```
 
-use vm_memory::GuestMemoryMmap;
-
 use crate::devices::virtio::console::PORT_NAME;
 use crate::devices::virtio::queue::{Chain, Outcome, copy_from, copy_to, total_len};
+use crate::guest::GuestRam;
 
 /// The one port.
 const PORT: u32 = 1;
@@ -73,7 +72,7 @@ impl Control {
     }
 
     /// The driver says something.
-    pub(super) fn received(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) -> Outcome {
+    pub(super) fn received(&mut self, memory: &GuestRam, chain: &Chain<'_>) -> Outcome {
         let mut message = [0u8; MESSAGE];
         if copy_from(memory, chain.readable, 0, &mut message).is_some() {
             let [a, b, c, d, event_low, event_high, value_low, value_high] = message;
@@ -96,7 +95,7 @@ impl Control {
     }
 
     /// Says the next thing in a buffer of the driver's. One that is too small, or outside of RAM, is given back empty.
-    pub(super) fn send(&mut self, memory: &GuestMemoryMmap, chain: &Chain<'_>) -> Outcome {
+    pub(super) fn send(&mut self, memory: &GuestRam, chain: &Chain<'_>) -> Outcome {
         let Some(&message) = self.pending.first() else { return Outcome::Later };
         let (event, value) = match message {
             Message::Add => (PORT_ADD, 1u16),

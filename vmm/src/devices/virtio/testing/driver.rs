@@ -10,12 +10,13 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::bus::BusDevice;
 use crate::devices::virtio::mmio::VirtioMmio;
 use crate::devices::virtio::{DeviceWorker, Interrupt, VirtioDevice};
 use crate::devices::{new_event, take_signal};
+use crate::guest::GuestRam;
 
 /// Two regions of RAM with a hole between them.
 pub const RAM: [(u64, usize); 2] = [(0, 1 << 20), (2 << 20, 1 << 20)];
@@ -29,8 +30,8 @@ pub const PLAIN: u64 = !(1 << VIRTIO_RING_F_EVENT_IDX);
 /// Every feature that the device offers.
 pub const ALL: u64 = u64::MAX;
 
-pub fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&RAM.map(|(at, len)| (GuestAddress(at), len))).unwrap()
+pub fn memory() -> GuestRam {
+    GuestRam::mapped(&RAM)
 }
 
 pub fn interrupt() -> Arc<Interrupt> {
@@ -78,12 +79,12 @@ impl Rings {
 pub struct Driver {
     pub mmio: VirtioMmio,
     pub worker: DeviceWorker,
-    pub memory: GuestMemoryMmap,
+    pub memory: GuestRam,
     pub rings: Vec<Rings>,
 }
 
 impl Driver {
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemoryMmap, interrupt: Arc<Interrupt>) -> Self {
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestRam, interrupt: Arc<Interrupt>) -> Self {
         let (mmio, worker) = VirtioMmio::new(device, memory.clone(), interrupt).unwrap();
         Self { mmio, worker, memory, rings: Vec::new() }
     }

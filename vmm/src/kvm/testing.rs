@@ -1,0 +1,118 @@
+//! KVM with memslots that are refused when a test says so.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+
+use kvm_bindings::kvm_userspace_memory_region;
+
+use super::memslots::SetSlot;
+
+/// Sets memslots, refuses those that the plan names, and remembers what there is.
+#[derive(Debug, Default)]
+pub struct Refusing<S> {
+    kvm: S,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Calls since the plan was made.
+    calls: u64,
+    /// Which of them are refused, from 1.
+    refused: Vec<u64>,
+    /// Whether all that follow the last of these are.
+    ever_after: bool,
+    slots: BTreeMap<u32, (u64, u64, u64)>,
+}
+
+/// A VM that is none.
+impl SetSlot for () {
+    unsafe fn set(&self, _slot: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error> {
+        Ok(())
+    }
+}
+
+impl<S> Refusing<S> {
+    pub fn new(kvm: S) -> Self {
+        Self { kvm, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// From now on these calls are refused, counted from 1, and no others.
+    pub fn refuse(&self, calls: &[u64]) {
+        let mut state = self.lock();
+        (state.calls, state.refused, state.ever_after) = (0, calls.to_vec(), false);
+    }
+
+    /// From now on this call is refused, and whatever comes after it.
+    pub fn refuse_from(&self, call: u64) {
+        let mut state = self.lock();
+        (state.calls, state.refused, state.ever_after) = (0, vec![call], true);
+    }
+
+    /// Calls since the plan was made.
+    pub fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+
+    /// The memslots there are: number, and guest physical address, host address and size.
+    pub fn slots(&self) -> BTreeMap<u32, (u64, u64, u64)> {
+        self.lock().slots.clone()
+    }
+
+    /// Memslots that point to memory which is not mapped.
+    pub fn dangling(&self) -> Vec<u32> {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let hex = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        let mapped: Vec<_> = maps
+            .lines()
+            .filter_map(|line| line.split_once(' ')?.0.split_once('-'))
+            .map(|(start, end)| hex(start)..hex(end))
+            .collect();
+        let is_mapped = |start: u64, len: u64| {
+            // Neighbours may be of one region, which seams cut.
+            let mut at = start;
+            while let Some(range) = mapped.iter().find(|range| range.contains(&at)) {
+                at = range.end;
+            }
+            at >= start + len
+        };
+        let slots = self.slots().into_iter();
+        slots.filter(|&(_, (_, hva, len))| !is_mapped(hva, len)).map(|(number, _)| number).collect()
+    }
+}
+
+impl<S: SetSlot> SetSlot for Refusing<S> {
+    unsafe fn set(&self, slot: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error> {
+        let mut state = self.lock();
+        state.calls += 1;
+        let last = state.refused.last().copied().unwrap_or(u64::MAX);
+        if state.refused.contains(&state.calls) || state.ever_after && state.calls > last {
+            return Err(kvm_ioctls::Error::new(libc::ENOMEM));
+        }
+        // SAFETY: the caller's own promise.
+        unsafe { self.kvm.set(slot) }?;
+        match slot.memory_size {
+            0 => drop(state.slots.remove(&slot.slot)),
+            len => drop(state.slots.insert(slot.slot, (slot.guest_phys_addr, slot.userspace_addr, len))),
+        }
+        Ok(())
+    }
+}
+
+impl<S: SetSlot> SetSlot for std::sync::Arc<S> {
+    unsafe fn set(&self, slot: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error> {
+        // SAFETY: the caller's own promise.
+        unsafe { (**self).set(slot) }
+    }
+}
+
+/// Says that a test could not run here.
+pub fn could_not_run(test: &str) {
+    // Not `eprintln!`: that is captured where a test succeeds.
+    let line = format!("SKIPPED: {test}: no KVM for us\n");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+}
