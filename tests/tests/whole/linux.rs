@@ -176,7 +176,7 @@ fn machine(guest: &LinuxGuest) -> LinuxMachine {
 fn resident(machine: &LinuxMachine) -> u64 {
     let (mut scanner, mut runs, mut pages) = (PageScanner::new().unwrap(), Vec::new(), 0);
     let memory = machine.pc().memory();
-    for (node, region) in memory.nodes().iter().zip(&**memory.ram()) {
+    for (node, region) in memory.nodes().iter().zip(memory.ram()) {
         if !node.movable {
             scanner.scan_region(region, region.range(), &mut runs).unwrap();
             pages += PageCounts::of(&runs).resident();

@@ -39,7 +39,7 @@ impl Hears for Quiet {
 fn swap(bare: &Bare, around: FaultAround, events: bool) -> (Arc<Swapper>, Handlers) {
     let store = Arc::new(CompressedStore::new(Codec::Lz4, 1 << 30).unwrap());
     let options = Options { store, around, events };
-    let swapper = Arc::new(Swapper::attach(bare.machine.core().clone(), options).unwrap());
+    let swapper = Arc::new(Swapper::attach(bare.machine.core().arena().clone(), options).unwrap());
     let handlers = Handlers::start(&swapper, vec![(Quiet, None), (Quiet, None)]).unwrap();
     (swapper, handlers)
 }

@@ -68,6 +68,13 @@ pub enum CrashKind {
     Agent(String),
 }
 
+impl CrashKind {
+    /// What the host did not give, in words, if it was that.
+    pub fn host_limit(&self) -> Option<String> {
+        matches!(self, Self::HostLimit(_) | Self::Memslots(_)).then(|| format!("the guest {self}"))
+    }
+}
+
 impl fmt::Display for CrashKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -95,7 +102,7 @@ impl fmt::Display for CrashKind {
                 )
             }
             Self::HostFault => write!(f, "KVM found the host memory behind it gone (EFAULT)"),
-            Self::HostLimit(limit) => write!(f, "the host has no page for it: {limit}"),
+            Self::HostLimit(limit) => write!(f, "got no page of the host's: {limit}"),
             Self::Memslots(why) => write!(f, "was left without its memory: {why}"),
             Self::Port { port, write } => {
                 write!(

@@ -84,6 +84,7 @@ pub enum GuestError {
 impl Classified for GuestError {
     fn class(&self) -> Class {
         match self {
+            Self::Crashed(report) if report.kind.host_limit().is_some() => Class::Host,
             Self::Crashed(_) | Self::Silent { .. } | Self::System(_) | Self::Ring { .. } => Class::Wrong,
             Self::Busy { .. } | Self::Refused { .. } => Class::Fault,
         }
@@ -236,6 +237,14 @@ impl Mailbox {
         match &self.lock().phase {
             Phase::Failed(report) => Err(GuestError::Crashed(report.clone())),
             Phase::Starting | Phase::Idle | Phase::Working => Ok(()),
+        }
+    }
+
+    /// How the worker failed, if it has.
+    pub fn failure(&self) -> Option<Arc<CrashReport>> {
+        match &self.lock().phase {
+            Phase::Failed(report) => Some(report.clone()),
+            Phase::Starting | Phase::Idle | Phase::Working => None,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The view owns what it shows: whoever holds one, or a copy of it, keeps the memory mapped.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use guest_mem::{Gpa, Region};
 use vm_memory::bitmap::BS;
@@ -18,6 +18,8 @@ pub struct RamPart {
     memory: Arc<Region>,
     /// Bytes shown, from the region's start: all of it but in tests, which want memory of odd sizes.
     len: u64,
+    /// What the kernel did not give, the first time: a device can only say that its request failed.
+    refused: OnceLock<String>,
 }
 
 impl GuestMemoryRegion for RamPart {
@@ -45,9 +47,10 @@ impl GuestMemoryRegion for RamPart {
         let end = offset.0.checked_add(count as u64).filter(|&end| end <= self.len);
         let slice = end.and_then(|_| self.memory.slice(offset.0, count as u64));
         let slice = slice.ok_or(GuestMemoryError::InvalidBackendAddress)?;
-        self.memory
-            .reach(slice)
-            .map_err(|error| GuestMemoryError::IOError(std::io::Error::other(crate::run::chain(&error))))?;
+        self.memory.reach(slice).map_err(|error| {
+            let why = self.refused.get_or_init(|| crate::run::chain(&error));
+            GuestMemoryError::IOError(std::io::Error::other(why.clone()))
+        })?;
         // SAFETY: a part of a mapping that `self` keeps, and the slice borrows `self`; whoever else uses the memory does
         // so by volatile or atomic access, or is the guest.
         Ok(unsafe { VolatileSlice::new(slice.start().as_ptr(), count) })
@@ -63,7 +66,10 @@ pub struct GuestRam(GuestRegionCollection<RamPart>);
 impl GuestRam {
     /// Each region at its guest physical address: in order, and apart.
     pub fn new(parts: impl IntoIterator<Item = (Gpa, Arc<Region>)>) -> Self {
-        let part = |(at, memory): (Gpa, Arc<Region>)| RamPart { at, len: memory.range().len(), memory };
+        let part = |(at, memory): (Gpa, Arc<Region>)| {
+            let (len, refused) = (memory.range().len(), OnceLock::new());
+            RamPart { at, memory, len, refused }
+        };
         Self::of(parts.into_iter().map(part).collect())
     }
 
@@ -73,13 +79,18 @@ impl GuestRam {
         )
     }
 
+    /// What the kernel did not give to a loader or a device, if so.
+    pub fn refused(&self) -> Option<String> {
+        self.0.iter().find_map(|part| part.refused.get().cloned())
+    }
+
     /// Memory of its own, of any length.
     #[cfg(test)]
     pub fn mapped(ranges: &[(u64, usize)]) -> Self {
         let map = |&(at, len): &(u64, usize)| {
             let whole = (len as u64).next_multiple_of(guest_mem::PMD_SIZE);
             let memory = Region::map(whole, guest_mem::Backing::Base4k).unwrap().into();
-            RamPart { at: Gpa::new(at), memory, len: len as u64 }
+            RamPart { at: Gpa::new(at), memory, len: len as u64, refused: OnceLock::new() }
         };
         Self::of(ranges.iter().map(map).collect())
     }

@@ -104,7 +104,7 @@ impl Vm {
         let mut installed = self.lock();
         let _hold = self.surroundings.gate.hold();
         if let Some(why) = self.surroundings.gate.shut() {
-            return Err(VmError::Broken(why.clone()));
+            return Err(VmError::Broken(Box::new(why.clone())));
         }
         match replace(&*self.slots, &installed.table, &new) {
             Ok(()) => {

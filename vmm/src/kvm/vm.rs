@@ -62,7 +62,7 @@ pub enum VmError {
     Slots(#[from] SlotError),
     /// An earlier change of the memslots was refused half-way.
     #[error("nobody is let into this guest any more: it {0}")]
-    Broken(CrashKind),
+    Broken(Box<CrashKind>),
     /// The guest could not be started.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -229,7 +229,7 @@ impl<'a> Attacker<'a> {
             arena.populate(range)?;
         }
         if let Some(device) = self.device {
-            device.read(range);
+            device.read(range)?;
         }
         let before = self.page_counts(range)?;
         let mut planned = std::mem::take(&mut self.planned);

@@ -1,7 +1,7 @@
 //! Why a trial did not come to its end.
 
 use guest_mem::{CgroupError, ReclaimError, RegionError, ScanError, SeamError};
-use notifier_bridge::WouldBlock;
+use notifier_bridge::{ResolveError, WouldBlock};
 
 use super::own_swap::OwnSwapError;
 use crate::exit::{Class, Classified};
@@ -31,6 +31,9 @@ pub enum TrialError {
     /// Swap in user space failed.
     #[error(transparent)]
     OwnSwap(#[from] OwnSwapError),
+    /// The device beside the guest could not reach a page.
+    #[error("the device of `shared_tlb`")]
+    Device(#[from] ResolveError),
     /// A listener refused an operation that may wait.
     #[error(transparent)]
     Refused(#[from] WouldBlock),
@@ -49,6 +52,8 @@ impl Classified for TrialError {
             Self::Seam(error) => error.class(),
             Self::Cgroup(error) => error.class(),
             Self::OwnSwap(error) => error.class(),
+            // Of a page of the arena: what is mapped there is not there.
+            Self::Device(_) => Class::Host,
             Self::Refused(error) => error.class(),
             Self::Cancelled => Class::Interrupted,
         }

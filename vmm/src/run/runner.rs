@@ -339,8 +339,9 @@ impl<'a> Runner<'a> {
             refill,
             cancel: self.cancel,
         };
-        let mut measured =
-            Trial::new(setup, &wiring).and_then(Trial::run).map_err(|error| self.failure(plan, error))?;
+        let mut measured = Trial::new(setup, &wiring)
+            .and_then(Trial::run)
+            .map_err(|error| self.failure(plan, error, testbed.host_limit()))?;
         self.note(plan, wiring.listener, &*testbed, &mut measured);
         Ok((measured, wiring.listener))
     }
@@ -404,17 +405,22 @@ impl<'a> Runner<'a> {
                     }
                     VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
                 })?;
-                machine.wait_up().map_err(|error| self.failure(plan, error.into()))?;
-                Ok(Box::new(KvmTestbed::new(machine)))
+                let testbed = KvmTestbed::new(machine);
+                testbed.wait_up().map_err(|error| self.failure(plan, error.into(), testbed.host_limit()))?;
+                Ok(Box::new(testbed))
             }
         }
     }
 
     /// The Linux guest with an arena for this row.
     fn linux_testbed(&mut self, plan: &RowPlan<'_>, guest: &LinuxGuest) -> Result<Box<dyn Testbed>, NoRow> {
+        // One that an earlier row has cost its life is booted again.
         let machine = match &self.linux {
-            Some(machine) => machine.clone(),
-            None => self.linux.insert(Rc::new(self.boot_linux(guest)?)).clone(),
+            Some(machine) if machine.is_alive() => machine.clone(),
+            _ => {
+                self.linux = None;
+                self.linux.insert(Rc::new(self.boot_linux(guest)?)).clone()
+            }
         };
         let combination = &plan.combination;
         let drops_all = machine.pc().memory().slot_zap_drops_all();
@@ -425,6 +431,7 @@ impl<'a> Runner<'a> {
         match testbed {
             Ok(testbed) => Ok(Box::new(testbed)),
             Err(error @ (VmError::Memory(_) | VmError::Slots(_))) => Err(NoRow::Unavailable(chain(&error))),
+            Err(error @ (VmError::Slot { .. } | VmError::Broken(_))) => Err(NoRow::Failed(chain(&error))),
             Err(error) => Err(NoRow::Fatal(RunError::Machine(error))),
         }
     }
@@ -462,19 +469,22 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn failure(&self, plan: &RowPlan<'_>, error: TrialError) -> NoRow {
-        match error {
-            TrialError::Cancelled => NoRow::Cancelled,
-            TrialError::Guest(_) => NoRow::Fatal(RunError::Guest {
+    /// What an error costs, of a guest that may have met a limit of the host: that row, since the next one has another
+    /// guest, or memory of its own.
+    fn failure(&self, plan: &RowPlan<'_>, error: TrialError, host_limit: Option<String>) -> NoRow {
+        match (error, host_limit) {
+            (TrialError::Cancelled, _) => NoRow::Cancelled,
+            (TrialError::Guest(_), Some(limit)) => NoRow::Failed(limit),
+            (error @ TrialError::Guest(_), None) => NoRow::Fatal(RunError::Guest {
                 case: plan.case.name.clone(),
                 row: describe(plan),
                 source: Box::new(error),
             }),
             // What this host does not give, and how it would.
-            TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))) => {
+            (TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))), _) => {
                 NoRow::Unavailable(chain(&why))
             }
-            error => NoRow::Failed(chain(&error)),
+            (error, _) => NoRow::Failed(chain(&error)),
         }
     }
 

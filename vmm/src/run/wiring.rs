@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use guest_mem::{HvaRange, MapLevel, PAGE_SIZE};
-use notifier_bridge::{Bridge, HostMmu, Policy, SharedTlb, SharedTlbStats};
+use notifier_bridge::{Bridge, HostMmu, Policy, ResolveError, SharedTlb, SharedTlbStats};
 
 use crate::kvm::ZapMethod;
 use crate::scenario::{Combination, Zap};
@@ -29,10 +29,12 @@ impl Device {
 
     /// Reads a byte of each page of `range`, at most as many pages as it can cache: a transfer that has just
     /// ended when the pages are taken.
-    pub fn read(&self, range: HvaRange) {
-        for page in range.chunks(PAGE_SIZE).take(TLB_ENTRIES) {
-            self.0.access(page.start(), false, |_, _| ()).expect("a page of the arena can be read");
-        }
+    ///
+    /// # Errors
+    /// The kernel gives no page.
+    pub fn read(&self, range: HvaRange) -> Result<(), ResolveError> {
+        let mut pages = range.chunks(PAGE_SIZE).take(TLB_ENTRIES);
+        pages.try_for_each(|page| self.0.access(page.start(), false, |_, _| ()))
     }
 
     /// What its TLB did.

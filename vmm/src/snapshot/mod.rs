@@ -27,7 +27,7 @@ use std::io;
 use std::path::PathBuf;
 
 use guest_mem::swapper::{AttachError, HandOverError, HandlerError};
-use guest_mem::{BufferError, ContentError, RangeError, StoreError};
+use guest_mem::{BufferError, ContentError, StoreError};
 
 use crate::exit::{Class, Classified};
 use crate::guest::GuestError;
@@ -91,9 +91,6 @@ pub enum SnapshotError {
     /// Memory could not be read or written.
     #[error(transparent)]
     Content(#[from] ContentError),
-    /// Pages that are not the region's.
-    #[error(transparent)]
-    Range(#[from] RangeError),
     /// No buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
@@ -129,7 +126,6 @@ impl Classified for SnapshotError {
             Self::Guest(error) => error.class(),
             Self::Thread => Class::Fault,
             Self::Content(error) => error.class(),
-            Self::Range(error) => error.class(),
             Self::Buffer(error) => error.class(),
             Self::Store(error) => error.class(),
             Self::Attach(error) => error.class(),

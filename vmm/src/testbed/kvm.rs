@@ -21,9 +21,17 @@ pub struct KvmTestbed {
 }
 
 impl KvmTestbed {
-    /// A machine whose guest is up.
+    /// A machine whose guest is on its way up.
     pub fn new(machine: Machine) -> Self {
         Self { machine }
+    }
+
+    /// Waits until its guest is up.
+    ///
+    /// # Errors
+    /// As [`Machine::wait_up`].
+    pub fn wait_up(&self) -> Result<(), GuestError> {
+        self.machine.wait_up()
     }
 }
 

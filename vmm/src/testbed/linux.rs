@@ -71,6 +71,9 @@ impl Testbed for LinuxTestbed {
         let mailboxes = self.machine.mailboxes().to_vec();
         Breaker { surroundings: Some(self.core.surroundings.clone()), mailboxes }
     }
+    fn host_limit(&self) -> Option<String> {
+        self.machine.host_limit()
+    }
     fn thread(&self, vcpu: u32) -> Option<Pid> {
         self.core.surroundings.gate.thread(vcpu)
     }

@@ -31,7 +31,7 @@ use crate::devices::serial::Sink;
 use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::block::{Disk, DiskError};
 use crate::exit::{Class, Classified};
-use crate::guest::{Area, GuestError, Mailbox};
+use crate::guest::{GuestError, Mailbox};
 use crate::host::Root;
 use crate::host::kvm_module::{KvmFacts, MmuKind};
 use crate::kvm::boot::LARGEST_IMAGE;
@@ -299,7 +299,9 @@ impl LinuxMachine {
         }
         let (mut mailboxes, mut couriers) = (Vec::new(), Vec::new());
         for (vcpu, &area) in (0..).zip(&mapped.areas) {
-            let mailbox = Arc::new(Mailbox::new(vcpu, control_area(&pc, area)?));
+            let area = pc.memory().control_area(area).expect("checked when the agent named it");
+            let area = area.map_err(PcError::Vm)?;
+            let mailbox = Arc::new(Mailbox::new(vcpu, area));
             couriers.push(link.courier(mailbox.clone()).map_err(LinuxError::Thread)?);
             mailboxes.push(mailbox);
         }
@@ -326,6 +328,19 @@ impl LinuxMachine {
     /// Faults so far, all vCPUs together; `None` where KVM does not count them.
     pub fn fault_counts(&self) -> Option<FaultCounts> {
         self.pc.fault_counts()
+    }
+
+    /// Whether its guest still runs, and may.
+    pub fn is_alive(&self) -> bool {
+        self.pc.life().ending().is_none() && self.pc.memory().surroundings().gate.shut().is_none()
+    }
+
+    /// What the host did not give to the guest, if that was its end.
+    pub fn host_limit(&self) -> Option<String> {
+        match self.pc.life().ending() {
+            Some(Ending::Crash(report)) => report.kind.host_limit(),
+            _ => None,
+        }
     }
 
     /// Puts a fresh arena in place of the memory under test.
@@ -491,13 +506,6 @@ fn end_with(pc: &Pc, link: &Arc<Link>, console: Tail) {
             link.end(&format!("{}{}", describe(ending), console_tail(&console.text())));
         }
     });
-}
-
-/// The control area that was found to lie in one piece of a node's memory.
-fn control_area(pc: &Pc, area: GpaRange) -> Result<Area, LinuxError> {
-    let parts = pc.memory().host_parts(area).unwrap_or_default();
-    let &(memory, hva) = parts.first().expect("checked when the agent named it");
-    Area::new(memory.clone(), hva.start()).map_err(|error| PcError::Vm(error.into()).into())
 }
 
 impl std::fmt::Debug for LinuxMachine {

@@ -92,14 +92,16 @@ type Refused = Box<dyn std::error::Error + Send + Sync>;
 
 /// The guest names memory that is none of its own.
 #[derive(Debug, thiserror::Error)]
-#[error("no memory of the guest's own: it lies outside, or under the memory under test")]
+#[error(
+    "no memory that the guest can give: it lies outside, under the memory under test, or in a control area"
+)]
 struct NotOurs;
 
 impl Reclaimer for Taker {
     fn reclaim(&mut self, range: GpaRange, cause: Cause) -> Result<(), ReclaimError> {
         let memory = self.memory.clone();
         let failed = |source| ReclaimError { range, source };
-        for (region, part) in memory.host_parts(range).ok_or_else(|| failed(NotOurs.into()))? {
+        for (region, part) in memory.to_give_back(range).ok_or_else(|| failed(NotOurs.into()))? {
             self.take(region, part, cause).map_err(failed)?;
         }
         Ok(())

@@ -329,9 +329,11 @@ impl Pc {
     pub fn fault_counts(&self) -> Option<FaultCounts> {
         VcpuStats::faults_of_all(&self.vcpu_stats)
     }
-    /// What went wrong with each device whose driver broke the rules.
+    /// What went wrong with each device whose driver broke the rules, and with the memory that devices were to reach.
     pub fn faults(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.interrupts.iter().filter_map(|(name, interrupt)| Some((*name, interrupt.last_fault()?)))
+        let broken = |(name, interrupt): &(_, Arc<Interrupt>)| Some((*name, interrupt.last_fault()?));
+        let refused = self.memory.device_view().refused().map(|why| ("memory of the devices", why));
+        self.interrupts.iter().filter_map(broken).chain(refused)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::kvm::Kvm;
 use guest_mem::{Address, Backing, GpaRange, HvaRange, Region, SlotTable, SlotTableBuilder};
 use kvm_ioctls::VmFd;
 
-use crate::guest::GuestRam;
+use crate::guest::{Area, GuestRam};
 use crate::kvm::memslots::{SetSlot, Vm};
 use crate::kvm::stats::VmStats;
 use crate::kvm::vcpu::Surroundings;
@@ -40,6 +40,10 @@ pub struct PcMemory {
     slot_limit: u64,
     /// What an arena takes the place of. Locked while memslots are exchanged.
     lent: Mutex<Option<GpaRange>>,
+    /// Memory through which the host speaks with the guest: see [`PcMemory::control_area`].
+    spoken_for: Mutex<Vec<GpaRange>>,
+    /// Where devices and loaders reach the nodes' memory.
+    view: GuestRam,
 }
 
 /// Where an arena goes, and what it is made of.
@@ -88,6 +92,7 @@ impl PcMemory {
             .collect::<Result<Arc<[_]>, VmError>>()?;
         let stats = Arc::new(VmStats::of(&file));
         let surroundings = Surroundings::new(vcpus, nodes.iter().map(|node| node.range).collect());
+        let view = GuestRam::new(nodes.iter().map(|node| node.range.start()).zip(ram.iter().cloned()));
         let memory = Self {
             vm: Arc::new(Vm::with_slots(file.clone(), slots(file), Arc::new(surroundings))),
             nodes,
@@ -97,6 +102,8 @@ impl PcMemory {
             low_zapped: Arc::new(AtomicBool::new(true)),
             slot_limit: kvm.get_nr_memslots() as u64,
             lent: Mutex::new(None),
+            spoken_for: Mutex::default(),
+            view,
         };
         memory.exchange(None)?;
         Ok(memory)
@@ -134,7 +141,29 @@ impl PcMemory {
     /// Every node's memory as devices and loaders take it. Where an arena is, it shows the memory that the arena is in
     /// place of.
     pub fn device_view(&self) -> GuestRam {
-        GuestRam::new(self.nodes.iter().map(|node| node.range.start()).zip(self.ram.iter().cloned()))
+        self.view.clone()
+    }
+
+    /// A control area in the nodes' memory, which the guest cannot give back from now on: the host would touch what is no
+    /// longer there. `None` if `range` does not lie in one piece of it.
+    ///
+    /// # Errors
+    /// The kernel gives no memory for it.
+    pub fn control_area(&self, range: GpaRange) -> Option<Result<Area, VmError>> {
+        let parts = self.host_parts(range)?;
+        let &[(memory, hva)] = parts.as_slice() else { return None };
+        self.spoken_for.lock().unwrap_or_else(PoisonError::into_inner).push(range);
+        Some(Area::new(memory.clone(), hva.start()).map_err(VmError::from))
+    }
+
+    /// Where in the host a range is that the guest gives back. `None` also for what it must keep.
+    pub fn to_give_back(&self, range: GpaRange) -> Option<Vec<(&Arc<Region>, HvaRange)>> {
+        let spoken_for = self.spoken_for.lock().unwrap_or_else(PoisonError::into_inner);
+        if spoken_for.iter().any(|kept| kept.overlaps(range)) {
+            return None;
+        }
+        drop(spoken_for);
+        self.host_parts(range)
     }
 
     /// Exchanges the memory at `spec.range` for a fresh arena, in place of an earlier one. No vCPU runs meanwhile. The
@@ -363,6 +392,23 @@ mod tests {
             assert!(matches!(memory.take_arena_back(), Err(VmError::Broken(_))));
             assert_eq!((slots.calls(), slots.dangling()), (0, vec![]));
         }
+    }
+
+    /// A guest that gives a control area back, or a part of one, is refused: the host goes on using it.
+    #[test]
+    fn a_control_area_is_not_given_back() {
+        let Ok(kvm) = Kvm::open() else {
+            return could_not_run("a_control_area_is_not_given_back");
+        };
+        let memory = memory(&kvm);
+        let at = range(8 * MIB, guest_abi::layout::AREA_SIZE);
+        assert!(memory.to_give_back(at).is_some());
+        memory.control_area(at).unwrap().unwrap();
+        assert!(memory.to_give_back(range(8 * MIB + 4096, 4096)).is_none());
+        assert!(memory.to_give_back(range(6 * MIB, 4 * MIB)).is_none());
+        assert!(memory.to_give_back(range(6 * MIB, 2 * MIB)).is_some());
+        // No area lies where there is no memory, or in two pieces of it.
+        assert!(memory.control_area(range(63 * MIB, at.len())).is_none());
     }
 
     /// Whoever lets go of a loan early lets go of nothing that the guest can reach.

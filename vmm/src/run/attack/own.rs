@@ -90,7 +90,7 @@ impl Attacker<'_> {
         let first = self.arena().offset_of(range.start()).expect("of the arena") / PAGE_SIZE;
         let mark = self.mark(first..first + range.page_count());
         if let Some(device) = self.device {
-            device.read(range);
+            device.read(range)?;
         }
         counts.pmd_mapped_bytes += self.page_counts(range)?.pmd_mapped * PAGE_SIZE;
         let leaves = self.leaves();
