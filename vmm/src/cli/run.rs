@@ -58,7 +58,10 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     )?;
     // First, so that no output that is not read keeps a result from the disk; an error of it costs no output.
     let written = directory.finish(&outcome.record);
-    publish(arguments, &outcome)?;
+    // Of a run that failed before its first row was finished there is the error alone.
+    if !(outcome.record.rows.is_empty() && matches!(outcome.ended, Ended::Failed(_))) {
+        publish(arguments, &outcome)?;
+    }
     let code = code(&outcome, left_changed);
     match &written {
         Ok(Some(path)) => output::message(format_args!("the run record is in {}", path.display())),
