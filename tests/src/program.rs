@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process_group};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit, test_kill_process_group};
 
 /// The first argument that makes a test binary be zapscope.
 pub const BE_ZAPSCOPE: &str = "__be-zapscope";
@@ -32,6 +32,14 @@ pub fn zapscope<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("a running program has a file"));
     command.arg(BE_ZAPSCOPE).args(arguments).current_dir(directory).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// The same command, whose process leaves no core file if a signal ends it.
+pub fn without_core(mut command: Command) -> Command {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    // SAFETY: between fork and exec, the closure makes one system call and touches nothing else.
+    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Core, none)?)) };
     command
 }
 

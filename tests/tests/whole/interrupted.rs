@@ -20,6 +20,7 @@ use vmm::tap::Tracefs;
 
 crate::tests! {
     finished_rows_are_kept_and_the_host_is_as_it_was(way in Way::ALL): [Zram] within 600,
+    ctrl_backslash_is_no_worse_than_sigkill: [Zram],
 }
 
 /// How long the way out may take, and how long a moment may be in coming.
@@ -35,12 +36,15 @@ enum Way {
     Int,
     Term,
     Kill,
+    /// Ctrl-\\, which nothing in the program handles.
+    Quit,
     ClosedTerminal,
     BrokenPipe,
     FullDisk,
 }
 
 impl Way {
+    /// Those of the matrix.
     const ALL: [Self; 7] = [
         Self::Hup,
         Self::Int,
@@ -57,6 +61,7 @@ impl Way {
             Self::Int => Some(Signal::INT),
             Self::Term => Some(Signal::TERM),
             Self::Kill => Some(Signal::KILL),
+            Self::Quit => Some(Signal::QUIT),
             Self::ClosedTerminal | Self::BrokenPipe | Self::FullDisk => None,
         }
     }
@@ -100,23 +105,29 @@ const MOMENTS: [Moment; 10] = [
 ];
 
 fn finished_rows_are_kept_and_the_host_is_as_it_was(way: Way) {
-    for moment in MOMENTS {
-        let cell = format!("{way} at {moment:?}");
-        let _waiting = harness::waiting(cell.clone());
-        let before = Host::now();
-        let mut run = Run::start(way);
-        run.wait_for(moment, &before, &cell);
-        let seen = run.rows().map_or(0, |rows| rows.len());
-        run.end_by(way);
-        let status = run.wait(&cell);
-        let rows = run.check(way, status, seen, &cell);
-        let deadline = Instant::now() + PATIENCE;
-        while let Some(left) = Host::now().left_of(run.pid, &before) {
-            assert!(Instant::now() < deadline, "{cell}: {left}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        println!("    {cell}: {seen} rows were there, {rows} are");
+    MOMENTS.into_iter().for_each(|moment| end_at(way, moment));
+}
+
+fn ctrl_backslash_is_no_worse_than_sigkill() {
+    [Moment::Swap, Moment::Rows(3)].into_iter().for_each(|moment| end_at(Way::Quit, moment));
+}
+
+fn end_at(way: Way, moment: Moment) {
+    let cell = format!("{way} at {moment:?}");
+    let _waiting = harness::waiting(cell.clone());
+    let before = Host::now();
+    let mut run = Run::start(way);
+    run.wait_for(moment, &before, &cell);
+    let seen = run.rows().map_or(0, |rows| rows.len());
+    run.end_by(way);
+    let status = run.wait(&cell);
+    let rows = run.check(way, status, seen, &cell);
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(left) = Host::now().left_of(run.pid, &before) {
+        assert!(Instant::now() < deadline, "{cell}: {left}");
+        std::thread::sleep(Duration::from_millis(5));
     }
+    println!("    {cell}: {seen} rows were there, {rows} are");
 }
 
 /// Some short rows, each of which evicts to the swap device.
@@ -157,7 +168,7 @@ impl Run {
         let out = at.join("disk/out");
         let arguments =
             ["run", "s.toml", "--zram", "64MiB", "--tap", "tracefs", "--json", "--out", "disk/out"];
-        let mut command = program::zapscope(at, &arguments);
+        let mut command = program::without_core(program::zapscope(at, &arguments));
         let (held, child) = match way {
             Way::ClosedTerminal => {
                 let (terminal, child) = Terminal::start(command).unwrap();
@@ -289,7 +300,10 @@ impl Run {
         match (way, ended) {
             // The last moments may come too late to change anything.
             (_, Some("complete")) => assert!([Some(0), Some(5)].contains(&status.code()), "{cell}: {status}"),
-            (Way::Kill, _) => assert_eq!((status.signal(), ended), (Some(9), None), "{cell}: {said}"),
+            (Way::Kill | Way::Quit, _) => {
+                let signal = way.signal().map(Signal::as_raw);
+                assert_eq!((status.signal(), ended), (signal, None), "{cell}: {said}");
+            }
             (Way::FullDisk, None) => {
                 assert_eq!(status.code(), Some(5), "{cell}: {said}");
                 assert!(said.contains("does not hold the whole run"), "{cell}: {said}");

@@ -270,10 +270,8 @@ fn a_snapshot_that_is_ended_leaves_nothing() {
     const PATIENCE: Duration = Duration::from_secs(60);
     for signal in [Signal::INT, Signal::QUIT, Signal::KILL] {
         let place = tempfile::tempdir().unwrap();
-        let mut command = program::grouped(place.path(), &["snapshot", "--out", "s", "--memory", "512MiB"]);
-        let no_core = Rlimit { current: Some(0), maximum: Some(0) };
-        // SAFETY: between fork and exec, the closure makes one system call and touches nothing else.
-        unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Core, no_core)?)) };
+        let command = program::grouped(place.path(), &["snapshot", "--out", "s", "--memory", "512MiB"]);
+        let mut command = program::without_core(command);
         let child = command.spawn().unwrap();
         let deadline = Instant::now() + PATIENCE;
         while !writes_in(child.id(), place.path()) {

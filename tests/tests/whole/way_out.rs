@@ -10,7 +10,6 @@ crate::tests! {
     the_end_of_a_run_takes_its_swap_away: [Zram],
     ctrl_c_takes_the_swap_away: [Zram],
     ctrl_c_stops_a_guest_in_a_storm_of_zaps: [Kvm, SlotZap, Zram],
-    a_panic_takes_the_swap_away: [Zram],
     sigkill_takes_the_swap_away: [Zram],
     a_second_run_has_its_own_device_and_both_are_warned: [Zram],
 }
@@ -132,17 +131,6 @@ fn ctrl_c_stops_a_guest_in_a_storm_of_zaps() {
         assert_eq!(code, Some(130), "{said}");
         assert_eq!(host(), before);
     }
-}
-
-/// Standard error that nobody reads any more makes the next message on it panic.
-fn a_panic_takes_the_swap_away() {
-    let before = host();
-    let Running { mut child, stderr, directory, .. } = Running::start("300ms");
-    drop(stderr);
-    let status = child.wait().unwrap();
-    assert!(!status.success());
-    restored(&before);
-    drop(directory);
 }
 
 fn sigkill_takes_the_swap_away() {
