@@ -1,4 +1,4 @@
-//! Every way out leaves the host as it was: the end, Ctrl-C, a panic, SIGKILL; and two runs at once.
+//! Every way out leaves the host as it was: the end, Ctrl-C, SIGKILL; and two runs at once (see also `interrupted`).
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
