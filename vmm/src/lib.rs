@@ -11,6 +11,7 @@ pub mod exit;
 pub mod guest;
 pub mod hook;
 pub mod host;
+pub mod input;
 pub mod kvm;
 pub mod linux;
 pub mod output;

@@ -50,6 +50,8 @@ impl FromStr for FaultAround {
             return Ok(Self::Adaptive);
         }
         let bytes = match (text.strip_suffix("KiB"), text.strip_suffix("MiB")) {
+            // `parse` takes a sign.
+            _ if text.starts_with('+') => None,
             (Some(kib), _) => kib.parse::<u64>().ok().and_then(|kib| kib.checked_mul(1 << 10)),
             (_, Some(mib)) => mib.parse::<u64>().ok().and_then(|mib| mib.checked_mul(1 << 20)),
             _ => None,

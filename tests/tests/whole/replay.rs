@@ -256,7 +256,7 @@ fn what_is_no_run_is_refused() {
     refused(&["replay", "out"], 2, "no run record");
     std::fs::remove_file(directory.path().join("out/events.log")).unwrap();
     std::fs::write(&json, record).unwrap();
-    refused(&["replay", "out/run.json"], 2, "events.log: the event log cannot be read");
+    refused(&["replay", "out/run.json"], 2, "cannot open the event log out/events.log");
 }
 
 fn validation_runs_what_was_predicted() {

@@ -221,7 +221,7 @@ pub struct AttachArguments {
     #[arg(long = "for", value_name = "TIME")]
     pub length: Option<TimeSpan>,
     /// Say so often what was seen.
-    #[arg(long, value_name = "TIME", default_value = "1s")]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = longer_than_nothing)]
     pub every: TimeSpan,
     /// Watch these addresses of the process, as in /proc/PID/maps, in place of what looks like a guest's memory. May be
     /// given several times.
@@ -276,4 +276,13 @@ pub enum BackendChoice {
     Kvm,
     /// Worker threads on the software MMU.
     Soft,
+}
+
+/// A duration that is not 0.
+fn longer_than_nothing(text: &str) -> Result<TimeSpan, String> {
+    match text.parse::<TimeSpan>() {
+        Ok(span) if span.0.is_zero() => Err(format!("`{text}` is no time at all: write for example \"1s\"")),
+        Ok(span) => Ok(span),
+        Err(error) => Err(error.to_string()),
+    }
 }

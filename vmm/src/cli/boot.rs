@@ -1,7 +1,6 @@
 //! `zapscope boot`: a Linux kernel to its console.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::kvm_module::{KvmFacts, MmuKind};
 use crate::host::signals::Cancel;
 use crate::host::{Root, facts};
+use crate::input::{self, Input, What};
 use crate::kvm::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
 use crate::linux::initrd::InitrdError;
 use crate::linux::{BootFile, Initrd, Kernel};
@@ -31,18 +31,12 @@ use crate::scenario::Size;
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
 /// How long whoever waits for a signal sleeps at a time.
 const DAY: Duration = Duration::from_secs(86_400);
-/// The largest kernel read. A Linux kernel with everything built in has 100 MiB.
-const LARGEST_KERNEL: u64 = 256 << 20;
 /// The least memory in which a kernel can be placed at all.
 const LEAST_MEMORY: u64 = 16 << 20;
 
 /// Why there is nothing to boot.
 #[derive(Debug, thiserror::Error)]
 enum BootError {
-    #[error("cannot read the {what} {}", path.display())]
-    Read { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("the kernel {} is larger than {LARGEST_KERNEL} bytes: it is no kernel", .0.display())]
-    LargeKernel(PathBuf),
     #[error("the kernel {} {refusal}", path.display())]
     Kernel { path: PathBuf, refusal: crate::linux::Refusal },
     #[error("{}", path.display())]
@@ -60,11 +54,7 @@ enum BootError {
 impl Classified for BootError {
     fn class(&self) -> Class {
         match self {
-            Self::Read { .. }
-            | Self::LargeKernel(_)
-            | Self::Kernel { .. }
-            | Self::Memory(_)
-            | Self::Balloon { .. } => Class::Mistake,
+            Self::Kernel { .. } | Self::Memory(_) | Self::Balloon { .. } => Class::Mistake,
             Self::Initrd { source, .. } => source.class(),
             Self::File { source, .. } => source.class(),
             Self::MoreThanTheHost(..) => Class::Host,
@@ -83,14 +73,14 @@ pub fn boot(arguments: &BootArguments) -> Result<Exit, Failure> {
 fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> {
     check_sizes(arguments)?;
     let Size(memory) = arguments.memory;
-    let image = read_kernel(path)?;
+    let image = input::read(What::Kernel, path)?;
     let refused = |refusal| BootError::Kernel { path: path.to_owned(), refusal };
     let kernel = Kernel::identify(&image).map_err(refused)?;
-    let initrd_file = arguments.initrd.as_deref().map(open_initrd).transpose()?;
+    let initrd_file = arguments.initrd.as_deref().map(|path| Input::open(What::Initrd, path)).transpose()?;
     let initrd = match (&initrd_file, &arguments.initrd) {
         (Some(file), Some(path)) => {
             let refused = |source| BootError::Initrd { path: path.clone(), source };
-            Some(Initrd::of_file(file).map_err(refused)?)
+            Some(Initrd::of_input(file).map_err(refused)?)
         }
         _ => None,
     };
@@ -198,31 +188,6 @@ fn end_on_signal(cancel: Cancel, life: &Arc<Life>) -> Result<(), Failure> {
         life.end(Ending::Stopped);
     })?;
     Ok(())
-}
-
-fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
-    File::open(path).map_err(|source| BootError::Read { what, path: path.to_owned(), source })
-}
-
-/// Looked at before it is opened: opening a pipe would wait for its other end.
-fn open_initrd(path: &Path) -> Result<File, BootError> {
-    let kind = path.metadata().map(|metadata| metadata.file_type());
-    let refused = |source| BootError::Initrd { path: path.to_owned(), source };
-    match kind {
-        Ok(kind) if kind.is_dir() => Err(refused(InitrdError::Directory)),
-        Ok(kind) if !kind.is_file() => Err(refused(InitrdError::NotRegular)),
-        _ => open("initrd", path),
-    }
-}
-
-fn read_kernel(path: &Path) -> Result<Vec<u8>, BootError> {
-    let failed = |source| BootError::Read { what: "kernel", path: path.to_owned(), source };
-    let mut image = Vec::new();
-    open("kernel", path)?.take(LARGEST_KERNEL + 1).read_to_end(&mut image).map_err(failed)?;
-    if image.len() as u64 > LARGEST_KERNEL {
-        return Err(BootError::LargeKernel(path.to_owned()));
-    }
-    Ok(image)
 }
 
 /// `FILE` or `FILE:ro`.

@@ -1,25 +1,21 @@
 //! Reading a run directory again.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use crate::events::{self, EventLog, EventLogError, RowEvents};
 use crate::exit::{Class, Classified};
+use crate::input::{self, Input, InputError, What};
 use crate::record::{RecordError, Row, RunRecord};
-
-/// The largest run record read: thousands of rows.
-const LARGEST_RECORD: u64 = 64 << 20;
 
 /// Why a run cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordedError {
-    #[error("cannot read the run record {}: name the directory of a run", .0.display())]
-    Read(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Input(#[from] InputError),
     #[error("{} is of a run that ended, or was killed, before it had finished a row: run the scenario again", .0.display())]
     NoRow(PathBuf),
-    #[error("the run record {} has more than {LARGEST_RECORD} bytes: it is none", .0.display())]
-    LargeRecord(PathBuf),
     #[error("{}", .0.display())]
     Record(PathBuf, #[source] RecordError),
     #[error("{}", .0.display())]
@@ -30,7 +26,10 @@ pub enum RecordedError {
 
 impl Classified for RecordedError {
     fn class(&self) -> Class {
-        Class::Mistake
+        match self {
+            Self::Input(error) => error.class(),
+            _ => Class::Mistake,
+        }
     }
 }
 
@@ -43,7 +42,7 @@ pub struct Recorded {
     pub record: RunRecord,
     /// Where the log is.
     pub path: PathBuf,
-    log: EventLog<io::BufReader<File>>,
+    log: EventLog<BufReader<File>>,
     has_ended: bool,
 }
 
@@ -57,21 +56,16 @@ impl Recorded {
             true => (run.to_owned(), run.join("run.json")),
             false => (run.parent().unwrap_or(Path::new("")).to_owned(), run.to_owned()),
         };
-        let mut text = String::new();
         let path = directory.join(events::FILE_NAME);
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound if path.exists() => RecordedError::NoRow(directory.clone()),
-            _ => RecordedError::Read(json.clone(), source),
-        };
-        File::open(&json)
-            .and_then(|file| file.take(LARGEST_RECORD + 1).read_to_string(&mut text))
-            .map_err(failed)?;
-        if text.len() as u64 > LARGEST_RECORD {
-            return Err(RecordedError::LargeRecord(json));
-        }
-        let record =
-            RunRecord::from_json(&text).map_err(|source| RecordedError::Record(json.clone(), source))?;
-        let log = EventLog::open(&path).map_err(|source| RecordedError::Log(path.clone(), source))?;
+        let text = input::read(What::RunRecord, &json).map_err(|error| match error.is_missing() {
+            true if path.exists() => RecordedError::NoRow(directory.clone()),
+            _ => error.into(),
+        })?;
+        let record = RunRecord::from_json(&String::from_utf8_lossy(&text))
+            .map_err(|source| RecordedError::Record(json.clone(), source))?;
+        let log = Input::open(What::EventLog, &path)?.into_file();
+        let log =
+            EventLog::new(BufReader::new(log)).map_err(|source| RecordedError::Log(path.clone(), source))?;
         Ok(Self { has_ended: record.has_ended(), record, path, log })
     }
 

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn rows(path: &Path) -> Vec<RowEvents> {
-        EventLog::open(path).unwrap().rows().unwrap()
+        EventLog::new(std::io::BufReader::new(File::open(path).unwrap())).unwrap().rows().unwrap()
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! Reading a log, section by section.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::io::{self, Read};
 
 use super::header::RowHeader;
 use super::{MAGIC, MOST_BODY, MOST_HEADER, RowEvents, VERSION, decode};
@@ -12,7 +10,7 @@ use crate::exit::{Class, Classified};
 #[derive(Debug, thiserror::Error)]
 pub enum EventLogError {
     /// It cannot be read.
-    #[error("the event log cannot be read: is it in the run directory, and may you read it?")]
+    #[error("the event log cannot be read")]
     Read(#[from] io::Error),
     /// It begins otherwise.
     #[error("byte 0: this is no event log: name the directory of a run that `zapscope run` wrote")]
@@ -89,21 +87,11 @@ pub struct EventLog<R> {
     at: u64,
 }
 
-impl EventLog<BufReader<File>> {
-    /// Opens a log.
-    ///
-    /// # Errors
-    /// It cannot be read, or is none of this version.
-    pub fn open(path: &Path) -> Result<Self, EventLogError> {
-        Self::new(BufReader::new(File::open(path)?))
-    }
-}
-
 impl<R: Read> EventLog<R> {
     /// Reads a log from anywhere.
     ///
     /// # Errors
-    /// As [`EventLog::open`].
+    /// It cannot be read, or is none of this version.
     pub fn new(mut source: R) -> Result<Self, EventLogError> {
         let mut start = Vec::new();
         source.by_ref().take(16).read_to_end(&mut start)?;

@@ -12,6 +12,7 @@
 //! agreement with this VMM, see [`guest_abi::layout::CONTROL_MAGIC`].
 
 use crate::exit::{Class, Classified};
+use crate::input;
 use std::io::Cursor;
 
 use guest_abi::layout;
@@ -35,9 +36,6 @@ const MEMORY_MAP_GPA: u64 = 0x7100;
 const START_MAGIC: u32 = 0x336e_c578;
 /// `XEN_HVM_MEMMAP_TYPE_RAM`.
 const RAM: u32 = 1;
-/// The largest kernel image read. The test guest has 50 KiB; a Linux kernel with everything, 100 MiB.
-pub const LARGEST_IMAGE: u64 = 256 << 20;
-
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -101,7 +99,7 @@ pub fn check(image: &[u8]) -> Result<(), BootError> {
         return refuse(format!("only {} bytes long", image.len()));
     }
     if image[..4] != *b"\x7fELF" {
-        return refuse(format!("no ELF file (it begins with {:02x?})", &image[..4]));
+        return refuse(format!("no ELF file, but {}", input::beginning(image)));
     }
     if image[4] != 2 {
         return refuse("a 32-bit ELF file".to_owned());

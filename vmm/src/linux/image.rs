@@ -2,6 +2,7 @@
 
 use super::bzimage::{self, BzImage, HeaderError};
 use super::compression::Compression;
+use crate::input;
 use crate::kvm::boot::{self, BootError};
 
 /// Why a file is not a kernel that this machine boots. The text completes "the kernel FILE …".
@@ -50,7 +51,7 @@ pub enum Refusal {
     #[error("is a boot sector or a disk image: give the kernel itself; a disk goes to --disk")]
     BootSector,
     /// None of these.
-    #[error("is no kernel (it begins with {0:02x?}): a bzImage or an x86-64 ELF kernel is needed")]
+    #[error("is no kernel, but {}: a bzImage or an x86-64 ELF kernel is needed", input::beginning(.0))]
     Unknown(Vec<u8>),
 }
 
@@ -107,7 +108,7 @@ impl<'a> Kernel<'a> {
         if at(0x1fe, &[0x55, 0xaa]) {
             return Err(Refusal::BootSector);
         }
-        Err(Refusal::Unknown(file[..file.len().min(8)].to_vec()))
+        Err(Refusal::Unknown(file[..file.len().min(input::BEGINNING)].to_vec()))
     }
 
     /// What the kernel says of itself, in its setup header: release, builder, date.

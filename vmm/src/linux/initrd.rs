@@ -1,8 +1,9 @@
 //! The initrd: as high as kernel and memory allow, read from its file into guest memory and nowhere else.
 
 use crate::exit::{Class, Classified};
+use crate::input::Input;
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::Seek;
 
 use guest_mem::{Address, Gpa, GpaRange};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -26,31 +27,55 @@ pub enum Initrd<'a> {
     },
 }
 
+/// What ends the room for an initrd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoomEnd {
+    /// The guest's memory.
+    Memory,
+    /// The gap below 4 GiB, where there never is memory.
+    Gap,
+    /// The kernel: it looks for an initrd no higher.
+    Kernel,
+}
+
+impl RoomEnd {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "the end of the guest's memory",
+            Self::Gap => "the gap for devices",
+            Self::Kernel => "the kernel's initrd_addr_max",
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Memory => "give the guest more memory",
+            Self::Gap => "no guest has more there: make the initrd smaller",
+            Self::Kernel => {
+                "more memory would not help: make the initrd smaller, or take a kernel that allows more"
+            }
+        }
+    }
+}
+
 /// Why an initrd cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum InitrdError {
     /// Nothing in it.
     #[error("the initrd is empty: leave --initrd out, or name a cpio archive")]
     Empty,
-    /// A directory.
-    #[error("the initrd is a directory: make a cpio archive of it")]
-    Directory,
-    /// Not a file of known length.
-    #[error("the initrd is no regular file: copy it into one")]
-    NotRegular,
-    /// No metadata.
-    #[error("the initrd cannot be examined")]
-    Examine(#[source] io::Error),
     /// It does not fit.
     #[error(
-        "the initrd has {len} bytes, and between the kernel's end at {} and {} there are {}: give the guest more memory",
-        .room.start(), .room.end(), .room.len()
+        "the initrd has {len} bytes, and between the kernel's end at {} and {}, {}, there are {}: {}",
+        .room.start(), .room.end(), .end.name(), .room.len(), .end.remedy()
     )]
     TooLarge {
         /// Its bytes.
         len: u64,
         /// What is left beside the kernel.
         room: GpaRange,
+        /// What ends it.
+        end: RoomEnd,
     },
     /// It could not be read.
     #[error("the initrd's {len} bytes cannot be read into the guest's memory at {at}")]
@@ -67,27 +92,21 @@ pub enum InitrdError {
 impl Classified for InitrdError {
     fn class(&self) -> Class {
         match self {
-            Self::Empty | Self::Directory | Self::NotRegular | Self::Examine(_) | Self::TooLarge { .. } => {
-                Class::Mistake
-            }
+            Self::Empty | Self::TooLarge { .. } => Class::Mistake,
             Self::Read { .. } => Class::Fault,
         }
     }
 }
 
 impl<'a> Initrd<'a> {
-    /// All of a regular file.
+    /// All of a file.
     ///
     /// # Errors
-    /// [`InitrdError::Directory`]; [`InitrdError::NotRegular`] for a pipe or a device, whose length nobody knows;
     /// [`InitrdError::Empty`].
-    pub fn of_file(file: &'a File) -> Result<Self, InitrdError> {
-        let metadata = file.metadata().map_err(InitrdError::Examine)?;
-        match metadata.len() {
-            _ if metadata.is_dir() => Err(InitrdError::Directory),
-            _ if !metadata.is_file() => Err(InitrdError::NotRegular),
+    pub fn of_input(input: &'a Input) -> Result<Self, InitrdError> {
+        match input.len() {
             0 => Err(InitrdError::Empty),
-            len => Ok(Self::File { file, len }),
+            len => Ok(Self::File { file: input.file(), len }),
         }
     }
 
@@ -103,16 +122,16 @@ impl<'a> Initrd<'a> {
         self.len() == 0
     }
 
-    /// Reads it into guest memory as high in `room` as it fits, and says where.
+    /// Reads it into guest memory as high in `room`, which ends for that reason, as it fits, and says where.
     ///
     /// # Errors
     /// [`InitrdError`].
-    pub fn place(&self, memory: &GuestRam, room: GpaRange) -> Result<GpaRange, InitrdError> {
+    pub fn place(&self, memory: &GuestRam, room: GpaRange, end: RoomEnd) -> Result<GpaRange, InitrdError> {
         let len = self.len();
         if len == 0 {
             return Err(InitrdError::Empty);
         }
-        let range = highest(room, len).ok_or(InitrdError::TooLarge { len, room })?;
+        let range = highest(room, len).ok_or(InitrdError::TooLarge { len, room, end })?;
         let start = GuestAddress(range.start().get());
         let read = match self {
             Self::Bytes(bytes) => memory.write_slice(bytes, start),
@@ -141,6 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::input::What;
 
     proptest! {
         #[test]
@@ -161,12 +181,13 @@ mod tests {
 
     #[test]
     fn a_file_goes_into_memory_from_its_start() {
-        let mut file = tempfile::tempfile().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
         let bytes: Vec<u8> = (0..10_001_u32).map(|at| at as u8).collect();
-        file.write_all(&bytes).unwrap();
-        let initrd = Initrd::of_file(&file).unwrap();
+        file.as_file().write_all(&bytes).unwrap();
+        let input = Input::open(What::Initrd, file.path()).unwrap();
+        let initrd = Initrd::of_input(&input).unwrap();
         let memory = memory();
-        let range = initrd.place(&memory, room(0x8000, 0x8_0000)).unwrap();
+        let range = initrd.place(&memory, room(0x8000, 0x8_0000), RoomEnd::Memory).unwrap();
         assert_eq!((range.start().get(), range.len()), (0x7_d000, 10_001));
         let mut read = vec![0; bytes.len()];
         memory.read_slice(&mut read, GuestAddress(range.start().get())).unwrap();
@@ -176,17 +197,25 @@ mod tests {
     #[test]
     fn what_is_no_initrd_is_refused_by_name() {
         let memory = memory();
-        let place = |initrd: Initrd<'_>| initrd.place(&memory, room(0x8000, 0x9000)).unwrap_err().to_string();
-        assert!(place(Initrd::Bytes(&[])).contains("empty"));
-        assert!(place(Initrd::Bytes(&[0; 0x1001])).contains("more memory"));
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(100).unwrap();
+        let place = |initrd: Initrd<'_>, end| {
+            initrd.place(&memory, room(0x8000, 0x9000), end).unwrap_err().to_string()
+        };
+        assert!(place(Initrd::Bytes(&[]), RoomEnd::Memory).contains("empty"));
+        let large = Initrd::Bytes(&[0; 0x1001]);
+        assert!(place(large, RoomEnd::Memory).contains("give the guest more memory"));
+        assert!(
+            place(large, RoomEnd::Kernel)
+                .contains("initrd_addr_max, there are 4096: more memory would not help")
+        );
+        assert!(place(large, RoomEnd::Gap).contains("the gap for devices"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(
+            Initrd::of_input(&Input::open(What::Initrd, file.path()).unwrap()),
+            Err(InitrdError::Empty)
+        ));
+        file.as_file().set_len(100).unwrap();
         // The file is shorter than it was: somebody truncated it meanwhile.
-        assert!(place(Initrd::File { file: &file, len: 200 }).contains("cannot be read"));
-        let device = File::open("/dev/zero").unwrap();
-        assert!(matches!(Initrd::of_file(&device), Err(InitrdError::NotRegular)));
-        let directory = File::open("/").unwrap();
-        assert!(matches!(Initrd::of_file(&directory), Err(InitrdError::Directory)));
-        assert!(matches!(Initrd::of_file(&tempfile::tempfile().unwrap()), Err(InitrdError::Empty)));
+        let shorter = Initrd::File { file: file.as_file(), len: 200 };
+        assert!(place(shorter, RoomEnd::Memory).contains("cannot be read"));
     }
 }

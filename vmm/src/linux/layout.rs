@@ -179,6 +179,17 @@ pub fn arena_node(below: &[MemoryNode], size: u64, align: u64) -> Option<MemoryN
     Some(MemoryNode { range, node, movable: true })
 }
 
+/// What to do about a kernel that wants `needed` and finds `room`.
+pub fn kernel_remedy(needed: GpaRange, room: GpaRange) -> &'static str {
+    if needed.start() < room.start() {
+        "more memory would not help: take a kernel that is linked to lie above the first MiB"
+    } else if needed.end() > MMIO_GAP_START {
+        "no guest has memory there: take a kernel that lies lower, or needs less"
+    } else {
+        "give the guest more memory"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

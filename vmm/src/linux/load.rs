@@ -16,8 +16,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::bzimage::{BzImage, ENTRY_64};
 use super::image::Kernel;
-use super::initrd::{Initrd, InitrdError};
-use super::layout::{CMDLINE, CMDLINE_ROOM, HIGH_RAM_START, MMIO_GAP_END, Platform, START_INFO, ZERO_PAGE};
+use super::initrd::{Initrd, InitrdError, RoomEnd};
+use super::layout;
+use super::layout::{CMDLINE, CMDLINE_ROOM, HIGH_RAM_START, MMIO_GAP_START, Platform, START_INFO, ZERO_PAGE};
 use super::memory_map::memory_map;
 use super::payload::PayloadError;
 use super::vmlinux::{self, VmlinuxError};
@@ -94,7 +95,8 @@ pub enum LoadError {
     NoEntry64,
     /// The kernel does not fit.
     #[error(
-        "the kernel needs {needed} until it has read the memory map, and the guest's memory for it is {room}: give it more"
+        "the kernel needs {needed} until it has read the memory map, and the guest's memory for it is {room}: {}",
+        layout::kernel_remedy(*needed, *room)
     )]
     KernelTooLarge {
         /// What it needs.
@@ -221,9 +223,9 @@ pub fn load(memory: &GuestRam, boot: &Boot<'_>) -> Result<Start, LoadError> {
     let initrd = match &boot.initrd {
         Some(initrd) => {
             let highest = limits.map_or(INITRD_ADDR_MAX, |header| header.initrd_addr_max.into());
-            let end = Gpa::new(highest + 1).min(room.end()).min(MMIO_GAP_END);
+            let (end, why) = initrd_end(Gpa::new(highest + 1), room.end());
             let left = GpaRange::new(loaded.extent.end(), end).unwrap_or(GpaRange::empty(end));
-            Some(initrd.place(memory, left)?)
+            Some(initrd.place(memory, left, why)?)
         }
         None => None,
     };
@@ -246,6 +248,15 @@ pub fn load(memory: &GuestRam, boot: &Boot<'_>) -> Result<Start, LoadError> {
     zero_page::write(memory, &page).map_err(|source| LoadError::Structure { what: "zero page", source })?;
     long_mode::write(memory).map_err(|source| LoadError::Memory { what: "boot page tables", source })?;
     Ok(Start::Linux64 { entry: loaded.entry, boot_params: ZERO_PAGE })
+}
+
+/// Where the room for an initrd ends: at what the kernel allows, or at the end of low memory.
+fn initrd_end(allowed: Gpa, memory: Gpa) -> (Gpa, RoomEnd) {
+    match () {
+        () if allowed < memory => (allowed, RoomEnd::Kernel),
+        () if memory == MMIO_GAP_START => (memory, RoomEnd::Gap),
+        () => (memory, RoomEnd::Memory),
+    }
 }
 
 /// Puts the kernel itself into `room`.

@@ -7,6 +7,7 @@ use super::super::fixture::{self, KERNEL_AT, Load, PACKED, bzimage, payload};
 use super::super::layout::{arena_node, node0};
 use super::*;
 use crate::guest::GuestRam;
+use crate::input::{Input, What};
 
 const MIB: u64 = 1 << 20;
 const INIT_SIZE: u32 = 8 << 20;
@@ -149,6 +150,11 @@ fn the_initrd_stays_below_what_the_kernel_says_and_off_the_kernel() {
     file[0x22c..0x230].copy_from_slice(&u32::MAX.to_le_bytes());
     let started = start(&file, 5 << 30, Some(&[1; 4096]), "", false).unwrap();
     assert_eq!(started.word(0x7218), 0xbfff_f000, "below the MMIO gap");
+    // More memory is no remedy for what the kernel or the gap forbids.
+    file[0x22c..0x230].copy_from_slice(&(17 * MIB as u32 - 1).to_le_bytes());
+    let error = start(&file, 64 * MIB, Some(&[1; 2 << 20]), "", false).unwrap_err().to_string();
+    assert!(error.contains("initrd_addr_max") && error.contains("would not help"), "{error}");
+    file[0x22c..0x230].copy_from_slice(&u32::MAX.to_le_bytes());
     // 16 MiB below the kernel, 8 MiB of its own, 8 MiB left.
     assert!(start(&file, 32 * MIB, Some(&vec![1; 8 << 20]), "", false).is_ok());
     let error = start(&file, 32 * MIB, Some(&vec![1; (8 << 20) + 1]), "", false).unwrap_err().to_string();
@@ -167,7 +173,7 @@ fn what_does_not_fit_is_refused_by_name() {
             assert!(error.as_ref().is_some_and(|error| error.contains(words)), "{error:?}, wanted {words:?}");
         }
     };
-    both(error(&file, 24 * MIB - 4096, ""), "give it more");
+    both(error(&file, 24 * MIB - 4096, ""), "give the guest more memory");
     both(error(&file, 4096, ""), "first MiB");
     both(error(&file, MIB, ""), "first MiB");
     both(error(&file, 64 * MIB, "a\0b"), "NUL at byte 1");
@@ -181,7 +187,7 @@ fn what_does_not_fit_is_refused_by_name() {
     both(error(&wild, 64 * MIB, ""), "end of the address space");
     let mut low = file.clone();
     low[0x258..0x260].copy_from_slice(&0x7000_u64.to_le_bytes());
-    both(error(&low, 64 * MIB, ""), "memory for it is");
+    both(error(&low, 64 * MIB, ""), "linked to lie above the first MiB");
 }
 
 #[test]
@@ -194,13 +200,14 @@ fn a_payload_that_is_no_kernel_is_refused() {
 #[test]
 fn an_initrd_comes_from_its_file() {
     let (memory, platform) = machine(64 * MIB);
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(b"070701 and so on").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().write_all(b"070701 and so on").unwrap();
+    let input = Input::open(What::Initrd, file.path()).unwrap();
     let bzimage = packed();
     let boot = Boot {
         platform: &platform,
         kernel: &Kernel::identify(&bzimage).unwrap(),
-        initrd: Some(Initrd::of_file(&file).unwrap()),
+        initrd: Some(Initrd::of_input(&input).unwrap()),
         cmdline: "",
         rsdp: Gpa::new(0xe_0000),
         in_guest_decompression: false,

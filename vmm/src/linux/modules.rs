@@ -18,9 +18,11 @@ use index::Index;
 
 use super::compression::{Compression, Failure, Fault};
 use crate::exit::{Class, Classified};
+use crate::input::{self, InputError, What};
+use crate::report::units;
 
-/// The largest module file, packed or not. A graphics driver with its debug information has some 100 MiB.
-const LARGEST: u64 = 256 << 20;
+/// Files at most in a directory of modules. Debian's has 4,400.
+const MAX_FILES: usize = 200_000;
 /// Modules at most in one load order. Debian's kernel comes with 1,100 in all.
 const MAX_MODULES: usize = 4096;
 
@@ -37,13 +39,31 @@ pub enum ModuleError {
         /// Where it was looked for.
         directory: PathBuf,
     },
-    /// A file or directory could not be read.
-    #[error("{} cannot be read", .path.display())]
-    Read {
+    /// A file could not be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// A directory could not be read.
+    #[error("the directory of modules {} cannot be read{}", .path.display(), read_remedy(.source))]
+    Directory {
         /// Which.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// It is another kind of directory.
+    #[error("{} has more than {MAX_FILES} files: it is no directory of modules", .0.display())]
+    Crowded(PathBuf),
+    /// Too much to be loaded.
+    #[error(
+        "the modules up to {} have more than {} together: give the guest more memory (`memory` in [linux]), or name its \
+         own kernel's modules",
+        .path.display(), units::bytes(*.room)
+    )]
+    Room {
+        /// The first that does not.
+        path: PathBuf,
+        /// What there is for them.
+        room: u64,
     },
     /// A file could not be unpacked.
     #[error("{} is {}", .path.display(), .why)]
@@ -63,7 +83,19 @@ pub enum ModuleError {
 
 impl Classified for ModuleError {
     fn class(&self) -> Class {
-        Class::Mistake
+        match self {
+            Self::Input(error) => error.class(),
+            Self::Directory { source, .. } => Class::of_named_file(source),
+            _ => Class::Mistake,
+        }
+    }
+}
+
+fn read_remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ": name one with `--modules`",
+        io::ErrorKind::PermissionDenied => ": give this user the right to",
+        _ => "",
     }
 }
 
@@ -81,14 +113,22 @@ pub struct Module {
 }
 
 /// Finds the `wanted` modules in a modules directory (`/lib/modules/RELEASE`), with all they need, in the order in
-/// which they can be loaded. What is built into the kernel is left out.
+/// which they can be loaded. What is built into the kernel is left out. All of them together unpack to at most `room`
+/// bytes: the guest's memory, into which they have to fit.
 ///
 /// # Errors
 /// [`ModuleError`], with the name of the first module that is missing or the file that is damaged.
-pub fn load_order(directory: &Path, wanted: &[&str]) -> Result<Vec<Module>, ModuleError> {
+pub fn load_order(directory: &Path, wanted: &[&str], room: u64) -> Result<Vec<Module>, ModuleError> {
     let index = Index::read(directory)?;
-    let mut order =
-        Order { index: &index, directory, modules: Vec::new(), done: HashSet::new(), open: Vec::new() };
+    let mut order = Order {
+        index: &index,
+        directory,
+        modules: Vec::new(),
+        room,
+        used: 0,
+        done: HashSet::new(),
+        open: Vec::new(),
+    };
     for name in wanted {
         order.add(&normal(name))?;
     }
@@ -104,6 +144,9 @@ struct Order<'a> {
     index: &'a Index,
     directory: &'a Path,
     modules: Vec<Module>,
+    /// Bytes for all of them, and how many they have by now.
+    room: u64,
+    used: u64,
     done: HashSet<String>,
     /// The modules whose dependencies are being added, outermost first.
     open: Vec<String>,
@@ -126,7 +169,7 @@ impl Order<'_> {
             directory: self.directory.to_owned(),
         })?;
         let path = self.directory.join(&entry.path);
-        let image = read(&path)?;
+        let image = self.read(&path)?;
         let needs = match &entry.needs {
             Some(needs) => needs.clone(),
             None => modinfo::depends(&image).map_err(|why| ModuleError::Damaged { path, why })?,
@@ -140,48 +183,61 @@ impl Order<'_> {
         self.modules.push(Module { name: name.to_owned(), image });
         Ok(())
     }
+
+    /// Reads a module's file and unpacks it, if there is room for it beside the others.
+    fn read(&mut self, path: &Path) -> Result<Vec<u8>, ModuleError> {
+        let damaged = |why| ModuleError::Damaged { path: path.to_owned(), why };
+        let full = || ModuleError::Room { path: path.to_owned(), room: self.room };
+        let left = self.room - self.used;
+        let most = What::Module.most();
+        let bytes = input::read(What::Module, path)?;
+        let unpacked = match Compression::of(&bytes) {
+            Some(compression) => {
+                unpack(compression, &bytes, most.min(left)).map_err(|failure| match failure {
+                    Failure { fault: Fault::Full, .. } if left < most => full(),
+                    failure => damaged(describe(compression, failure)),
+                })?
+            }
+            None => bytes,
+        };
+        if unpacked.len() as u64 > left {
+            return Err(full());
+        }
+        if !unpacked.starts_with(b"\x7fELF") {
+            return Err(damaged("no kernel module (no ELF file)".to_owned()));
+        }
+        self.used += unpacked.len() as u64;
+        Ok(unpacked)
+    }
 }
 
-/// Reads a module's file and unpacks it.
-fn read(path: &Path) -> Result<Vec<u8>, ModuleError> {
-    let failed = |source| ModuleError::Read { path: path.to_owned(), source };
-    let damaged = |why| ModuleError::Damaged { path: path.to_owned(), why };
-    let len = std::fs::metadata(path).map_err(failed)?.len();
-    if len > LARGEST {
-        return Err(damaged(format!("no module: it has {len} bytes")));
-    }
-    let bytes = std::fs::read(path).map_err(failed)?;
-    let unpacked = match Compression::of(&bytes) {
-        Some(compression) => unpack(compression, &bytes).map_err(damaged)?,
-        None => bytes,
-    };
-    if !unpacked.starts_with(b"\x7fELF") {
-        return Err(damaged("no kernel module (no ELF file)".to_owned()));
-    }
-    Ok(unpacked)
-}
-
-/// Unpacks a file that does not say into how much.
-fn unpack(compression: Compression, bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let mut room = (bytes.len() as u64).saturating_mul(8).clamp(1 << 20, LARGEST);
+/// Unpacks a file that does not say into how much, to at most `most` bytes. The buffer grows with what comes out of it.
+fn unpack(compression: Compression, bytes: &[u8], most: u64) -> Result<Vec<u8>, Failure> {
+    let mut room = (bytes.len() as u64).saturating_mul(8).clamp(1 << 20, most.max(1 << 20)).min(most);
+    let mut unpacked = Vec::new();
     loop {
-        let mut unpacked = vec![0; room as usize];
+        let more = room as usize - unpacked.len();
+        if unpacked.try_reserve_exact(more).is_err() {
+            let why = format!("there is no memory for {room} bytes");
+            return Err(Failure { at: 0, fault: Fault::Corrupt(why) });
+        }
+        unpacked.resize(room as usize, 0);
         match compression.unpack(bytes, &mut unpacked) {
             Ok(len) => {
                 unpacked.truncate(len);
                 unpacked.shrink_to_fit();
                 return Ok(unpacked);
             }
-            Err(Failure { fault: Fault::Full, .. }) if room < LARGEST => room = (room * 4).min(LARGEST),
-            Err(Failure { at, fault }) => return Err(describe(compression, at, fault)),
+            Err(Failure { fault: Fault::Full, .. }) if room < most => room = room.saturating_mul(4).min(most),
+            Err(failure) => return Err(failure),
         }
     }
 }
 
-fn describe(compression: Compression, at: usize, fault: Fault) -> String {
+fn describe(compression: Compression, Failure { at, fault }: Failure) -> String {
     match fault {
         Fault::Truncated => format!("truncated: its {compression} stream ends at byte {at}"),
-        Fault::Full => format!("no module: it unpacks to more than {LARGEST} bytes"),
+        Fault::Full => format!("no module: it unpacks to more than {} bytes", What::Module.most()),
         Fault::Corrupt(why) => format!("damaged: its {compression} stream at byte {at}: {why}"),
         Fault::Unsupported => format!("compressed with {compression}, which is not unpacked here"),
     }

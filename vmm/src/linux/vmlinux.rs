@@ -2,6 +2,7 @@
 
 use std::io::Cursor;
 
+use super::layout;
 use elf::ElfBytes;
 use elf::abi::PT_LOAD;
 use elf::endian::LittleEndian;
@@ -53,8 +54,8 @@ pub enum VmlinuxError {
     },
     /// A segment outside of the memory for kernels.
     #[error(
-        "the kernel's segment {segment} at {range} does not fit into {room}, the guest's memory for kernels: \
-         give it more memory, or a kernel that is linked to lie there"
+        "the kernel's segment {segment} at {range} does not fit into {room}, the guest's memory for kernels: {}",
+        layout::kernel_remedy(*range, *room)
     )]
     Outside {
         /// Which program header.

@@ -2,9 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -30,7 +27,8 @@ use crate::host::kvm_module::KvmFacts;
 use crate::host::processors;
 use crate::host::resident;
 use crate::host::signals::Cancel;
-use crate::kvm::boot::LARGEST_IMAGE;
+use crate::input::{self, InputError, What};
+use crate::kvm::boot;
 use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
 use crate::record::{Row, RowLabel, RunRecord, utc};
@@ -74,19 +72,8 @@ pub trait Progress {
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The guest kernel that the scenario names cannot be read.
-    #[error("the guest kernel {path} cannot be read")]
-    Kernel {
-        /// Where it was looked for.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The guest kernel is too large to be one.
-    #[error("the guest kernel {path} is larger than {LARGEST_IMAGE} bytes")]
-    LargeKernel {
-        /// Which file.
-        path: String,
-    },
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// A Linux guest needs a kernel.
     #[error("a Linux guest needs a kernel: name one with `--kernel FILE`, or `kernel` in the scenario")]
     NoLinuxKernel,
@@ -111,7 +98,8 @@ pub enum RunError {
 impl Classified for RunError {
     fn class(&self) -> Class {
         match self {
-            Self::Kernel { .. } | Self::LargeKernel { .. } | Self::NoLinuxKernel => Class::Mistake,
+            Self::Input(error) => error.class(),
+            Self::NoLinuxKernel => Class::Mistake,
             Self::Linux(error) => error.class(),
             Self::Machine(error) => error.class(),
             Self::Guest { source, .. } => source.class(),
@@ -187,7 +175,11 @@ impl<'a> Runner<'a> {
     /// The scenario names a guest kernel that cannot be read or is none, or a Linux guest that this host cannot run.
     pub fn new(scenario: &'a Scenario, backend: Backend, cancel: &'a Cancel) -> Result<Self, RunError> {
         let image = match (&scenario.kernel, &scenario.linux, &backend) {
-            (Some(path), None, _) => read_image(path)?.into(),
+            (Some(path), None, _) => {
+                let image = input::read(What::GuestKernel, path)?;
+                boot::check(&image).map_err(|refused| RunError::Machine(refused.into()))?;
+                image.into()
+            }
             (None, Some(_), Backend::Kvm(_)) => return Err(RunError::NoLinuxKernel),
             (Some(kernel), Some(_), Backend::Kvm(_)) => {
                 LinuxMachine::check(kernel).map_err(RunError::Linux)?;
@@ -520,18 +512,6 @@ fn unavailable(plan: &RowPlan<'_>, memory: u64) -> Option<String> {
         ));
     }
     None
-}
-
-fn read_image(path: &Path) -> Result<Vec<u8>, RunError> {
-    let name = || path.display().to_string();
-    let failed = |source| RunError::Kernel { path: name(), source };
-    let file = File::open(path).map_err(failed)?;
-    let mut image = Vec::new();
-    file.take(LARGEST_IMAGE + 1).read_to_end(&mut image).map_err(failed)?;
-    if image.len() as u64 > LARGEST_IMAGE {
-        return Err(RunError::LargeKernel { path: name() });
-    }
-    Ok(image)
 }
 
 /// Seats each vCPU on a processor of its own, as far as there are enough, and says which; `None` for one whose thread stays

@@ -1,6 +1,5 @@
 //! Why a scenario was refused: where, what is wrong, what to do.
 
-use std::io;
 use std::path::PathBuf;
 
 use guest_mem::{Backing, Unit};
@@ -9,24 +8,14 @@ use super::expect::BadExpectation;
 use super::quantity::Size;
 use super::vocabulary::{Action, Reclaim};
 use crate::exit::{Class, Classified};
+use crate::input::InputError;
 
 /// Why no scenario came of a file or a text.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// The file cannot be read.
-    #[error("cannot read the scenario {}; check the path, or name a built-in scenario", path.display())]
-    Read {
-        /// The path as given.
-        path: PathBuf,
-        /// The system's own answer.
-        source: io::Error,
-    },
-    /// The path is a directory.
-    #[error("the scenario {} is a directory; name the .toml file in it", path.display())]
-    Directory {
-        /// The path as given.
-        path: PathBuf,
-    },
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// The file is not text.
     #[error("{}:{line}: byte {offset} of the file is not UTF-8; a scenario is a TOML text in UTF-8", path.display())]
     NotUtf8 {
@@ -61,7 +50,10 @@ pub enum ScenarioError {
 
 impl Classified for ScenarioError {
     fn class(&self) -> Class {
-        Class::Mistake
+        match self {
+            Self::Input(error) => error.class(),
+            Self::NotUtf8 { .. } | Self::Syntax { .. } | Self::Meaning { .. } => Class::Mistake,
+        }
     }
 }
 

@@ -120,12 +120,12 @@ mod syntax;
 mod uffd;
 mod vocabulary;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use guest_abi::layout::{ARENA_MAX, MAX_VCPUS};
 use guest_mem::{PAGE_SIZE, PMD_SIZE};
 
+use crate::input::{self, What};
 use error::{Checked, Fault, Lines};
 use syntax::{At, CaseText, ScenarioText};
 
@@ -134,7 +134,7 @@ pub use error::{Problem, ScenarioError};
 pub use expect::Expectation;
 pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
-pub use quantity::{BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
+pub use quantity::{BadNumber, BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
 pub use step::{Attack, HotLoop, HotWalk, Idle, Step, VictimChoice};
 pub use uffd::Uffd;
 pub use vocabulary::{
@@ -204,11 +204,7 @@ impl Scenario {
     /// # Errors
     /// No such file, no text, or no scenario.
     pub fn load(path: &Path) -> Result<Self, ScenarioError> {
-        if path.is_dir() {
-            return Err(ScenarioError::Directory { path: path.to_owned() });
-        }
-        let read = |source| ScenarioError::Read { path: path.to_owned(), source };
-        let text = String::from_utf8(fs::read(path).map_err(read)?).map_err(|bad| {
+        let text = String::from_utf8(input::read(What::Scenario, path)?).map_err(|bad| {
             let offset = bad.utf8_error().valid_up_to();
             let line = Lines::of(bad.as_bytes()).line(offset);
             ScenarioError::NotUtf8 { path: path.to_owned(), line, offset }

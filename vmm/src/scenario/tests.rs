@@ -185,16 +185,17 @@ fn a_file_that_is_none_is_told_from_one_that_is_no_scenario() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     let why = Scenario::load(&path("absent.toml")).unwrap_err();
-    assert!(why.to_string().contains("absent.toml; check the path"), "{why}");
+    assert!(why.to_string().contains("absent.toml: name a TOML file"), "{why}");
     let why = Scenario::load(directory.path()).unwrap_err();
     assert!(why.to_string().contains("is a directory"), "{why}");
-    fs::write(path("latin.toml"), b"name = \"x\"\nabout = \"caf\xe9\"\n").unwrap();
+    std::fs::write(path("latin.toml"), b"name = \"x\"\nabout = \"caf\xe9\"\n").unwrap();
     let why = Scenario::load(&path("latin.toml")).unwrap_err().to_string();
     assert!(why.contains("latin.toml:2: byte 23"), "{why}");
-    fs::write(path("good.toml"), GOOD.replace("vcpus = 2", "vcpus = 2\nkernel = \"guest.elf\"")).unwrap();
+    std::fs::write(path("good.toml"), GOOD.replace("vcpus = 2", "vcpus = 2\nkernel = \"guest.elf\""))
+        .unwrap();
     let scenario = Scenario::load(&path("good.toml")).unwrap();
     assert_eq!(scenario.kernel, Some(path("guest.elf")));
-    fs::write(path("empty.toml"), "").unwrap();
+    std::fs::write(path("empty.toml"), "").unwrap();
     assert!(Scenario::load(&path("empty.toml")).is_err());
 }
 

@@ -1,7 +1,7 @@
 //! A snapshot that was read as far as it takes to start: everything but the pages.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use guest_mem::{ImageStore, PAGE_SIZE};
@@ -9,6 +9,7 @@ use guest_mem::{ImageStore, PAGE_SIZE};
 use super::header::{HEADER_BYTES, Header, HeaderError};
 use super::index::{Entry, Index};
 use super::{Bad, SnapshotError, vcpu};
+use crate::input::{Input, What};
 use crate::kvm::state::VcpuState;
 
 /// A snapshot file, opened and checked.
@@ -31,22 +32,15 @@ impl Snapshot {
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         let failed = |attempt| move |source| SnapshotError::Io { attempt, path: path.to_owned(), source };
         let bad = |why| SnapshotError::Bad { path: path.to_owned(), why };
-        // A pipe would wait for its other end, without the flag.
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(failed("opening"))?;
-        let metadata = file.metadata().map_err(failed("looking at"))?;
-        if !metadata.is_file() {
-            return Err(SnapshotError::NotRegular(path.to_owned()));
-        }
-        if metadata.len() < PAGE_SIZE {
-            return Err(bad(short(&file, metadata.len()).into()));
+        let input = Input::open(What::Snapshot, path)?;
+        let len = input.len();
+        let file = input.into_file();
+        if len < PAGE_SIZE {
+            return Err(bad(short(&file, len).into()));
         }
         let mut page = [0; HEADER_BYTES];
         file.read_exact_at(&mut page, 0).map_err(failed("reading"))?;
-        let header = Header::decode(&page, metadata.len()).map_err(|why| bad(why.into()))?;
+        let header = Header::decode(&page, len).map_err(|why| bad(why.into()))?;
         // Both are parts of a file as long as that, so as large as what somebody has stored.
         let part = |range: std::ops::Range<u64>| {
             let mut bytes = vec![0; (range.end - range.start) as usize];

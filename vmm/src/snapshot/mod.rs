@@ -31,6 +31,7 @@ use guest_mem::{BufferError, ContentError, StoreError};
 
 use crate::exit::{Class, Classified};
 use crate::guest::GuestError;
+use crate::input::InputError;
 use crate::kvm::VmError;
 use crate::kvm::state::StateError;
 use crate::whole_file::WholeFileError;
@@ -52,9 +53,9 @@ pub enum SnapshotError {
     /// The file could not be written.
     #[error("no snapshot was made")]
     Written(#[from] WholeFileError),
-    /// The file is a directory, a device, a pipe.
-    #[error("the snapshot {} is no regular file", .0.display())]
-    NotRegular(PathBuf),
+    /// It cannot be opened, or is a directory, a device, a pipe.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// The file's content is no use.
     #[error("the snapshot {}: {why}", path.display())]
     Bad {
@@ -116,7 +117,7 @@ impl Classified for SnapshotError {
         match self {
             Self::Io { source, .. } => Class::of_named_file(source),
             Self::Written(error) => error.class(),
-            Self::NotRegular(_) => Class::Mistake,
+            Self::Input(error) => error.class(),
             // Whether it is found before the start or at a fault: a page is wrong.
             Self::Page { .. } => Class::Wrong,
             Self::Bad { why: Bad::Cpu(_), .. } => Class::Host,

@@ -11,7 +11,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +33,7 @@ use crate::exit::{Class, Classified};
 use crate::guest::{GuestError, Mailbox};
 use crate::host::Root;
 use crate::host::kvm_module::{KvmFacts, MmuKind};
-use crate::kvm::boot::LARGEST_IMAGE;
+use crate::input::{self, InputError, What};
 use crate::kvm::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, PcVcpu, prefault};
 use crate::kvm::{FaultCounts, VmCore, VmError};
 use crate::linux::cpio::{CpioError, Node, Writer};
@@ -42,6 +41,8 @@ use crate::linux::modules::{self, ModuleError};
 use crate::linux::{BootFile, Initrd, Kernel, LoadError, Refusal};
 use crate::scenario::{GuestPages, LinuxGuest};
 
+/// Bytes of modules at most, whatever the guest has. Those of a distribution have some 10 MiB.
+const MODULES_MOST: u64 = 1 << 30;
 /// Before the user's own: the memory under test comes from a node of its own, and stays where it is.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 movable_node numa_balancing=disable";
 /// What the agent talks through, what it is measured with, and what its disk needs.
@@ -85,15 +86,11 @@ pub enum LinuxError {
     )]
     Emulated,
     /// A file cannot be read.
-    #[error("cannot read the {what} {}", path.display())]
-    Read {
-        /// What it is for.
-        what: &'static str,
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Nothing can be put where others type.
+    #[error("the guest's serial port cannot be given /dev/null to read")]
+    Silence(#[source] std::io::Error),
     /// A file that is no kernel.
     #[error("the kernel {} {refusal}", path.display())]
     Kernel {
@@ -161,7 +158,9 @@ impl Classified for LinuxError {
     fn class(&self) -> Class {
         match self {
             Self::Emulated => Class::Host,
-            Self::Read { .. } | Self::Kernel { .. } | Self::NoModules { .. } => Class::Mistake,
+            Self::Input(error) => error.class(),
+            Self::Silence(source) => Class::of_refused_io(source),
+            Self::Kernel { .. } | Self::NoModules { .. } => Class::Mistake,
             Self::Load { source, .. } => source.class(),
             Self::Module(error) => error.class(),
             Self::Initramfs(error) => error.class(),
@@ -225,7 +224,7 @@ impl LinuxMachine {
         if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
             return Err(LinuxError::Emulated);
         }
-        let image = read("kernel", kernel)?;
+        let image = input::read(What::Kernel, kernel)?;
         identify(kernel, &image).map(drop)
     }
 
@@ -237,7 +236,7 @@ impl LinuxMachine {
         if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
             return Err(LinuxError::Emulated);
         }
-        let image = read("kernel", setup.kernel)?;
+        let image = input::read(What::Kernel, setup.kernel)?;
         let kernel = identify(setup.kernel, &image)?;
         let archive = archive(setup, &kernel)?;
         let areas = u64::from(setup.vcpus) * AREA_SIZE;
@@ -255,10 +254,7 @@ impl LinuxMachine {
         let serial = pc.add_serial(Box::new(console.clone()))?;
         // Nobody types; whoever feeds the port also sees to it that what it prints comes out.
         let silence = File::open("/dev/null");
-        pc.feed_serial(
-            serial,
-            silence.map_err(|source| unreadable("input", Path::new("/dev/null"), source))?.into(),
-        );
+        pc.feed_serial(serial, silence.map_err(LinuxError::Silence)?.into());
         let stream = pc.add_agent()?;
         let balloon = pc.add_balloon(setup.guest.free_page_reporting)?;
         if let Some(path) = &setup.guest.disk {
@@ -456,7 +452,7 @@ fn identify<'a>(path: &Path, image: &'a [u8]) -> Result<Kernel<'a>, LinuxError> 
 /// The files of the guest's first file system: what the user gives it, the modules, the agent.
 fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec<u8>, LinuxError> {
     let mut archive = match &setup.guest.initrd {
-        Some(path) => read("initrd", path)?,
+        Some(path) => input::read(What::Initrd, path)?,
         None => Vec::new(),
     };
     // Where one archive follows another the kernel looks at multiples of four.
@@ -464,7 +460,7 @@ fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec<u8>, Linux
     let mut wanted = MODULES.to_vec();
     wanted.extend(setup.guest.disk.as_ref().map(|_| DISK_MODULE));
     let directory = modules_of(setup, kernel)?;
-    let modules = modules::load_order(&directory, &wanted)?;
+    let modules = modules::load_order(&directory, &wanted, setup.guest.memory.min(MODULES_MOST))?;
     let modules: Vec<_> = modules.into_iter().map(|module| (module.name, module.image)).collect();
     let mut writer = Writer::new(archive);
     for entry in initramfs::entries(resources::AGENT, &modules) {
@@ -523,17 +519,6 @@ impl Drop for LinuxMachine {
             let _ = courier.join();
         }
     }
-}
-
-fn unreadable(what: &'static str, path: &Path, source: std::io::Error) -> LinuxError {
-    LinuxError::Read { what, path: path.to_owned(), source }
-}
-
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, LinuxError> {
-    let failed = |source| unreadable(what, path, source);
-    let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(LARGEST_IMAGE).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
 }
 
 /// The numbers of the lines `name value`, or `name: value kB`, in bytes then.

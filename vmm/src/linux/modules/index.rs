@@ -1,10 +1,10 @@
 //! Which modules a directory has: by `modules.dep`, or by a walk through its files where depmod never ran.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{ModuleError, normal};
+use super::{MAX_FILES, ModuleError, normal};
+use crate::input::{self, What};
 
 /// How deep below `kernel/` modules lie at most; on Debian it is seven.
 const MAX_DEPTH: u32 = 32;
@@ -45,10 +45,10 @@ impl Index {
 
 /// A list's text, or `None` where there is no such file.
 fn read_list(path: &Path) -> Result<Option<String>, ModuleError> {
-    match std::fs::read(path) {
+    match input::read(What::ModuleList, path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ModuleError::Read { path: path.to_owned(), source }),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -64,10 +64,15 @@ fn parse_line(line: &str) -> Option<(String, Entry)> {
 fn walk(directory: &Path) -> Result<HashMap<String, Entry>, ModuleError> {
     let mut modules = HashMap::new();
     let mut open = vec![(directory.to_owned(), 0)];
+    let mut seen = 0;
     while let Some((at, depth)) = open.pop() {
-        let failed = |source| ModuleError::Read { path: at.clone(), source };
+        let failed = |source| ModuleError::Directory { path: at.clone(), source };
         for entry in std::fs::read_dir(&at).map_err(failed)? {
             let entry = entry.map_err(failed)?;
+            seen += 1;
+            if seen > MAX_FILES {
+                return Err(ModuleError::Crowded(directory.to_owned()));
+            }
             // Of the entry itself: `build` and `source` are links out of the tree.
             let kind = entry.file_type().map_err(failed)?;
             let path = entry.path();

@@ -5,6 +5,9 @@ use proptest::prelude::*;
 use super::super::fixture::{PACKED, stream};
 use super::*;
 
+/// For all modules of a test.
+const ROOM: u64 = 64 << 20;
+
 /// A module object with this `.modinfo`: an ELF header, the section's bytes, the names, three section headers.
 fn object(modinfo: &[u8]) -> Vec<u8> {
     const NAMES: &[u8] = b"\0.modinfo\0.shstrtab\0";
@@ -68,7 +71,7 @@ fn borrowed<'a>(files: &'a [(&'static str, Vec<u8>)]) -> Vec<(&'a str, &'a [u8])
 #[test]
 fn without_depmod_each_module_says_what_it_needs() {
     let directory = directory(&borrowed(&chain()));
-    let order = load_order(directory.path(), &["virtio_mmio", "virtio-blk", "virtio"]).unwrap();
+    let order = load_order(directory.path(), &["virtio_mmio", "virtio-blk", "virtio"], ROOM).unwrap();
     assert_eq!(names(&order), ["virtio", "virtio_ring", "virtio_mmio", "virtio_blk"]);
     assert!(order[0].image == needs(""));
 }
@@ -84,8 +87,11 @@ fn modules_dep_has_the_first_word() {
             .to_vec(),
     ));
     let directory = directory(&borrowed(&files));
-    assert_eq!(names(&load_order(directory.path(), &["virtio_blk"]).unwrap()), ["virtio_mmio", "virtio_blk"]);
-    let error = load_order(directory.path(), &["virtio"]).err().unwrap();
+    assert_eq!(
+        names(&load_order(directory.path(), &["virtio_blk"], ROOM).unwrap()),
+        ["virtio_mmio", "virtio_blk"]
+    );
+    let error = load_order(directory.path(), &["virtio"], ROOM).err().unwrap();
     assert!(matches!(error, ModuleError::Missing { .. }), "it is in no line: {error}");
 }
 
@@ -98,7 +104,7 @@ fn packed_modules_are_unpacked() {
         let path = format!("kernel/zram.ko.{suffix}");
         let packed = stream(compression, &object);
         let directory = directory(&[(&path, &packed)]);
-        match load_order(directory.path(), &["zram"]) {
+        match load_order(directory.path(), &["zram"], ROOM) {
             Ok(order) => assert!(order[0].image == object, "{compression}"),
             Err(error) => assert!(suffix == "lz4" && matches!(error, ModuleError::Missing { .. }), "{error}"),
         }
@@ -109,24 +115,63 @@ fn packed_modules_are_unpacked() {
 fn one_that_unpacks_to_far_more_than_its_size_is_unpacked_all_the_same() {
     let object = [needs(""), vec![0; 5 << 20]].concat();
     let directory = directory(&[("kernel/zeroes.ko.xz", &stream(Compression::Xz, &object))]);
-    assert!(load_order(directory.path(), &["zeroes"]).unwrap()[0].image == object);
+    assert!(load_order(directory.path(), &["zeroes"], ROOM).unwrap()[0].image == object);
+}
+
+#[test]
+fn all_of_them_together_have_a_bound() {
+    // Each unpacks to 8 MiB from a few KiB, and the first seven need one another.
+    let zeroes = [needs(""), vec![0; (8 << 20) - 500]].concat();
+    let packed: Vec<_> = PACKED.iter().map(|&compression| stream(compression, &zeroes)).collect();
+    let files: Vec<_> = (0..8).map(|number| format!("kernel/m{number}.ko.xz")).collect();
+    let with = |packed: &[u8]| {
+        let files: Vec<_> = files.iter().map(|path| (path.as_str(), packed)).collect();
+        directory(&files)
+    };
+    let wanted = ["m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7"];
+    for packed in packed.iter().chain([&zeroes]) {
+        let directory = with(packed);
+        assert_eq!(load_order(directory.path(), &wanted, ROOM).unwrap().len(), 8);
+        let error = load_order(directory.path(), &wanted, ROOM - (8 << 20)).err().unwrap().to_string();
+        assert!(error.contains("m7.ko") && error.contains("56 MiB") && error.contains("memory"), "{error}");
+        let error = load_order(directory.path(), &wanted, 1 << 20).err().unwrap().to_string();
+        assert!(error.contains("m0.ko") && error.contains("1 MiB"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let directory = directory(&[("modules.dep", b"kernel/pipe.ko:\nkernel/zero.ko.xz:\nkernel/d.ko:\n")]);
+    let at = |name: &str| directory.path().join("kernel").join(name);
+    fs::create_dir_all(at("d.ko")).unwrap();
+    let fifo = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
+    rustix::fs::mknodat(rustix::fs::CWD, at("pipe.ko"), fifo.0, fifo.1, 0).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", at("zero.ko.xz")).unwrap();
+    for (name, kind) in [("pipe", "a pipe"), ("zero", "a character device"), ("d", "a directory")] {
+        let error = load_order(directory.path(), &[name], ROOM).err().unwrap().to_string();
+        assert!(error.contains(kind) && error.contains(name), "{error}");
+    }
+    fs::remove_file(directory.path().join("modules.dep")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, directory.path().join("modules.dep"), fifo.0, fifo.1, 0).unwrap();
+    let error = load_order(directory.path(), &["pipe"], ROOM).err().unwrap().to_string();
+    assert!(error.contains("modules.dep is a pipe, and no regular file"), "{error}");
 }
 
 #[test]
 fn what_is_missing_is_named_with_who_needs_it() {
     let directory = directory(&[("kernel/a.ko", &needs("b")), ("kernel/b.ko", &needs("ghost"))]);
-    let error = load_order(directory.path(), &["a"]).err().unwrap().to_string();
+    let error = load_order(directory.path(), &["a"], ROOM).err().unwrap().to_string();
     assert!(error.contains("\"ghost\"") && error.contains("needed by \"b\""), "{error}");
-    let error = load_order(directory.path(), &["nothing"]).err().unwrap().to_string();
+    let error = load_order(directory.path(), &["nothing"], ROOM).err().unwrap().to_string();
     assert!(error.contains("\"nothing\"") && !error.contains("needed"), "{error}");
-    let error = load_order(&directory.path().join("6.1.0"), &["a"]).err().unwrap().to_string();
-    assert!(error.contains("6.1.0 cannot be read"), "{error}");
+    let error = load_order(&directory.path().join("6.1.0"), &["a"], ROOM).err().unwrap().to_string();
+    assert!(error.contains("6.1.0 cannot be read: name one with `--modules`"), "{error}");
 }
 
 #[test]
 fn modules_that_need_one_another_are_no_endless_loop() {
     let directory = directory(&[("kernel/a.ko", &needs("b")), ("kernel/b.ko", &needs("a"))]);
-    let error = load_order(directory.path(), &["a"]).err().unwrap().to_string();
+    let error = load_order(directory.path(), &["a"], ROOM).err().unwrap().to_string();
     assert!(error.contains("a, b"), "{error}");
 }
 
@@ -142,11 +187,11 @@ fn a_damaged_module_is_named() {
     ];
     for (path, bytes, words) in cases {
         let directory = directory(&[(path, bytes)]);
-        let error = load_order(directory.path(), &["a"]).err().unwrap().to_string();
+        let error = load_order(directory.path(), &["a"], ROOM).err().unwrap().to_string();
         assert!(error.contains(words) && error.contains("a.ko"), "{error}");
     }
     let bare = directory(&[("kernel/a.ko", &super::super::fixture::kernel())]);
-    assert!(load_order(bare.path(), &["a"]).err().unwrap().to_string().contains(".modinfo"));
+    assert!(load_order(bare.path(), &["a"], ROOM).err().unwrap().to_string().contains(".modinfo"));
 }
 
 proptest! {
@@ -178,7 +223,7 @@ proptest! {
             .collect();
         let files: Vec<_> = files.iter().map(|(path, bytes)| (path.as_str(), &bytes[..])).collect();
         let directory = directory(&files);
-        let order = load_order(directory.path(), &["m11", "m5"]).unwrap();
+        let order = load_order(directory.path(), &["m11", "m5"], ROOM).unwrap();
         let place = |wanted: usize| order.iter().position(|module| module.name == format!("m{wanted}"));
         prop_assert!(place(11).is_some() && place(5).is_some());
         for (from, to) in edges {

@@ -1,9 +1,8 @@
 //! The file behind a block device: a raw image, or a block device of the host.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -12,28 +11,14 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::{Failure, SECTOR};
 use crate::exit::{Class, Classified};
+use crate::input::{self, InputError, What};
 
 /// A disk that cannot be given to the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// There is no such file.
-    #[error("the disk {} does not exist", path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is a directory.
-    #[error("the disk {} is a directory: give a raw image or a block device", path.display())]
-    Directory {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is a pipe, a socket, a character device.
-    #[error("the disk {} is neither a regular file nor a block device", path.display())]
-    NotADisk {
-        /// The file.
-        path: PathBuf,
-    },
+    /// It cannot be opened, or is a directory, a pipe, a socket, a character device.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// It may only be read.
     #[error("the disk {} cannot be written: attach it read-only, or change its permissions", path.display())]
     NotWritable {
@@ -54,9 +39,9 @@ pub enum DiskError {
         /// Its length.
         len: u64,
     },
-    /// Anything else.
-    #[error("cannot open the disk {}", path.display())]
-    Open {
+    /// Its end cannot be found.
+    #[error("cannot find the end of the disk {}", path.display())]
+    End {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -67,8 +52,16 @@ pub enum DiskError {
 
 impl Classified for DiskError {
     fn class(&self) -> Class {
-        Class::Mistake
+        match self {
+            Self::Input(error) => error.class(),
+            Self::NotWritable { .. } | Self::Empty { .. } | Self::Unaligned { .. } => Class::Mistake,
+            Self::End { .. } => Class::Fault,
+        }
     }
+}
+
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
 /// An open disk.
@@ -85,25 +78,15 @@ impl Disk {
     /// Opens the raw image or block device at `path`. `id` is the serial number that the guest sees: its first 20 bytes.
     pub fn open(path: &Path, read_only: bool, id: &str) -> Result<Self, DiskError> {
         let owned = || path.to_owned();
-        let failed = |source: io::Error| match source.kind() {
-            ErrorKind::NotFound => DiskError::Missing { path: owned() },
-            ErrorKind::IsADirectory => DiskError::Directory { path: owned() },
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem if !read_only => {
+        let file = input::open_for(What::Disk, path, OpenOptions::new().read(true).write(!read_only));
+        let mut file = file.map_err(|error| match error {
+            InputError::Open { source, .. } if !read_only && is_refused(&source) => {
                 DiskError::NotWritable { path: owned() }
             }
-            _ => DiskError::Open { path: owned(), source },
-        };
-        // Looked at before it is opened: opening a pipe would wait for its other end.
-        let kind = fs::metadata(path).map_err(failed)?.file_type();
-        if kind.is_dir() {
-            return Err(DiskError::Directory { path: owned() });
-        }
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::NotADisk { path: owned() });
-        }
-        let mut file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(failed)?;
+            other => other.into(),
+        })?;
         // The end, because a block device has no length.
-        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let len = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::End { path: owned(), source })?;
         if len == 0 {
             return Err(DiskError::Empty { path: owned() });
         }

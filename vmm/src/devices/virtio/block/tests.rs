@@ -254,9 +254,15 @@ fn a_disk_that_is_none_is_refused_by_name_and_reason() {
         let error = Disk::open(&path(name), true, "").unwrap_err().to_string();
         error.replace(&directory.path().display().to_string(), "")
     };
-    assert_eq!(refused("none"), "the disk /none does not exist");
-    assert_eq!(refused(""), "the disk / is a directory: give a raw image or a block device");
-    assert_eq!(refused("pipe"), "the disk /pipe is neither a regular file nor a block device");
+    assert_eq!(refused("none"), "cannot open the disk /none: name a raw image or a block device");
+    assert_eq!(
+        refused(""),
+        "the disk / is a directory, and neither a regular file nor a block device: name a raw image or a block device"
+    );
+    assert_eq!(
+        refused("pipe"),
+        "the disk /pipe is a pipe, and neither a regular file nor a block device: name a raw image or a block device"
+    );
     assert_eq!(
         refused("empty"),
         "the disk /empty is empty: a raw image has at least one sector of 512 bytes"

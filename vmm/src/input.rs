@@ -1,0 +1,406 @@
+//! Files that a user names, to be read: opened without waiting, known to be of the right kind, read up to a bound.
+//!
+//! A name may lead to a pipe without a writer, a device without an end, or a file that grows. So nothing here waits for
+//! anybody, and nothing is read beyond what a file of its kind can have.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use crate::exit::{Class, Classified};
+use crate::report::units;
+
+/// What a file is named for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A Linux kernel.
+    Kernel,
+    /// The bare guest's own kernel.
+    GuestKernel,
+    /// An initial RAM disk.
+    Initrd,
+    /// A kernel module.
+    Module,
+    /// A list of modules, as depmod writes it.
+    ModuleList,
+    /// The image of a disk, or a block device.
+    Disk,
+    /// A snapshot.
+    Snapshot,
+    /// A scenario.
+    Scenario,
+    /// A run record.
+    RunRecord,
+    /// An event log.
+    EventLog,
+}
+
+impl What {
+    /// Its name in a sentence.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::GuestKernel => "guest kernel",
+            Self::Initrd => "initrd",
+            Self::Module => "kernel module",
+            Self::ModuleList => "list of modules",
+            Self::Disk => "disk",
+            Self::Snapshot => "snapshot",
+            Self::Scenario => "scenario",
+            Self::RunRecord => "run record",
+            Self::EventLog => "event log",
+        }
+    }
+
+    /// The most bytes that are read into memory at once.
+    pub fn most(self) -> u64 {
+        match self {
+            // With everything built in and its debug information left out, some 100 MiB.
+            Self::Kernel | Self::GuestKernel | Self::Initrd => 256 << 20,
+            // A graphics driver with its debug information has some 100 MiB.
+            Self::Module => 256 << 20,
+            Self::ModuleList => 16 << 20,
+            Self::Scenario => 1 << 20,
+            // Thousands of rows.
+            Self::RunRecord => 64 << 20,
+            // Read part by part, each with a bound of its own.
+            Self::Disk | Self::Snapshot | Self::EventLog => u64::MAX,
+        }
+    }
+
+    fn takes_block_devices(self) -> bool {
+        self == Self::Disk
+    }
+
+    /// What to name in its place.
+    fn wanted(self) -> &'static str {
+        match self {
+            Self::Kernel => "name a bzImage or an ELF vmlinux",
+            Self::GuestKernel => "name an x86-64 ELF executable with a PVH note",
+            Self::Initrd => "name a cpio archive",
+            Self::Module | Self::ModuleList => "name a directory as `make modules_install` makes it",
+            Self::Disk => "name a raw image or a block device",
+            Self::Snapshot => "make one with `zapscope snapshot --out FILE`",
+            Self::Scenario => "name a TOML file, or a built-in scenario",
+            Self::RunRecord => "name the directory of a run",
+            Self::EventLog => "keep the two files of a run together",
+        }
+    }
+}
+
+/// A file that is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// It does not open.
+    #[error("cannot open the {} {}{}", what.noun(), path.display(), remedy(*what, source))]
+    Open {
+        /// What for.
+        what: What,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is of no kind that ends.
+    #[error("the {} {} is {kind}, and {}: {}", what.noun(), path.display(), neither(*what), what.wanted())]
+    Kind {
+        /// What for.
+        what: What,
+        /// Which.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// No such file is so large.
+    #[error("the {} {} has {}more than {}: {}", what.noun(), path.display(), length(*len), units::bytes(*most), what.wanted())]
+    Large {
+        /// What for.
+        what: What,
+        /// Which.
+        path: PathBuf,
+        /// Its bytes, where it says so before its end.
+        len: Option<u64>,
+        /// The bound.
+        most: u64,
+    },
+    /// It does not let itself be read.
+    #[error("cannot read the {} {}", what.noun(), path.display())]
+    Read {
+        /// What for.
+        what: What,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Classified for InputError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Open { source, .. } => Class::of_named_file(source),
+            Self::Kind { .. } | Self::Large { .. } => Class::Mistake,
+            // Whatever says "later" has no content.
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::WouldBlock => Class::Mistake,
+            Self::Read { source, .. } => Class::of_named_file(source),
+        }
+    }
+}
+
+impl InputError {
+    /// Whether there is no such file.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+fn remedy(what: What, source: &io::Error) -> String {
+    let remedy = match Errno::from_io_error(source) {
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) | None => what.wanted(),
+        Some(Errno::ACCESS | Errno::PERM) => "give this user the right to",
+        Some(Errno::ROFS) => "its file system is read-only",
+        Some(Errno::MFILE) => "raise `ulimit -n`",
+        Some(Errno::NFILE) => "raise `sysctl fs.file-max`",
+        Some(Errno::NOMEM) => "free memory on the host",
+        Some(Errno::IO) => "see the kernel's log",
+        Some(_) => return String::new(),
+    };
+    format!(": {remedy}")
+}
+
+fn neither(what: What) -> &'static str {
+    if what.takes_block_devices() { "neither a regular file nor a block device" } else { "no regular file" }
+}
+
+fn length(len: Option<u64>) -> String {
+    len.map_or_else(String::new, |len| format!("{}, ", units::bytes(len)))
+}
+
+/// A file that was named, open for reading.
+#[derive(Debug)]
+pub struct Input {
+    what: What,
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl Input {
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// [`InputError`]: it does not open, or is a directory, a pipe, a socket or a device.
+    pub fn open(what: What, path: &Path) -> Result<Self, InputError> {
+        let file = open_for(what, path, OpenOptions::new().read(true))?;
+        let len = file.metadata().map_err(|source| cannot_open(what, path, source))?.len();
+        Ok(Self { what, path: path.to_owned(), file, len })
+    }
+
+    /// Its bytes, as it said when it was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+    /// Whether it said that there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    /// The file, at its beginning.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+    /// The file, at its beginning.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// [`InputError`]: there is more than a file of its kind has, or it cannot be read.
+    pub fn read(self) -> Result<Vec<u8>, InputError> {
+        let most = self.what.most();
+        self.read_within(most)
+    }
+
+    /// All of it, if it is no more than `most`.
+    ///
+    /// # Errors
+    /// As [`Input::read`].
+    pub fn read_within(self, most: u64) -> Result<Vec<u8>, InputError> {
+        let Self { what, path, file, len } = self;
+        if len > most {
+            return Err(InputError::Large { what, path, len: Some(len), most });
+        }
+        let mut bytes = Vec::new();
+        let failed = |source: io::Error| InputError::Read { what, path: path.clone(), source };
+        bytes.try_reserve_exact(len as usize).map_err(|_| failed(Errno::NOMEM.into()))?;
+        // It may have grown, and files of /proc say 0.
+        file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > most {
+            return Err(InputError::Large { what, path, len: None, most });
+        }
+        Ok(bytes)
+    }
+}
+
+/// All of a file.
+///
+/// # Errors
+/// [`InputError`].
+pub fn read(what: What, path: &Path) -> Result<Vec<u8>, InputError> {
+    Input::open(what, path)?.read()
+}
+
+/// Opens a file as `options` say, if it is of a kind that has an end.
+///
+/// # Errors
+/// [`InputError`].
+pub fn open_for(what: What, path: &Path, options: &mut OpenOptions) -> Result<File, InputError> {
+    let failed = |source| cannot_open(what, path, source);
+    // Before it is opened: opening some devices does something.
+    check_kind(what, path, &path.metadata().map_err(failed)?)?;
+    // A pipe would wait for its other end.
+    let file = options.custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    // Again, in case the name leads elsewhere by now.
+    check_kind(what, path, &file.metadata().map_err(failed)?)?;
+    Ok(file)
+}
+
+fn cannot_open(what: What, path: &Path, source: io::Error) -> InputError {
+    InputError::Open { what, path: path.to_owned(), source }
+}
+
+fn check_kind(what: What, path: &Path, metadata: &Metadata) -> Result<(), InputError> {
+    let kind = metadata.file_type();
+    let kind = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_block_device() && what.takes_block_devices() => return Ok(()),
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_fifo() => "a pipe",
+        _ if kind.is_socket() => "a socket",
+        _ if kind.is_char_device() => "a character device",
+        _ if kind.is_block_device() => "a block device",
+        _ => "something else",
+    };
+    Err(InputError::Kind { what, path: path.to_owned(), kind })
+}
+
+/// Bytes that [`beginning`] looks at.
+pub const BEGINNING: usize = 32;
+
+/// How a file begins, told to whoever named the wrong one: a text by its first line, anything else by its bytes.
+pub fn beginning(bytes: &[u8]) -> String {
+    let bytes = &bytes[..bytes.len().min(BEGINNING)];
+    let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r');
+    match bytes.split(|&byte| byte == b'\n').next() {
+        Some(line) if !line.is_empty() && bytes.iter().all(is_text) => {
+            format!(
+                "a text file that begins with `{}`",
+                String::from_utf8_lossy(line).trim_end().escape_debug()
+            )
+        }
+        _ => format!("a file that begins with the bytes {:02x?}", &bytes[..bytes.len().min(8)]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    const ALL: [What; 10] = [
+        What::Kernel,
+        What::GuestKernel,
+        What::Initrd,
+        What::Module,
+        What::ModuleList,
+        What::Disk,
+        What::Snapshot,
+        What::Scenario,
+        What::RunRecord,
+        What::EventLog,
+    ];
+
+    #[test]
+    fn what_has_no_end_is_refused_by_its_kind_and_at_once() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        let fifo = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), fifo.0, fifo.1, 0).unwrap();
+        let _listener = UnixListener::bind(at("socket")).unwrap();
+        for (path, word) in [
+            (at(""), "a directory"),
+            (at("pipe"), "a pipe"),
+            (at("socket"), "a socket"),
+            ("/dev/zero".into(), "a character device"),
+            ("/dev/full".into(), "a character device"),
+        ] {
+            for what in ALL {
+                let error = Input::open(what, &path).unwrap_err();
+                let said = error.to_string();
+                assert!(said.contains(word) && said.contains(what.noun()), "{said}");
+                assert!(said.contains(&path.display().to_string()), "{said}");
+                assert_eq!(error.class(), Class::Mistake);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_before_it_is_read() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("large");
+        for what in ALL.into_iter().filter(|what| what.most() < u64::MAX) {
+            File::create(&path).unwrap().set_len(what.most() + 1).unwrap();
+            let error = read(what, &path).unwrap_err();
+            assert!(matches!(error, InputError::Large { len: Some(_), .. }), "{error}");
+            assert_eq!(error.class(), Class::Mistake);
+        }
+        std::fs::write(&path, [7; 100]).unwrap();
+        let input = || Input::open(What::Scenario, &path).unwrap();
+        assert_eq!(input().read_within(100).unwrap(), [7; 100]);
+        assert!(input().read_within(99).is_err());
+        // A file that grows after it was opened.
+        let grown = input();
+        std::fs::write(&path, [7; 101]).unwrap();
+        assert!(matches!(grown.read_within(100), Err(InputError::Large { len: None, .. })));
+    }
+
+    #[test]
+    fn a_file_of_the_kernels_that_says_0_is_read_all_the_same() {
+        assert!(!read(What::Scenario, Path::new("/proc/self/status")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_text_is_told_from_other_files() {
+        for (bytes, said) in [
+            (&b"#!/bin/sh\nexec true\n"[..], "a text file that begins with `#!/bin/sh`"),
+            (b"one line that is far longer than what is looked at", "`one line that is far longer than`"),
+            (b"a\tb\r\nc", "`a\\tb`"),
+            (b"\x1b[31mred", "the bytes [1b, 5b, 33, 31, 6d, 72, 65, 64]"),
+            (b"\n", "the bytes [0a]"),
+            (b"", "the bytes []"),
+        ] {
+            assert!(beginning(bytes).ends_with(said), "{}", beginning(bytes));
+        }
+    }
+
+    #[test]
+    fn the_remedy_follows_from_the_answer() {
+        let error = Input::open(What::Kernel, Path::new("/nowhere/vmlinuz")).unwrap_err();
+        assert!(error.is_missing() && error.to_string().contains("bzImage"), "{error}");
+        for (errno, word, class) in [
+            (Errno::ACCESS, "the right to", Class::Mistake),
+            (Errno::MFILE, "ulimit -n", Class::Fault),
+            (Errno::NOTDIR, "bzImage", Class::Mistake),
+            (Errno::IO, "kernel's log", Class::Fault),
+        ] {
+            let error = cannot_open(What::Kernel, Path::new("k"), errno.into());
+            assert!(error.to_string().contains(word), "{error}");
+            assert_eq!(error.class(), class, "{error}");
+        }
+    }
+}
