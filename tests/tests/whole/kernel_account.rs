@@ -13,8 +13,9 @@
 //! | KSM | 4 KiB for each page that is protected, and for each that is replaced | |
 //! | populate, swap-in | none | |
 //!
-//! Not here, because no test can bring them about alone: a THP for which no contiguous swap space is left, compaction,
-//! NUMA balancing.
+//! | page-out of a folio for which swap has no contiguous room | its split, then 4 KiB for each page | a THP's split as above |
+//!
+//! Not here, because no test can bring them about alone: compaction, NUMA balancing.
 
 use std::fmt;
 use std::os::unix::process::CommandExt;
@@ -29,8 +30,8 @@ use kvm_ioctls::VmFd;
 use serde_json::Value;
 use tests::host::allow;
 use tests::kernel::{in_pages, listen, ranges, version};
-use tests::program;
 use tests::record::{number, rows, run};
+use tests::program;
 use vmm::host::HostChanges;
 use vmm::kvm::Kvm;
 use vmm::tap::Collector;
@@ -42,6 +43,7 @@ crate::tests! {
     the_built_in_scenario_announces_what_is_written: [Kvm, SlotZap, Tap, Zram],
     the_built_in_scenario_announces_it_to_a_program: [Kvm, SlotZap, Bpf, Zram],
     our_own_swap_announces_two_ranges_a_page: [Kvm, SlotZap, Tap, Userfault],
+    folios_that_leave_page_by_page_are_followed(unit in ["folio", "range"]): [Kvm, Tap, Zram, Has(mthp_64k())],
     without_the_account_the_run_goes_on: [Kvm, SlotZap],
     without_permission_the_run_goes_on: [Kvm, SlotZap, GuardedTracepoints],
     a_killed_run_leaves_no_instance: [Kvm, Tap],
@@ -375,6 +377,50 @@ fn the_built_in_scenario_announces_by(tap: &str) {
     }
     assert!(compared >= 6, "{compared} rows");
 }
+
+/// A device of 2 MiB, whose first page is its header, has room for many pages and for no folio in one piece.
+const SCARCE: &str = r#"
+name = "scarce"
+memory = "16MiB"
+[matrix]
+backing = ["mthp:64k", "thp"]
+policy = ["kernel", "folio"]
+reclaim = ["pageout"]
+[[case]]
+name = "folio"
+[[case.step]]
+do = "fill"
+[[case.step]]
+do = "reclaim"
+range = "4MiB..5MiB"
+unit = "UNIT"
+[[case.step]]
+do = "refault"
+"#;
+
+fn mthp_64k() -> Backing {
+    Backing::mthp(64 << 10).unwrap()
+}
+
+/// Folios of 64 KiB, one a call and all in one call.
+fn folios_that_leave_page_by_page_are_followed(unit: &str) {
+    let mut changes = quietly();
+    allow(&mut changes, mthp_64k());
+    let directory = tempfile::tempdir().unwrap();
+    let (record, _) = run(directory.path(), &SCARCE.replace("UNIT", unit), &["--zram", "2MiB"]);
+    for row in rows(&record) {
+        assert!(row["could_not_run"].is_null(), "{row:#}");
+        let wrong = number(row, "lost_events") + number(row, "integrity_errors");
+        assert_eq!((wrong, number(row, "evicted_bytes")), (0, 1 << 20), "{row:#}");
+        assert_eq!(number(row, "account_differences"), 0, "{}", row["warnings"]);
+        let ranges = number(row, "kernel_ranges");
+        assert!(ranges > 16 && (ranges - 16) % 16 == 0, "16 folios, and pages: {row:#}");
+        let said = format!("{} folio", (ranges - 16) / 16);
+        assert!(row["warnings"].to_string().contains(&said), "{}", row["warnings"]);
+    }
+    assert!(changes.undo_all().is_empty());
+}
+
 /// A page of 4 KiB leaves by a write protection and a drop: one range each, and both the step's own.
 fn our_own_swap_announces_two_ranges_a_page() {
     let text = "name = \"own\"\nmemory = \"8MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = [\"kernel\"]\n\

@@ -260,7 +260,6 @@ impl<'a> Attacker<'a> {
             Operation::PunchHole | Operation::Fallocate if arena.backing() == Backing::MemfdThp => {
                 Promise::AtLeast
             }
-            Operation::PageOut => Promise::PageOut,
             _ => Promise::Exact,
         };
         let (operations, patience) = (&mut self.operations, &mut self.patience);
@@ -269,7 +268,7 @@ impl<'a> Attacker<'a> {
             && planned.iter().any(|planned| !matches!(planned, Planned::Take(_) | Planned::Exact(_)));
         // Into how many mappings it cut a folio, and how often its split is announced for that, differs between kernels.
         let promise = match promise {
-            Promise::Exact | Promise::PageOut if cuts => Promise::AtLeast,
+            Promise::Exact if cuts => Promise::AtLeast,
             promise => promise,
         };
         let (planner, replanned) = (&mut self.planner, &mut self.replanned);

@@ -174,7 +174,7 @@ fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
         let fallbacks = account.fallbacks;
         warnings.note(
             "kernel_ranges",
-            format!("{fallbacks} huge pages left page by page: there was no contiguous swap space for them"),
+            format!("{fallbacks} folios left page by page: there was no contiguous swap space for them"),
         );
     }
     let strangers = account.sum(RangeCause::is_stranger);

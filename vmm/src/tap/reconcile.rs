@@ -10,7 +10,7 @@
 //! An event is a step's if its thread is the one that made the system call, between the clock's reading before the call
 //! and the one after: system calls are synchronous, and both clocks are `CLOCK_MONOTONIC`. Pure code.
 
-use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, Planned};
+use guest_mem::{Hva, HvaRange, Order, PMD_SIZE, Planned};
 
 use super::at_work::AtWork;
 use super::cause::{RangeCause, of_own, of_stranger};
@@ -44,10 +44,9 @@ struct Call {
 /// How far it is known beforehand what an operation announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
-    /// Exactly the expected ranges.
+    /// Exactly the expected ranges; but a folio for which there is no contiguous swap space comes apart, and leaves page by
+    /// page.
     Exact,
-    /// Exactly these; but a huge page for which there is no contiguous swap space comes apart, and leaves page by page.
-    PageOut,
     /// These, and besides how the kernel chose to split the folios at their ends, inside the same 2 MiB blocks.
     AtLeast,
     /// The kernel chooses, or the call was made again for what had stayed: nothing is compared.
@@ -58,15 +57,36 @@ pub enum Promise {
 
 impl Promise {
     const fn is_compared(self) -> bool {
-        matches!(self, Self::Exact | Self::PageOut | Self::AtLeast)
+        matches!(self, Self::Exact | Self::AtLeast)
     }
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Expected {
     range: HvaRange,
-    /// It is a split, which may be announced again, see [`MOST_REPEATS`].
-    may_repeat: bool,
+    kind: Kind,
+}
+
+/// What may become of an expected range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It is announced once.
+    Once,
+    /// A split: it may be announced again, see [`MOST_REPEATS`].
+    Split,
+    /// A folio of several pages is swapped out whole. Where swap has no contiguous room for it, it is split first, and its
+    /// pages leave one by one.
+    Folio(Order),
+}
+
+impl Kind {
+    fn of(planned: &Planned) -> Self {
+        match planned {
+            Planned::SplitPmd(_) | Planned::SplitFolio(_) => Self::Split,
+            Planned::Take(victim) if victim.order > Order::BASE => Self::Folio(victim.order),
+            Planned::Take(_) | Planned::Exact(_) => Self::Once,
+        }
+    }
 }
 
 /// Ranges and their bytes.
@@ -98,7 +118,7 @@ pub struct Account {
     pub differed: u64,
     /// Where and how, of the first few.
     pub sentences: Vec<String>,
-    /// Huge pages that were to leave whole and left page by page.
+    /// Folios of several pages that were to leave whole and left page by page.
     pub fallbacks: u64,
 }
 
@@ -111,10 +131,9 @@ impl Operations {
     /// Notes a system call.
     pub fn note(&mut self, begin_ns: u64, end_ns: u64, planned: &[Planned], promise: Promise) {
         if promise.is_compared() {
-            self.expected.extend(planned.iter().map(|planned| Expected {
-                range: planned.range(),
-                may_repeat: matches!(planned, Planned::SplitPmd(_) | Planned::SplitFolio(_)),
-            }));
+            self.expected.extend(
+                planned.iter().map(|planned| Expected { range: planned.range(), kind: Kind::of(planned) }),
+            );
         }
         self.calls.push(Call { begin_ns, end_ns, expected_end: self.expected.len(), promise });
     }
@@ -198,9 +217,7 @@ impl Account {
             self.compared += 1;
             let expected = operations.expected(index);
             let mut announced: Vec<HvaRange> = its.iter().map(|(_, range)| *range).collect();
-            if call.promise == Promise::PageOut {
-                self.fallbacks += fold_fallbacks(expected, &mut announced);
-            }
+            self.fallbacks += fold_fallbacks(expected, &mut announced);
             if let Some(how) = difference(expected, announced, call.promise) {
                 self.differed += 1;
                 if self.sentences.len() < MOST_SENTENCES {
@@ -253,29 +270,36 @@ fn attribute(
     (cause, None)
 }
 
-/// Puts huge pages that were announced as their split and all their pages in place of these, and says how many there were.
+/// Puts folios that were announced as their split and each of their pages in place of these, and says how many there were.
 fn fold_fallbacks(expected: &[Expected], announced: &mut Vec<HvaRange>) -> u64 {
+    if !expected.iter().any(|expected| matches!(expected.kind, Kind::Folio(_))) {
+        return 0;
+    }
     let mut folded = 0;
-    for whole in expected.iter().map(|expected| expected.range).filter(|range| range.len() == PMD_SIZE) {
-        let is_page = |range: &HvaRange| range.len() == PAGE_SIZE && whole.covers(*range);
-        let mut pages: Vec<_> =
-            announced.iter().filter(|range| is_page(range)).map(|range| range.start()).collect();
-        pages.sort_unstable();
-        pages.dedup();
-        let splits = announced.iter().filter(|range| **range == whole).count();
-        // Each page once, after a split that 6.12 announces twice and 6.18 once.
-        if pages.len() as u64 == whole.page_count() && (1..=2).contains(&splits) {
-            announced.retain(|range| !is_page(range) && *range != whole);
-            announced.push(whole);
+    announced.sort_by_key(key);
+    for &Expected { range: whole, kind } in expected {
+        let Kind::Folio(order) = kind else { continue };
+        let starts_before = |at| announced.partition_point(|range| range.start() < at);
+        let inside = starts_before(whole.start())..starts_before(whole.end());
+        let its = &announced[inside.clone()];
+        let splits = its.iter().filter(|range| **range == whole).count();
+        // Up to Linux 6.12 the split of a folio that a PMD could map is announced for its mapping, too, mapped so or not.
+        let most_splits = if order == Order::PMD { 2 } else { 1 };
+        let pages = its.iter().copied().filter(|range| *range != whole);
+        if (1..=most_splits).contains(&splits) && pages.eq(whole.pages()) {
+            announced.splice(inside, [whole]);
             folded += 1;
         }
     }
     folded
 }
 
+fn key(range: &HvaRange) -> (Hva, Hva) {
+    (range.start(), range.end())
+}
+
 /// How what was announced differs from what was expected, as sets with multiplicity; `None` if it does not.
 fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, promise: Promise) -> Option<String> {
-    let key = |range: &HvaRange| (range.start(), range.end());
     // In order, as they usually are: then there is nothing to sort.
     if announced.len() == expected.len() && announced.iter().zip(expected).all(|(is, was)| *is == was.range) {
         return None;
@@ -297,7 +321,7 @@ fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, promise: Prom
             beside(early, &mut last);
         }
         match rest.next_if_eq(&expected.range) {
-            Some(range) => last = Some((range, if expected.may_repeat { MOST_REPEATS } else { 0 })),
+            Some(range) => last = Some((range, if expected.kind == Kind::Split { MOST_REPEATS } else { 0 })),
             None => missing.push(expected.range),
         }
     }

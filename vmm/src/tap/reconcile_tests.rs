@@ -189,36 +189,101 @@ proptest! {
         let expected: Vec<_> = expected.iter().map(|(page, _)| (range(*page, 1), may(*page))).collect();
         let announced: Vec<_> = announced.into_iter().map(|page| range(page, 1)).collect();
         let listed: Vec<_> =
-            expected.iter().map(|&(range, may_repeat)| Expected { range, may_repeat }).collect();
+            expected.iter().map(|&(range, repeats)| Expected { range, kind: if repeats { Kind::Split } else { Kind::Once } }).collect();
         let found = difference(&listed, announced.clone(), Promise::Exact).is_some();
         prop_assert_eq!(found, naive(&expected, &announced));
     }
 }
 
-/// A huge page without contiguous swap space: its split, then its pages, in one operation among others.
+/// The folio of `order` that is number `index` in a row of them, from 2 MiB on.
+fn folio(order: u8, index: u64) -> Victim {
+    let order = Order::new(order).unwrap();
+    let level = if order == Order::PMD { MapLevel::Pmd } else { MapLevel::Pte };
+    Victim { pages: range(512 + index * order.pages(), order.pages()), order, level, anonymous: true }
+}
+
+/// A folio without contiguous swap space: its split, then its pages, in one operation with another that leaves whole.
 #[test]
-fn a_huge_page_may_leave_page_by_page() {
-    let huge = HvaRange::with_len(Hva::new(PMD_SIZE), PMD_SIZE).unwrap();
-    let take =
-        Planned::Take(Victim { pages: huge, order: Order::PMD, level: MapLevel::Pmd, anonymous: true });
-    let operation = |promise| {
-        let mut operations = Operations::of_thread(WORKER);
-        operations.note(100, 1000, &[take], promise);
-        operations
-    };
-    let pages = || huge.pages().map(|page| announced(300, WORKER, page));
-    let split = |times| (0..times).map(|_| announced(200, WORKER, huge));
-    for (splits, missing, differs) in [(1, 0, 0), (2, 0, 0), (0, 0, 1), (3, 0, 1), (1, 1, 1)] {
-        let events: Vec<Event> = split(splits).chain(pages().skip(missing)).collect();
-        let found = account(&events, &operation(Promise::PageOut));
-        assert_eq!(
-            (found.differed, found.fallbacks),
-            (differs, 1 - differs),
-            "{splits} splits, {missing} missing"
-        );
-        assert_eq!(account(&events, &operation(Promise::Exact)).differed, 1, "no other operation may");
+fn a_folio_of_any_order_may_leave_page_by_page() {
+    for order in 1..=9 {
+        let (apart, whole) = (folio(order, 0), folio(order, 1));
+        let operation = |planned: fn(Victim) -> Planned| {
+            let mut operations = Operations::of_thread(WORKER);
+            operations.note(100, 1000, &[planned(apart), planned(whole)], Promise::Exact);
+            operations
+        };
+        let pages = || apart.pages.pages().map(|page| announced(300, WORKER, page));
+        let times = |range, times| (0..times).map(move |_| announced(200, WORKER, range));
+        let most = if order == 9 { 2 } else { 1 };
+        for (splits, missing, twice, differs) in
+            [(1, 0, 0, 0), (most, 0, 0, 0), (0, 0, 0, 1), (most + 1, 0, 0, 1), (1, 1, 0, 1), (1, 0, 1, 1)]
+        {
+            let split = times(apart.pages, splits);
+            let events: Vec<Event> = split
+                .chain(pages().skip(missing))
+                .chain(pages().take(twice))
+                .chain(times(whole.pages, 1))
+                .collect();
+            let found = account(&events, &operation(Planned::Take));
+            let what = format!("order {order}: {splits} splits, {missing} missing, {twice} twice");
+            assert_eq!((found.differed, found.fallbacks), (differs, 1 - differs), "{what}");
+            let exact = account(&events, &operation(|victim| Planned::Exact(victim.pages)));
+            assert_eq!((exact.differed, exact.fallbacks), (1, 0), "no other operation may: {what}");
+        }
+        let both = times(apart.pages, 1).chain(times(whole.pages, 1)).collect::<Vec<_>>();
+        let found = account(&both, &operation(Planned::Take));
+        assert_eq!((found.differed, found.fallbacks), (0, 0), "order {order}");
     }
-    let whole: Vec<Event> = split(1).collect();
-    let found = account(&whole, &operation(Promise::PageOut));
-    assert_eq!((found.differed, found.fallbacks), (0, 0));
+}
+
+/// Which folios came apart, by looking at each range again for each of them.
+fn naive_fallbacks(folios: &[Victim], announced: &[HvaRange]) -> u64 {
+    let apart = |folio: &&Victim| {
+        let whole = folio.pages;
+        let starts_in = |range: &&HvaRange| whole.contains(range.start());
+        let count = |wanted| announced.iter().filter(|range| **range == wanted).count();
+        let others = announced.iter().filter(starts_in).filter(|range| **range != whole);
+        let split = count(whole) == 1 || folio.order == Order::PMD && count(whole) == 2;
+        split && others.count() as u64 == whole.page_count() && whole.pages().all(|page| count(page) == 1)
+    };
+    folios.iter().filter(apart).count() as u64
+}
+
+proptest! {
+    /// Folios of one order, of which some come apart, in whatever order that is told; and some ranges too many or too few.
+    #[test]
+    fn folios_that_come_apart_are_those_of_counting(
+        order in 1u8..=9,
+        apart in prop::collection::vec((any::<bool>(), 0usize..3), 1..4),
+        extra in prop::collection::vec(0u64..64, 0..2),
+        dropped in prop::option::of(any::<prop::sample::Index>()),
+        seed in any::<u64>(),
+    ) {
+        let folios: Vec<Victim> = (0..apart.len() as u64).map(|index| folio(order, index)).collect();
+        let mut ranges: Vec<HvaRange> = Vec::new();
+        for (folio, (apart, splits)) in folios.iter().zip(&apart) {
+            ranges.extend(std::iter::repeat_n(folio.pages, *splits));
+            if *apart {
+                ranges.extend(folio.pages.pages());
+            }
+        }
+        ranges.extend(extra.iter().map(|page| range(512 + page, 1)));
+        if let Some(dropped) = dropped.filter(|_| !ranges.is_empty()) {
+            ranges.remove(dropped.index(ranges.len()));
+        }
+        ranges.sort_by_key(|range| range.start().get().wrapping_mul(seed | 1));
+        let planned: Vec<Planned> = folios.iter().copied().map(Planned::Take).collect();
+        let mut operations = Operations::of_thread(WORKER);
+        operations.note(100, 200, &planned, Promise::Exact);
+        let events: Vec<Event> = ranges.iter().map(|range| announced(150, WORKER, *range)).collect();
+        let found = account(&events, &operations);
+        prop_assert_eq!(found.fallbacks, naive_fallbacks(&folios, &ranges));
+        let exact = apart.iter().zip(&folios).all(|((apart, splits), folio)| match apart {
+            true => *splits == 1 || folio.order == Order::PMD && *splits == 2,
+            false => *splits == 1,
+        });
+        if extra.is_empty() && dropped.is_none() {
+            prop_assert_eq!(found.differed, u64::from(!exact));
+        }
+    }
 }
