@@ -55,6 +55,18 @@ impl KPageFlags {
         Self { file: File::open("/proc/kpageflags").ok(), flags, block: None }
     }
 
+    /// Whether frames and their flags can be read: without CAP_SYS_ADMIN the flags may open, but every frame reads as 0.
+    fn shows_frames(&mut self) -> bool {
+        let on_stack = 0u8;
+        let page = HvaRange::with_len(Hva::of(&raw const on_stack).align_down(PAGE_SIZE), PAGE_SIZE);
+        let frame = || {
+            let (pagemap, mut entry) = (File::open("/proc/self/pagemap").ok()?, Vec::new());
+            read_entries(&pagemap, page?, &mut entry).ok()?;
+            entries(&entry).next()?.pfn()
+        };
+        self.file.is_some() && frame().is_some_and(|frame| self.folio_of(frame).is_some())
+    }
+
     pub(crate) fn is_zero_page(&self, pfn: u64) -> bool {
         let mut flags = [0; 8];
         let Some(file) = &self.file else { return false };
@@ -114,16 +126,11 @@ pub(crate) struct FolioReader {
 }
 
 impl FolioReader {
+    /// A reader of the process whose `pagemap` it is.
     pub(crate) fn new(pagemap: File) -> Self {
-        let kpageflags = KPageFlags::open();
-        let mut reader =
-            Self { pagemap, available: kpageflags.file.is_some(), kpageflags, buffer: Vec::new() };
-        // Opening the flags is not enough: without CAP_SYS_ADMIN every frame reads as 0.
-        let own_stack = Hva::of(&raw const reader).align_down(PAGE_SIZE);
-        let page = HvaRange::with_len(own_stack, PAGE_SIZE);
-        reader.available =
-            reader.available && page.is_some_and(|page| matches!(reader.folio_at(page), Ok(Some(_))));
-        reader
+        let mut kpageflags = KPageFlags::open();
+        let available = kpageflags.shows_frames();
+        Self { pagemap, available, kpageflags, buffer: Vec::new() }
     }
 
     pub(crate) fn is_available(&self) -> bool {

@@ -127,6 +127,15 @@ pub struct Unavailable {
 }
 
 impl Backing {
+    /// Why the host as it is now cannot give `bytes` of the backing, or `None` if its switches allow it. Every host has base
+    /// pages, and is not asked: the switches of the others are some thirty files to read.
+    pub fn unavailable_here(&self, bytes: u64) -> Option<Unavailable> {
+        match self {
+            Self::Base4k | Self::Memfd => None,
+            _ => self.unavailable(bytes, &HostThp::read()),
+        }
+    }
+
     /// Why this host cannot give `bytes` of the backing, or `None` if its switches allow it.
     pub fn unavailable(&self, bytes: u64, host: &HostThp) -> Option<Unavailable> {
         let Obstacle { reason, cure } = obstacle(*self, bytes, host)?;

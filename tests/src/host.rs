@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use guest_mem::uffd::{Faults, Features, Userfault};
-use guest_mem::{Backing, HostThp, PMD_SIZE, PageScanner, Region};
+use guest_mem::{Backing, HostThp, PMD_SIZE, PageScanner, Region, SwapInfo};
 use vmm::host::kvm_module::MmuKind;
 use vmm::host::{HostChanges, HostFacts};
 use vmm::kvm::Kvm;
@@ -56,6 +56,8 @@ pub enum Need {
     UserModeUserfault,
     /// The same where nobody without a privilege may have one for the kernel's.
     OnlyUserModeUserfault,
+    /// No swap device in use, and nobody else's to come.
+    NoSwap,
 }
 
 /// Names the kernel that [`Need::MinimalKernel`] is.
@@ -144,6 +146,10 @@ impl Need {
                     "everybody may see all faults here, or nobody any: `sysctl vm.unprivileged_userfaultfd=0`",
                 )
             }
+            Self::NoSwap => (
+                SwapInfo::read().areas.is_empty(),
+                "this host has swap, and the test is of one that has none: `swapoff -a`",
+            ),
             Self::Has(backing) => unreachable!("{backing} is asked for by its switches"),
         }
     }

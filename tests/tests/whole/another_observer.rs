@@ -111,6 +111,10 @@ fn calls_stand_around_their_ranges_and_faults_are_counted() {
     // a page fault, and the TDP MMU has one of its own for an SPTE.
     let mapped = [Deed::PageFault, Deed::SetSpte, Deed::TdpChange].map(|deed| filled.deeds[deed as usize]);
     assert!(mapped.iter().sum::<u64>() > 0, "{filled:?}, without {:?}", tap.missing());
+    let ours = tap.deeds_of(std::process::id());
+    let answered = ours.iter().find(|(deed, _)| *deed == Deed::SpteRequest).map_or(0, |(_, count)| *count);
+    assert!(answered >= 1024, "a fault for each page, whatever the MMU: {ours:?}");
+    assert!(tap.deeds_of(1).iter().all(|(_, count)| *count == 0), "whoever else there is did nothing for us");
     let page = bare.pages(7, 1);
     perform_unmeasured(arena, Operation::DontNeed, page).unwrap();
     toggle_protection(arena, page).unwrap();

@@ -14,6 +14,11 @@ use vmm::attach::{Holder, guest_memory};
 crate::tests! {
     a_qemu_loses_memory_and_every_range_has_a_name: [Kvm, Qemu, Zram, Tap],
     a_vm_of_ours_is_watched_from_another_process: [Kvm, Zram, Tap],
+    faults_are_counted_of_the_watched_vm_alone: [Kvm, Tap],
+    folios_of_any_size_are_what_had_to_go: [Kvm, Zram, Tap, Has(Backing::mthp(64 << 10).unwrap())],
+    without_swap_nothing_can_leave_and_that_is_said: [Kvm, Tap, NoSwap],
+    addresses_where_nothing_is_and_parts_of_pages_are_refused: [Kvm, Tap],
+    an_untouched_host_is_not_undone: [Kvm, Bpf],
     a_process_that_ends_meanwhile_is_told: [Kvm, Tap],
     a_process_without_a_vm_or_of_another_is_refused: [Kvm],
 }
@@ -59,6 +64,10 @@ fn push(pid: u32, whose: &str) {
     let of_push = causes.iter().filter(|one| one["cause"].as_str().unwrap().ends_with(PUSH));
     let bytes: u64 = of_push.map(|one| one["bytes"].as_u64().unwrap()).sum();
     assert_eq!(bytes, gone, "what left was announced, and for this reason: {record:#}");
+    let told = &record["pageout"];
+    let left = told["mapped_before"].as_u64().unwrap() - told["mapped_after"].as_u64().unwrap();
+    assert_eq!(left, gone, "{told}");
+    assert!(said.contains("--pageout: ") && said.contains(" left of 16 MiB"), "{said}");
     assert_eq!((&total["lost_events"], &total["amplification"]), (&0.into(), &1.0.into()), "{record:#}");
     let unnamed: Vec<_> = causes.iter().filter(|one| one["cause"] == "unattributed").collect();
     assert!(unnamed.is_empty(), "{unnamed:?}");
@@ -134,6 +143,143 @@ fn a_vm_of_ours_is_watched_from_another_process() {
     zram.remove().unwrap();
 }
 
+/// A watcher that has begun to watch: it has printed the heads of its columns.
+struct Watching {
+    child: Child,
+    said: std::io::BufReader<std::process::ChildStderr>,
+}
+
+impl Watching {
+    fn begin(place: &Path, more: &[&str]) -> Self {
+        let ours = std::process::id().to_string();
+        let arguments = [&["attach", "--pid", &ours, "--json", "--out", "record"], more].concat();
+        let mut child = program::zapscope(place, &arguments).spawn().unwrap();
+        let mut said = std::io::BufReader::new(child.stderr.take().unwrap());
+        let mut seen = String::new();
+        while !seen.contains("causes") {
+            let read = std::io::BufRead::read_line(&mut said, &mut seen).unwrap();
+            assert!(read > 0, "it ended before it had watched: {seen}");
+        }
+        Self { child, said }
+    }
+
+    /// Its record, and what else it said.
+    fn end(mut self) -> (Value, String) {
+        let mut said = String::new();
+        let _ = std::io::Read::read_to_string(&mut self.said, &mut said);
+        let output = self.child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        (serde_json::from_slice(&output.stdout).unwrap(), said)
+    }
+}
+
+/// By KVM's counter, or where it does not open by the tracepoint that stands for it; beside a VM of somebody else that
+/// faults all the time.
+fn faults_are_counted_of_the_watched_vm_alone() {
+    let place = tempfile::tempdir().unwrap();
+    let bare = Bare::start(config(1, 32, Backing::Base4k));
+    bare.fill(1);
+    let text = IDLE
+        .replace("DO", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 4000\npace = \"1ms\"")
+        .replace("count = 16", "pages = \"all\"\ncount = 8192");
+    std::fs::write(place.path().join("busy.toml"), text).unwrap();
+    let busy =
+        program::zapscope(place.path(), &["run", "busy.toml", "--tap", "off"]).stdout(Stdio::null()).spawn();
+    let busy = Killed(busy.unwrap());
+    let pid = busy.0.id();
+    wait_for(|| Holder::open(pid).is_ok_and(|holder| resident(&holder) >= 32 << 20));
+    let watching = Watching::begin(place.path(), &["--for", "3s", "--every", "500ms"]);
+    let before = bare.machine.fault_counts().unwrap().fixed;
+    let arena = bare.machine.core().arena();
+    guest_mem::perform_unmeasured(arena, guest_mem::Operation::DontNeed, bare.pages(512, 2048)).unwrap();
+    bare.touch_all(guest_abi::order::Access::Read, u64::MAX);
+    let fixed = bare.machine.fault_counts().unwrap().fixed - before;
+    assert!(fixed >= 2048, "{fixed}");
+    let (record, said) = watching.end();
+    drop(busy);
+    let total = &record["total"];
+    let counted = match total["counters"]["pf_fixed"].as_u64() {
+        Some(now) => now - record["counters"]["pf_fixed"].as_u64().unwrap(),
+        None => total["deeds"]["sptes-requested"].as_u64().unwrap(),
+    };
+    assert!(
+        counted.abs_diff(fixed) * 50 <= fixed,
+        "{counted} told, {fixed} by KVM's own statistics: {total:#}"
+    );
+    let all = said.lines().last().filter(|line| !line.contains("record")).map(str::to_owned);
+    let all = all.unwrap_or_else(|| said.lines().rev().nth(1).unwrap().to_owned());
+    let shown = vmm::report::units::count(counted);
+    assert!(all.split_whitespace().any(|cell| cell == shown), "{shown} in {all}");
+}
+
+/// Folios of 64 KiB, one range each. Where they leave page by page, the split is as wide as the folio, and a page needs a page.
+fn folios_of_any_size_are_what_had_to_go() {
+    let mut changes = vmm::host::HostChanges::new(|_| ());
+    let backing = Backing::mthp(64 << 10).unwrap();
+    tests::host::allow(&mut changes, backing);
+    for swap in [64 << 20, 4 << 20] {
+        let zram = ZramSwap::create(swap, None).unwrap();
+        let bare = Bare::start(config(1, 32, backing));
+        bare.fill(1);
+        let place = tempfile::tempdir().unwrap();
+        let pid = std::process::id();
+        let (code, record, said) =
+            attach(place.path(), pid, &["--pageout", "8MiB..10MiB", "--for", "300ms", "--every", "100ms"]);
+        assert_eq!(code, Some(0), "{said}");
+        let total = &record["total"];
+        assert_eq!(
+            (&total["folios_unknown"], &total["amplification"]),
+            (&0.into(), &1.0.into()),
+            "{total:#}"
+        );
+        assert!(total["ranges"].as_u64().unwrap() >= 32, "{total:#}");
+        drop(bare);
+        zram.remove().unwrap();
+    }
+    assert!(changes.undo_all().is_empty());
+}
+
+fn without_swap_nothing_can_leave_and_that_is_said() {
+    let place = tempfile::tempdir().unwrap();
+    let bare = Bare::start(config(1, 32, Backing::Base4k));
+    bare.fill(1);
+    let (code, _, said) = attach(place.path(), std::process::id(), &["--pageout", "0..8MiB", "--for", "1s"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("nothing can leave: this host has no swap") && said.contains("swapon"), "{said}");
+}
+
+fn addresses_where_nothing_is_and_parts_of_pages_are_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let bare = Bare::start(config(1, 32, Backing::Base4k));
+    let arena = bare.machine.core().arena().range();
+    let refused = |more: &[&str], why: &str| {
+        let (code, _, said) = attach(place.path(), std::process::id(), &[more, &["--for", "1s"]].concat());
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(why), "{said}");
+    };
+    refused(&["--memory", "1000-2000"], "nothing is mapped at 1000-2000; the nearest mapping is ");
+    // The arena is mapped, what is asked for with it is not.
+    let (start, end) = (arena.start().get(), arena.end().get());
+    let beyond = format!("{start:x}-{:x}", end + (1 << 40));
+    refused(&["--memory", &beyond], "nothing is mapped at ");
+    refused(&["--memory", &format!("{:x}-{end:x}", start + 1)], "whole pages");
+    refused(&["--pageout", "1..8192"], "0..8192");
+    refused(&["--pageout", "0..4097"], "0..8192");
+    refused(&["--pageout", "0..1TiB"], "reaches beyond");
+}
+
+/// A BPF program changes nothing on the host, and what is told of Ctrl-C says so.
+fn an_untouched_host_is_not_undone() {
+    let place = tempfile::tempdir().unwrap();
+    let _bare = Bare::start(config(1, 32, Backing::Base4k));
+    let watching = Watching::begin(place.path(), &["--every", "50ms"]);
+    let pid = rustix::process::Pid::from_child(&watching.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let (_, said) = watching.end();
+    assert!(said.contains("Ctrl-C: stopping"), "{said}");
+    assert!(!said.contains("undo") && !said.contains("undone"), "{said}");
+}
+
 const IDLE: &str = r#"
 name = "idle"
 memory = "32MiB"
@@ -149,14 +295,14 @@ do = "fill"
 do = "hot"
 count = 16
 [[case.step]]
-do = "baseline"
-for = "60s"
+DO
 "#;
 
 /// A VM in a child, which is killed while it is watched: what was seen until then is told, and that it ended.
 fn a_process_that_ends_meanwhile_is_told() {
     let place = tempfile::tempdir().unwrap();
-    std::fs::write(place.path().join("idle.toml"), IDLE).unwrap();
+    let text = IDLE.replace("DO", "do = \"baseline\"\nfor = \"60s\"");
+    std::fs::write(place.path().join("idle.toml"), text).unwrap();
     let run =
         program::zapscope(place.path(), &["run", "idle.toml", "--tap", "off"]).stdout(Stdio::null()).spawn();
     let mut run = Killed(run.unwrap());

@@ -30,8 +30,8 @@ use kvm_ioctls::VmFd;
 use serde_json::Value;
 use tests::host::allow;
 use tests::kernel::{in_pages, listen, ranges, version};
-use tests::record::{number, rows, run};
 use tests::program;
+use tests::record::{number, rows, run};
 use vmm::host::HostChanges;
 use vmm::kvm::Kvm;
 use vmm::tap::Collector;
@@ -383,7 +383,7 @@ const SCARCE: &str = r#"
 name = "scarce"
 memory = "16MiB"
 [matrix]
-backing = ["mthp:64k", "thp"]
+backing = ["mthp:64k"]
 policy = ["kernel", "folio"]
 reclaim = ["pageout"]
 [[case]]

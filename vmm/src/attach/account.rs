@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, PageRun};
+use guest_mem::{Address, HvaRange, LargeFolio, MapLevel, PAGE_SIZE, PMD_SIZE, PageRun, PageState};
 
-use crate::tap::{AtWork, Call, Event, Ranges, Task, Work, cause};
+use crate::tap::{AtWork, Call, Event, Ranges, Task, Work, advice_name, cause};
 
 /// How large ranges are: up to so much.
 pub const SIZES: [(&str, u64); 5] =
@@ -18,10 +18,21 @@ pub struct Account {
     pub announced: u64,
     /// See `announced`.
     pub needed: u64,
+    /// Ranges that took a folio whose size is not known, which neither of the two has.
+    pub unknown: u64,
     /// KVM's faults, SPTEs set and so on, by name.
     pub deeds: BTreeMap<&'static str, u64>,
     /// Events that were lost.
     pub lost: u64,
+}
+
+/// What the memory is that ranges are about, as it was when a span began.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout<'a> {
+    /// Its pages, lowest first.
+    pub pages: &'a [PageRun],
+    /// The folios of more than one page that PTEs map, lowest first; `None` if it is not known which there are.
+    pub folios: Option<&'a [LargeFolio]>,
 }
 
 /// What is known of whoever made an event.
@@ -37,15 +48,19 @@ pub struct Parties<'a> {
 
 impl Account {
     /// Adds the events of a span, in order of time. `at_work` is what threads were at when it began, and in the end what
-    /// they are at then; `pages` is what the memory was before it, lowest first.
-    pub fn add(&mut self, events: &[Event], at_work: &mut AtWork, parties: Parties<'_>, pages: &[PageRun]) {
+    /// they are at then; `layout` is what the memory was before it.
+    pub fn add(&mut self, events: &[Event], at_work: &mut AtWork, parties: Parties<'_>, layout: Layout<'_>) {
         for event in events {
             let Some(range) = at_work.follow(event) else { continue };
             let (name, takes_folios) = cause_of(event, at_work, parties);
             self.count(&name, range);
-            if takes_folios {
-                self.announced += range.len();
-                self.needed += folio_at(pages, range);
+            match layout.needed_by(range) {
+                _ if !takes_folios => {}
+                Some(needed) => {
+                    self.announced += range.len();
+                    self.needed += needed;
+                }
+                None => self.unknown += 1,
             }
         }
     }
@@ -63,6 +78,7 @@ impl Account {
         }
         self.announced += other.announced;
         self.needed += other.needed;
+        self.unknown += other.unknown;
         self.lost += other.lost;
         for (name, count) in &other.deeds {
             *self.deeds.entry(name).or_default() += count;
@@ -98,9 +114,10 @@ impl Account {
         self.tallies.iter().map(|((cause, size), tally)| (cause.as_str(), SIZES[*size].0, *tally))
     }
 
-    /// Bytes announced for each byte of the folios taken; `None` if none was.
+    /// Bytes announced for each byte of the folios taken, 1 at least; `None` if none was taken, or some of which that is not
+    /// known: they would be the wide ones.
     pub fn amplification(&self) -> Option<f64> {
-        (self.needed > 0).then(|| self.announced as f64 / self.needed as f64)
+        (self.needed > 0 && self.unknown == 0).then(|| self.announced as f64 / self.needed as f64)
     }
 
     fn sum(&self, wanted: impl Fn(&str, usize) -> bool) -> Ranges {
@@ -145,19 +162,9 @@ fn takes_folios(call: Call) -> bool {
 
 /// `madvise(PAGEOUT)`.
 fn name_of(call: Call) -> String {
-    let advised = |call: &str, advice: u32| {
-        let known = [
-            (libc::MADV_DONTNEED, "DONTNEED"),
-            (libc::MADV_FREE, "FREE"),
-            (libc::MADV_REMOVE, "REMOVE"),
-            (libc::MADV_COLD, "COLD"),
-            (libc::MADV_PAGEOUT, "PAGEOUT"),
-            (libc::MADV_COLLAPSE, "COLLAPSE"),
-        ];
-        match known.iter().find(|(number, _)| *number == advice as i32) {
-            Some((_, name)) => format!("{call}({name})"),
-            None => format!("{call}({advice})"),
-        }
+    let advised = |call: &str, advice: u32| match advice_name(advice) {
+        Some(name) => format!("{call}({name})"),
+        None => format!("{call}({advice})"),
     };
     match call {
         Call::Madvise(advice) => advised("madvise", advice),
@@ -172,13 +179,30 @@ fn name_of(call: Call) -> String {
     }
 }
 
-/// Bytes of the folio that was mapped where a range begins, as far as its level tells: 2 MiB or 4 KiB. Where nothing was,
-/// a page came and went within the span.
-fn folio_at(pages: &[PageRun], range: HvaRange) -> u64 {
-    let after = pages.partition_point(|run| run.range.end() <= range.start());
-    match pages.get(after) {
-        Some(run) if run.range.contains(range.start()) && run.state.is_pmd_mapped() => PMD_SIZE,
-        _ => PAGE_SIZE,
+impl Layout<'_> {
+    /// How much a range that takes one folio had to cover: the folio that was there, and no more than was announced, since a
+    /// folio may have been split within the span. `None` where what was there is not known.
+    fn needed_by(&self, range: HvaRange) -> Option<u64> {
+        if range.len() <= PAGE_SIZE {
+            return Some(range.len());
+        }
+        let start = range.start();
+        let after = self.pages.partition_point(|run| run.range.end() <= start);
+        let run = self.pages.get(after).filter(|run| run.range.contains(start))?;
+        match run.state {
+            // Less than all of it is what was left of it after a split.
+            PageState::Mapped { level: MapLevel::Pmd, .. } => {
+                (start.is_aligned(PMD_SIZE) && range.len() >= PMD_SIZE).then_some(PMD_SIZE)
+            }
+            PageState::Mapped { level: MapLevel::Pte, .. } => {
+                let folios = self.folios?;
+                let after = folios.partition_point(|folio| folio.pages.end() <= start);
+                let folio = folios.get(after).filter(|folio| folio.pages.contains(start));
+                Some(folio.map_or(PAGE_SIZE, |folio| folio.pages.len().min(range.len())))
+            }
+            // It came and went within the span.
+            PageState::Absent | PageState::Cached | PageState::Swapped | PageState::Zero(_) => None,
+        }
     }
 }
 
@@ -186,7 +210,7 @@ fn folio_at(pages: &[PageRun], range: HvaRange) -> u64 {
 mod tests {
     use super::*;
     use crate::tap::What;
-    use guest_mem::{Hva, MapLevel, PageState};
+    use guest_mem::{Hva, Order};
 
     const HOLDER: u32 = 100;
     const OURS: u32 = 200;
@@ -226,15 +250,18 @@ mod tests {
             event(300, What::Range(range(0, 16 * PAGE_SIZE))),
             event(999, What::Range(range(0, PAGE_SIZE))),
         ];
-        let huge = PageState::Mapped { level: MapLevel::Pmd, file: false };
-        let pages = [PageRun { range: range(PMD_SIZE, PMD_SIZE), state: huge }];
-        let mut account = Account::default();
-        account.add(
-            &events,
-            &mut AtWork::default(),
-            Parties { tasks: &tasks, holder: HOLDER, ours: OURS },
-            &pages,
-        );
+        let mapped = |level, range| PageRun { range, state: PageState::Mapped { level, file: false } };
+        let pages =
+            [mapped(MapLevel::Pte, range(0, PMD_SIZE)), mapped(MapLevel::Pmd, range(PMD_SIZE, PMD_SIZE))];
+        let folios =
+            [LargeFolio { pages: range(0, 4 * PAGE_SIZE), mapped: 4, order: Order::new(2).unwrap() }];
+        let parties = Parties { tasks: &tasks, holder: HOLDER, ours: OURS };
+        let account_of = |folios| {
+            let mut account = Account::default();
+            account.add(&events, &mut AtWork::default(), parties, Layout { pages: &pages, folios });
+            account
+        };
+        let account = account_of(Some(folios.as_slice()));
         let seen: Vec<_> = account.iter().map(|(cause, size, tally)| (cause, size, tally.ranges)).collect();
         assert_eq!(
             seen,
@@ -248,12 +275,47 @@ mod tests {
                 ("zapscope: process_madvise(PAGEOUT)", "2 MiB", 1),
             ]
         );
-        // 4 KiB for 4, 2 MiB for 2 MiB, 4 KiB for 4, 2 MiB for 4 KiB, 64 KiB for 4.
+        // 4 KiB for 4, 2 MiB for 2 MiB, 4 KiB for 4, and for a folio of 16 KiB 2 MiB and 64 KiB.
         let announced = 2 * PAGE_SIZE + 2 * PMD_SIZE + 16 * PAGE_SIZE;
-        assert_eq!((account.announced, account.needed), (announced, PMD_SIZE + 4 * PAGE_SIZE));
+        let needed = PMD_SIZE + 2 * PAGE_SIZE + 2 * 4 * PAGE_SIZE;
+        assert_eq!((account.announced, account.needed, account.unknown), (announced, needed, 0));
+        let account = account_of(None);
+        let known = PMD_SIZE + 2 * PAGE_SIZE;
+        assert_eq!((account.announced, account.needed, account.unknown), (known, known, 2));
         let mut twice = account.clone();
         twice.merge(&account);
         assert_eq!(twice.all().ranges, 14);
         assert_eq!(twice.causes()[0], ("kswapd", Ranges { ranges: 4, bytes: 2 * (PMD_SIZE + PAGE_SIZE) }));
+    }
+
+    /// A huge page that leaves page by page, whatever was known of it before.
+    #[test]
+    fn nothing_is_announced_of_which_less_than_all_was_needed() {
+        let block = range(PMD_SIZE, PMD_SIZE);
+        let huge = PageRun { range: block, state: PageState::Mapped { level: MapLevel::Pmd, file: false } };
+        let kswapd = [task(7, 7, "kswapd0", true)];
+        let parties = Parties { tasks: &kswapd, holder: HOLDER, ours: OURS };
+        let of = |ranges: &[HvaRange], pages: &[PageRun]| {
+            let events: Vec<Event> = ranges.iter().map(|range| event(7, What::Range(*range))).collect();
+            let mut account = Account::default();
+            account.add(&events, &mut AtWork::default(), parties, Layout { pages, folios: Some(&[]) });
+            account
+        };
+        let apart: Vec<HvaRange> = std::iter::once(block).chain(block.pages()).collect();
+        let account = of(&apart, &[huge]);
+        assert_eq!((account.amplification(), account.unknown), (Some(1.0), 0));
+        // Wider than a page, in what was a huge page, or where nothing was.
+        let part = range(PMD_SIZE + 4 * PAGE_SIZE, 8 * PAGE_SIZE);
+        for pages in [&[huge][..], &[]] {
+            let account = of(&[part], pages);
+            assert_eq!((account.amplification(), account.unknown), (None, 1));
+        }
+    }
+
+    #[test]
+    fn an_advice_is_told_by_name() {
+        assert_eq!(name_of(Call::Madvise(16)), "madvise(DONTDUMP)");
+        assert_eq!(name_of(Call::ProcessMadvise(25)), "process_madvise(COLLAPSE)");
+        assert_eq!(name_of(Call::Madvise(77)), "madvise(77)");
     }
 }

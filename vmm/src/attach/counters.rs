@@ -74,6 +74,33 @@ impl Counters {
     }
 }
 
+/// How far KVM's counters of other processes' VMs can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readable {
+    /// All of them.
+    All,
+    /// Not those that can be reset, of faults among them: the kernel is locked down.
+    NotFaults,
+    /// None, and why.
+    None(Errno),
+}
+
+impl Readable {
+    /// Tries it with the sums of all VMs, which are there when no VM is.
+    pub fn probe() -> Self {
+        let read_only = OFlags::RDONLY | OFlags::CLOEXEC;
+        let open = |name: &str| {
+            let debugfs = mounted_nowhere(c"debugfs")?;
+            rustix::fs::openat(&debugfs, format!("kvm/{name}"), read_only, Mode::empty()).map(drop)
+        };
+        match (open("pages_4k"), open("pf_fixed")) {
+            (Err(errno), _) => Self::None(errno),
+            (Ok(()), Err(_)) => Self::NotFaults,
+            (Ok(()), Ok(())) => Self::All,
+        }
+    }
+}
+
 fn number(directory: &impl AsFd, name: &str) -> Option<u64> {
     let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut text = [0; 32];

@@ -139,6 +139,20 @@ impl Holder {
         self.text("maps", "mappings")
     }
 
+    /// The same with what the kernel says of each: `/proc/PID/smaps`. It goes through all page tables for that.
+    ///
+    /// # Errors
+    /// [`HolderError`].
+    pub fn smaps(&self) -> Result<String, HolderError> {
+        self.text("smaps", "mappings")
+    }
+
+    /// The numbers of its threads.
+    pub fn threads(&self) -> Vec<u32> {
+        let entries = std::fs::read_dir(self.path("task")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
     /// How its end is told.
     pub fn ended(&self) -> HolderError {
         HolderError::Ended { pid: self.pid, comm: self.comm.clone() }

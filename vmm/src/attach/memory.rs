@@ -23,20 +23,42 @@ pub struct Memory {
     pub name: String,
 }
 
+/// Addresses that somebody named, and where nothing is mapped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nothing is mapped at {:x}-{:x}; {}", hole.start().get(), hole.end().get(), nearest(.near))]
+pub struct NotMapped {
+    /// The first part of them of which that is so.
+    pub hole: HvaRange,
+    /// The mapping that is nearest; `None` if there is none at all.
+    pub near: Option<Memory>,
+}
+
+fn nearest(near: &Option<Memory>) -> String {
+    match near {
+        Some(Memory { range, name, .. }) => {
+            let name = if name.is_empty() { "which has no name" } else { name };
+            format!("the nearest mapping is {:x}-{:x}, {name}", range.start().get(), range.end().get())
+        }
+        None => "the process has no mapping".to_owned(),
+    }
+}
+
 /// What of `/proc/PID/maps` is a guest's memory, probably: lowest first.
 pub fn guest_memory(maps: &str) -> Vec<Memory> {
+    let may_be_a_guests = |mapping: &Mapping| mapping.writable && is_memory(&mapping.memory.name);
+    let candidates = maps.lines().filter_map(parse).filter(may_be_a_guests).map(|mapping| mapping.memory);
     let mut found: Vec<Memory> = Vec::new();
-    for mapping in maps.lines().filter_map(parse) {
+    for memory in candidates {
         match found.last_mut() {
             // One mapping of the guest's may be many of the kernel's.
             Some(last)
-                if last.range.end() == mapping.range.start()
-                    && last.shared == mapping.shared
-                    && last.name == mapping.name =>
+                if last.range.end() == memory.range.start()
+                    && last.shared == memory.shared
+                    && last.name == memory.name =>
             {
-                last.range = last.range.hull(mapping.range);
+                last.range = last.range.hull(memory.range);
             }
-            _ => found.push(mapping),
+            _ => found.push(memory),
         }
     }
     found.retain(|memory| memory.range.len() >= if memory.shared { LEAST_SHARED } else { LEAST_PRIVATE });
@@ -46,8 +68,57 @@ pub fn guest_memory(maps: &str) -> Vec<Memory> {
     found
 }
 
-/// A line, `START-END PERMISSIONS OFFSET DEVICE INODE NAME`, if it may be a guest's memory.
-fn parse(line: &str) -> Option<Memory> {
+/// The memory at addresses that somebody named, described as the mapping in which they begin.
+///
+/// # Errors
+/// A part of them is not mapped: no range is ever announced there.
+pub fn named(maps: &str, range: HvaRange) -> Result<Memory, NotMapped> {
+    let mappings: Vec<Memory> = maps.lines().filter_map(parse).map(|mapping| mapping.memory).collect();
+    let mut rest = range;
+    let mut found = None;
+    for memory in mappings.iter().filter(|memory| memory.range.overlaps(range)) {
+        if memory.range.start() > rest.start() {
+            break;
+        }
+        found.get_or_insert_with(|| Memory { range, ..memory.clone() });
+        rest = HvaRange::new(memory.range.end(), range.end()).unwrap_or(HvaRange::empty(range.end()));
+    }
+    match found {
+        Some(found) if rest.is_empty() => Ok(found),
+        _ => Err(not_mapped(&mappings, rest)),
+    }
+}
+
+/// `rest` begins where nothing is mapped.
+fn not_mapped(mappings: &[Memory], rest: HvaRange) -> NotMapped {
+    let (start, end) = (rest.start().get(), rest.end().get());
+    let next = mappings.iter().map(|memory| memory.range.start()).find(|next| *next > rest.start());
+    let hole = next.and_then(|next| HvaRange::new(rest.start(), next.min(rest.end()))).unwrap_or(rest);
+    let distance = |memory: &&Memory| {
+        let (from, to) = (memory.range.start().get(), memory.range.end().get());
+        from.saturating_sub(end).max(start.saturating_sub(to))
+    };
+    NotMapped { hole, near: mappings.iter().min_by_key(distance).cloned() }
+}
+
+/// The addresses of a line of `/proc/PID/maps` or `smaps` that begins a mapping.
+pub fn mapping_of(line: &str) -> Option<HvaRange> {
+    parse(line).map(|mapping| mapping.memory.range)
+}
+
+/// Whether what is mapped there leaves memory for swap alone, as against a file on a disk.
+pub fn needs_swap(memory: &Memory) -> bool {
+    is_memory(&memory.name) || memory.name.starts_with('[')
+}
+
+/// A line of `/proc/PID/maps`.
+struct Mapping {
+    memory: Memory,
+    writable: bool,
+}
+
+/// `START-END PERMISSIONS OFFSET DEVICE INODE NAME`.
+fn parse(line: &str) -> Option<Mapping> {
     let mut words = line.split_ascii_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
     let address = |text| u64::from_str_radix(text, 16).ok().map(Hva::new);
@@ -55,10 +126,10 @@ fn parse(line: &str) -> Option<Memory> {
     let permissions = words.next()?;
     let (_offset, _device, _inode) = (words.next()?, words.next()?, words.next()?);
     let name = words.collect::<Vec<_>>().join(" ");
-    let shared = permissions.ends_with('s');
     let whole = range.start().get().is_multiple_of(guest_mem::PAGE_SIZE)
         && range.len().is_multiple_of(guest_mem::PAGE_SIZE);
-    (whole && permissions.starts_with("rw") && is_memory(&name)).then_some(Memory { range, shared, name })
+    let memory = Memory { range, shared: permissions.ends_with('s'), name };
+    whole.then_some(Mapping { memory, writable: permissions.starts_with("rw") })
 }
 
 fn is_memory(name: &str) -> bool {
@@ -96,6 +167,54 @@ mod tests {
             found.iter().map(|m| (m.range.start().get(), m.range.len() >> 20, m.shared)).collect();
         assert_eq!(seen, [(0x7f00_0000_0000, 256, false), (0x7f20_0000_0000, 4, true)]);
         assert_eq!(found[1].name, "/memfd:guest ram (deleted)");
+    }
+
+    const MAPS: &str = "\
+        10000000-10010000 rw-p 00000000 00:00 0                          [heap]\n\
+        7f0000000000-7f0000200000 rw-p 00000000 00:00 0 \n\
+        7f0000200000-7f0000400000 r--s 00000000 00:01 1042               /memfd:guest ram (deleted)\n\
+        7f0000800000-7f0000a00000 rw-p 00000000 fe:00 77                 /usr/share/image\n";
+
+    fn at(start: u64, end: u64) -> HvaRange {
+        HvaRange::new(Hva::new(start), Hva::new(end)).unwrap()
+    }
+
+    #[test]
+    fn what_is_named_is_described_as_it_is_mapped() {
+        let found = named(MAPS, at(0x7f00_0010_0000, 0x7f00_0030_0000)).unwrap();
+        assert_eq!((found.range.len(), found.shared, found.name.as_str()), (2 << 20, false, ""));
+        let found = named(MAPS, at(0x7f00_0020_0000, 0x7f00_0040_0000)).unwrap();
+        assert_eq!((found.shared, found.name.as_str()), (true, "/memfd:guest ram (deleted)"));
+        assert!(needs_swap(&found));
+        assert!(!needs_swap(&named(MAPS, at(0x7f00_0080_0000, 0x7f00_0080_1000)).unwrap()));
+    }
+
+    #[test]
+    fn what_is_not_mapped_is_refused_with_the_nearest_mapping() {
+        for (range, hole, near) in [
+            (at(0x1000, 0x2000), at(0x1000, 0x2000), "10000000-10010000, [heap]"),
+            (at(0x1000, 0x1001_0000), at(0x1000, 0x1000_0000), "10000000-10010000, [heap]"),
+            (
+                at(0x7f00_0030_0000, 0x7f00_0090_0000),
+                at(0x7f00_0040_0000, 0x7f00_0080_0000),
+                "7f0000200000-7f0000400000, /memfd:guest ram",
+            ),
+            (
+                at(0x7f00_0048_0000, 0x7f00_0050_0000),
+                at(0x7f00_0048_0000, 0x7f00_0050_0000),
+                "7f0000200000-7f0000400000",
+            ),
+            (
+                at(0x7f00_0090_0000, 0x7f00_00b0_0000),
+                at(0x7f00_00a0_0000, 0x7f00_00b0_0000),
+                "7f0000800000-7f0000a00000, /usr/share/image",
+            ),
+        ] {
+            let refused = named(MAPS, range).unwrap_err();
+            assert_eq!(refused.hole, hole);
+            assert!(refused.to_string().contains(near), "{refused}");
+        }
+        assert_eq!(named("", at(0x1000, 0x2000)).unwrap_err().near, None);
     }
 
     proptest! {

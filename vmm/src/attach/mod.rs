@@ -8,10 +8,10 @@ mod pageout;
 mod report;
 mod session;
 
-pub use account::{Account, Parties, SIZES};
-pub use counters::{Counters, CountersError};
+pub use account::{Account, Layout, Parties, SIZES};
+pub use counters::{Counters, CountersError, Readable};
 pub use holder::{Holder, HolderError};
-pub use memory::{Memory, guest_memory};
-pub use pageout::{PageoutError, page_out};
+pub use memory::{Memory, NotMapped, guest_memory};
+pub use pageout::{PageoutError, Pushed, page_out};
 pub use report::{Record, columns, heading, line};
 pub use session::{Session, SessionError, Span};

@@ -6,8 +6,10 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::account::{Account, SIZES};
+use super::pageout::Pushed;
 use super::session::{Session, Span};
 use crate::report::units::{self, Charset};
+use crate::tap::Deed;
 
 /// The version of the record.
 const SCHEMA: u32 = 1;
@@ -28,8 +30,10 @@ pub struct Entry {
     ns: u64,
     ranges: u64,
     bytes: u64,
-    /// Bytes announced over those of the folios taken; null if none was.
+    /// Bytes announced over those of the folios taken, 1 or more; null if none was taken, or some whose size is not known.
     amplification: Option<f64>,
+    /// Ranges that took a folio whose size is not known.
+    folios_unknown: u64,
     by_cause: Vec<Ranges>,
     lost_events: u64,
     /// KVM's counters at its end.
@@ -53,6 +57,7 @@ impl Entry {
             ranges: all.ranges,
             bytes: all.bytes,
             amplification: account.amplification(),
+            folios_unknown: account.unknown,
             by_cause: by_cause.collect(),
             lost_events: account.lost,
             counters: span.counters.clone(),
@@ -83,6 +88,8 @@ pub struct Record {
     /// KVM's counters when it began.
     counters: BTreeMap<&'static str, u64>,
     warnings: Vec<String>,
+    /// What `--pageout` did; null without it.
+    pub pageout: Option<Pushed>,
     spans: Vec<Entry>,
     total: Option<Entry>,
 }
@@ -107,6 +114,7 @@ impl Record {
             memory: session.memory().iter().map(mapping).collect(),
             counters: session.counters(),
             warnings: session.warnings().to_vec(),
+            pageout: None,
             spans: Vec::new(),
             total: None,
         }
@@ -179,9 +187,8 @@ pub fn line(seconds: f64, span: &Span, before: &BTreeMap<&'static str, u64>, cha
     let now = |name: &str| span.counters.get(name).copied();
     let leaves = now("pages_4k").zip(now("pages_2m"));
     let leaves = leaves.map(|(small, huge)| format!("{} / {}", units::count(small), units::count(huge)));
-    let faults = now("pf_fixed")
-        .map(|faults| units::count(faults.saturating_sub(before.get("pf_fixed").copied().unwrap_or(0))));
-    let faults = faults.or_else(|| account.deeds.get("kvm-page-faults").map(|faults| units::count(*faults)));
+    let fixed = now("pf_fixed").map(|now| now.saturating_sub(before.get("pf_fixed").copied().unwrap_or(0)));
+    let faults = fixed.or_else(|| faults_told(account)).map(units::count);
     let amplification = account.amplification().map(units::times);
     let _ = write!(
         text,
@@ -195,6 +202,13 @@ pub fn line(seconds: f64, span: &Span, before: &BTreeMap<&'static str, u64>, cha
     text
 }
 
+/// Faults as KVM's tracepoints tell of them: those that were answered, where this kernel has that tracepoint, as `pf_fixed`
+/// counts them; else all.
+fn faults_told(account: &Account) -> Option<u64> {
+    let told = |deed: Deed| account.deeds.get(deed.name()).copied();
+    told(Deed::SpteRequest).or_else(|| told(Deed::PageFault))
+}
+
 /// `kswapd 12, holder: madvise(DONTNEED) 3`.
 fn causes(account: &Account) -> String {
     let causes: Vec<_> = account
@@ -203,4 +217,30 @@ fn causes(account: &Account) -> String {
         .map(|(cause, tally)| format!("{cause} {}", units::count(tally.ranges)))
         .collect();
     causes.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(account: Account) -> String {
+        let span = Span { account, ..Span::default() };
+        let line = line(1.0, &span, &BTreeMap::new(), Charset::Ascii);
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        // Before the losses, and no cause behind them.
+        cells[cells.len() - 2].to_owned()
+    }
+
+    #[test]
+    fn faults_are_what_tracepoints_tell_where_no_counter_opens() {
+        let deeds = |told: &[(Deed, u64)]| {
+            let mut account = Account::default();
+            account.deeds.extend(told.iter().map(|(deed, count)| (deed.name(), *count)));
+            account
+        };
+        assert_eq!(faults(deeds(&[])), "-");
+        assert_eq!(faults(deeds(&[(Deed::PageFault, 7)])), "7");
+        assert_eq!(faults(deeds(&[(Deed::PageFault, 0), (Deed::SpteRequest, 1234)])), "1,234");
+        assert_eq!(faults(deeds(&[(Deed::PageFault, 0), (Deed::SpteRequest, 0)])), "0", "none is known");
+    }
 }

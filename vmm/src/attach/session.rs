@@ -11,20 +11,27 @@
 
 use std::collections::BTreeMap;
 
-use guest_mem::{HvaRange, PageRun, PageScanner};
+use guest_mem::{HvaRange, LargeFolio, MapLevel, PageRun, PageScanner, PageState, ScanError};
 use notifier_bridge::monotonic_ns;
 
-use super::account::{Account, Parties};
+use super::account::{Account, Layout, Parties};
 use super::counters::Counters;
 use super::holder::{Holder, HolderError};
-use super::memory::{Memory, guest_memory};
+use super::memory::{Memory, NotMapped, guest_memory, mapping_of, named};
 use crate::exit::{Class, Classified};
+use crate::report::units;
 use crate::run::chain;
 use crate::tap::source::SourceError;
 use crate::tap::{AtWork, Collector, Deed, Event, Interest, Tap, TapError, Via};
 
+/// The most memory mapped by PTEs whose frames' flags are read at every look: some 40 ms.
+const MOST_FLAGS: u64 = 1 << 30;
+
 /// Events that wait to be taken: half a million ranges between two looks.
 const CAPACITY: usize = 1 << 19;
+
+/// What follows if it is not known which folios there are.
+const NO_FOLIOS: &str = "no amplification where ranges are larger than 4 KiB";
 
 /// Why a VM cannot be watched, or not any longer.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +42,14 @@ pub enum SessionError {
     /// No memory to watch.
     #[error("process {0} has no mapping that looks like a guest's memory: name it with `--memory START-END`")]
     NoMemory(u32),
+    /// Memory that was named is not there.
+    #[error("`--memory` of process {pid}")]
+    NotMapped {
+        /// Whose.
+        pid: u32,
+        /// What is there.
+        source: NotMapped,
+    },
     /// No account.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -47,7 +62,7 @@ impl Classified for SessionError {
     fn class(&self) -> Class {
         match self {
             Self::Holder(error) => error.class(),
-            Self::NoMemory(_) => Class::Mistake,
+            Self::NoMemory(_) | Self::NotMapped { .. } => Class::Mistake,
             Self::Tap(_) => Class::Host,
             Self::Source(_) => Class::Fault,
         }
@@ -72,12 +87,16 @@ pub struct Session {
     collector: Collector,
     counters: Option<Counters>,
     scanner: Option<PageScanner>,
+    /// Whether PTEs may map folios of more than one page here.
+    large_folios: bool,
     at_work: AtWork,
     pages: Vec<PageRun>,
+    /// `None` if it is not known which there are.
+    folios: Option<Vec<LargeFolio>>,
     events: Vec<Event>,
     /// What the collector had lost, and the deeds it had counted, when it was last asked.
     lost: u64,
-    deeds: [u64; Deed::ALL.len()],
+    deeds: BTreeMap<Deed, u64>,
     begun_ns: u64,
     warnings: Vec<String>,
 }
@@ -87,12 +106,16 @@ impl Session {
     ///
     /// # Errors
     /// [`SessionError`].
-    pub fn open(holder: Holder, named: &[HvaRange], via: &Via) -> Result<Self, SessionError> {
-        let memory = match named {
-            [] => guest_memory(&holder.maps()?),
-            named => {
-                let of = |&range: &HvaRange| Memory { range, shared: false, name: "named".to_owned() };
-                named.iter().map(of).collect()
+    pub fn open(holder: Holder, wanted: &[HvaRange], via: &Via) -> Result<Self, SessionError> {
+        let maps = holder.maps()?;
+        let memory = match wanted {
+            [] => guest_memory(&maps),
+            wanted => {
+                let pid = holder.pid();
+                let of = |&range: &HvaRange| {
+                    named(&maps, range).map_err(|source| SessionError::NotMapped { pid, source })
+                };
+                wanted.iter().map(of).collect::<Result<_, _>>()?
             }
         };
         if memory.is_empty() {
@@ -106,35 +129,42 @@ impl Session {
         // can be reset. Then they are counted one by one.
         let counts_faults =
             counters.as_ref().is_some_and(|counters| counters.read().contains_key("pf_fixed"));
-        if counters.is_some() && !counts_faults {
+        let threads = holder.threads();
+        if !counts_faults {
+            let why = match counters {
+                Some(_) => "a kernel that is locked down opens no counter that can be reset",
+                None => "there are no counters",
+            };
             or_warn(
-                "faults are counted by tracepoint",
-                "a kernel that is locked down shows no counter".to_owned(),
+                "faults are those that tracepoints tell of the threads that there are now",
+                why.to_owned(),
             );
         }
         let scanner = PageScanner::of_process(holder.pid());
-        let scanner =
-            scanner.map_err(|error| or_warn("amplification takes every page for 4 KiB", chain(&error))).ok();
+        let scanner = scanner.map_err(|error| or_warn(NO_FOLIOS, chain(&error))).ok();
         let interest = Interest { causes: true, calls: true, deeds: !counts_faults };
         let ranges: Vec<HvaRange> = memory.iter().map(|memory| memory.range).collect();
-        let collector = Tap::open(via, interest, &ranges, CAPACITY)?;
+        let collector = Tap::open_for(via, interest, &ranges, &threads, CAPACITY)?;
         warnings
             .extend(collector.missing().iter().map(|name| format!("this kernel has no tracepoint {name}")));
         let mut session = Self {
-            holder,
             memory,
             collector,
             counters,
+            large_folios: scanner.is_some() && may_have_large_folios(&holder, &ranges),
             scanner,
             at_work: AtWork::default(),
             pages: Vec::new(),
+            folios: None,
             events: Vec::new(),
             lost: 0,
-            deeds: [0; Deed::ALL.len()],
+            deeds: BTreeMap::new(),
             begun_ns: monotonic_ns(),
             warnings,
+            holder,
         };
         session.look();
+        session.say_what_folios_are_unknown();
         Ok(session)
     }
 
@@ -167,18 +197,19 @@ impl Session {
         self.begun_ns = now;
         let tasks = self.collector.tasks();
         let parties = Parties { tasks: &tasks, holder: self.holder.pid(), ours: std::process::id() };
-        span.account.add(&self.events, &mut self.at_work, parties, &self.pages);
+        let layout = Layout { pages: &self.pages, folios: self.folios.as_deref() };
+        span.account.add(&self.events, &mut self.at_work, parties, layout);
         span.account.lost = seen.lost - self.lost;
-        for (deed, (now, before)) in Deed::ALL.into_iter().zip(seen.deeds.iter().zip(&self.deeds)) {
-            if now > before {
-                span.account.deeds.insert(deed.name(), now - before);
-            }
+        let deeds = self.collector.deeds_of(self.holder.pid()).into_iter().collect::<BTreeMap<_, _>>();
+        for (deed, now) in &deeds {
+            let before = self.deeds.get(deed).copied().unwrap_or(0);
+            span.account.deeds.insert(deed.name(), now - before);
         }
         if span.account.lost > 0 {
             // The end of something may be among it.
             self.at_work = AtWork::default();
         }
-        (self.lost, self.deeds) = (seen.lost, seen.deeds);
+        (self.lost, self.deeds) = (seen.lost, deeds);
         self.look();
         Ok(span)
     }
@@ -194,6 +225,49 @@ impl Session {
             }
             pages.append(&mut runs);
         }
+        self.folios = match self.large_folios || pages.iter().any(|run| run.state.is_pmd_mapped()) {
+            true => large_folios(scanner, &pages).ok().flatten(),
+            false => Some(Vec::new()),
+        };
         self.pages = pages;
     }
+
+    fn say_what_folios_are_unknown(&mut self) {
+        let Some(scanner) = self.scanner.as_ref().filter(|_| self.folios.is_none()) else { return };
+        let why = match scanner.knows_folios() {
+            true => format!("there is more than {} mapped by 4 KiB to look at", units::bytes(MOST_FLAGS)),
+            false => "which folios there are is for root to see (/proc/kpageflags)".to_owned(),
+        };
+        self.warnings.push(format!("{NO_FOLIOS}: {why}"));
+    }
+}
+
+/// Folios of more than one page that PTEs map; `None` if they cannot be known, or there is too much to look at.
+fn large_folios(scanner: &mut PageScanner, pages: &[PageRun]) -> Result<Option<Vec<LargeFolio>>, ScanError> {
+    let by_pte = |run: &&PageRun| matches!(run.state, PageState::Mapped { level: MapLevel::Pte, .. });
+    let small = || pages.iter().filter(by_pte);
+    if !scanner.knows_folios() || small().map(|run| run.range.len()).sum::<u64>() > MOST_FLAGS {
+        return Ok(None);
+    }
+    let mut folios = Vec::new();
+    for run in small() {
+        scanner.large_folios(run.range, &mut folios)?;
+    }
+    Ok(Some(folios))
+}
+
+/// Whether the kernel may give this memory folios of more than one page. One that does not say so may.
+fn may_have_large_folios(holder: &Holder, watched: &[HvaRange]) -> bool {
+    let Ok(smaps) = holder.smaps() else { return true };
+    let mut inside = false;
+    let (mut told, mut eligible) = (false, false);
+    for line in smaps.lines() {
+        if let Some(range) = mapping_of(line) {
+            inside = watched.iter().any(|one| one.overlaps(range));
+        } else if let Some(word) = line.strip_prefix("THPeligible:").filter(|_| inside) {
+            told = true;
+            eligible |= word.trim() != "0";
+        }
+    }
+    eligible || !told
 }

@@ -228,7 +228,7 @@ pub struct AttachArguments {
     #[arg(long, value_name = "START-END", value_parser = super::attach::addresses)]
     pub memory: Vec<HvaRange>,
     /// Page out this range of the guest's largest mapping, from its beginning: 0..64MiB. Nothing else is ever done to it.
-    #[arg(long, value_name = "RANGE")]
+    #[arg(long, value_name = "RANGE", value_parser = super::attach::pages)]
     pub pageout: Option<ByteRange>,
     /// Print the record on standard output, everything else on standard error.
     #[arg(long)]

@@ -8,7 +8,7 @@ use notifier_bridge::monotonic_ns;
 use super::args::AttachArguments;
 use super::cancel_on_signal;
 use super::record_file::RecordFile;
-use crate::attach::{self, Holder, Record, Session, Span};
+use crate::attach::{self, Holder, Memory, Record, Session, Span};
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::HostChanges;
 use crate::host::signals::Cancel;
@@ -16,14 +16,14 @@ use crate::output;
 use crate::record::utc;
 use crate::report::Charset;
 use crate::run::chain;
-use crate::scenario::ByteRange;
+use crate::scenario::{BadRange, ByteRange};
 use crate::tap::Via;
 
 /// Lines after which the heads of the columns come again.
 const PAGE: u32 = 24;
 
 /// A range of memory that is not the guest's.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("--pageout {start:#x}..{end:#x} reaches beyond the {size:#x} bytes of the guest's largest mapping")]
 struct Outside {
     start: u64,
@@ -35,6 +35,38 @@ impl Classified for Outside {
     fn class(&self) -> Class {
         Class::Mistake
     }
+}
+
+/// A text that is no range of whole pages.
+#[derive(Debug, thiserror::Error)]
+pub enum BadPages {
+    /// It is no range of bytes.
+    #[error(transparent)]
+    Range(#[from] BadRange),
+    /// It begins or ends inside a page.
+    #[error("`{given}` is not made of whole pages of 4 KiB: {start}..{end} is, around it")]
+    Part {
+        /// The text.
+        given: String,
+        /// The whole pages around it.
+        start: u64,
+        /// See `start`.
+        end: u64,
+    },
+}
+
+/// `0..64MiB`, in whole pages.
+///
+/// # Errors
+/// It is not that.
+pub fn pages(text: &str) -> Result<ByteRange, BadPages> {
+    let range: ByteRange = text.parse()?;
+    let end = range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
+    let whole = ByteRange { start: range.start / PAGE_SIZE * PAGE_SIZE, end };
+    if whole == range && end.is_multiple_of(PAGE_SIZE) {
+        return Ok(range);
+    }
+    Err(BadPages::Part { given: text.to_owned(), start: whole.start, end: whole.end })
 }
 
 /// A text that is no range of addresses.
@@ -89,7 +121,10 @@ fn watch(
     let (mut counters, mut total) = (session.counters(), Span::default());
     let at_first = counters.clone();
     if let Some(range) = arguments.pageout {
-        attach::page_out(session.holder().pidfd(), in_largest(&session, range)?)?;
+        let (memory, range) = in_largest(&session, range)?;
+        let pushed = attach::page_out(session.holder(), memory, range)?;
+        say(&pushed.told());
+        record.pageout = Some(pushed);
     }
     let mut lines = 0;
     loop {
@@ -145,17 +180,17 @@ fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Resul
     Ok(Session::open(Holder::open(pid)?, memory, &Via::Instance(name))?)
 }
 
-/// The addresses of a range of the guest's largest mapping.
-fn in_largest(session: &Session, range: ByteRange) -> Result<HvaRange, Outside> {
-    let largest = session.memory().iter().map(|memory| memory.range).max_by_key(|range| range.len());
-    let size = largest.map_or(0, HvaRange::len);
-    let at = |largest: HvaRange| {
-        // A mapping is whole pages, so that what is inside is so in whole pages too.
-        let (start, end) = (range.start / PAGE_SIZE * PAGE_SIZE, range.end.next_multiple_of(PAGE_SIZE));
-        HvaRange::with_len(Hva::new(largest.start().get() + start), end - start)
-    };
+/// The guest's largest mapping, and the addresses of a range of it.
+fn in_largest(session: &Session, range: ByteRange) -> Result<(&Memory, HvaRange), Outside> {
+    let largest = session.memory().iter().max_by_key(|memory| memory.range.len());
+    let size = largest.map_or(0, |memory| memory.range.len());
     let outside = Outside { start: range.start, end: range.end, size };
-    largest.filter(|_| range.end <= size).and_then(at).ok_or(outside)
+    let at = |memory: &Memory| {
+        let start = Hva::new(memory.range.start().get() + range.start);
+        HvaRange::with_len(start, range.end - range.start)
+    };
+    let largest = largest.filter(|_| range.end <= size).ok_or(outside.clone())?;
+    at(largest).map(|range| (largest, range)).ok_or(outside)
 }
 
 fn since(begun: u64) -> Duration {
@@ -184,5 +219,14 @@ mod tests {
         for bad in ["", "1000", "2000-1000", "1000-1000", "1-1000", "g-h", "-1000"] {
             assert!(addresses(bad).unwrap_err().to_string().contains("START-END"), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_paged_out_is_whole_pages() {
+        assert_eq!(pages("4KiB..8MiB").unwrap(), ByteRange { start: 4096, end: 8 << 20 });
+        assert!(pages("1..8192").unwrap_err().to_string().contains("0..8192 is"));
+        assert!(pages("0..4097").unwrap_err().to_string().contains("0..8192 is"));
+        assert!(pages("0..18446744073709551615").is_err());
+        assert!(matches!(pages("8k..4k"), Err(BadPages::Range(_))));
     }
 }

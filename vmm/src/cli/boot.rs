@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::kvm::Kvm;
-use guest_mem::{PAGE_SIZE, PMD_SIZE};
+use guest_mem::{Backing, Earned, PAGE_SIZE, PMD_SIZE, PageScanner, Unavailable};
 use notifier_bridge::{Cause, Totals};
 
 use super::args::BootArguments;
@@ -49,6 +49,8 @@ enum BootError {
     MoreThanTheHost(Size, u64),
     #[error("--balloon {balloon}: the guest has {memory} of memory in all")]
     Balloon { balloon: Size, memory: Size },
+    #[error("--backing {backing}: {why}")]
+    Backing { backing: Backing, why: Unavailable },
 }
 
 impl Classified for BootError {
@@ -57,7 +59,7 @@ impl Classified for BootError {
             Self::Kernel { .. } | Self::Memory(_) | Self::Balloon { .. } => Class::Mistake,
             Self::Initrd { source, .. } => source.class(),
             Self::File { source, .. } => source.class(),
-            Self::MoreThanTheHost(..) => Class::Host,
+            Self::MoreThanTheHost(..) | Self::Backing { .. } => Class::Host,
         }
     }
 }
@@ -129,11 +131,13 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     let ending = life.wait();
     let faults: Vec<_> = pc.faults().collect();
     let ledger = pc.give_back().clone();
+    let earned = earned(&pc);
     drop(pc);
     drop(raw);
     for (device, fault) in faults {
         output::message(format_args!("the guest's {device} driver broke the rules: {fault}"));
     }
+    report_backing(arguments.backing, earned);
     report("balloon", &ledger.totals(Cause::Balloon));
     report("free page reports", &ledger.totals(Cause::FreePageReport));
     Ok(code(&ending))
@@ -147,6 +151,9 @@ fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
     }
     if let Some(balloon) = arguments.balloon.filter(|balloon| balloon.0 > memory) {
         return Err(BootError::Balloon { balloon, memory: arguments.memory });
+    }
+    if let Some(why) = arguments.backing.unavailable_here(memory) {
+        return Err(BootError::Backing { backing: arguments.backing, why });
     }
     // Its pages come as the guest touches them: more would begin well, and end with processes killed.
     match facts::memory_and_swap(&Root::default()) {
@@ -197,6 +204,22 @@ fn open_disk((index, text): (usize, &String)) -> Result<Disk, crate::devices::vi
         None => (text.as_str(), false),
     };
     Disk::open(Path::new(path), read_only, &format!("disk{index}"))
+}
+
+/// How much of the guest's memory is what was asked for; `None` if it cannot be looked at.
+fn earned(pc: &Pc) -> Option<Earned> {
+    let mut scanner = PageScanner::new().ok()?;
+    let mut regions = pc.memory().ram().iter().map(|region| Earned::of(&mut scanner, region));
+    regions.try_fold(Earned { resident: 0, as_said: Some(0) }, |all, region| Some(all.and(region.ok()?)))
+}
+
+/// Says what the memory was, unless it was just what was asked for.
+fn report_backing(backing: Backing, earned: Option<Earned>) {
+    let said = |earned: &Earned| units::label(&backing.to_string(), earned.fraction());
+    if let Some(earned) = earned.filter(|earned| earned.resident > 0 && said(earned) != backing.to_string()) {
+        let (bytes, said) = (units::bytes(earned.resident), said(&earned));
+        output::message(format_args!("the guest's memory: {bytes} of {said}"));
+    }
 }
 
 fn report(who: &str, totals: &Totals) {

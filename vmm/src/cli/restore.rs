@@ -86,7 +86,7 @@ fn text(record: &RestoreRecord, charset: Charset) -> String {
         record.vcpus,
         bytes(record.low_bytes),
         bytes(record.memory_bytes),
-        record.backing
+        units::label(&record.backing, record.earned)
     );
     let how = match (&record.fault_around, record.handlers) {
         (Some(around), Some(handlers)) => format!("lazily: fault-around {around}, handlers {handlers}"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_MAX, PAGE_SIZE};
 use guest_abi::order::Task;
-use guest_mem::PMD_SIZE;
+use guest_mem::{Backing, PMD_SIZE, Unavailable};
 
 use super::args::SnapshotArguments;
 use super::cancel_on_signal;
@@ -39,13 +39,15 @@ enum ArgumentError {
     Fill { fill: Size, memory: Size },
     #[error("--memory {0}: this host has {host} of memory and swap: give the guest less", host = units::bytes(*.1))]
     MoreThanTheHost(Size, u64),
+    #[error("--backing {backing}: {why}")]
+    Backing { backing: Backing, why: Unavailable },
 }
 
 impl Classified for ArgumentError {
     fn class(&self) -> Class {
         match self {
             Self::Memory(_) | Self::Fill { .. } => Class::Mistake,
-            Self::MoreThanTheHost(..) => Class::Host,
+            Self::MoreThanTheHost(..) | Self::Backing { .. } => Class::Host,
         }
     }
 }
@@ -72,11 +74,12 @@ pub fn snapshot(arguments: &SnapshotArguments) -> Result<Exit, Failure> {
             let (header, bytes) = (&written.header, units::bytes(written.bytes));
             let zeros = units::count(header.pages() - header.stored);
             output::result(format_args!(
-                "{}: {bytes}; vCPUs {}, memory {} + {}; {} pages stored, {zeros} of zeros left out\n",
+                "{}: {bytes}; vCPUs {}, memory {} + {} of {}; {} pages stored, {zeros} of zeros left out\n",
                 arguments.out.display(),
                 header.vcpus,
                 units::bytes(header.low()),
                 units::bytes(header.arena),
+                units::label(&header.backing.to_string(), written.earned.fraction()),
                 units::count(header.stored),
             ));
             Ok(Exit::Done)
@@ -94,6 +97,9 @@ fn check(arguments: &SnapshotArguments) -> Result<Pattern, ArgumentError> {
     let fill = arguments.fill.unwrap_or(arguments.memory);
     if fill.0 > memory || !fill.0.is_multiple_of(PAGE_SIZE) {
         return Err(ArgumentError::Fill { fill, memory: arguments.memory });
+    }
+    if let Some(why) = arguments.backing.unavailable_here(memory) {
+        return Err(ArgumentError::Backing { backing: arguments.backing, why });
     }
     match facts::memory_and_swap(&Root::default()) {
         Some(host) if host < memory => Err(ArgumentError::MoreThanTheHost(arguments.memory, host)),

@@ -1,7 +1,10 @@
 //! VMs that other processes run: may they be looked at (`zapscope attach`), and may their memory be pushed out.
 
-use super::access::{CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_PTRACE, Capabilities};
+use rustix::io::Errno;
+
+use super::access::{CAP_SYS_NICE, CAP_SYS_PTRACE, Capabilities};
 use super::finding::Finding;
+use crate::attach::Readable;
 use crate::host::Root;
 
 /// What was found.
@@ -10,11 +13,12 @@ pub(super) struct Others {
     capabilities: Capabilities,
     /// `kernel.yama.ptrace_scope`; `None` without Yama.
     scope: Option<u32>,
+    counters: Readable,
 }
 
 pub(super) fn probe() -> Others {
     let scope = Root::default().number("/proc/sys/kernel/yama/ptrace_scope");
-    Others { capabilities: Capabilities::read(), scope }
+    Others { capabilities: Capabilities::read(), scope, counters: Readable::probe() }
 }
 
 pub(super) fn judge(others: &Others) -> Vec<Finding> {
@@ -27,20 +31,35 @@ fn judge_looking(others: &Others) -> Finding {
         Some(scope) => format!("ptrace_scope is {scope}, which is about tracing and not about looking"),
         None => "no Yama".to_owned(),
     };
-    let has = |capability| others.capabilities.has(capability);
-    match (has(CAP_SYS_PTRACE), has(CAP_SYS_ADMIN)) {
-        (true, true) => {
-            Finding::can(SUBJECT, format!("mappings, page tables and KVM's counters of any process; {scope}"))
-        }
-        (true, false) => Finding::limited(
+    if !others.capabilities.has(CAP_SYS_PTRACE) {
+        return Finding::limited(
             SUBJECT,
-            format!("mappings and page tables of any process, not KVM's counters; {scope}"),
+            format!("processes of this user alone: no CAP_SYS_PTRACE; {scope}"),
         )
-        .remedy("root, who may mount debugfs"),
-        (false, _) => {
-            Finding::limited(SUBJECT, format!("processes of this user alone: no CAP_SYS_PTRACE; {scope}"))
-                .remedy("root; or setcap cap_sys_ptrace,cap_perfmon+ep zapscope")
+        .remedy("root; or setcap cap_sys_ptrace,cap_perfmon+ep zapscope");
+    }
+    let seen = "mappings and page tables of any process";
+    match others.counters {
+        Readable::All => {
+            Finding::can(SUBJECT, format!("{seen}, KVM's counters of its translations and faults; {scope}"))
         }
+        Readable::NotFaults => Finding::limited(
+            SUBJECT,
+            format!(
+                "{seen}, KVM's counters of its translations; not those of its faults, which a kernel that is locked down \
+                 does not open: attach counts the faults that tracepoints tell of; {scope}"
+            ),
+        )
+        .remedy("none needed where tracepoints can be listened to; or boot without lockdown"),
+        Readable::None(Errno::PERM | Errno::ACCESS) => {
+            Finding::limited(SUBJECT, format!("{seen}, not KVM's counters: debugfs is not for us; {scope}"))
+                .remedy("root, who may mount debugfs")
+        }
+        Readable::None(errno) => Finding::limited(
+            SUBJECT,
+            format!("{seen}, not KVM's counters: debugfs has none ({errno}); {scope}"),
+        )
+        .remedy("load KVM's module; a kernel with CONFIG_DEBUG_FS"),
     }
 }
 
@@ -58,16 +77,30 @@ mod tests {
     use super::super::finding::Verdict;
     use super::*;
 
+    fn with(bits: u64, counters: Readable) -> Others {
+        let capabilities = Capabilities::parse(&format!("CapEff:\t{bits:016x}\n")).unwrap();
+        Others { capabilities, scope: Some(1), counters }
+    }
+
     #[test]
     fn root_may_look_and_push_and_a_user_sees_his_own() {
-        let with = |bits: u64| Others {
-            capabilities: Capabilities::parse(&format!("CapEff:\t{bits:016x}\n")).unwrap(),
-            scope: Some(1),
-        };
-        let verdicts = |others: &Others| judge(others).iter().map(|one| one.verdict).collect::<Vec<_>>();
-        assert_eq!(verdicts(&with(u64::MAX)), [Verdict::Can, Verdict::Can]);
-        assert_eq!(verdicts(&with(0)), [Verdict::Limited, Verdict::Cannot]);
-        assert_eq!(verdicts(&with(1 << CAP_SYS_PTRACE)), [Verdict::Limited, Verdict::Cannot]);
-        assert!(judge(&with(0))[0].detail.contains("ptrace_scope is 1"));
+        let verdicts =
+            |bits, counters| judge(&with(bits, counters)).iter().map(|one| one.verdict).collect::<Vec<_>>();
+        let refused = Readable::None(Errno::PERM);
+        assert_eq!(verdicts(u64::MAX, Readable::All), [Verdict::Can, Verdict::Can]);
+        assert_eq!(verdicts(0, refused), [Verdict::Limited, Verdict::Cannot]);
+        assert_eq!(verdicts(1 << CAP_SYS_PTRACE, refused), [Verdict::Limited, Verdict::Cannot]);
+        assert!(judge(&with(0, refused))[0].detail.contains("ptrace_scope is 1"));
+    }
+
+    #[test]
+    fn counters_are_promised_as_far_as_they_open() {
+        let told = |counters| judge_looking(&with(u64::MAX, counters));
+        assert!(told(Readable::All).detail.contains("translations and faults"));
+        let locked = told(Readable::NotFaults);
+        assert_eq!(locked.verdict, Verdict::Limited);
+        assert!(locked.detail.contains("faults that tracepoints tell of"), "{locked:?}");
+        assert!(told(Readable::None(Errno::NOENT)).remedy.unwrap().contains("KVM's module"));
+        assert!(told(Readable::None(Errno::PERM)).remedy.unwrap().contains("root"));
     }
 }

@@ -254,10 +254,11 @@ fn announcement(number: u32, again: bool) -> String {
         libc::SIGHUP => "SIGHUP",
         _ => "a signal",
     };
+    // What is undone on the host is announced by whoever undoes it: here it is not known whether anything was changed.
     if again {
-        format!("{name} again: what was changed on this host is being undone, a moment please")
+        format!("{name} again: stopping already, a moment please")
     } else {
-        format!("{name}: stopping, and undoing what was changed on this host")
+        format!("{name}: stopping")
     }
 }
 

@@ -95,6 +95,16 @@ pub fn percent(part: f64) -> String {
     format!("{} %", trimmed(&digits))
 }
 
+/// A backing, and how much of the memory is really that if not all of it is: `thp`, `thp (62 %)`. The part is `None` where
+/// it is not known.
+pub fn label(backing: &str, earned: Option<f64>) -> String {
+    match earned {
+        Some(part) if part < 0.995 => format!("{backing} ({})", percent(part)),
+        Some(_) => backing.to_owned(),
+        None => format!("{backing} (how much of it, is not known)"),
+    }
+}
+
 /// Three significant digits, more if the whole part has more: `1.05`, `24.8`, `870`, `16384`.
 fn three_digits(value: f64) -> String {
     let decimals = if value < 9.995 {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use crate::kvm::Kvm;
 use guest_mem::swapper::AttachError;
-use guest_mem::{Backing, HostThp, MemoryCgroup, Operation, SwapInfo};
+use guest_mem::{Backing, MemoryCgroup, Operation, SwapInfo};
 
 use super::errors::TrialError;
 use super::journal;
@@ -499,9 +499,7 @@ impl<'a> Runner<'a> {
 /// What this row needs and the host has not, with the remedy.
 fn unavailable(plan: &RowPlan<'_>, memory: u64) -> Option<String> {
     let combination = &plan.combination;
-    // Every host has these two; the switches of the others are some thirty files to read.
-    let everywhere = matches!(combination.backing, Backing::Base4k | Backing::Memfd);
-    if !everywhere && let Some(why) = combination.backing.unavailable(memory, &HostThp::read()) {
+    if let Some(why) = combination.backing.unavailable_here(memory) {
         return Some(why.to_string());
     }
     let swaps = matches!(combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);

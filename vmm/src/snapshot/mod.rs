@@ -27,7 +27,7 @@ use std::io;
 use std::path::PathBuf;
 
 use guest_mem::swapper::{AttachError, HandOverError, HandlerError};
-use guest_mem::{BufferError, ContentError, StoreError};
+use guest_mem::{BufferError, ContentError, ScanError, StoreError};
 
 use crate::exit::{Class, Classified};
 use crate::guest::GuestError;
@@ -92,6 +92,9 @@ pub enum SnapshotError {
     /// Memory could not be read or written.
     #[error(transparent)]
     Content(#[from] ContentError),
+    /// What the pages are could not be read.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
     /// No buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
@@ -127,6 +130,7 @@ impl Classified for SnapshotError {
             Self::Guest(error) => error.class(),
             Self::Thread => Class::Fault,
             Self::Content(error) => error.class(),
+            Self::Scan(error) => error.class(),
             Self::Buffer(error) => error.class(),
             Self::Store(error) => error.class(),
             Self::Attach(error) => error.class(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Access, Task};
+use guest_mem::{Earned, PageScanner};
 use notifier_bridge::monotonic_ns;
 use serde::Serialize;
 
@@ -39,8 +40,11 @@ pub struct RestoreRecord {
     pub cpu: Option<String>,
     /// vCPUs.
     pub vcpus: u32,
-    /// What fills the memory under test.
+    /// What filled the memory under test when the snapshot was made, and was asked for again. What it is now is in `earned`.
     pub backing: String,
+    /// The part of the memory under test that is what `backing` says, once all of it was written to; null if only root may
+    /// know.
+    pub earned: Option<f64>,
     /// Bytes of the memory under test.
     pub memory_bytes: u64,
     /// Bytes of it that hold the pattern.
@@ -119,6 +123,7 @@ pub fn measure(
     let first_run =
         restored.machine().core().surroundings.first_entry_ns.load(std::sync::atomic::Ordering::Relaxed);
     let (bytes_read, reads) = restored.read();
+    let earned = Earned::of(&mut PageScanner::new()?, restored.machine().core().arena())?;
     let [low, arena] = restored.finish()?;
     let sum = |get: fn(&Brought) -> u64| get(&low) + get(&arena);
     let (mode, around, handlers) = match how {
@@ -133,6 +138,7 @@ pub fn measure(
         cpu: facts.cpu,
         vcpus: header.vcpus,
         backing: header.backing.to_string(),
+        earned: earned.fraction(),
         memory_bytes: header.arena,
         filled_bytes: header.filled,
         low_bytes: header.low(),

@@ -4,7 +4,8 @@ use std::os::unix::fs::FileExt;
 
 use crate::kvm::Kvm;
 use guest_mem::{
-    HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, PageBuffer, Region, checksum, is_zero_page,
+    Earned, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, PageBuffer, PageScanner, Region, checksum,
+    is_zero_page,
 };
 
 use super::header::Header;
@@ -31,6 +32,8 @@ pub struct Written {
     pub header: Header,
     /// Bytes of the file.
     pub bytes: u64,
+    /// How much of the memory was what the header says it is.
+    pub earned: Earned,
 }
 
 /// Ends a machine whose vCPUs wait for orders, and writes it to `file`. `missing` is told what this KVM does not give of a
@@ -46,6 +49,8 @@ pub fn write(
     cancel: &Cancel,
     missing: &mut impl FnMut(String),
 ) -> Result<Written, SnapshotError> {
+    // Before its pages are read: that maps the zero page where nothing is.
+    let earned = Earned::of(&mut PageScanner::new()?, machine.core().arena())?;
     let (core, mut vcpus) = machine.stop().ok_or(SnapshotError::Thread)?;
     let mut states = Vec::new();
     for (index, fd) in (0..).zip(&mut vcpus) {
@@ -80,7 +85,7 @@ pub fn write(
     put(&file, &bytes, layout.index.start)?;
     put(&file, &header.encode(), 0)?;
     file.finish()?;
-    Ok(Written { header, bytes: layout.index.end })
+    Ok(Written { header, bytes: layout.index.end, earned })
 }
 
 fn put(file: &WholeFile, bytes: &[u8], at: u64) -> Result<(), SnapshotError> {

@@ -43,9 +43,12 @@ pub struct Seen {
     pub elsewhere: u64,
     /// Records lost: no room in a ring, or in the buffer.
     pub lost: u64,
-    /// KVM's deeds, in the order of [`Deed::ALL`].
-    pub deeds: [u64; Deed::ALL.len()],
+    /// KVM's deeds on this host, whatever VM they were for, in the order of [`Deed::ALL`].
+    pub deeds: Deeds,
 }
+
+/// How often KVM did what, in the order of [`Deed::ALL`].
+pub type Deeds = [u64; Deed::ALL.len()];
 
 /// A source being read.
 pub struct Collector {
@@ -64,7 +67,51 @@ struct State {
     /// Lost here, as against in the source.
     unkept: u64,
     tasks: Tasks,
+    deeds: DeedsByThread,
     failed: Option<SourceError>,
+}
+
+/// KVM's deeds by the thread in whose context they were done: a tracepoint does not say for which VM.
+#[derive(Default)]
+struct DeedsByThread {
+    /// In order of number.
+    threads: Vec<(u32, Deeds)>,
+    /// Where the last one was found: a thread mostly does several in a row.
+    last: usize,
+}
+
+impl DeedsByThread {
+    /// Threads that are told apart. Those of more are in [`Seen::deeds`] only.
+    const MOST: usize = 4096;
+
+    #[inline]
+    fn count(&mut self, tid: u32, deed: Deed) {
+        if self.threads.get(self.last).is_none_or(|(last, _)| *last != tid) && !self.find(tid) {
+            return;
+        }
+        self.threads[self.last].1[deed as usize] += 1;
+    }
+
+    #[cold]
+    fn find(&mut self, tid: u32) -> bool {
+        match self.threads.binary_search_by_key(&tid, |(thread, _)| *thread) {
+            Ok(at) => self.last = at,
+            Err(_) if self.threads.len() == Self::MOST => return false,
+            Err(at) => {
+                self.threads.insert(at, (tid, Deeds::default()));
+                self.last = at;
+            }
+        }
+        true
+    }
+
+    fn of(&self, is_wanted: impl Fn(u32) -> bool) -> Deeds {
+        let mut sum = Deeds::default();
+        for (_, deeds) in self.threads.iter().filter(|(tid, _)| is_wanted(*tid)) {
+            sum.iter_mut().zip(deeds).for_each(|(sum, one)| *sum += one);
+        }
+        sum
+    }
 }
 
 impl Collector {
@@ -93,6 +140,7 @@ impl Collector {
             seen: Seen::default(),
             unkept: 0,
             tasks: Tasks::default(),
+            deeds: DeedsByThread::default(),
             failed: None,
         };
         let state = Arc::new(Mutex::new(state));
@@ -138,6 +186,17 @@ impl Collector {
         lock(&self.state).tasks.known().to_vec()
     }
 
+    /// KVM's deeds by the threads of one process, of those that are listened to.
+    pub fn deeds_of(&self, pid: u32) -> Vec<(Deed, u64)> {
+        let state = lock(&self.state);
+        let known = state.tasks.known();
+        let is_its = |tid: u32| {
+            known.binary_search_by_key(&tid, |task| task.tid).is_ok_and(|at| known[at].pid == Some(pid))
+        };
+        let done = state.deeds.of(is_its);
+        state.layout.deeds().map(|deed| (deed, done[deed as usize])).collect()
+    }
+
     /// Tracepoints that the kernel lacks, as `group:name`.
     pub fn missing(&self) -> Vec<String> {
         lock(&self.state).layout.missing().to_vec()
@@ -146,7 +205,7 @@ impl Collector {
 
 impl State {
     fn drain(&mut self) {
-        let Self { source, layout, watched, kept, seen, unkept, tasks, failed } = self;
+        let Self { source, layout, watched, kept, seen, unkept, tasks, deeds, failed } = self;
         let capacity = kept.capacity();
         let drained = source.drain(&mut |heard| {
             seen.records += 1;
@@ -166,6 +225,8 @@ impl State {
             match event.what {
                 What::Did(deed) => {
                     seen.deeds[deed as usize] += 1;
+                    tasks.heard(event.pid, event.tid);
+                    deeds.count(event.tid, deed);
                     return;
                 }
                 What::Range(range) if !meets(watched, range) => {

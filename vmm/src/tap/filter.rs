@@ -11,7 +11,7 @@ const LONGEST: usize = 4000;
 ///
 /// The kernel's choice may be wider than `ranges`, if their exact text is longer than it takes: what it lets through
 /// is looked at again.
-pub(super) fn text(filtered: Filtered, ranges: &[HvaRange]) -> Option<String> {
+pub(super) fn text(filtered: &Filtered, ranges: &[HvaRange]) -> Option<String> {
     match filtered {
         Filtered::No => None,
         Filtered::ByAddress => by_address(merged(ranges)),
@@ -19,7 +19,20 @@ pub(super) fn text(filtered: Filtered, ranges: &[HvaRange]) -> Option<String> {
             let each: Vec<_> = UFFD_IOCTLS.iter().map(|number| format!("cmd=={number:#x}")).collect();
             Some(each.join("||"))
         }
+        Filtered::ByThreads(threads) => by_threads(threads),
     }
+}
+
+/// Threads that are numbered one after the other, as those of a VMM mostly are, take one comparison. `None`, no filter, if
+/// that is more text than the kernel takes.
+fn by_threads(threads: &[u32]) -> Option<String> {
+    let mut sorted = threads.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let runs = sorted.chunk_by(|one, next| one + 1 == *next);
+    let each: Vec<_> =
+        runs.map(|run| format!("(common_pid>={}&&common_pid<={})", run[0], run[run.len() - 1])).collect();
+    Some(each.join("||")).filter(|text| !text.is_empty() && text.len() <= LONGEST)
 }
 
 /// The ranges in order, those that meet as one, none of them empty.
@@ -89,16 +102,29 @@ mod tests {
     #[test]
     fn ranges_that_meet_are_one() {
         let watched = [range(0x4000, 0x1000), range(0x1000, 0x1000), range(0x2000, 0x1000), range(0x9000, 0)];
-        let text = text(Filtered::ByAddress, &watched).unwrap();
+        let text = text(&Filtered::ByAddress, &watched).unwrap();
         assert_eq!(text, "(end>0x1000&&start<0x3000)||(end>0x4000&&start<0x5000)");
     }
 
     #[test]
     fn nothing_watched_lets_nothing_pass() {
-        let text = text(Filtered::ByAddress, &[]).unwrap();
+        let text = text(&Filtered::ByAddress, &[]).unwrap();
         assert!(!passes(&text, 0, u64::MAX));
-        assert_eq!(super::text(Filtered::No, &[]), None);
-        assert_eq!(super::text(Filtered::ByAddress, &[range(0, 4096), everywhere()]), None);
+        assert_eq!(super::text(&Filtered::No, &[]), None);
+        assert_eq!(super::text(&Filtered::ByAddress, &[range(0, 4096), everywhere()]), None);
+    }
+
+    #[test]
+    fn threads_are_picked_by_runs_of_their_numbers() {
+        let text = |threads: &[u32]| text(&Filtered::ByThreads(threads.to_vec()), &[]);
+        assert_eq!(
+            text(&[7, 5, 6, 6, 9]).unwrap(),
+            "(common_pid>=5&&common_pid<=7)||(common_pid>=9&&common_pid<=9)"
+        );
+        assert_eq!(text(&[]), None);
+        let many: Vec<u32> = (0..1000).map(|index| 2 * index).collect();
+        assert_eq!(text(&many), None, "more than a page of text: the kernel picks nothing");
+        assert!(text(&(0..1000).collect::<Vec<_>>()).is_some());
     }
 
     proptest! {
@@ -107,7 +133,7 @@ mod tests {
             watched in prop::collection::vec((0u64..1 << 46, 1u64..1 << 30), 1..300), at in 0u64..1 << 46, len in 1u64..1 << 21,
         ) {
             let ranges: Vec<_> = watched.into_iter().map(|(start, len)| range(start, len)).collect();
-            let text = text(Filtered::ByAddress, &ranges).unwrap();
+            let text = text(&Filtered::ByAddress, &ranges).unwrap();
             prop_assert!(text.len() <= LONGEST);
             if ranges.len() < 50 {
                 prop_assert_eq!(passes(&text, at, at + len), ranges.iter().any(|one| one.overlaps(range(at, len))));

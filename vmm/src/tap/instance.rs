@@ -94,7 +94,7 @@ impl Instance {
         // What finds no room is dropped and counted: a reader in the middle of a page keeps it.
         directory.write("options/overwrite", "0")?;
         for listened in layout.listened() {
-            if let Some(text) = filter::text(listened.filtered, watched) {
+            if let Some(text) = filter::text(&listened.filtered, watched) {
                 directory.write(&format!("events/{}/filter", listened.path), &text)?;
             }
             directory.write(&format!("events/{}/enable", listened.path), "1")?;

@@ -11,6 +11,7 @@
 //! Begin at [`Tap::open`]; what is made of the events, together with what a run did itself, is in [`reconcile`]. The layout of every record is read from the kernel at run time ([`mod@format`], [`tracepoints`]).
 //! The tap watches addresses, of whatever process: a run's own arena, or the memory of a VM that another VMM runs.
 
+mod advice;
 mod at_work;
 pub mod bpf;
 pub mod cause;
@@ -32,10 +33,11 @@ pub mod tracepoints;
 
 use guest_mem::HvaRange;
 
+pub use advice::advice_name;
 pub use at_work::AtWork;
 pub use bpf::{Bpf, BpfError};
 pub use cause::RangeCause;
-pub use collector::{CollectError, Collector, Seen};
+pub use collector::{CollectError, Collector, Deeds, Seen};
 pub use filter::everywhere;
 pub(crate) use instance::in_initial_pid_namespace;
 pub use instance::{Instance, InstanceError};
@@ -130,8 +132,26 @@ impl Tap {
         watched: &[HvaRange],
         capacity: usize,
     ) -> Result<Collector, TapError> {
+        Self::open_for(via, interest, watched, &[], capacity)
+    }
+
+    /// The same; and of KVM's deeds those of some threads alone, unless none is named, or they have other numbers here than in
+    /// the kernel.
+    ///
+    /// # Errors
+    /// As [`Tap::open`].
+    pub fn open_for(
+        via: &Via,
+        interest: Interest,
+        watched: &[HvaRange],
+        threads: &[u32],
+        capacity: usize,
+    ) -> Result<Collector, TapError> {
         let tracefs = Tracefs::open()?;
-        let layout = Layout::read(&tracefs, interest)?;
+        let mut layout = Layout::read(&tracefs, interest)?;
+        if !threads.is_empty() && in_initial_pid_namespace() {
+            layout.narrow_deeds(threads);
+        }
         let source: Box<dyn Source> = match via {
             Via::Bpf => Box::new(Bpf::open(&layout, watched)?),
             Via::Perf => Box::new(Perf::open(layout.listened(), watched)?),

@@ -171,7 +171,7 @@ fn open_filtered(
     counts_losses: &mut bool,
 ) -> Result<OwnedFd, PerfError> {
     let event = open_event(listened, cpu, counts_losses)?;
-    if let Some(text) = filter::text(listened.filtered, watched) {
+    if let Some(text) = filter::text(&listened.filtered, watched) {
         set_filter(event.as_fd(), &text).map_err(failed("PERF_EVENT_IOC_SET_FILTER", listened, cpu))?;
     }
     Ok(event)

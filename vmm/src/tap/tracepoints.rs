@@ -59,7 +59,7 @@ pub enum Call {
 /// What KVM did, counted and not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Deed {
-    /// A page fault by a guest.
+    /// A page fault by a guest. Not every KVM tells of it: kvm_pvm does not.
     PageFault,
     /// An SPTE was set.
     SetSpte,
@@ -71,12 +71,21 @@ pub enum Deed {
     TdpChange,
     /// A TLB flush.
     TlbFlush,
+    /// A fault is answered by an SPTE: one for each that is, however many neighbours are mapped with it.
+    SpteRequest,
 }
 
 impl Deed {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::PageFault, Self::SetSpte, Self::ZapPage, Self::ZapAll, Self::TdpChange, Self::TlbFlush];
+    pub const ALL: [Self; 7] = [
+        Self::PageFault,
+        Self::SetSpte,
+        Self::ZapPage,
+        Self::ZapAll,
+        Self::TdpChange,
+        Self::TlbFlush,
+        Self::SpteRequest,
+    ];
 
     /// The name in records.
     pub const fn name(self) -> &'static str {
@@ -87,6 +96,7 @@ impl Deed {
             Self::ZapAll => "zap-alls",
             Self::TdpChange => "tdp-sptes-changed",
             Self::TlbFlush => "tlb-flushes",
+            Self::SpteRequest => "sptes-requested",
         }
     }
 }
@@ -193,13 +203,14 @@ const CALLS: [Tracepoint; 25] = [
     ("syscalls/sys_enter_ioctl", Kind::Argument("cmd", Call::Userfault)),
 ];
 
-const DEEDS: [Tracepoint; 6] = [
+const DEEDS: [Tracepoint; 7] = [
     ("kvm/kvm_page_fault", Kind::Did(Deed::PageFault)),
     ("kvmmmu/kvm_mmu_set_spte", Kind::Did(Deed::SetSpte)),
     ("kvmmmu/kvm_mmu_prepare_zap_page", Kind::Did(Deed::ZapPage)),
     ("kvmmmu/kvm_mmu_zap_all_fast", Kind::Did(Deed::ZapAll)),
     ("kvmmmu/kvm_tdp_mmu_spte_changed", Kind::Did(Deed::TdpChange)),
     ("tlb/tlb_flush", Kind::Did(Deed::TlbFlush)),
+    ("kvmmmu/kvm_mmu_spte_requested", Kind::Did(Deed::SpteRequest)),
 ];
 
 /// The ioctls of userfaultfd that announce a range: `UFFDIO_WRITEPROTECT` and `UFFDIO_MOVE`.
@@ -232,13 +243,13 @@ pub struct Listened {
     pub path: &'static str,
     /// Its number.
     pub id: u16,
-    /// Whether it is filtered: by address, or by what an ioctl is for.
+    /// What the kernel is to pick of its hits.
     pub filtered: Filtered,
     shape: Shape,
 }
 
 /// What the kernel is to pick of a tracepoint's hits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filtered {
     /// All.
     No,
@@ -246,6 +257,8 @@ pub enum Filtered {
     ByAddress,
     /// ioctls of userfaultfd.
     ByIoctl,
+    /// Those by these threads, as the initial PID namespace numbers them.
+    ByThreads(Vec<u32>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -310,6 +323,21 @@ impl Layout {
     /// Tracepoints that this kernel lacks, as `group:name`.
     pub fn missing(&self) -> &[String] {
         &self.missing
+    }
+
+    /// Has the kernel pick the deeds of these threads, which are numbered as the initial PID namespace does it: those of
+    /// all VMs of a host are far too many to be looked at here.
+    pub fn narrow_deeds(&mut self, threads: &[u32]) {
+        let deeds = self.listened.iter_mut().filter(|listened| matches!(listened.shape, Shape::Did(_)));
+        deeds.for_each(|listened| listened.filtered = Filtered::ByThreads(threads.to_vec()));
+    }
+
+    /// The deeds that are listened to.
+    pub fn deeds(&self) -> impl Iterator<Item = Deed> {
+        self.listened.iter().filter_map(|listened| match listened.shape {
+            Shape::Did(deed) => Some(deed),
+            _ => None,
+        })
     }
 
     /// Whether a range's fields are `start` and `end` and nothing else. Then they are the tracepoint's arguments, too, in
