@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use guest_abi::layout::{PAGE_SIZE, low_memory};
+use guest_mem::Backing;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::{host, program};
+use vmm::host::HostChanges;
 
 crate::tests! {
     a_restored_guest_is_as_it_was(backing in ["4k", "thp", "memfd"]): [Kvm, Userfault, Has(backing.parse().unwrap())],
@@ -14,6 +16,8 @@ crate::tests! {
     memory_that_was_never_written_is_not_in_the_file: [Kvm, Userfault],
     ctrl_c_ends_a_guest_whose_pages_still_come: [Kvm, Userfault],
     what_is_there_stays_until_a_snapshot_is_whole: [Kvm],
+    a_label_that_the_host_cannot_give_is_refused(backing in labels()): [Kvm, Has(backing)],
+    what_restored_memory_is_made_of_is_told(backing in labels()): [Kvm, Userfault, Has(backing)],
 }
 
 /// MiB of a guest here, of which the guest fills three quarters.
@@ -190,4 +194,62 @@ fn what_is_there_stays_until_a_snapshot_is_whole() {
     snapshot(path, "s", &["--memory", "2MiB"]);
     assert_ne!(std::fs::read(path.join("s")).unwrap(), b"before");
     assert_eq!(std::fs::read_dir(path).unwrap().count(), 3);
+}
+
+/// Backings that hosts come without, each with the file that switches it.
+fn labels() -> [Backing; 2] {
+    [Backing::MemfdThp, Backing::mthp(64 << 10).unwrap()]
+}
+
+fn switch_off(changes: &mut HostChanges, backing: Backing) {
+    let file = match backing {
+        Backing::MemfdThp => "shmem_enabled",
+        _ => "hugepages-64kB/enabled",
+    };
+    let path = format!("/sys/kernel/mm/transparent_hugepage/{file}");
+    changes.change_sysfs(path, "never", "a test's memory").unwrap();
+}
+
+/// As a row of a run is that asks for it: with the reason and the command that changes it, before anything is made.
+fn a_label_that_the_host_cannot_give_is_refused(backing: Backing) {
+    let mut changes = HostChanges::new(|_| ());
+    switch_off(&mut changes, backing);
+    let place = tempfile::tempdir().unwrap();
+    let label = backing.to_string();
+    for command in [&["snapshot", "--out", "s"][..], &["boot", "--kernel", "none"]] {
+        let output = program::output(place.path(), &[command, &["--backing", &label]].concat());
+        let said = program::stderr(&output);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 0), "{said}");
+        for word in [label.as_str(), "switched off", "echo ", "/sys/kernel/mm/transparent_hugepage/"] {
+            assert!(said.contains(word), "{word} in {said}");
+        }
+    }
+    assert!(!place.path().join("s").exists());
+    assert!(changes.undo_all().is_empty());
+}
+
+/// All of it while the switch is on; and of a guest that comes back on a host whose switch is off, nothing.
+fn what_restored_memory_is_made_of_is_told(backing: Backing) {
+    let place = tempfile::tempdir().unwrap();
+    let mut changes = HostChanges::new(|_| ());
+    host::allow(&mut changes, backing);
+    let label = backing.to_string();
+    let said = snapshot(place.path(), "s", &["--memory", "8MiB", "--backing", &label]);
+    assert!(said.contains(&format!("8 MiB of {label}; ")), "{said}");
+    let small = snapshot(place.path(), "small", &["--memory", "8MiB"]);
+    assert!(small.contains("8 MiB of 4k; "), "{small}");
+    switch_off(&mut changes, backing);
+    for how in [&["--eager"][..], &[]] {
+        let record = restore(place.path(), "s", how);
+        assert_eq!(
+            (&record["backing"], &record["earned"]),
+            (&label.as_str().into(), &0.0.into()),
+            "{record:#}"
+        );
+        let output = program::output(place.path(), &[&["boot", "--restore", "s"], how].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(&format!("{label} (0 %)")), "{text}");
+    }
+    assert_eq!(restore(place.path(), "small", &["--eager"])["earned"], 1.0);
+    assert!(changes.undo_all().is_empty());
 }
