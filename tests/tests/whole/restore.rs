@@ -201,13 +201,16 @@ fn labels() -> [Backing; 2] {
     [Backing::MemfdThp, Backing::mthp(64 << 10).unwrap()]
 }
 
+/// Both switches, where a size has its own.
 fn switch_off(changes: &mut HostChanges, backing: Backing) {
-    let file = match backing {
-        Backing::MemfdThp => "shmem_enabled",
-        _ => "hugepages-64kB/enabled",
+    let files = match backing {
+        Backing::MemfdThp => ["shmem_enabled", "hugepages-2048kB/shmem_enabled"],
+        _ => ["hugepages-64kB/enabled", "hugepages-64kB/shmem_enabled"],
     };
-    let path = format!("/sys/kernel/mm/transparent_hugepage/{file}");
-    changes.change_sysfs(path, "never", "a test's memory").unwrap();
+    let path = |file| format!("/sys/kernel/mm/transparent_hugepage/{file}");
+    for path in files.map(path).into_iter().filter(|path| Path::new(path).exists()) {
+        changes.change_sysfs(path, "never", "a test's memory").unwrap();
+    }
 }
 
 /// As a row of a run is that asks for it: with the reason and the command that changes it, before anything is made.

@@ -146,6 +146,15 @@ fn judge_fault_info(has: bool) -> Finding {
         .remedy("a host kernel of 6.8 or later")
 }
 
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    judge(&Answers { vm: Some(VmAnswers { memslots: 509, ..VmAnswers::default() }), error: None })
+        .into_iter()
+        .chain([judge_statistics("VM statistics", true, &VM_STATS, &[])])
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;

@@ -59,7 +59,7 @@ pub(super) fn judge(memory: &MemoryCgroup) -> Vec<Finding> {
     let place = memory.path.as_ref().map_or_else(|| "?".to_owned(), |path| path.display().to_string());
     let finding = match (memory.version, memory.reclaim, memory.writable) {
         (None, ..) => Finding::cannot(SUBJECT, "no memory controller in any cgroup hierarchy")
-            .remedy("mount -t cgroup2 none /sys/fs/cgroup, without cgroup_disable=memory"),
+            .remedy("`mount -t cgroup2 none /sys/fs/cgroup`; without cgroup_disable=memory on the host kernel's command line"),
         (Some(CgroupVersion::V2), Some(_), true) => {
             Finding::can(SUBJECT, format!("cgroup v2, memory.reclaim, {place} is ours to write"))
         }
@@ -70,19 +70,34 @@ pub(super) fn judge(memory: &MemoryCgroup) -> Vec<Finding> {
         .remedy("a host kernel of 5.19 or later, with the memory controller enabled for this cgroup"),
         (Some(CgroupVersion::V2), _, false) => {
             Finding::cannot(SUBJECT, format!("cgroup v2, but {place} is not ours to write"))
-                .remedy("systemd-run --user --scope -p Delegate=yes zapscope run; or sudo")
+                .remedy("`systemd-run --user --scope -p Delegate=yes zapscope run`; or root")
         }
         (Some(CgroupVersion::V1), _, true) => Finding::limited(
             SUBJECT,
             format!("cgroup v1 at {place}: no memory.reclaim, the limit is lowered and raised instead"),
         )
-        .remedy("boot with systemd.unified_cgroup_hierarchy=1"),
+        .remedy("boot the host with systemd.unified_cgroup_hierarchy=1"),
         (Some(CgroupVersion::V1), _, false) => {
             Finding::cannot(SUBJECT, format!("cgroup v1, and {place} is not ours to write"))
-                .remedy("sudo zapscope run")
+                .remedy("`sudo zapscope run`")
         }
     };
     vec![finding]
+}
+
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    use CgroupVersion::{V1, V2};
+    let of = |(version, reclaim, writable)| judge(&MemoryCgroup { version, path: None, writable, reclaim });
+    let kinds = [
+        (None, None, false),
+        (Some(V2), None, true),
+        (Some(V2), None, false),
+        (Some(V1), None, true),
+        (Some(V1), None, false),
+    ];
+    kinds.into_iter().flat_map(of).collect()
 }
 
 #[cfg(test)]

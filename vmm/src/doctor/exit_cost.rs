@@ -118,6 +118,14 @@ fn micros(nanoseconds: u64) -> String {
     format!("{:.1}", nanoseconds as f64 / 1000.0)
 }
 
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    let spread = |p50| Spread { p50, p99: p50 };
+    let dear = DEAR_EXIT_NS + 1;
+    judge(&Ok(Costs { exit: spread(dear), first_touch: spread(0), spte_only: spread(0) }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;

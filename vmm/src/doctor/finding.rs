@@ -34,7 +34,8 @@ pub struct Finding {
     pub verdict: Verdict,
     /// Why, with the value found.
     pub detail: String,
-    /// The command that would change it.
+    /// What would change it. What stands in backticks is a command for a POSIX shell; words in capitals are the reader's to
+    /// replace.
     pub remedy: Option<String>,
 }
 
@@ -54,7 +55,7 @@ impl Finding {
         Self::new(subject, Verdict::Cannot, detail)
     }
 
-    /// With the command that would change it.
+    /// With what would change it, see [`Finding::remedy`].
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());

@@ -115,6 +115,25 @@ fn word(switch: Switch) -> &'static str {
     }
 }
 
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    // All sizes off, and all but the smallest on; a kernel with none of it.
+    let host = |switches: [Switch; 4]| {
+        let orders = [4, 6, 8, 9].into_iter().filter_map(Order::new);
+        let sizes: std::collections::BTreeMap<_, _> = orders.zip(switches).collect();
+        HostThp {
+            global: Some(Switch::Never),
+            anonymous: sizes.clone(),
+            shmem_global: Some(ShmemSwitch::Deny),
+            shmem: sizes,
+            ..HostThp::default()
+        }
+    };
+    let on = [Switch::Never, Switch::Always, Switch::Always, Switch::Inherit];
+    [host([Switch::Never; 4]), host(on), HostThp::default()].iter().flat_map(judge).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use guest_mem::HugetlbPool;

@@ -69,6 +69,15 @@ fn judge_mmu(mmu: MmuKind, kvm: &KvmFacts) -> Finding {
     }
 }
 
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    let of = |(opened, mmu)| judge(&Device { opened, kvm: KvmFacts { mmu, ..KvmFacts::default() } });
+    let mmus = [(Ok(()), Some(MmuKind::Shadow)), (Ok(()), Some(MmuKind::ShadowPvm))];
+    let refused = NoKvm::samples().into_iter().map(|error| (Err(error), None));
+    mmus.into_iter().chain(refused).flat_map(of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;

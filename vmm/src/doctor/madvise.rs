@@ -107,9 +107,9 @@ fn judge_pageout(pageout: Result<bool, Errno>, has_swap: bool) -> Finding {
             SUBJECT,
             "was accepted but the page stayed: in another CPU's LRU batch, or swap is full",
         )
-        .remedy("swapon --show"),
+        .remedy("`swapon --show`"),
         Ok(false) => Finding::limited(SUBJECT, "is accepted, but without swap nothing goes anywhere")
-            .remedy("zapscope run --zram SIZE"),
+            .remedy("`zapscope run --zram SIZE`"),
         Err(Errno::INVAL) => Finding::cannot(SUBJECT, "is unknown to this kernel")
             .remedy("a kernel of 5.4 or later with CONFIG_SWAP"),
         Err(errno) => Finding::cannot(SUBJECT, format!("failed: {errno}")),
@@ -141,10 +141,20 @@ fn judge_collapse(collapse: Result<(), Errno>) -> Finding {
         .remedy("a kernel of 6.1 or later with CONFIG_TRANSPARENT_HUGEPAGE"),
         Err(Errno::AGAIN | Errno::NOMEM | Errno::BUSY) => {
             Finding::limited(SUBJECT, "found no free huge page just now: memory is fragmented")
-                .remedy("echo 1 > /proc/sys/vm/compact_memory")
+                .remedy("`echo 1 > /proc/sys/vm/compact_memory`")
         }
         Err(errno) => Finding::cannot(SUBJECT, format!("failed: {errno}")),
     }
+}
+
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    let pageouts = [(Ok(false), true), (Ok(false), false), (Err(Errno::INVAL), false)];
+    let collapses = [Err(Errno::INVAL), Err(Errno::AGAIN)];
+    let pageouts = pageouts.into_iter().map(|(pageout, has_swap)| judge_pageout(pageout, has_swap));
+    let others = [judge_scan(Err(Errno::NOTTY))].into_iter().chain(collapses.into_iter().map(judge_collapse));
+    pageouts.chain(others).collect()
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ mod huge_pages;
 mod kvm_device;
 mod madvise;
 mod others;
+#[cfg(test)]
+mod remedies;
 mod report;
 mod scratch;
 mod strangers;

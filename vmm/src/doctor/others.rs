@@ -36,7 +36,7 @@ fn judge_looking(others: &Others) -> Finding {
             SUBJECT,
             format!("processes of this user alone: no CAP_SYS_PTRACE; {scope}"),
         )
-        .remedy("root; or setcap cap_sys_ptrace,cap_perfmon+ep zapscope");
+        .remedy("root; or `setcap cap_sys_ptrace,cap_perfmon+ep zapscope`");
     }
     let seen = "mappings and page tables of any process";
     match others.counters {
@@ -69,7 +69,19 @@ fn judge_pushing(others: &Others) -> Finding {
         return Finding::can(SUBJECT, "process_madvise is permitted: CAP_SYS_NICE");
     }
     Finding::cannot(SUBJECT, "process_madvise needs CAP_SYS_NICE")
-        .remedy("root; or setcap cap_sys_nice+ep zapscope")
+        .remedy("root; or `setcap cap_sys_nice+ep zapscope`")
+}
+
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    let of = |bits: u64, counters| {
+        let capabilities = Capabilities::parse(&format!("CapEff:\t{bits:016x}\n")).unwrap_or_default();
+        judge(&Others { capabilities, scope: None, counters })
+    };
+    let counters = [Readable::NotFaults, Readable::None(Errno::PERM), Readable::None(Errno::NOENT)];
+    let seen = counters.into_iter().flat_map(|counters| of(u64::MAX, counters));
+    seen.chain(of(0, Readable::All)).collect()
 }
 
 #[cfg(test)]

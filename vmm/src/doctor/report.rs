@@ -84,7 +84,7 @@ mod tests {
     fn sample() -> Report {
         let findings = vec![
             Finding::can("/dev/kvm", "opens"),
-            Finding::cannot("zram", "no driver").remedy("modprobe zram num_devices=0"),
+            Finding::cannot("zram", "no driver").remedy("`modprobe zram num_devices=0`"),
         ];
         Report { host: HostFacts::default(), findings }
     }
@@ -95,7 +95,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[1], "can     /dev/kvm  opens");
         assert_eq!(lines[2], "cannot  zram      no driver");
-        assert_eq!(lines[3], "                  -> modprobe zram num_devices=0");
+        assert_eq!(lines[3], "                  -> `modprobe zram num_devices=0`");
         assert_eq!(lines[4], "1 can, 0 limited, 1 cannot");
     }
 
@@ -103,7 +103,7 @@ mod tests {
     fn json_holds_every_finding() {
         let json: serde_json::Value = serde_json::from_str(&sample().to_json().unwrap()).unwrap();
         assert_eq!(json["findings"][1]["verdict"], "cannot");
-        assert_eq!(json["findings"][1]["remedy"], "modprobe zram num_devices=0");
+        assert_eq!(json["findings"][1]["remedy"], "`modprobe zram num_devices=0`");
         assert!(json["findings"][0]["remedy"].is_null());
     }
 

@@ -21,6 +21,28 @@ fn as_finding(warning: &str) -> Finding {
     }
 }
 
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    let swap = |path: &str| crate::host::swaps::SwapDevice {
+        path: path.to_owned(),
+        bytes: 1,
+        used_bytes: 0,
+        priority: 0,
+    };
+    let host = HostFacts {
+        ksm_running: Some(true),
+        numa_balancing: Some(1),
+        numa_demotion: Some(true),
+        zswap: Some(true),
+        swaps: vec![swap("/dev/sda2")],
+        memory_bytes: Some(100 << 30),
+        available_bytes: Some(1 << 30),
+        ..HostFacts::default()
+    };
+    judge(&host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;
@@ -37,6 +59,6 @@ mod tests {
         let findings = judge(&host);
         assert_eq!(findings.len(), 2);
         assert!(findings.iter().all(|finding| finding.verdict == Verdict::Limited));
-        assert_eq!(findings[0].remedy.as_deref(), Some("echo 0 > /sys/kernel/mm/ksm/run"));
+        assert_eq!(findings[0].remedy.as_deref(), Some("`echo 0 > /sys/kernel/mm/ksm/run`"));
     }
 }

@@ -54,13 +54,13 @@ fn judge_devices(devices: &[SwapDevice]) -> Finding {
     let list = list.join("; ");
     if devices.is_empty() {
         return Finding::cannot("swap", "no swap device is in use: nothing can be swapped out")
-            .remedy("zapscope run --zram SIZE");
+            .remedy("`zapscope run --zram SIZE`");
     }
     if devices.iter().any(SwapDevice::is_zram) {
         return Finding::can("swap", list);
     }
     Finding::limited("swap", format!("{list}: disks only, their latency is part of every refault"))
-        .remedy("zapscope run --zram SIZE")
+        .remedy("`zapscope run --zram SIZE`")
 }
 
 fn judge_zram(control: Control, algorithms: Option<&str>) -> Finding {
@@ -70,13 +70,20 @@ fn judge_zram(control: Control, algorithms: Option<&str>) -> Finding {
             let offered = algorithms.map_or(String::new(), |list| format!(", compressors: {list}"));
             Finding::can(SUBJECT, format!("{CONTROL}/hot_add is ours to read{offered}"))
         }
-        Control::Forbidden => {
-            Finding::cannot(SUBJECT, format!("{CONTROL} is for root")).remedy("sudo zapscope run --zram SIZE")
-        }
+        Control::Forbidden => Finding::cannot(SUBJECT, format!("{CONTROL} is for root"))
+            .remedy("`sudo zapscope run --zram SIZE`"),
         Control::Absent => {
-            Finding::cannot(SUBJECT, "the zram driver is not there").remedy("modprobe zram num_devices=0")
+            Finding::cannot(SUBJECT, "the zram driver is not there").remedy("`modprobe zram num_devices=0`")
         }
     }
+}
+
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    let device = SwapDevice { path: "/dev/sda2".to_owned(), bytes: 1, used_bytes: 0, priority: 0 };
+    let of = |devices: Vec<SwapDevice>, control| judge(&Swap { devices, control, algorithms: None });
+    [of(Vec::new(), Control::Absent), of(vec![device], Control::Forbidden)].concat()
 }
 
 #[cfg(test)]

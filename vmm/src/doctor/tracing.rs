@@ -118,7 +118,7 @@ fn judge_tracefs(tracing: &Tracing) -> Finding {
                 .remedy("load KVM's module; a kernel with CONFIG_FTRACE")
         }
         Err(Errno::PERM | Errno::ACCESS) => Finding::cannot(SUBJECT, "may not be read or mounted by us")
-            .remedy("root; or mount -o remount,gid=tracing,mode=750 /sys/kernel/tracing"),
+            .remedy("root; or `mount -o remount,gid=tracing,mode=750 /sys/kernel/tracing`"),
         Err(Errno::NODEV) => {
             Finding::cannot(SUBJECT, "this kernel has none").remedy("a kernel with CONFIG_TRACING")
         }
@@ -143,7 +143,7 @@ fn judge_perf(tracing: &Tracing) -> Finding {
             .remedy("a kernel with CONFIG_PERF_EVENTS"),
         (Err(Errno::ACCESS | Errno::PERM), _) if !tracing.privileged => {
             Finding::cannot(SUBJECT, format!("perf_event_paranoid is {paranoid} and CAP_PERFMON is missing"))
-                .remedy("setcap cap_perfmon+ep zapscope, or sysctl kernel.perf_event_paranoid=-1")
+                .remedy("`setcap cap_perfmon+ep zapscope`, or `sysctl kernel.perf_event_paranoid=-1`")
         }
         (Err(errno), _) => Finding::cannot(SUBJECT, format!("is refused (paranoid {paranoid}): {errno}")),
     }
@@ -166,14 +166,41 @@ fn judge_bpf(tracing: &Tracing) -> Finding {
                 .remedy("none needed where perf or tracefs serves; or boot without lockdown=confidentiality")
         }
         (Err(Errno::ACCESS | Errno::PERM), _) => {
-            Finding::limited(SUBJECT, "programs are refused: CAP_BPF and CAP_PERFMON are missing")
-                .remedy("none needed where perf or tracefs serves; or setcap cap_bpf,cap_perfmon+ep zapscope")
+            Finding::limited(SUBJECT, "programs are refused: CAP_BPF and CAP_PERFMON are missing").remedy(
+                "none needed where perf or tracefs serves; or `setcap cap_bpf,cap_perfmon+ep zapscope`",
+            )
         }
         (Err(errno), _) => {
             Finding::limited(SUBJECT, format!("this kernel takes none for tracepoints: {errno}"))
                 .remedy("none needed where perf or tracefs serves; or Linux 5.8 with CONFIG_BPF_EVENTS")
         }
     }
+}
+
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    let host = |event, perf, bpf| Tracing {
+        mounts: Vec::new(),
+        event,
+        lacking: Vec::new(),
+        perf,
+        bpf,
+        initial_pid_namespace: true,
+        paranoid: Some(2),
+        privileged: false,
+        lockdown: None,
+    };
+    let locked = |tracing| Tracing { lockdown: Some("confidentiality".to_owned()), ..tracing };
+    let hosts = [
+        Tracing { lacking: vec!["a:b".to_owned()], ..host(Ok(1), Ok(()), Ok(())) },
+        Tracing { initial_pid_namespace: false, ..host(Err(Errno::NOENT), Ok(()), Ok(())) },
+        Tracing { initial_pid_namespace: false, ..host(Ok(1), Ok(()), Ok(())) },
+        host(Err(Errno::PERM), Err(Errno::NOSYS), Err(Errno::INVAL)),
+        host(Err(Errno::NODEV), Err(Errno::ACCESS), Err(Errno::PERM)),
+        locked(host(Ok(1), Err(Errno::PERM), Err(Errno::PERM))),
+    ];
+    hosts.iter().flat_map(judge).collect()
 }
 
 #[cfg(test)]

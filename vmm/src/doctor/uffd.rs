@@ -29,7 +29,8 @@ pub(super) fn judge(uffd: &Access) -> Vec<Finding> {
 
 fn judge_permission(uffd: &Access) -> Finding {
     const SUBJECT: &str = "userfaultfd";
-    const REMEDY: &str = "setfacl -m u:$USER:rw /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1";
+    const REMEDY: &str =
+        "`setfacl -m u:$USER:rw /dev/userfaultfd`, or `sysctl vm.unprivileged_userfaultfd=1`";
     let sysctl = uffd.sysctl.map_or(String::new(), |value| format!(" (vm.unprivileged_userfaultfd={value})"));
     match (uffd.device, uffd.full, uffd.user_mode) {
         (Ok(()), ..) => Finding::can(SUBJECT, format!("{DEVICE} opens: faults made inside KVM are seen")),
@@ -62,6 +63,17 @@ fn judge_features(features: Features) -> Finding {
     }
     Finding::limited(SUBJECT, format!("has {has}; lacks {missing}"))
         .remedy("a newer host kernel (MOVE: 6.8, WP_ASYNC: 6.7, WP_UNPOPULATED: 6.4)")
+}
+
+/// One finding of each kind that has a remedy.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Finding> {
+    let refused = |user_mode: Result<(), Errno>, full| {
+        judge(&Access { device: Err(full), full: Err(full), user_mode, sysctl: None, features: None })
+    };
+    let kinds = [(Ok(()), Errno::PERM), (Err(Errno::PERM), Errno::PERM), (Err(Errno::NOSYS), Errno::NOSYS)];
+    let kinds = kinds.into_iter().flat_map(|(user_mode, full)| refused(user_mode, full));
+    kinds.chain([judge_features(Features::empty())]).collect()
 }
 
 #[cfg(test)]

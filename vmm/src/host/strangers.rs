@@ -59,25 +59,25 @@ fn page_movers(host: &HostFacts) -> Vec<String> {
     let mut warnings = Vec::new();
     if host.ksm_running == Some(true) {
         warnings.push(
-            "ksmd merges pages and announces a range for each: echo 0 > /sys/kernel/mm/ksm/run".to_owned(),
+            "ksmd merges pages and announces a range for each: `echo 0 > /sys/kernel/mm/ksm/run`".to_owned(),
         );
     }
     if always && scans {
         let pause = host.khugepaged.scan_sleep_ms.map_or(String::new(), |ms| format!(" every {ms} ms"));
         warnings.push(format!(
             "khugepaged collapses any process's pages{pause} because THP is \"always\": \
-             echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+             `echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`"
         ));
     }
     if host.numa_balancing.is_some_and(|mode| mode != 0) {
         warnings.push(
-            "NUMA balancing unmaps pages to sample accesses: sysctl kernel.numa_balancing=0".to_owned(),
+            "NUMA balancing unmaps pages to sample accesses: `sysctl kernel.numa_balancing=0`".to_owned(),
         );
     }
     if host.numa_demotion == Some(true) {
         warnings.push(
             "reclaim demotes pages to a slower node before it swaps them: \
-             echo false > /sys/kernel/mm/numa/demotion_enabled"
+             `echo false > /sys/kernel/mm/numa/demotion_enabled`"
                 .to_owned(),
         );
     }
@@ -89,7 +89,7 @@ fn swap_warnings(host: &HostFacts, ours: Option<&str>) -> Vec<String> {
     if host.zswap == Some(true) {
         warnings.push(
             "zswap takes pages before the swap device sees them: \
-             echo N > /sys/module/zswap/parameters/enabled"
+             `echo N > /sys/module/zswap/parameters/enabled`"
                 .to_owned(),
         );
     }
@@ -99,11 +99,11 @@ fn swap_warnings(host: &HostFacts, ours: Option<&str>) -> Vec<String> {
         match our_priority {
             Some(priority) if swap.priority >= priority => warnings.push(format!(
                 "swap device {} (priority {}) takes pages before or beside ours (priority {priority}): \
-                 swapoff {}",
+                 `swapoff {}`",
                 swap.path, swap.priority, swap.path
             )),
             None if !swap.is_zram() => warnings.push(format!(
-                "swap device {} is a disk, its latency is part of every refault: use --zram SIZE",
+                "swap device {} is a disk, its latency is part of every refault: use `--zram SIZE`",
                 swap.path
             )),
             _ => {}

@@ -74,6 +74,38 @@ impl NoKvm {
     }
 }
 
+#[cfg(test)]
+impl NoKvm {
+    /// One of each kind that has a remedy of its own.
+    pub(crate) fn samples() -> Vec<Self> {
+        let file = |group: &str| Some((group.to_owned(), 0o660));
+        let module = || Some("kvm_amd".to_owned());
+        let (none, intel) = (CpuFlags::default(), CpuFlags { vmx: true, ..CpuFlags::default() });
+        let hosts = [
+            KvmHost { module: None, flags: none, file: None },
+            KvmHost { module: None, flags: CpuFlags { la57: true, ..none }, file: file("root") },
+            KvmHost { module: module(), flags: intel, file: file("kvm") },
+            KvmHost { module: None, flags: intel, file: None },
+        ];
+        let errnos = [
+            Errno::NOENT,
+            Errno::NXIO,
+            Errno::ACCESS,
+            Errno::PERM,
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::ISDIR,
+            Errno::BUSY,
+            Errno::NODEV,
+        ];
+        let open =
+            |host: &KvmHost| errnos.map(|source| Self::Open { remedy: host.opens_when(source), source });
+        let others = [Self::OtherDevice(Errno::NOTTY), Self::Version(11)].into_iter();
+        hosts.iter().flat_map(open).chain(others).chain(errnos.map(Self::NoVm)).collect()
+    }
+}
+
 /// What of a host decides how it would come to KVM.
 struct KvmHost {
     /// The module that is loaded.
