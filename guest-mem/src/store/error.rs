@@ -2,7 +2,9 @@
 
 use rustix::io::Errno;
 
+use super::Usage;
 use super::slot::Slot;
+use crate::address::PAGE_SIZE;
 
 /// What went wrong in a store. Where it concerns one page, `index` is that page's place in the batch.
 #[derive(Debug, thiserror::Error)]
@@ -16,14 +18,14 @@ pub enum StoreError {
         slots: usize,
     },
     /// The store holds as much as it may.
-    #[error(
-        "the {store} store is full: it may hold {limit} bytes. Give it a larger limit, or evict fewer pages"
-    )]
+    #[error("the {store} store is full: {}. Give it a larger limit, or evict fewer pages", full(*.limit, .usage))]
     Full {
         /// Which store.
         store: &'static str,
         /// The most it may hold, in bytes.
         limit: u64,
+        /// What was in it when it had no room for another page.
+        usage: Usage,
     },
     /// Memory for the store cannot be had.
     #[error(
@@ -114,6 +116,34 @@ pub enum StoreError {
     },
 }
 
+/// `it may hold 64 MiB, and 15,360 pages (60 MiB) take 64 MiB there: they do not compress`.
+fn full(limit: u64, usage: &Usage) -> String {
+    let content = usage.pages.saturating_mul(PAGE_SIZE);
+    let mut text = format!(
+        "it may hold {}, and {} pages ({}) take {} there",
+        sized(limit),
+        usage.pages,
+        sized(content),
+        sized(usage.held_bytes)
+    );
+    // What is kept as it is costs no less than itself.
+    if usage.pages > 0 && usage.stored_bytes >= content {
+        text += ": they are stored as they are, for they do not compress";
+    }
+    text
+}
+
+/// A size in the largest unit of which it is a whole number, up to MiB; to one decimal where that is none.
+fn sized(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    match bytes {
+        _ if bytes >= MIB && bytes.is_multiple_of(MIB) => format!("{} MiB", bytes / MIB),
+        _ if bytes >= MIB => format!("{:.1} MiB", bytes as f64 / MIB as f64),
+        _ if bytes >= 1024 && bytes.is_multiple_of(1024) => format!("{} KiB", bytes / 1024),
+        _ => format!("{bytes} bytes"),
+    }
+}
+
 impl StoreError {
     /// The page of the batch that the error is about, the first if there are several; `None` if it is about the
     /// whole batch.
@@ -130,5 +160,25 @@ impl StoreError {
             | Self::ReadOnly { .. }
             | Self::Dead { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_store_says_what_is_in_it_and_whether_that_compressed() {
+        let full = |pages, stored_bytes, held_bytes| {
+            let usage = Usage { pages, stored_bytes, held_bytes };
+            StoreError::Full { store: "lz4", limit: 64 << 20, usage }.to_string()
+        };
+        assert_eq!(
+            full(15_360, 15_360 << 12, 64 << 20),
+            "the lz4 store is full: it may hold 64 MiB, and 15360 pages (60 MiB) take 64 MiB there: they are stored as \
+             they are, for they do not compress. Give it a larger limit, or evict fewer pages"
+        );
+        assert!(!full(20_000, 10_000 << 12, (64 << 20) - 1000).contains("compress"));
+        assert!(full(0, 0, 0).contains("0 pages (0 bytes) take 0 bytes"));
     }
 }

@@ -22,6 +22,7 @@ crate::tests! {
     a_target_is_reached_and_the_hot_pages_stay: [Kvm, Userfault],
     nothing_is_lost_in_a_storm: [Kvm, Userfault],
     a_run_needs_no_swap_device: [Userfault],
+    a_full_store_says_why_it_is_full: [Userfault],
 }
 
 /// A handler that nobody needs to tell anything, unless a page is lost.
@@ -117,6 +118,26 @@ fn a_run_needs_no_swap_device() {
     for row in rows("4KiB", &["--backend", "soft"]) {
         assert_eq!((&row["evicted_bytes"], &row["integrity_errors"]), (&(100 * PAGE_SIZE).into(), &0.into()));
         assert_eq!(row["uffd_returned"], 100, "{row:#}");
+    }
+}
+
+/// 4 MiB of a pattern that does not compress, and room for 2.
+fn a_full_store_says_why_it_is_full() {
+    let scenario = SCENARIO
+        .replace("fault_around = \"AROUND\"", "limit = \"2MiB\"")
+        .replace("victims = \"sparse\"\ncount = 100", "range = \"4MiB..8MiB\"\nunit = \"region\"");
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("s.toml"), scenario).unwrap();
+    let output =
+        program::output(place.path(), &["run", "s.toml", "--json", "--backend", "soft", "--out", "run"]);
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for row in record["rows"].as_array().unwrap() {
+        let why = row["could_not_run"].as_str().unwrap();
+        for words in
+            ["failed: ", "may hold 2 MiB, and ", " pages (", "do not compress", "a pattern that does not"]
+        {
+            assert!(why.contains(words), "{words} in {why}");
+        }
     }
 }
 

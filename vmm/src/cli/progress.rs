@@ -10,16 +10,21 @@ use crate::scenario::RowPlan;
 pub struct Shown {
     /// Whether rows do not reach the disk, and it was said.
     not_kept: bool,
+    /// The number of the row being made, from 1.
+    number: usize,
+    /// Why rows could not run, each with the first of them.
+    reasons: Vec<(String, usize)>,
 }
 
 impl Progress for Shown {
     fn row(&mut self, index: usize, of: usize, row: &RowPlan<'_>) {
+        self.number = index + 1;
         output::status(format_args!("[{}/{of}] {}: {}", index + 1, row.case.name, describe(row)));
     }
 
     fn done(&mut self, row: &Row) {
         if let Some(why) = &row.could_not_run {
-            output::progress(format_args!("  could not run: {why}"));
+            output::progress(could_not_run(&mut self.reasons, self.number, why));
         }
         for checked in &row.expectations {
             if matches!(checked.verdict, Verdict::Fails { .. }) {
@@ -41,5 +46,37 @@ impl Progress for Shown {
 impl Drop for Shown {
     fn drop(&mut self) {
         output::clear_status();
+    }
+}
+
+/// The line about row `number`, which could not run. What keeps many rows away is said once.
+fn could_not_run(said: &mut Vec<(String, usize)>, number: usize, why: &str) -> String {
+    if let Some((_, first)) = said.iter().find(|(known, _)| known == why) {
+        return format!("  could not run, as row {first}");
+    }
+    said.push((why.to_owned(), number));
+    format!("  could not run: {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_given_once() {
+        let mut said = Vec::new();
+        let rows =
+            [(1, "no swap"), (2, "no swap"), (4, "no huge pages"), (5, "no swap"), (6, "no huge pages")];
+        let lines = rows.map(|(number, why)| could_not_run(&mut said, number, why));
+        assert_eq!(
+            lines,
+            [
+                "  could not run: no swap",
+                "  could not run, as row 1",
+                "  could not run: no huge pages",
+                "  could not run, as row 1",
+                "  could not run, as row 4",
+            ]
+        );
     }
 }

@@ -81,6 +81,13 @@ impl Classified for OwnSwapError {
     }
 }
 
+impl OwnSwapError {
+    /// Whether pages could not leave because the store holds as much as it may.
+    pub fn is_full_store(&self) -> bool {
+        matches!(self, Self::Evict(EvictError::Store { source: StoreError::Full { .. }, .. }))
+    }
+}
+
 /// What the handlers of a trial did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Returned {

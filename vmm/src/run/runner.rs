@@ -39,6 +39,10 @@ use crate::testbed::{
     Testbed,
 };
 
+/// What fills a store sooner than its user may have thought.
+const INCOMPRESSIBLE: &str = "the guest fills its pages with a pattern that does not compress, so that `limit` under [uffd] \
+                              is to be more than all that is taken";
+
 /// Who accesses the memory.
 pub enum Backend {
     /// A guest under KVM.
@@ -475,6 +479,9 @@ impl<'a> Runner<'a> {
             // What this host does not give, and how it would.
             (TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))), _) => {
                 NoRow::Unavailable(chain(&why))
+            }
+            (TrialError::OwnSwap(error), _) if error.is_full_store() => {
+                NoRow::Failed(format!("{}; {INCOMPRESSIBLE}", chain(&error)))
             }
             (error, _) => NoRow::Failed(chain(&error)),
         }

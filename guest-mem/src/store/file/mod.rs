@@ -139,7 +139,8 @@ impl Store for FileStore {
     fn put(&self, pages: &[Page], slots: &mut [Slot]) -> Result<(), StoreError> {
         check_shape(pages.len(), slots.len())?;
         let taken = self.ledger().take(pages.len() as u64);
-        let extents = taken.ok_or(StoreError::Full { store: NAME, limit: self.limit })?;
+        let full = || StoreError::Full { store: NAME, limit: self.limit, usage: self.usage() };
+        let extents = taken.ok_or_else(full)?;
         if let Err(error) = self.write(pages, &extents) {
             let mut ledger = self.ledger();
             let disk = ledger.abandon(extents);

@@ -56,7 +56,9 @@ impl CompressedStore {
     fn no_segment(&self, why: NoSegment) -> StoreError {
         let store = self.name();
         match why {
-            NoSegment::Full => StoreError::Full { store, limit: self.pool.arena().limit() },
+            NoSegment::Full => {
+                StoreError::Full { store, limit: self.pool.arena().limit(), usage: self.usage() }
+            }
             NoSegment::Memory(source) => {
                 StoreError::Memory { store, bytes: segment::SEGMENT_BYTES as u64, source }
             }
@@ -72,8 +74,10 @@ impl CompressedStore {
             match self.pool.put(packer.pack(page)) {
                 Ok(slot) => slots[index] = slot,
                 Err(why) => {
+                    // Before the batch's are free again: what is there now leaves no room.
+                    let error = self.no_segment(why);
                     self.free(&slots[..index]);
-                    return Err(self.no_segment(why));
+                    return Err(error);
                 }
             }
         }

@@ -151,6 +151,8 @@ fn a_full_store_says_so_keeps_nothing_of_the_batch_and_takes_pages_again() {
         }
     };
     assert!(matches!(error, StoreError::Full { limit: named, .. } if named == limit), "{error}");
+    assert!(error.to_string().contains("and 320 pages (1.2 MiB) take "), "{error}");
+    assert!(error.to_string().contains("do not compress"), "{error}");
     assert_eq!(slots.len(), 20 * 16, "every segment that the limit has room for is filled");
     assert!(store.usage().held_bytes <= limit);
 
