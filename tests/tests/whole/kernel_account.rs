@@ -414,7 +414,7 @@ fn folios_that_leave_page_by_page_are_followed(unit: &str) {
         assert_eq!((wrong, number(row, "evicted_bytes")), (0, 1 << 20), "{row:#}");
         assert_eq!(number(row, "account_differences"), 0, "{}", row["warnings"]);
         let ranges = number(row, "kernel_ranges");
-        assert!(ranges > 16 && (ranges - 16) % 16 == 0, "16 folios, and pages: {row:#}");
+        assert!(ranges > 16 && ranges.is_multiple_of(16), "16 folios, and pages: {row:#}");
         let said = format!("{} folio", (ranges - 16) / 16);
         assert!(row["warnings"].to_string().contains(&said), "{}", row["warnings"]);
     }
