@@ -239,13 +239,15 @@ fn memory_that_moves_and_comes_back_keeps_its_pages() {
 
 /// How long a storm may take to bring about what it is made for; a second as a rule.
 const STORM: Duration = Duration::from_secs(120);
+/// The longest pause after a discard.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Writers that count their own pages up, evictors that take whatever they get, strangers that discard and move: no count
 /// ever goes back.
 fn no_write_is_lost_in_a_storm() {
     for backing in BACKINGS {
         let rig = rig(2, backing, FaultAround::Adaptive, !backing.is_shared(), 2);
-        let stop = AtomicBool::new(false);
+        let (stop, heard) = (AtomicBool::new(false), &rig.heard);
         let (rounds, writes) = (AtomicU64::new(0), AtomicU64::new(0));
         // The first block is written to; of the second, all is thrown away now and then.
         std::thread::scope(|scope| {
@@ -291,25 +293,26 @@ fn no_write_is_lost_in_a_storm() {
             }
             let mut random = fastrand(9);
             let enough = || {
-                let raced = rig.heard.kept.load(Ordering::Relaxed) > 0;
-                let writes = writes.load(Ordering::Relaxed);
-                rounds.load(Ordering::Relaxed) >= 1500 && writes >= 3000 && (raced || writes > 300_000)
+                let raced = heard.kept.load(Ordering::Relaxed) > 0;
+                rounds.load(Ordering::Relaxed) >= 1500 && writes.load(Ordering::Relaxed) >= 3000 && raced
             };
             let begun = Instant::now();
             while !enough() {
                 assert!(!threads.iter().any(|thread| thread.is_finished()), "a thread has failed");
-                let (writes, rounds) = (writes.load(Ordering::Relaxed), rounds.load(Ordering::Relaxed));
-                let heard = &rig.heard;
                 let late = begun.elapsed() > STORM;
-                assert!(!late, "{backing}: {writes} writes, {rounds} rounds, {heard:?} after {STORM:?}");
+                assert!(!late, "{backing}: {writes:?} writes, {rounds:?} rounds, {heard:?} after {STORM:?}");
                 let first = 512 + random() % 500;
                 let range = rig.region().slice(first * PAGE_SIZE, 12 * PAGE_SIZE).unwrap();
                 rig.swapper.discard(range).unwrap();
                 perform_unmeasured(rig.region(), drop_of(backing), range).unwrap();
+                // No page comes back while a mapping changes: without a pause nobody would get anywhere.
+                let (before, discarded) = (writes.load(Ordering::Relaxed), Instant::now());
+                while writes.load(Ordering::Relaxed) == before && discarded.elapsed() < PAUSE {
+                    std::thread::yield_now();
+                }
             }
         });
-        let reports = rig.handlers.stop().unwrap();
-        assert!(reports.iter().any(|report| report.kept > 0), "nothing raced: {reports:?}");
+        rig.handlers.stop().unwrap();
     }
 }
 
