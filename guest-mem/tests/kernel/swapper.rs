@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::needs::Need;
-use guest_mem::swapper::{Evictor, Fate, FaultAround, Handlers, Hears, Lost, Options, Served};
+use crate::support::swapped::{self, Spoiler, assert_lost};
+use guest_mem::swapper::{Evictor, Fate, FaultAround, Handlers, Hears, Lost, LostWhy, Options, Served};
 use guest_mem::uffd::{Event, Fault};
 use guest_mem::{
     Backing, Codec, CompressedStore, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner,
@@ -14,6 +15,7 @@ use guest_mem::{
 
 crate::tests! {
     what_leaves_comes_back_the_same: [Userfault],
+    what_the_store_has_spoiled_does_not_come_back: [Userfault],
     a_huge_page_comes_back_as_one: [Userfault, Has(Backing::Thp)],
     a_page_that_is_written_to_on_its_way_stays: [Userfault],
     what_strangers_discard_is_zero: [Userfault],
@@ -148,6 +150,24 @@ fn what_leaves_comes_back_the_same() {
                 let returned: u64 = reports.iter().map(|report| report.returned).sum();
                 assert_eq!(returned, evicted.pages, "{backing} {around}: {reports:?}");
             }
+        }
+    }
+}
+
+/// Other content than what left is no content: the page is named, and whoever wants it does not get it. Its neighbours
+/// come back when the store is right again.
+fn what_the_store_has_spoiled_does_not_come_back() {
+    for backing in BACKINGS {
+        for around in [FaultAround::Fixed(1), FaultAround::Fixed(16), FaultAround::Adaptive] {
+            let store = Spoiler::new(lz4());
+            let rig = swapped::rig(1, backing, store.clone(), around, false);
+            (0..32).for_each(|page| rig.write(page, value(page, 0)));
+            assert_eq!(rig.evict(0, 32), 32);
+            store.spoils.store(true, Ordering::SeqCst);
+            let why = assert_lost(&rig, 5);
+            assert!(matches!(why, LostWhy::Checksum { .. }), "{backing} {around}: {why}");
+            store.spoils.store(false, Ordering::SeqCst);
+            (0..32).filter(|page| *page != 5).for_each(|page| assert_eq!(rig.read(page), value(page, 0)));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::support::swapped::{self, Rig, rig, value};
+use crate::support::swapped::{Rig, assert_lost, lz4, rig, value};
 use guest_mem::swapper::{EvictError, Evicted, Evictor, Fate, FaultAround, LostWhy};
 use guest_mem::{
     Backing, Codec, CompressedStore, FaultyStore, FileStore, PAGE_SIZE, Store, StoreCall, StoreError,
@@ -20,7 +20,7 @@ crate::tests! {
 const SHARED_AND_NOT: [Backing; 2] = [Backing::Base4k, Backing::Memfd];
 
 fn stores() -> [Arc<dyn Store>; 2] {
-    [swapped::lz4(), Arc::new(FileStore::new(&std::env::temp_dir(), 64 << 20).unwrap())]
+    [lz4(), Arc::new(FileStore::new(&std::env::temp_dir(), 64 << 20).unwrap())]
 }
 
 fn faulty(store: Arc<dyn Store>, plan: &str) -> Arc<FaultyStore> {
@@ -99,24 +99,6 @@ fn a_full_store_keeps_nothing_of_what_does_not_fit() {
             assert_eq!(rig.region().read_u64(at(word_at)).unwrap(), word(word_at), "word {word_at}");
         }
     }
-}
-
-/// Has a thread read a page that cannot be given back: it is named, the thread sleeps on, and whoever wakes it changes
-/// nothing. Only when the page is discarded there is an answer.
-fn assert_lost(rig: &Rig, page: u64) -> LostWhy {
-    let memory = rig.memory.clone();
-    let reader = std::thread::spawn(move || swapped::read(&memory.0, page));
-    let lost = rig.heard.next_lost();
-    assert_eq!((lost.page, lost.at), (page, rig.range(page, 1).start()), "{lost}");
-    assert_eq!(rig.swapper.fate(lost.at), Some(Fate::Lost));
-    rig.swapper.userfault().wake(rig.range(page, 1)).unwrap();
-    let again = rig.heard.next_lost();
-    assert!(again.page == page && matches!(again.why, LostWhy::Before), "{again}: {}", again.why);
-    assert!(!reader.is_finished(), "woken with something else");
-    rig.swapper.discard(rig.range(page, 1)).unwrap();
-    rig.swapper.userfault().wake(rig.range(page, 1)).unwrap();
-    assert_eq!(reader.join().unwrap(), 0);
-    lost.why
 }
 
 fn what_cannot_be_read_back_is_named_and_never_replaced() {

@@ -1,9 +1,10 @@
 //! The fates of a few pages against a table of what each holds.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
-use crate::support::swapped::{lz4, rig};
-use guest_mem::swapper::{Evictor, Fate, FaultAround, Packed};
+use crate::support::swapped::{Spoiler, assert_lost, lz4, rig};
+use guest_mem::swapper::{Evictor, Fate, FaultAround, LostWhy, Packed};
 use guest_mem::{Backing, Operation, perform_unmeasured};
 use proptest::prelude::*;
 
@@ -42,6 +43,10 @@ enum Step {
         first: u64,
         pages: u64,
     },
+    /// Wanted while the store gives back something else.
+    Spoil {
+        page: u64,
+    },
     /// By somebody who does not say so.
     DontNeed {
         first: u64,
@@ -64,6 +69,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => range().prop_map(|(first, pages)| Step::Begin { first, pages }),
         3 => (any::<usize>(), any::<bool>()).prop_map(|(which, drop)| Step::Finish { which, drop }),
         1 => range().prop_map(|(first, pages)| Step::Discard { first, pages }),
+        1 => (0..PAGES).prop_map(|page| Step::Spoil { page }),
         1 => range().prop_map(|(first, pages)| Step::DontNeed { first, pages }),
         1 => range().prop_map(|(first, pages)| Step::Move { first, pages }),
     ];
@@ -71,7 +77,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let rig = rig(1, backing, lz4(), around, events);
+    let store = Spoiler::new(lz4());
+    let rig = rig(1, backing, store.clone(), around, events);
     let region = rig.region();
     let hole = if backing.is_shared() { Operation::Fallocate } else { Operation::DontNeed };
     let mut holds: HashMap<u64, u64> = HashMap::new();
@@ -103,6 +110,16 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
                 rig.swapper.discard(rig.range(first, pages)).unwrap();
                 perform_unmeasured(region, hole, rig.range(first, pages)).unwrap();
                 (first..first + pages).for_each(|page| holds.retain(|held, _| *held != page));
+            }
+            Step::Spoil { page } => {
+                let stored = matches!(rig.swapper.fate(rig.range(page, 1).start()), Some(Fate::Stored(_)));
+                if stored {
+                    store.spoils.store(true, Ordering::SeqCst);
+                    let why = assert_lost(&rig, page);
+                    store.spoils.store(false, Ordering::SeqCst);
+                    prop_assert!(matches!(why, LostWhy::Checksum { .. }), "{}", why);
+                    holds.remove(&page);
+                }
             }
             // Of private memory it takes the content, and has to be told by an event.
             Step::DontNeed { .. } if !backing.is_shared() && !events => {}

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use guest_abi::layout::{ARENA_GPA, CONTROL_GPA, DOORBELL_PORT, doorbell};
+use guest_abi::layout::{ARENA_GPA, CONTROL_GPA, DOORBELL_PORT, PAGE_SIZE, doorbell};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::Backing;
 use tests::elf;
 use tests::machine::{Bare, PATIENCE, config};
 use vmm::guest::{CrashKind, CrashReport, GuestError};
 use vmm::kvm::Kvm;
-use vmm::kvm::Machine;
+use vmm::kvm::{Accounting, KvmSlots, Machine, ZapMethod};
 
 crate::tests! {
     a_page_fault_in_the_guest_is_reported_with_registers: [Kvm, SlotZap],
@@ -21,6 +21,7 @@ crate::tests! {
     an_unknown_port_is_named: [Kvm, SlotZap],
     a_wrong_ring_of_the_doorbell_is_named: [Kvm, SlotZap],
     garbage_in_the_control_block_is_an_error: [Kvm, SlotZap],
+    a_fault_of_the_host_that_no_toggle_explains_is_named: [Kvm, SlotZap],
 }
 
 fn touch(start: u64) -> WorkOrder {
@@ -126,4 +127,18 @@ fn garbage_in_the_control_block_is_an_error() {
     assert!(matches!(machine.wait(0, PATIENCE), Err(GuestError::Refused { .. })));
     mailbox.submit(&touch(ARENA_GPA)).unwrap();
     assert_eq!(crashed(machine.wait(0, Duration::from_millis(300)).map(drop)).kind, CrashKind::Silent);
+}
+
+/// Memory that is read-only in the host, and not by a toggle of ours, would be written to again and again for ever.
+fn a_fault_of_the_host_that_no_toggle_explains_is_named() {
+    let bare = Bare::start(config(1, 2, Backing::Base4k));
+    bare.fill(1);
+    // A toggle that is over explains nothing any more.
+    KvmSlots::new(bare.machine.core().clone(), ZapMethod::Protect, Accounting::Off).zap(bare.pages(3, 1));
+    let page = bare.pages(3, 1);
+    // SAFETY: memory of the test's own guest, whose content stays.
+    let done = unsafe { libc::mprotect(page.start().as_ptr(), page.len() as usize, libc::PROT_READ) };
+    assert_eq!(done, 0);
+    bare.submit(0, &touch(ARENA_GPA + 3 * PAGE_SIZE));
+    assert_eq!(crashed(bare.machine.wait(0, PATIENCE).map(drop)).kind, CrashKind::HostFault);
 }

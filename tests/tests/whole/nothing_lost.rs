@@ -1,13 +1,14 @@
 //! Nothing is lost: vCPUs write and do locked read-modify-writes as fast as they can while their pages are
 //! zapped under them, and at the end every counter and every page is right.
 
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Access, Task, Walk};
 use guest_abi::work::SplitMix64;
 use guest_mem::Backing;
-use tests::machine::{Bare, config};
+use tests::machine::{Bare, PATIENCE, config};
 use vmm::kvm::{Accounting, KvmSlots, VmConfig, ZapMethod};
 
 crate::tests! {
@@ -15,6 +16,7 @@ crate::tests! {
     under_slot_zaps_with_the_quirk: [Kvm],
     under_unmapping: [Kvm, SlotZap],
     under_zaps_of_low_memory_too: [Kvm, SlotZap],
+    low_memory_is_not_protected_while_the_host_writes_to_it: [Kvm, SlotZap],
 }
 
 /// Zaps at full length, in a suite that has to end soon, and in one on an emulated host.
@@ -123,5 +125,27 @@ fn under_zaps_of_low_memory_too() {
         for region in core.regions() {
             memslot.zap(region.range());
         }
+    });
+}
+
+/// A device writes to low memory by the host's mapping, and would die of a page that is read-only for a moment. The arena
+/// is the guest's alone.
+fn low_memory_is_not_protected_while_the_host_writes_to_it() {
+    let bare = Bare::start(config(1, 2, Backing::Base4k));
+    let core = bare.machine.core();
+    let low = core.regions().find(|region| !std::ptr::eq(*region, core.arena())).unwrap();
+    let toggle = slots(&bare, ZapMethod::Protect);
+    let (send, ended) = channel();
+    std::thread::scope(|scope| {
+        let writes = core.surroundings.host_writes.read().unwrap();
+        toggle.zap(bare.pages(0, 1));
+        scope.spawn(|| {
+            toggle.zap(low.range());
+            send.send(()).unwrap();
+        });
+        let early = ended.recv_timeout(Duration::from_millis(200));
+        drop(writes);
+        assert_eq!(early, Err(RecvTimeoutError::Timeout), "protected under a device's hands");
+        ended.recv_timeout(PATIENCE).expect("it goes on when the device is done");
     });
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use guest_abi::layout::PAGE_SIZE;
@@ -9,10 +10,12 @@ use guest_abi::order::{Access, Task, Walk};
 use guest_abi::work::SplitMix64;
 use guest_mem::swapper::{Evictor, FaultAround, HandlerReport, Handlers, Hears, Lost, Options, Served};
 use guest_mem::uffd::{Event, Fault};
-use guest_mem::{Backing, Codec, CompressedStore, Operation, PMD_SIZE, Swapper, perform_unmeasured};
+use guest_mem::{
+    Backing, Codec, CompressedStore, FaultyStore, Operation, PMD_SIZE, Store, Swapper, perform_unmeasured,
+};
 use serde_json::Value;
 use tests::host::Need;
-use tests::machine::{Bare, config};
+use tests::machine::{Bare, PATIENCE, config};
 use tests::{host, program};
 
 crate::tests! {
@@ -23,6 +26,7 @@ crate::tests! {
     nothing_is_lost_in_a_storm: [Kvm, Userfault],
     a_run_needs_no_swap_device: [Userfault],
     a_full_store_says_why_it_is_full: [Userfault],
+    a_guest_never_gets_what_its_store_has_spoiled: [Kvm, Userfault],
 }
 
 /// A handler that nobody needs to tell anything, unless a page is lost.
@@ -36,10 +40,13 @@ impl Hears for Quiet {
     }
 }
 
+fn lz4() -> Arc<dyn Store> {
+    Arc::new(CompressedStore::new(Codec::Lz4, 1 << 30).unwrap())
+}
+
 /// The guest's memory swapped to the LZ4 store.
 fn swap(bare: &Bare, around: FaultAround, events: bool) -> (Arc<Swapper>, Handlers) {
-    let store = Arc::new(CompressedStore::new(Codec::Lz4, 1 << 30).unwrap());
-    let options = Options { store, around, events };
+    let options = Options { store: lz4(), around, events };
     let swapper = Arc::new(Swapper::attach(bare.machine.core().arena().clone(), options).unwrap());
     let handlers = Handlers::start(&swapper, vec![(Quiet, None), (Quiet, None)]).unwrap();
     (swapper, handlers)
@@ -139,6 +146,40 @@ fn a_full_store_says_why_it_is_full() {
             assert!(why.contains(words), "{words} in {why}");
         }
     }
+}
+
+/// Passes on which page is lost, and why.
+struct Losses(Sender<(u64, String)>);
+
+impl Hears for Losses {
+    fn fault(&mut self, _fault: &Fault, _served: Served) {}
+    fn event(&mut self, _event: &Event) {}
+    fn lost(&mut self, lost: Lost) {
+        self.0.send((lost.page, lost.why.to_string())).unwrap();
+    }
+}
+
+/// One bit of a stored page is wrong: the page is named, and the guest waits for it rather than see it.
+fn a_guest_never_gets_what_its_store_has_spoiled() {
+    const SPOILED: u64 = 37;
+    let bare = Bare::start(config(1, 2, Backing::Base4k));
+    bare.fill(1);
+    let plan = format!("put 1: flip {}", SPOILED * PAGE_SIZE * 8 + 16_001);
+    let store = Arc::new(FaultyStore::new(lz4(), plan.parse().unwrap()));
+    let options = Options { store, around: FaultAround::Fixed(16), events: false };
+    let swapper = Arc::new(Swapper::attach(bare.machine.core().arena().clone(), options).unwrap());
+    let (send, losses) = channel();
+    let handlers = Handlers::start(&swapper, vec![(Losses(send), None)]).unwrap();
+    assert_eq!(Evictor::new(&swapper).unwrap().evict(bare.pages(0, 64)).unwrap().pages, 64);
+    bare.submit(0, &bare.order(Walk::Sequential, Task::Verify { generation: 1 }));
+    let (page, why) = losses.recv_timeout(PATIENCE).expect("the page is said to be lost");
+    assert_eq!(page, SPOILED);
+    assert!(why.contains("checksum"), "{why}");
+    // Given up, it is zeros, and the guest goes on: that page alone is not what it was.
+    swapper.discard(bare.pages(SPOILED, 1)).unwrap();
+    swapper.userfault().wake(bare.pages(SPOILED, 1)).unwrap();
+    assert_eq!(bare.wait(0).wrong_pages, 1);
+    handlers.stop().unwrap();
 }
 
 /// 2 MiB leave at once, come back at one fault, and the guest maps them by one entry again.

@@ -55,10 +55,10 @@ pub(crate) fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until a descriptor is readable.
+/// Waits until a descriptor is readable, a minute at most.
 #[cfg(test)]
 fn wait(fd: &impl std::os::fd::AsRawFd) {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one live `pollfd` is handed over, and its descriptor belongs to `fd`, which lives on.
-    assert_eq!(unsafe { libc::poll(&raw mut poll, 1, -1) }, 1);
+    assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 60_000) }, 1, "nothing to read");
 }

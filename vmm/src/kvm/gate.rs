@@ -252,6 +252,8 @@ impl Drop for Leave<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     /// Threads that "run a guest" by watching a word that must not change while they are inside.
@@ -295,6 +297,44 @@ mod tests {
                 drop(hold);
             }
             stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    /// Each vCPU sees its kick and lingers, the last one longest: whoever holds waits for all of them.
+    #[test]
+    fn the_slowest_to_leave_is_waited_for() {
+        const VCPUS: u32 = 3;
+        sys::prepare_signal().unwrap();
+        let gate = Gate::new(VCPUS);
+        let (inside, left) = (AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for vcpu in 0..VCPUS {
+                let (gate, inside, left) = (&gate, &inside, &left);
+                scope.spawn(move || {
+                    let mut immediate_exit = 0u8;
+                    let flag = &raw mut immediate_exit;
+                    // SAFETY: the local outlives the seat.
+                    let seated = unsafe { gate.sit(vcpu, flag) };
+                    let entered = seated.enter(|| {
+                        inside.fetch_add(1, Ordering::SeqCst);
+                        // SAFETY: the local outlives the seat.
+                        while unsafe { flag.read_volatile() } == 0 {
+                            std::thread::yield_now();
+                        }
+                        let kicked = Instant::now();
+                        while kicked.elapsed() < Duration::from_millis(30) * vcpu {
+                            std::thread::yield_now();
+                        }
+                        left.fetch_add(1, Ordering::SeqCst);
+                    });
+                    assert!(entered.is_ok());
+                });
+            }
+            while inside.load(Ordering::SeqCst) < VCPUS {
+                std::thread::yield_now();
+            }
+            let _hold = gate.hold();
+            assert_eq!(left.load(Ordering::SeqCst), VCPUS, "some are in the guest still");
         });
     }
 

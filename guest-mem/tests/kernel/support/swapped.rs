@@ -1,11 +1,15 @@
 //! Memory with a swapper, and what its handlers heard.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use guest_mem::swapper::{Evictor, FaultAround, Handlers, Hears, Lost, Options, Served};
+use guest_mem::swapper::{Evictor, Fate, FaultAround, Handlers, Hears, Lost, LostWhy, Options, Served};
 use guest_mem::uffd::{Event, Fault};
-use guest_mem::{Backing, Codec, CompressedStore, HvaRange, PAGE_SIZE, PMD_SIZE, Region, Store, Swapper};
+use guest_mem::{
+    Backing, Codec, CompressedStore, HvaRange, PAGE_SIZE, PMD_SIZE, Page, Region, Slot, Store, StoreError,
+    Swapper, Usage,
+};
 
 /// A region that owns itself.
 pub struct Owner(pub Region);
@@ -43,10 +47,20 @@ impl Hears for Ear {
 }
 
 impl Heard {
-    /// Waits for the next lost page that was not asked for yet.
-    pub fn next_lost(&self) -> Lost {
-        let lost = self.lost.lock().unwrap();
-        self.changed.wait_while(lost, |lost| lost.is_empty()).unwrap().remove(0)
+    /// Waits for the next lost page that was not asked for yet, a minute at most, and not if it was `given` all the same.
+    fn next_lost(&self, given: &AtomicBool) -> Lost {
+        let _waiting = harness::waiting("a page that cannot be given back");
+        let (lost, minute) = (self.lost.lock().unwrap(), Duration::from_secs(60));
+        let nothing_yet = |lost: &mut Vec<Lost>| lost.is_empty() && !given.load(Ordering::SeqCst);
+        let mut lost = self.changed.wait_timeout_while(lost, minute, nothing_yet).unwrap().0;
+        assert!(!lost.is_empty(), "no page is said to be lost; given: {given:?}");
+        lost.remove(0)
+    }
+    /// A reader has got its page.
+    fn give(&self, given: &AtomicBool) {
+        let _lost = self.lost.lock().unwrap();
+        given.store(true, Ordering::SeqCst);
+        self.changed.notify_all();
     }
     pub fn nothing_is_lost(&self) -> bool {
         self.lost.lock().unwrap().is_empty()
@@ -62,6 +76,42 @@ pub struct Rig {
 
 pub fn lz4() -> Arc<dyn Store> {
     Arc::new(CompressedStore::new(Codec::Lz4, 1 << 30).unwrap())
+}
+
+/// A store that gives back, while it is told to, every page with one bit flipped.
+#[derive(Debug)]
+pub struct Spoiler {
+    inner: Arc<dyn Store>,
+    pub spoils: AtomicBool,
+}
+
+impl Spoiler {
+    pub fn new(inner: Arc<dyn Store>) -> Arc<Self> {
+        Arc::new(Self { inner, spoils: AtomicBool::new(false) })
+    }
+}
+
+impl Store for Spoiler {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn put(&self, pages: &[Page], slots: &mut [Slot]) -> Result<(), StoreError> {
+        self.inner.put(pages, slots)
+    }
+    fn get(&self, slots: &[Slot], pages: &mut [Page]) -> Result<(), StoreError> {
+        self.inner.get(slots, pages)?;
+        if self.spoils.load(Ordering::SeqCst) {
+            // In the middle, where nobody looks but the checksum.
+            pages.iter_mut().for_each(|page| page[2000] ^= 4);
+        }
+        Ok(())
+    }
+    fn free(&self, slots: &[Slot]) {
+        self.inner.free(slots);
+    }
+    fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
 }
 
 /// A swapper on memory that is there already, served by so many handlers.
@@ -82,6 +132,31 @@ pub fn attach(
 
 pub fn rig(blocks: u64, backing: Backing, store: Arc<dyn Store>, around: FaultAround, events: bool) -> Rig {
     attach(Region::map(blocks * PMD_SIZE, backing).unwrap(), store, around, events, 1)
+}
+
+/// Has a thread read a page that cannot be given back: it is named, the thread sleeps on, and whoever wakes it changes
+/// nothing. Only when the page is discarded there is an answer.
+pub fn assert_lost(rig: &Rig, page: u64) -> LostWhy {
+    let (memory, heard, given) = (rig.memory.clone(), rig.heard.clone(), Arc::new(AtomicBool::new(false)));
+    let reader = std::thread::spawn({
+        let given = given.clone();
+        move || {
+            let value = read(&memory.0, page);
+            heard.give(&given);
+            value
+        }
+    });
+    let lost = rig.heard.next_lost(&given);
+    assert_eq!((lost.page, lost.at), (page, rig.range(page, 1).start()), "{lost}");
+    assert_eq!(rig.swapper.fate(lost.at), Some(Fate::Lost));
+    rig.swapper.userfault().wake(rig.range(page, 1)).unwrap();
+    let again = rig.heard.next_lost(&given);
+    assert!(again.page == page && matches!(again.why, LostWhy::Before), "{again}: {}", again.why);
+    assert!(!reader.is_finished(), "woken with something else");
+    rig.swapper.discard(rig.range(page, 1)).unwrap();
+    rig.swapper.userfault().wake(rig.range(page, 1)).unwrap();
+    assert_eq!(harness::join(reader, "the reader of a lost page"), 0);
+    lost.why
 }
 
 impl Rig {

@@ -8,15 +8,15 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::kvm::Kvm;
-use event_manager::{EventOps, Events};
 use guest_mem::Backing;
 use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::give_back::{GiveBack, Taker};
+use super::guarded::Guarded;
 use super::life::Life;
 use super::memory::PcMemory;
 use super::setup::{self, Processor};
@@ -33,7 +33,6 @@ use crate::devices::virtio::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::exit::{Class, Classified};
 use crate::kvm::stats::{FaultCounts, VcpuStats};
-use crate::kvm::vcpu::Surroundings;
 use crate::kvm::vm::{VmError, failed};
 use crate::linux::acpi::{self, AcpiError};
 use crate::linux::layout::{self, MemoryNode, Platform, VirtioSlot};
@@ -340,25 +339,6 @@ impl Pc {
 impl std::fmt::Debug for Pc {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Pc").field("vcpus", &self.vcpus).field("life", &self.life).finish_non_exhaustive()
-    }
-}
-
-/// A device that is served only while it may write to guest memory.
-struct Guarded {
-    served: Box<dyn Served>,
-    surroundings: Arc<Surroundings>,
-}
-
-impl Served for Guarded {
-    fn name(&self) -> &'static str {
-        self.served.name()
-    }
-    fn init(&mut self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
-        self.served.init(ops)
-    }
-    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
-        let _writes = self.surroundings.host_writes.read().unwrap_or_else(PoisonError::into_inner);
-        self.served.process(events, ops)
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod cpuid;
 mod give_back;
+mod guarded;
 mod life;
 mod machine;
 mod memory;
