@@ -41,6 +41,8 @@ named_enum! {
         Collapse = "collapse",
         /// `mprotect` or userfaultfd write protection.
         Protect = "protect",
+        /// Whatever is done to memory only to see who uses it: nothing goes for it.
+        Watch = "watch",
         /// `mremap`: the old range.
         Remap = "remap",
         /// `munmap`.
@@ -102,11 +104,21 @@ impl Invalidation {
         }
     }
 
-    /// The bytes the operation itself had to cover, the divisor of the amplification: the victim's pages;
-    /// for a PMD split the whole 2 MiB that one entry mapped, however little of it is wanted next.
+    /// The bytes the operation itself had to cover, the divisor of the amplification. What "needed" is, is decided here
+    /// and nowhere else; runs, replays and reports only add it up:
+    ///
+    /// - of an operation on addresses, what it is asked to change, as pagemap shows it before the call: each folio that
+    ///   goes, whole; each range that is discarded, protected or moved, exactly;
+    /// - of a PMD split, the whole 2 MiB that one entry mapped, however little of it is wanted next, and once, however
+    ///   often a kernel announces it;
+    /// - of an operation that names no address (a cgroup's squeeze), what was there before and is gone after it;
+    /// - of watching who uses memory, nothing: no page goes for it.
+    ///
+    /// It does not depend on what is announced: that is the dividend.
     pub fn needed_bytes(&self) -> u64 {
         match self.cause {
             Cause::PmdSplit => PMD_SIZE,
+            Cause::Watch => 0,
             _ => self.victim.pages.len(),
         }
     }
@@ -115,6 +127,19 @@ impl Invalidation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn watching_needs_nothing_and_a_split_all_of_its_block() {
+        let block = HvaRange::with_len(guest_mem::Hva::new(PMD_SIZE), PMD_SIZE).unwrap();
+        let page = HvaRange::with_len(block.start(), 4096).unwrap();
+        let (order, level) = (guest_mem::Order::BASE, guest_mem::MapLevel::Pte);
+        let needed = |cause| {
+            let victim = Victim { pages: page, order, level, anonymous: true };
+            Invalidation::hook(cause, victim, block).needed_bytes()
+        };
+        assert_eq!((needed(Cause::PageOut), needed(Cause::Protect)), (4096, 4096));
+        assert_eq!((needed(Cause::PmdSplit), needed(Cause::Watch)), (PMD_SIZE, 0));
+    }
 
     #[test]
     fn splits_have_a_bracket_in_every_era() {

@@ -87,7 +87,11 @@ fn events() -> RowEvents {
         ],
         step_times: Vec::new(),
         undisturbed: Some((12_000_000, 1_000_000_000)),
-        refill: Some(Refill { rounds: vec![round(100_000, 10), round(500_000, 80)], around: vec![4_100] }),
+        refill: Some(Refill {
+            rounds: vec![round(100_000, 10), round(500_000, 80)],
+            around: vec![4_100],
+            around_ns: vec![500_000],
+        }),
         causes: vec![Cause::PageOut.name().to_owned()],
         lists: 1,
         layouts: 1,

@@ -18,6 +18,7 @@ mod boot_pvm;
 mod counts;
 mod doctor;
 mod expectations;
+mod figures;
 mod guest;
 mod interrupted;
 mod kernel_account;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         replay::tests(),
         timeline::tests(),
         expectations::tests(),
+        figures::tests(),
         bad_input::tests(),
         boot_input::tests(),
         boot_guest::tests(),

@@ -57,8 +57,8 @@ impl Account {
             match layout.needed_by(range) {
                 _ if !takes_folios => {}
                 Some(needed) => {
-                    self.announced += range.len();
-                    self.needed += needed;
+                    self.announced = self.announced.saturating_add(range.len());
+                    self.needed = self.needed.saturating_add(needed);
                 }
                 None => self.unknown += 1,
             }
@@ -76,8 +76,9 @@ impl Account {
         for (key, tally) in &other.tallies {
             *self.tallies.entry(key.clone()).or_default() += *tally;
         }
-        self.announced += other.announced;
-        self.needed += other.needed;
+        // A VMM may unmap what it only reserved, over and over: terabytes each time.
+        self.announced = self.announced.saturating_add(other.announced);
+        self.needed = self.needed.saturating_add(other.needed);
         self.unknown += other.unknown;
         self.lost += other.lost;
         for (name, count) in &other.deeds {

@@ -104,3 +104,6 @@ fn doctor(arguments: &args::DoctorArguments) -> Result<Exit, Failure> {
     }
     Ok(Exit::Done)
 }
+
+#[cfg(test)]
+mod readme_tests;

@@ -145,7 +145,7 @@ fn validate(
         &run::Live {
             backend: arguments.backend,
             zram: arguments.zram,
-            tap: TapChoice::Off,
+            tap: TapChoice::Auto,
             cancel: cancel_on_signal()?,
         },
         &mut (),

@@ -52,7 +52,11 @@ fn judge_mmu(mmu: MmuKind, kvm: &KvmFacts) -> Finding {
     let module = kvm.module.as_deref().unwrap_or("KVM");
     match mmu {
         MmuKind::Ept | MmuKind::Npt => {
-            let tdp = if kvm.tdp_mmu == Some(true) { "TDP MMU" } else { "without the TDP MMU" };
+            let tdp = match kvm.tdp_mmu {
+                Some(true) => "TDP MMU",
+                Some(false) => "without the TDP MMU",
+                None => "whether with the TDP MMU, /sys does not say",
+            };
             Finding::can(SUBJECT, format!("{mmu} ({module}, {tdp}): any guest runs"))
         }
         MmuKind::Shadow => Finding::limited(

@@ -50,7 +50,11 @@ impl Report {
             host.kernel,
             host.cpu.as_deref().unwrap_or("unknown processor"),
             host.cores,
-            host.kvm.mmu.map_or("none", |mmu| mmu.name()),
+            match (host.kvm.mmu, &host.kvm.module) {
+                (Some(mmu), _) => mmu.name().to_owned(),
+                (None, Some(module)) => format!("{module}, with a secondary MMU that /sys does not name"),
+                (None, None) => "none".to_owned(),
+            },
         );
         let width = self.findings.iter().map(|one| one.subject.chars().count()).max().unwrap_or(0);
         for finding in &self.findings {

@@ -103,15 +103,23 @@ pub enum SecondaryMmu {
     Tdp,
     /// This project's own in software, without a guest: one entry a fault.
     Soft,
+    /// KVM's, and `/sys` does not say which.
+    Unknown,
 }
 
 impl SecondaryMmu {
     /// That of this host's KVM. Two-dimensional paging without the TDP MMU goes through the shadow MMU's code.
     pub fn of(kvm: &KvmFacts) -> Self {
-        match kvm.mmu {
-            Some(MmuKind::Ept | MmuKind::Npt) if kvm.tdp_mmu != Some(false) => Self::Tdp,
-            _ => Self::Shadow,
+        match (kvm.mmu, kvm.tdp_mmu) {
+            (Some(MmuKind::Shadow | MmuKind::ShadowPvm), _) | (Some(_), Some(false)) => Self::Shadow,
+            (Some(MmuKind::Ept | MmuKind::Npt), Some(true)) => Self::Tdp,
+            (Some(MmuKind::Ept | MmuKind::Npt), None) | (None, _) => Self::Unknown,
         }
+    }
+
+    /// Whether a guest ran on it.
+    pub fn has_guest(self) -> bool {
+        self != Self::Soft
     }
 }
 
@@ -178,6 +186,9 @@ pub struct Refill {
     /// Faults until every loop has come round, each time: those on the guest's own pages are among them.
     #[serde(default)]
     pub around: Vec<u64>,
+    /// How long each of these took, nanoseconds, from the end of the zap until every loop had been round twice.
+    #[serde(default)]
+    pub around_ns: Vec<u64>,
 }
 
 /// All translations went, and the loops had a while to get them back.
@@ -231,4 +242,19 @@ pub(crate) fn slot_runs(slots: &SlotTable) -> Vec<SlotRun> {
         }
     }
     runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sys_does_not_say_is_unknown() {
+        let of = |mmu, tdp_mmu| SecondaryMmu::of(&KvmFacts { mmu, tdp_mmu, ..KvmFacts::default() });
+        assert_eq!(of(Some(MmuKind::Ept), Some(true)), SecondaryMmu::Tdp);
+        assert_eq!(of(Some(MmuKind::Npt), Some(false)), SecondaryMmu::Shadow);
+        assert_eq!(of(Some(MmuKind::ShadowPvm), None), SecondaryMmu::Shadow);
+        assert_eq!(of(Some(MmuKind::Ept), None), SecondaryMmu::Unknown);
+        assert_eq!(of(None, Some(true)), SecondaryMmu::Unknown);
+    }
 }

@@ -41,7 +41,11 @@ fn header() -> RowHeader {
             StepTime { began_ns: 9_000, ended_ns: 12_000, ..StepTime::default() },
         ],
         undisturbed: Some((1_000, 80_000)),
-        refill: Some(Refill { rounds: vec![RefillRound { gap_ns: 1, ns: 2, faults: 3 }], around: vec![4] }),
+        refill: Some(Refill {
+            rounds: vec![RefillRound { gap_ns: 1, ns: 2, faults: 3 }],
+            around: vec![4],
+            around_ns: vec![5],
+        }),
         causes: vec!["page-out".to_owned()],
         lists: 1,
         layouts: 1,

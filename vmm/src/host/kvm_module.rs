@@ -49,7 +49,7 @@ impl std::fmt::Display for MmuKind {
 pub struct KvmFacts {
     /// `kvm_intel`, `kvm_amd`, `kvm_pvm`; `None` if none is loaded.
     pub module: Option<String>,
-    /// The kind of its MMU.
+    /// The kind of its MMU; `None` where `/sys` does not say.
     pub mmu: Option<MmuKind>,
     /// Whether two-dimensional paging uses the newer, mostly lockless TDP MMU.
     pub tdp_mmu: Option<bool>,
@@ -67,7 +67,11 @@ impl KvmFacts {
         let module = vendor_module(&modules);
         Self {
             module: module.map(str::to_owned),
-            mmu: module.map(|module| mmu_kind(module, two_dimensional(module))),
+            mmu: module.and_then(|module| match module {
+                // It has no such parameter: nothing but shadowing can be done without hardware.
+                "kvm_pvm" => Some(MmuKind::ShadowPvm),
+                module => mmu_kind(module, two_dimensional(module)),
+            }),
             tdp_mmu: root.flag("/sys/module/kvm/parameters/tdp_mmu"),
             nx_huge_pages: root.text("/sys/module/kvm/parameters/nx_huge_pages"),
         }
@@ -80,14 +84,13 @@ fn vendor_module(modules: &[String]) -> Option<&str> {
     modules.iter().map(String::as_str).find(|module| vendors.contains(module))
 }
 
-/// The kind of MMU that goes with a module and its `ept` or `npt` parameter.
-fn mmu_kind(module: &str, two_dimensional: Option<bool>) -> MmuKind {
-    match (module, two_dimensional) {
-        ("kvm_pvm", _) => MmuKind::ShadowPvm,
-        ("kvm_intel", Some(true)) => MmuKind::Ept,
-        ("kvm_amd", Some(true)) => MmuKind::Npt,
+/// The kind of MMU that goes with a module and its `ept` or `npt` parameter, if that can be read.
+fn mmu_kind(module: &str, two_dimensional: Option<bool>) -> Option<MmuKind> {
+    Some(match (module, two_dimensional?) {
+        ("kvm_intel", true) => MmuKind::Ept,
+        ("kvm_amd", true) => MmuKind::Npt,
         _ => MmuKind::Shadow,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -96,15 +99,14 @@ mod tests {
 
     #[test]
     fn the_module_and_its_parameter_name_the_mmu() {
-        assert_eq!(mmu_kind("kvm_intel", Some(true)), MmuKind::Ept);
-        assert_eq!(mmu_kind("kvm_amd", Some(true)), MmuKind::Npt);
-        assert_eq!(mmu_kind("kvm_pvm", None).name(), "shadow (pvm)");
+        assert_eq!(mmu_kind("kvm_intel", Some(true)), Some(MmuKind::Ept));
+        assert_eq!(mmu_kind("kvm_amd", Some(true)), Some(MmuKind::Npt));
     }
 
     #[test]
     fn without_two_dimensional_paging_it_shadows() {
-        assert_eq!(mmu_kind("kvm_intel", Some(false)), MmuKind::Shadow);
-        assert_eq!(mmu_kind("kvm_amd", None), MmuKind::Shadow);
+        assert_eq!(mmu_kind("kvm_intel", Some(false)), Some(MmuKind::Shadow));
+        assert_eq!(mmu_kind("kvm_amd", Some(false)), Some(MmuKind::Shadow));
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl<T> Measured<T> {
     }
 }
 
+/// A sum that stays at the largest number where it does not fit: a record may have been made by anybody.
+pub fn saturating_sum(values: impl IntoIterator<Item = u64>) -> u64 {
+    values.into_iter().fold(0, u64::saturating_add)
+}
+
 impl Measured<f64> {
     /// `over / under`, or null where that has no value.
     pub fn quotient(

@@ -5,7 +5,8 @@
 //! not know, and takes a key that is missing as null.
 //!
 //! A value that could not be measured is null with a warning that says why; it is never 0. [`Measured`] has no
-//! public way to be null but through [`Warnings`], which takes the reason.
+//! public way to be null but through [`Warnings`], which takes the reason. A value that was expected and not measured
+//! stands with a warning that says so ([`Row::is_expected`]), and nothing is concluded from it.
 //!
 //! ```
 //! use vmm::record::{Measured, Warnings};
@@ -28,7 +29,7 @@ mod time;
 
 pub use checked::{Checked, Verdict};
 pub use distribution::{Distribution, Samples};
-pub use measured::{Measured, Warning, Warnings};
-pub use row::{CauseTotals, KeyKind, Row, RowLabel};
+pub use measured::{Measured, Warning, Warnings, saturating_sum};
+pub use row::{CauseTotals, KERNEL, KeyKind, REPLAY, Row, RowLabel, SOFTWARE};
 pub use run::{ENDED, Host, Overhead, RecordError, RunRecord, SCHEMA};
 pub use time::utc;

@@ -9,6 +9,13 @@ use super::distribution::Distribution;
 use super::measured::{Measured, Warnings};
 use crate::scenario::RowPlan;
 
+/// The policy under which nobody but the kernel announces.
+pub const KERNEL: &str = "kernel";
+/// The listener of a row that no row ran for: a replay's.
+pub const REPLAY: &str = "replay";
+/// The listener of a row in which no guest ran: the software MMU.
+pub const SOFTWARE: &str = "soft-mmu";
+
 /// What was tried.
 ///
 /// Words, and not the types they come from: a record is read by other versions than the one that wrote it.
@@ -176,16 +183,29 @@ row! {
     victim_bytes: u64,
     /// Bytes really gone.
     evicted_bytes: u64,
-    /// Those bytes over the time in the operations that took them: `reclaim_ns`, so without the listener's zaps.
+    /// Bytes of those that had been swapped out and were back in memory when the guest was asked to touch them, whoever
+    /// brought them: a swap device that was taken away, for one. Pages of memory that is there may come back several at
+    /// one fault, so `refaults` can be fewer by as many pages.
+    returned_bytes: u64,
+    /// `evicted_bytes` over the time in the operations that took them: `reclaim_ns`, so without the listener's zaps.
     evicted_bytes_per_second: f64,
-    /// Ranges announced.
+    /// Ranges announced for the steps. Under a policy of ours: those that we announced. Under `kernel`: those that the
+    /// kernel announced, by its own account, for the steps' operations and, where this process swaps, for its handlers.
+    /// Where that account was not kept or is incomplete, `expected_ranges` stands here, with a warning, see
+    /// [`Row::is_expected`]; null where that is unknown, too.
     invalidations: u64,
-    /// Bytes the ranges had to cover.
+    /// Bytes that had to be covered, whoever announced what. What is needed is decided in one place:
+    /// [`notifier_bridge::Invalidation::needed_bytes`].
     needed_bytes: u64,
-    /// Bytes they did cover.
+    /// Bytes of the ranges that `invalidations` counts.
     invalidated_bytes: u64,
-    /// Covered over needed.
+    /// `invalidated_bytes` over `needed_bytes`; null where nothing had to be covered.
     amplification: f64,
+    /// Ranges that the kernel was expected to announce for the steps' operations, as pagemap stood before each. Null where
+    /// an operation names no address: a cgroup's squeeze, a target.
+    expected_ranges: u64,
+    /// Bytes of them.
+    expected_bytes: u64,
     /// Calls to listeners that share the host's page tables, as the policy makes them.
     sharing_calls: u64,
     /// Those of them that only repeat an earlier one: the double call of the eras before 6.6.
@@ -271,10 +291,37 @@ row! {
 }
 
 impl Row {
+    /// The keys of what was announced, and of what follows from it.
+    pub const ANNOUNCED: [&str; 3] = ["invalidations", "invalidated_bytes", "amplification"];
+
+    /// Whether what stands under [`Row::ANNOUNCED`] is what was expected of the kernel, and nobody measured it.
+    pub fn is_expected(&self) -> bool {
+        let complete = self.lost_events.get() == Some(0) && !self.kernel_ranges.is_null();
+        // Where nothing was asked for, nothing was to be expected.
+        let asked = self.victims.get() != Some(0) || self.invalidations.get() != Some(0);
+        self.label.policy == KERNEL
+            && self.label.listener != REPLAY
+            && !self.invalidations.is_null()
+            && asked
+            && !complete
+    }
+
+    /// Whether the kernel announced something else than was expected of it.
+    pub fn differs(&self) -> bool {
+        self.account_differences.get().is_some_and(|differing| differing > 0)
+    }
+
+    /// Ranges that nobody of the experiment made: others took memory of the guest while it was measured.
+    pub fn strangers(&self) -> u64 {
+        let of = |count: &Measured<u64>| count.get().unwrap_or(0);
+        of(&self.stranger_ranges).saturating_add(of(&self.unattributed_ranges))
+    }
+
     /// How fast the hot loops ran under pressure, as a part of how fast they run undisturbed.
     pub fn hot_loop_ratio(&self) -> Option<f64> {
         let (before, during) = (self.guest_touches_before.get()?, self.guest_touches_during.get()?);
-        (before > 0.0).then(|| during / before)
+        let ratio = during / before;
+        (before > 0.0 && ratio.is_finite()).then_some(ratio)
     }
 }
 

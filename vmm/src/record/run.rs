@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checked::Verdict;
-use super::measured::{Measured, Warnings};
+use super::measured::{Measured, Warnings, saturating_sum};
 use super::row::Row;
 use crate::exit::{Class, Classified};
 
@@ -167,7 +167,7 @@ impl RunRecord {
 
     /// Operations whose two accounts disagree, in any row.
     pub fn account_differences(&self) -> u64 {
-        self.rows.iter().filter_map(|row| row.account_differences.get()).sum()
+        saturating_sum(self.rows.iter().filter_map(|row| row.account_differences.get()))
     }
 
     /// Expectations that did not come true, in all rows.
@@ -178,7 +178,7 @@ impl RunRecord {
 
     /// Pages that came back wrong in any row.
     pub fn integrity_errors(&self) -> u64 {
-        self.rows.iter().filter_map(|row| row.integrity_errors.get()).sum()
+        saturating_sum(self.rows.iter().filter_map(|row| row.integrity_errors.get()))
     }
 }
 

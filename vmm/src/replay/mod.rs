@@ -20,6 +20,7 @@ mod hot;
 mod machine;
 mod predict;
 mod rows;
+mod speed;
 mod sptes;
 mod validate;
 mod zapping;

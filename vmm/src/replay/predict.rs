@@ -5,6 +5,7 @@ use notifier_bridge::{Call, Cause, Invalidation, Policy, Source};
 
 use super::hot::HotLoop;
 use super::machine::{Faults, Machine, Pace};
+use super::speed::median;
 use super::sptes::Dropped;
 use super::zapping::{Zapped, Zapping, begins_seamed, pieces};
 use crate::events::{Announcement, OperationEvent, RowEvents, SecondaryMmu, StepEvent};
@@ -65,7 +66,7 @@ pub struct Prediction {
 impl Prediction {
     /// Guest faults on pages that had left.
     pub fn refaults(&self) -> u64 {
-        self.live.taken + self.refaults.all()
+        self.live.taken.saturating_add(self.refaults.all())
     }
     /// Guest faults on pages that never left.
     pub fn collateral_faults(&self) -> u64 {
@@ -76,9 +77,9 @@ impl Prediction {
 /// A row ready to be put through policies.
 #[derive(Debug)]
 pub struct Replay<'a> {
-    row: &'a RowEvents,
+    pub(super) row: &'a RowEvents,
     backing: Backing,
-    arena: HvaRange,
+    pub(super) arena: HvaRange,
     slots: SlotTable,
     granule: u64,
 }
@@ -182,33 +183,15 @@ impl<'a> Replay<'a> {
         let pages = self.arena.len() / PAGE_SIZE;
         let visits = |step: &StepEvent| match step {
             StepEvent::Hot { list: Some(list), loops, .. } => {
-                self.row.lists[*list as usize].len() as u64 * u64::from(*loops)
+                (self.row.lists[*list as usize].len() as u64).saturating_mul(u64::from(*loops))
             }
-            StepEvent::Hot { stride: Some(stride), loops, .. } => pages.div_ceil(*stride) * u64::from(*loops),
+            StepEvent::Hot { stride: Some(stride), loops, .. } => {
+                pages.div_ceil((*stride).max(1)).saturating_mul(u64::from(*loops))
+            }
             _ => 0,
         };
         let all = self.row.header.steps.iter().map(visits).fold(0, u64::saturating_add);
         all.saturating_mul(self.row.operations.len() as u64)
-    }
-
-    /// Whether the log says how fast the hot loops are.
-    pub fn knows_pace(&self) -> bool {
-        self.pace().is_some()
-    }
-
-    fn loops(&self) -> u64 {
-        let loops = self.row.header.steps.iter().map(|step| match step {
-            StepEvent::Hot { loops, .. } => u64::from(*loops),
-            _ => 0,
-        });
-        loops.sum::<u64>().max(1)
-    }
-
-    fn pace(&self) -> Option<Pace> {
-        let (touches, ns) = self.row.header.undisturbed.filter(|(touches, ns)| *touches > 0 && *ns > 0)?;
-        let touch = ns as f64 * self.loops() as f64 / touches as f64;
-        let (slope, _) = self.refill()?;
-        Some(Pace { touch, fault: slope * self.loops() as f64 })
     }
 
     /// Faults on the guest's own pages each time all of them are dropped under its loops: what was counted until the loops
@@ -229,31 +212,6 @@ impl<'a> Replay<'a> {
         play.machine.zap(0..self.arena.len() / PAGE_SIZE);
         counted.saturating_sub(play.machine.run_loops(None, None).all())
     }
-
-    /// How long after a zap with stopped vCPUs the first fault begins.
-    fn entering(&self) -> Option<f64> {
-        self.refill().map(|(_, entering)| entering)
-    }
-
-    /// Nanoseconds a fault, and before the first, by the line through the medians of the two gaps. The latter is below 0
-    /// where vCPUs get more done while they are stopped than they lose when they are let in.
-    fn refill(&self) -> Option<(f64, f64)> {
-        let rounds = &self.row.header.refill.as_ref()?.rounds;
-        let gaps = rounds.iter().map(|round| round.gap_ns);
-        let point = |gap_ns: u64| -> Option<(f64, f64)> {
-            let of_gap = || rounds.iter().filter(|round| round.gap_ns == gap_ns);
-            let ns = median(of_gap().map(|round| round.ns).collect())?;
-            Some((ns as f64, median(of_gap().map(|round| round.faults).collect())? as f64))
-        };
-        let ((short, few), (long, many)) = (point(gaps.clone().min()?)?, point(gaps.max()?)?);
-        let slope = (long - short) / (many - few);
-        (slope.is_finite() && slope > 0.0).then_some((slope, short - few * slope))
-    }
-}
-
-fn median(mut values: Vec<u64>) -> Option<u64> {
-    values.sort_unstable();
-    values.get(values.len() / 2).copied()
 }
 
 /// One pass through a row.
@@ -403,7 +361,8 @@ impl Play<'_> {
         let victim = Victim { pages, order: one.order, level: one.level, anonymous: one.anonymous };
         let invalidation =
             Invalidation { source: Source::Hook, ..Invalidation::hook(one.cause, victim, replay.arena) };
-        self.found.needed_bytes += invalidation.needed_bytes();
+        let needed = &mut self.found.needed_bytes;
+        *needed = needed.saturating_add(invalidation.needed_bytes());
         let mut perform = Some(perform);
         for call in invalidation.rule(self.rule).calls(&victim, replay.arena, &replay.slots) {
             match call {
@@ -429,7 +388,7 @@ impl Play<'_> {
 
     fn tell(&mut self, range: HvaRange) {
         self.found.invalidations += 1;
-        self.found.invalidated_bytes += range.len();
+        self.found.invalidated_bytes = self.found.invalidated_bytes.saturating_add(range.len());
         if self.zapping.makes_seam(range) {
             let zapped = self.zapping.seam(&mut self.machine, range);
             self.found.zapped += zapped;

@@ -1,14 +1,14 @@
 //! From a prediction to a row of a run record.
 
+use notifier_bridge::Cause;
+
 use super::predict::{Prediction, Question, Replay, ReplayError, Running};
-use crate::events::{RowEvents, StepEvent};
-use crate::record::{Measured, Row, RowLabel, Warnings};
+use crate::events::{RowEvents, SecondaryMmu, StepEvent};
+use crate::record::{KERNEL, Measured, REPLAY, Row, RowLabel, Warnings};
 use crate::scenario::{PolicyChoice, Reclaim, Zap, zap_of};
 
 /// Why times and the like are null.
 const NO_CLOCK: &str = "a replay counts; it has no clock, no guest and no kernel";
-/// The label's listener.
-const LISTENER: &str = "replay";
 
 /// Visits by hot loops that come round after each victim, up to which that is played through: some seconds' work.
 const MOST_ROUNDS: u64 = 1 << 26;
@@ -42,14 +42,14 @@ pub fn row(events: &RowEvents, recorded: &Row, asked: Question) -> Result<Predic
         policy: asked.policy.to_string(),
         granule: asked.granule.unwrap_or(events.header.label.granule),
         zap: asked.zap.to_string(),
-        listener: LISTENER.to_owned(),
+        listener: REPLAY.to_owned(),
         ..events.header.label.clone()
     };
     let mut row = Row::could_not_run(label, "");
     row.could_not_run = None;
     row.trials = 1;
     let mut warnings = Warnings::default();
-    fill_counts(&mut row, recorded, &found, &mut warnings);
+    fill_counts(&mut row, recorded, (&found, names_addresses(events)), &mut warnings);
     let unknown = unknown_faults(events, asked.zap);
     let bounds = match unknown {
         Some(why) => {
@@ -75,7 +75,18 @@ pub fn row(events: &RowEvents, recorded: &Row, asked: Question) -> Result<Predic
     Ok(Predicted { row, bounds, slack })
 }
 
-fn fill_counts(row: &mut Row, recorded: &Row, found: &Prediction, warnings: &mut Warnings) {
+/// Whether every operation of the log was asked for by address: not those of a cgroup, or of a target.
+fn names_addresses(events: &RowEvents) -> bool {
+    let watches = events.announcements.iter().any(|one| one.cause == Cause::Watch);
+    !watches && events.header.label.reclaim != Reclaim::Cgroup.word()
+}
+
+fn fill_counts(
+    row: &mut Row,
+    recorded: &Row,
+    (found, names_addresses): (&Prediction, bool),
+    warnings: &mut Warnings,
+) {
     // What was asked for and what left does not depend on who was told how much.
     row.achieved = recorded.achieved.clone();
     row.victims = recorded.victims;
@@ -91,6 +102,15 @@ fn fill_counts(row: &mut Row, recorded: &Row, found: &Prediction, warnings: &mut
         "amplification",
         "nothing had to be invalidated",
     );
+    // What the kernel announces while it chooses for itself follows from nothing in the log.
+    if row.label.policy == KERNEL && !names_addresses {
+        let why = "the kernel's own figure, of which a log without an address tells nothing";
+        for key in Row::ANNOUNCED {
+            warnings.note(key, why);
+        }
+        (row.invalidations, row.invalidated_bytes) = (Measured::absent(), Measured::absent());
+        row.amplification = Measured::absent();
+    }
     row.sharing_calls = Measured::of(found.sharing_calls);
     row.double_calls = Measured::of(found.double_calls);
     row.slots_zapped = Measured::of(found.zapped.slots);
@@ -144,6 +164,9 @@ fn unknown_faults(events: &RowEvents, zap: Zap) -> Option<&'static str> {
         Ok(Reclaim::Cgroup) => return Some("the kernel chose for itself, and may choose otherwise"),
         _ => {}
     }
+    if events.header.mmu == SecondaryMmu::Unknown {
+        return Some("the log does not say which secondary MMU translated: /sys did not");
+    }
     if events.header.guest == "linux" {
         return Some("a Linux guest touches memory of its own accord, which the log does not have");
     }
@@ -156,4 +179,45 @@ fn unknown_faults(events: &RowEvents, zap: Zap) -> Option<&'static str> {
         .iter()
         .any(drawn)
         .then_some("the hot loop draws its pages, and the log does not have them")
+}
+
+#[cfg(test)]
+mod tests {
+    use notifier_bridge::{Cause, Policy};
+
+    use super::*;
+    use crate::timeline::fixture;
+
+    /// The prediction of a made-up row, and of what was recorded beside it nothing.
+    fn predicted(events: &RowEvents, policy: PolicyChoice) -> Row {
+        let mut recorded = Row::could_not_run(events.header.label.clone(), "");
+        recorded.could_not_run = None;
+        row(events, &recorded, question(policy, None)).unwrap().row
+    }
+
+    #[test]
+    fn what_sys_did_not_say_is_no_mmu_to_predict_by() {
+        let mut events = fixture::row(&[fixture::bracket(0, Cause::PageOut)]);
+        let slot = PolicyChoice::Announced(Policy::Slot);
+        assert!(predicted(&events, slot).refaults.get().is_some());
+        events.header.mmu = SecondaryMmu::Unknown;
+        let row = predicted(&events, slot);
+        assert_eq!((row.refaults.get(), row.invalidations.get()), (None, Some(1)));
+        let why =
+            row.warnings.iter().find(|warning| warning.keys.iter().any(|key| key == "refaults")).unwrap();
+        assert!(why.text.contains("does not say which secondary MMU"), "{}", why.text);
+    }
+
+    #[test]
+    fn what_the_kernel_announced_of_its_own_choice_is_not_predicted() {
+        let mut events = fixture::row(&[fixture::bracket(0, Cause::CgroupReclaim)]);
+        let of = |events: &RowEvents, policy| predicted(events, policy).invalidations.get();
+        assert_eq!(of(&events, PolicyChoice::Kernel), Some(1), "by address");
+        events.header.label.reclaim = Reclaim::Cgroup.word().to_owned();
+        assert_eq!(of(&events, PolicyChoice::Kernel), None);
+        assert_eq!(of(&events, PolicyChoice::Announced(Policy::Folio)), Some(1));
+        let watched = fixture::row(&[fixture::bracket(0, Cause::Watch)]);
+        assert_eq!(of(&watched, PolicyChoice::Kernel), None);
+        assert_eq!(predicted(&watched, PolicyChoice::Announced(Policy::Folio)).needed_bytes.get(), Some(0));
+    }
 }

@@ -8,6 +8,7 @@ use guest_mem::{Address, Backing, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable}
 use super::machine::Machine;
 use super::sptes::{BLOCK, Bits, Dropped};
 use crate::events::SecondaryMmu;
+use crate::record::saturating_sum;
 use crate::scenario::Zap;
 
 /// Who zaps, and how.
@@ -39,8 +40,8 @@ pub struct Zapped {
 
 impl std::ops::AddAssign for Zapped {
     fn add_assign(&mut self, other: Self) {
-        self.slots += other.slots;
-        self.bytes += other.bytes;
+        self.slots = self.slots.saturating_add(other.slots);
+        self.bytes = self.bytes.saturating_add(other.bytes);
         self.dropped += other.dropped;
         self.low |= other.low;
     }
@@ -66,7 +67,7 @@ impl Zapping {
         let blocks = arena.len() / PMD_SIZE;
         let mut seams = Bits::none(blocks);
         seams.set_range(0..blocks, seamed);
-        let all_bytes = slots.as_slice().iter().map(|slot| slot.len()).sum();
+        let all_bytes = saturating_sum(slots.as_slice().iter().map(|slot| slot.len()));
         Self { how, mmu, drops_all, arena, seams, all_bytes }
     }
 
@@ -102,7 +103,7 @@ impl Zapping {
         // Slots of one run stand side by side, and their sum is their hull.
         let bytes = match slots.runs().iter().any(|run| run.covers(hull)) {
             true => hull.len(),
-            false => covered.iter().map(|slot| slot.len()).sum(),
+            false => saturating_sum(covered.iter().map(|slot| slot.len())),
         };
         let low = !self.arena.covers(hull);
         Zapped { slots: covered.len() as u64, bytes, dropped: machine.zap(self.pages(hull)), low }
@@ -143,7 +144,8 @@ impl Zapping {
             self.seams.set(block, true);
             let start = Hva::new(self.arena.start().get() + block * PMD_SIZE);
             let whole = HvaRange::with_len(start, PMD_SIZE).unwrap_or(HvaRange::empty(start));
-            zapped.bytes += whole.len() - whole.intersection(range).map_or(0, HvaRange::len);
+            let beside = whole.len() - whole.intersection(range).map_or(0, HvaRange::len);
+            zapped.bytes = zapped.bytes.saturating_add(beside);
             zapped.dropped += machine.split(block);
         }
         zapped
@@ -162,7 +164,7 @@ impl Zapping {
             let part = slot.hva_range().intersection(range).unwrap_or(HvaRange::empty(range.start()));
             let dropped = machine.zap(self.pages(part));
             zapped.slots += u64::from(!dropped.is_nothing());
-            zapped.bytes += dropped.bytes();
+            zapped.bytes = zapped.bytes.saturating_add(dropped.bytes());
             zapped.dropped += dropped;
         }
         zapped

@@ -1,13 +1,21 @@
 //! What stands above and below a case's table: what its rows share, and what they could not say.
 
-use crate::record::Row;
+use crate::record::{REPLAY, Row, SOFTWARE};
 
-use super::names::{Differences, grouped};
+use super::account;
+use super::names::{Differences, grouped, which};
 use super::units;
 
-/// `sparse: pageout, slots of 2 MiB, 256 victims of 4 KiB`: what all rows of the case share.
+/// `sparse: pageout, slots of 2 MiB, 256 victims of 4 KiB`: what all rows of the case share. Whether a guest ran at all
+/// comes first.
 pub(super) fn heading(case: &str, rows: &[&Row], differences: Differences) -> String {
     let mut parts = Vec::new();
+    if rows.iter().any(|row| row.label.listener == SOFTWARE) {
+        parts.push("NO GUEST RAN, worker threads used the memory through the software MMU".to_owned());
+    }
+    if rows.iter().any(|row| row.label.listener == REPLAY) {
+        parts.push("NO ROW RAN, all is predicted by a replay".to_owned());
+    }
     if let Some(row) = rows.first() {
         if !differences.reclaim {
             parts.push(row.label.reclaim.clone());
@@ -47,20 +55,66 @@ pub(super) fn could_not_run(rows: &[&Row], differences: Differences) -> Vec<Stri
         .collect()
 }
 
-/// One line for each warning about the rows as a whole or about a column that is shown.
-pub(super) fn notes(rows: &[&Row], shown: &[&str]) -> Vec<String> {
-    let mut notes: Vec<String> = Vec::new();
-    for warning in rows.iter().flat_map(|row| row.warnings.iter()) {
-        let about_shown: Vec<&str> =
-            warning.keys.iter().map(String::as_str).filter(|key| shown.contains(key)).collect();
-        let note = match (warning.keys.is_empty(), about_shown.is_empty()) {
-            (true, _) => format!("note: {}", warning.text),
-            (false, false) => format!("note: {}: {}", about_shown.join(", "), warning.text),
-            (false, true) => continue,
-        };
-        if !notes.contains(&note) {
-            notes.push(note);
+/// A line for each row for which the kernel announced something else than was expected.
+pub(super) fn differing(rows: &[&Row], differences: Differences) -> Vec<String> {
+    let line = |row: &&Row| {
+        let name = which(&[row], rows, differences);
+        let colon = if name.is_empty() { "" } else { ": " };
+        let how = account::difference(row)?;
+        Some(format!("! {name}{colon}THE KERNEL ANNOUNCED SOMETHING ELSE THAN WAS EXPECTED: {how}"))
+    };
+    rows.iter().filter_map(line).collect()
+}
+
+/// What the mark of disturbed rows means, and who disturbed each.
+pub(super) fn disturbed(rows: &[&Row], differences: Differences) -> Option<String> {
+    let disturbed: Vec<&Row> = rows.iter().copied().filter(|row| row.strangers() > 0).collect();
+    let each: Vec<String> = grouped(&disturbed, |row| account::strangers(&[row]))
+        .into_iter()
+        .map(|(who, some)| format!("{who}{}", of_rows(&some, rows, differences)))
+        .collect();
+    (!each.is_empty()).then(|| {
+        format!(
+            "* others announced ranges of the same memory meanwhile, so many by cause: {}",
+            each.join("; ")
+        )
+    })
+}
+
+/// ` [thp kernel/folio]`, ` [all rows]`; nothing where there is but one row.
+fn of_rows(some: &[&Row], all: &[&Row], differences: Differences) -> String {
+    if all.len() < 2 {
+        return String::new();
+    }
+    match which(some, all, differences) {
+        name if name.is_empty() => " [all rows]".to_owned(),
+        name => format!(" [{name}]"),
+    }
+}
+
+/// One line for each warning about rows as a whole or about a column that is shown, by the columns' titles, with the rows
+/// that have it.
+pub(super) fn notes(rows: &[&Row], shown: &[(&str, String)], differences: Differences) -> Vec<String> {
+    let mut notes: Vec<(String, Vec<&Row>)> = Vec::new();
+    for row in rows {
+        for warning in row.warnings.iter() {
+            let mut titles: Vec<&str> = Vec::new();
+            for (key, title) in shown {
+                if warning.keys.iter().any(|known| known == key) && !titles.contains(&title.as_str()) {
+                    titles.push(title);
+                }
+            }
+            let note = match (warning.keys.is_empty(), titles.is_empty()) {
+                (true, _) => format!("note: {}", warning.text),
+                (false, false) => format!("note: {}: {}", titles.join(", "), warning.text),
+                (false, true) => continue,
+            };
+            match notes.iter_mut().find(|(known, _)| *known == note) {
+                Some((_, of)) if of.iter().any(|known| std::ptr::eq(*known, *row)) => {}
+                Some((_, of)) => of.push(row),
+                None => notes.push((note, vec![row])),
+            }
         }
     }
-    notes
+    notes.into_iter().map(|(note, of)| note + &of_rows(&of, rows, differences)).collect()
 }

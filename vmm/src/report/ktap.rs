@@ -16,6 +16,7 @@
 
 use std::fmt::Write;
 
+use super::account;
 use crate::doctor;
 use crate::record::{Row, RunRecord, Verdict, Warning};
 use crate::replay::{Check, Judgement};
@@ -122,13 +123,19 @@ pub fn of_run(record: &RunRecord) -> Vec<Test> {
 /// What the kernel announced is what was announced for it.
 const ACCOUNTS: &str = "the kernel's account and ours agree";
 
-/// Why a key is null, as the row says.
-fn why_null(row: &Row, key: &str) -> String {
+/// What the row says about a key: why it is null, or doubtful.
+fn reason_of(row: &Row, key: &str) -> String {
     let about = |warning: &&Warning| warning.keys.iter().any(|known| known == key);
     row.warnings
         .iter()
         .find(about)
         .map_or("the row does not say why".to_owned(), |warning| warning.text.clone())
+}
+
+/// What the kernel announced in place of what was expected, and of which operations.
+fn accounts_differ(row: &Row, differing: u64) -> String {
+    let how = account::difference(row).unwrap_or_else(|| format!("they differ over {differing} operations"));
+    format!("the kernel announced {how}: {}", reason_of(row, "account_differences"))
 }
 
 fn of_row(row: &Row) -> Test {
@@ -147,8 +154,8 @@ fn of_row(row: &Row) -> Test {
         },
         match row.account_differences.get() {
             Some(0) => Test::ok(ACCOUNTS),
-            Some(differing) => Test::not_ok(ACCOUNTS, format!("they differ over {differing} operations")),
-            None => Test::skip(ACCOUNTS, why_null(row, "account_differences")),
+            Some(differing) => Test::not_ok(ACCOUNTS, accounts_differ(row, differing)),
+            None => Test::skip(ACCOUNTS, reason_of(row, "account_differences")),
         },
         match row.unexplained().as_slice() {
             [] => Test::ok("every null has its reason"),

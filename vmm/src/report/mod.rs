@@ -7,13 +7,14 @@ mod account;
 mod caption;
 mod comparison;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod ktap;
 mod names;
 mod swaps;
 mod table;
 mod timeline;
 pub mod units;
+mod widths;
 mod words;
 
 pub use comparison::comparison;
@@ -21,3 +22,7 @@ pub use table::table;
 pub use timeline::timeline;
 pub use units::Charset;
 pub use words::words;
+
+#[cfg(test)]
+#[path = "arbitrary_tests.rs"]
+mod arbitrary;

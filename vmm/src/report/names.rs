@@ -48,6 +48,54 @@ impl Differences {
     }
 }
 
+/// What tells rows of a table apart, by the words of its columns.
+fn axes(differences: Differences) -> Vec<fn(&Row) -> String> {
+    let mut axes: Vec<fn(&Row) -> String> =
+        vec![|row| row.label.backing.clone(), |row| row.label.policy.clone(), |row| {
+            row.label.reclaim.clone()
+        }];
+    if differences.granule {
+        axes.push(|row| units::bytes(row.label.granule));
+    }
+    if differences.zap {
+        axes.push(|row| row.label.zap.clone());
+    }
+    axes
+}
+
+/// Some of a table's rows by the words of its columns, as few as name them: `thp kernel/folio; 4k kernel pageout`; the
+/// empty text for all of them.
+pub(super) fn which(some: &[&Row], all: &[&Row], differences: Differences) -> String {
+    let axes = axes(differences);
+    let distinct = |rows: &[&Row], axis: &fn(&Row) -> String| {
+        let mut values: Vec<String> = Vec::new();
+        for value in rows.iter().map(|row| axis(row)) {
+            if !values.contains(&value) {
+                values.push(value);
+            }
+        }
+        values
+    };
+    let values: Vec<Vec<String>> = axes.iter().map(|axis| distinct(some, axis)).collect();
+    let named = |row: &&&Row| axes.iter().zip(&values).all(|(axis, values)| values.contains(&axis(row)));
+    let splits = axes.iter().zip(&values).find(|(_, values)| values.len() > 1);
+    match splits {
+        // Their words name others, too: each of the first column's by itself.
+        Some((axis, values)) if all.iter().filter(named).count() != some.len() => {
+            let of = |value: &String| -> Vec<&Row> {
+                some.iter().copied().filter(|row| axis(row) == *value).collect()
+            };
+            let parts: Vec<String> = values.iter().map(|value| which(&of(value), all, differences)).collect();
+            parts.join("; ")
+        }
+        _ => {
+            let telling =
+                axes.iter().zip(&values).filter(|(axis, values)| distinct(all, axis).len() > values.len());
+            telling.map(|(_, values)| values.join("/")).collect::<Vec<_>>().join(" ")
+        }
+    }
+}
+
 /// ``under `a`, `b` and `c` ``: a preposition that they share is said once.
 pub(super) fn enumerate(names: &[String]) -> String {
     let Some((first, rest)) = names.split_first() else { return String::new() };
@@ -88,6 +136,30 @@ mod tests {
         assert_eq!(enumerate(&names(&["under `a`", "under `b`", "under `c`"])), "under `a`, `b` and `c`");
         assert_eq!(enumerate(&names(&["under `a`", "by `c`"])), "under `a` and by `c`");
         assert_eq!(enumerate(&[]), "");
+    }
+
+    #[test]
+    fn rows_are_named_by_the_columns_that_tell_them() {
+        let rows: Vec<Row> = ["4k", "thp"]
+            .iter()
+            .flat_map(|backing| {
+                ["kernel", "folio", "vm"].map(|policy| super::super::fixture::row(backing, policy))
+            })
+            .collect();
+        let all: Vec<&Row> = rows.iter().collect();
+        let named = |picked: &[usize]| {
+            let some: Vec<&Row> = picked.iter().map(|&index| all[index]).collect();
+            which(&some, &all, Differences::among(&all))
+        };
+        assert_eq!(named(&[0, 1, 2, 3, 4, 5]), "");
+        assert_eq!(named(&[0, 3]), "kernel");
+        assert_eq!(named(&[0, 1, 3, 4]), "kernel/folio");
+        assert_eq!(named(&[3, 4, 5]), "thp");
+        assert_eq!(named(&[5]), "thp vm");
+        assert_eq!(named(&[0, 5]), "4k kernel; thp vm");
+        assert_eq!(named(&[0, 1, 5]), "4k kernel/folio; thp vm");
+        // Two rows of one name cannot be told apart, and that must end.
+        assert_eq!(which(&[all[0]], &[all[0], all[0]], Differences::default()), "");
     }
 
     #[test]

@@ -36,9 +36,9 @@ fn sentence(kernels: &Row, ours: &Row, charset: Charset) -> Option<String> {
     let in_place_of =
         |what: &str, (ours, kernels): (String, String)| format!("{what} {ours} in place of {kernels}");
     let mut clauses = Vec::new();
-    clauses.extend(
-        both(&|row| row.invalidations.get().map(units::count)).map(|pair| in_place_of("ranges", pair)),
-    );
+    // What was only expected of either is no comparison.
+    let ranges = |row: &Row| row.invalidations.get().filter(|_| !row.is_expected()).map(units::count);
+    clauses.extend(both(&ranges).map(|pair| in_place_of("ranges", pair)));
     clauses.extend(both(&rate).map(|pair| in_place_of("out at", pair)));
     let stall = |row: &Row| Some(units::nanoseconds(row.refault_ns.get()?.p50? as f64, charset));
     clauses.extend(both(&stall).map(|pair| in_place_of("a refault of", pair)));

@@ -1,4 +1,11 @@
 //! The rows as a table for each case. No colours, no control characters: the same on a terminal and in a file.
+//!
+//! ```text
+//!   heading          the case, what its rows share, and whether a guest ran at all
+//!   !                where the kernel announced something else than was expected, before any number
+//!   the rows         `*`: others took memory meanwhile; `(256)`: expected of the kernel and not measured
+//!   could not run, *, notes
+//! ```
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
@@ -15,6 +22,13 @@ struct Column {
     cell: fn(&Row, Charset) -> Option<String>,
 }
 
+impl Column {
+    /// Its heading on one line: `by the kernel`.
+    fn title(&self) -> String {
+        self.heading.replace("-\n", "").replace('\n', " ")
+    }
+}
+
 /// The tables of a run's cases, each with what its rows share above it, and below it why rows are missing.
 pub fn table(record: &RunRecord, charset: Charset) -> String {
     let rows: Vec<&Row> = record.rows.iter().collect();
@@ -25,17 +39,23 @@ pub fn table(record: &RunRecord, charset: Charset) -> String {
 
 fn case_table(case: &str, rows: &[&Row], charset: Charset) -> String {
     let differences = Differences::among(rows);
-    // Where nobody kept the kernel's account, two columns of dashes would tell nothing.
-    let kernel = rows.iter().any(|row| !row.kernel_ranges.is_null());
-    let columns = columns(differences, kernel);
     let ran: Vec<&Row> = rows.iter().copied().filter(|row| row.could_not_run.is_none()).collect();
+    let columns = columns(differences, &ran);
     let mut text = caption::heading(case, rows, differences) + "\n";
+    for line in caption::differing(&ran, differences) {
+        text.extend([" ", &line, "\n"]);
+    }
     if !ran.is_empty() {
         let drawn = draw(&columns, &ran, charset);
         drawn.lines().for_each(|line| text.extend([line.trim_end(), "\n"]));
     }
-    let shown: Vec<&str> = columns.iter().flat_map(|column| column.key.split(' ')).collect();
-    for line in caption::could_not_run(rows, differences).into_iter().chain(caption::notes(&ran, &shown)) {
+    let shown: Vec<(&str, String)> =
+        columns.iter().flat_map(|column| column.key.split(' ').map(|key| (key, column.title()))).collect();
+    let below = caption::could_not_run(rows, differences)
+        .into_iter()
+        .chain(caption::disturbed(&ran, differences))
+        .chain(caption::notes(&ran, &shown, differences));
+    for line in below {
         text.extend([" ", &line, "\n"]);
     }
     text
@@ -62,11 +82,15 @@ fn draw(columns: &[Column], rows: &[&Row], charset: Charset) -> Table {
     table
 }
 
-fn columns(differences: Differences, kernel: bool) -> Vec<Column> {
+fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
+    // Where nobody kept the kernel's account, two columns of dashes would tell nothing; where it is as expected, what was
+    // expected would tell nothing.
+    let kernel = ran.iter().any(|row| !row.kernel_ranges.is_null());
+    let differing = ran.iter().any(|row| row.differs());
     let column = |heading, key, cell| Column { heading, key, cell };
     let mut columns = vec![
         column("backing", "backing achieved", |row, _| Some(backing(row))),
-        column("policy", "policy", |row, _| Some(row.label.policy.clone())),
+        column("policy", "policy", |row, _| Some(policy(row))),
     ];
     if differences.reclaim {
         columns.push(column("reclaim", "reclaim", |row, _| Some(row.label.reclaim.clone())));
@@ -79,8 +103,10 @@ fn columns(differences: Differences, kernel: bool) -> Vec<Column> {
     }
     columns.extend([
         column("evicted", "evicted_bytes", |row, _| row.evicted_bytes.get().map(units::bytes)),
-        column("ranges", "invalidations", |row, _| row.invalidations.get().map(units::count)),
-        column("invali-\ndated", "invalidated_bytes", |row, _| row.invalidated_bytes.get().map(units::bytes)),
+        column("ranges", "invalidations", |row, _| announced(row, row.invalidations.get().map(units::count))),
+        column("invali-\ndated", "invalidated_bytes", |row, _| {
+            announced(row, row.invalidated_bytes.get().map(units::bytes))
+        }),
     ]);
     if kernel {
         columns.extend([
@@ -88,8 +114,15 @@ fn columns(differences: Differences, kernel: bool) -> Vec<Column> {
             column("its\nbytes", "kernel_bytes", |row, _| row.kernel_bytes.get().map(units::bytes)),
         ]);
     }
+    if differing {
+        columns.push(column("expec-\nted", "expected_bytes", |row, _| {
+            row.expected_bytes.get().map(units::bytes)
+        }));
+    }
     columns.extend([
-        column("amplifi-\ncation", "amplification", |row, _| row.amplification.get().map(units::times)),
+        column("amplifi-\ncation", "amplification", |row, _| {
+            announced(row, row.amplification.get().map(units::times))
+        }),
         column("zapped\n4k / 2m", "sptes_zapped_4k sptes_zapped_2m", sptes),
         column("refaults", "refaults", |row, _| row.refaults.get().map(units::count)),
         column("colla-\nteral", "collateral_faults", |row, _| row.collateral_faults.get().map(units::count)),
@@ -108,6 +141,22 @@ fn columns(differences: Differences, kernel: bool) -> Vec<Column> {
         }),
     ]);
     columns
+}
+
+/// The policy, and what to know before believing the row: see the [module](self).
+fn policy(row: &Row) -> String {
+    let mut text = row.label.policy.clone();
+    let marks = [(row.differs(), '!'), (row.strangers() > 0, '*')];
+    let set: String = marks.iter().filter(|(set, _)| *set).map(|(_, mark)| *mark).collect();
+    if !set.is_empty() {
+        text.extend([" ", &set]);
+    }
+    text
+}
+
+/// What was announced; in parentheses what was only expected.
+fn announced(row: &Row, text: Option<String>) -> Option<String> {
+    text.map(|text| if row.is_expected() { format!("({text})") } else { text })
 }
 
 /// The backing, and how much of it was really that if not all of it was.

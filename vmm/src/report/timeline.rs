@@ -4,6 +4,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use super::names::grouped;
 use super::units::{self, Charset};
+use crate::record::{KERNEL, SOFTWARE};
 use crate::scenario::Reclaim;
 use crate::timeline::{CauseTime, RowTime, Stalled};
 
@@ -34,20 +35,33 @@ brackets, the kernel's calls and, for a page-out, looking what left and asking a
 guest held: time in which vCPUs stood still inside those brackets; guest repairs: outside them, while memory was taken.
 faults, retries, flushes: what the secondary MMU counted while memory was taken; a retry let the guest in again without
 an entry. What the kernel announced in one call stands with the last cause of that call. refault, sweep: time in which
-the guest stood still when it read what was taken, and then all the rest.
+the guest stood still when it read what was taken, and then all the rest. ranges: announced by us; under `kernel` nobody but
+the kernel announces, and in parentheses stands what was expected of it.
 ";
+
+/// The same where worker threads used the memory.
+fn of_workers(text: &str) -> String {
+    text.replace("the guest", "the worker threads")
+        .replace("guest", "worker")
+        .replace("vCPUs", "worker threads")
+}
 
 /// The table of each case, and what its columns say.
 pub fn timeline(rows: &[RowTime], charset: Charset) -> String {
     let all: Vec<&RowTime> = rows.iter().collect();
     let mut text = String::new();
     for (case, rows) in grouped(&all, |row| row.label.case.as_str()) {
-        text.extend(["where the time went: ", case, "\n"]);
+        let no_guest = if has_guest(&rows) { "" } else { " (NO GUEST RAN, worker threads used the memory)" };
+        text.extend(["where the time went: ", case, no_guest, "\n"]);
         draw(&rows, charset).lines().for_each(|line| text.extend([line.trim_end(), "\n"]));
         rows.iter().flat_map(|row| notes(row, charset)).for_each(|note| text.extend([" ", &note, "\n"]));
         text.push('\n');
     }
-    text + LEGEND
+    text + &if has_guest(&all) { LEGEND.to_owned() } else { of_workers(LEGEND) }
+}
+
+fn has_guest(rows: &[&RowTime]) -> bool {
+    rows.is_empty() || rows.iter().any(|row| row.label.listener != SOFTWARE)
 }
 
 fn draw(rows: &[&RowTime], charset: Charset) -> Table {
@@ -57,7 +71,8 @@ fn draw(rows: &[&RowTime], charset: Charset) -> Table {
     };
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::new(rule, rule, rule, rule)));
-    table.set_header(HEADINGS);
+    let guest = has_guest(rows);
+    table.set_header(HEADINGS.map(|heading| if guest { heading.to_owned() } else { of_workers(heading) }));
     for row in rows {
         for (index, cause) in row.causes.iter().enumerate() {
             table.add_row(line(row, Some(cause), index == 0, charset));
@@ -87,7 +102,10 @@ fn line(row: &RowTime, cause: Option<&CauseTime>, first: bool, charset: Charset)
         rows_own(label.policy.clone()),
         rows_own(label.reclaim.clone()),
         cause.map_or(charset.missing().to_owned(), |cause| cause.cause.clone()),
-        number(cause.map(|cause| cause.announcements)),
+        match cause {
+            Some(cause) if label.policy == KERNEL => format!("({})", units::count(cause.announcements)),
+            cause => number(cause.map(|cause| cause.announcements)),
+        },
         number(cause.and_then(|cause| cause.kernel_ranges)),
         of_cause(|cause| cause.zap_ns),
         of_cause(|cause| cause.operation_ns),
@@ -135,7 +153,7 @@ fn notes(row: &RowTime, charset: Charset) -> Vec<String> {
     if row.clock_uncertain_ns > 0 {
         let uncertain = units::nanoseconds(row.clock_uncertain_ns as f64, charset);
         notes.push(format!(
-            "{name}: the guest's clock is known to {uncertain}: so far a held time may be off"
+            "{name}: the clock of who used the memory is known to {uncertain}: so far a held time may be off"
         ));
     }
     notes
@@ -185,6 +203,19 @@ mod tests {
         );
         assert!(text.contains("4k, pmd, pageout: the kernel announced beside: khugepaged 1"), "{text}");
         assert!(text.contains("known to 2 us"), "{text}");
+    }
+
+    #[test]
+    fn what_was_expected_of_the_kernel_and_who_used_the_memory_is_told() {
+        let mut events = row(&[bracket(0, Cause::PageOut)]);
+        let text = timeline(&[RowTime::of(&events)], Charset::Ascii);
+        assert!(!text.contains("(1)") && text.contains("guest"), "{text}");
+        events.header.label.policy = KERNEL.to_owned();
+        events.header.label.listener = SOFTWARE.to_owned();
+        let text = timeline(&[RowTime::of(&events)], Charset::Ascii);
+        assert!(text.lines().any(|line| line.contains("(1)")), "{text}");
+        assert!(text.starts_with("where the time went: sparse (NO GUEST RAN"), "{text}");
+        assert!(!text.contains("guest"), "{text}");
     }
 
     #[test]

@@ -74,8 +74,12 @@ pub fn nanoseconds(nanoseconds: f64, charset: Charset) -> String {
     format!("{} {unit}", trimmed(&three_digits(nanoseconds / size)))
 }
 
-/// A quotient: `1.0`, `1.53`, `257`, `16,384`.
+/// A quotient: `1.0`, `1.53`, `257`, `16,384`; by powers of ten where nobody counts its digits.
 pub fn times(quotient: f64) -> String {
+    const COUNTABLE: f64 = 1e15;
+    if quotient.abs() >= COUNTABLE {
+        return format!("{quotient:.2e}");
+    }
     let text = three_digits(quotient);
     match text.split_once('.') {
         // One decimal stays, so that a quotient is never taken for a count.
@@ -89,6 +93,9 @@ pub fn times(quotient: f64) -> String {
 
 /// A part of a whole: `43 %`, `0.4 %`.
 pub fn percent(part: f64) -> String {
+    if part.abs() >= 1e13 {
+        return format!("{part:.2e} times");
+    }
     let percent = 100.0 * part;
     let digits =
         if percent > 0.0 && percent < 9.95 { format!("{percent:.1}") } else { format!("{percent:.0}") };
@@ -170,6 +177,7 @@ mod tests {
             (256.98, "257"),
             (16_384.0, "16,384"),
             (0.0, "0.0"),
+            (1.5e300, "1.50e300"),
         ] {
             assert_eq!(times(quotient), text);
         }

@@ -1,19 +1,24 @@
 //! What the rows say, in words: one paragraph, and nothing in it that a number of the record does not support.
 
-use crate::record::{Row, RunRecord};
+use crate::record::{Row, RunRecord, SOFTWARE, saturating_sum};
 
-use super::account::account;
+use super::account::{account, differences, not_measured};
 use super::names::{Differences, enumerate, grouped};
 use super::swaps::{side_by_side, told_beside};
 use super::units::{self, Charset};
+use super::widths::{split, widths};
 
 /// A hot loop that keeps this much of its rate has not noticed: two runs of the same differ by as much.
 const UNNOTICED: f64 = 0.95;
 
+/// Bytes of what is called a page.
+const PAGE_SIZE: u64 = 4096;
+
 /// One paragraph in plain English.
 pub fn words(record: &RunRecord, charset: Charset) -> String {
     let ran: Vec<&Row> = record.rows.iter().filter(|row| row.could_not_run.is_none()).collect();
-    let mut sentences: Vec<String> = Vec::new();
+    // What makes the rest doubtful comes first.
+    let mut sentences: Vec<String> = differences(&ran).into_iter().collect();
     let apart: Vec<&Row> = ran.iter().copied().filter(|row| !told_beside(row, &ran)).collect();
     for (_, rows) in grouped(&apart, |row| (&row.label.case, &row.label.backing, &row.label.reclaim)) {
         sentences.extend(setting(&rows));
@@ -22,6 +27,7 @@ pub fn words(record: &RunRecord, charset: Charset) -> String {
     sentences.extend(zap_times(&ran, charset));
     sentences.extend(backings(&ran, charset));
     sentences.extend(shortfall(&ran));
+    sentences.extend(not_measured(&ran));
     sentences.extend(account(&ran));
     sentences.extend(missing_rows(&record.rows));
     sentences.extend(integrity(&ran));
@@ -33,6 +39,8 @@ fn setting(rows: &[&Row]) -> Option<String> {
     let differences = Differences::among(rows);
     let widths = widths(rows, differences);
     let mut clauses = Vec::new();
+    let none_left = |row: &&Row| evicts(row) && row.evicted_bytes.get() == Some(0);
+    clauses.extend(rows.iter().all(none_left).then(|| "nothing left".to_owned()));
     clauses.extend(split(rows));
     clauses.extend(collateral(rows, differences));
     clauses.extend(hot_loop(rows, differences));
@@ -58,13 +66,13 @@ fn taking(row: &Row) -> String {
         "remove" | "punch" => "Punching out",
         "protect" => "Protecting",
         "remap" => "Moving",
-        "cgroup" => "Squeezing out by cgroup",
+        "cgroup" => "Having a cgroup squeezed by",
         "uffd" => "Swapping out in user space",
         _ => "Taking",
     };
     let what = match (row.victims.get(), row.victim_bytes.get()) {
         (Some(victims), Some(bytes)) if victims > 0 => {
-            let noun = match (bytes == victims * 4096, victims) {
+            let noun = match (victims.checked_mul(PAGE_SIZE) == Some(bytes), victims) {
                 (true, 1) => "page".to_owned(),
                 (true, _) => "pages".to_owned(),
                 (false, 1) => format!("piece ({})", units::bytes(bytes)),
@@ -77,62 +85,10 @@ fn taking(row: &Row) -> String {
     format!("{verb} {what} of {} memory", row.label.backing)
 }
 
-/// ``invalidated exactly what had to go under `folio` (amplification 1.0), 257 times as much under `pmd` …``.
-fn widths(rows: &[&Row], differences: Differences) -> Option<String> {
-    let mut known: Vec<(f64, String)> = rows
-        .iter()
-        .filter_map(|row| Some((row.amplification.get()?, differences.name(row))))
-        .filter(|(amplification, _)| amplification.is_finite())
-        .collect();
-    known.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    // Policies whose widths print alike are named together.
-    let mut steps: Vec<(String, Vec<String>)> = Vec::new();
-    for (amplification, name) in known {
-        let text = units::times(amplification);
-        match steps.last_mut().filter(|(last, _)| *last == text) {
-            Some((_, names)) => names.push(name),
-            None => steps.push((text, vec![name])),
-        }
-    }
-    (!steps.is_empty()).then(|| widths_in_words(&steps))
-}
-
-fn widths_in_words(steps: &[(String, Vec<String>)]) -> String {
-    let Some(((times, names), wider)) = steps.split_first() else { return String::new() };
-    let exact = times == "1.0";
-    let mut text = match exact {
-        true => format!("invalidated exactly what had to go {} (amplification 1.0)", enumerate(names)),
-        false => format!("invalidated {times} times what had to go {}", enumerate(names)),
-    };
-    let as_much = if exact { " as much" } else { "" };
-    // More than a handful of numbers is what the table is for.
-    let many = wider.len() > 4;
-    let shown = if many { &wider[wider.len() - 1..] } else { wider };
-    for (index, (times, names)) in shown.iter().enumerate() {
-        let glue = match (many, index + 1 == shown.len()) {
-            (true, _) => " and up to",
-            (false, true) => " and",
-            (false, false) => ",",
-        };
-        text += &format!("{glue} {times} times{as_much} {}", enumerate(names));
-    }
-    text
-}
-
-/// What had to go where that is much more than what left: the mapping of a huge page goes whole before a part of
-/// the page can. Swap in user space takes every translation twice, to protect the page and to drop it.
-fn split(rows: &[&Row]) -> Option<String> {
-    let known = rows.iter().find_map(|row| {
-        let times = if row.label.reclaim == "uffd" { 2 } else { 1 };
-        Some((row.needed_bytes.get()?, row.evicted_bytes.get()?, times))
-    });
-    let (needed, evicted, _) =
-        known.filter(|&(needed, evicted, times)| evicted > 0 && needed >= 2 * times * evicted)?;
-    Some(format!(
-        "what had to go was {} for {} that left, since a huge page's mapping goes whole before a part of it can",
-        units::bytes(needed),
-        units::bytes(evicted)
-    ))
+/// Who used the memory.
+fn user(rows: &[&Row]) -> &'static str {
+    let guest = rows.iter().all(|row| row.label.listener != SOFTWARE);
+    if guest { "the guest" } else { "the worker threads" }
 }
 
 /// ``the guest then faulted 16,128 times on pages that had never left under `vm`, never under `folio` ``. Times and
@@ -148,7 +104,7 @@ fn collateral(rows: &[&Row], differences: Differences) -> Option<String> {
         1 => "once".to_owned(),
         faults => format!("{} times", units::count(faults)),
     };
-    let faulted = format!("the guest then faulted {} on pages that had never left", times(most.0));
+    let faulted = format!("{} then faulted {} on pages that had never left", user(rows), times(most.0));
     if least.0 == most.0 {
         return Some(faulted);
     }
@@ -229,7 +185,8 @@ fn backings(rows: &[&Row], charset: Charset) -> Option<String> {
         let (case, policy) = (&label.case, &label.policy);
         (medians.len() > 1).then(|| {
             let medians = enumerate(&medians);
-            format!("A refault stopped the guest {medians} (medians; case `{case}` under `{policy}`).")
+            let stopped = if user(rows) == "the guest" { "the guest" } else { "a worker thread" };
+            format!("A refault stopped {stopped} {medians} (medians; case `{case}` under `{policy}`).")
         })
     })
 }
@@ -275,7 +232,7 @@ fn integrity(rows: &[&Row]) -> Option<String> {
     if rows.is_empty() {
         return None;
     }
-    let wrong: u64 = rows.iter().filter_map(|row| row.integrity_errors.get()).sum();
+    let wrong = saturating_sum(rows.iter().filter_map(|row| row.integrity_errors.get()));
     let bad = rows.iter().filter(|row| row.integrity_errors.get().is_some_and(|errors| errors > 0)).count();
     let unverified = rows.iter().filter(|row| row.integrity_errors.is_null()).count();
     if bad > 0 {

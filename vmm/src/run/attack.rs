@@ -22,7 +22,7 @@ use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbSta
 
 use super::errors::TrialError;
 use super::journal::Mark;
-use super::measured::Counts;
+use super::measured::{Counts, Expected};
 use super::own_swap::OwnSwap;
 use super::wiring::{Device, Wiring};
 use crate::hook;
@@ -151,6 +151,17 @@ impl<'a> Attacker<'a> {
         Ok(&self.runs)
     }
 
+    /// How many of the arena's pages that `wanted` picks are in memory.
+    pub fn resident(&mut self, wanted: impl Fn(u64) -> bool) -> Result<u64, TrialError> {
+        let arena = self.arena();
+        let runs = self.layout()?.iter().filter(|run| run.state.is_resident());
+        let pages = runs.flat_map(|run| {
+            let first = arena.offset_of(run.range.start()).expect("scanned in the arena") / PAGE_SIZE;
+            first..first + run.range.page_count()
+        });
+        Ok(pages.filter(|page| wanted(*page)).count() as u64)
+    }
+
     /// The mark of an operation that begins.
     fn mark(&self, pages: Range<u64>) -> Mark {
         let touches = self.hot.iter().map(|&vcpu| self.testbed.mailbox(vcpu).area().touches()).sum();
@@ -235,6 +246,7 @@ impl<'a> Attacker<'a> {
         let mut planned = std::mem::take(&mut self.planned);
         self.planner.plan(&mut self.scanner, arena, range, Unit::Range, operation, &mut planned)?;
         let leaves = self.leaves();
+        counts.expected += Expected::of(&planned);
         self.announce(&planned, range, operation, counts)?;
         self.count_dropped(leaves, counts);
         self.planned = planned;
@@ -349,6 +361,7 @@ impl<'a> Attacker<'a> {
         let leaves = self.leaves();
         let mark = self.mark(0..arena.range().page_count());
         let evicted = counts.evicted_bytes;
+        counts.expected += Expected::UNKNOWN;
         let begun = monotonic_ns();
         cgroup.squeeze(bytes)?;
         if let Some(operations) = &mut self.operations {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use guest_mem::Planned;
 use notifier_bridge::{Count, SharedTlbStats, Totals};
 
 use super::own_swap::Returned;
@@ -9,6 +10,35 @@ use crate::events::{Refill, TrialEvents};
 use crate::record::Samples;
 use crate::tap::{Account, RangeCause};
 use crate::testbed::GivenBack;
+
+/// Ranges that the kernel is expected to announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// How many.
+    pub ranges: Count,
+    /// Bytes of all of them.
+    pub bytes: Count,
+}
+
+impl Expected {
+    /// None.
+    pub const NOTHING: Self = Self { ranges: Count::ZERO, bytes: Count::ZERO };
+    /// The kernel chooses for itself.
+    pub const UNKNOWN: Self = Self { ranges: Count::UNKNOWN, bytes: Count::UNKNOWN };
+
+    /// What was planned for one operation.
+    pub fn of(planned: &[Planned]) -> Self {
+        let bytes = planned.iter().map(|planned| planned.range().len()).sum();
+        Self { ranges: Count::of(planned.len() as u64), bytes: Count::of(bytes) }
+    }
+}
+
+impl std::ops::AddAssign for Expected {
+    fn add_assign(&mut self, other: Self) {
+        self.ranges += other.ranges;
+        self.bytes += other.bytes;
+    }
+}
 
 /// What is counted. Every one of these is exact where it is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,10 +49,15 @@ pub struct Counts {
     pub victim_bytes: u64,
     /// Bytes that really left.
     pub evicted_bytes: u64,
+    /// Bytes of these that were back before the guest was asked to touch them; `None` where nobody looked.
+    pub returned_bytes: Option<u64>,
     /// Operations that had to be asked for again, because the kernel had passed over a page in use.
     pub repeated: u64,
     /// What was announced and dropped, from the ledger.
     pub totals: Totals,
+    /// What the kernel was expected to announce, from pagemap before each operation; unknown once one of them named no
+    /// address.
+    pub expected: Expected,
     /// Leaf translations of 4 KiB dropped.
     pub sptes_zapped_4k: Count,
     /// Leaf translations of 2 MiB dropped.
@@ -55,8 +90,10 @@ impl Default for Counts {
             victims: 0,
             victim_bytes: 0,
             evicted_bytes: 0,
+            returned_bytes: None,
             repeated: 0,
             totals: Totals::ZERO,
+            expected: Expected::NOTHING,
             sptes_zapped_4k: Count::ZERO,
             sptes_zapped_2m: Count::ZERO,
             remote_tlb_flushes: Count::ZERO,

@@ -8,6 +8,7 @@
 //!                          ──> Measured ── pooled over repetitions ──> row of the run record
 //! ```
 
+mod announced;
 mod attack;
 mod calibrate;
 mod errors;

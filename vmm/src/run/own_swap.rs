@@ -23,6 +23,7 @@ use notifier_bridge::{
     Bridge, Cause, Invalidation, InvalidationRecord, Recorder, Source, Totals, WouldBlock, monotonic_ns,
 };
 
+use super::measured::Expected;
 use crate::exit::{Class, Classified};
 use crate::guest::{CrashKind, CrashReport};
 use crate::hook;
@@ -213,17 +214,16 @@ impl OwnEvictor<'_> {
                 Operation::Protect => protection(scanner, self.swapper, block, &mut self.planned)?,
                 _ => planner.plan(scanner, region, block, Unit::Range, operation, &mut self.planned)?,
             }
-            let cause = hook::cause_of(operation);
             let noted = operations.as_deref_mut();
-            hook::announce(bridge, recorder, region, &self.planned, cause, || {
+            hook::announce(bridge, recorder, region, &self.planned, Cause::Watch, || {
                 noting(noted, || clock.watch(block))
             })??;
         }
         Ok(())
     }
 
-    /// Evicts a range, and says how many nanoseconds that took: what it announces, and what the listeners make of it, not
-    /// included. Write protection and drop are announced, each in a bracket of its own: both take translations.
+    /// Evicts a range, and says what the kernel was expected to announce for it, and how many nanoseconds it took: what it
+    /// announces, and what the listeners make of it, not included. Write protection and drop are announced, each in a bracket of its own: both take translations.
     ///
     /// # Errors
     /// [`OwnSwapError`].
@@ -234,13 +234,14 @@ impl OwnEvictor<'_> {
         recorder: &mut Recorder,
         (scanner, planner): (&mut PageScanner, &mut Planner),
         mut operations: Option<&mut Operations>,
-    ) -> Result<(Evicted, u64), OwnSwapError> {
+    ) -> Result<(Evicted, Expected, u64), OwnSwapError> {
         let region = self.swapper.region();
-        let (mut all, mut spent) = (Evicted::default(), 0);
+        let (mut all, mut expected, mut spent) = (Evicted::default(), Expected::NOTHING, 0);
         for block in self.swapper.blocks_of(range) {
             protection(scanner, self.swapper, block, &mut self.planned)?;
             let evictor = &mut self.evictor;
             let planned = &self.planned;
+            expected += Expected::of(planned);
             let noted = operations.as_deref_mut();
             let claimed = hook::announce(bridge, recorder, region, planned, Cause::Protect, || {
                 noting(noted, || timed(&mut spent, || evictor.claim(block)))
@@ -252,13 +253,14 @@ impl OwnEvictor<'_> {
                 planner.plan(scanner, region, run, Unit::Range, operation, &mut self.planned)?;
                 announcements.append(&mut self.planned);
             }
+            expected += Expected::of(&announcements);
             let cause = hook::cause_of(operation);
             let noted = operations.as_deref_mut();
             all += hook::announce(bridge, recorder, region, &announcements, cause, || {
                 noting(noted, || timed(&mut spent, || packed.drop_pages()))
             })??;
         }
-        Ok((all, spent))
+        Ok((all, expected, spent))
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use guest_mem::Backing;
+use guest_mem::{Backing, PAGE_SIZE};
 use notifier_bridge::{Count, SharedTlbStats};
 
+use super::announced;
 use super::measured::{Measured as Trial, Rate};
 use super::own_swap::Returned;
 use super::trial::STALL;
@@ -32,6 +33,8 @@ const NO_DEVICE: &str = "no device shares the host's page tables: set `shared_tl
 const NO_SYSTEM: &str = "no operating system runs in the guest that could give memory back";
 /// Why nothing of userfaultfd is in a row.
 const NO_OWN_SWAP: &str = "the kernel swaps in this row: `reclaim = [\"uffd\"]` is swap in user space";
+/// Why it is not known what came back by itself.
+const NOT_LOOKED: &str = "it is looked for where the kernel swaps, before a step `refault`";
 /// Why a count by KVM may be missing.
 const NO_STATISTIC: &str = "this KVM has no such statistic";
 
@@ -49,6 +52,7 @@ pub fn row(
     let mut warnings = Warnings::default();
     measured.warnings.iter().for_each(|warning| warnings.say(warning.as_str()));
     fill_counts(&mut row, backing, measured, &mut warnings);
+    announced::fill(&mut row, measured, no_account, &mut warnings);
     fill_times(&mut row, measured, &mut warnings);
     match (&measured.kernel, no_account) {
         (Some(account), None) => fill_account(&mut row, account, &mut warnings),
@@ -79,11 +83,7 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     row.victims = Measured::of(counts.victims);
     row.victim_bytes = Measured::of(counts.victim_bytes);
     row.evicted_bytes = Measured::of(counts.evicted_bytes);
-    row.invalidations = Measured::of(totals.invalidations);
-    row.needed_bytes = Measured::of(totals.needed_bytes);
-    row.invalidated_bytes = Measured::of(totals.invalidated_bytes);
-    row.amplification =
-        Measured::or_why(totals.amplification(), warnings, "amplification", "nothing had to be invalidated");
+    row.returned_bytes = Measured::or_why(counts.returned_bytes, warnings, "returned_bytes", NOT_LOOKED);
     row.sharing_calls = Measured::of(totals.sharing_calls);
     row.double_calls = Measured::of(totals.double_calls);
     let device = |of: fn(&SharedTlbStats) -> u64| counts.device.as_ref().map(of);
@@ -122,12 +122,22 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
         let stayed = counts.victim_bytes - counts.evicted_bytes;
         warnings.note("evicted_bytes", format!("{stayed} bytes stayed: {why}"));
     }
+    if counts.returned_bytes.is_some_and(|bytes| bytes > 0) {
+        let returned = counts.returned_bytes.unwrap_or(0) / PAGE_SIZE;
+        warnings.note(
+            "refaults",
+            format!(
+                "{returned} pages were back in memory before they were touched, as when another's swap device is taken away: \
+                 one fault brings several of these"
+            ),
+        );
+    }
     if counts.evicted_bytes == 0 && counts.refaults.get().is_some_and(|faults| faults > 0) {
         warnings.note("refaults", "nothing left: these are faults on the pages that the operation was about");
     }
     if measured.during.is_some() && row.label.zap != "memslot" {
         for key in ["sptes_zapped_4k", "sptes_zapped_2m"] {
-            warnings.note(key, "vCPUs ran on: what they had mapped again by then is not counted");
+            warnings.note(key, "the hot loops ran on: what they had translated again by then is not counted");
         }
     }
     if counts.repeated > 0 {
@@ -140,8 +150,13 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     }
     if counts.lost_stalls > 0 {
         let lost = counts.lost_stalls;
-        warnings.note("collateral_ns", format!("{lost} stalls found the guest's ring full"));
+        warnings.note("collateral_ns", format!("{lost} stalls found no room to be written down"));
     }
+}
+
+/// Whether a key of the account is a sum over its events.
+fn is_sum(key: &str) -> bool {
+    key.ends_with("_ranges") || key.ends_with("_bytes")
 }
 
 fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
@@ -163,6 +178,10 @@ fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
         (0, _) => Measured::of(account.differed),
         (lost, _) => warnings.not_measured(key, format!("{lost} events of the kernel's account were lost")),
     };
+    if account.lost > 0 {
+        let why = format!("at least so much: {} events of the kernel's account were lost", account.lost);
+        ACCOUNT.iter().filter(|key| is_sum(key)).for_each(|key| warnings.note(key, why.as_str()));
+    }
     if account.lost == 0 && account.differed > 0 {
         let (differed, compared, how) = (account.differed, account.compared, account.sentences.join("; "));
         warnings.note(
@@ -176,6 +195,11 @@ fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
             "kernel_ranges",
             format!("{fallbacks} folios left page by page: there was no contiguous swap space for them"),
         );
+    }
+    let unknown = account.of(RangeCause::Unattributed);
+    if unknown.ranges > 0 {
+        let ranges = unknown.ranges;
+        warnings.note("unattributed_ranges", format!("of {ranges} ranges nobody knows who made them"));
     }
     let strangers = account.sum(RangeCause::is_stranger);
     if strangers.ranges > 0 {

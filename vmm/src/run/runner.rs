@@ -31,7 +31,7 @@ use crate::input::{self, InputError, What};
 use crate::kvm::boot;
 use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
-use crate::record::{Row, RowLabel, RunRecord, utc};
+use crate::record::{Row, RowLabel, RunRecord, SOFTWARE, utc};
 use crate::scenario::expect::check_all;
 use crate::scenario::{LinuxGuest, Reclaim, RowPlan, Scenario, Zap};
 use crate::testbed::{
@@ -262,7 +262,7 @@ impl<'a> Runner<'a> {
 
     fn listener_name(&self, plan: &RowPlan<'_>) -> &'static str {
         match (&self.backend, plan.combination.policy.announced()) {
-            (Backend::Soft, _) => "soft-mmu",
+            (Backend::Soft, _) => SOFTWARE,
             (Backend::Kvm(_), None) => "kernel",
             (Backend::Kvm(_), Some(_)) => "kvm-slots",
         }
@@ -321,7 +321,9 @@ impl<'a> Runner<'a> {
         };
         let wiring = Wiring::new(&*testbed, &plan.combination, self.scenario.shared_tlb);
         let pages = self.scenario.plan(plan);
-        let refill = self.is_first_of_its_kind(plan);
+        // Of each kind one row is enough: but one that came to its end, and that could be asked.
+        let kind = Self::kind_of(plan);
+        let refill = !self.refilled.contains(&kind);
         let setup = TrialSetup {
             testbed: &*testbed,
             combination: plan.combination,
@@ -338,19 +340,17 @@ impl<'a> Runner<'a> {
         let mut measured = Trial::new(setup, &wiring)
             .and_then(Trial::run)
             .map_err(|error| self.failure(plan, error, testbed.host_limit()))?;
+        if measured.refill.is_some() {
+            self.refilled.push(kind);
+        }
         self.note(plan, wiring.listener, &*testbed, &mut measured);
         Ok((measured, wiring.listener))
     }
 
-    /// Whether no earlier row differs from this one in policy and zap alone. A replay begins from the first.
-    fn is_first_of_its_kind(&mut self, plan: &RowPlan<'_>) -> bool {
+    /// What a replay takes rows together by: all but policy and zap.
+    fn kind_of(plan: &RowPlan<'_>) -> (String, Backing, Reclaim, u64) {
         let of = &plan.combination;
-        let kind = (plan.case.name.clone(), of.backing, of.reclaim, of.granule.bytes());
-        let first = !self.refilled.contains(&kind);
-        if first {
-            self.refilled.push(kind);
-        }
-        first
+        (plan.case.name.clone(), of.backing, of.reclaim, of.granule.bytes())
     }
 
     /// Keeps the events of the row's first trial for the log. Without them the row is as good.

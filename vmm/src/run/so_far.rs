@@ -2,6 +2,7 @@
 
 use super::calibrate;
 use super::runner::Ended;
+use crate::events::SecondaryMmu;
 use crate::host::HostFacts;
 use crate::record::{ENDED, Host, Measured, Overhead, Row, RunRecord, SCHEMA, Warnings};
 use crate::scenario::Scenario;
@@ -112,10 +113,16 @@ impl RunSoFar {
 }
 
 fn host(facts: &HostFacts, soft: bool, warnings: &mut Warnings) -> Host {
-    let mut known =
-        |key: &str, value: Option<String>| Measured::or_why(value, warnings, key, "the host does not say");
     let mmu =
         if soft { Some("software MMU".to_owned()) } else { facts.kvm.mmu.map(|kind| kind.name().to_owned()) };
+    if !soft && SecondaryMmu::of(&facts.kvm) == SecondaryMmu::Unknown {
+        warnings.note(
+            "host.mmu_kind",
+            "/sys/module does not say which secondary MMU this KVM has: a replay of this run predicts no faults",
+        );
+    }
+    let mut known =
+        |key: &str, value: Option<String>| Measured::or_why(value, warnings, key, "the host does not say");
     Host {
         kernel: known("host.kernel", Some(facts.kernel.clone())),
         kvm_module: known("host.kvm_module", facts.kvm.module.clone()),

@@ -425,7 +425,7 @@ impl<'a> Trial<'a> {
                 self.counts().refaults += Count::of(refaults);
                 self.counts().collateral_faults += Count::of(collateral);
                 self.measured.warnings.push(format!(
-                    "faults during the reclaim steps are the guest's stalls of {} us and more, interrupts \
+                    "faults during the reclaim steps are stalls of the hot loops of {} us and more, interrupts \
                      included: {}",
                     STALL.as_micros(),
                     if fixed.is_some() {
@@ -442,8 +442,29 @@ impl<'a> Trial<'a> {
     fn refault(&mut self, vcpu: u32) -> Result<(), TrialError> {
         let pages: Vec<u64> =
             (0..self.setup.plan.pages()).filter(|&page| self.fates.is_taken(page)).collect();
+        self.look_for_returned()?;
         let faults = self.touch_once(vcpu, pages)?;
         self.counts().refaults += faults;
+        Ok(())
+    }
+
+    /// Counts what was swapped out by the kernel and is back already. With nobody of the guest's near it, somebody else
+    /// brought it, and a fault may bring several of such pages back to the guest.
+    fn look_for_returned(&mut self) -> Result<(), TrialError> {
+        let swaps =
+            matches!(self.setup.combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
+        if !swaps {
+            return Ok(());
+        }
+        let fates = &self.fates;
+        let here = self.attacker.resident(|page| fates.is_taken(page))? * PAGE_SIZE;
+        let counts = &mut self.measured.counts;
+        // What a cgroup left alone is none of the pages that were taken.
+        let stayed = match self.setup.combination.reclaim {
+            Reclaim::Cgroup => 0,
+            _ => counts.victim_bytes.saturating_sub(counts.evicted_bytes),
+        };
+        counts.returned_bytes = Some(here.saturating_sub(stayed));
         Ok(())
     }
 
@@ -470,7 +491,7 @@ impl<'a> Trial<'a> {
         }
         if fixed.is_none() {
             self.measured.warnings.push(format!(
-                "this KVM does not count its faults: those of a refault or sweep are the guest's stalls of {} us and \
+                "this KVM does not count its faults: those of a refault or sweep are stalls of {} us and \
                  more, interrupts included",
                 STALL.as_micros()
             ));

@@ -100,8 +100,8 @@ pub struct Ranges {
 
 impl std::ops::AddAssign for Ranges {
     fn add_assign(&mut self, other: Self) {
-        self.ranges += other.ranges;
-        self.bytes += other.bytes;
+        self.ranges = self.ranges.saturating_add(other.ranges);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 

@@ -224,7 +224,7 @@ impl Testbed for SoftTestbed {
     }
     fn listener(&self, _method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)> {
         // A software table drops exactly what it is told, whatever the method, and nobody else tells it.
-        Some((self.core.mmu.clone(), "soft-mmu"))
+        Some((self.core.mmu.clone(), crate::record::SOFTWARE))
     }
     fn around(&self, _operation: Operation, call: &mut dyn FnMut()) {
         // Between start and end of the bracket around it no worker has, or gets, a translation of the range.

@@ -12,7 +12,7 @@ use crate::tap::RangeCause;
 pub struct CauseTime {
     /// Why memory was taken.
     pub cause: String,
-    /// Ranges announced by us.
+    /// Ranges announced by us; under policy `kernel`, where nobody but the kernel announces, ranges expected of it.
     pub announcements: u64,
     /// Ranges announced by the kernel inside our brackets; `None` where nobody kept its account.
     pub kernel_ranges: Option<u64>,
@@ -223,7 +223,8 @@ impl RowTime {
                 self.others.len() - 1
             });
             self.others[known].ranges += 1;
-            self.others[known].pages += range.pages;
+            let pages = &mut self.others[known].pages;
+            *pages = pages.saturating_add(range.pages);
         }
     }
 }

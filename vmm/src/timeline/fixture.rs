@@ -4,8 +4,8 @@ use guest_mem::{MapLevel, Order, PAGE_SIZE};
 use notifier_bridge::Cause;
 
 use crate::events::{
-    Announcement, OperationEvent, RangeEvent, RowEvents, RowHeader, SecondaryMmu, SlotRun, Span, StallEvent,
-    StepEvent, StepTime,
+    Announcement, HostState, LayoutRun, OperationEvent, RangeEvent, RowEvents, RowHeader, SecondaryMmu,
+    SlotRun, Span, StallEvent, StepEvent, StepTime,
 };
 use crate::record::RowLabel;
 use crate::tap::RangeCause;
@@ -74,7 +74,7 @@ pub fn row(brackets: &[(OperationEvent, Announcement)]) -> RowEvents {
         refill: None,
         causes: Vec::new(),
         lists: 0,
-        layouts: 0,
+        layouts: 1,
         operations,
         stalls: 0,
         stalls_left_out: 0,
@@ -87,7 +87,7 @@ pub fn row(brackets: &[(OperationEvent, Announcement)]) -> RowEvents {
     RowEvents {
         header,
         lists: Vec::new(),
-        layouts: Vec::new(),
+        layouts: vec![vec![LayoutRun { pages: PAGES, state: HostState::MappedByPte }]],
         operations: brackets.iter().map(|(operation, _)| *operation).collect(),
         announcements: brackets.iter().map(|(_, announcement)| *announcement).collect(),
         stalls: Vec::new(),

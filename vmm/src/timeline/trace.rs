@@ -41,7 +41,7 @@ pub fn write_trace<'a>(
     out.write_all(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[")?;
     let mut sink = Sink { out, first: true };
     for row in rows {
-        RowTrace { row, pid: row.header.row + 1 }.write(&mut sink)?;
+        RowTrace { row, pid: row.header.row.saturating_add(1) }.write(&mut sink)?;
     }
     out.write_all(b"\n]}\n")
 }
@@ -80,7 +80,8 @@ impl RowTrace<'_> {
         }
         self.operations(sink)?;
         for range in &self.row.ranges {
-            let args = json!({ "gpa": self.gpa(range.first_page), "bytes": range.pages * PAGE_SIZE });
+            let args =
+                json!({ "gpa": self.gpa(range.first_page), "bytes": range.pages.saturating_mul(PAGE_SIZE) });
             sink.put(&TraceEvent {
                 name: range.cause.name(),
                 ph: "i",
@@ -109,7 +110,7 @@ impl RowTrace<'_> {
         for (began, one) in self.row.brackets() {
             let args = json!({
                 "gpa": self.gpa(one.first_page),
-                "bytes": one.pages * PAGE_SIZE,
+                "bytes": one.pages.saturating_mul(PAGE_SIZE),
                 "folio_bytes": PAGE_SIZE << one.order.get(),
             });
             self.span(sink, OPERATIONS, one.cause.name(), (began as i64, one.total_ns()), args)?;
@@ -147,7 +148,7 @@ impl RowTrace<'_> {
     }
 
     fn gpa(&self, page: u64) -> String {
-        format!("{:#x}", self.row.header.arena.gpa.saturating_add(page * PAGE_SIZE))
+        format!("{:#x}", self.row.header.arena.gpa.saturating_add(page.saturating_mul(PAGE_SIZE)))
     }
 }
 

@@ -278,8 +278,11 @@ fn a_slow_loop_faults_less_than_one_that_comes_round() {
     row.header.undisturbed = Some((1_000_000, 100_000_000));
     // 10 us a fault, 20 us before the first: 8 in the 100 us from one victim to the next.
     let round = |ns, faults| RefillRound { gap_ns: ns, ns, faults };
-    row.header.refill =
-        Some(Refill { rounds: vec![round(120_000, 10), round(520_000, 50)], around: Vec::new() });
+    row.header.refill = Some(Refill {
+        rounds: vec![round(120_000, 10), round(520_000, 50)],
+        around: Vec::new(),
+        around_ns: Vec::new(),
+    });
     let replay = Replay::new(&row, None).unwrap();
     let vm = |running| replay.predict(PolicyChoice::Announced(Policy::Vm), Zap::Memslot, running);
     let (never, recorded, around) = (vm(Running::Never), vm(Running::Recorded), vm(Running::Around));
@@ -287,6 +290,33 @@ fn a_slow_loop_faults_less_than_one_that_comes_round() {
     assert!((6 * 64..=8 * 64).contains(&recorded.live.all()), "{recorded:?}");
     // Two hot pages stand in each group of eight, and one fault brings both; but not where a victim is the group's first.
     assert_eq!(around.live.all(), 64 * 256 + (1..=64).sum::<u64>());
+}
+
+/// Where the loops come round in the shorter gap already, the two gaps say nothing of what a fault costs, and coming round
+/// says the most.
+#[test]
+fn a_loop_that_comes_round_at_once_is_known_to_be_fast() {
+    let hot: Vec<u32> = (0..64).map(|page| page * 8 + 1).collect();
+    let mut row = row(SecondaryMmu::Tdp, &[0, 512], &hot);
+    row.header.undisturbed = Some((1_000_000, 100_000_000));
+    let round = |ns, faults| RefillRound { gap_ns: ns, ns, faults };
+    let rounds = vec![round(100_000, 64), round(500_000, 64)];
+    row.header.refill = Some(Refill { rounds, around: vec![64, 0, 64], around_ns: Vec::new() });
+    assert!(!Replay::new(&row, None).unwrap().knows_pace(), "nothing says when it came round");
+    let with_times = |around_ns: Vec<u64>| {
+        let mut row = row.clone();
+        row.header.refill.as_mut().unwrap().around_ns = around_ns;
+        let replay = Replay::new(&row, None).unwrap();
+        replay.pace().map(|pace| (pace.touch, pace.fault))
+    };
+    // 100 ns a touch, and twice round 64 pages: 12.8 us of the 76.8.
+    assert_eq!(with_times(vec![900_000, 1, 76_800]), Some((100.0, 1_000.0)));
+    // What the gaps say is believed as far as coming round does not say that a fault costs less.
+    row.header.refill.as_mut().unwrap().rounds = vec![round(100_000, 10), round(500_000, 11)];
+    let slow = Replay::new(&row, None).unwrap().pace().unwrap().fault;
+    assert_eq!(slow, 400_000.0);
+    row.header.refill.as_mut().unwrap().around_ns = vec![76_800, 76_800, 76_800];
+    assert_eq!(Replay::new(&row, None).unwrap().pace().unwrap().fault, 1_000.0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use super::*;
-use crate::report::fixture::{row, run, wider};
+use crate::record::CauseTotals;
+use crate::report::fixture::{announcing, expected, row, run, wider};
 
 #[test]
 fn a_case_is_one_table_with_what_its_rows_share_above_it() {
@@ -46,13 +47,13 @@ fn a_row_that_could_not_run_gives_its_reason() {
 
 #[test]
 fn null_is_a_dash_and_zero_a_zero() {
-    let mut row = row("4k", "kernel");
+    let mut row = row("4k", "folio");
     row.refaults = row.warnings.not_measured("refaults", "the guest died");
     row.lost_events = row.warnings.not_measured("lost_events", "the tap was off");
     row.collateral_faults = Measured::of(0);
     let text = table(&run(vec![row]), Charset::Ascii);
     let cells: Vec<&str> =
-        text.lines().find(|line| line.contains("kernel")).unwrap().split_whitespace().collect();
+        text.lines().find(|line| line.contains("folio")).unwrap().split_whitespace().collect();
     assert!(cells.contains(&"-") && cells.contains(&"0"), "{text}");
     assert!(text.contains("note: refaults: the guest died"), "{text}");
     assert!(!text.contains("lost_events"), "no column shows it: {text}");
@@ -75,7 +76,7 @@ fn no_rows_are_no_table() {
 
 #[test]
 fn the_widest_row_still_fits_a_wide_terminal() {
-    let mut wide = wider(row("mthp:512k", "kernel"), 16_384.0);
+    let mut wide = wider(row("mthp:512k", "modern"), 16_384.0);
     wide.achieved = Measured::of([("mthp:512k".to_owned(), 0.62)].into());
     (wide.victims, wide.refaults, wide.collateral_faults) =
         (Measured::of(131_072), Measured::of(131_072), Measured::of(131_072));
@@ -105,4 +106,103 @@ fn what_the_kernel_announced_stands_beside_what_we_did() {
     assert_eq!(cells("folio"), ["256", "1", "MiB", "257", "3", "MiB"]);
     assert_eq!(cells("pmd"), ["256", "1", "MiB", "-", "-", "1.0"]);
     assert!(!table(&run(vec![row("4k", "folio")]), Charset::Ascii).contains("by the"));
+}
+
+#[test]
+fn what_was_expected_stands_in_parentheses_and_says_why() {
+    let text = table(&run(vec![expected(row("4k", "kernel")), row("4k", "folio")]), Charset::Ascii);
+    let cells = |policy| text.lines().find(|line| line.contains(policy)).unwrap();
+    for cell in ["(256)", "(1 MiB)", "(1.0)"] {
+        assert!(cells("kernel").contains(cell) && !cells("folio").contains(cell), "{text}");
+    }
+    let note = "note: ranges, invalidated, amplification: expected of the kernel, and not measured: the tap was off [kernel]";
+    assert!(text.contains(note), "{text}");
+}
+
+#[test]
+fn a_row_that_others_disturbed_is_marked_and_the_mark_explained() {
+    let disturbed = |backing, cause: &str, ranges| {
+        let mut row = row(backing, "kernel");
+        row.stranger_ranges = Measured::of(ranges);
+        let totals = CauseTotals { ranges, bytes: 4096 * ranges };
+        row.kernel_causes = Measured::of([(cause.to_owned(), totals)].into());
+        row.warnings.note("stranger_ranges", "others took memory of the guest meanwhile");
+        row
+    };
+    let rows = vec![
+        disturbed("4k", "migration", 29_068),
+        row("4k", "folio"),
+        disturbed("thp", "kswapd", 7),
+        row("thp", "folio"),
+    ];
+    let text = table(&run(rows), Charset::Ascii);
+    let marked: Vec<bool> = text
+        .lines()
+        .filter(|line| line.contains("MiB") && line.contains(" us"))
+        .map(|line| line.contains('*'))
+        .collect();
+    assert_eq!(marked, [true, false, true, false], "{text}");
+    let legend = "* others announced ranges of the same memory meanwhile, so many by cause: migration 29,068 [4k kernel]; kswapd 7 \
+                  [thp kernel]";
+    assert!(text.contains(legend), "{text}");
+    assert!(!table(&run(vec![row("4k", "kernel")]), Charset::Ascii).contains('*'));
+}
+
+/// Ranges whose maker is unknown may be anybody's.
+#[test]
+fn a_row_with_ranges_of_nobody_is_marked() {
+    let mut row = row("4k", "kernel");
+    row.unattributed_ranges = Measured::of(3);
+    let text = table(&run(vec![row]), Charset::Ascii);
+    assert!(text.contains("kernel *") && text.contains("by cause: unknown 3"), "{text}");
+}
+
+#[test]
+fn a_note_of_several_rows_is_one_with_the_tables_words() {
+    let noted = |backing, policy| {
+        let mut row = row(backing, policy);
+        row.warnings.note("sptes_zapped_4k", "vCPUs ran on");
+        row.warnings.note("sptes_zapped_2m", "vCPUs ran on");
+        row
+    };
+    let mut slow = noted("thp", "vm");
+    slow.warnings.say("MADV_PAGEOUT was repeated 4 times");
+    let rows = vec![noted("4k", "folio"), row("4k", "vm"), noted("thp", "folio"), slow];
+    let text = table(&run(rows), Charset::Ascii);
+    let notes: Vec<&str> = text.lines().filter(|line| line.contains("note:")).collect();
+    assert_eq!(
+        notes,
+        [
+            " note: zapped 4k / 2m: vCPUs ran on [4k folio; thp]",
+            " note: MADV_PAGEOUT was repeated 4 times [thp vm]",
+        ]
+    );
+    let all = table(&run(vec![noted("4k", "folio"), noted("4k", "vm")]), Charset::Ascii);
+    assert!(all.contains("note: zapped 4k / 2m: vCPUs ran on [all rows]"), "{all}");
+}
+
+#[test]
+fn where_no_guest_ran_the_heading_says_so() {
+    let by = |listener: &str| {
+        let mut row = row("4k", "folio");
+        row.label.listener = listener.to_owned();
+        let text = table(&run(vec![row]), Charset::Ascii);
+        text.lines().next().unwrap().to_owned()
+    };
+    assert!(
+        by("soft-mmu").starts_with("sparse: NO GUEST RAN, worker threads used the memory"),
+        "{}",
+        by("soft-mmu")
+    );
+    assert!(by("replay").starts_with("sparse: NO ROW RAN, all is predicted"), "{}", by("replay"));
+    assert!(!by("kvm-slots").contains("RAN"));
+}
+
+#[test]
+fn a_difference_has_its_line_its_mark_and_its_column() {
+    let wide = announcing(row("4k", "kernel"), 32, 37_015_552, 32);
+    let text = table(&run(vec![wide, row("4k", "folio")]), Charset::Ascii);
+    assert!(text.lines().nth(1).unwrap().starts_with(" ! kernel: THE KERNEL ANNOUNCED"), "{text}");
+    assert!(text.contains("expec-") && text.contains("kernel !"), "{text}");
+    assert!(!table(&run(vec![row("4k", "kernel")]), Charset::Ascii).contains("expec-"));
 }

@@ -165,3 +165,49 @@ fn what_a_huge_page_takes_along_is_said_only_where_it_does() {
     row.needed_bytes = Measured::of(1 << 20);
     assert!(!said(vec![row]).contains("what had to go was"));
 }
+
+#[test]
+fn nobody_speaks_of_a_guest_where_none_ran() {
+    let soft = |backing, collateral, refault| {
+        let mut row = collaterals(row(backing, "folio"), collateral);
+        row.label.listener = "soft-mmu".to_owned();
+        let mut times = row.refault_ns.get().unwrap();
+        times.p50 = Some(refault);
+        row.refault_ns = Measured::of(times);
+        row
+    };
+    let text = said(vec![soft("4k", 7, 500), soft("thp", 9, 700)]);
+    assert!(text.contains("the worker threads then faulted 7 times"), "{text}");
+    assert!(text.contains("A refault stopped a worker thread for"), "{text}");
+    assert!(!text.contains("guest"), "{text}");
+}
+
+/// 1.004 is printed as 1.0, and is not exact.
+#[test]
+fn exactly_is_said_of_equal_bytes_alone() {
+    let mut close = wider(row("4k", "folio"), 1.004);
+    assert!(!said(vec![close.clone()]).contains("exactly"));
+    close.invalidated_bytes = close.needed_bytes;
+    assert!(said(vec![close]).contains("exactly"));
+}
+
+#[test]
+fn where_nothing_left_that_is_said() {
+    let mut none = row("thp", "kernel");
+    none.label.reclaim = "uffd".to_owned();
+    none.evicted_bytes = Measured::of(0);
+    none.amplification = none.warnings.not_measured("amplification", "nothing had to be invalidated");
+    let text = said(vec![none]);
+    assert!(
+        text.contains("of thp memory in case `sparse`: nothing left;") && !text.contains("exactly"),
+        "{text}"
+    );
+}
+
+/// What did not leave stayed for another reason than a huge page's mapping.
+#[test]
+fn small_pages_that_stayed_are_no_huge_pages_mapping() {
+    let mut stayed = row("4k", "folio");
+    stayed.evicted_bytes = Measured::of(256 << 10);
+    assert!(!said(vec![stayed]).contains("huge page"));
+}

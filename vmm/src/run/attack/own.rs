@@ -7,7 +7,7 @@ use guest_mem::{HvaRange, PAGE_SIZE};
 
 use super::Attacker;
 use crate::run::errors::TrialError;
-use crate::run::measured::Counts;
+use crate::run::measured::{Counts, Expected};
 use crate::run::own_swap::{OwnEvictor, OwnSwap};
 use crate::scenario::{Idle, Victims};
 
@@ -45,6 +45,8 @@ impl Attacker<'_> {
     ) -> Result<u64, TrialError> {
         let (mut evictor, mut clock) = (swap.evictor()?, swap.clock(unit_pages));
         let units = self.arena().range().page_count() / unit_pages;
+        // Which pages go, and how often the memory is watched for it, nobody knows beforehand.
+        counts.expected += Expected::UNKNOWN;
         for _ in 0..ROUNDS {
             let mut excess = swap.resident_bytes().saturating_sub(idle.target);
             if excess == 0 {
@@ -95,8 +97,9 @@ impl Attacker<'_> {
         counts.pmd_mapped_bytes += self.page_counts(range)?.pmd_mapped * PAGE_SIZE;
         let leaves = self.leaves();
         let reading = (&mut self.scanner, &mut self.planner);
-        let (evicted, spent) =
+        let (evicted, expected, spent) =
             evictor.take(range, self.bridge, &mut self.recorder, reading, self.operations.as_mut())?;
+        counts.expected += expected;
         self.calls.record(spent);
         self.count_dropped(leaves, counts);
         counts.evicted_bytes += evicted.pages * PAGE_SIZE;

@@ -1,0 +1,98 @@
+//! How fast the hot loops of a row were, by what the log has of it.
+//!
+//! ```text
+//!   undisturbed     touches and their time ──────────────────────> a touch
+//!   refill.rounds   faults in a short gap, and in a long one ────> a fault, and what goes before the first
+//!   refill.around   faults until all have come round, and when ──> a fault at most: all that is known where the loops
+//!                                                                  come round in the short gap already
+//! ```
+
+use guest_mem::PAGE_SIZE;
+
+use super::machine::Pace;
+use super::predict::Replay;
+use crate::events::StepEvent;
+
+impl Replay<'_> {
+    /// Whether the log says how fast the hot loops are.
+    pub fn knows_pace(&self) -> bool {
+        self.pace().is_some()
+    }
+
+    fn loops(&self) -> u64 {
+        let loops = self.row.header.steps.iter().map(|step| match step {
+            StepEvent::Hot { loops, .. } => u64::from(*loops),
+            _ => 0,
+        });
+        loops.fold(0, u64::saturating_add).max(1)
+    }
+
+    pub(super) fn pace(&self) -> Option<Pace> {
+        let (touches, ns) = self.row.header.undisturbed.filter(|(touches, ns)| *touches > 0 && *ns > 0)?;
+        let touch = ns as f64 * self.loops() as f64 / touches as f64;
+        let (slope, _) = self.refill()?;
+        Some(Pace { touch, fault: slope * self.loops() as f64 })
+    }
+
+    /// How long after a zap with stopped vCPUs the first fault begins.
+    pub(super) fn entering(&self) -> Option<f64> {
+        self.refill().map(|(_, entering)| entering)
+    }
+
+    /// Nanoseconds a fault, and before the first: by the line through the medians of the two gaps, unless coming round
+    /// says that a fault costs less.
+    fn refill(&self) -> Option<(f64, f64)> {
+        let line = self.by_gaps();
+        match (line, self.by_rounds()) {
+            (Some((slope, _)), Some(most)) if most < slope => Some((most, 0.0)),
+            (None, Some(most)) => Some((most, 0.0)),
+            (line, _) => line,
+        }
+    }
+
+    /// By the line through the medians of the two gaps. What goes before the first is below 0 where vCPUs get more done
+    /// while they are stopped than they lose when they are let in. `None` where both gaps say the same: then the loops come
+    /// round in the shorter one.
+    fn by_gaps(&self) -> Option<(f64, f64)> {
+        let rounds = &self.row.header.refill.as_ref()?.rounds;
+        let gaps = rounds.iter().map(|round| round.gap_ns);
+        let point = |gap_ns: u64| -> Option<(f64, f64)> {
+            let of_gap = || rounds.iter().filter(|round| round.gap_ns == gap_ns);
+            let ns = median(of_gap().map(|round| round.ns).collect())?;
+            Some((ns as f64, median(of_gap().map(|round| round.faults).collect())? as f64))
+        };
+        let ((short, few), (long, many)) = (point(gaps.clone().min()?)?, point(gaps.max()?)?);
+        let slope = (long - short) / (many - few);
+        (slope.is_finite() && slope > 0.0).then_some((slope, short - few * slope))
+    }
+
+    /// What a fault costs at most: the quickest time in which the loops came round, less what their touches take, over the
+    /// faults that it took.
+    fn by_rounds(&self) -> Option<f64> {
+        let (touches, ns) = self.row.header.undisturbed.filter(|(touches, ns)| *touches > 0 && *ns > 0)?;
+        let refill = self.row.header.refill.as_ref()?;
+        // Each loop goes round twice, and all of them at the same time.
+        let touch = ns as f64 * self.loops() as f64 / touches as f64;
+        let touching = 2.0 * self.most_visits() as f64 * touch;
+        let rounds = refill.around_ns.iter().zip(&refill.around).filter(|(_, faults)| **faults > 0);
+        let each = rounds.map(|(&ns, &faults)| ((ns as f64 - touching) / faults as f64).max(1.0));
+        each.min_by(f64::total_cmp)
+    }
+
+    /// Visits in a pass of the longest loop.
+    fn most_visits(&self) -> u64 {
+        let pages = self.arena.len() / PAGE_SIZE;
+        let visits = |step: &StepEvent| match step {
+            StepEvent::Hot { list: Some(list), .. } => self.row.lists[*list as usize].len() as u64,
+            StepEvent::Hot { stride: Some(stride), .. } => pages.div_ceil((*stride).max(1)),
+            _ => 0,
+        };
+        self.row.header.steps.iter().map(visits).max().unwrap_or(0)
+    }
+}
+
+/// The one in the middle.
+pub(super) fn median(mut values: Vec<u64>) -> Option<u64> {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied()
+}
