@@ -142,8 +142,8 @@ pub fn heading(session: &Session) -> String {
         "process {} ({}): {} with {}\n",
         holder.pid(),
         holder.comm(),
-        plural(holder.vms().len() as u64, "VM"),
-        plural(holder.vcpus().into(), "vCPU")
+        units::counted(holder.vms().len() as u64, "VM"),
+        units::counted(holder.vcpus().into(), "vCPU")
     );
     for memory in session.memory() {
         let (range, bytes) = (memory.range, units::bytes(memory.range.len()));
@@ -160,10 +160,6 @@ pub fn heading(session: &Session) -> String {
         let _ = writeln!(text, "  note: {warning}");
     }
     text
-}
-
-fn plural(count: u64, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{} {noun}s", units::count(count)) }
 }
 
 /// The heads of the columns.

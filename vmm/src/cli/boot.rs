@@ -225,8 +225,8 @@ fn report_backing(backing: Backing, earned: Option<Earned>) {
 fn report(who: &str, totals: &Totals) {
     if totals.invalidations > 0 {
         output::message(format_args!(
-            "{who}: {} invalidations, {} given back to the host",
-            totals.invalidations,
+            "{who}: {}, {} given back to the host",
+            units::counted(totals.invalidations, "invalidation"),
             units::bytes(totals.needed_bytes)
         ));
     }

@@ -10,7 +10,7 @@ use crate::exit::{Class, Classified, Exit, Failure};
 use crate::output;
 use crate::record::{Row, RunRecord};
 use crate::replay::{self, Predicted};
-use crate::report::{self, Charset, ktap};
+use crate::report::{self, Charset, ktap, units};
 use crate::run::{Ended, TapChoice};
 use crate::scenario::{Combination, Granule, PolicyChoice, RowPlan, Scenario, Size, zap_of};
 
@@ -173,8 +173,9 @@ fn validate(
     }
     if differ > 0 || outcome.failed > 0 {
         output::message(format_args!(
-            "{differ} counts were not as predicted, {} rows failed",
-            outcome.failed
+            "not as predicted: {}; {} failed",
+            units::counted(differ as u64, "count"),
+            units::counted(outcome.failed.into(), "row")
         ));
         return Ok(Exit::Wrong);
     }

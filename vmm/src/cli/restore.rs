@@ -72,7 +72,8 @@ fn publish(record: &RestoreRecord, json: bool) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     let (wrong, lost) = (record.wrong_pages, record.lost_writes);
-    output::message(format_args!("{wrong} pages came back WRONG, {lost} writes were LOST"));
+    let (wrong, lost) = (units::counted(wrong, "page"), units::counted(lost, "write"));
+    output::message(format_args!("{wrong} came back WRONG; LOST: {lost}"));
     Ok(Exit::Wrong)
 }
 

@@ -10,7 +10,7 @@ use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::{Cancel, HostChanges, Neighbours};
 use crate::output;
 use crate::record::{RowLabel, utc};
-use crate::report::{self, Charset, ktap};
+use crate::report::{self, Charset, ktap, units};
 use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping, chain};
 use crate::scenario::{RowPlan, Scenario, Size};
 
@@ -173,7 +173,8 @@ fn publish(arguments: &RunArguments, outcome: &RunOutcome) -> Result<(), Failure
 fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
     let wrong = outcome.record.integrity_errors();
     if wrong > 0 {
-        output::message(format_args!("{wrong} pages came back WRONG; see integrity_errors in the record"));
+        let wrong = units::counted(wrong, "page");
+        output::message(format_args!("{wrong} came back WRONG; see integrity_errors in the record"));
     }
     let differed = outcome.record.account_differences();
     for row in
@@ -186,12 +187,13 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
         }
     }
     if outcome.failed > 0 {
-        output::message(format_args!("{} rows failed", outcome.failed));
+        output::message(format_args!("{} failed", units::counted(outcome.failed.into(), "row")));
     }
     let unmet = outcome.record.failed_expectations();
     if unmet > 0 {
         output::message(format_args!(
-            "{unmet} expectations did not come true; see expectations in the record"
+            "{} did not come true; see expectations in the record",
+            units::counted(unmet as u64, "expectation")
         ));
     }
     if matches!(outcome.ended, Ended::Cancelled) {
@@ -209,7 +211,8 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
     }
     let missing = outcome.record.rows.iter().filter(|row| row.could_not_run.is_some()).count();
     if missing > 0 {
-        output::message(format_args!("{missing} rows could not run on this host; each says why"));
+        let rows = units::counted(missing as u64, "row");
+        output::message(format_args!("{rows} could not run on this host; the record says why"));
         return Exit::Host;
     }
     Exit::Done

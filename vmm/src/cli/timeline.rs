@@ -8,7 +8,7 @@ use super::recorded::Recorded;
 use crate::events::RowEvents;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::output;
-use crate::report::{self, Charset};
+use crate::report::{self, Charset, units};
 use crate::timeline::{RowTime, write_trace};
 use crate::whole_file::{Existing, WholeFile, WholeFileError};
 
@@ -43,8 +43,12 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
         if let Some(lost) = row.lost_events.get().filter(|lost| *lost > 0) {
             let label = &row.label;
             output::message(format_args!(
-                "{}, {}, {}, {}: the kernel's account lost {lost} events: its ranges are more than are shown",
-                label.case, label.backing, label.policy, label.reclaim
+                "{}, {}, {}, {}: the kernel's account lost {}: its ranges are more than are shown",
+                label.case,
+                label.backing,
+                label.policy,
+                label.reclaim,
+                units::counted(lost, "event")
             ));
         }
         times.push(RowTime::of(&events));

@@ -26,7 +26,7 @@ pub fn comparison(rows: &[(&Row, Vec<Check>)], charset: Charset) -> String {
         let faults: Vec<String> =
             checks.iter().filter(|check| is_fault(check)).map(|check| pair(check, charset)).collect();
         let verdict = match differing.is_empty() {
-            true => format!("{agree} counts equal"),
+            true => format!("{} equal", units::counted(agree as u64, "count")),
             false => format!("DIFFERENT: {}", differing.join(", ")),
         };
         text.extend([" ", &name, ": ", &verdict, "; ", &faults.join(", "), "\n"]);

@@ -49,6 +49,12 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// `1 page`, `16,384 pages`: a count and its noun, which takes an s.
+pub fn counted(number: u64, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{ending}", count(number))
+}
+
 /// `4 KiB`, `1.05 MiB`: exact where a whole number of units is, else three digits.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -149,6 +155,19 @@ mod tests {
         ] {
             assert_eq!(bytes(number), text);
         }
+    }
+
+    #[test]
+    fn a_noun_agrees_with_its_count() {
+        let counted = [0, 1, 2, 1024].map(|number| counted(number, "row"));
+        assert_eq!(counted, ["0 rows", "1 row", "2 rows", "1,024 rows"]);
+    }
+
+    #[test]
+    fn a_label_is_told_with_what_was_earned_of_it() {
+        let labels = [Some(1.0), Some(0.62), Some(0.0), None].map(|part| label("thp", part));
+        assert_eq!(labels[..3], ["thp", "thp (62 %)", "thp (0 %)"]);
+        assert!(labels[3].contains("not known"), "{labels:?}");
     }
 
     #[test]
