@@ -14,6 +14,7 @@ crate::tests! {
     a_damaged_log_is_refused_with_the_byte: [],
     what_is_no_run_is_refused: [],
     validation_runs_what_was_predicted: [],
+    a_table_shows_what_a_replay_knows: [],
 }
 
 /// Single pages swapped out next to a hot loop, in both layouts. The pace lets the loop come round from one victim to
@@ -269,4 +270,19 @@ fn validation_runs_what_was_predicted() {
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(output.status.success(), "{text}\n{}", program::stderr(&output));
     assert_eq!(text.matches("counts equal").count(), 4, "two cases under two policies: {text}");
+}
+
+/// No column of dashes, and once a case why there are no times.
+fn a_table_shows_what_a_replay_knows() {
+    let directory = tempfile::tempdir().unwrap();
+    run(directory.path(), QUIET, &["--backend", "soft"]);
+    let output = program::output(directory.path(), &["replay", "out"]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(output.status.success(), "{text}\n{}", program::stderr(&output));
+    let rows = text.lines().filter(|line| line.trim_start().starts_with("4k "));
+    assert_eq!(rows.clone().count(), 12, "two cases under six policies: {text}");
+    for row in rows {
+        assert!(!row.split_whitespace().any(|cell| ["-", "\u{2013}"].contains(&cell)), "{row} of {text}");
+    }
+    assert_eq!(text.matches("it has no clock").count(), 2, "once a case: {text}");
 }

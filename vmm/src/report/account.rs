@@ -21,11 +21,7 @@ pub(super) fn difference(row: &Row) -> Option<String> {
     let noun = if row.kernel_ranges.get() == Some(1) { " range" } else { " ranges" };
     let found = ranges(row.kernel_ranges.get(), row.kernel_bytes.get(), noun);
     let expected = ranges(row.expected_ranges.get(), row.expected_bytes.get(), "");
-    let over = if operations == 1 {
-        "1 operation".to_owned()
-    } else {
-        format!("{} operations", units::count(operations))
-    };
+    let over = units::counted(operations, "operation");
     let expected = if expected == "something" { "something else".to_owned() } else { expected };
     Some(format!("{found} in place of {expected}, over {over}"))
 }
@@ -89,9 +85,10 @@ pub(super) fn account(ran: &[&Row]) -> Vec<String> {
     sentences.extend(agreement(exact, agreeing.len(), compared.len()));
     let disturbed: Vec<&Row> = ran.iter().copied().filter(|row| row.strangers() > 0).collect();
     if !disturbed.is_empty() {
-        let (some, all, others) = (disturbed.len(), ran.len(), strangers(&disturbed));
+        let (some, others) = (disturbed.len(), strangers(&disturbed));
+        let all = units::counted(ran.len() as u64, "row");
         sentences.push(format!(
-            "Others announced ranges of the same memory meanwhile, in {some} of {all} rows, which are marked with *: {others}."
+            "Others announced ranges of the same memory meanwhile, in {some} of {all}, marked with *: {others}."
         ));
     }
     sentences

@@ -37,8 +37,7 @@ fn victims_of(row: &Row) -> Option<String> {
     if victims == 0 || !bytes.is_multiple_of(victims) {
         return None;
     }
-    let noun = if victims == 1 { "victim" } else { "victims" };
-    Some(format!("{} {noun} of {}", units::count(victims), units::bytes(bytes / victims)))
+    Some(format!("{} of {}", units::counted(victims, "victim"), units::bytes(bytes / victims)))
 }
 
 /// One line for each reason why rows could not run, with the rows.
@@ -92,14 +91,14 @@ fn of_rows(some: &[&Row], all: &[&Row], differences: Differences) -> String {
     }
 }
 
-/// One line for each warning about rows as a whole or about a column that is shown, by the columns' titles, with the rows
+/// One line for each warning about rows as a whole or about a column, by the columns' titles, with the rows
 /// that have it.
-pub(super) fn notes(rows: &[&Row], shown: &[(&str, String)], differences: Differences) -> Vec<String> {
+pub(super) fn notes(rows: &[&Row], columns: &[(&str, String)], differences: Differences) -> Vec<String> {
     let mut notes: Vec<(String, Vec<&Row>)> = Vec::new();
     for row in rows {
         for warning in row.warnings.iter() {
             let mut titles: Vec<&str> = Vec::new();
-            for (key, title) in shown {
+            for (key, title) in columns {
                 if warning.keys.iter().any(|known| known == key) && !titles.contains(&title.as_str()) {
                     titles.push(title);
                 }

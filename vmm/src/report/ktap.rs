@@ -16,7 +16,7 @@
 
 use std::fmt::Write;
 
-use super::account;
+use super::{account, units};
 use crate::doctor;
 use crate::record::{Row, RunRecord, Verdict, Warning};
 use crate::replay::{Check, Judgement};
@@ -134,7 +134,8 @@ fn reason_of(row: &Row, key: &str) -> String {
 
 /// What the kernel announced in place of what was expected, and of which operations.
 fn accounts_differ(row: &Row, differing: u64) -> String {
-    let how = account::difference(row).unwrap_or_else(|| format!("they differ over {differing} operations"));
+    let how = account::difference(row)
+        .unwrap_or_else(|| format!("they differ over {}", units::counted(differing, "operation")));
     format!("the kernel announced {how}: {}", reason_of(row, "account_differences"))
 }
 

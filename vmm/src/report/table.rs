@@ -3,7 +3,8 @@
 //! ```text
 //!   heading          the case, what its rows share, and whether a guest ran at all
 //!   !                where the kernel announced something else than was expected, before any number
-//!   the rows         `*`: others took memory meanwhile; `(256)`: expected of the kernel and not measured
+//!   the rows         in the columns of which one of them knows something;
+//!                    `*`: others took memory meanwhile; `(256)`: expected of the kernel and not measured
 //!   could not run, *, notes
 //! ```
 
@@ -40,7 +41,12 @@ pub fn table(record: &RunRecord, charset: Charset) -> String {
 fn case_table(case: &str, rows: &[&Row], charset: Charset) -> String {
     let differences = Differences::among(rows);
     let ran: Vec<&Row> = rows.iter().copied().filter(|row| row.could_not_run.is_none()).collect();
-    let columns = columns(differences, &ran);
+    let all = columns(differences, &ran);
+    let titles: Vec<(&str, String)> =
+        all.iter().flat_map(|column| column.key.split(' ').map(|key| (key, column.title()))).collect();
+    // A column of dashes tells nothing; why it would be one is told below.
+    let has_a_value = |column: &Column| ran.iter().any(|row| (column.cell)(row, charset).is_some());
+    let columns: Vec<Column> = all.into_iter().filter(has_a_value).collect();
     let mut text = caption::heading(case, rows, differences) + "\n";
     for line in caption::differing(&ran, differences) {
         text.extend([" ", &line, "\n"]);
@@ -49,12 +55,10 @@ fn case_table(case: &str, rows: &[&Row], charset: Charset) -> String {
         let drawn = draw(&columns, &ran, charset);
         drawn.lines().for_each(|line| text.extend([line.trim_end(), "\n"]));
     }
-    let shown: Vec<(&str, String)> =
-        columns.iter().flat_map(|column| column.key.split(' ').map(|key| (key, column.title()))).collect();
     let below = caption::could_not_run(rows, differences)
         .into_iter()
         .chain(caption::disturbed(&ran, differences))
-        .chain(caption::notes(&ran, &shown, differences));
+        .chain(caption::notes(&ran, &titles, differences));
     for line in below {
         text.extend([" ", &line, "\n"]);
     }
@@ -162,9 +166,10 @@ fn announced(row: &Row, text: Option<String>) -> Option<String> {
 /// The backing, and how much of it was really that if not all of it was.
 fn backing(row: &Row) -> String {
     let asked = &row.label.backing;
-    match row.achieved.as_ref().map(|achieved| achieved.get(asked).copied().unwrap_or(0.0)) {
-        Some(fraction) if fraction < 0.995 => format!("{asked} ({})", units::percent(fraction)),
-        _ => asked.clone(),
+    match row.achieved.as_ref() {
+        Some(achieved) => units::label(asked, Some(achieved.get(asked).copied().unwrap_or(0.0))),
+        // Nothing was taken of which it could be known.
+        None => asked.clone(),
     }
 }
 

@@ -208,10 +208,11 @@ fn shortfall(rows: &[&Row]) -> Option<String> {
     let (gone, asked) = (row.evicted_bytes.get()?, row.victim_bytes.get()?);
     let (backing, policy, case) = (&row.label.backing, &row.label.policy, &row.label.case);
     let rows = if short.len() == 1 { "one row".to_owned() } else { format!("{} rows", short.len()) };
+    let (stayed, of) = (units::bytes(asked - gone), units::bytes(asked));
+    // To three digits a little less than all is all.
+    let stayed = if stayed == of && gone > 0 { format!("all but {}", units::bytes(gone)) } else { stayed };
     Some(format!(
-        "In {rows} less left than was asked for, at worst {} of {} ({backing} under `{policy}` in case `{case}`).",
-        units::bytes(gone),
-        units::bytes(asked),
+        "In {rows} less left than was asked for: at worst {stayed} of {of} stayed ({backing} under `{policy}` in case `{case}`)."
     ))
 }
 
@@ -225,7 +226,8 @@ fn missing_rows(rows: &[Row]) -> Option<String> {
         others => format!(", and {others} other reasons"),
     };
     let first = first.trim_end_matches('.');
-    Some(format!("{} of {} rows could not run: {first}{others}.", missing.len(), rows.len()))
+    let rows = units::counted(rows.len() as u64, "row");
+    Some(format!("{} of {rows} could not run: {first}{others}.", missing.len()))
 }
 
 fn integrity(rows: &[&Row]) -> Option<String> {
@@ -235,15 +237,13 @@ fn integrity(rows: &[&Row]) -> Option<String> {
     let wrong = saturating_sum(rows.iter().filter_map(|row| row.integrity_errors.get()));
     let bad = rows.iter().filter(|row| row.integrity_errors.get().is_some_and(|errors| errors > 0)).count();
     let unverified = rows.iter().filter(|row| row.integrity_errors.is_null()).count();
+    let rows = units::counted(rows.len() as u64, "row");
     if bad > 0 {
-        let pages = if wrong == 1 { "1 page".to_owned() } else { format!("{} pages", units::count(wrong)) };
-        return Some(format!(
-            "IN {bad} OF {} ROWS {pages} CAME BACK WRONG: do not trust this run.",
-            rows.len()
-        ));
+        let (rows, pages) = (rows.to_uppercase(), units::counted(wrong, "page"));
+        return Some(format!("IN {bad} OF {rows} {pages} CAME BACK WRONG: do not trust this run."));
     }
     if unverified > 0 {
-        return Some(format!("The memory of {unverified} of {} rows could not be verified.", rows.len()));
+        return Some(format!("The memory of {unverified} of {rows} could not be verified."));
     }
     Some("Every page of every row came back as it should.".to_owned())
 }

@@ -10,6 +10,7 @@ use super::measured::{Measured as Trial, Rate};
 use super::own_swap::Returned;
 use super::trial::STALL;
 use crate::record::{CauseTotals, Measured, Row, RowLabel, Samples, Warnings};
+use crate::report::units;
 use crate::tap::{Account, RangeCause, Ranges};
 use crate::testbed::GivenBack;
 
@@ -120,14 +121,14 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     };
     if let Some(why) = why_stayed.filter(|_| counts.evicted_bytes < counts.victim_bytes) {
         let stayed = counts.victim_bytes - counts.evicted_bytes;
-        warnings.note("evicted_bytes", format!("{stayed} bytes stayed: {why}"));
+        warnings.note("evicted_bytes", format!("{} stayed: {why}", units::bytes(stayed)));
     }
     if counts.returned_bytes.is_some_and(|bytes| bytes > 0) {
-        let returned = counts.returned_bytes.unwrap_or(0) / PAGE_SIZE;
+        let returned = units::counted(counts.returned_bytes.unwrap_or(0) / PAGE_SIZE, "page");
         warnings.note(
             "refaults",
             format!(
-                "{returned} pages were back in memory before they were touched, as when another's swap device is taken away: \
+                "back in memory before they were touched: {returned}, as when another's swap device is taken away: \
                  one fault brings several of these"
             ),
         );
@@ -141,16 +142,16 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
         }
     }
     if counts.repeated > 0 {
-        let times = counts.repeated;
-        warnings.say(format!("MADV_PAGEOUT passed over pages in use and was repeated {times} times"));
+        let times = units::counted(counts.repeated, "time");
+        warnings.say(format!("MADV_PAGEOUT passed over pages in use and was repeated {times}"));
     }
     if counts.lost_records > 0 {
-        let lost = counts.lost_records;
-        warnings.note("zap_ns", format!("the times of {lost} invalidations found the ledger full"));
+        let lost = units::counted(counts.lost_records, "invalidation");
+        warnings.note("zap_ns", format!("the times of {lost} found the ledger full"));
     }
     if counts.lost_stalls > 0 {
-        let lost = counts.lost_stalls;
-        warnings.note("collateral_ns", format!("{lost} stalls found no room to be written down"));
+        let lost = units::counted(counts.lost_stalls, "stall");
+        warnings.note("collateral_ns", format!("{lost} found no room to be written down"));
     }
 }
 
@@ -176,30 +177,32 @@ fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
         (0, 0) => warnings
             .not_measured(key, "of none of its operations it is known beforehand what the kernel announces"),
         (0, _) => Measured::of(account.differed),
-        (lost, _) => warnings.not_measured(key, format!("{lost} events of the kernel's account were lost")),
+        (lost, _) => {
+            let lost = units::counted(lost, "event");
+            warnings.not_measured(key, format!("of the kernel's account {lost} got lost"))
+        }
     };
     if account.lost > 0 {
-        let why = format!("at least so much: {} events of the kernel's account were lost", account.lost);
+        let lost = units::counted(account.lost, "event");
+        let why = format!("at least so much: of the kernel's account {lost} got lost");
         ACCOUNT.iter().filter(|key| is_sum(key)).for_each(|key| warnings.note(key, why.as_str()));
     }
     if account.lost == 0 && account.differed > 0 {
-        let (differed, compared, how) = (account.differed, account.compared, account.sentences.join("; "));
-        warnings.note(
-            key,
-            format!("the kernel announced something else in {differed} of {compared} operations: {how}"),
-        );
+        let (differed, how) = (account.differed, account.sentences.join("; "));
+        let compared = units::counted(account.compared, "operation");
+        warnings.note(key, format!("the kernel announced something else in {differed} of {compared}: {how}"));
     }
     if account.fallbacks > 0 {
-        let fallbacks = account.fallbacks;
+        let fallbacks = units::counted(account.fallbacks, "folio");
         warnings.note(
             "kernel_ranges",
-            format!("{fallbacks} folios left page by page: there was no contiguous swap space for them"),
+            format!("{fallbacks} left page by page: there was no contiguous swap space for them"),
         );
     }
     let unknown = account.of(RangeCause::Unattributed);
     if unknown.ranges > 0 {
-        let ranges = unknown.ranges;
-        warnings.note("unattributed_ranges", format!("of {ranges} ranges nobody knows who made them"));
+        let ranges = units::counted(unknown.ranges, "range");
+        warnings.note("unattributed_ranges", format!("of {ranges} nobody knows who made them"));
     }
     let strangers = account.sum(RangeCause::is_stranger);
     if strangers.ranges > 0 {
@@ -237,11 +240,11 @@ fn fill_times(row: &mut Row, measured: &Trial, warnings: &mut Warnings) {
         .map(|times| evicted as f64 * 1e9 / times.sum as f64);
     row.evicted_bytes_per_second = Measured::or_why(rate, warnings, "evicted_bytes_per_second", NO_OPERATION);
     if times.undisturbed.count() > 0 && times.collateral.count() > 0 {
-        let noise = times.undisturbed.count();
+        let noise = units::counted(times.undisturbed.count(), "time");
         warnings.note(
             "collateral_ns",
             format!(
-                "the undisturbed hot loop, too, had {noise} touches this long: interrupts are among these"
+                "the undisturbed hot loop, too, stood still this long {noise}: interrupts are among these"
             ),
         );
     }

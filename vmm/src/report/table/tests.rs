@@ -51,13 +51,30 @@ fn null_is_a_dash_and_zero_a_zero() {
     row.refaults = row.warnings.not_measured("refaults", "the guest died");
     row.lost_events = row.warnings.not_measured("lost_events", "the tap was off");
     row.collateral_faults = Measured::of(0);
-    let text = table(&run(vec![row]), Charset::Ascii);
+    let text = table(&run(vec![row, self::row("thp", "vm")]), Charset::Ascii);
     let cells: Vec<&str> =
         text.lines().find(|line| line.contains("folio")).unwrap().split_whitespace().collect();
     assert!(cells.contains(&"-") && cells.contains(&"0"), "{text}");
-    assert!(text.contains("note: refaults: the guest died"), "{text}");
+    assert!(text.contains("note: refaults: the guest died [4k"), "{text}");
     assert!(!text.contains("lost_events"), "no column shows it: {text}");
     assert!(text.is_ascii(), "{text}");
+}
+
+/// As in a replay: why is told once, with the columns that it would have been in.
+#[test]
+fn a_column_that_no_row_has_is_left_out() {
+    let rows: Vec<Row> = ["folio", "pmd", "vm"]
+        .map(|policy| {
+            let mut row = row("4k", policy);
+            row.zap_ns = row.warnings.not_measured("zap_ns", "a replay has no clock");
+            row.reclaim_ns = row.warnings.not_measured("reclaim_ns", "a replay has no clock");
+            row
+        })
+        .to_vec();
+    let text = table(&run(rows), Charset::Ascii);
+    assert!(!text.lines().any(|line| line.contains(" - ")), "{text}");
+    assert!(text.contains("note: zap p50, reclaim p50: a replay has no clock [all rows]\n"), "{text}");
+    assert!(text.contains("8 us / 40 us"), "what is known stays: {text}");
 }
 
 #[test]

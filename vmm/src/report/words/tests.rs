@@ -109,8 +109,18 @@ fn what_did_not_leave_is_said() {
     let mut short = row("thp", "folio");
     short.evicted_bytes = Measured::of(512 << 10);
     let text = said(vec![row("4k", "folio"), short.clone()]);
-    let expected = "In one row less left than was asked for, at worst 512 KiB of 1 MiB (thp under `folio` in case `sparse`).";
+    let expected = "In one row less left than was asked for: at worst 512 KiB of 1 MiB stayed (thp under `folio` in case `sparse`).";
     assert!(text.contains(expected), "{text}");
+    short.victim_bytes = Measured::of(195 << 20);
+    for (gone, told) in [
+        ((195 << 20) - 4096, "at worst 4 KiB of 195 MiB stayed"),
+        (4096, "at worst all but 4 KiB of 195 MiB stayed"),
+        (0, "at worst 195 MiB of 195 MiB stayed"),
+    ] {
+        short.evicted_bytes = Measured::of(gone);
+        let text = said(vec![short.clone()]);
+        assert!(text.contains(told), "{told} in {text}");
+    }
     short.label.reclaim = "cold".into();
     assert!(!said(vec![short]).contains("less left"), "MADV_COLD takes nothing");
 }
@@ -121,7 +131,7 @@ fn rows_that_could_not_run_are_counted_and_compared_with_nothing() {
     let text = said(vec![row("4k", "folio"), missing.clone()]);
     assert!(text.contains("1 of 2 rows could not run: there is no swap; add --zram 1g."), "{text}");
     assert!(!text.contains("`vm`"), "{text}");
-    assert_eq!(said(vec![missing]), "1 of 1 rows could not run: there is no swap; add --zram 1g.");
+    assert_eq!(said(vec![missing]), "1 of 1 row could not run: there is no swap; add --zram 1g.");
 }
 
 #[test]
