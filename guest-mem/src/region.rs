@@ -175,7 +175,10 @@ impl Region {
         let seams = Seams::new(range, seam_len(backing));
         let region = Self { range, backing, label: backing.to_string(), memfd, seams };
         region.advise_backing()?;
-        region.reach(range)?;
+        region.reach(range).map_err(|error| match error {
+            RegionError::NotGiven { limit, source, .. } => RegionError::Hugetlb { len, limit, source },
+            error => error,
+        })?;
         Ok(region)
     }
 

@@ -10,6 +10,7 @@ use vmm::host::{HostChanges, HostFacts};
 use vmm::kvm::Kvm;
 use vmm::tap::{Interest, Tap, Via};
 
+use crate::hugetlb::Group;
 use crate::nobody::{self, Lent};
 use crate::stand_in;
 
@@ -42,6 +43,8 @@ pub enum Need {
     Bpf,
     /// Memory of this backing, if need be by a switch that root sets for the test.
     Has(Backing),
+    /// A cgroup of its own that limits hugetlb pages: root, and the controller.
+    HugetlbGroup,
     /// Huge pages for the asking: `madvise` or `always`, and memory that is not too fragmented.
     HugePages,
     /// A kernel that merges pages of the same content.
@@ -123,6 +126,10 @@ impl Need {
                 huge_pages(),
                 "there are no huge pages for the asking: \
                  `echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`, or free some memory",
+            ),
+            Self::HugetlbGroup => (
+                Group::make().is_ok(),
+                "there is no cgroup with a limit of hugetlb pages: run as root, with CONFIG_CGROUP_HUGETLB",
             ),
             Self::Ksm => (Path::new("/sys/kernel/mm/ksm/run").exists(), "this kernel has no KSM"),
             Self::GuardedTracepoints => (

@@ -7,6 +7,7 @@ pub mod code;
 pub mod console;
 pub mod elf;
 pub mod host;
+pub mod hugetlb;
 pub mod kernel;
 pub mod machine;
 pub mod naive;

@@ -20,6 +20,7 @@ mod doctor;
 mod expectations;
 mod figures;
 mod guest;
+mod hugetlb;
 mod interrupted;
 mod kernel_account;
 mod linux;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         attach::tests(),
         restore::tests(),
         restore_input::tests(),
+        hugetlb::tests(),
         unprivileged::tests(),
         counts::tests(),
         another_observer::tests(),

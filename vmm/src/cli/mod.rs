@@ -24,8 +24,8 @@ use clap::Parser;
 
 use crate::doctor::Report;
 use crate::exit::{Exit, Failure};
-use crate::host::guardian_main;
 use crate::host::signals::{self, Cancel, SignalError, ignore_file_size_signal};
+use crate::host::{bus_error, guardian_main};
 use crate::output;
 use crate::report::ktap;
 use crate::run::chain;
@@ -43,6 +43,8 @@ pub fn main() -> ExitCode {
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     ignore_file_size_signal();
     output::say_panics();
+    // Without it the process ends as it does with it, and says less.
+    let _ = bus_error::say_why();
     guest_mem::hear_what_is_left_behind(|what| output::message(what));
     // A panic, too, ends by returning: what was said before it is still to be written.
     let arguments = arguments.into_iter().collect();

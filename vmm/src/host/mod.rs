@@ -1,5 +1,6 @@
 //! The host: what it is, what is changed on it and undone, who else uses it.
 
+pub mod bus_error;
 pub mod changes;
 pub mod facts;
 pub mod guardian;

@@ -13,7 +13,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_mem::{Memslot, Region, SlotTable};
+use guest_mem::{Memslot, Region, RegionError, SlotTable};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -141,7 +141,10 @@ impl Vm {
     /// does not say.
     pub fn not_given(&self) -> Option<String> {
         let behind = self.lock().behind.clone();
-        behind.iter().find_map(|region| region.reach(region.range()).err()).map(|error| chain(&error))
+        behind.iter().find_map(|region| match region.reach(region.range()) {
+            Err(RegionError::NotGiven { limit, .. }) => Some(limit.to_string()),
+            _ => None,
+        })
     }
 }
 
