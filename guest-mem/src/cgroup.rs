@@ -43,12 +43,54 @@ pub enum CgroupError {
     NotDelegated(PathBuf),
 }
 
+/// Where a group for this process can be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupPlace {
+    version: Version,
+    path: PathBuf,
+    home: PathBuf,
+}
+
+impl CgroupPlace {
+    /// A place for a group `name`. With cgroup v1 it is below the process's group; with v2 beside it, because a v2 group
+    /// with processes cannot have children with controllers.
+    ///
+    /// # Errors
+    /// No memory controller, or a name that is none.
+    pub fn find(name: &str) -> Result<Self, CgroupError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(allowed) {
+            return Err(CgroupError::Name(name.to_owned()));
+        }
+        let mounts = read(Path::new("/proc/self/mountinfo"))?;
+        let groups = read(Path::new("/proc/self/cgroup"))?;
+        let ControllerMount { version, home, root } =
+            find_controller("memory", &mounts, &groups).ok_or(CgroupError::NoController)?;
+        let parent = match version {
+            Version::V2 if home != root => home.parent().map_or(root, Path::to_path_buf),
+            Version::V1 | Version::V2 => home.clone(),
+        };
+        Ok(Self { version, path: parent.join(name), home })
+    }
+
+    /// The directory of the group to be made.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// The directory of the group that this process is in.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+}
+
 /// A group made for this process, which is inside as long as this lives.
 #[derive(Debug)]
 pub struct MemoryCgroup {
     version: Version,
     path: PathBuf,
     home: PathBuf,
+    /// Whether it goes with this, or its maker removes it.
+    removed_here: bool,
 }
 
 /// What squeezing came to.
@@ -70,28 +112,27 @@ impl Squeezed {
 }
 
 impl MemoryCgroup {
-    /// Makes a group `name` and moves this process, all its threads, into it. With cgroup v1 it is made below
-    /// the process's group; with v2 beside it, because a v2 group with processes cannot have children with
-    /// controllers.
+    /// Makes a group `name` (see [`CgroupPlace::find`]) and moves this process, all its threads, into it.
     ///
     /// # Errors
     /// No memory controller, or no right to use it. Nothing stays behind then.
     pub fn enter(name: &str) -> Result<Self, CgroupError> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(allowed) {
-            return Err(CgroupError::Name(name.to_owned()));
-        }
-        let mounts = read(Path::new("/proc/self/mountinfo"))?;
-        let groups = read(Path::new("/proc/self/cgroup"))?;
-        let ControllerMount { version, home, root } =
-            find_controller("memory", &mounts, &groups).ok_or(CgroupError::NoController)?;
-        let parent = match version {
-            Version::V2 if home != root => home.parent().map_or(root, Path::to_path_buf),
-            Version::V1 | Version::V2 => home.clone(),
-        };
-        let path = parent.join(name);
-        fs::create_dir(&path).map_err(|source| failed("making", &path, source))?;
-        let group = Self { version, path, home };
+        let place = CgroupPlace::find(name)?;
+        fs::create_dir(&place.path).map_err(|source| failed("making", &place.path, source))?;
+        Self::enter_as(place, true)
+    }
+
+    /// Moves this process, all its threads, into a group that somebody has made there and will remove again.
+    ///
+    /// # Errors
+    /// As [`MemoryCgroup::enter`].
+    pub fn enter_made(place: CgroupPlace) -> Result<Self, CgroupError> {
+        Self::enter_as(place, false)
+    }
+
+    fn enter_as(place: CgroupPlace, removed_here: bool) -> Result<Self, CgroupError> {
+        let CgroupPlace { version, path, home } = place;
+        let group = Self { version, path, home, removed_here };
         // From here on the drop of `group` undoes what was done.
         if !group.file(group.usage_file()).exists() {
             return Err(CgroupError::NotDelegated(group.path.clone()));
@@ -183,8 +224,8 @@ impl MemoryCgroup {
         fs::write(&procs, pid).map_err(|source| failed("moving this process by", &procs, source))
     }
 
-    /// Moves the process back where it was and removes the group. Memory charged to it stays charged to its
-    /// parent.
+    /// Moves the process back where it was and removes the group, if nobody else does. Memory charged to it stays charged
+    /// to its parent.
     ///
     /// # Errors
     /// The first step that failed.
@@ -196,6 +237,9 @@ impl MemoryCgroup {
 
     fn undo(&self) -> Result<(), CgroupError> {
         self.adopt(&self.home)?;
+        if !self.removed_here {
+            return Ok(());
+        }
         // A thread that is just exiting keeps the group busy for a moment.
         let mut outcome = Ok(());
         for _ in 0..50 {

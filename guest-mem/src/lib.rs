@@ -52,7 +52,7 @@ mod zram;
 
 pub use address::{Address, Gfn, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 pub use backing::{Backing, UnknownBacking};
-pub use cgroup::{CgroupError, MemoryCgroup, Squeezed};
+pub use cgroup::{CgroupError, CgroupPlace, MemoryCgroup, Squeezed};
 pub use cgroup_mounts::Version as CgroupVersion;
 pub use content::ContentError;
 pub use earned::Earned;

@@ -43,7 +43,7 @@ pub enum ZramError {
         offered: String,
     },
     /// A file of the device could not be read or written.
-    #[error("{attempt} {path}: zram devices are for root, in the initial namespaces")]
+    #[error("{attempt} {}{}", path.display(), remedy(source))]
     File {
         /// What was tried: `writing 1 to`, `reading`.
         attempt: String,
@@ -53,11 +53,23 @@ pub enum ZramError {
         #[source]
         source: io::Error,
     },
+    /// The kernel has no memory for the table of a device so large.
+    #[error(
+        "a zram device of {bytes} bytes takes a table of {} bytes at once, and the kernel has no room for it: ask for less",
+        table_bytes(*bytes)
+    )]
+    Table {
+        /// The device's size.
+        bytes: u64,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The device node never came.
     #[error("{0} did not appear within two seconds: is devtmpfs mounted at /dev?")]
     NoNode(PathBuf),
     /// swapon failed.
-    #[error("swapon {path}: it takes root, and a kernel built with CONFIG_SWAP")]
+    #[error("swapon {path}{}", swapon_remedy(*source))]
     SwapOn {
         /// Which device.
         path: PathBuf,
@@ -74,6 +86,33 @@ pub enum ZramError {
         #[source]
         source: Errno,
     },
+}
+
+/// What to do about a file of the driver.
+fn remedy(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::ACCESS | Errno::PERM) => ": zram devices are for root, outside of user namespaces",
+        Some(Errno::ROFS) => ": sysfs is mounted read-only here; run outside the container",
+        Some(Errno::BUSY) => ": somebody else uses the device or the driver; try again",
+        Some(Errno::NOMEM) => ": the kernel has no memory for it",
+        _ => "",
+    }
+}
+
+fn swapon_remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::PERM | Errno::ACCESS => {
+            ": it takes CAP_SYS_ADMIN in the initial user namespace, or this kernel has as many swap areas as it can"
+        }
+        Errno::NOSYS => ": this kernel was built without CONFIG_SWAP",
+        Errno::NOMEM => ": the kernel has no memory for its map; ask for less",
+        _ => "",
+    }
+}
+
+/// Bytes that the kernel keeps for the pages of a device, filled or not: 16 for each.
+fn table_bytes(size: u64) -> u64 {
+    size / PAGE_SIZE * 16
 }
 
 /// A zram device used for swap, taken away when dropped.
@@ -214,7 +253,12 @@ impl Device {
         if let Some(algorithm) = algorithm {
             self.choose_algorithm(algorithm)?;
         }
-        self.write("disksize", &size_bytes.to_string())?;
+        self.write("disksize", &size_bytes.to_string()).map_err(|error| match error {
+            ZramError::File { source, .. } if Errno::from_io_error(&source) == Some(Errno::NOMEM) => {
+                ZramError::Table { bytes: size_bytes, source }
+            }
+            error => error,
+        })?;
         self.wait_for_node()?;
         self.write_header(size_bytes)?;
         let priority = SwapInfo::read().priority_above();
@@ -378,6 +422,22 @@ mod tests {
         for size in [0, 4096, 65_537, 1 << 63, u64::MAX] {
             assert!(matches!(ZramSwap::create(size, None), Err(ZramError::Size(_))), "{size}");
         }
+    }
+
+    #[test]
+    fn one_errno_has_one_sentence() {
+        let said = |errno: i32| {
+            let source = io::Error::from_raw_os_error(errno);
+            ZramError::File { attempt: "reading".to_owned(), path: "/x".into(), source }.to_string()
+        };
+        assert!(said(libc::EACCES).contains("root"));
+        for other in [libc::EBUSY, libc::ENOMEM, libc::EIO] {
+            assert!(!said(other).contains("root"), "{}", said(other));
+        }
+        let table = ZramError::Table { bytes: 16 << 40, source: io::Error::from_raw_os_error(libc::ENOMEM) };
+        assert!(table.to_string().contains("68719476736 bytes at once"), "{table}");
+        let swapon = |source| ZramError::SwapOn { path: "/dev/zram0".into(), source }.to_string();
+        assert!(swapon(Errno::PERM).contains("CAP_SYS_ADMIN") && !swapon(Errno::NOMEM).contains("CAP"));
     }
 
     #[test]

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use guest_mem::uffd::{Faults, Features, Userfault};
-use guest_mem::{Backing, HostThp, PMD_SIZE, PageScanner, Region, SwapInfo};
+use guest_mem::{Backing, CgroupPlace, HostThp, PMD_SIZE, PageScanner, Region, SwapInfo};
+use rustix::fs::{Access, access};
 use vmm::host::kvm_module::MmuKind;
-use vmm::host::{HostChanges, HostFacts};
+use vmm::host::{Capability, HostChanges, HostFacts, Rights};
 use vmm::kvm::Kvm;
 use vmm::tap::{Interest, Tap, Via};
 
@@ -23,6 +24,12 @@ pub enum Need {
     SlotZap,
     /// Root, and a kernel with zram: a swap device of the test's own.
     Zram,
+    /// A memory cgroup of the test's own.
+    Cgroup,
+    /// `unshare`, and the right to a PID namespace.
+    Unshare,
+    /// The right to set the host's huge-page switches.
+    Switches,
     /// qemu-system-x86_64, any accelerator.
     Qemu,
     /// A Linux kernel to boot as a guest, and a KVM that runs its user space.
@@ -77,8 +84,25 @@ impl Need {
                 (slot_zap(), "this KVM has no KVM_X86_QUIRK_SLOT_ZAP_ALL to disable: Linux 6.12 is needed")
             }
             Self::Zram => (
-                rustix::process::geteuid().is_root() && Path::new("/sys/class/zram-control/hot_add").exists(),
+                Rights::read().has(Capability::SysAdmin)
+                    && Path::new("/sys/class/zram-control/hot_add").exists(),
                 "a swap device needs root and zram: run as root, `modprobe zram`",
+            ),
+            Self::Cgroup => (
+                memory_cgroup(),
+                "no memory cgroup can be made: run as root, with the memory controller mounted",
+            ),
+            Self::Unshare => (
+                Command::new("unshare")
+                    .args(["-pf", "true"])
+                    .stderr(Stdio::null())
+                    .status()
+                    .is_ok_and(|status| status.success()),
+                "no PID namespace can be made: run as root, with util-linux's unshare",
+            ),
+            Self::Switches => (
+                access("/sys/kernel/mm/transparent_hugepage/enabled", Access::WRITE_OK).is_ok(),
+                "the huge-page switches are not ours to set: run as root",
             ),
             Self::Qemu => (
                 Command::new("qemu-system-x86_64")
@@ -98,10 +122,9 @@ impl Need {
                  kvm_amd, as the nested rig does (`cargo test --release -p tests --test nested`)",
             ),
             Self::Pvm => (pvm(), "this host's KVM is not kvm_pvm, and the test is of what only that does"),
-            Self::NotRoot => (
-                !rustix::process::geteuid().is_root(),
-                "root may write every file: run it as another user too",
-            ),
+            Self::NotRoot => {
+                (!writes_every_file(), "this user may write every file: run it as another one too")
+            }
             Self::OtherKvm => (
                 stand_in::may_bind("/dev/kvm"),
                 "nothing can be put in the place of /dev/kvm: there is none, or be root",
@@ -165,8 +188,8 @@ impl Need {
 impl harness::Need for Need {
     fn missing(self) -> Option<String> {
         if let Self::Has(backing) = self {
-            let mut changes = HostChanges::new(|_| ());
-            allow(&mut changes, backing);
+            let changes = HostChanges::new(|_| ());
+            allow(&changes, backing);
             return backing.unavailable(REGION, &HostThp::read()).map(|why| why.to_string());
         }
         let (met, why) = self.probe();
@@ -214,11 +237,26 @@ pub fn tdp_mmu() -> bool {
 const REGION: u64 = 16 * PMD_SIZE;
 
 /// Sets the switches that a backing's label asks for, until the changes are undone. Without the right to, nothing.
-pub fn allow(changes: &mut HostChanges, backing: Backing) {
+pub fn allow(changes: &HostChanges, backing: Backing) {
     let Some(why) = backing.unavailable(REGION, &HostThp::read()) else { return };
     for setting in why.remedy.settings() {
         let _ = changes.change_sysfs(setting.knob.path(), &setting.text(), "a test's memory");
     }
+}
+
+/// Whether permissions do not bind this process.
+fn writes_every_file() -> bool {
+    let forbidden = tempfile::NamedTempFile::new().and_then(|file| {
+        std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o400))?;
+        std::fs::OpenOptions::new().write(true).open(file.path())
+    });
+    forbidden.is_ok()
+}
+
+fn memory_cgroup() -> bool {
+    let Ok(place) = CgroupPlace::find(&format!("zapscope-test-{}", std::process::id())) else { return false };
+    let made = std::fs::create_dir(place.path()).is_ok();
+    made && std::fs::remove_dir(place.path()).is_ok()
 }
 
 fn huge_pages() -> bool {

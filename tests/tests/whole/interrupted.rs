@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
@@ -381,11 +382,15 @@ impl Host {
     }
 }
 
-/// The tracefs instances that the process `pid` could have made.
+/// The tracefs instances that the process `pid` has made.
 fn instances_of(pid: i32) -> Vec<String> {
-    let Ok(tracefs) = Tracefs::open() else { return Vec::new() };
-    let names = (0..10).map(|number| format!("instances/zapscope-{pid}-{number}"));
-    names.filter(|name| tracefs.directory(name).is_ok()).collect()
+    let Ok(instances) = Tracefs::open().and_then(|tracefs| tracefs.directory("instances")) else {
+        return Vec::new();
+    };
+    // Mounted nowhere it has no other path.
+    let path = format!("/proc/self/fd/{}", instances.as_fd().as_raw_fd());
+    let names = fs::read_dir(path).unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(&format!("zapscope-{pid}-"))).collect()
 }
 
 /// Adds the cgroups of this name below `directory`.

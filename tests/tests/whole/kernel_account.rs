@@ -232,7 +232,7 @@ fn announced(tap: &Collector, region: &Region) -> Vec<Pages> {
 fn every_operation_announces_what_is_written(case: Case) {
     let _swap = ZramSwap::create(256 << 20, None).unwrap();
     let _vm = vm();
-    let mut changes = quietly();
+    let changes = quietly();
     // What khugepaged collapses while a case runs is no part of it.
     let _ =
         changes.change_sysfs("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "1", "a test");
@@ -241,7 +241,7 @@ fn every_operation_announces_what_is_written(case: Case) {
         let switch = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
         changes.change_sysfs(switch, "never", "a test's memory").unwrap();
     }
-    allow(&mut changes, case.memory());
+    allow(&changes, case.memory());
     let done = attempt(&case);
     assert!(changes.undo_all().is_empty());
     assert_eq!(done, Ok(()), "on Linux {:?}", version());
@@ -308,7 +308,7 @@ fn ksm_announces_each_page_it_protects_and_replaces() {
         assert_eq!(done, 0);
     }
     let tap = listen(&pair).unwrap();
-    let mut changes = quietly();
+    let changes = quietly();
     for (file, value) in [("sleep_millisecs", "0"), ("pages_to_scan", "1000"), ("run", "1")] {
         changes.change_sysfs(format!("/sys/kernel/mm/ksm/{file}"), value, "a test merges two pages").unwrap();
     }

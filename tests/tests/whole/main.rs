@@ -20,6 +20,7 @@ mod doctor;
 mod expectations;
 mod figures;
 mod guest;
+mod host_as_it_was;
 mod hugetlb;
 mod interrupted;
 mod kernel_account;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         boot_pvm::tests(),
         run_directory::tests(),
         way_out::tests(),
+        host_as_it_was::tests(),
         interrupted::tests(),
         linux::tests(),
     ];

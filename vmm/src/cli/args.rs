@@ -47,6 +47,10 @@ pub struct RunArguments {
     /// Make a zram swap device of this size for the run, and take it away again.
     #[arg(long, value_name = "SIZE")]
     pub zram: Option<Size>,
+    /// Set the host's huge-page switches as each row's backing needs them (mthp, thp, memfd:thp, the pool of hugetlb), and
+    /// put them back.
+    #[arg(long)]
+    pub tune: bool,
     /// Who accesses the memory.
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
@@ -99,6 +103,9 @@ pub struct ReplayArguments {
     /// With --validate: make a zram swap device of this size for it, and take it away again.
     #[arg(long, value_name = "SIZE", requires = "validate")]
     pub zram: Option<Size>,
+    /// With --validate: set the host's huge-page switches as each row's backing needs them, and put them back.
+    #[arg(long, requires = "validate")]
+    pub tune: bool,
     /// With --validate: who accesses the memory.
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto, requires = "validate")]
     pub backend: BackendChoice,

@@ -7,6 +7,7 @@ use notifier_bridge::monotonic_ns;
 
 use super::args::AttachArguments;
 use super::cancel_on_signal;
+use super::changes;
 use super::record_file::RecordFile;
 use crate::attach::{self, Holder, Memory, Record, Session, Span};
 use crate::exit::{Class, Classified, Exit, Failure};
@@ -93,8 +94,8 @@ pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
     let now = utc(SystemTime::now());
     let out = RecordFile::reserve(arguments.out.as_deref(), &now, &name, "attach.json")?;
     let holder = Holder::open(arguments.pid)?;
-    let mut changes = HostChanges::new(|change| output::message(change));
-    let watched = watch(arguments, out, holder, &mut changes, &cancel);
+    let changes = changes::begin();
+    let watched = watch(arguments, out, holder, &changes, &cancel);
     let undone = changes.undo_all();
     undone.iter().for_each(output::message);
     Ok(match watched? {
@@ -109,7 +110,7 @@ fn watch(
     arguments: &AttachArguments,
     out: RecordFile,
     holder: Holder,
-    changes: &mut HostChanges,
+    changes: &HostChanges,
     cancel: &Cancel,
 ) -> Result<bool, Failure> {
     let mut session = open(holder, &arguments.memory, changes)?;
@@ -168,7 +169,7 @@ fn watch(
 
 /// By what changes nothing on the host, a BPF program or perf events; where they are refused by a tracefs instance, which
 /// is removed again.
-fn open(holder: Holder, memory: &[HvaRange], changes: &mut HostChanges) -> Result<Session, Failure> {
+fn open(holder: Holder, memory: &[HvaRange], changes: &HostChanges) -> Result<Session, Failure> {
     let pid = holder.pid();
     let by_bpf = Session::open(holder, memory, &Via::Bpf);
     let Err(attach::SessionError::Tap(no_program)) = by_bpf else { return Ok(by_bpf?) };

@@ -4,6 +4,7 @@ mod args;
 mod attach;
 mod backend;
 mod boot;
+mod changes;
 mod place;
 mod progress;
 mod record_file;

@@ -145,6 +145,7 @@ fn validate(
         &run::Live {
             backend: arguments.backend,
             zram: arguments.zram,
+            tune: arguments.tune,
             tap: TapChoice::Auto,
             cancel: cancel_on_signal()?,
         },

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
 use super::run_directory::RunDirectory;
-use super::{backend, cancel_on_signal, progress::Shown, zram};
+use super::{backend, cancel_on_signal, changes, progress::Shown, zram};
 use crate::exit::{Class, Classified, Exit, Failure};
-use crate::host::{Cancel, HostChanges, Neighbours};
+use crate::host::{Cancel, Neighbours};
 use crate::output;
 use crate::record::{RowLabel, utc};
 use crate::report::{self, Charset, ktap, units};
@@ -53,7 +53,13 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     let (outcome, left_changed) = live(
         &scenario,
         &plans,
-        &Live { backend: arguments.backend, zram: arguments.zram, tap: arguments.tap, cancel },
+        &Live {
+            backend: arguments.backend,
+            zram: arguments.zram,
+            tune: arguments.tune,
+            tap: arguments.tap,
+            cancel,
+        },
         &mut directory,
     )?;
     // First, so that no output that is not read keeps a result from the disk; an error of it costs no output.
@@ -81,6 +87,8 @@ pub(super) struct Live {
     pub backend: BackendChoice,
     /// Bytes of a swap device for the time.
     pub zram: Option<Size>,
+    /// Whether the host's switches are set as each row needs them.
+    pub tune: bool,
     /// Who keeps the kernel's account.
     pub tap: TapChoice,
     /// Who ends it early.
@@ -105,13 +113,13 @@ pub(super) fn live(
         output::message(warning);
     }
     let runner = Runner::new(scenario, backend, &how.cancel)?;
-    let mut changes = HostChanges::new(|change| output::message(change));
+    let changes = changes::begin();
     if let Some(size) = how.zram {
-        zram::add_if_allowed(&mut changes, size.0)?;
+        zram::add_if_allowed(&changes, size.0)?;
     }
     let mut shown = Shown::default();
-    let tapping = Tapping::new(how.tap, Some(&mut changes));
-    let mut outcome = runner.tapped(tapping).run_rows(plans, &mut shown, sink);
+    let tapping = Tapping::new(how.tap, Some(&changes));
+    let mut outcome = runner.tapped(tapping).changing(&changes, how.tune).run_rows(plans, &mut shown, sink);
     drop(shown);
     let undone = changes.undo_all();
     for error in &undone {

@@ -3,7 +3,7 @@
 use guest_mem::{ZramError, check_swap_size, swap_on_device};
 
 use crate::exit::{Class, Classified};
-use crate::host::{ChangeError, HostChanges};
+use crate::host::{Capability, ChangeError, HostChanges, Rights};
 use crate::output;
 
 /// The device could not be had.
@@ -26,18 +26,22 @@ impl Classified for ZramSetupError {
     }
 }
 
-/// Adds a device to the host's changes, by which it goes again, and makes it swap of `bytes`. Without root it says
-/// so and the run goes on: what needs swap then says why it could not run, and the rest runs.
+/// Adds a device to the host's changes, by which it goes again, and makes it swap of `bytes`. Without the right to swap it
+/// says so and the run goes on: what needs swap then says why it could not run, and the rest runs.
 ///
 /// # Errors
-/// [`ZramSetupError`]: a size that is none, or root and yet no device. What was made by then is undone with the
-/// other changes.
-pub fn add_if_allowed(changes: &mut HostChanges, bytes: u64) -> Result<(), ZramSetupError> {
+/// [`ZramSetupError`]: a size that is none, or the right and yet no device. What was made by then is undone.
+pub fn add_if_allowed(changes: &HostChanges, bytes: u64) -> Result<(), ZramSetupError> {
     check_swap_size(bytes)?;
-    if !rustix::process::geteuid().is_root() {
-        output::message("--zram needs root: going on without a swap device of our own");
+    // Making the device takes less: root of a user namespace would be left with one that it cannot swap to.
+    if let Some(lacking) = Rights::read().lacks(Capability::SysAdmin) {
+        output::message(format_args!("--zram: {lacking}; going on without a swap device of our own"));
         return Ok(());
     }
     let device = changes.add_zram("swap for this run")?;
-    Ok(swap_on_device(device.number, bytes, None)?)
+    swap_on_device(device.number, bytes, None).map_err(|error| {
+        // What cannot be undone is said there, and tried again at the end.
+        let _ = changes.undo(device.change);
+        error.into()
+    })
 }

@@ -1,7 +1,8 @@
 //! `zapscope doctor`: what this host can and cannot measure, why, and the command that would change it.
 //!
 //! Each subject is a file with a `probe`, which asks the host and keeps the answers as plain data, and a
-//! `judge`, a pure function of those answers. Nothing on the host is changed; what cannot be asked (no root,
+//! `judge`, a pure function of those answers. Nothing on the host is changed, but that what a killed run has left on it
+//! is undone; what cannot be asked (no root,
 //! no `/dev/kvm`) becomes a finding like any other.
 
 mod access;
@@ -22,6 +23,7 @@ mod swap;
 mod tiny_vm;
 mod tracing;
 mod uffd;
+mod undoing;
 
 pub use finding::{Finding, Verdict};
 pub use report::Report;

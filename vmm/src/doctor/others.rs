@@ -2,15 +2,14 @@
 
 use rustix::io::Errno;
 
-use super::access::{CAP_SYS_NICE, CAP_SYS_PTRACE, Capabilities};
 use super::finding::Finding;
 use crate::attach::Readable;
-use crate::host::Root;
+use crate::host::{Capability, Rights, Root};
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Others {
-    capabilities: Capabilities,
+    rights: Rights,
     /// `kernel.yama.ptrace_scope`; `None` without Yama.
     scope: Option<u32>,
     counters: Readable,
@@ -18,7 +17,7 @@ pub(super) struct Others {
 
 pub(super) fn probe() -> Others {
     let scope = Root::default().number("/proc/sys/kernel/yama/ptrace_scope");
-    Others { capabilities: Capabilities::read(), scope, counters: Readable::probe() }
+    Others { rights: Rights::read(), scope, counters: Readable::probe() }
 }
 
 pub(super) fn judge(others: &Others) -> Vec<Finding> {
@@ -31,7 +30,7 @@ fn judge_looking(others: &Others) -> Finding {
         Some(scope) => format!("ptrace_scope is {scope}, which is about tracing and not about looking"),
         None => "no Yama".to_owned(),
     };
-    if !others.capabilities.has(CAP_SYS_PTRACE) {
+    if !others.rights.has(Capability::SysPtrace) {
         return Finding::limited(
             SUBJECT,
             format!("processes of this user alone: no CAP_SYS_PTRACE; {scope}"),
@@ -65,7 +64,7 @@ fn judge_looking(others: &Others) -> Finding {
 
 fn judge_pushing(others: &Others) -> Finding {
     const SUBJECT: &str = "attach --pageout";
-    if others.capabilities.has(CAP_SYS_NICE) {
+    if others.rights.has(Capability::SysNice) {
         return Finding::can(SUBJECT, "process_madvise is permitted: CAP_SYS_NICE");
     }
     Finding::cannot(SUBJECT, "process_madvise needs CAP_SYS_NICE")
@@ -75,10 +74,7 @@ fn judge_pushing(others: &Others) -> Finding {
 /// One finding of each kind that has a remedy.
 #[cfg(test)]
 pub(super) fn samples() -> Vec<Finding> {
-    let of = |bits: u64, counters| {
-        let capabilities = Capabilities::parse(&format!("CapEff:\t{bits:016x}\n")).unwrap_or_default();
-        judge(&Others { capabilities, scope: None, counters })
-    };
+    let of = |bits: u64, counters| judge(&Others { rights: Rights::of_bits(bits), scope: None, counters });
     let counters = [Readable::NotFaults, Readable::None(Errno::PERM), Readable::None(Errno::NOENT)];
     let seen = counters.into_iter().flat_map(|counters| of(u64::MAX, counters));
     seen.chain(of(0, Readable::All)).collect()
@@ -90,8 +86,7 @@ mod tests {
     use super::*;
 
     fn with(bits: u64, counters: Readable) -> Others {
-        let capabilities = Capabilities::parse(&format!("CapEff:\t{bits:016x}\n")).unwrap();
-        Others { capabilities, scope: Some(1), counters }
+        Others { rights: Rights::of_bits(bits), scope: Some(1), counters }
     }
 
     #[test]
@@ -101,7 +96,7 @@ mod tests {
         let refused = Readable::None(Errno::PERM);
         assert_eq!(verdicts(u64::MAX, Readable::All), [Verdict::Can, Verdict::Can]);
         assert_eq!(verdicts(0, refused), [Verdict::Limited, Verdict::Cannot]);
-        assert_eq!(verdicts(1 << CAP_SYS_PTRACE, refused), [Verdict::Limited, Verdict::Cannot]);
+        assert_eq!(verdicts(1 << Capability::SysPtrace as u8, refused), [Verdict::Limited, Verdict::Cannot]);
         assert!(judge(&with(0, refused))[0].detail.contains("ptrace_scope is 1"));
     }
 

@@ -7,12 +7,13 @@ use std::process::{Command, Stdio};
 use super::finding::Finding;
 use super::{
     capabilities, cgroup, exit_cost, huge_pages, kvm_device, madvise, others, strangers, swap, tracing, uffd,
+    undoing,
 };
 
 /// A module's findings, and its text.
 type Module = (fn() -> Vec<Finding>, &'static str);
 
-const MODULES: [Module; 11] = [
+const MODULES: [Module; 12] = [
     (capabilities::samples, include_str!("capabilities.rs")),
     (cgroup::samples, include_str!("cgroup.rs")),
     (exit_cost::samples, include_str!("exit_cost.rs")),
@@ -24,6 +25,7 @@ const MODULES: [Module; 11] = [
     (swap::samples, include_str!("swap.rs")),
     (tracing::samples, include_str!("tracing.rs")),
     (uffd::samples, include_str!("uffd.rs")),
+    (undoing::samples, include_str!("undoing.rs")),
 ];
 
 /// Words that begin commands, and that prose can do without.

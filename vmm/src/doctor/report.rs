@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::finding::{Finding, Verdict};
 use super::{
     capabilities, cgroup, exit_cost, huge_pages, kvm_device, madvise, others, strangers, swap, tracing, uffd,
+    undoing,
 };
 use crate::host::HostFacts;
 
@@ -22,6 +23,8 @@ pub struct Report {
 impl Report {
     /// Examines this host. Takes some tenths of a second: it runs a tiny virtual machine.
     pub fn of_this_host() -> Self {
+        // First: what follows is to find the host as it should be.
+        let undoing = undoing::probe();
         let host = HostFacts::read();
         let device = kvm_device::probe(&host.kvm);
         let mut findings = kvm_device::judge(&device);
@@ -37,6 +40,7 @@ impl Report {
         findings.extend(others::judge(&others::probe()));
         findings.extend(cgroup::judge(&cgroup::probe(&host)));
         findings.extend(strangers::judge(&host));
+        findings.extend(undoing::judge(&undoing));
         Self { host, findings }
     }
 

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use super::access::may_read;
 use super::finding::Finding;
+use crate::host::rights::Lacking;
 use crate::host::swaps::SwapDevice;
-use crate::host::{HostFacts, Root};
+use crate::host::{Capability, HostFacts, Rights, Root};
 
 const CONTROL: &str = "/sys/class/zram-control";
 
@@ -22,17 +23,22 @@ pub(super) struct Swap {
 enum Control {
     #[default]
     Absent,
+    /// The file is not ours to read.
     Forbidden,
+    /// A device can be made, and not be swapped to.
+    NoSwapping(Lacking),
     Usable,
 }
 
 pub(super) fn probe(host: &HostFacts) -> Swap {
     let root = Root::default();
     let hot_add = format!("{CONTROL}/hot_add");
-    let control = match (Path::new(CONTROL).exists(), may_read(&hot_add)) {
-        (false, _) => Control::Absent,
-        (true, false) => Control::Forbidden,
-        (true, true) => Control::Usable,
+    let swapping = Rights::read().lacks(Capability::SysAdmin);
+    let control = match (Path::new(CONTROL).exists(), may_read(&hot_add), swapping) {
+        (false, ..) => Control::Absent,
+        (true, false, _) => Control::Forbidden,
+        (true, true, Some(lacking)) => Control::NoSwapping(lacking),
+        (true, true, None) => Control::Usable,
     };
     let device = root.names("/sys/block").into_iter().find(|name| name.starts_with("zram"));
     let algorithms = device.and_then(|name| root.text(&format!("/sys/block/{name}/comp_algorithm")));
@@ -72,6 +78,8 @@ fn judge_zram(control: Control, algorithms: Option<&str>) -> Finding {
         }
         Control::Forbidden => Finding::cannot(SUBJECT, format!("{CONTROL} is for root"))
             .remedy("`sudo zapscope run --zram SIZE`"),
+        Control::NoSwapping(lacking) => Finding::cannot(SUBJECT, format!("swapon is refused: {lacking}"))
+            .remedy("`sudo zapscope run --zram SIZE`, outside of user namespaces"),
         Control::Absent => {
             Finding::cannot(SUBJECT, "the zram driver is not there").remedy("`modprobe zram num_devices=0`")
         }
@@ -83,7 +91,8 @@ fn judge_zram(control: Control, algorithms: Option<&str>) -> Finding {
 pub(super) fn samples() -> Vec<Finding> {
     let device = SwapDevice { path: "/dev/sda2".to_owned(), bytes: 1, used_bytes: 0, priority: 0 };
     let of = |devices: Vec<SwapDevice>, control| judge(&Swap { devices, control, algorithms: None });
-    [of(Vec::new(), Control::Absent), of(vec![device], Control::Forbidden)].concat()
+    let unable = Control::NoSwapping(Lacking::Capability(Capability::SysAdmin));
+    [of(Vec::new(), Control::Absent), of(Vec::new(), unable), of(vec![device], Control::Forbidden)].concat()
 }
 
 #[cfg(test)]
@@ -122,5 +131,13 @@ mod tests {
         let findings = judge(&swap);
         assert_eq!(findings[0].verdict, Verdict::Limited);
         assert!(findings[1].remedy.as_deref().unwrap().contains("sudo"));
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_swapped_to_is_no_use() {
+        let control = Control::NoSwapping(Lacking::Namespace(Capability::SysAdmin));
+        let finding = judge_zram(control, None);
+        assert_eq!(finding.verdict, Verdict::Cannot);
+        assert!(finding.detail.contains("initial user namespace"), "{finding:?}");
     }
 }

@@ -4,9 +4,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::access::{CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use super::finding::Finding;
-use crate::host::Root;
+use crate::host::{Capability, Rights, Root};
 use crate::tap::tracefs::last_errno;
 use crate::tap::{Bpf, Interest, Layout, Tracefs, in_initial_pid_namespace};
 
@@ -49,7 +48,7 @@ pub(super) fn probe() -> Tracing {
     let event = tracefs.as_ref().map_err(|errno| *errno).and_then(|tracefs| tracefs.event_id(UNMAP_EVENT));
     let all = Interest { causes: true, calls: true, deeds: true };
     let layout = tracefs.ok().and_then(|tracefs| Layout::read(&tracefs, all).ok());
-    let capabilities = Capabilities::read();
+    let rights = Rights::read();
     Tracing {
         mounts,
         event,
@@ -59,7 +58,7 @@ pub(super) fn probe() -> Tracing {
         bpf: Bpf::permitted(),
         initial_pid_namespace: in_initial_pid_namespace(),
         paranoid: root.number("/proc/sys/kernel/perf_event_paranoid"),
-        privileged: capabilities.has(CAP_PERFMON) || capabilities.has(CAP_SYS_ADMIN),
+        privileged: rights.has(Capability::Perfmon) || rights.has(Capability::SysAdmin),
         lockdown: root.choice("/sys/kernel/security/lockdown"),
     }
 }

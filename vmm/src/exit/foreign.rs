@@ -14,7 +14,7 @@ impl Classified for ZramError {
     fn class(&self) -> Class {
         match self {
             Self::Size(_) => Class::Mistake,
-            Self::NoDriver(_) | Self::Algorithm { .. } | Self::NoNode(_) => Class::Host,
+            Self::NoDriver(_) | Self::Algorithm { .. } | Self::NoNode(_) | Self::Table { .. } => Class::Host,
             Self::File { source, .. } => Class::of_refused_io(source),
             Self::SwapOn { source, .. } | Self::SwapOff { source, .. } => Class::of_refusal(*source),
         }

@@ -32,7 +32,12 @@ fn changes() -> (HostChanges, Arc<Mutex<Vec<String>>>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&said);
     let announce = move |text: &str| sink.lock().unwrap().push(text.to_owned());
-    (HostChanges::guarded_by(guardian_program(), announce), said)
+    (HostChanges::noted_in(state_directories(std::process::id()), guardian_program(), announce), said)
+}
+
+/// Of one process of these tests alone: no zapscope on this host undoes what it leaves.
+fn state_directories(pid: u32) -> Vec<PathBuf> {
+    vec![std::env::temp_dir().join(format!("zapscope-test-{pid}"))]
 }
 
 struct SwitchFile {
@@ -66,6 +71,10 @@ fn is_running(pid: u32) -> bool {
     Root::default()
         .text(&format!("/proc/{pid}/stat"))
         .is_some_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim().starts_with('Z')))
+}
+
+fn guardian_of(changes: &HostChanges) -> u32 {
+    changes.lock().guardian.as_ref().unwrap().pid()
 }
 
 /// Starts a child in `mode` and waits until it says, with its guardian's pid, that its changes are made.
@@ -102,20 +111,27 @@ fn not_a_test_but_a_child() {
         return;
     }
     let target = PathBuf::from(std::env::var_os(TARGET).unwrap());
-    let mut changes = HostChanges::guarded_by(guardian_program(), |_: &str| {});
+    let changes =
+        HostChanges::noted_in(state_directories(std::process::id()), guardian_program(), |_: &str| {});
     let mut detail = "-".to_owned();
     match mode.as_str() {
         "zram" => detail = Disk::of(changes.add_zram("a test").unwrap().number).to_string(),
         "zram-unheard" => {
             // The death between the device's creation and the news of it: the answer stays unread.
-            let id = changes.next_id().0;
-            changes.guardian().unwrap().tell(&Request::AddZram { id }).unwrap();
-            let answer = changes.guardian().unwrap().peek();
+            let mut state = changes.lock();
+            let id = state.next_id().0;
+            let guardian = state.guard(&changes.0).unwrap();
+            guardian.tell(&Request::AddZram { id }).unwrap();
+            let answer = guardian.peek();
             let Answer::Zram { number, .. } = answer else { panic!("{answer:?}") };
             detail = Disk::of(number).to_string();
         }
         "planned" => {
-            let action = UndoAction::WriteFile { path: target.clone(), value: "madvise".to_owned() };
+            let action = UndoAction::WriteFile {
+                path: target.clone(),
+                value: "madvise".to_owned(),
+                set: "never".to_owned(),
+            };
             changes.plan(action).unwrap();
         }
         _ => {
@@ -123,13 +139,13 @@ fn not_a_test_but_a_child() {
             changes.change_sysfs(&target, "never", "another test").unwrap();
         }
     }
-    println!("\nchanges {} {detail} made", changes.guardian().unwrap().pid());
+    println!("\nchanges {} {detail} made", guardian_of(&changes));
     match mode.as_str() {
         "abort" => std::process::abort(),
         "exit" => std::process::exit(0),
         "panic" => panic!("on purpose"),
         "interrupt-guardian" => {
-            let guardian = changes.guardian().unwrap().pid() as i32;
+            let guardian = guardian_of(&changes) as i32;
             for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
                 // SAFETY: a signal to our own child, which has not been waited for.
                 unsafe { libc::kill(guardian, signal) };
@@ -144,10 +160,10 @@ fn not_a_test_but_a_child() {
 #[test]
 fn a_switch_is_set_announced_and_restored() {
     let file = SwitchFile::saying("always [madvise] never\n");
-    let (mut changes, said) = changes();
-    let now = changes.change_sysfs(&file.path, "always", "to see huge pages").unwrap();
+    let (changes, said) = changes();
+    let now = changes.change_sysfs(&file.path, "always", "to see huge pages").unwrap().now;
     assert_eq!((now.as_str(), file.says().as_str()), ("always", "always"));
-    assert_eq!(changes.outstanding().count(), 1);
+    assert_eq!(changes.outstanding().len(), 1);
     drop(changes);
     assert_eq!(file.says(), "madvise");
     let said = said.lock().unwrap();
@@ -158,7 +174,7 @@ fn a_switch_is_set_announced_and_restored() {
 #[test]
 fn changes_to_one_switch_are_undone_backwards() {
     let file = SwitchFile::saying("1");
-    let (mut changes, _) = changes();
+    let (changes, _) = changes();
     for value in ["2", "3", "4"] {
         changes.change_sysfs(&file.path, value, "a test").unwrap();
     }
@@ -169,30 +185,31 @@ fn changes_to_one_switch_are_undone_backwards() {
 #[test]
 fn a_switch_that_says_so_already_is_no_change() {
     let file = SwitchFile::saying("always [madvise] never\n");
-    let (mut changes, said) = changes();
-    assert_eq!(changes.change_sysfs(&file.path, "madvise", "a test").unwrap(), "madvise");
-    assert!(changes.guardian.is_none(), "nothing to guard, no guardian");
+    let (changes, said) = changes();
+    let expected = Switched { change: None, now: "madvise".to_owned() };
+    assert_eq!(changes.change_sysfs(&file.path, "madvise", "a test").unwrap(), expected);
+    assert!(changes.lock().guardian.is_none(), "nothing to guard, no guardian");
     assert!(said.lock().unwrap().is_empty());
 }
 
 #[test]
 fn a_change_that_fails_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut changes, _) = changes();
+    let (changes, _) = changes();
     let absent = changes.change_sysfs(dir.path().join("absent"), "1", "a test");
     assert!(matches!(absent, Err(ChangeError::Read { .. })), "{absent:?}");
     let refused = changes.change_sysfs("/proc/version", "1", "a test");
     assert!(matches!(refused, Err(ChangeError::Write { .. })), "{refused:?}");
-    let taken = changes.make_cgroup(dir.path(), "a test");
+    let taken = changes.make_cgroup(dir.path(), "/", "a test");
     assert!(matches!(taken, Err(ChangeError::Cgroup { .. })), "{taken:?}");
-    assert_eq!(changes.outstanding().count(), 0);
+    assert_eq!(changes.outstanding(), []);
 }
 
 #[test]
 fn without_a_guardian_nothing_is_changed() {
     let file = SwitchFile::saying("0");
     for program in ["/nonexistent/guardian", "/bin/true"] {
-        let mut changes = HostChanges::guarded_by(GuardianProgram::new(program), |_: &str| {});
+        let changes = HostChanges::guarded_by(GuardianProgram::new(program), |_: &str| {});
         let refused = changes.change_sysfs(&file.path, "1", "a test");
         assert!(matches!(refused, Err(ChangeError::Guardian(GuardianError::Start(_)))), "{refused:?}");
         assert_eq!(file.says(), "0");
@@ -202,8 +219,9 @@ fn without_a_guardian_nothing_is_changed() {
 #[test]
 fn one_change_can_be_undone_early_and_once() {
     let file = SwitchFile::saying("0");
-    let (mut changes, _) = changes();
-    let action = UndoAction::WriteFile { path: file.path.clone(), value: "0".to_owned() };
+    let (changes, _) = changes();
+    let action =
+        UndoAction::WriteFile { path: file.path.clone(), value: "0".to_owned(), set: "1".to_owned() };
     let change = changes.plan(action).unwrap();
     fs::write(&file.path, "1").unwrap();
     changes.undo(change).unwrap();
@@ -217,9 +235,9 @@ fn one_change_can_be_undone_early_and_once() {
 #[test]
 fn a_guardian_ends_with_its_purpose() {
     let file = SwitchFile::saying("0");
-    let (mut changes, _) = changes();
+    let (changes, _) = changes();
     changes.change_sysfs(&file.path, "1", "a test").unwrap();
-    let guardian = changes.guardian().unwrap().pid();
+    let guardian = guardian_of(&changes);
     assert!(is_running(guardian));
     drop(changes);
     assert!(!is_running(guardian), "dismissed guardians are gone when drop returns");
@@ -255,6 +273,126 @@ fn abort_exit_and_panic_are_cleaned_up_after() {
         eventually(mode, || !is_running(guardian));
         assert_eq!(file.says(), "madvise", "{mode}");
     }
+}
+
+fn kill(pid: u32, signal: i32) {
+    // SAFETY: a signal to a process of these tests, by its number.
+    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+}
+
+/// The processes whose parent is `pid` and that run.
+fn children_of(pid: u32) -> Vec<u32> {
+    let root = Root::default();
+    let parent = |child: u32| {
+        let stat = root.text(&format!("/proc/{child}/stat"))?;
+        // After the name: state, parent.
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<u32>().ok()
+    };
+    let processes = root.names("/proc").into_iter().filter_map(|name| name.parse().ok());
+    processes.filter(|child| parent(*child) == Some(pid) && is_running(*child)).collect()
+}
+
+#[test]
+fn a_guardian_that_was_killed_is_replaced_and_the_next_one_undoes() {
+    let file = SwitchFile::saying("always [madvise] never\n");
+    let (mut child, first, _) = run_child("sleep", &file.path);
+    kill(first, libc::SIGKILL);
+    let another = || children_of(child.id()).into_iter().find(|pid| *pid != first);
+    eventually("another guardian", || another().is_some());
+    let second = another().unwrap();
+    // From then on it survives what ends its run; what it was not told it finds in the log.
+    eventually("the guardian holds the log", || {
+        let descriptors = fs::read_dir(format!("/proc/{second}/fd")).into_iter().flatten().flatten();
+        let mut files = descriptors.filter_map(|one| fs::read_link(one.path()).ok());
+        files.any(|file| file.starts_with(&state_directories(child.id())[0]))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the guardian ends", || !is_running(second));
+    assert_eq!(file.says(), "madvise");
+    assert!(!state_directories(child.id())[0].exists());
+}
+
+#[test]
+fn a_change_after_the_guardians_death_is_guarded_by_another() {
+    let file = SwitchFile::saying("0");
+    let (changes, said) = changes();
+    changes.change_sysfs(&file.path, "1", "a test").unwrap();
+    let first = guardian_of(&changes);
+    kill(first, libc::SIGKILL);
+    // It may be dying still while it is told; then the one that takes its place is told as well.
+    changes.change_sysfs(&file.path, "2", "a test").unwrap();
+    eventually("another guardian", || guardian_of(&changes) != first);
+    assert_eq!(changes.outstanding().len(), 2);
+    assert!(said.lock().unwrap().iter().any(|text| text.contains("another one took its place")), "{said:?}");
+    drop(changes);
+    assert_eq!(file.says(), "0");
+}
+
+/// As the end of a PID namespace does it: the guardian has no moment left.
+#[test]
+fn what_is_left_by_both_the_next_one_undoes() {
+    let file = SwitchFile::saying("always [madvise] never\n");
+    let (mut child, guardian, _) = run_child("sleep", &file.path);
+    let directories = state_directories(child.id());
+    let undo = || crate::host::leftovers::undo_those_in(&directories);
+    assert_eq!(undo(), [], "both are alive");
+    kill(guardian, libc::SIGSTOP);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(undo(), [], "the guardian is");
+    kill(guardian, libc::SIGKILL);
+    eventually("the guardian's end", || !is_running(guardian));
+    assert_eq!(file.says(), "never");
+    let mut left = Vec::new();
+    // The kernel lets go of a dead process's files soon.
+    eventually("somebody undoes it", || {
+        left.extend(undo());
+        !left.is_empty()
+    });
+    assert_eq!((left.len(), left.iter().all(|one| one.is_gone)), (2, true), "{left:?}");
+    assert_eq!(file.says(), "madvise");
+    assert!(!directories[0].exists());
+}
+
+#[test]
+fn two_runs_do_not_change_one_switch() {
+    let file = SwitchFile::saying("0");
+    let ((first, _), (second, _)) = (changes(), changes());
+    first.change_sysfs(&file.path, "1", "a test").unwrap();
+    let refused = second.change_sysfs(&file.path, "2", "a test");
+    assert!(matches!(refused, Err(ChangeError::Taken { .. })), "{refused:?}");
+    assert_eq!((file.says().as_str(), second.outstanding().len()), ("1", 0));
+    drop(first);
+    second.change_sysfs(&file.path, "2", "a test").unwrap();
+    drop(second);
+    assert_eq!(file.says(), "0");
+}
+
+#[test]
+fn where_nobody_can_undo_nothing_is_changed() {
+    let file = SwitchFile::saying("0");
+    let nowhere = vec![PathBuf::from("/proc/nowhere")];
+    let changes = HostChanges::noted_in(nowhere, guardian_program(), |_: &str| {});
+    let outcome = changes.change_sysfs(&file.path, "1", "a test");
+    if in_initial_pid_namespace() {
+        outcome.expect("the guardian outlives this process");
+    } else {
+        assert!(matches!(outcome, Err(ChangeError::Guardian(GuardianError::Mortal(_)))), "{outcome:?}");
+        assert_eq!(file.says(), "0");
+    }
+}
+
+#[test]
+fn what_was_made_is_told_once_and_said_once() {
+    let file = SwitchFile::saying("0");
+    let (changes, said) = changes();
+    for _ in 0..3 {
+        let switched = changes.change_sysfs(&file.path, "1", "a test").unwrap();
+        changes.undo(switched.change.unwrap()).unwrap();
+    }
+    assert_eq!((changes.made().len(), said.lock().unwrap().len()), (1, 2));
+    assert!(matches!(&changes.made()[0], HostChange::Switch { from, to, .. } if from == "0" && to == "1"));
 }
 
 #[test]
@@ -349,7 +487,7 @@ fn a_zram_is_removed_in_the_ordinary_way() {
     if !can_make_zram("a_zram_is_removed_in_the_ordinary_way") {
         return;
     }
-    let (mut changes, said) = changes();
+    let (changes, said) = changes();
     let added = changes.add_zram("a test").unwrap();
     let disk = Disk::of(added.number);
     assert!(disk.exists());
@@ -364,10 +502,10 @@ fn a_cgroup_is_removed_with_a_process_still_in_it() {
     let parent = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
         .into_iter()
         .find(|parent| Path::new(parent).join("cgroup.procs").exists());
-    let (mut changes, _) = changes();
+    let (changes, _) = changes();
     let path =
         PathBuf::from(parent.unwrap_or("/nonexistent")).join(format!("zapscope-{}", std::process::id()));
-    if let Err(error) = changes.make_cgroup(&path, "a test") {
+    if let Err(error) = changes.make_cgroup(&path, parent.unwrap_or("/nonexistent"), "a test") {
         eprintln!("SKIPPED: a_cgroup_is_removed_with_a_process_still_in_it: {error}");
         return;
     }

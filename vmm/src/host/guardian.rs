@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  run                                      guardian (own session, ignores SIGINT, SIGTERM, SIGHUP, SIGQUIT)
-//!   ├─ start ─────────────────────────────►   │
+//!   ├─ start, log ────────────────────────►   │  joins in holding the log (`change_log`)
 //!   │ ◄──────────────────────────── ready ──  │
 //!   ├─ plan 1: write 'madvise' back ──────►   │  outstanding: 1        the change is made after this
 //!   ├─ add-zram 2 ────────────────────────►   │  makes the device, outstanding: 1, 2
@@ -14,18 +14,23 @@
 //!
 //! There is no moment at which a change exists and the guardian does not know of it: a plan is in the socket
 //! before the change is made, and stays readable after the sender's death; a zram device, whose number nobody
-//! knows before it exists, is made by the guardian itself. What this does not cover is somebody killing both.
+//! knows before it exists, is made by the guardian itself. A run whose guardian dies starts another one and tells it all
+//! that is outstanding. Whoever kills both, as the end of a PID namespace does, leaves the log, by which the next zapscope
+//! undoes ([`super::leftovers`]).
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
+use super::change_log::LogError;
 use super::undo::UndoAction;
 use crate::exit::{Class, Classified};
 
@@ -41,6 +46,11 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
+    /// Note in this file what is undone, and hold it.
+    Log {
+        /// The file.
+        path: PathBuf,
+    },
     /// A change is about to be made; this would undo it.
     Plan {
         /// The change.
@@ -66,7 +76,7 @@ pub(crate) enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
-    /// It has its own session and ignores signals: changes may begin.
+    /// It has its own session and ignores signals, or it holds the log: changes may begin.
     Ready,
     /// The device was made.
     Zram {
@@ -77,6 +87,8 @@ pub(crate) enum Answer {
     },
     /// The device was not made.
     Failed {
+        /// What the kernel answered, if it was the kernel.
+        errno: Option<i32>,
         /// Why.
         why: String,
     },
@@ -94,11 +106,33 @@ pub enum GuardianError {
     )]
     Gone(#[source] io::Error),
     /// It made no zram device.
-    #[error("cannot make a zram device: {why} (needs root and the module: modprobe zram num_devices=0)")]
+    #[error("reading /sys/class/zram-control/hot_add made no zram device: {}", hot_add_remedy(*.errno))]
     NoZram {
+        /// What the kernel answered, if it was the kernel.
+        errno: Option<i32>,
         /// Why.
-        why: String,
+        #[source]
+        source: io::Error,
     },
+    /// It would die with this process, and nobody would know what to undo.
+    #[error(
+        "in this PID namespace the end of its first process ends whoever would undo a change, and it cannot be noted for a \
+         later zapscope, so nothing is changed: give it a directory of its own by ZAPSCOPE_STATE_DIR, or a writable /run"
+    )]
+    Mortal(#[source] LogError),
+}
+
+/// What to do about a zram device that the kernel does not make.
+fn hot_add_remedy(errno: Option<i32>) -> &'static str {
+    match errno {
+        Some(libc::ENOENT) => "the driver is not there: `modprobe zram num_devices=0`",
+        Some(libc::EACCES | libc::EPERM) => "it is for root: run as root",
+        Some(libc::EBUSY) => "the driver is busy with another device, or about to be unloaded: try again",
+        Some(libc::ENOMEM | libc::ENOSPC) => {
+            "the kernel has no room for one more: remove zram devices that nobody uses"
+        }
+        _ => "see the kernel's log (`dmesg`)",
+    }
 }
 
 impl Classified for GuardianError {
@@ -106,7 +140,7 @@ impl Classified for GuardianError {
         match self {
             Self::Start(source) => Class::of_refused_io(source),
             Self::Gone(_) => Class::Fault,
-            Self::NoZram { .. } => Class::Host,
+            Self::NoZram { .. } | Self::Mortal(_) => Class::Host,
         }
     }
 }
@@ -155,8 +189,8 @@ pub(crate) struct Guardian {
 }
 
 impl Guardian {
-    /// Starts one and waits until it is out of reach of Ctrl-C.
-    pub(crate) fn start(program: &GuardianProgram) -> Result<Self, GuardianError> {
+    /// Starts one and waits until it is out of reach of Ctrl-C, and holds the log.
+    pub(crate) fn start(program: &GuardianProgram, log: Option<&Path>) -> Result<Self, GuardianError> {
         let (ours, theirs) = UnixStream::pair().map_err(GuardianError::Start)?;
         ours.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(GuardianError::Start)?;
         // The command keeps `theirs` open until it is dropped: it must be gone before we wait for an answer,
@@ -170,11 +204,30 @@ impl Guardian {
             .spawn()
             .map_err(GuardianError::Start)?;
         let mut guardian = Self { child, channel: BufReader::new(ours) };
-        match guardian.answer() {
-            Ok(Answer::Ready) => Ok(guardian),
+        guardian.expect_ready()?;
+        if let Some(path) = log {
+            guardian.tell(&Request::Log { path: path.to_owned() })?;
+            guardian.expect_ready()?;
+        }
+        Ok(guardian)
+    }
+
+    fn expect_ready(&mut self) -> Result<(), GuardianError> {
+        match self.answer() {
+            Ok(Answer::Ready) => Ok(()),
             Ok(other) => Err(GuardianError::Start(io::Error::other(format!("it said {other:?}")))),
             Err(error) => Err(GuardianError::Start(error)),
         }
+    }
+
+    /// Whether it has ended, which it does not do by itself as long as it is needed.
+    pub(crate) fn is_dead(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    /// Readable once it is dead; `None` on kernels before 5.3.
+    pub(crate) fn death(&self) -> Option<OwnedFd> {
+        rustix::process::pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).ok()
     }
 
     /// Tells it something; when this returns, the guardian will know even if we die.
@@ -188,7 +241,10 @@ impl Guardian {
         self.tell(&Request::AddZram { id })?;
         match self.answer().map_err(GuardianError::Gone)? {
             Answer::Zram { number, diskseq } => Ok((number, diskseq)),
-            Answer::Failed { why } => Err(GuardianError::NoZram { why }),
+            Answer::Failed { errno, why } => {
+                let source = errno.map_or_else(|| io::Error::other(why), io::Error::from_raw_os_error);
+                Err(GuardianError::NoZram { errno, source })
+            }
             Answer::Ready => Err(GuardianError::Gone(io::Error::other("it answered out of turn"))),
         }
     }
@@ -203,7 +259,6 @@ impl Guardian {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -13,8 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
+use super::change_log::ChangeLog;
 use super::guardian::{Answer, GUARDIAN_ARGUMENT, Request, to_line};
-use super::undo::UndoAction;
+use super::undo::{UndoAction, UndoError, Undone, write_switch};
 use super::zram;
 use crate::output;
 
@@ -49,21 +50,42 @@ pub fn guard(owner: i32) -> ExitCode {
         Pid::from_raw(owner).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     let stdin = io::stdin();
     let mut line = Line { channel: stdin.as_fd(), owner, unread: Vec::new() };
-    let mut outstanding = Outstanding::default();
+    let (mut outstanding, mut log) = (Outstanding::default(), None);
     line.say(&Answer::Ready);
     while let Some(request) = line.next() {
         match request {
-            Request::Plan { id, action } => outstanding.add(id, action),
+            // A log that cannot be held is one that nobody else can read either: the run had it a moment ago.
+            Request::Log { path } => {
+                log = ChangeLog::join(&path).ok();
+                line.say(&Answer::Ready);
+            }
+            Request::Plan { id, action } => {
+                stay_out_of(&action);
+                outstanding.add(id, action);
+            }
             Request::Forget { id } => outstanding.forget(id),
-            Request::AddZram { id } => line.say(&add_zram(id, &mut outstanding)),
+            Request::AddZram { id } => line.say(&add_zram(id, &mut outstanding, log.as_mut())),
             Request::Done => return ExitCode::SUCCESS,
         }
     }
+    // A run that was killed may not have told all that it had noted.
+    let noted = log.as_mut().and_then(|log: &mut ChangeLog| log.outstanding().ok()).unwrap_or_default();
+    noted.actions.into_iter().for_each(|(id, action)| outstanding.add(id, action));
     if outstanding.0.is_empty() {
+        log.into_iter().for_each(ChangeLog::end);
         return ExitCode::SUCCESS;
     }
     line.await_death();
-    undo_all(outstanding)
+    undo_all(outstanding, log)
+}
+
+/// A guardian that took another one's place began where its run is: in the cgroup that it shall remove, and whose limit
+/// it shall not feel.
+fn stay_out_of(action: &UndoAction) {
+    if let UndoAction::RemoveCgroup { home, .. } = action {
+        // 0 is whoever writes it. Where it fails the group's removal moves this process as well.
+        let _ = write_switch(&home.join("cgroup.procs"), "0");
+    }
 }
 
 /// A session of its own is out of reach of the terminal's Ctrl-C and hang-up. Signals sent to it by name are
@@ -86,48 +108,71 @@ struct Outstanding(Vec<(u64, UndoAction)>);
 
 impl Outstanding {
     fn add(&mut self, id: u64, action: UndoAction) {
-        self.0.push((id, action));
+        if !self.0.iter().any(|(known, _)| *known == id) {
+            self.0.push((id, action));
+        }
     }
 
     fn forget(&mut self, id: u64) {
         self.0.retain(|(known, _)| *known != id);
     }
 
-    fn in_reverse(self) -> impl Iterator<Item = UndoAction> {
-        self.0.into_iter().rev().map(|(_, action)| action)
+    fn in_reverse(mut self) -> impl Iterator<Item = (u64, UndoAction)> {
+        // By number, whoever told of it first.
+        self.0.sort_by_key(|(id, _)| *id);
+        self.0.into_iter().rev()
     }
 }
 
-fn add_zram(id: u64, outstanding: &mut Outstanding) -> Answer {
+fn add_zram(id: u64, outstanding: &mut Outstanding, log: Option<&mut ChangeLog>) -> Answer {
     match zram::hot_add() {
         Ok(made) => {
             let (number, diskseq) = (made.number, made.diskseq);
-            outstanding.add(id, UndoAction::RemoveZram { number, diskseq });
+            let action = UndoAction::RemoveZram { number, diskseq };
+            // Before the run hears of it: from now on any of the two may die.
+            let _ = log.map(|log| log.note(&Request::Plan { id, action: action.clone() }));
+            outstanding.add(id, action);
             Answer::Zram { number, diskseq }
         }
-        Err(error) => Answer::Failed { why: error.to_string() },
+        Err(error) => Answer::Failed { errno: error.raw_os_error(), why: error.to_string() },
     }
 }
 
-fn undo_all(outstanding: Outstanding) -> ExitCode {
-    let reports: Vec<_> = outstanding
-        .in_reverse()
-        .map(|action| {
-            let mut done = action.perform();
-            for _ in 1..TRIES {
-                if done.is_ok() {
-                    break;
-                }
-                std::thread::sleep(PAUSE);
-                done = action.perform();
-            }
-            (action, done)
-        })
-        .collect();
+/// Tries as long as the kernel may still be tearing down whoever was killed.
+pub(super) fn undo_with_patience(action: &UndoAction) -> Result<Undone, UndoError> {
+    let mut done = action.perform();
+    for _ in 1..TRIES {
+        if done.is_ok() {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        done = action.perform();
+    }
+    done
+}
+
+fn undo_all(outstanding: Outstanding, mut log: Option<ChangeLog>) -> ExitCode {
+    let mut reports = Vec::new();
+    for (id, action) in outstanding.in_reverse() {
+        let done = undo_with_patience(&action);
+        if let (Ok(_), Some(log)) = (&done, &mut log) {
+            let _ = log.note(&Request::Forget { id });
+        }
+        reports.push((action, done));
+    }
+    if reports.iter().all(|(_, done)| done.is_ok()) {
+        // With what could not be undone it stays, for the next zapscope to try.
+        log.into_iter().for_each(ChangeLog::end);
+    }
     let mut failed = false;
     for (action, done) in reports {
         match done {
-            Ok(()) => output::progress(format_args!("zapscope was killed; undone for it: {action}")),
+            Ok(Undone::Restored) => {
+                output::progress(format_args!("zapscope was killed; undone for it: {action}"));
+            }
+            Ok(Undone::LeftAlone(now)) => output::progress(format_args!(
+                "zapscope was killed; did not {action}: somebody has set it to '{now}' since"
+            )),
             Err(error) => {
                 failed = true;
                 output::progress(format_args!("zapscope was killed; {error} ({})", error.source));
@@ -233,7 +278,7 @@ mod tests {
         }
         outstanding.forget(2);
         outstanding.forget(9);
-        assert_eq!(outstanding.in_reverse().collect::<Vec<_>>(), [remove(3), remove(1)]);
+        assert_eq!(outstanding.in_reverse().collect::<Vec<_>>(), [(3, remove(3)), (1, remove(1))]);
     }
 
     #[test]

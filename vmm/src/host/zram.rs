@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::root::Root;
+use super::swaps::parse_swaps;
 use super::undo::write_switch;
 
 const HOT_ADD: &str = "/sys/class/zram-control/hot_add";
@@ -45,9 +46,19 @@ pub(crate) fn remove(number: u32, diskseq: Option<u64>) -> io::Result<()> {
     if !directory.exists() || (diskseq.is_some() && diskseq != diskseq_of(number)) {
         return Ok(());
     }
-    swapoff(&format!("/dev/zram{number}"))?;
+    if is_swapped_to(number) {
+        swapoff(&format!("/dev/zram{number}"))?;
+    }
     while_busy(|| write_switch(&directory.join("reset"), "1"))?;
     while_busy(|| write_switch(HOT_REMOVE.as_ref(), &number.to_string()))
+}
+
+/// Whether the kernel swaps to the device. Without that there is nothing to switch off, which takes a right that making the
+/// device does not. In another mount namespace its path is another, its name is not.
+fn is_swapped_to(number: u32) -> bool {
+    let name = format!("zram{number}");
+    let swaps = Root::default().text("/proc/swaps").unwrap_or_default();
+    parse_swaps(&swaps).iter().any(|device| device.path.rsplit('/').next() == Some(&name))
 }
 
 /// Reads everything back in and stops swapping to the device; fine if nobody swapped to it.

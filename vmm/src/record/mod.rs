@@ -22,6 +22,7 @@
 
 mod checked;
 mod distribution;
+mod host_change;
 mod measured;
 mod row;
 mod run;
@@ -29,6 +30,7 @@ mod time;
 
 pub use checked::{Checked, Verdict};
 pub use distribution::{Distribution, Samples};
+pub use host_change::HostChange;
 pub use measured::{Measured, Warning, Warnings, saturating_sum};
 pub use row::{CauseTotals, KERNEL, KeyKind, REPLAY, Row, RowLabel, SOFTWARE};
 pub use run::{ENDED, Host, Overhead, RecordError, RunRecord, SCHEMA};

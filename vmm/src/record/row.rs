@@ -73,6 +73,9 @@ macro_rules! row {
             /// What came of the case's expectations.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
             pub expectations: Vec<Checked>,
+            /// The switches of the host that were set for this row, each as the command that sets it.
+            #[serde(default, skip_serializing_if = "Vec::is_empty")]
+            pub switches: Vec<String>,
         }
 
         impl Row {
@@ -85,6 +88,7 @@ macro_rules! row {
                     could_not_run: Some(why_and_remedy.into()),
                     warnings: Warnings::default(),
                     expectations: Vec::new(),
+                    switches: Vec::new(),
                 }
             }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checked::Verdict;
+use super::host_change::HostChange;
 use super::measured::{Measured, Warnings, saturating_sum};
 use super::row::Row;
 use crate::exit::{Class, Classified};
@@ -48,6 +49,9 @@ pub struct RunRecord {
     /// What recording costs.
     #[serde(default = "Overhead::absent")]
     pub overhead: Overhead,
+    /// What was changed on the host, so that it could be measured; undone since, unless a warning says otherwise.
+    #[serde(default)]
+    pub host_changes: Vec<HostChange>,
     /// What should be known when reading all of it.
     #[serde(default)]
     pub warnings: Warnings,
@@ -231,6 +235,10 @@ mod tests {
             first_kvm_run_monotonic_ns: Measured::of(17),
             tap: Measured::of("perf".into()),
             overhead: Overhead { clock_read_ns: Measured::of(21.5), ..Overhead::absent() },
+            host_changes: vec![
+                HostChange::Zram { device: "/dev/zram0".into(), why: "swap for this run".into() },
+                HostChange::Switch { path: "/x".into(), from: "a".into(), to: "b".into(), why: "thp".into() },
+            ],
             warnings,
             rows: vec![row, Row::could_not_run(label(), "no swap; `zapscope run --zram 1g` makes some")],
         }
@@ -258,6 +266,7 @@ mod tests {
             "started_at",
             "ended",
             "first_kvm_run_monotonic_ns",
+            "host_changes",
             "rows",
         ] {
             assert!(json.get(key).is_some(), "{key}");
@@ -329,7 +338,13 @@ mod tests {
         json["rows"][0].as_object_mut().unwrap().remove("lost_events");
         json["rows"][0]["added_later"] = Value::from(1);
         json["added_later"] = Value::from("x");
-        assert_eq!(RunRecord::from_json(&json.to_string()).unwrap(), record());
+        json["host_changes"]
+            .as_array_mut()
+            .unwrap()
+            .push(serde_json::json!({"change": "added-later", "what": 1}));
+        let mut expected = record();
+        expected.host_changes.push(HostChange::Unknown);
+        assert_eq!(RunRecord::from_json(&json.to_string()).unwrap(), expected);
         json["schema"] = Value::from(SCHEMA + 1);
         let why = RunRecord::from_json(&json.to_string()).unwrap_err().to_string();
         assert!(why.contains("schema 2") && why.contains("newer zapscope"), "{why}");

@@ -17,6 +17,7 @@ mod journal;
 mod measured;
 mod orders;
 mod own_swap;
+mod pressure;
 mod refill;
 mod rows;
 mod runner;
@@ -24,6 +25,7 @@ mod sink;
 mod so_far;
 mod tapping;
 mod trial;
+mod tune;
 mod wiring;
 
 pub use errors::TrialError;
@@ -33,4 +35,5 @@ pub use runner::{Backend, Ended, Progress, RunError, RunOutcome, Runner, chain, 
 pub use sink::{NotKept, RowSink};
 pub use tapping::{TapChoice, Tapping, Watch};
 pub use trial::{STALL, Trial, TrialSetup};
+pub use tune::Tuner;
 pub use wiring::{Device, Wiring};

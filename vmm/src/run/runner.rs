@@ -7,26 +7,28 @@ use std::time::SystemTime;
 
 use crate::kvm::Kvm;
 use guest_mem::swapper::AttachError;
-use guest_mem::{Backing, MemoryCgroup, Operation, SwapInfo};
+use guest_mem::{Backing, Operation, SwapInfo};
 
 use super::errors::TrialError;
 use super::journal;
 use super::measured::Measured as Pooled;
 use super::own_swap::OwnSwapError;
+use super::pressure::Pressure;
 use super::rows;
 use super::sink::{NotKept, RowSink};
 use super::so_far::{Known, RunSoFar};
 use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
+use super::tune::Tuner;
 use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::events::{SecondaryMmu, Section};
 use crate::exit::{Class, Classified};
-use crate::host::Root;
 use crate::host::kvm_module::KvmFacts;
 use crate::host::processors;
 use crate::host::resident;
 use crate::host::signals::Cancel;
+use crate::host::{HostChanges, Root};
 use crate::input::{self, InputError, What};
 use crate::kvm::boot;
 use crate::kvm::pc::PcError;
@@ -163,6 +165,9 @@ pub struct Runner<'a> {
     /// The Linux guest, once a row needed it: it serves them all.
     linux: Option<Rc<LinuxMachine>>,
     tap: Tapping<'a>,
+    /// By whom the host is changed, and whether its switches are.
+    changes: Option<&'a HostChanges>,
+    tuner: Option<Tuner<'a>>,
     /// Who translates, once a row needed to know.
     mmu: Option<SecondaryMmu>,
     /// The row being made, and what happened in its first trial.
@@ -205,7 +210,17 @@ impl<'a> Runner<'a> {
             events: None,
             refilled: Vec::new(),
             tap: Tapping::new(TapChoice::Off, None),
+            changes: None,
+            tuner: None,
         })
+    }
+
+    /// Has what rows need of the host made by `changes`, and with `tune` its switches set as each row needs them.
+    #[must_use]
+    pub fn changing(mut self, changes: &'a HostChanges, tune: bool) -> Self {
+        self.changes = Some(changes);
+        self.tuner = tune.then(|| Tuner::new(changes));
+        self
     }
 
     /// Has the kernel's own account kept by `tap`.
@@ -271,8 +286,12 @@ impl<'a> Runner<'a> {
     /// One row: as many trials as the scenario repeats, each on a machine of its own.
     fn row(&mut self, plan: &RowPlan<'_>) -> Result<Row, NoRow> {
         self.events = None;
-        if let Some(why) = unavailable(plan, self.scenario.memory) {
-            return Err(NoRow::Unavailable(why));
+        let (backing, memory) = (plan.combination.backing, self.scenario.memory);
+        let untuned = self.tuner.as_mut().and_then(|tuner| tuner.prepare(backing, memory).err());
+        if let Some(why) = unavailable(plan, memory, self.tuner.is_some()) {
+            return Err(NoRow::Unavailable(
+                untuned.map_or(why.clone(), |untuned| format!("{why}; {untuned}")),
+            ));
         }
         let mut pooled: Option<Pooled> = None;
         let mut label = None;
@@ -291,22 +310,20 @@ impl<'a> Runner<'a> {
             }
             Backend::Kvm(_) => self.tap.missing(),
         };
-        Ok(rows::row(
+        let row = rows::row(
             label,
             plan.combination.backing,
             self.scenario.repetitions,
             &measured,
             no_account.as_deref(),
-        ))
+        );
+        let settings = self.tuner.iter().flat_map(Tuner::settings);
+        Ok(Row { switches: settings.map(|setting| setting.to_string()).collect(), ..row })
     }
 
     fn trial(&mut self, plan: &RowPlan<'_>) -> Result<(Pooled, &'static str), NoRow> {
-        // Before the machine: what it touches first is charged to the cgroup.
-        let cgroup = match plan.combination.reclaim {
-            Reclaim::Cgroup => {
-                let name = format!("zapscope-{}", std::process::id());
-                Some(MemoryCgroup::enter(&name).map_err(|error| NoRow::Unavailable(chain(&error)))?)
-            }
+        let pressure = match plan.combination.reclaim {
+            Reclaim::Cgroup => Some(Pressure::enter(self.changes).map_err(NoRow::Unavailable)?),
             Reclaim::By(_) | Reclaim::Uffd => None,
         };
         let testbed = self.testbed(plan)?;
@@ -329,7 +346,7 @@ impl<'a> Runner<'a> {
             combination: plan.combination,
             steps: &plan.case.steps,
             plan: &pages,
-            cgroup: cgroup.as_ref(),
+            cgroup: pressure.as_ref().map(Pressure::group),
             uffd: &self.scenario.uffd,
             processors: &processors,
             tap: matches!(self.backend, Backend::Kvm(_)).then_some(&self.tap as &dyn Watch),
@@ -489,7 +506,12 @@ impl<'a> Runner<'a> {
 
     /// What is known of the run by now.
     fn known(&self) -> Known {
-        Known { guest: self.guest_name(), first_entry_ns: self.first_entry_ns, tap: self.tap.how() }
+        Known {
+            guest: self.guest_name(),
+            first_entry_ns: self.first_entry_ns,
+            tap: self.tap.how(),
+            host_changes: self.changes.map(HostChanges::made).unwrap_or_default(),
+        }
     }
 
     /// Ends the run.
@@ -504,10 +526,11 @@ impl<'a> Runner<'a> {
 }
 
 /// What this row needs and the host has not, with the remedy.
-fn unavailable(plan: &RowPlan<'_>, memory: u64) -> Option<String> {
+fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<String> {
     let combination = &plan.combination;
     if let Some(why) = combination.backing.unavailable_here(memory) {
-        return Some(why.to_string());
+        let tune = if tuned || why.remedy.settings().is_empty() { "" } else { ", or run with `--tune`" };
+        return Some(format!("{why}{tune}"));
     }
     let swaps = matches!(combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
     if swaps && SwapInfo::read().free() == 0 {

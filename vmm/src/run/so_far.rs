@@ -4,7 +4,7 @@ use super::calibrate;
 use super::runner::Ended;
 use crate::events::SecondaryMmu;
 use crate::host::HostFacts;
-use crate::record::{ENDED, Host, Measured, Overhead, Row, RunRecord, SCHEMA, Warnings};
+use crate::record::{ENDED, Host, HostChange, Measured, Overhead, Row, RunRecord, SCHEMA, Warnings};
 use crate::scenario::Scenario;
 
 /// The source revision this program was built from, if it was built from a repository.
@@ -22,6 +22,8 @@ pub struct Known {
     pub first_entry_ns: Option<u64>,
     /// By what the kernel's own account is kept.
     pub tap: Option<&'static str>,
+    /// What was changed on the host.
+    pub host_changes: Vec<HostChange>,
 }
 
 /// The record of a run that has not ended.
@@ -59,6 +61,7 @@ impl RunSoFar {
             first_kvm_run_monotonic_ns: Measured::absent(),
             tap: Measured::absent(),
             overhead: Overhead::absent(),
+            host_changes: Vec::new(),
             warnings: Warnings::default(),
             rows: Vec::new(),
         };
@@ -105,6 +108,7 @@ impl RunSoFar {
     fn learn(&mut self, known: Known) -> Warnings {
         let mut warnings = self.lasting.clone();
         self.record.guest = known.guest;
+        self.record.host_changes = known.host_changes;
         let why = if self.soft { "no guest ran" } else { "no machine came up" };
         self.record.first_kvm_run_monotonic_ns =
             Measured::or_why(known.first_entry_ns, &mut warnings, "first_kvm_run_monotonic_ns", why);

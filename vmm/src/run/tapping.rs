@@ -53,7 +53,7 @@ pub trait Watch {
 pub struct Tapping<'c> {
     choice: TapChoice,
     /// Where an instance is made, and written down to be removed.
-    changes: Option<RefCell<&'c mut HostChanges>>,
+    changes: Option<&'c HostChanges>,
     state: RefCell<State>,
 }
 
@@ -76,12 +76,12 @@ struct Open {
 
 impl<'c> Tapping<'c> {
     /// A tap to be opened when it is needed. Without `changes` there is no tracefs instance.
-    pub fn new(choice: TapChoice, changes: Option<&'c mut HostChanges>) -> Self {
+    pub fn new(choice: TapChoice, changes: Option<&'c HostChanges>) -> Self {
         let state = match choice {
             TapChoice::Off => State::Without("the kernel's account was not wanted (`--tap off`)".to_owned()),
             _ => State::NotYet,
         };
-        Self { choice, changes: changes.map(RefCell::new), state: RefCell::new(state) }
+        Self { choice, changes, state: RefCell::new(state) }
     }
 
     /// Why there is no account, if there is none.
@@ -176,13 +176,10 @@ impl<'c> Tapping<'c> {
     }
 
     fn instance(&self) -> Result<String, String> {
-        let Some(changes) = &self.changes else {
+        let Some(changes) = self.changes else {
             return Err("nobody would remove a tracefs instance again".to_owned());
         };
-        changes
-            .borrow_mut()
-            .make_trace_instance("to read the kernel's own account")
-            .map_err(|error| chain(&error))
+        changes.make_trace_instance("to read the kernel's own account").map_err(|error| chain(&error))
     }
 }
 

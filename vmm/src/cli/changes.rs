@@ -1,0 +1,12 @@
+//! Changes to the host, for the commands that make some.
+
+use crate::host::{HostChanges, undo_leftovers};
+use crate::output;
+
+/// No changes yet, and none left of a zapscope that was killed.
+pub fn begin() -> HostChanges {
+    for left in undo_leftovers() {
+        output::message(&left.text);
+    }
+    HostChanges::new(|change| output::message(change))
+}

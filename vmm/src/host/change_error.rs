@@ -1,0 +1,81 @@
+//! Why a change to the host was not made.
+
+use std::io;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use super::guardian::GuardianError;
+use crate::exit::{Class, Classified};
+use crate::tap::TracefsError;
+
+/// A change that was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The old value could not be read, so it could not be restored.
+    #[error("cannot read {path} and could not restore it later, so it is not changed")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The new value was not accepted.
+    #[error("cannot write '{value}' to {path}{}", write_remedy(source))]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The value.
+        value: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another run has changed it, and would restore it under our feet.
+    #[error("{path} is changed by another zapscope (pid {pid}) at the moment: run one after the other")]
+    Taken {
+        /// The file.
+        path: PathBuf,
+        /// The other run, in its PID namespace.
+        pid: u32,
+    },
+    /// The cgroup exists already or could not be made.
+    #[error("cannot make cgroup {path} (root or a delegated parent cgroup is needed)")]
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No instance of tracefs.
+    #[error(transparent)]
+    TraceInstance(TracefsError),
+    /// Nobody could undo it after a crash.
+    #[error(transparent)]
+    Guardian(#[from] GuardianError),
+}
+
+/// What to do about a switch that does not take a value.
+fn write_remedy(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::ACCESS | Errno::PERM) => ": it is for root",
+        Some(Errno::ROFS) => ": it is mounted read-only here; run outside the container",
+        Some(Errno::INVAL) => ": this kernel does not know the value",
+        _ => "",
+    }
+}
+
+impl Classified for ChangeError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } | Self::Cgroup { source, .. } => {
+                Class::of_refused_io(source)
+            }
+            Self::Taken { .. } => Class::Host,
+            Self::TraceInstance(error) => Class::of_refusal(error.source),
+            Self::Guardian(error) => error.class(),
+        }
+    }
+}
