@@ -54,6 +54,16 @@ pub fn spin() -> Vec<u8> {
     vec![0xeb, 0xfe]
 }
 
+/// Prints on COM1 for ever.
+pub fn chatter() -> Vec<u8> {
+    vec![
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xb0, b'x', // next: mov al, 'x'
+        0xee, // out dx, al
+        0xeb, 0xfb, // jmp next
+    ]
+}
+
 /// Takes an exception without an interrupt table: a triple fault.
 pub fn triple_fault() -> Vec<u8> {
     let mut code = vec![

@@ -27,6 +27,19 @@ impl Terminal {
     /// # Errors
     /// No terminal, or no process.
     pub fn start(mut command: Command) -> io::Result<(Self, Child)> {
+        let (master, slave) = Self::pair()?;
+        rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK)?;
+        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(Stdio::from(slave));
+        // SAFETY: between fork and exec, the function makes two system calls and touches nothing else.
+        unsafe { command.pre_exec(lead_session) };
+        Ok((Self(master), command.spawn()?))
+    }
+
+    /// Both ends of a new terminal: the one that is typed on, and the one that a program sees.
+    ///
+    /// # Errors
+    /// No terminal.
+    pub fn pair() -> io::Result<(File, OwnedFd)> {
         let (mut master, mut slave) = (-1, -1);
         let none = std::ptr::null_mut();
         // SAFETY: two places for descriptors; no name, no settings, no size.
@@ -40,11 +53,7 @@ impl Terminal {
         let slave = unsafe { OwnedFd::from_raw_fd(slave) };
         rustix::io::fcntl_setfd(&master, rustix::io::FdFlags::CLOEXEC)?;
         rustix::io::fcntl_setfd(&slave, rustix::io::FdFlags::CLOEXEC)?;
-        rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK)?;
-        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(Stdio::from(slave));
-        // SAFETY: between fork and exec, the function makes two system calls and touches nothing else.
-        unsafe { command.pre_exec(lead_session) };
-        Ok((Self(File::from(master)), command.spawn()?))
+        Ok((File::from(master), slave))
     }
 
     /// Reads what there is, so that no writer has to wait.

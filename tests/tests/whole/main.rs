@@ -17,6 +17,7 @@ mod boot_input;
 mod boot_pvm;
 mod counts;
 mod doctor;
+mod escapes;
 mod expectations;
 mod figures;
 mod guest;
@@ -32,6 +33,7 @@ mod replay;
 mod restore;
 mod restore_input;
 mod run_directory;
+mod streams;
 mod timeline;
 mod unprivileged;
 mod way_out;
@@ -80,6 +82,8 @@ fn main() -> ExitCode {
         run_directory::tests(),
         way_out::tests(),
         host_as_it_was::tests(),
+        streams::tests(),
+        escapes::tests(),
         interrupted::tests(),
         linux::tests(),
     ];

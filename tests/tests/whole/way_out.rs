@@ -10,6 +10,7 @@ crate::tests! {
     the_end_of_a_run_takes_its_swap_away: [Zram],
     ctrl_c_takes_the_swap_away: [Zram],
     ctrl_c_stops_a_guest_in_a_storm_of_zaps: [Kvm, SlotZap, Zram],
+    an_end_that_nobody_hears_of_takes_the_swap_away: [Zram],
     sigkill_takes_the_swap_away: [Zram],
     a_second_run_has_its_own_device_and_both_are_warned: [Zram],
 }
@@ -131,6 +132,17 @@ fn ctrl_c_stops_a_guest_in_a_storm_of_zaps() {
         assert_eq!(code, Some(130), "{said}");
         assert_eq!(host(), before);
     }
+}
+
+/// Standard error that nobody reads any more changes nothing.
+fn an_end_that_nobody_hears_of_takes_the_swap_away() {
+    let before = host();
+    let Running { mut child, stderr, directory, .. } = Running::start("300ms");
+    drop(stderr);
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status:?}");
+    assert_eq!(host(), before);
+    drop(directory);
 }
 
 fn sigkill_takes_the_swap_away() {

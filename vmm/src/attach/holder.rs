@@ -1,6 +1,7 @@
 //! A process that holds virtual machines, as far as another process can see.
 
 use crate::exit::{Class, Classified};
+use crate::output::visible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -93,7 +94,7 @@ impl Holder {
             errno => HolderError::Read { pid, what: "descriptor", source: errno.into() },
         })?;
         let mut holder = Self { pidfd, pid, comm: String::new(), vms: Vec::new(), vcpus: 0 };
-        holder.comm = holder.text("comm", "name")?.trim_end().to_owned();
+        holder.comm = visible::line(holder.text("comm", "name")?.trim_end_matches('\n')).into_owned();
         let files = holder.find_vms()?;
         if holder.vms.is_empty() {
             let comm = holder.comm;

@@ -5,6 +5,8 @@
 
 use guest_mem::{Hva, HvaRange};
 
+use crate::output::visible;
+
 /// The least that private memory must have to be taken for a guest's: thread stacks and heaps have less.
 const LEAST_PRIVATE: u64 = 16 << 20;
 /// The same of shared memory, which few things but guests have.
@@ -125,7 +127,7 @@ fn parse(line: &str) -> Option<Mapping> {
     let range = HvaRange::new(address(start)?, address(end)?)?;
     let permissions = words.next()?;
     let (_offset, _device, _inode) = (words.next()?, words.next()?, words.next()?);
-    let name = words.collect::<Vec<_>>().join(" ");
+    let name = visible::line(&words.collect::<Vec<_>>().join(" ")).into_owned();
     let whole = range.start().get().is_multiple_of(guest_mem::PAGE_SIZE)
         && range.len().is_multiple_of(guest_mem::PAGE_SIZE);
     let memory = Memory { range, shared: permissions.ends_with('s'), name };

@@ -116,7 +116,7 @@ fn watch(
     let mut session = open(holder, &arguments.memory, changes)?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
     let say = |text: &str| if arguments.json { output::progress(text) } else { output::live(text) };
-    say(attach::heading(&session).trim_end());
+    attach::heading(&session).lines().for_each(say);
     let mut record = Record::new(&session, out.started_at().to_owned());
     let begun = monotonic_ns();
     let (mut counters, mut total) = (session.counters(), Span::default());
@@ -157,7 +157,8 @@ fn watch(
         counters = span.counters;
         let over = arguments.length.is_some_and(|length| since(begun) >= length.0);
         if stopped || over || !alive {
-            say(&format!("all\n{}", attach::line(since(begun).as_secs_f64(), &total, &at_first, charset)));
+            say("all");
+            say(&attach::line(since(begun).as_secs_f64(), &total, &at_first, charset));
             publish(arguments, &record, out)?;
             if !alive {
                 output::message(session.holder().ended());

@@ -10,6 +10,7 @@ use super::{
     undoing,
 };
 use crate::host::HostFacts;
+use crate::output::visible;
 
 /// Everything the doctor found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,8 +63,13 @@ impl Report {
         );
         let width = self.findings.iter().map(|one| one.subject.chars().count()).max().unwrap_or(0);
         for finding in &self.findings {
-            let _ =
-                writeln!(out, "{:<8}{:<width$}  {}", finding.verdict.word(), finding.subject, finding.detail);
+            let _ = writeln!(
+                out,
+                "{:<8}{:<width$}  {}",
+                finding.verdict.word(),
+                finding.subject,
+                visible::item(&finding.detail)
+            );
             if let Some(remedy) = &finding.remedy {
                 let _ = writeln!(out, "{:<8}{:<width$}  -> {remedy}", "", "");
             }

@@ -4,6 +4,7 @@ use guest_mem::{Gpa, Hva, HvaRange, SlotError, SlotTable, SlotTableBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::host::kvm_module::{KvmFacts, MmuKind};
+use crate::output::visible;
 use crate::record::RowLabel;
 
 /// What of a row does not repeat. Keys are added, never renamed.
@@ -42,6 +43,7 @@ pub struct RowHeader {
     #[serde(default)]
     pub refill: Option<Refill>,
     /// The names of causes, as announcements have them by number.
+    #[serde(deserialize_with = "visible::read_line_each")]
     pub causes: Vec<String>,
     /// Lists in the body.
     pub lists: u32,
@@ -56,6 +58,7 @@ pub struct RowHeader {
     /// By how much their times may be off, either way.
     pub clock_uncertain_ns: u64,
     /// The names of causes, as ranges have them by number.
+    #[serde(deserialize_with = "visible::read_line_each")]
     pub range_causes: Vec<String>,
     /// Ranges of the kernel's in the body.
     pub ranges: u32,

@@ -6,6 +6,8 @@ use serde::Serialize;
 use super::facts::HostFacts;
 use super::root::Root;
 
+use crate::output::visible;
+
 /// Below this share of free memory kswapd is likely to be at work.
 const LOW_MEMORY_PERCENT: u64 = 10;
 
@@ -25,7 +27,7 @@ impl Reclaimer {
         let pids = root.names("/proc").into_iter().filter_map(|name| name.parse::<u32>().ok());
         pids.filter_map(named)
             .filter(|(_, name)| what_it_does(name).is_some())
-            .map(|(pid, name)| Self { name, pid })
+            .map(|(pid, name)| Self { name: visible::line(&name).into_owned(), pid })
             .collect()
     }
 }

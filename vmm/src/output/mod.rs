@@ -54,19 +54,23 @@ pub fn json(text: impl Display) {
 
 /// A line of what goes on being measured.
 pub fn live(text: impl Display) {
-    WRITER.say(Stream::Out, visible::lines(&format!("{text}\n")).as_bytes(), Keep::WithRoom);
+    say_item(Stream::Out, &text.to_string());
 }
 
-/// Says something to the user: `zapscope: TEXT`. Further lines are indented, so that a text that quotes others cannot
-/// say something in our name.
+/// Says something to the user: `zapscope: TEXT`.
 pub fn message(text: impl Display) {
-    let text = text.to_string().trim_end().replace('\n', "\n  ");
-    progress(format_args!("zapscope: {text}"));
+    say_item(Stream::Err, &format!("zapscope: {text}"));
 }
 
 /// A line on standard error.
 pub fn progress(text: impl Display) {
-    WRITER.say(Stream::Err, visible::lines(&format!("{text}\n")).as_bytes(), Keep::WithRoom);
+    say_item(Stream::Err, &text.to_string());
+}
+
+/// Further lines are indented, so that a text that quotes others cannot say something in our name.
+fn say_item(stream: Stream, text: &str) {
+    let text = format!("{}\n", visible::item(text.trim_end()));
+    WRITER.say(stream, visible::lines(&text).as_bytes(), Keep::WithRoom);
 }
 
 /// What goes on now, on the last line of a terminal that standard error is; elsewhere a line of its own.

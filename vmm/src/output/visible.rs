@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
+use serde::{Deserialize, Deserializer};
+
 /// Whether a terminal shows it and does nothing else. A combining mark changes the character before it.
 fn is_shown(character: char) -> bool {
     match character {
@@ -40,6 +42,30 @@ pub fn line(text: &str) -> Cow<'_, str> {
 /// Text that may have several lines, and tabs.
 pub fn lines(text: &str) -> Cow<'_, str> {
     replace(text, |character| matches!(character, '\n' | '\t') || is_shown(character), escape)
+}
+
+/// One item of a text: its further lines are indented, so that none of them can be taken for the next item.
+pub fn item(text: &str) -> Cow<'_, str> {
+    match text.contains('\n') {
+        true => Cow::Owned(text.replace('\n', "\n  ")),
+        false => Cow::Borrowed(text),
+    }
+}
+
+/// What somebody else printed, in lines of their own that are marked as such.
+pub fn quoted(text: &str) -> String {
+    text.lines().flat_map(|quoted| ["\n  | ".into(), line(quoted)]).collect()
+}
+
+/// Reads a name of somebody else's as a line, for serde.
+pub fn read_line<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    String::deserialize(from).map(|text| line(&text).into_owned())
+}
+
+/// The same of several.
+pub fn read_line_each<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    Ok(texts.iter().map(|text| line(text).into_owned()).collect())
 }
 
 /// JSON that says the same and does nothing to a terminal: such characters stand in strings only, where JSON has an
@@ -113,6 +139,14 @@ mod tests {
         assert_eq!(line("a\nok 1 b\r"), "a\\u{a}ok 1 b\\u{d}");
         assert_eq!(lines("a\n\tb\u{202e}"), "a\n\tb\\u{202e}");
         assert_eq!(json("\"\u{9b}\u{e0041}\""), "\"\\u009b\\udb40\\udc41\"");
+    }
+
+    #[test]
+    fn no_line_of_an_item_or_a_quotation_begins_where_ours_do() {
+        let foreign = "a\nzapscope: all is well\n\u{1b}[A";
+        assert_eq!(item(foreign), "a\n  zapscope: all is well\n  \u{1b}[A");
+        assert_eq!(quoted(foreign), "\n  | a\n  | zapscope: all is well\n  | \\u{1b}[A");
+        assert!(matches!(item("a"), Cow::Borrowed("a")));
     }
 
     #[test]

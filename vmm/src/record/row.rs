@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::checked::Checked;
 use super::distribution::Distribution;
 use super::measured::{Measured, Warnings};
+use crate::output::visible;
 use crate::scenario::RowPlan;
 
 /// The policy under which nobody but the kernel announces.
@@ -18,22 +19,29 @@ pub const SOFTWARE: &str = "soft-mmu";
 
 /// What was tried.
 ///
-/// Words, and not the types they come from: a record is read by other versions than the one that wrote it.
+/// Words, and not the types they come from: a record is read by other versions than the one that wrote it. They are
+/// headings and names of rows, so they are of one line wherever they were read from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowLabel {
     /// The case.
+    #[serde(deserialize_with = "visible::read_line")]
     pub case: String,
     /// What was asked to fill the memory. What it really was is in `achieved`.
+    #[serde(deserialize_with = "visible::read_line")]
     pub backing: String,
     /// Whose range was announced; `kernel` for the kernel's own zap alone.
+    #[serde(deserialize_with = "visible::read_line")]
     pub policy: String,
     /// How memory was taken.
+    #[serde(deserialize_with = "visible::read_line")]
     pub reclaim: String,
     /// Bytes of a memslot.
     pub granule: u64,
     /// How the listener zapped; `none` under policy `kernel`.
+    #[serde(deserialize_with = "visible::read_line")]
     pub zap: String,
     /// Who listened.
+    #[serde(deserialize_with = "visible::read_line")]
     pub listener: String,
 }
 

@@ -1,5 +1,6 @@
 //! What stands above and below a case's table: what its rows share, and what they could not say.
 
+use crate::output::visible;
 use crate::record::{REPLAY, Row, SOFTWARE};
 
 use super::account;
@@ -49,7 +50,7 @@ pub(super) fn could_not_run(rows: &[&Row], differences: Differences) -> Vec<Stri
         .into_iter()
         .map(|((reason, backing), rows)| {
             let names: Vec<String> = rows.iter().map(|row| differences.name(row)).collect();
-            format!("could not run: {backing} {}: {reason}", super::names::enumerate(&names))
+            format!("could not run: {backing} {}: {}", super::names::enumerate(&names), visible::item(reason))
         })
         .collect()
 }
@@ -104,8 +105,8 @@ pub(super) fn notes(rows: &[&Row], columns: &[(&str, String)], differences: Diff
                 }
             }
             let note = match (warning.keys.is_empty(), titles.is_empty()) {
-                (true, _) => format!("note: {}", warning.text),
-                (false, false) => format!("note: {}: {}", titles.join(", "), warning.text),
+                (true, _) => format!("note: {}", visible::item(&warning.text)),
+                (false, false) => format!("note: {}: {}", titles.join(", "), visible::item(&warning.text)),
                 (false, true) => continue,
             };
             match notes.iter_mut().find(|(known, _)| *known == note) {

@@ -1,5 +1,6 @@
 //! Predicted against measured, row by row.
 
+use crate::output::visible;
 use crate::record::Row;
 use crate::replay::{Check, Judgement};
 
@@ -13,7 +14,7 @@ pub fn comparison(rows: &[(&Row, Vec<Check>)], charset: Charset) -> String {
         let label = &row.label;
         let name = format!("{}, {}, {}, {}", label.case, label.backing, label.policy, label.reclaim);
         if let Some(why) = &row.could_not_run {
-            text.extend([" ", &name, ": could not run: ", why, "\n"]);
+            text.extend([" ", &name, ": could not run: ", &visible::item(why), "\n"]);
             continue;
         }
         let exact = checks.iter().filter(|check| !is_fault(check));
@@ -32,7 +33,7 @@ pub fn comparison(rows: &[(&Row, Vec<Check>)], charset: Charset) -> String {
         text.extend([" ", &name, ": ", &verdict, "; ", &faults.join(", "), "\n"]);
         for check in checks {
             if let Judgement::Open(why) = &check.judgement {
-                text.extend(["   ", check.key, ": ", why, "\n"]);
+                text.extend(["   ", check.key, ": ", &visible::item(why), "\n"]);
             }
         }
     }

@@ -18,6 +18,7 @@ use std::fmt::Write;
 
 use super::{account, units};
 use crate::doctor;
+use crate::output::visible;
 use crate::record::{Row, RunRecord, Verdict, Warning};
 use crate::replay::{Check, Judgement};
 
@@ -99,7 +100,7 @@ fn write_level(text: &mut String, tests: &[Test], depth: usize) {
             write_level(text, inner, depth + 1);
         }
         for line in test.diagnostics.iter().flat_map(|diagnostic| diagnostic.lines()) {
-            let _ = writeln!(text, "{indent}# {line}");
+            let _ = writeln!(text, "{indent}# {}", visible::line(line));
         }
         let result = if test.is_ok() { "ok" } else { "not ok" };
         let _ = write!(text, "{indent}{result} {number} {}", plain(&test.name));
@@ -110,9 +111,9 @@ fn write_level(text: &mut String, tests: &[Test], depth: usize) {
     }
 }
 
-/// Without what would end a description or a line.
+/// Without what would end a description, and in one line.
 fn plain(text: &str) -> String {
-    text.replace(['#', '\n', '\r'], " ")
+    visible::line(&text.replace(['#', '\n'], " ")).into_owned()
 }
 
 /// A test of each row: that it ran, its own checks, and the case's expectations.

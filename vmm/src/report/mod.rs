@@ -8,6 +8,8 @@ mod caption;
 mod comparison;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(test)]
+mod foreign_tests;
 pub mod ktap;
 mod names;
 mod swaps;

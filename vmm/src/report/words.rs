@@ -1,5 +1,6 @@
 //! What the rows say, in words: one paragraph, and nothing in it that a number of the record does not support.
 
+use crate::output::visible;
 use crate::record::{Row, RunRecord, SOFTWARE, saturating_sum};
 
 use super::account::{account, differences, not_measured};
@@ -225,7 +226,7 @@ fn missing_rows(rows: &[Row]) -> Option<String> {
         1 => ", and one other reason".to_owned(),
         others => format!(", and {others} other reasons"),
     };
-    let first = first.trim_end_matches('.');
+    let first = visible::item(first.trim_end_matches('.'));
     let rows = units::counted(rows.len() as u64, "row");
     Some(format!("{} of {rows} could not run: {first}{others}.", missing.len()))
 }

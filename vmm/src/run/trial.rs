@@ -24,6 +24,7 @@ use crate::clock::TscRate;
 use crate::events::StepEvent;
 use crate::guest::GuestError;
 use crate::host::signals::Cancel;
+use crate::output::visible;
 use crate::scenario::{
     Attack, Combination, HotPages, HotSet, HotWalk, Idle, Plan, Reclaim, Step, Uffd, VictimChoice, Zap,
 };
@@ -201,8 +202,8 @@ impl<'a> Trial<'a> {
     fn shell(&mut self, command: &str) -> Result<(), TrialError> {
         let end = self.system().shell(command)?;
         if end.status != 0 {
-            let (status, tail) = (end.status, end.tail.trim_end());
-            self.measured.warnings.push(format!("sh: `{command}` ended with {status}: {tail}"));
+            let (status, tail) = (end.status, visible::quoted(end.tail.trim_end()));
+            self.measured.warnings.push(format!("sh: `{command}` ended with {status}:{tail}"));
         }
         Ok(())
     }

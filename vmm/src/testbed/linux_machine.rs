@@ -39,6 +39,7 @@ use crate::kvm::{FaultCounts, VmCore, VmError};
 use crate::linux::cpio::{CpioError, Node, Writer};
 use crate::linux::modules::{self, ModuleError};
 use crate::linux::{BootFile, Initrd, Kernel, LoadError, Refusal};
+use crate::output::visible;
 use crate::scenario::{GuestPages, LinuxGuest};
 
 /// Bytes of modules at most, whatever the guest has. Those of a distribution have some 10 MiB.
@@ -177,7 +178,7 @@ fn console_tail(console: &str) -> String {
     if console.trim().is_empty() {
         return "; its console is empty".to_owned();
     }
-    format!("; the end of its console:\n{}", console.trim_end())
+    format!("; the end of its console:{}", visible::quoted(console.trim_end()))
 }
 
 /// The end of what a console printed.

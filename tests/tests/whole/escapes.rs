@@ -1,0 +1,103 @@
+//! What others wrote, on the way to a terminal: shown, and not obeyed.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tests::program;
+
+crate::tests! {
+    the_name_of_another_process_is_shown: [Kvm],
+    a_daemon_with_a_name_of_its_own_is_shown: [],
+    files_and_their_names_are_shown: [],
+}
+
+/// A process of a name that the test gives it, killed with the test.
+struct Named(Child);
+
+impl Named {
+    /// Its name is what its file is called: 15 bytes of it.
+    fn start(place: &Path, name: &str) -> Self {
+        let file = place.join(name);
+        let sleep = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .map(|directory| directory.join("sleep"))
+            .find(|file| file.exists())
+            .expect("a system has sleep");
+        fs::copy(sleep, &file).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        let child = Command::new(&file).arg0("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        let named = Self(child);
+        // Its name is its own only once it has begun with its program.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while fs::read(format!("/proc/{}/comm", named.0.id())).unwrap() != [name.as_bytes(), b"\n"].concat() {
+            assert!(Instant::now() < deadline, "it does not get its name");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        named
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// All that was printed, which no terminal obeys: no line is made by others, no byte acts.
+fn harmless(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &program::stderr(output);
+    let acts: Vec<char> =
+        said.chars().filter(|character| character.is_control() && *character != '\n').collect();
+    assert!(acts.is_empty(), "{acts:?} in {said:?}");
+    assert!(
+        !said.lines().any(|line| line.starts_with("ok") || line.starts_with("not ok 1 forged")),
+        "{said}"
+    );
+    said
+}
+
+fn the_name_of_another_process_is_shown() {
+    let place = tempfile::tempdir().unwrap();
+    let named = Named::start(place.path(), "a\u{1b}[2J\nok\u{9b}m");
+    let output = program::output(place.path(), &["attach", "--pid", &named.0.id().to_string()]);
+    let said = harmless(&output);
+    assert!(said.contains("a\\u{1b}[2J\\u{a}ok\\u{9b}m"), "{said}");
+}
+
+fn a_daemon_with_a_name_of_its_own_is_shown() {
+    let place = tempfile::tempdir().unwrap();
+    let _named = Named::start(place.path(), "kdamond\u{1b}c\nok");
+    for how in [&["doctor"][..], &["doctor", "--json"], &["doctor", "--format", "ktap"]] {
+        let output = program::output(place.path(), how);
+        assert_eq!(output.status.code(), Some(0));
+        let said = harmless(&output);
+        assert!(said.contains("kdamond") && !said.contains("kdamond\u{1b}"), "{said}");
+        if how.contains(&"--json") {
+            let _: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        }
+    }
+}
+
+fn files_and_their_names_are_shown() {
+    let place = tempfile::tempdir().unwrap();
+    let name = OsStr::from_bytes(b"s\x1b]0;title\x07\xff\nok 1 forged.toml");
+    let value = "name = \"\\u001b[2J\\u009bm\\nok 1 forged\"\nmemory = \"8MiB\"\n";
+    for text in [value, "\u{1b}[2J = 1\n", "[\u{202e}x]\n", "memory = \"\\u001b[8m\"\n"] {
+        fs::write(place.path().join(name), text).unwrap();
+        let output = program::output(place.path(), &[OsStr::new("run"), name]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = harmless(&output);
+        assert!(said.contains("\\u{1b}"), "{said}");
+    }
+    for arguments in [["replay"], ["timeline"], ["no-such-command"]] {
+        let output = program::output(place.path(), &[OsStr::new(arguments[0]), name]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(harmless(&output).contains("\\u{1b}") || arguments == ["no-such-command"]);
+    }
+}
