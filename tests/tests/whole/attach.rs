@@ -214,9 +214,9 @@ fn faults_are_counted_of_the_watched_vm_alone() {
 
 /// Folios of 64 KiB, one range each. Where they leave page by page, the split is as wide as the folio, and a page needs a page.
 fn folios_of_any_size_are_what_had_to_go() {
-    let mut changes = vmm::host::HostChanges::new(|_| ());
+    let changes = vmm::host::HostChanges::new(|_| ());
     let backing = Backing::mthp(64 << 10).unwrap();
-    tests::host::allow(&mut changes, backing);
+    tests::host::allow(&changes, backing);
     for swap in [64 << 20, 4 << 20] {
         let zram = ZramSwap::create(swap, None).unwrap();
         let bare = Bare::start(config(1, 32, backing));

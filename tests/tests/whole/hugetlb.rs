@@ -76,8 +76,8 @@ fn reason(output: &Output) -> String {
 fn a_limit_of_a_cgroup_costs_its_row(backend: &str) {
     let directory = tempfile::tempdir().unwrap();
     scenario(directory.path(), "10ms");
-    let mut changes = HostChanges::new(|_| ());
-    allow(&mut changes, Backing::Hugetlb2m);
+    let changes = HostChanges::new(|_| ());
+    allow(&changes, Backing::Hugetlb2m);
     for limit in ["max", "rsvd.max"] {
         let group = Group::make().unwrap();
         fs::write(group.limit(limit), "0").unwrap();
@@ -96,8 +96,8 @@ fn a_limit_of_a_cgroup_costs_its_row(backend: &str) {
 fn a_pool_that_shrinks_costs_its_row(backend: &str) {
     let directory = tempfile::tempdir().unwrap();
     scenario(directory.path(), "3s");
-    let mut changes = HostChanges::new(|_| ());
-    allow(&mut changes, Backing::Hugetlb2m);
+    let changes = HostChanges::new(|_| ());
+    allow(&changes, Backing::Hugetlb2m);
     let free = || HugetlbPool::read().unwrap().free;
     let before = free();
     let child = program::zapscope(directory.path(), &[&RUN[..], &[backend]].concat()).spawn().unwrap();
@@ -125,8 +125,8 @@ fn a_pool_that_shrinks_costs_its_row(backend: &str) {
 /// A snapshot's guest, and a PC with a kernel of its own: no signal, but the limit, and the exit code of a host.
 fn a_machine_names_the_limit() {
     let directory = tempfile::tempdir().unwrap();
-    let mut changes = HostChanges::new(|_| ());
-    allow(&mut changes, Backing::Hugetlb2m);
+    let changes = HostChanges::new(|_| ());
+    allow(&changes, Backing::Hugetlb2m);
     let kernel = directory.path().join("kernel");
     fs::write(&kernel, resources::GUEST).unwrap();
     let kernel = kernel.to_str().unwrap();
@@ -149,8 +149,8 @@ fn a_machine_names_the_limit() {
 
 fn a_snapshot_is_restored() {
     let directory = tempfile::tempdir().unwrap();
-    let mut changes = HostChanges::new(|_| ());
-    allow(&mut changes, Backing::Hugetlb2m);
+    let changes = HostChanges::new(|_| ());
+    allow(&changes, Backing::Hugetlb2m);
     for vcpus in ["1", "2"] {
         let made =
             ["snapshot", "--out", "s", "--memory", "16MiB", "--fill", "12MiB", "--backing", "hugetlb:2m"];

@@ -404,8 +404,8 @@ fn mthp_64k() -> Backing {
 
 /// Folios of 64 KiB, one a call and all in one call.
 fn folios_that_leave_page_by_page_are_followed(unit: &str) {
-    let mut changes = quietly();
-    allow(&mut changes, mthp_64k());
+    let changes = quietly();
+    allow(&changes, mthp_64k());
     let directory = tempfile::tempdir().unwrap();
     let (record, _) = run(directory.path(), &SCARCE.replace("UNIT", unit), &["--zram", "2MiB"]);
     for row in rows(&record) {

@@ -235,7 +235,7 @@ fn a_label_that_the_host_cannot_give_is_refused(backing: Backing) {
 fn what_restored_memory_is_made_of_is_told(backing: Backing) {
     let place = tempfile::tempdir().unwrap();
     let mut changes = HostChanges::new(|_| ());
-    host::allow(&mut changes, backing);
+    host::allow(&changes, backing);
     let label = backing.to_string();
     let said = snapshot(place.path(), "s", &["--memory", "8MiB", "--backing", &label]);
     assert!(said.contains(&format!("8 MiB of {label}; ")), "{said}");

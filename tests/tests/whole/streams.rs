@@ -194,13 +194,7 @@ fn a_reader_that_is_slow_gets_the_whole_result() {
         program::grouped(place.path(), &["run", "s.toml", "--backend", "soft", "--out", "out", "--json"]);
     let mut child = command.spawn().unwrap();
     let out = child.stdout.take().unwrap();
-    let wait = harness::waiting("the pipe of standard output to be full");
-    let deadline = Instant::now() + 4 * SOON;
-    while waiting_in(&out) < FULL {
-        assert!(Instant::now() < deadline, "{} bytes came", waiting_in(&out));
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    drop(wait);
+    await_full(&out);
     // Longer than a program that was told to stop would wait.
     std::thread::sleep(Duration::from_secs(3));
     assert!(child.try_wait().unwrap().is_none(), "it did not wait for its reader");
@@ -209,9 +203,6 @@ fn a_reader_that_is_slow_gets_the_whole_result() {
     assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
     assert_eq!(output.stdout, fs::read(place.path().join("out/run.json")).unwrap());
 }
-
-/// A pipe that holds so much is as good as full: what is written next does not fit.
-const FULL: u64 = (64 << 10) - 4096;
 
 /// Bytes in a pipe.
 fn waiting_in(pipe: &ChildStdout) -> u64 {
@@ -231,26 +222,32 @@ fn vcpu_time(pid: u32) -> u64 {
     vcpus.sum()
 }
 
-/// Waits until nobody has read more of the console than a pipe holds, and the guest prints on all the same.
+/// Waits until a pipe holds much and takes no more: what fits depends on how it was cut into writes.
+fn await_full(pipe: &ChildStdout) {
+    const MUCH: u64 = 40 << 10;
+    let _waiting = harness::waiting("the pipe of standard output to be full");
+    let deadline = Instant::now() + 4 * SOON;
+    let mut before = 0;
+    loop {
+        let now = waiting_in(pipe);
+        if now >= MUCH && now == before {
+            return;
+        }
+        before = now;
+        assert!(Instant::now() < deadline, "{now} bytes came");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Waits until the console's pipe is full, and the guest prints on all the same.
 fn await_stall(child: &Child, out: &ChildStdout) {
+    await_full(out);
     let _waiting = harness::waiting("a guest that prints on in front of a full pipe");
     let deadline = Instant::now() + 4 * SOON;
-    let mut before = None;
-    loop {
-        if waiting_in(out) >= FULL {
-            let now = vcpu_time(child.id());
-            match before {
-                // Half a second of a vCPU's time is thousands of bytes.
-                Some(before) if now > before + 50 => return,
-                Some(_) => {}
-                None => before = Some(now),
-            }
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{} bytes came, vCPUs {before:?}: the guest stands still",
-            waiting_in(out)
-        );
+    let before = vcpu_time(child.id());
+    // Half a second of a vCPU's time is thousands of bytes.
+    while vcpu_time(child.id()) < before + 50 {
+        assert!(Instant::now() < deadline, "the guest stands still");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

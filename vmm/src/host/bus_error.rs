@@ -33,8 +33,10 @@ pub fn say_why() -> io::Result<()> {
 }
 
 extern "C" fn last_words(signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
-    // SAFETY: the kernel hands the handler of SIGBUS a filled structure.
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: the kernel hands the handler a structure that lives as long as the handler runs.
+    let info = unsafe { &*info };
+    // SAFETY: for SIGBUS the kernel fills in the address.
+    let address = unsafe { info.si_addr() } as usize;
     let mut text = [0; BEGINNING.len() + 2 + 16 + END.len()];
     let mut len = 0;
     let mut put = |bytes: &[u8]| {
