@@ -88,7 +88,7 @@ pub(super) fn account(ran: &[&Row]) -> Vec<String> {
         let (some, others) = (disturbed.len(), strangers(&disturbed));
         let all = units::counted(ran.len() as u64, "row");
         sentences.push(format!(
-            "Others announced ranges of the same memory meanwhile, in {some} of {all}, marked with *: {others}."
+            "Others announced ranges of the same memory meanwhile, in {some} of {all}, which are marked with *: {others}."
         ));
     }
     sentences

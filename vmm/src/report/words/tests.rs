@@ -145,7 +145,7 @@ fn integrity_is_the_last_word() {
     );
     let mut unknown = row("4k", "folio");
     unknown.integrity_errors = unknown.warnings.not_measured("integrity_errors", "the guest died");
-    assert!(said(vec![unknown]).ends_with("The memory of 1 of 1 rows could not be verified."));
+    assert!(said(vec![unknown]).ends_with("The memory of 1 of 1 row could not be verified."));
 }
 
 #[test]
