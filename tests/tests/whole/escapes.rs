@@ -55,10 +55,7 @@ fn harmless(output: &Output) -> String {
     let acts: Vec<char> =
         said.chars().filter(|character| character.is_control() && *character != '\n').collect();
     assert!(acts.is_empty(), "{acts:?} in {said:?}");
-    assert!(
-        !said.lines().any(|line| line.starts_with("ok") || line.starts_with("not ok 1 forged")),
-        "{said}"
-    );
+    assert!(!said.lines().any(|line| line.starts_with("FORGED")), "{said}");
     said
 }
 
