@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::causes::with_causes;
 use crate::cgroup_mounts::{ControllerMount, Version, find_controller};
 use crate::left_behind::tell;
+use crate::remedy::{self, Asked};
 
 /// Why this process could not be put under pressure.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +27,7 @@ pub enum CgroupError {
     #[error("`{0}` is no name for a cgroup: use letters, digits, `-`, `_` and `.`")]
     Name(String),
     /// A file could not be read or written.
-    #[error("{attempt} {path}: run as root, or under `systemd-run --user --scope -p Delegate=yes`")]
+    #[error("{attempt} {path}{}", remedy::after_io(Asked::Cgroup, source))]
     File {
         /// What was tried.
         attempt: String,

@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use crate::address::{Hva, PAGE_SIZE};
 use crate::range::HvaRange;
 use crate::region::{RangeError, Region, RegionError};
+use crate::remedy::{self, Asked};
 use crate::store::Page;
 use crate::sys;
 
@@ -15,7 +16,7 @@ pub enum ContentError {
     #[error(transparent)]
     Region(#[from] RegionError),
     /// The kernel does not give them.
-    #[error("reading {range} of guest memory")]
+    #[error("reading {range} of guest memory{}", remedy::after(Asked::Content, *source))]
     Read {
         /// What was to be read.
         range: HvaRange,

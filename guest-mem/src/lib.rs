@@ -36,6 +36,7 @@ mod plan;
 mod range;
 mod reclaim;
 mod region;
+pub mod remedy;
 mod seam;
 mod slots;
 mod state;

@@ -15,6 +15,7 @@ use crate::lru::drain_lru;
 use crate::pagemap::{PageScanner, ScanError};
 use crate::range::HvaRange;
 use crate::region::{RangeError, Region, reserve_congruent};
+use crate::remedy::{self, Asked};
 use crate::state::{PageCounts, PageRun, PageState};
 use crate::sys::{self, Madvise, OldPlace, Protection};
 
@@ -146,7 +147,7 @@ pub enum ReclaimError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// The kernel refused.
-    #[error("{operation} of {range}: see `zapscope doctor` for what this kernel offers")]
+    #[error("{operation} of {range}{}", remedy::after(Asked::Feature, *source))]
     Call {
         /// What was asked.
         operation: Operation,

@@ -9,6 +9,7 @@ use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 use crate::backing::Backing;
 use crate::hugetlb::{HugetlbLimit, Step};
 use crate::range::HvaRange;
+use crate::remedy::{self, Asked};
 use crate::seam::{SeamError, Seams};
 use crate::sys::{self, Content, Madvise};
 use crate::thp::HostThp;
@@ -26,7 +27,7 @@ pub enum RegionError {
         len: u64,
     },
     /// The address space has no such hole.
-    #[error("reserving address space for {len} bytes of guest RAM: lower the size, or raise `ulimit -v`")]
+    #[error("reserving address space for {len} bytes of guest RAM{}", remedy::after(Asked::AddressSpace, *source))]
     Reserve {
         /// Bytes asked for.
         len: u64,
@@ -46,7 +47,7 @@ pub enum RegionError {
         source: Errno,
     },
     /// A step of the setup failed.
-    #[error("{step} for {len} bytes of `{backing}`: this kernel may lack the feature; see `zapscope doctor`")]
+    #[error("{step} for {len} bytes of `{backing}`{}", remedy::after(Asked::Feature, *source))]
     Setup {
         /// What was tried.
         step: &'static str,
@@ -79,7 +80,7 @@ pub enum RegionError {
         source: Errno,
     },
     /// Memory could not be filled.
-    #[error("populating {range}: is there memory left, and Linux 5.14 or later?")]
+    #[error("populating {range}{}", remedy::after(Asked::Populate, *source))]
     Populate {
         /// What was to be filled.
         range: HvaRange,

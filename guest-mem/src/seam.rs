@@ -25,6 +25,7 @@ use crate::backing::Backing;
 use crate::entries::block_pieces;
 use crate::range::HvaRange;
 use crate::region::{RangeError, Region};
+use crate::remedy::{self, Asked};
 use crate::sys::{self, Madvise};
 
 /// Why seams could not be put in or taken out.
@@ -50,7 +51,7 @@ pub enum SeamError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// madvise failed.
-    #[error("{call} on the seam at {at}: is the mapping still whole?")]
+    #[error("{call} on the seam at {at}{}", remedy::after(Asked::Mapping, *source))]
     Call {
         /// Which advice.
         call: &'static str,

@@ -16,6 +16,7 @@ use crate::address::Hva;
 use crate::backing::Backing;
 use crate::range::HvaRange;
 use crate::region::{RangeError, Region};
+use crate::remedy::{self, Asked};
 use crate::seam::SeamError;
 use crate::sys::{self, Madvise, Protection};
 
@@ -43,7 +44,7 @@ pub enum ZapError {
         backing: Backing,
     },
     /// A call failed.
-    #[error("{call} over {range}: raise vm.max_map_count if this says out of memory")]
+    #[error("{call} over {range}{}", remedy::after(Asked::Mapping, *source))]
     Call {
         /// Which call.
         call: &'static str,

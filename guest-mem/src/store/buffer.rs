@@ -7,12 +7,11 @@ use rustix::io::Errno;
 use super::mapping::Mapping;
 use super::page::Page;
 use crate::address::PAGE_SIZE;
+use crate::remedy::{self, Asked};
 
 /// No buffer could be had.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "no buffer of {pages} pages: it needs as much free address space, and memory for what is written to it"
-)]
+#[error("no buffer of {pages} pages{}", remedy::after(Asked::AddressSpace, *source))]
 pub struct BufferError {
     /// How many pages were asked for.
     pub pages: usize,

@@ -30,6 +30,7 @@ use super::pager::{Lost, Pager, Served};
 use super::reading::Patience;
 use crate::address::PAGE_SIZE;
 use crate::range::HvaRange;
+use crate::remedy::{self, Asked};
 use crate::store::BufferError;
 use crate::sys;
 use crate::uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
@@ -56,13 +57,13 @@ pub trait Hears: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
     /// Nothing to wait by.
-    #[error("no descriptor for a handler to wait by")]
+    #[error("no descriptor for a handler to wait by{}", remedy::after(Asked::Descriptor, *.0))]
     Wait(#[source] Errno),
     /// No buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
     /// No thread.
-    #[error("no thread for a handler")]
+    #[error("no thread for a handler{}", remedy::after_io(Asked::Thread, .0))]
     Thread(#[source] std::io::Error),
     /// The descriptor cannot be read.
     #[error(transparent)]

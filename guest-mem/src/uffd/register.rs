@@ -82,7 +82,10 @@ pub enum RegisterError {
         modes: Modes,
     },
     /// No memory, or no process: the kernel uses one number for both.
-    #[error("registering {range}: no memory for it, or its process has gone")]
+    #[error(
+        "registering {range}: too many mappings, which it splits (raise `sysctl vm.max_map_count`), no memory for it, \
+         or its process has gone"
+    )]
     NoMemoryOrDead {
         /// What was to be registered.
         range: HvaRange,

@@ -29,6 +29,7 @@ mod linux;
 mod no_kvm;
 mod nothing_lost;
 mod own_swap;
+mod refused_calls;
 mod replay;
 mod restore;
 mod restore_input;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         counts::tests(),
         another_observer::tests(),
         kernel_account::tests(),
+        refused_calls::tests(),
         replay::tests(),
         timeline::tests(),
         expectations::tests(),

@@ -284,6 +284,11 @@ fn bad_command_lines_are_refused() {
     for (arguments, word) in [
         (&["boot"][..], "--kernel"),
         (&["boot", "--restore", "s", "--kernel", "k"], "cannot be used with"),
+        // What goes with a snapshot alone asks for that, and for nothing that would exclude it.
+        (&["boot", "--eager"], "--restore <FILE>"),
+        (&["boot", "--fault-around", "4KiB"], "--restore <FILE>"),
+        (&["boot", "--handlers", "2"], "--restore <FILE>"),
+        (&["boot", "--json"], "--restore <FILE>"),
         (&["boot", "--restore", "s", "--memory", "64MiB"], "cannot be used with"),
         (&["boot", "--restore", "s", "--vcpus", "2"], "cannot be used with"),
         (&["boot", "--kernel", "k", "--eager"], "cannot be used with"),
@@ -297,5 +302,7 @@ fn bad_command_lines_are_refused() {
         let said = program::stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
         assert!(said.contains(word), "{arguments:?}: {said}");
+        let needed = said.split("Usage").next().unwrap();
+        assert!(word != "--restore <FILE>" || !needed.contains("--kernel"), "{arguments:?}: {said}");
     }
 }

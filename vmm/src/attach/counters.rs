@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::tap::tracefs::mounted_nowhere;
+use guest_mem::remedy::{self, Asked};
 
 /// The counters that are read, as far as this KVM has them: leaf SPTEs now, and what was done so far.
 pub const NAMES: [&str; 9] = [
@@ -25,7 +26,7 @@ pub const NAMES: [&str; 9] = [
 #[derive(Debug, thiserror::Error)]
 pub enum CountersError {
     /// debugfs is not for us.
-    #[error("KVM's counters of other processes are in debugfs, which we may not mount: run as root")]
+    #[error("KVM's counters of other processes are in debugfs, which cannot be mounted{}", remedy::after(Asked::Mount, *.0))]
     Debugfs(#[source] Errno),
     /// KVM keeps none for this VM.
     #[error(

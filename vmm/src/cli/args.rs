@@ -135,7 +135,7 @@ pub struct TimelineArguments {
 #[derive(Debug, Args)]
 pub struct BootArguments {
     /// The kernel: a bzImage or an ELF vmlinux.
-    #[arg(long, value_name = "FILE", required_unless_present = "restore")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["restore", "fault_around", "handlers", "eager", "json"])]
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk.
     #[arg(long, value_name = "FILE")]

@@ -6,6 +6,7 @@
 //!                                                  └─────────────────────────────────────────────────────┘
 //! ```
 
+use guest_mem::remedy::{self, Asked};
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,7 +36,7 @@ pub trait Served: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
     /// It could not be started.
-    #[error("cannot start the device thread")]
+    #[error("cannot start the device thread{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] io::Error),
     /// The loop itself failed.
     #[error("the device thread cannot wait for events: {0}")]

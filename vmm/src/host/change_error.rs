@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use guest_mem::remedy::{self, Asked};
 use rustix::io::Errno;
 
 use super::guardian::GuardianError;
@@ -41,7 +42,7 @@ pub enum ChangeError {
         pid: u32,
     },
     /// The cgroup exists already or could not be made.
-    #[error("cannot make cgroup {path} (root or a delegated parent cgroup is needed)")]
+    #[error("cannot make cgroup {path}{}", remedy::after_io(Asked::Cgroup, source))]
     Cgroup {
         /// Its directory.
         path: PathBuf,

@@ -10,6 +10,7 @@
 //!
 //! A signal thread that cannot go on lets the signals through: then they end the process, and the guardian undoes.
 
+use guest_mem::remedy::{self, Asked};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,7 +30,7 @@ const STACK: usize = 64 << 10;
 
 /// The cancel token's or the signals' descriptor could not be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set up {what} for Ctrl-C (are descriptors used up? ulimit -n)")]
+#[error("cannot set up {what} for Ctrl-C{}", remedy::after_io(Asked::Descriptor, source))]
 pub struct SignalError {
     /// What was being set up.
     pub what: &'static str,

@@ -5,9 +5,11 @@ use std::sync::atomic::AtomicBool;
 
 use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_GPA, low_memory};
+use guest_mem::remedy::{self, Asked};
 use guest_mem::{Backing, Gpa, GpaRange, Region, RegionError, SlotError, SlotTable, SlotTableBuilder};
 use kvm_bindings::{KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap};
 use kvm_ioctls::{Cap, VmFd};
+use rustix::io::Errno;
 
 use super::boot::BootError;
 use super::memslots::{GuestCpu, Vm};
@@ -27,7 +29,7 @@ pub enum VmError {
     #[error(transparent)]
     NoKvm(#[from] NoKvm),
     /// A call failed.
-    #[error("{call} failed")]
+    #[error("{call} failed{}", kvm_remedy(*source))]
     Call {
         /// Which.
         call: &'static str,
@@ -35,7 +37,7 @@ pub enum VmError {
         source: kvm_ioctls::Error,
     },
     /// A memslot was refused.
-    #[error("KVM refuses to {attempt} memslot {slot} ({len} bytes at gpa {gpa})")]
+    #[error("KVM refuses to {attempt} memslot {slot} ({len} bytes at gpa {gpa}){}", kvm_remedy(*source))]
     Slot {
         /// What was tried.
         attempt: &'static str,
@@ -67,13 +69,17 @@ pub enum VmError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// A vCPU thread could not be started.
-    #[error("vCPU {vcpu}'s thread cannot be started")]
+    #[error("vCPU {vcpu}'s thread cannot be started{}", remedy::after_io(Asked::Thread, source))]
     Thread {
         /// Which.
         vcpu: u32,
         /// Why.
         source: std::io::Error,
     },
+}
+
+fn kvm_remedy(error: kvm_ioctls::Error) -> &'static str {
+    remedy::after(Asked::Kvm, Errno::from_raw_os_error(error.errno()))
 }
 
 impl Classified for VmError {

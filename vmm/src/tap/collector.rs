@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use guest_mem::HvaRange;
+use guest_mem::remedy::{self, Asked};
 use notifier_bridge::monotonic_ns;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
@@ -28,7 +29,7 @@ use super::tracepoints::{Deed, Event, Layout, What};
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
     /// No descriptor or thread for the reader.
-    #[error("the thread that reads the kernel's account cannot be started")]
+    #[error("the thread that reads the kernel's account cannot be started{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] std::io::Error),
 }
 

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crate::kvm::Kvm;
 use guest_abi::layout::AREA_SIZE;
 use guest_abi::link::Pages;
+use guest_mem::remedy::{self, Asked};
 use guest_mem::{Backing, GpaRange, PAGE_SIZE};
 use notifier_bridge::Cause;
 
@@ -143,7 +144,7 @@ pub enum LinuxError {
         console: String,
     },
     /// A thread for the agent could not be started.
-    #[error("no thread can be started for the guest's agent")]
+    #[error("no thread can be started for the guest's agent{}", remedy::after_io(Asked::Thread, .0))]
     Thread(#[source] std::io::Error),
     /// The kernel has not brought up every vCPU.
     #[error("the Linux guest has {online} of {wanted} vCPUs online: its console says why")]

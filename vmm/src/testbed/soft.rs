@@ -20,6 +20,7 @@ use guest_abi::layout::{ARENA_GPA, area_gpa, low_memory};
 use guest_abi::order::WorkOrder;
 use guest_abi::page::PagePtr;
 use guest_abi::work::{self, Machine};
+use guest_mem::remedy::{self, Asked};
 use guest_mem::swapper::Memory;
 use guest_mem::uffd::Faults;
 use guest_mem::{
@@ -53,7 +54,7 @@ pub enum SoftError {
     #[error(transparent)]
     Scan(#[from] ScanError),
     /// A thread could not be started.
-    #[error("worker {0}'s thread cannot be started")]
+    #[error("worker {0}'s thread cannot be started{end}", end = remedy::after_io(Asked::Thread, .1))]
     Thread(u32, #[source] std::io::Error),
     /// A thread did not come up.
     #[error(transparent)]

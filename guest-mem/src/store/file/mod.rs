@@ -25,6 +25,7 @@ pub use self::image::ImageStore;
 use self::ledger::Ledger;
 use super::{Page, Slot, Store, StoreError, Usage, check_shape};
 use crate::address::PAGE_SIZE;
+use crate::remedy::{self, Asked};
 
 const NAME: &str = "file";
 /// The kernel's UIO_MAXIOV.
@@ -34,8 +35,11 @@ const MAX_LIMIT: u64 = 1 << 56;
 
 /// A file store that could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("{attempt} a file of {limit} bytes in {dir}, to keep evicted pages: name a directory of a disk's file \
-         system that you may write to, or a smaller limit", dir = directory.display())]
+#[error(
+    "{attempt} a file of {limit} bytes in {dir}, to keep evicted pages{remedy}",
+    dir = directory.display(),
+    remedy = remedy::after(Asked::FileIn, *source)
+)]
 pub struct FileStoreError {
     /// What was tried: `making`, `setting the length of`.
     pub attempt: &'static str,

@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use crate::range::HvaRange;
 use crate::reclaim::ReclaimError;
 use crate::region::RangeError;
+use crate::remedy::{self, Asked};
 use crate::store::StoreError;
 use crate::uffd::ResolveError;
 
@@ -28,7 +29,7 @@ pub enum EvictError {
         source: ResolveError,
     },
     /// The pages could not be read.
-    #[error("copying {range} out")]
+    #[error("copying {range} out{}", remedy::after(Asked::Content, *source))]
     Copy {
         /// Of what.
         range: HvaRange,

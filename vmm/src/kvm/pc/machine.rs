@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::kvm::Kvm;
 use guest_mem::Backing;
+use guest_mem::remedy::{self, Asked};
 use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -64,7 +65,7 @@ pub enum PcError {
     #[error("{0} bytes of memory do not fit into the guest's address space")]
     TooMuchMemory(u64),
     /// A descriptor could not be made.
-    #[error("the {device} cannot be made (are descriptors used up? ulimit -n)")]
+    #[error("the {device} cannot be made{}", remedy::after_io(Asked::Descriptor, source))]
     Device {
         /// Whose.
         device: &'static str,

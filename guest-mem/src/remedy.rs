@@ -1,0 +1,149 @@
+//! What to do about a system call that was refused: a function of what was asked and of what the system answered.
+//!
+//! An error that carries an errno says no remedy of its own; it puts [`after`] behind its sentence. What is not known here
+//! gets no advice, rather than one that does not fit.
+
+use rustix::io::Errno;
+
+/// What was asked of the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Address space.
+    AddressSpace,
+    /// A change of a mapping, which may split it: mprotect, mremap, a userfaultfd's registration.
+    Mapping,
+    /// A kind of memory, or a use of it, that not every kernel has: memfd_create, madvise.
+    Feature,
+    /// Memory at once: MADV_POPULATE_WRITE.
+    Populate,
+    /// The content of guest memory, by process_vm_readv.
+    Content,
+    /// A descriptor: an eventfd, a timer, an epoll.
+    Descriptor,
+    /// A thread.
+    Thread,
+    /// A file in a directory that was named.
+    FileIn,
+    /// An ioctl of KVM's.
+    Kvm,
+    /// A memory cgroup to be made or set.
+    Cgroup,
+    /// A file system of the kernel's to be mounted.
+    Mount,
+}
+
+/// The end of a sentence on a refusal: a colon and a remedy, or nothing where none is known.
+pub fn after(asked: Asked, errno: Errno) -> &'static str {
+    const MEMORY: &str = ": free memory on the host, or raise the limit of this cgroup";
+    match (asked, errno) {
+        (Asked::AddressSpace, Errno::NOMEM) => ": lower the size, or raise `ulimit -v`",
+        (Asked::AddressSpace, Errno::OVERFLOW | Errno::INVAL) => ": lower the size",
+        (Asked::Mapping, Errno::NOMEM) => {
+            ": the process has too many mappings, or too little memory: raise `sysctl vm.max_map_count`, or free memory"
+        }
+        (Asked::Feature, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            ": this kernel may lack the feature; see `zapscope doctor`"
+        }
+        (Asked::Populate, Errno::INVAL) => ": it takes Linux 5.14",
+        (Asked::Content, Errno::NOSYS) => {
+            ": it takes process_vm_readv, of a kernel with CONFIG_CROSS_MEMORY_ATTACH"
+        }
+        (Asked::Content, Errno::FAULT) => ": the host has no memory for a page of it, or none there",
+        (Asked::Thread, Errno::AGAIN) => ": raise `ulimit -u`, or `pids.max` of this cgroup",
+        (Asked::FileIn, Errno::NOSPC | Errno::DQUOT) => {
+            ": free room in its file system, or set a smaller limit"
+        }
+        (Asked::FileIn, Errno::FBIG) => ": raise `ulimit -f`, or set a smaller limit",
+        (Asked::FileIn, Errno::NOENT | Errno::NOTDIR) => ": name a directory that is there",
+        (Asked::FileIn, Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+            ": name a directory that you may write to"
+        }
+        (Asked::FileIn, Errno::OPNOTSUPP | Errno::INVAL | Errno::ISDIR) => {
+            ": name a directory of a disk's file system"
+        }
+        (Asked::Kvm, Errno::INVAL) => ": this KVM takes no such thing; see the kernel's log",
+        (Asked::Cgroup, Errno::PERM | Errno::ACCESS) => {
+            ": run as root, or under `systemd-run --user --scope -p Delegate=yes`"
+        }
+        (Asked::Cgroup, Errno::ROFS) => ": /sys/fs/cgroup is read-only here; run outside the container",
+        (Asked::Cgroup, Errno::AGAIN | Errno::NOSPC) => {
+            ": there are too many cgroups: see `cgroup.max.descendants` above it"
+        }
+        (Asked::Cgroup, Errno::BUSY) => ": a process is still in it, or its parent has some of its own",
+        (Asked::Mount, Errno::PERM | Errno::ACCESS) => ": run as root",
+        (Asked::Mount, Errno::NODEV) => ": this kernel has no such file system",
+        (_, Errno::NOMEM) => MEMORY,
+        (_, Errno::MFILE) => ": raise `ulimit -n`",
+        (_, Errno::NFILE) => ": raise `sysctl fs.file-max`",
+        (_, Errno::PERM | Errno::ACCESS | Errno::NOSYS) => ": a sandbox or the kernel's lockdown forbids it",
+        _ => "",
+    }
+}
+
+/// The same of the standard library's error.
+pub fn after_io(asked: Asked, error: &std::io::Error) -> &'static str {
+    Errno::from_io_error(error).map_or("", |errno| after(asked, errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Asked; 11] = [
+        Asked::AddressSpace,
+        Asked::Mapping,
+        Asked::Feature,
+        Asked::Populate,
+        Asked::Content,
+        Asked::Descriptor,
+        Asked::Thread,
+        Asked::FileIn,
+        Asked::Kvm,
+        Asked::Cgroup,
+        Asked::Mount,
+    ];
+
+    #[test]
+    fn each_answer_has_its_own_remedy() {
+        for (asked, errno, words) in [
+            (Asked::AddressSpace, Errno::NOMEM, "ulimit -v"),
+            (Asked::Mapping, Errno::NOMEM, "vm.max_map_count"),
+            (Asked::Feature, Errno::INVAL, "doctor"),
+            (Asked::Feature, Errno::NOMEM, "free memory"),
+            (Asked::Feature, Errno::MFILE, "ulimit -n"),
+            (Asked::Populate, Errno::INVAL, "5.14"),
+            (Asked::Populate, Errno::NOMEM, "cgroup"),
+            (Asked::Content, Errno::NOSYS, "CONFIG_CROSS_MEMORY_ATTACH"),
+            (Asked::Content, Errno::PERM, "sandbox"),
+            (Asked::Content, Errno::FAULT, "no memory for a page"),
+            (Asked::Thread, Errno::AGAIN, "ulimit -u"),
+            (Asked::FileIn, Errno::NOSPC, "free room"),
+            (Asked::FileIn, Errno::ACCESS, "may write to"),
+            (Asked::Descriptor, Errno::MFILE, "ulimit -n"),
+            (Asked::Kvm, Errno::NOMEM, "free memory"),
+            (Asked::Cgroup, Errno::ACCESS, "Delegate"),
+            (Asked::Cgroup, Errno::ROFS, "container"),
+            (Asked::Mount, Errno::NODEV, "no such file system"),
+        ] {
+            let said = after(asked, errno);
+            assert!(said.starts_with(": ") && said.contains(words), "{asked:?}, {errno}: {said:?}");
+        }
+    }
+
+    /// The mistakes of one sentence for all: memory that is advised where none is missing, and a limit that was not met.
+    #[test]
+    fn no_remedy_is_said_of_another_answer() {
+        for asked in ALL {
+            for errno in [Errno::INVAL, Errno::PERM, Errno::BUSY, Errno::IO, Errno::NOSYS, Errno::MFILE] {
+                let said = after(asked, errno);
+                assert!(
+                    !said.contains("free memory") && !said.contains("max_map_count"),
+                    "{asked:?}, {errno}"
+                );
+                assert_eq!(said.contains("ulimit -n"), errno == Errno::MFILE, "{asked:?}, {errno}");
+                assert!(!said.contains("root") || errno == Errno::PERM, "{asked:?}, {errno}");
+            }
+            assert_eq!(after(asked, Errno::IO), "", "{asked:?}: nothing is known");
+        }
+    }
+}
