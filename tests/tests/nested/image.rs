@@ -20,6 +20,9 @@ use crate::packages::{Kernel, Packages};
 use crate::suite::{Suite, slim};
 use crate::{Trouble, create};
 
+/// Bytes of modules that go into an image, unpacked: a few of a distribution's take some ten MiB.
+const MOST_MODULES: u64 = 256 << 20;
+
 /// What the rig itself needs: KVM, and a swap device.
 const RIG_MODULES: [&str; 2] = ["kvm-amd", "zram"];
 /// What its guests need beyond what their kernels have built in.
@@ -105,7 +108,7 @@ fn guest(kernel: &Kernel) -> Result<Vec<Entry>, Trouble> {
 }
 
 fn modules(kernel: &Kernel, wanted: &[&str]) -> Result<Vec<Module>, Trouble> {
-    load_order(&kernel.modules, wanted).map_err(Trouble::broken("modules"))
+    load_order(&kernel.modules, wanted, MOST_MODULES).map_err(Trouble::broken("modules"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Trouble> {

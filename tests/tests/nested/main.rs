@@ -33,6 +33,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use harness::Need as _;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::host::Need;
 

@@ -226,8 +226,8 @@ fn a_lying_header_is_refused() {
     place.with_header(|header| header.vcpus = 2);
     place.refuses("changed", &[], &["its header says"]);
     place.with_header(|header| header.backing = Backing::Hugetlb2m);
-    let said = place.refuses("changed", &[], &[]);
-    assert!(said.contains("hugetlb:2m"), "{said}");
+    // On a host without such pages that is what is missing first.
+    place.ends_with(&[2, 3], "changed", &[], &["hugetlb:2m"]);
     // The file of another guest's size behind this one's header.
     snapshot(place.path(), "large", &["--memory", "8MiB"]);
     let header = std::fs::read(place.file("s")).unwrap()[..HEADER_BYTES].to_vec();

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::record::{Measured, Row, RunRecord};
 
 /// 256 pages of 4 KiB, taken exactly.
-pub(super) fn row(backing: &str, policy: &str) -> Row {
+pub(crate) fn row(backing: &str, policy: &str) -> Row {
     let mut value = json!({
         "case": "sparse", "backing": backing, "policy": policy, "reclaim": "pageout", "granule": 2 << 20,
         "zap": "protect", "listener": "kvm-slots", "trials": 1, "achieved": {},
