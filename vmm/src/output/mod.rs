@@ -5,7 +5,7 @@
 //! | [`result()`], [`json`] | standard output | waits until the end, all of it |
 //! | [`live`] | standard output | 1 MiB waits; more is dropped, counted, and said so in its place |
 //! | [`Console`] | standard output, byte by byte as the guest sends it | the same |
-//! | [`message`], [`progress`], [`status`] | standard error | the same |
+//! | [`message`], [`progress`], [`status()`] | standard error | the same |
 //! | [`beside`] | standard error | waits until the end, all of it |
 //!
 //! Nothing here waits, panics, or fails: whether something can be shown decides nothing about the rest of the program.

@@ -221,7 +221,7 @@ impl LinuxMachine {
     /// Whether this host can run a Linux guest at all, and this file be its kernel: before anything is changed for it.
     ///
     /// # Errors
-    /// [`LinuxError::Emulated`], [`LinuxError::Read`], [`LinuxError::Kernel`].
+    /// [`LinuxError::Emulated`], [`LinuxError::Input`], [`LinuxError::Kernel`].
     pub fn check(kernel: &Path) -> Result<(), LinuxError> {
         if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
             return Err(LinuxError::Emulated);
