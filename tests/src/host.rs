@@ -24,8 +24,8 @@ pub enum Need {
     SlotZap,
     /// Root, and a kernel with zram: a swap device of the test's own.
     Zram,
-    /// A disk whose room a test can take: not seen to work in the rig's initramfs yet.
-    DiskOfItsOwn,
+    /// A row's events as large as on a real host: a test that limits files counts on it.
+    UsualSizes,
     /// A memory cgroup of the test's own.
     Cgroup,
     /// `unshare`, and the right to a PID namespace.
@@ -123,9 +123,10 @@ impl Need {
                 "it boots stock kernels: set ZAPSCOPE_GUEST_KERNELS and ZAPSCOPE_GUEST_INITRD on a host with kvm_intel or \
                  kvm_amd, as the nested rig does (`cargo test --release -p tests --test nested`)",
             ),
-            Self::DiskOfItsOwn => {
-                (!emulated(), "on the emulated host's initramfs a full disk is not understood yet")
-            }
+            Self::UsualSizes => (
+                !emulated(),
+                "this host is emulated, and the test counts on how large a row's events are on a real one",
+            ),
             Self::Pvm => (pvm(), "this host's KVM is not kvm_pvm, and the test is of what only that does"),
             Self::NotRoot => {
                 (!writes_every_file(), "this user may write every file: run it as another one too")

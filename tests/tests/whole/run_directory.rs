@@ -16,8 +16,8 @@ use tests::{elf, program, record};
 crate::tests! {
     what_is_in_the_way_is_found_before_anything_is_done: [],
     two_runs_do_not_share_a_directory: [],
-    a_full_disk_loses_nothing_while_the_run_lives: [DiskOfItsOwn],
-    what_did_not_fit_is_written_when_there_is_room: [DiskOfItsOwn],
+    a_full_disk_loses_nothing_while_the_run_lives: [UsualSizes],
+    what_did_not_fit_is_written_when_there_is_room: [],
     a_row_that_ends_the_run_keeps_those_before_it: [Kvm, SlotZap],
     a_trace_that_does_not_fit_leaves_nothing: [],
     a_snapshot_that_does_not_fit_leaves_nothing: [Kvm],
