@@ -24,8 +24,6 @@ pub enum Need {
     SlotZap,
     /// Root, and a kernel with zram: a swap device of the test's own.
     Zram,
-    /// A row's events as large as on a real host: a test that limits files counts on it.
-    UsualSizes,
     /// A memory cgroup of the test's own.
     Cgroup,
     /// `unshare`, and the right to a PID namespace.
@@ -122,10 +120,6 @@ impl Need {
                     && HostFacts::read().kvm.mmu.is_some_and(MmuKind::runs_guest_kernels_natively),
                 "it boots stock kernels: set ZAPSCOPE_GUEST_KERNELS and ZAPSCOPE_GUEST_INITRD on a host with kvm_intel or \
                  kvm_amd, as the nested rig does (`cargo test --release -p tests --test nested`)",
-            ),
-            Self::UsualSizes => (
-                !emulated(),
-                "this host is emulated, and the test counts on how large a row's events are on a real one",
             ),
             Self::Pvm => (pvm(), "this host's KVM is not kvm_pvm, and the test is of what only that does"),
             Self::NotRoot => {

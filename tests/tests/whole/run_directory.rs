@@ -16,7 +16,7 @@ use tests::{elf, program, record};
 crate::tests! {
     what_is_in_the_way_is_found_before_anything_is_done: [],
     two_runs_do_not_share_a_directory: [],
-    a_full_disk_loses_nothing_while_the_run_lives: [UsualSizes],
+    a_full_disk_loses_nothing_while_the_run_lives: [],
     what_did_not_fit_is_written_when_there_is_room: [],
     a_row_that_ends_the_run_keeps_those_before_it: [Kvm, SlotZap],
     a_trace_that_does_not_fit_leaves_nothing: [],
@@ -165,9 +165,25 @@ fn warnings(record: &Value) -> String {
     all.map(|one| one["text"].as_str().unwrap().to_owned() + "\n").collect()
 }
 
+/// Bytes that hold the record of three rows and the events of the first, and not those of the second: by a run without a
+/// limit, since how large they are depends on the host.
+fn room_for_one_row() -> u64 {
+    let place = place("1ms");
+    record::printed(place.path(), &RUN);
+    let file = |name| fs::read(place.path().join("out").join(name)).unwrap();
+    let (log, record) = (file("events.log"), file("run.json"));
+    let number = |at: usize| u32::from_le_bytes(log[at..at + 4].try_into().unwrap()) as usize;
+    let end_of = |begin: usize| begin + 12 + number(begin) + number(begin + 4);
+    let first = end_of(16);
+    let room = (first + end_of(first)) / 2;
+    // What was not kept is said in the record, which takes some more.
+    assert!(record.len() + 1024 < room, "{} bytes of record, {room} of room", record.len());
+    room as u64
+}
+
 fn a_full_disk_loses_nothing_while_the_run_lives() {
     // Room for the record of three rows, and for the events of one: of none at all.
-    for (room, events, has_record) in [(56 << 10, 1, true), (1 << 10, 0, false)] {
+    for (room, events, has_record) in [(room_for_one_row(), 1, true), (1 << 10, 0, false)] {
         let place = place("1ms");
         let output = limited(program::zapscope(place.path(), &RUN), room).output().unwrap();
         let said = said_of(&output, FAULT);
