@@ -40,10 +40,11 @@ const OUTPUT: usize = 64 << 10;
 const REPORT: &str = "/dev/ttyS1";
 
 /// What is mounted: the type, and where.
-const MOUNTS: [(&str, &str); 6] = [
+const MOUNTS: [(&str, &str); 7] = [
     ("proc", "/proc"),
     ("sysfs", "/sys"),
     ("devtmpfs", "/dev"),
+    ("devpts", "/dev/pts"),
     ("tmpfs", "/tmp"),
     ("cgroup2", "/sys/fs/cgroup"),
     ("tracefs", "/sys/kernel/tracing"),
@@ -66,6 +67,8 @@ pub fn init() -> ! {
 
 fn set_up() -> Result<(), String> {
     for (kind, at) in MOUNTS {
+        // The image has the others; this one is in what was mounted before it.
+        let _ = std::fs::create_dir_all(at);
         mount(kind, at, kind, MountFlags::empty(), None)
             .map_err(|error| format!("mounting {at}: {error}"))?;
     }
