@@ -220,6 +220,8 @@ fn sigkill_takes_the_cgroup_away() {
 fn the_end_takes_the_cgroup_away() {
     let text = scenario("\"4k\"", "cgroup", "1ms").replace("unit = \"range\"\n", "");
     let mut run = Running::begin(&text, &ZRAM, &[]);
+    // Before that it may not be the program yet.
+    run.read_until("made zram");
     let pid = run.zapscope();
     let (code, said) = run.end();
     assert_eq!(code, Some(0), "{said}");

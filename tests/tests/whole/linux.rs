@@ -261,6 +261,8 @@ count = 10
     assert!(row["balloon_invalidations"].as_u64() > Some(0), "{row:#}");
     // The row's own invalidations are the step's alone.
     assert_eq!(row["invalidations"], 10, "{row:#}");
-    let warnings = row["warnings"].to_string();
-    assert!(warnings.contains("ended with 3: hello"), "{warnings}");
+    let warnings = row["warnings"].as_array().unwrap();
+    // What the guest wrote is quoted, line by line.
+    let said = "sh: `echo hello; exit 3` ended with 3:\n  | hello";
+    assert!(warnings.iter().any(|warning| warning["text"] == said), "{warnings:?}");
 }
