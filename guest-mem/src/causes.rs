@@ -1,9 +1,9 @@
-//! Errors told whole, for the few places that can only print them.
+//! Errors told whole: with all that caused them.
 
 use std::error::Error;
 
 /// An error and all that caused it, in one line.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
+pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

@@ -53,6 +53,7 @@ mod zram;
 
 pub use address::{Address, Gfn, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 pub use backing::{Backing, UnknownBacking};
+pub use causes::with_causes;
 pub use cgroup::{CgroupError, CgroupPlace, MemoryCgroup, Squeezed};
 pub use cgroup_mounts::Version as CgroupVersion;
 pub use content::ContentError;

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use guest_mem::{HvaRange, LargeFolio, MapLevel, PageRun, PageScanner, PageState, ScanError};
+use guest_mem::{HvaRange, LargeFolio, MapLevel, PageRun, PageScanner, PageState, ScanError, with_causes};
 use notifier_bridge::monotonic_ns;
 
 use super::account::{Account, Layout, Parties};
@@ -20,7 +20,6 @@ use super::holder::{Holder, HolderError};
 use super::memory::{Memory, NotMapped, guest_memory, mapping_of, named};
 use crate::exit::{Class, Classified};
 use crate::report::units;
-use crate::run::chain;
 use crate::tap::source::SourceError;
 use crate::tap::{AtWork, Collector, Deed, Event, Interest, Tap, TapError, Via};
 
@@ -124,7 +123,8 @@ impl Session {
         let mut warnings = Vec::new();
         let mut or_warn = |what: &str, why: String| warnings.push(format!("{what}: {why}"));
         let counters = Counters::open(holder.pid(), holder.vms());
-        let counters = counters.map_err(|error| or_warn("no SPTE and fault counters", chain(&error))).ok();
+        let counters =
+            counters.map_err(|error| or_warn("no SPTE and fault counters", with_causes(&error))).ok();
         // A kernel that is locked down opens only the files of debugfs that nobody can write to, and a counter of deeds
         // can be reset. Then they are counted one by one.
         let counts_faults =
@@ -141,7 +141,7 @@ impl Session {
             );
         }
         let scanner = PageScanner::of_process(holder.pid());
-        let scanner = scanner.map_err(|error| or_warn(NO_FOLIOS, chain(&error))).ok();
+        let scanner = scanner.map_err(|error| or_warn(NO_FOLIOS, with_causes(&error))).ok();
         let interest = Interest { causes: true, calls: true, deeds: !counts_faults };
         let ranges: Vec<HvaRange> = memory.iter().map(|memory| memory.range).collect();
         let collector = Tap::open_for(via, interest, &ranges, &threads, CAPACITY)?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use guest_mem::{Hva, HvaRange, PAGE_SIZE};
+use guest_mem::{Hva, HvaRange, PAGE_SIZE, with_causes};
 use notifier_bridge::monotonic_ns;
 
 use super::args::AttachArguments;
@@ -16,7 +16,6 @@ use crate::host::signals::Cancel;
 use crate::output;
 use crate::record::utc;
 use crate::report::Charset;
-use crate::run::chain;
 use crate::scenario::{BadRange, ByteRange};
 use crate::tap::Via;
 
@@ -176,8 +175,8 @@ fn open(holder: Holder, memory: &[HvaRange], changes: &HostChanges) -> Result<Se
     let Err(attach::SessionError::Tap(no_program)) = by_bpf else { return Ok(by_bpf?) };
     let by_perf = Session::open(Holder::open(pid)?, memory, &Via::Perf);
     let Err(attach::SessionError::Tap(refused)) = by_perf else { return Ok(by_perf?) };
-    output::message(chain(&no_program));
-    output::message(chain(&refused));
+    output::message(with_causes(&no_program));
+    output::message(with_causes(&refused));
     let name = changes.make_trace_instance("to read the kernel's account of another VM")?;
     Ok(Session::open(Holder::open(pid)?, memory, &Via::Instance(name))?)
 }

@@ -3,7 +3,8 @@
 use super::args::BackendChoice;
 use crate::exit::{Class, Classified};
 use crate::kvm::{Kvm, NoKvm};
-use crate::run::{Backend, chain};
+use crate::run::Backend;
+use guest_mem::with_causes;
 
 /// KVM was asked for and cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,7 @@ pub fn choose(choice: BackendChoice) -> Result<(Backend, Option<String>), NoGues
     }
     match (choice, Kvm::open()) {
         (_, Ok(kvm)) => Ok((Backend::Kvm(kvm), None)),
-        (BackendChoice::Auto, Err(error)) => soft(&chain(&error)),
+        (BackendChoice::Auto, Err(error)) => soft(&with_causes(&error)),
         (_, Err(error)) => Err(NoGuest(error)),
     }
 }

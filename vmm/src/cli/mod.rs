@@ -29,8 +29,8 @@ use crate::host::signals::{self, Cancel, SignalError, ignore_file_size_signal};
 use crate::host::{bus_error, guardian_main};
 use crate::output;
 use crate::report::ktap;
-use crate::run::chain;
 use args::{Arguments, Command, Format};
+use guest_mem::with_causes;
 
 /// The whole program, with the process's own arguments.
 pub fn main() -> ExitCode {
@@ -71,7 +71,7 @@ fn perform(arguments: Vec<OsString>) -> Exit {
     match outcome {
         Ok(exit) => exit,
         Err(failure) => {
-            output::message(chain(failure.error()));
+            output::message(with_causes(failure.error()));
             failure.exit()
         }
     }

@@ -2,8 +2,9 @@
 
 use crate::output;
 use crate::record::{Row, Verdict};
-use crate::run::{NotKept, Progress, chain, describe};
+use crate::run::{NotKept, Progress, describe};
 use crate::scenario::RowPlan;
+use guest_mem::with_causes;
 
 /// Progress on standard error.
 #[derive(Default)]
@@ -37,7 +38,7 @@ impl Progress for Shown {
         if !std::mem::replace(&mut self.not_kept, true) {
             output::message(format_args!(
                 "rows do not reach the disk: {}: free space there; the run goes on, and tries again with each row",
-                chain(why)
+                with_causes(why)
             ));
         }
     }

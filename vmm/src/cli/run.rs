@@ -11,8 +11,9 @@ use crate::host::{Cancel, Neighbours};
 use crate::output;
 use crate::record::{RowLabel, utc};
 use crate::report::{self, Charset, ktap, units};
-use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping, chain};
+use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
 use crate::scenario::{RowPlan, Scenario, Size};
+use guest_mem::with_causes;
 
 /// What tells of accounts that disagree.
 const DIFFERENCES: &str = "account_differences";
@@ -72,7 +73,7 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     match &written {
         Ok(Some(path)) => output::message(format_args!("the run record is in {}", path.display())),
         Ok(None) => {}
-        Err(lost) => output::message(chain(lost)),
+        Err(lost) => output::message(with_causes(lost)),
     }
     match (outcome.ended, written) {
         (Ended::Failed(error), _) => Err(error.into()),

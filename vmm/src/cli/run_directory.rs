@@ -19,8 +19,9 @@ use super::place::{Place, PlaceError};
 use crate::events::{FILE_NAME, LogFile, Section};
 use crate::exit::{Class, Classified};
 use crate::record::RunRecord;
-use crate::run::{NotKept, RowSink, chain};
+use crate::run::{NotKept, RowSink};
 use crate::whole_file::{Existing, WholeFile, WholeFileError};
+use guest_mem::with_causes;
 
 /// What the record is called in a run directory.
 pub const RECORD: &str = "run.json";
@@ -113,7 +114,7 @@ impl RunDirectory {
         run.warnings.say(format!(
             "{FILE_NAME} lacks the events of row {} (counted from 0), which did not fit: {}",
             rows.join(", "),
-            chain(why)
+            with_causes(why)
         ));
         run
     }
@@ -167,7 +168,7 @@ mod tests {
         fn done(&mut self, _row: &Row) {}
 
         fn not_kept(&mut self, why: &NotKept) {
-            self.1.push(chain(why));
+            self.1.push(with_causes(why));
         }
     }
 

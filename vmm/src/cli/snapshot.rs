@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_MAX, PAGE_SIZE};
 use guest_abi::order::Task;
-use guest_mem::{Backing, PMD_SIZE, Unavailable};
+use guest_mem::{Backing, PMD_SIZE, Unavailable, with_causes};
 
 use super::args::SnapshotArguments;
 use super::cancel_on_signal;
@@ -17,7 +17,6 @@ use crate::host::{Root, facts};
 use crate::kvm::{Machine, VmConfig};
 use crate::output;
 use crate::report::units;
-use crate::run::chain;
 use crate::scenario::Size;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::stop::Stopper;
@@ -141,6 +140,9 @@ pub(super) fn stop_when_told(cancel: &Cancel, stopper: &Arc<Stopper>) {
         stopper.stop(CrashKind::Other("stopped by a signal".to_owned()));
     };
     if let Err(error) = std::thread::Builder::new().name("stop".to_owned()).spawn(watch) {
-        output::message(format_args!("Ctrl-C will be heard between two orders only: {}", chain(&error)));
+        output::message(format_args!(
+            "Ctrl-C will be heard between two orders only: {}",
+            with_causes(&error)
+        ));
     }
 }

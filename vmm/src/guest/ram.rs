@@ -48,7 +48,7 @@ impl GuestMemoryRegion for RamPart {
         let slice = end.and_then(|_| self.memory.slice(offset.0, count as u64));
         let slice = slice.ok_or(GuestMemoryError::InvalidBackendAddress)?;
         self.memory.reach(slice).map_err(|error| {
-            let why = self.refused.get_or_init(|| crate::run::chain(&error));
+            let why = self.refused.get_or_init(|| guest_mem::with_causes(&error));
             GuestMemoryError::IOError(std::io::Error::other(why.clone()))
         })?;
         // SAFETY: a part of a mapping that `self` keeps, and the slice borrows `self`; whoever else uses the memory does

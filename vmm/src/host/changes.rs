@@ -27,8 +27,8 @@ use super::change_log::{ChangeLog, directories};
 use super::guardian::{Guardian, GuardianError, GuardianProgram, Request};
 use super::undo::{UndoAction, UndoError, Undone, read_switch, write_switch};
 use crate::record::HostChange;
-use crate::run::chain;
 use crate::tap::{Tracefs, in_initial_pid_namespace};
+use guest_mem::with_causes;
 
 /// Where changes and undoings are announced.
 pub type Announce = Box<dyn FnMut(&str) + Send>;
@@ -383,7 +383,7 @@ impl State {
     fn note(&mut self, request: &Request) {
         let Some(log) = &mut self.log else { return };
         if let Err(error) = log.note(request) {
-            self.say(&format!("changes are no longer noted for a later zapscope: {}", chain(&error)));
+            self.say(&format!("changes are no longer noted for a later zapscope: {}", with_causes(&error)));
             self.log = None;
         }
     }
@@ -450,7 +450,7 @@ fn await_death(shared: &Weak<Mutex<State>>) -> bool {
         Err(error) => {
             state.say(&format!(
                 "the process that undoes changes after a crash was ended, and no other can be started: {}",
-                chain(&error)
+                with_causes(&error)
             ));
             end(&mut state)
         }

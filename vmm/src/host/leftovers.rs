@@ -6,7 +6,7 @@ use super::change_log::{Abandoned, ChangeLog, directories};
 use super::guardian::Request;
 use super::guardian_main::undo_with_patience;
 use super::undo::{UndoAction, Undone};
-use crate::run::chain;
+use guest_mem::with_causes;
 
 /// One change that was left, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ fn undo_one(action: &UndoAction) -> (bool, String) {
         Ok(Undone::LeftAlone(now)) => {
             (true, format!("not undone: {action}: somebody has set it to '{now}' since"))
         }
-        Err(error) => (false, chain(&error)),
+        Err(error) => (false, with_causes(&error)),
     }
 }
 

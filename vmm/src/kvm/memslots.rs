@@ -13,14 +13,13 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_mem::{Memslot, Region, RegionError, SlotTable};
+use guest_mem::{Memslot, Region, RegionError, SlotTable, with_causes};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::vcpu::Surroundings;
 use super::vm::{VmError, failed};
 use crate::guest::CrashKind;
-use crate::run::chain;
 
 /// `KVM_SET_USER_MEMORY_REGION`.
 pub(super) trait SetSlot: fmt::Debug + Send + Sync {
@@ -116,7 +115,7 @@ impl Vm {
                 // Which slots there are is not known: all that any of them may point to is kept.
                 installed.behind.extend(behind);
                 installed.table = Arc::new(SlotTable::default());
-                self.surroundings.gate.shut_for_good(CrashKind::Memslots(chain(&error)));
+                self.surroundings.gate.shut_for_good(CrashKind::Memslots(with_causes(&error)));
                 Err(error)
             }
         }
@@ -132,7 +131,7 @@ impl Vm {
             set(&*self.slots, slot, Direction::Out).and_then(|()| set(&*self.slots, slot, Direction::In));
         if let Err(error) = &done {
             installed.table = Arc::new(SlotTable::default());
-            self.surroundings.gate.shut_for_good(CrashKind::Memslots(chain(error)));
+            self.surroundings.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
         }
         done
     }

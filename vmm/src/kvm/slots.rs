@@ -13,13 +13,12 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use guest_mem::{HvaRange, Memslot, Region};
+use guest_mem::{HvaRange, Memslot, Region, with_causes};
 use notifier_bridge::{Count, Listener, Shadowing, ShadowingMmu, StartContext, WouldBlock, Zapped};
 
 use super::memslots::Installed;
 use super::vm::VmCore;
 use crate::guest::CrashKind;
-use crate::run::chain;
 
 /// How translations are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +142,7 @@ impl KvmSlots {
     /// Ends a guest whose memory is not as it should be.
     fn give_up(&self, error: &dyn std::error::Error) {
         let _hold = self.core.surroundings.gate.hold();
-        self.core.surroundings.gate.shut_for_good(CrashKind::Memslots(chain(error)));
+        self.core.surroundings.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
     }
 
     fn leaves(&self) -> Option<(u64, u64)> {

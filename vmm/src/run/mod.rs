@@ -31,7 +31,7 @@ mod wiring;
 pub use errors::TrialError;
 pub use measured::{Counts, Measured, Rate, Times};
 pub use own_swap::{OwnSwap, OwnSwapError, Returned};
-pub use runner::{Backend, Ended, Progress, RunError, RunOutcome, Runner, chain, describe};
+pub use runner::{Backend, Ended, Progress, RunError, RunOutcome, Runner, describe};
 pub use sink::{NotKept, RowSink};
 pub use tapping::{TapChoice, Tapping, Watch};
 pub use trial::{STALL, Trial, TrialSetup};

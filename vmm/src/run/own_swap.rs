@@ -348,7 +348,7 @@ impl Hears for Hearer {
 
     fn lost(&mut self, lost: Lost) {
         let gpa = guest_abi::layout::ARENA_GPA + lost.page.saturating_mul(PAGE_SIZE);
-        let kind = CrashKind::LostPage { gpa, why: crate::run::chain(&lost.why) };
+        let kind = CrashKind::LostPage { gpa, why: guest_mem::with_causes(&lost.why) };
         self.breaker.stop(|vcpu| CrashReport { vcpu, kind: kind.clone(), registers: None });
     }
 }

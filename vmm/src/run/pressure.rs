@@ -1,8 +1,7 @@
 //! The memory cgroup of a trial: made and removed as every change to the host is, with this process inside meanwhile.
 
-use guest_mem::{CgroupPlace, MemoryCgroup};
+use guest_mem::{CgroupPlace, MemoryCgroup, with_causes};
 
-use super::runner::chain;
 use crate::host::{ChangeId, HostChanges};
 
 /// A cgroup of this trial's own. The process leaves it first, then it is removed.
@@ -23,11 +22,11 @@ impl<'c> Pressure<'c> {
     /// Why there is none: no memory controller, no right to it, or nobody who would remove it again.
     pub fn enter(changes: Option<&'c HostChanges>) -> Result<Self, String> {
         let changes = changes.ok_or("nobody would remove a cgroup again")?;
-        let place = CgroupPlace::find(&changes.unique_name()).map_err(|error| chain(&error))?;
+        let place = CgroupPlace::find(&changes.unique_name()).map_err(|error| with_causes(&error))?;
         let made = changes.make_cgroup(place.path(), place.home(), "to reclaim from this process alone");
         // It knows of its undoing before the process is inside.
-        let made = Made { changes, change: made.map_err(|error| chain(&error))? };
-        let group = MemoryCgroup::enter_made(place).map_err(|error| chain(&error))?;
+        let made = Made { changes, change: made.map_err(|error| with_causes(&error))? };
+        let group = MemoryCgroup::enter_made(place).map_err(|error| with_causes(&error))?;
         Ok(Self { group, _made: made })
     }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use crate::kvm::Kvm;
 use guest_mem::swapper::AttachError;
-use guest_mem::{Backing, Operation, SwapInfo};
+use guest_mem::{Backing, Operation, SwapInfo, with_causes};
 
 use super::errors::TrialError;
 use super::journal;
@@ -129,7 +129,7 @@ impl fmt::Display for Ended {
         match self {
             Self::Complete => f.write_str("complete"),
             Self::Cancelled => f.write_str("cancelled"),
-            Self::Failed(error) => write!(f, "failed: {}", chain(error)),
+            Self::Failed(error) => write!(f, "failed: {}", with_causes(error)),
         }
     }
 }
@@ -381,7 +381,7 @@ impl<'a> Runner<'a> {
         let header = journal::header((self.scenario, plan, self.row), label, testbed, mmu, measured, &events);
         match Section::new(&header, &events.body) {
             Ok(section) => self.events = Some(section),
-            Err(error) => measured.warnings.push(chain(&error)),
+            Err(error) => measured.warnings.push(with_causes(&error)),
         }
     }
 
@@ -396,9 +396,9 @@ impl<'a> Runner<'a> {
             Backend::Soft => match SoftTestbed::start(vcpus, arena, combination.backing, granule) {
                 Ok(testbed) => Ok(Box::new(testbed)),
                 Err(error @ (SoftError::Memory(_) | SoftError::Slots(_))) => {
-                    Err(NoRow::Unavailable(chain(&error)))
+                    Err(NoRow::Unavailable(with_causes(&error)))
                 }
-                Err(error) => Err(NoRow::Failed(chain(&error))),
+                Err(error) => Err(NoRow::Failed(with_causes(&error))),
             },
             Backend::Kvm(kvm) => {
                 let config = VmConfig {
@@ -411,10 +411,10 @@ impl<'a> Runner<'a> {
                 };
                 let machine = Machine::start(kvm, &config, &self.image).map_err(|error| match error {
                     VmError::NoKvm(_) | VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
-                        NoRow::Unavailable(chain(&error))
+                        NoRow::Unavailable(with_causes(&error))
                     }
                     VmError::Slot { .. } | VmError::Broken(_) | VmError::Thread { .. } => {
-                        NoRow::Failed(chain(&error))
+                        NoRow::Failed(with_causes(&error))
                     }
                     VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
                 })?;
@@ -438,13 +438,17 @@ impl<'a> Runner<'a> {
         let combination = &plan.combination;
         let drops_all = machine.pc().memory().slot_zap_drops_all();
         if combination.zap == Zap::Memslot && drops_all && !self.scenario.slot_zap_all_quirk {
-            return Err(NoRow::Unavailable(chain(&VmError::QuirkStays)));
+            return Err(NoRow::Unavailable(with_causes(&VmError::QuirkStays)));
         }
         let testbed = LinuxTestbed::new(machine, combination.backing, combination.granule.bytes());
         match testbed {
             Ok(testbed) => Ok(Box::new(testbed)),
-            Err(error @ (VmError::Memory(_) | VmError::Slots(_))) => Err(NoRow::Unavailable(chain(&error))),
-            Err(error @ (VmError::Slot { .. } | VmError::Broken(_))) => Err(NoRow::Failed(chain(&error))),
+            Err(error @ (VmError::Memory(_) | VmError::Slots(_))) => {
+                Err(NoRow::Unavailable(with_causes(&error)))
+            }
+            Err(error @ (VmError::Slot { .. } | VmError::Broken(_))) => {
+                Err(NoRow::Failed(with_causes(&error)))
+            }
             Err(error) => Err(NoRow::Fatal(RunError::Machine(error))),
         }
     }
@@ -495,12 +499,12 @@ impl<'a> Runner<'a> {
             }),
             // What this host does not give, and how it would.
             (TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))), _) => {
-                NoRow::Unavailable(chain(&why))
+                NoRow::Unavailable(with_causes(&why))
             }
             (TrialError::OwnSwap(error), _) if error.is_full_store() => {
-                NoRow::Failed(format!("{}; {INCOMPRESSIBLE}", chain(&error)))
+                NoRow::Failed(format!("{}; {INCOMPRESSIBLE}", with_causes(&error)))
             }
-            (error, _) => NoRow::Failed(chain(&error)),
+            (error, _) => NoRow::Failed(with_causes(&error)),
         }
     }
 
@@ -557,16 +561,4 @@ fn seat(testbed: &dyn Testbed) -> Vec<Option<usize>> {
 pub fn describe(plan: &RowPlan<'_>) -> String {
     let c = &plan.combination;
     format!("{}, {}, {}, granule {}, zap {}", c.backing, c.policy, c.reclaim, c.granule, c.zap)
-}
-
-/// An error and all it comes from, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }

@@ -11,11 +11,10 @@ use std::cell::RefCell;
 
 use crate::kvm::Kvm;
 use clap::ValueEnum;
-use guest_mem::HvaRange;
+use guest_mem::{HvaRange, with_causes};
 
 use super::calibrate::Announcer;
 use super::journal::KernelRange;
-use super::runner::chain;
 use crate::host::HostChanges;
 use crate::record::{Measured, Warnings};
 use crate::tap::{Account, Collector, Event, Interest, Operations, Tap, Via};
@@ -162,7 +161,7 @@ impl<'c> Tapping<'c> {
             let interest = Interest { causes: true, ..Interest::default() };
             let opened = via.and_then(|via| match Tap::around(&via, interest, arena, CAPACITY) {
                 Ok((collector, picked)) => Ok((via, collector, picked)),
-                Err(error) => Err(chain(&error)),
+                Err(error) => Err(with_causes(&error)),
             });
             match opened {
                 Ok((via, collector, picked)) => {
@@ -179,7 +178,7 @@ impl<'c> Tapping<'c> {
         let Some(changes) = self.changes else {
             return Err("nobody would remove a tracefs instance again".to_owned());
         };
-        changes.make_trace_instance("to read the kernel's own account").map_err(|error| chain(&error))
+        changes.make_trace_instance("to read the kernel's own account").map_err(|error| with_causes(&error))
     }
 }
 
@@ -212,7 +211,7 @@ impl Watch for Tapping<'_> {
                 true
             }
             Err(error) => {
-                *state = State::Without(format!("the kernel's account ended: {}", chain(&error)));
+                *state = State::Without(format!("the kernel's account ended: {}", with_causes(&error)));
                 false
             }
         }

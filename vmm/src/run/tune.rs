@@ -9,9 +9,8 @@
 //! Each row finds the host as it was, but for what it needs itself: a folio size that one row needs on, another needs off.
 //! The pool of hugetlb pages alone stays raised to the end: memory that is given back may not come together again.
 
-use guest_mem::{Backing, HostThp, Knob, Setting};
+use guest_mem::{Backing, HostThp, Knob, Setting, with_causes};
 
-use super::runner::chain;
 use crate::host::{ChangeId, HostChanges};
 
 /// The settings of the row being made.
@@ -54,7 +53,7 @@ impl<'c> Tuner<'c> {
         let switched = self
             .changes
             .change_sysfs(&path, &wanted, &why)
-            .map_err(|error| format!("--tune: {}", chain(&error)))?;
+            .map_err(|error| format!("--tune: {}", with_causes(&error)))?;
         self.set.extend(switched.change.map(|change| (setting, change)));
         if switched.now == wanted {
             return Ok(());
@@ -74,7 +73,7 @@ impl<'c> Tuner<'c> {
         let mut outcome = Ok(());
         for (_, change) in undone.into_iter().rev() {
             if let Err(error) = self.changes.undo(change) {
-                outcome = Err(format!("--tune: {}", chain(&error)));
+                outcome = Err(format!("--tune: {}", with_causes(&error)));
             }
         }
         outcome

@@ -215,7 +215,7 @@ impl Hears for Ear {
 
     fn lost(&mut self, lost: Lost) {
         let gpa = self.start + lost.page.saturating_mul(PAGE_SIZE);
-        self.stopper.stop(CrashKind::LostPage { gpa, why: crate::run::chain(&lost.why) });
+        self.stopper.stop(CrashKind::LostPage { gpa, why: guest_mem::with_causes(&lost.why) });
     }
 }
 

@@ -442,7 +442,7 @@ impl LinuxMachine {
     fn failed(&self, error: &AgentError) -> GuestError {
         match self.pc.life().ending() {
             Some(ending) => GuestError::System(describe(&ending)),
-            None => GuestError::System(crate::run::chain(error)),
+            None => GuestError::System(guest_mem::with_causes(error)),
         }
     }
 }
