@@ -22,7 +22,8 @@ impl LogFile {
     /// It exists, or cannot be written.
     pub fn create(path: &Path) -> io::Result<Self> {
         let mut log = Self { file: File::create_new(path)?, end: 0 };
-        match log.put(&PREAMBLE) {
+        // Without waiting for the disk, which takes longer than a machine takes to start: the first section brings it there.
+        match log.write(&PREAMBLE) {
             Ok(()) => Ok(log),
             Err(error) => {
                 // Made here; half of it would be in the way of the next try.
@@ -37,17 +38,22 @@ impl LogFile {
     /// # Errors
     /// The system refuses. Then nothing of the section is in the log, and it can be added again.
     pub fn append(&mut self, section: &Section) -> io::Result<()> {
-        self.put(section.bytes())
+        let before = self.end;
+        self.write(section.bytes())?;
+        self.file.sync_data().inspect_err(|_| self.cut(before))
     }
 
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let written = self.file.write_all_at(bytes, self.end).and_then(|()| self.file.sync_data());
-        match written {
-            Ok(()) => self.end += bytes.len() as u64,
-            // A section cut short would be damage to a reader. If even that is refused, the next one overwrites it.
-            Err(_) => drop(self.file.set_len(self.end)),
-        }
-        written
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.end).inspect_err(|_| self.cut(self.end))?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the log at `end`: a section cut short would be damage to a reader. If even that is refused, the next
+    /// section overwrites it.
+    fn cut(&mut self, end: u64) {
+        self.end = end;
+        let _ = self.file.set_len(end);
     }
 }
 
@@ -84,7 +90,7 @@ mod tests {
         let file = File::from(memory);
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         let mut log = LogFile { file: file.try_clone().unwrap(), end: 0 };
-        log.put(&PREAMBLE).unwrap();
+        log.write(&PREAMBLE).unwrap();
         log.append(&section()).unwrap();
         // Room for a half of the next.
         file.set_len(log.end + section().bytes().len() as u64 / 2).unwrap();
