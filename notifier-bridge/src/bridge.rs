@@ -71,15 +71,6 @@ impl Bridge {
         BridgeBuilder { policy, slots, chain: Chain::default() }
     }
 
-    /// The rule for the range.
-    pub fn policy(&self) -> Policy {
-        self.policy
-    }
-    /// The memslots of the VM.
-    pub fn slots(&self) -> &Arc<SlotTable> {
-        &self.slots
-    }
-
     /// Announces `invalidation`, performs `operation`, ends what was announced, and writes one record.
     ///
     /// `operation` is the change of the primary MMU (a `madvise`, a `munmap`). It must not wait for anything

@@ -12,6 +12,21 @@ pub fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use rustix::time::{ClockId, clock_gettime};
+
+    /// What perf stamps records with is to be put beside it.
+    #[test]
+    fn it_is_the_kernels_clock_in_nanoseconds() {
+        let read = || {
+            i128::try_from(
+                std::time::Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap().as_nanos(),
+            )
+            .unwrap()
+        };
+        let (before, now, after) = (read(), super::monotonic_ns(), read());
+        assert!((before..=after).contains(&now.into()), "{now} is not between {before} and {after}");
+    }
+
     #[test]
     fn time_does_not_run_backwards() {
         let (first, second) = (super::monotonic_ns(), super::monotonic_ns());

@@ -24,10 +24,15 @@ impl<L: Fn(Hva) -> MapLevel + Send + Sync> HostMmu<L> {
     fn touch(&self, page: Hva, write: bool) -> Result<(), ResolveError> {
         let region = self.regions.iter().find(|(range, _)| range.contains(page));
         let (_, memory) = region.ok_or(ResolveError::Unmapped(page))?;
-        (**memory).as_ref().touch(page, write).map_err(|error| match error {
-            RegionError::NotGiven { limit, .. } => ResolveError::NotGiven { at: page, limit: limit.into() },
-            _ => ResolveError::Unmapped(page),
-        })
+        (**memory).as_ref().touch(page, write).map_err(|error| untouched(page, error))
+    }
+}
+
+/// Why a page of a region could not be touched.
+fn untouched(page: Hva, error: RegionError) -> ResolveError {
+    match error {
+        RegionError::NotGiven { limit, .. } => ResolveError::NotGiven { at: page, limit: limit.into() },
+        _ => ResolveError::Unmapped(page),
     }
 }
 
@@ -46,7 +51,8 @@ impl<L: Fn(Hva) -> MapLevel + Send + Sync> PrimaryMmu for HostMmu<L> {
 mod tests {
     use std::sync::Arc;
 
-    use guest_mem::{Backing, PMD_SIZE, Region};
+    use guest_mem::{Backing, HugetlbLimit, PMD_SIZE, RangeError, Region};
+    use rustix::io::Errno;
 
     use super::*;
 
@@ -66,6 +72,18 @@ mod tests {
             assert_eq!(mapping, Mapping { frame: page, level: MapLevel::Pte, writable: write });
         }
         assert_eq!(memory.read_u64(page).unwrap(), 0x1234);
+    }
+
+    /// A guest whose host has no page left hears of the limit, not of an address that is not mapped.
+    #[test]
+    fn a_page_that_is_refused_is_told_from_one_that_is_not_there() {
+        let page = Hva::new(PMD_SIZE);
+        let range = HvaRange::with_len(page, PAGE_SIZE).unwrap();
+        let limit = HugetlbLimit::Elsewhere { available: 7 };
+        let refused = RegionError::NotGiven { range, limit: limit.clone(), source: Errno::FAULT };
+        assert_eq!(untouched(page, refused), ResolveError::NotGiven { at: page, limit: limit.into() });
+        let elsewhere = RangeError::Outside { range, region: HvaRange::empty(page) };
+        assert_eq!(untouched(page, elsewhere.into()), ResolveError::Unmapped(page));
     }
 
     #[test]

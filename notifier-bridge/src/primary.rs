@@ -66,3 +66,15 @@ pub trait PrimaryMmu: Send + Sync {
     /// Nothing mapped there, a write to what may not be written, or no page to be had.
     fn resolve(&self, hva: Hva, write: bool) -> Result<Mapping<Self::Frame>, ResolveError>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_this_process_is_its_own_frame() {
+        let page = Hva::new(0x7f12_3456_7000);
+        assert_eq!(page.pfn(), 0x7_f123_4567);
+        assert_eq!(Hva::from_pfn(page.pfn()), page);
+    }
+}

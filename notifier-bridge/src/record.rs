@@ -133,3 +133,49 @@ impl InvalidationRecord {
         self.invalidated_bytes += range.len();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No field is what a blank record has.
+    fn invalidation(cause: Cause) -> Invalidation {
+        let pages = HvaRange::with_len(Hva::new(0x40_0000), 0x20_0000).expect("small numbers");
+        let victim = Victim { pages, order: Order::PMD, level: MapLevel::Pmd, anonymous: false };
+        Invalidation { source: Source::Kernel, ..Invalidation::hook(cause, victim, pages) }
+    }
+
+    #[test]
+    fn what_was_watched_is_one_range_and_nothing_is_known_of_entries() {
+        let seen = invalidation(Cause::PageOut);
+        let unknown = Zapped { sptes_4k: Count::UNKNOWN, sptes_2m: Count::UNKNOWN, ..Zapped::NOTHING };
+        let expected = InvalidationRecord {
+            start_ns: 7,
+            source: Source::Kernel,
+            cause: Cause::PageOut,
+            victim: seen.victim.pages,
+            order: Order::PMD,
+            level: MapLevel::Pmd,
+            anonymous: false,
+            ranges: 1,
+            needed_bytes: 0x20_0000,
+            invalidated_bytes: 0x20_0000,
+            zapped: unknown,
+            ..InvalidationRecord::blank()
+        };
+        assert_eq!(InvalidationRecord::observed(&seen, 7), expected);
+    }
+
+    #[test]
+    fn a_fault_takes_nothing() {
+        let fault = InvalidationRecord::fault(&invalidation(Cause::MissingFault), 7);
+        assert_eq!((fault.ranges, fault.invalidated_bytes, fault.needed_bytes), (0, 0, 0));
+        assert_eq!((fault.cause, fault.start_ns), (Cause::MissingFault, 7));
+    }
+
+    #[test]
+    fn what_is_announced_says_by_which_rule() {
+        let begun = InvalidationRecord::begun(&invalidation(Cause::PageOut), Some(Policy::Pmd), 7);
+        assert_eq!((begun.policy, begun.ranges, begun.zapped), (Some(Policy::Pmd), 0, Zapped::NOTHING));
+    }
+}

@@ -1,6 +1,7 @@
 //! The whole way: what every listener is told under each policy, what is refused, what a panic leaves.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use guest_mem::HvaRange;
 
@@ -268,6 +269,82 @@ fn the_parts_of_an_invalidation_are_timed_apart() {
     assert!((before..=after).contains(&record.start_ns));
     assert!(record.operation_ns >= 3_000_000, "{record:?}");
     assert!(record.zap_ns + record.operation_ns + record.end_ns <= after - before, "{record:?}");
+}
+
+/// Takes its time over each kind of call.
+struct Slow<K> {
+    start: Duration,
+    end: Duration,
+    flush: Duration,
+    kind: std::marker::PhantomData<fn() -> K>,
+}
+
+impl<K> Slow<K> {
+    const fn new(start: u64, end: u64, flush: u64) -> Self {
+        let [start, end, flush] =
+            [Duration::from_millis(start), Duration::from_millis(end), Duration::from_millis(flush)];
+        Self { start, end, flush, kind: std::marker::PhantomData }
+    }
+}
+
+impl<K: crate::ListenerKind> crate::Listener for Slow<K> {
+    type Kind = K;
+}
+
+impl ShadowingMmu for Slow<crate::Shadowing> {
+    fn invalidate_range_start(
+        &self,
+        _: HvaRange,
+        context: &StartContext,
+    ) -> Result<crate::Zapped, WouldBlock> {
+        std::thread::sleep(self.start);
+        if context.blockable { Ok(crate::Zapped::NOTHING) } else { Err(WouldBlock) }
+    }
+    fn invalidate_range_end(&self, _: HvaRange) {
+        std::thread::sleep(self.end);
+    }
+}
+
+impl SharingMmu for Slow<crate::Sharing> {
+    fn invalidate_secondary_tlbs(&self, _: HvaRange) {
+        std::thread::sleep(self.flush);
+    }
+}
+
+/// The record of an invalidation whose listeners take 2 ms for a start, 8 ms for an end and 4 ms for a flush. Its three
+/// times are no more than it took: what one of them has too much, the other two lack.
+fn timed(policy: Policy, sharing: bool, invalidation: &Invalidation) -> InvalidationRecord {
+    let mut builder = Bridge::builder(policy, two_runs()).shadowing(Arc::new(Slow::new(2, 8, 0)));
+    if sharing {
+        builder = builder.sharing(Arc::new(Slow::new(0, 0, 4)));
+    }
+    let (bridge, mut recorder) = (builder.build(), Recorder::with_capacity(1));
+    let before = monotonic_ns();
+    let _ = bridge.invalidate(&mut recorder, invalidation, || std::thread::sleep(Duration::from_millis(16)));
+    let elapsed = monotonic_ns() - before;
+    let record = recorder.records()[0];
+    assert!(record.zap_ns + record.operation_ns + record.end_ns <= elapsed, "{record:?} of {elapsed}");
+    record
+}
+
+fn assert_at_least(record: &InvalidationRecord, zap: u64, operation: u64, end: u64) {
+    let ms = 1_000_000;
+    assert!(record.zap_ns >= zap * ms, "{record:?}");
+    assert!(record.operation_ns >= operation * ms, "{record:?}");
+    assert!(record.end_ns >= end * ms, "{record:?}");
+}
+
+#[test]
+fn each_part_has_the_time_of_its_own_calls() {
+    // Two pages are flushed one by one, and the repeat belongs to the end.
+    assert_at_least(&timed(Policy::Folio, true, &page_out()), 2 + 2 * 4, 16, 4 + 8);
+    assert_at_least(&timed(Policy::Modern, true, &page_out()), 2 + 4, 16, 8);
+    assert_at_least(&timed(Policy::Modern, false, &page_out()), 2, 16, 8);
+    // A page call is a start and an end of its own, and there is no other end.
+    let page = timed(Policy::Page, true, &page_out());
+    assert_at_least(&page, 2 * (2 + 8 + 4), 16, 0);
+    assert_eq!(page.end_ns, 0);
+    assert_at_least(&timed(Policy::Modern, true, &non_blockable()), 2, 0, 0);
 }
 
 #[test]
