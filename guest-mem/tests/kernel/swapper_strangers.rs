@@ -8,17 +8,19 @@ use crate::needs::Need;
 use crate::support;
 use crate::support::swapped::{self, Owner, attach, lz4, rig, value};
 use guest_mem::swapper::{
-    EvictError, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Options, Pager, Served,
+    EvictError, Evicted, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Options, Pager, Served,
 };
 use guest_mem::uffd::{Event, Fault, FaultKind, MapAs, Wake};
 use guest_mem::{
     Backing, DiscardStore, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, Page, Region, Swapper,
     perform_unmeasured,
 };
-use rustix::mm::Advice;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 crate::tests! {
     a_claim_that_is_given_up_leaves_the_next_one_protected: [Userfault],
+    a_page_that_another_has_claimed_since_is_not_taken_from_him: [Userfault],
+    what_is_unmapped_is_forgotten: [Userfault],
     a_mapping_that_was_cut_is_dropped_piece_by_piece: [Userfault],
     what_cannot_be_dropped_stays_and_what_was_before_it_is_stored: [Userfault],
     shared_memory_that_is_only_unmapped_keeps_what_is_out: [Userfault],
@@ -75,6 +77,45 @@ fn a_claim_that_is_given_up_leaves_the_next_one_protected() {
         });
         assert_eq!(lost, 0, "writes of {ROUNDS} on {backing}");
     }
+}
+
+/// The page was written to after the first claim copied it out, which made it nobody's, and claimed by a second.
+fn a_page_that_another_has_claimed_since_is_not_taken_from_him() {
+    for backing in [Backing::Base4k, Backing::Memfd] {
+        let rig = rig(1, backing, lz4(), FaultAround::Fixed(1), false);
+        let [mut first, mut second] = [(); 2].map(|()| Evictor::new(&rig.swapper).unwrap());
+        rig.write(0, 1);
+        let packed = first.claim(rig.range(0, 1)).unwrap().store().unwrap();
+        rig.write(0, 2);
+        let claimed = second.claim(rig.range(0, 1)).unwrap();
+        assert_eq!(claimed.len(), 1);
+        assert_eq!(packed.drop_pages().unwrap(), Evicted { pages: 0, zeros: 0, stayed: 1 });
+        assert_eq!((rig.read(0), rig.stored()), (2, 0), "{backing}");
+        assert_eq!(claimed.store().unwrap().drop_pages().unwrap().pages, 1);
+        assert_eq!(rig.read(0), 2, "{backing}");
+    }
+}
+
+/// Of pages that were unmapped nobody will ask the store again. The event is sent after they went, and read at any time
+/// afterwards.
+fn what_is_unmapped_is_forgotten() {
+    let rig = rig(2, Backing::Base4k, lz4(), FaultAround::Fixed(1), true);
+    (0..16).for_each(|page| rig.write(page, value(page)));
+    assert_eq!(rig.evict(0, 16), 16);
+    let gone = rig.range(0, 8);
+    // SAFETY: pages of the region, which nobody touches any more; what takes their place goes with the region.
+    unsafe {
+        let (at, len) = (gone.start().as_ptr(), gone.len() as usize);
+        rustix::mm::mmap_anonymous(at, len, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::FIXED)
+    }
+    .unwrap();
+    let _waiting = harness::waiting("a handler to read that pages were unmapped");
+    while rig.heard.events.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(rig.stored(), 8);
+    (8..16).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
+    assert_eq!((rig.swapper.fate(gone.start()), rig.stored()), (Some(Fate::Absent), 0));
 }
 
 fn a_mapping_that_was_cut_is_dropped_piece_by_piece() {
