@@ -86,24 +86,20 @@ pub struct HandlerReport {
     pub zeroed: u64,
     /// Pages that stayed because they were written to on their way out.
     pub kept: u64,
-    /// Faults whose page was there already.
-    pub present: u64,
-    /// Faults that had to be tried again.
-    pub repeated: u64,
     /// Times it was woken.
     pub wakes: u64,
 }
 
 impl std::ops::AddAssign for HandlerReport {
     fn add_assign(&mut self, other: Self) {
-        self.faults += other.faults;
-        self.returned += other.returned;
-        self.huge += other.huge;
-        self.zeroed += other.zeroed;
-        self.kept += other.kept;
-        self.present += other.present;
-        self.repeated += other.repeated;
-        self.wakes += other.wakes;
+        // Taken apart by name, so that a field added to the struct and forgotten here does not compile.
+        let Self { faults, returned, huge, zeroed, kept, wakes } = other;
+        self.faults += faults;
+        self.returned += returned;
+        self.huge += huge;
+        self.zeroed += zeroed;
+        self.kept += kept;
+        self.wakes += wakes;
     }
 }
 
@@ -276,10 +272,7 @@ impl<'s, H: Hears> Handler<'s, H> {
             Err(lost) => return self.hears.lost(lost),
         };
         match served {
-            Served::NotYet => {
-                report.repeated += 1;
-                return self.swapper.waiting.push(fault);
-            }
+            Served::NotYet => return self.swapper.waiting.push(fault),
             Served::Returned(pages) => report.returned += u64::from(pages),
             Served::Huge => {
                 report.returned += BLOCK_PAGES as u64;
@@ -287,7 +280,7 @@ impl<'s, H: Hears> Handler<'s, H> {
             }
             Served::Zeroed(pages) => report.zeroed += u64::from(pages),
             Served::Kept => report.kept += 1,
-            Served::Present => report.present += 1,
+            Served::Present => {}
         }
         report.faults += 1;
         self.hears.fault(&fault, served);
@@ -303,5 +296,41 @@ impl<H> Drop for Handler<'_, H> {
             // Of a page in a range that is no longer ours nobody waits.
             let _ = self.swapper.userfault.wake(page);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_add_up_field_by_field() {
+        let of = |[faults, returned, huge, zeroed, kept, wakes]: [u64; 6]| HandlerReport {
+            faults,
+            returned,
+            huge,
+            zeroed,
+            kept,
+            wakes,
+        };
+        let mut sum = of([10, 20, 30, 40, 50, 60]);
+        sum += of([1, 2, 3, 4, 5, 6]);
+        assert_eq!(sum, of([11, 22, 33, 44, 55, 66]));
+    }
+
+    #[test]
+    fn a_thread_stays_on_a_processor_that_there_is() {
+        std::thread::spawn(|| {
+            let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+            let last = (0..CpuSet::MAX_CPU).rev().find(|&one| allowed.is_set(one)).unwrap();
+            assert!(stay_on(last));
+            let now = rustix::thread::sched_getaffinity(None).unwrap();
+            assert_eq!((now.count(), now.is_set(last)), (1, true));
+            assert!(!stay_on(CpuSet::MAX_CPU), "more than the kernel knows of");
+            assert!(!stay_on(CpuSet::MAX_CPU - 1), "none that this host has");
+            assert_eq!(rustix::thread::sched_getaffinity(None).unwrap(), now);
+        })
+        .join()
+        .unwrap();
     }
 }

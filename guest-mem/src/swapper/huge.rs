@@ -41,3 +41,26 @@ impl HugeStage {
         whole
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_one_block_and_forgets_what_did_not_arrive_whole() {
+        let mut stage = HugeStage::default();
+        let filled = stage.fill(|pages| {
+            assert_eq!(Page::bytes(pages).len() as u64, PMD_SIZE);
+            pages[511][0] = 7;
+            Ok::<(), ()>(())
+        });
+        let region = filled.expect("2 MiB can be had").unwrap();
+        let (start, last) = (region.range().start(), region.hva_at(PMD_SIZE - 4096).unwrap());
+        assert_eq!((region.range().len(), region.read_u64(last).unwrap()), (PMD_SIZE, 7));
+        assert!(stage.fill(|_| Err::<(), u8>(3)).expect("it is there").is_err());
+        // Of a page in this very place, which is 4 KiB or a part of 2 MiB.
+        let huge = PageScanner::new().unwrap().page(start).unwrap().is_pmd_mapped();
+        assert_eq!(stage.arrived_whole(start), huge);
+        assert_eq!(stage.region.is_some(), huge);
+    }
+}

@@ -16,6 +16,7 @@ mod support;
 mod swapper;
 mod swapper_clock;
 mod swapper_faults;
+mod swapper_kept;
 mod swapper_model;
 mod swapper_strangers;
 mod userfault;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         swapper::tests(),
         swapper_clock::tests(),
         swapper_faults::tests(),
+        swapper_kept::tests(),
         swapper_model::tests(),
         swapper_strangers::tests(),
     ];

@@ -189,7 +189,11 @@ fn a_huge_page_comes_back_as_one() {
     assert_eq!((evicted.pages, rig.counts().resident()), (rig.pages(), 0));
     (0..rig.pages()).for_each(|page| assert_eq!(rig.read(page), value(page, 0)));
     assert_eq!(rig.counts().pmd_mapped, rig.pages(), "all of it by PMD again");
-    assert_eq!(rig.handlers.stop().unwrap()[0].faults, 4);
+    let report = rig.handlers.stop().unwrap()[0];
+    assert_eq!(
+        (report.faults, report.huge, report.returned),
+        (4, 4, rig.swapper.region().range().page_count())
+    );
 }
 
 fn a_page_that_is_written_to_on_its_way_stays() {

@@ -29,8 +29,10 @@ crate::tests! {
     a_swapper_that_ends_leaves_nothing_in_its_store: [Userfault],
     nothing_comes_back_to_a_place_that_is_held_still: [Userfault],
     a_handler_that_panics_leaves_its_faults_to_the_others: [Userfault],
+    the_faults_of_a_handler_that_panicked_are_for_the_next_one: [Userfault],
     what_was_discarded_does_not_come_back: [Userfault],
     a_block_that_comes_back_in_part_loses_nothing: [Userfault],
+    a_window_with_a_page_in_its_way_comes_back_around_it: [Userfault],
 }
 
 /// Cuts the mapping at both ends of a range, as anybody may who gives advice on a part of it.
@@ -277,6 +279,35 @@ fn a_handler_that_panics_leaves_its_faults_to_the_others() {
     assert!(served.load(Ordering::SeqCst) >= 16, "one of them has panicked");
 }
 
+/// One handler reads the faults of many at once, and panics over one of them: whoever comes after it is told of the rest.
+fn the_faults_of_a_handler_that_panicked_are_for_the_next_one() {
+    let memory = Arc::new(Owner(Region::map(PMD_SIZE, Backing::Base4k).unwrap()));
+    let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
+    let swapper = Arc::new(Swapper::attach(memory.clone(), options).unwrap());
+    let (touching, served) = (AtomicU64::new(0), Arc::new(AtomicU64::new(0)));
+    let handlers = std::thread::scope(|scope| {
+        for page in 0..16 {
+            let (memory, touching) = (&memory, &touching);
+            scope.spawn(move || {
+                touching.fetch_add(1, Ordering::SeqCst);
+                assert_eq!(swapped::read(&memory.0, page), 0);
+            });
+        }
+        let waiting = harness::waiting("sixteen threads to touch, and a handler to panic over the fifth");
+        while touching.load(Ordering::SeqCst) < 16 {
+            std::thread::yield_now();
+        }
+        let first = Handlers::start(&swapper, vec![(Fragile(served.clone()), None)]).unwrap();
+        while served.load(Ordering::SeqCst) < 5 {
+            std::thread::yield_now();
+        }
+        drop((first, waiting));
+        Handlers::start(&swapper, vec![(Fragile(served.clone()), None)]).unwrap()
+    });
+    drop(handlers);
+    assert_eq!(swapper.count(|fate| fate == Fate::Resident), 16);
+}
+
 /// Whoever discards finds zeros afterwards, though another thread's fault brings pages back at that moment.
 fn what_was_discarded_does_not_come_back() {
     let memory = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
@@ -325,8 +356,34 @@ fn a_block_that_comes_back_in_part_loses_nothing() {
             .unwrap();
         assert_eq!(rig.read(wanted), value(wanted));
         (0..512).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
-        rig.handlers.stop().unwrap();
+        let report = rig.handlers.stop().unwrap()[0];
+        assert_eq!(report.huge, 0, "it came in two parts: {report:?}");
         assert!(rig.heard.nothing_is_lost());
         assert!(rig.swapper.count(|fate| fate == Fate::Resident) >= 511);
+    }
+}
+
+/// Of shared memory the page in the way is in the page cache, and what is stored is written over it; of private memory it
+/// is left as it is.
+fn a_window_with_a_page_in_its_way_comes_back_around_it() {
+    for backing in [Backing::Base4k, Backing::Memfd] {
+        let rig = rig(1, backing, lz4(), FaultAround::Fixed(16), false);
+        (0..16).for_each(|page| rig.write(page, value(page)));
+        assert_eq!(rig.evict(0, 16), 16);
+        let stranger = [7; PAGE_SIZE as usize];
+        rig.swapper.userfault().copy(rig.range(5, 1).start(), &stranger, MapAs::Writable, Wake::No).unwrap();
+        assert_eq!(rig.read(0), value(0));
+        let left = if backing.is_shared() { value(5) } else { u64::from_ne_bytes([7; 8]) };
+        for page in 0..16 {
+            assert_eq!(
+                rig.read(page),
+                if page == 5 { left } else { value(page) },
+                "page {page} of {backing}"
+            );
+        }
+        let (report, stored) = (rig.handlers.stop().unwrap()[0], rig.swapper.store().usage().pages);
+        // The first touch of all, and the window.
+        assert_eq!((report.faults, stored), (2, 0), "{backing}");
+        assert!(rig.heard.nothing_is_lost());
     }
 }

@@ -347,6 +347,13 @@ fn each_part_has_the_time_of_its_own_calls() {
     assert_at_least(&timed(Policy::Modern, true, &non_blockable()), 2, 0, 0);
 }
 
+/// The page has changed already, so whoever is told of it waits, whatever the operation was allowed to.
+#[test]
+fn a_page_call_comes_too_late_to_be_refused() {
+    let record = timed(Policy::Page, false, &non_blockable());
+    assert_eq!((record.outcome, record.ranges), (Outcome::Performed, 2));
+}
+
 #[test]
 fn several_threads_share_a_bridge_and_merge_at_the_end() {
     const EACH: u64 = 500;

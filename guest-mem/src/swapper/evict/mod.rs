@@ -112,3 +112,15 @@ impl<'s> Evictor<'s> {
         Claimed::new(self, block, pages).map_err(|source| EvictError::Protect { range, source })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_evicted_adds_up() {
+        let mut all = Evicted { pages: 7, zeros: 5, stayed: 3 };
+        all += Evicted { pages: 1, zeros: 10, stayed: 100 };
+        assert_eq!(all, Evicted { pages: 8, zeros: 15, stayed: 103 });
+    }
+}
