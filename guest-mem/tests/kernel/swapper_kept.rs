@@ -33,7 +33,7 @@ fn what_is_handed_over_comes_at_its_first_fault() {
     let store = lz4();
     let (memory, swapper) = idle(store.clone());
     let keep = |number: u64| {
-        if number % 3 != 0 {
+        if !number.is_multiple_of(3) {
             return Kept::Zero;
         }
         let mut page = Page::ZERO;
@@ -50,7 +50,7 @@ fn what_is_handed_over_comes_at_its_first_fault() {
     let handlers = Handlers::start(&swapper, vec![(Ear(heard.clone()), None)]).unwrap();
     let rig = Rig { memory, swapper, handlers, heard };
     for page in 0..PAGES {
-        assert_eq!(rig.read(page), if page % 3 == 0 { value(page) } else { 0 }, "page {page}");
+        assert_eq!(rig.read(page), if page.is_multiple_of(3) { value(page) } else { 0 }, "page {page}");
     }
     assert!(rig.heard.nothing_is_lost());
     let report = rig.handlers.stop().unwrap()[0];

@@ -49,6 +49,42 @@ fn a_flush_wider_than_the_tlb_looks_everywhere_and_drops_only_its_own() {
 }
 
 #[test]
+fn a_flush_drops_every_page_of_its_range_and_no_neighbour() {
+    let tlb = tlb(64);
+    let page = |number: u64| Hva::new(BASE + (number << 12));
+    for number in 4..9 {
+        frame_of(&tlb, page(number));
+    }
+    tlb.invalidate_secondary_tlbs(range(BASE + (5 << 12), 3 << 12));
+    assert_eq!(tlb.stats().entries_dropped, 3);
+    for number in [4, 8] {
+        frame_of(&tlb, page(number));
+    }
+    assert_eq!((tlb.stats().hits, tlb.stats().walks), (2, 5));
+}
+
+/// Gives a page for reading alone, unless it is wanted for writing: as a zero page that the first write replaces.
+struct ForWhatIsWanted(FakePrimary);
+
+impl PrimaryMmu for ForWhatIsWanted {
+    type Frame = Pfn;
+
+    fn resolve(&self, hva: Hva, write: bool) -> Result<Mapping<Pfn>, ResolveError> {
+        self.0.resolve(hva, write).map(|mapping| Mapping { writable: write, ..mapping })
+    }
+}
+
+#[test]
+fn what_was_cached_for_reading_serves_no_write() {
+    let tlb = SharedTlb::new(ForWhatIsWanted(FakePrimary::new(Hva::new(BASE), 1)), 8);
+    let walks_after = |write| {
+        tlb.access(Hva::new(BASE), write, |_, _| ()).unwrap();
+        tlb.stats().walks
+    };
+    assert_eq!([false, false, true, true, false].map(walks_after), [1, 1, 2, 2, 2]);
+}
+
+#[test]
 fn two_pages_of_one_place_take_turns() {
     let tlb = tlb(8);
     let (a, b) = (Hva::new(BASE), Hva::new(BASE + (8 << 12)));

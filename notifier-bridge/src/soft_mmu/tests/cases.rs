@@ -215,6 +215,7 @@ fn a_worker_that_is_gone_leaves_its_counts() {
     frame_of(&mut mmu.worker(), 600);
     let workers = mmu.stats().workers;
     assert_eq!((workers.accesses, workers.pf_taken, workers.pf_fixed), (2, 1, 1));
+    assert!(mmu.sequence.lock().workers.is_empty(), "no invalidation waits for them any more");
 }
 
 /// Read-only by PMDs; writable by PTEs, if at all.
