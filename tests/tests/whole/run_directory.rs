@@ -22,6 +22,7 @@ crate::tests! {
     a_trace_that_does_not_fit_leaves_nothing: [],
     a_snapshot_that_does_not_fit_leaves_nothing: [Kvm],
     an_account_that_does_not_fit_is_told: [Kvm, Tap],
+    an_account_that_is_killed_is_there_as_far_as_it_came: [Kvm, Tap],
     a_snapshot_that_is_ended_leaves_nothing: [Kvm],
 }
 
@@ -268,17 +269,67 @@ fn a_snapshot_that_does_not_fit_leaves_nothing() {
     assert_eq!(names(place.path()), [""; 0]);
 }
 
+/// No room for a record at all, and room for the first few spans of one.
 fn an_account_that_does_not_fit_is_told() {
     let bare = Bare::start(config(1, 64, Backing::Base4k));
+    let pid = std::process::id().to_string();
+    let arguments = ["attach", "--pid", &pid, "--for", "1s", "--every", "10ms", "--json", "--out", "out"];
+    for (room, left) in [(64, &[][..]), (4 << 10, &["out"])] {
+        let place = tempfile::tempdir().unwrap();
+        let output = limited(program::zapscope(place.path(), &arguments), room).output().unwrap();
+        let said = said_of(&output, FAULT);
+        assert!(said.contains("cannot write out/attach.json") && said.contains("File too large"), "{said}");
+        assert_eq!(said.matches("does not reach the disk").count(), 1, "said when it is so, and once: {said}");
+        let printed: Value = serde_json::from_slice(&output.stdout).expect("it is printed all the same");
+        assert_eq!(printed["ended"], "complete");
+        assert_eq!(names(place.path()), left);
+        if !left.is_empty() {
+            let kept = account(place.path()).expect("what had fitted is still there");
+            let spans = |record: &Value| record["spans"].as_array().unwrap().len();
+            assert!(kept["ended"].is_null() && spans(&kept) < spans(&printed), "{kept:#}");
+            assert_eq!(names(&place.path().join("out")), ["attach.json"]);
+        }
+    }
+    drop(bare);
+}
+
+/// `out/attach.json`, if it is there.
+fn account(place: &Path) -> Option<Value> {
+    let text = fs::read(place.join("out/attach.json")).ok()?;
+    Some(serde_json::from_slice(&text).expect("at any moment it is whole"))
+}
+
+fn an_account_that_is_killed_is_there_as_far_as_it_came() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let bare = Bare::start(config(1, 64, Backing::Base4k));
+    bare.fill(1);
     let place = tempfile::tempdir().unwrap();
     let pid = std::process::id().to_string();
-    let arguments = ["attach", "--pid", &pid, "--for", "100ms", "--json", "--out", "out"];
-    let output = limited(program::zapscope(place.path(), &arguments), 64).output().unwrap();
+    let arguments = ["attach", "--pid", &pid, "--every", "20ms", "--out", "out"];
+    let mut watching = program::zapscope(place.path(), &arguments).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut await_ranges = |at_least: u64| loop {
+        let seen = account(place.path());
+        if seen.as_ref().is_some_and(|record| record["total"]["ranges"].as_u64() >= Some(at_least)) {
+            return seen.unwrap();
+        }
+        assert!(Instant::now() < deadline, "{at_least} ranges are not on the disk: {seen:?}");
+        assert!(watching.try_wait().unwrap().is_none(), "it ended");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    // It watches when there is a record without a range.
+    await_ranges(0);
+    let arena = bare.machine.core().arena();
+    guest_mem::perform_unmeasured(arena, guest_mem::Operation::DontNeed, bare.pages(0, 512)).unwrap();
+    let seen = await_ranges(1);
+    watching.kill().unwrap();
+    let output = watching.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(Signal::KILL.as_raw()));
+    let left = account(place.path()).unwrap();
+    assert!(left["ended"].is_null(), "it did not end: {left:#}");
+    assert!(left["total"]["ranges"].as_u64() >= seen["total"]["ranges"].as_u64(), "{left:#}");
+    assert_eq!(names(&place.path().join("out")), ["attach.json"]);
     drop(bare);
-    let said = said_of(&output, FAULT);
-    assert!(said.contains("cannot write out/attach.json") && said.contains("File too large"), "{said}");
-    serde_json::from_slice::<Value>(&output.stdout).expect("it is printed all the same");
-    assert_eq!(names(place.path()), [""; 0]);
 }
 
 /// Ended in the middle of the writing: the file without a name that grows is seen in /proc.

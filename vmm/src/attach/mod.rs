@@ -13,5 +13,5 @@ pub use counters::{Counters, CountersError, Readable};
 pub use holder::{Holder, HolderError};
 pub use memory::{Memory, NotMapped, guest_memory};
 pub use pageout::{PageoutError, Pushed, page_out};
-pub use report::{Record, columns, heading, line};
+pub use report::{Ended, Record, columns, heading, line};
 pub use session::{Session, SessionError, Span};

@@ -1,7 +1,7 @@
 //! What a session prints and leaves behind.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use serde::Serialize;
 
@@ -74,12 +74,38 @@ struct Mapping {
     name: String,
 }
 
+/// How a session came to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its time was over.
+    Complete,
+    /// The user stopped it.
+    Cancelled,
+    /// The process that was watched ended.
+    ProcessEnded,
+    /// The kernel's account ended, for this reason.
+    Failed(String),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Complete => f.write_str("complete"),
+            Self::Cancelled => f.write_str("cancelled"),
+            Self::ProcessEnded => f.write_str("the process ended"),
+            Self::Failed(why) => write!(f, "failed: {why}"),
+        }
+    }
+}
+
 /// The record of a session: `attach.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Record {
     schema: u32,
     /// When it began, UTC.
     pub started_at: String,
+    /// How the session ended; null while it goes on, and where this program was killed.
+    ended: Option<String>,
     pid: u32,
     comm: String,
     vms: usize,
@@ -107,6 +133,7 @@ impl Record {
         Self {
             schema: SCHEMA,
             started_at,
+            ended: None,
             pid: holder.pid(),
             comm: holder.comm().to_owned(),
             vms: holder.vms().len(),
@@ -124,6 +151,11 @@ impl Record {
     pub fn add(&mut self, span: &Span, total: &Span) {
         self.spans.push(Entry::of(span));
         self.total = Some(Entry::of(total));
+    }
+
+    /// Puts down how it ended.
+    pub fn end(&mut self, ended: &Ended) {
+        self.ended = Some(ended.to_string());
     }
 
     /// As JSON.

@@ -79,6 +79,15 @@ pub struct Span {
     pub counters: BTreeMap<&'static str, u64>,
 }
 
+impl Span {
+    /// Makes it longer by the one that follows it.
+    pub fn add(&mut self, next: &Self) {
+        self.ns += next.ns;
+        self.account.merge(&next.account);
+        self.counters.clone_from(&next.counters);
+    }
+}
+
 /// A VM that is watched.
 pub struct Session {
     holder: Holder,

@@ -1,6 +1,7 @@
 //! `zapscope attach`.
 
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
 use guest_mem::{Hva, HvaRange, PAGE_SIZE, with_causes};
 use notifier_bridge::monotonic_ns;
@@ -9,18 +10,22 @@ use super::args::AttachArguments;
 use super::cancel_on_signal;
 use super::changes;
 use super::record_file::RecordFile;
-use crate::attach::{self, Holder, Memory, Record, Session, Span};
+use crate::attach::{self, Ended, Holder, Memory, Record, Session, Span};
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::HostChanges;
 use crate::host::signals::Cancel;
 use crate::output;
 use crate::record::utc;
 use crate::report::Charset;
+use crate::run::NotKept;
 use crate::scenario::{BadRange, ByteRange};
 use crate::tap::Via;
 
 /// Lines after which the heads of the columns come again.
 const PAGE: u32 = 24;
+/// The record is written after each span, and it grows: as seldom as it takes for the writing to be one part in so many of
+/// the time.
+const WRITING: u32 = 20;
 
 /// A range of memory that is not the guest's.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -34,6 +39,17 @@ struct Outside {
 impl Classified for Outside {
     fn class(&self) -> Class {
         Class::Mistake
+    }
+}
+
+/// What was seen is not all on the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("the record is not complete: free space there and try again, or take the record from `--json`")]
+struct Incomplete(#[source] NotKept);
+
+impl Classified for Incomplete {
+    fn class(&self) -> Class {
+        Class::Fault
     }
 }
 
@@ -91,10 +107,13 @@ pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
     let name = format!("attach-{}", arguments.pid);
     let now = utc(SystemTime::now());
-    let out = RecordFile::reserve(arguments.out.as_deref(), &now, &name, "attach.json")?;
+    let file = RecordFile::reserve(arguments.out.as_deref(), &now, &name, "attach.json", &[])?;
     let holder = Holder::open(arguments.pid)?;
     let changes = changes::begin();
-    let watched = watch(arguments, out, holder, &changes, &cancel);
+    let watched = open(holder, &arguments.memory, &changes).and_then(|session| {
+        let record = Record::new(&session, now);
+        watch(arguments, session, &cancel, Growing { record, file, due: Instant::now(), failed: false })
+    });
     let undone = changes.undo_all();
     undone.iter().for_each(output::message);
     Ok(match watched? {
@@ -107,16 +126,13 @@ pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
 /// Watches until it is told to stop. Whether the process is still there then.
 fn watch(
     arguments: &AttachArguments,
-    out: RecordFile,
-    holder: Holder,
-    changes: &HostChanges,
+    mut session: Session,
     cancel: &Cancel,
+    mut growing: Growing,
 ) -> Result<bool, Failure> {
-    let mut session = open(holder, &arguments.memory, changes)?;
     let charset = Charset::of_locale(|name| std::env::var(name).ok());
     let say = |text: &str| if arguments.json { output::progress(text) } else { output::live(text) };
     attach::heading(&session).lines().for_each(say);
-    let mut record = Record::new(&session, out.started_at().to_owned());
     let begun = monotonic_ns();
     let (mut counters, mut total) = (session.counters(), Span::default());
     let at_first = counters.clone();
@@ -124,10 +140,11 @@ fn watch(
         let (memory, range) = in_largest(&session, range)?;
         let pushed = attach::page_out(session.holder(), memory, range)?;
         say(&pushed.told());
-        record.pageout = Some(pushed);
+        growing.record.pageout = Some(pushed);
     }
+    growing.follow();
     let mut lines = 0;
-    loop {
+    let ended = loop {
         let left = arguments.length.map(|length| length.0.saturating_sub(since(begun)));
         let stopped =
             cancel.sleep(left.map_or(arguments.every.0, |left| left.min(arguments.every.0))).is_err();
@@ -136,7 +153,7 @@ fn watch(
             Ok(span) => span,
             Err(error) => {
                 // What was seen until now is no less true.
-                publish(arguments, &record, out)?;
+                growing.end(arguments, &Ended::Failed(with_causes(&error)))?;
                 return Err(error.into());
             }
         };
@@ -144,26 +161,76 @@ fn watch(
             // What its counters said last.
             span.counters.clone_from(&counters);
         }
-        total.ns += span.ns;
-        total.account.merge(&span.account);
-        total.counters.clone_from(&span.counters);
+        total.add(&span);
         if lines % PAGE == 0 {
             say(&attach::columns());
         }
         lines += 1;
         say(&attach::line(since(begun).as_secs_f64(), &span, &counters, charset));
-        record.add(&span, &total);
+        growing.record.add(&span, &total);
         counters = span.counters;
-        let over = arguments.length.is_some_and(|length| since(begun) >= length.0);
-        if stopped || over || !alive {
-            say("all");
-            say(&attach::line(since(begun).as_secs_f64(), &total, &at_first, charset));
-            publish(arguments, &record, out)?;
-            if !alive {
-                output::message(session.holder().ended());
-            }
-            return Ok(alive);
+        match (alive, stopped, arguments.length) {
+            (false, ..) => break Ended::ProcessEnded,
+            (_, true, _) => break Ended::Cancelled,
+            (.., Some(length)) if since(begun) >= length.0 => break Ended::Complete,
+            _ => growing.follow(),
         }
+    };
+    say("all");
+    say(&attach::line(since(begun).as_secs_f64(), &total, &at_first, charset));
+    let kept = growing.end(arguments, &ended);
+    let alive = !matches!(ended, Ended::ProcessEnded);
+    if !alive {
+        output::message(session.holder().ended());
+    }
+    kept?;
+    Ok(alive)
+}
+
+/// The record while it grows: what was seen so far is on the disk, whatever ends this program.
+struct Growing {
+    record: Record,
+    file: RecordFile,
+    /// When it is worth writing again.
+    due: Instant,
+    /// Whether it could not be written, and that was said.
+    failed: bool,
+}
+
+impl Growing {
+    /// Puts it on the disk as it stands, if that is due.
+    fn follow(&mut self) {
+        let begun = Instant::now();
+        if begun < self.due {
+            return;
+        }
+        let put = self.record.to_json().map_err(Failure::from).and_then(|json| Ok(self.put(&json)?));
+        if let Err(why) = put
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            output::message(format_args!(
+                "what is seen does not reach the disk: {}: free space there; the watching goes on, and it is tried again",
+                with_causes(why.error())
+            ));
+        }
+        self.due = Instant::now() + begun.elapsed() * WRITING;
+    }
+
+    /// Puts it on the disk for the last time, before it is printed, so that no output that is not read keeps it from there.
+    fn end(&mut self, arguments: &AttachArguments, ended: &Ended) -> Result<(), Failure> {
+        self.record.end(ended);
+        let json = self.record.to_json()?;
+        let put = self.put(&json);
+        if arguments.json {
+            output::json(&json);
+        }
+        output::message(format_args!("the record is in {}", put?.display()));
+        Ok(())
+    }
+
+    fn put(&mut self, json: &str) -> Result<&Path, Incomplete> {
+        self.file.put(json).map_err(Incomplete)?;
+        Ok(self.file.path())
     }
 }
 
@@ -196,17 +263,6 @@ fn in_largest(session: &Session, range: ByteRange) -> Result<(&Memory, HvaRange)
 
 fn since(begun: u64) -> Duration {
     Duration::from_nanos(monotonic_ns() - begun)
-}
-
-/// Writes the record first, so that no output that is not read keeps it from the disk.
-fn publish(arguments: &AttachArguments, record: &Record, out: RecordFile) -> Result<(), Failure> {
-    let json = record.to_json()?;
-    let written = out.write(&json);
-    if arguments.json {
-        output::json(&json);
-    }
-    output::message(format_args!("the record is in {}", written?.display()));
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,72 +1,83 @@
-//! A record in a directory of its own, written when the work is over; its place is reserved before.
+//! A record in a directory of its own, whose place is reserved before the work begins, and which is on the disk, as it
+//! stands, while the work goes on.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::place::{Place, PlaceError};
-use crate::exit::{Class, Classified};
+use crate::run::NotKept;
 use crate::whole_file::{Existing, WholeFile, WholeFileError};
 
-/// The record could not be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write {}: free space there and try again, or take the record from `--json`", path.display())]
-pub struct RecordFileError {
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
-
-impl Classified for RecordFileError {
-    fn class(&self) -> Class {
-        Class::Fault
-    }
-}
-
-/// A record in the making.
+/// A record that is written again and again: at any moment there is a whole one, or none yet.
 #[derive(Debug)]
 pub struct RecordFile {
-    file: WholeFile,
     path: PathBuf,
-    started_at: String,
+    /// What is there by its name: somebody else's until the first was written, then ours.
+    existing: Existing,
     place: Place,
 }
 
 impl RecordFile {
-    /// Reserves a record called `file` in the directory `out`, or in one named after the time and what is recorded.
+    /// Reserves a record called `file` in the directory `out`, or in one named after the time and what is recorded. None of
+    /// the files `beside` it may be there either.
     ///
     /// # Errors
     /// [`PlaceError`].
-    pub fn reserve(out: Option<&Path>, started_at: &str, name: &str, file: &str) -> Result<Self, PlaceError> {
-        let place = Place::reserve(out, started_at, name, &[file])?;
+    pub fn reserve(
+        out: Option<&Path>,
+        started_at: &str,
+        name: &str,
+        file: &str,
+        beside: &[&str],
+    ) -> Result<Self, PlaceError> {
+        let place = Place::reserve(out, started_at, name, &[&[file], beside].concat())?;
         let path = place.path().join(file);
+        // Only to know that it can be made.
         match WholeFile::create(&path, Existing::Refused) {
-            Ok(file) => Ok(Self { file, path, started_at: started_at.to_owned(), place }),
+            Ok(_) => Ok(Self { path, existing: Existing::Refused, place }),
             Err(WholeFileError::Exists(path)) => Err(PlaceError::Taken(path)),
             Err(error) => Err(PlaceError::Write { path, source: error.into_io() }),
         }
     }
 
-    /// When it was reserved.
-    pub fn started_at(&self) -> &str {
-        &self.started_at
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Writes it, and returns its path.
+    /// The directory that it is in.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The directory stays, whether or not a record is in it.
+    pub fn keep_place(&mut self) {
+        self.place.keep();
+    }
+
+    /// Puts the record on the disk, in the place of the one before.
     ///
     /// # Errors
-    /// [`RecordFileError`]; then there is none.
-    pub fn write(mut self, json: &str) -> Result<PathBuf, RecordFileError> {
-        let written = self
-            .file
-            .write_all(json.as_bytes())
-            .and_then(|()| self.file.finish().map_err(WholeFileError::into_io));
-        match written {
-            Ok(()) => {
-                self.place.keep();
-                Ok(self.path)
-            }
-            Err(source) => Err(RecordFileError { path: self.path, source }),
+    /// [`NotKept`]; the one before is still there.
+    pub fn put(&mut self, json: &str) -> Result<(), NotKept> {
+        let written = self.write(json);
+        // One that has its name is ours, also where the directory did not reach the disk.
+        let ours = match &written {
+            Ok(()) => true,
+            Err(WholeFileError::Exists(_) | WholeFileError::NotRegular(_)) => false,
+            Err(WholeFileError::Io { .. }) => self.path.is_file(),
+        };
+        if ours {
+            self.existing = Existing::Replaced;
+            self.place.keep();
         }
+        written.map_err(|error| NotKept { path: self.path.clone(), source: error.into_io() })
+    }
+
+    fn write(&self, json: &str) -> Result<(), WholeFileError> {
+        let mut file = WholeFile::create(&self.path, self.existing)?;
+        file.write_all(json.as_bytes()).map_err(|source| file.failed("writing", source))?;
+        file.finish()
     }
 }
 
@@ -75,19 +86,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_there_when_it_is_written_and_its_place_before() {
+    fn a_record_is_there_as_soon_as_it_is_put_and_its_place_before() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        let reserve = || RecordFile::reserve(Some(&out), "t", "n", "record.json");
+        let reserve = || RecordFile::reserve(Some(&out), "t", "n", "record.json", &["log"]);
         drop(reserve().unwrap());
         assert!(!out.exists(), "nothing was written");
-        let record = reserve().unwrap();
+        let mut record = reserve().unwrap();
         assert!(matches!(reserve(), Err(PlaceError::Busy(_))));
-        let path = record.write("{}").unwrap();
-        assert_eq!(
-            (path.as_path(), std::fs::read(&path).unwrap()),
-            (&*out.join("record.json"), b"{}".into())
-        );
+        for text in ["{}", "{\"more\": 1}"] {
+            record.put(text).unwrap();
+            assert_eq!(std::fs::read_to_string(record.path()).unwrap(), text);
+        }
+        drop(record);
         assert!(matches!(reserve(), Err(PlaceError::Taken(_))));
+        std::fs::rename(out.join("record.json"), out.join("log")).unwrap();
+        assert!(matches!(reserve(), Err(PlaceError::Taken(path)) if path.ends_with("log")));
+    }
+
+    #[test]
+    fn what_somebody_put_there_meanwhile_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = RecordFile::reserve(Some(dir.path()), "t", "n", "record.json", &[]).unwrap();
+        std::fs::write(record.path(), "theirs").unwrap();
+        for _ in 0..2 {
+            let refused = record.put("ours").unwrap_err();
+            assert_eq!(refused.source.kind(), std::io::ErrorKind::AlreadyExists);
+            assert_eq!(std::fs::read_to_string(record.path()).unwrap(), "theirs");
+        }
+        std::fs::remove_file(record.path()).unwrap();
+        record.put("ours").unwrap();
     }
 }

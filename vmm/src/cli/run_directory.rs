@@ -12,15 +12,15 @@
 //! A log is never behind its record by more than what the record's warnings say, and ahead of it by one row at most.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::place::{Place, PlaceError};
+use super::place::PlaceError;
+use super::record_file::RecordFile;
 use crate::events::{FILE_NAME, LogFile, Section};
 use crate::exit::{Class, Classified};
 use crate::record::RunRecord;
 use crate::run::{NotKept, RowSink};
-use crate::whole_file::{Existing, WholeFile, WholeFileError};
 use guest_mem::with_causes;
 
 /// What the record is called in a run directory.
@@ -50,7 +50,7 @@ pub struct RunDirectory {
     log: LogFile,
     /// Sections that did not fit yet, in order.
     waiting: VecDeque<Section>,
-    place: Place,
+    record: RecordFile,
 }
 
 impl RunDirectory {
@@ -59,10 +59,10 @@ impl RunDirectory {
     /// # Errors
     /// [`PlaceError`]; a directory that already holds a run is one.
     pub fn reserve(out: Option<&Path>, started_at: &str, scenario: &str) -> Result<Self, PlaceError> {
-        let place = Place::reserve(out, started_at, scenario, &[RECORD, FILE_NAME])?;
-        let path = place.path().join(FILE_NAME);
+        let record = RecordFile::reserve(out, started_at, scenario, RECORD, &[FILE_NAME])?;
+        let path = record.place().path().join(FILE_NAME);
         match LogFile::create(&path) {
-            Ok(log) => Ok(Self { log, waiting: VecDeque::new(), place }),
+            Ok(log) => Ok(Self { log, waiting: VecDeque::new(), record }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(PlaceError::Taken(path)),
             Err(source) => Err(PlaceError::Write { path, source }),
         }
@@ -77,34 +77,32 @@ impl RunDirectory {
             return Ok(None);
         }
         match self.take(run, None) {
-            Ok(()) => Ok(Some(self.record())),
-            Err(why) => Err(Incomplete { directory: self.place.path().to_owned(), why }),
+            Ok(()) => Ok(Some(self.record.path().to_owned())),
+            Err(why) => Err(Incomplete { directory: self.record.place().path().to_owned(), why }),
         }
     }
 
-    fn record(&self) -> PathBuf {
-        self.place.path().join(RECORD)
+    fn log_path(&self) -> PathBuf {
+        self.record.place().path().join(FILE_NAME)
     }
 
     /// Writes the sections that wait, as far as they fit.
     fn write_log(&mut self) -> Result<(), NotKept> {
         while let Some(section) = self.waiting.front() {
-            let path = || self.place.path().join(FILE_NAME);
-            self.log.append(section).map_err(|source| NotKept { path: path(), source })?;
+            if let Err(source) = self.log.append(section) {
+                return Err(NotKept { path: self.log_path(), source });
+            }
             self.waiting.pop_front();
         }
         Ok(())
     }
 
-    fn write_record(&self, run: &RunRecord) -> Result<(), NotKept> {
-        let write = || {
-            let json = run.to_json()?;
-            let mut file =
-                WholeFile::create(&self.record(), Existing::Replaced).map_err(WholeFileError::into_io)?;
-            file.write_all(json.as_bytes())?;
-            file.finish().map_err(WholeFileError::into_io)
-        };
-        write().map_err(|source| NotKept { path: self.record(), source })
+    fn write_record(&mut self, run: &RunRecord) -> Result<(), NotKept> {
+        let json = run.to_json().map_err(|source| NotKept {
+            path: self.record.path().to_owned(),
+            source: source.into(),
+        })?;
+        self.record.put(&json)
     }
 
     /// The record with a word on what the log lacks.
@@ -122,21 +120,24 @@ impl RunDirectory {
 
 impl RowSink for RunDirectory {
     fn take(&mut self, run: &RunRecord, events: Option<Section>) -> Result<(), NotKept> {
-        self.place.keep();
+        self.record.keep_place();
         self.waiting.extend(events);
         match self.write_log() {
             Ok(()) => self.write_record(run),
             // The row itself may still fit.
-            Err(why) => self.write_record(&self.with_gap(run, &why)).and(Err(why)),
+            Err(why) => {
+                let run = self.with_gap(run, &why);
+                self.write_record(&run).and(Err(why))
+            },
         }
     }
 }
 
 impl Drop for RunDirectory {
     fn drop(&mut self) {
-        if !self.place.is_kept() {
+        if !self.record.place().is_kept() {
             // Made by this run; if it stays, so does the directory, and nothing else comes of it.
-            let _ = std::fs::remove_file(self.place.path().join(FILE_NAME));
+            let _ = std::fs::remove_file(self.log_path());
         }
     }
 }
