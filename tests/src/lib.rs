@@ -16,3 +16,4 @@ pub mod program;
 pub mod pty;
 pub mod record;
 pub mod stand_in;
+pub mod xz;

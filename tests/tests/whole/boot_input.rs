@@ -1,11 +1,13 @@
 //! Bad input to `zapscope boot`, and to a scenario in a Linux guest: refused at once, by name and reason, with
 //! nothing left behind.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tests::host::pvm;
-use tests::{bzimage, code, elf, program};
+use tests::{bzimage, code, elf, program, xz};
 
 use crate::way_out::host;
 
@@ -13,6 +15,7 @@ crate::tests! {
     files_that_are_no_kernel_are_refused: [],
     kernels_that_do_not_unpack_are_refused: [Kvm],
     kernels_that_do_not_fit_are_refused: [Kvm],
+    a_dictionary_that_there_is_no_memory_for_is_an_error: [Kvm],
     bad_initrds_are_refused: [],
     an_initrd_larger_than_memory_is_refused: [Kvm],
     bad_sizes_are_refused: [],
@@ -187,6 +190,43 @@ fn kernels_that_do_not_fit_are_refused() {
     elf[64 + 24..64 + 32].copy_from_slice(&(1_u64 << 32).to_le_bytes());
     place.put("elsewhere", bzimage::around(&bzimage::gzip(&elf)));
     place.refuses(MISTAKE, &["boot", "--kernel", "elsewhere"], &["elsewhere: ", "segment", "does not fit"]);
+}
+
+/// With just so much address space that a kernel boots whose xz stream asks for little.
+fn a_dictionary_that_there_is_no_memory_for_is_an_error() {
+    const STEP: u64 = 16 << 20;
+    const MOST: u64 = 8 << 30;
+    let place = Place::new();
+    let image = elf::image(&code::power_off());
+    for (name, dictionary) in [
+        ("small", xz::dictionary::SMALL),
+        ("large", xz::dictionary::LARGE),
+        ("huge", xz::dictionary::HUGE),
+    ] {
+        let payload = [xz::stored(&image, dictionary), (image.len() as u32).to_le_bytes().to_vec()].concat();
+        place.put(name, bzimage::around(&payload));
+    }
+    let boot = |name: &str, bytes: u64| {
+        let arguments = ["boot", "--kernel", name, "--memory", "32MiB"];
+        let mut command = program::without_core(program::grouped(place.0.path(), &arguments));
+        let limit = Rlimit { current: Some(bytes), maximum: None };
+        // SAFETY: between fork and exec, the closure makes one system call and touches nothing else.
+        unsafe { command.pre_exec(move || Ok(setrlimit(Resource::As, limit)?)) };
+        let _waiting = harness::waiting(format!("the end of {name} with {bytes} bytes of address space"));
+        command.output().unwrap()
+    };
+    let enough = (STEP..MOST).step_by(STEP as usize).find(|&bytes| boot("small", bytes).status.success());
+    let enough = enough.expect("a small kernel boots in some address space");
+    let refused = |name: &str, code: i32, words: &[&str]| {
+        let output = boot(name, enough);
+        let said = program::stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{name}: {said}");
+        words.iter().for_each(|word| assert!(said.contains(word), "{name} does not say {word:?}: {said}"));
+    };
+    refused("large", HOST, &["large: no memory for 134217728 bytes", "ulimit -v"]);
+    // More than any stream gets, with all the memory there is.
+    refused("huge", MISTAKE, &["huge: ", "asks for a dictionary of 1073741824 bytes"]);
+    assert_eq!(boot("large", MOST).status.code(), Some(0), "with memory enough it boots");
 }
 
 fn bad_initrds_are_refused() {

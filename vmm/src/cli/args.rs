@@ -161,6 +161,9 @@ pub struct BootArguments {
     /// Have the guest unpack its kernel, as firmware would. Slow where the guest kernel is emulated.
     #[arg(long)]
     pub in_guest_decompression: bool,
+    /// Set the host's huge-page switches as the guest's backing needs them, and put them back.
+    #[arg(long)]
+    pub tune: bool,
     /// Instead of a kernel.
     #[command(flatten)]
     pub restore: RestoreArguments,
@@ -213,6 +216,9 @@ pub struct SnapshotArguments {
     /// vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
     pub vcpus: u32,
+    /// Set the host's huge-page switches as the guest's backing needs them, and put them back.
+    #[arg(long)]
+    pub tune: bool,
 }
 
 /// `zapscope attach`.

@@ -114,11 +114,10 @@ pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
         let record = Record::new(&session, now);
         watch(arguments, session, &cancel, Growing { record, file, due: Instant::now(), failed: false })
     });
-    let undone = changes.undo_all();
-    undone.iter().for_each(output::message);
+    let undone = changes::end(&changes);
     Ok(match watched? {
         false => Exit::Wrong,
-        true if !undone.is_empty() => Exit::Fault,
+        true if !undone => Exit::Fault,
         true => Exit::Done,
     })
 }

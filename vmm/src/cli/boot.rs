@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::kvm::Kvm;
-use guest_mem::{Backing, Earned, PAGE_SIZE, PMD_SIZE, PageScanner, Unavailable};
+use guest_mem::{Backing, Earned, PAGE_SIZE, PMD_SIZE, PageScanner};
 use notifier_bridge::{Cause, Totals};
 
 use super::args::BootArguments;
 use super::cancel_on_signal;
+use super::tuned::Wanted;
 use crate::devices::serial::Sink;
 use crate::devices::terminal::RawMode;
 use crate::devices::virtio::block::Disk;
@@ -49,8 +50,6 @@ enum BootError {
     MoreThanTheHost(Size, u64),
     #[error("--balloon {balloon}: the guest has {memory} of memory in all")]
     Balloon { balloon: Size, memory: Size },
-    #[error("--backing {backing}: {why}")]
-    Backing { backing: Backing, why: Unavailable },
 }
 
 impl Classified for BootError {
@@ -59,14 +58,14 @@ impl Classified for BootError {
             Self::Kernel { .. } | Self::Memory(_) | Self::Balloon { .. } => Class::Mistake,
             Self::Initrd { source, .. } => source.class(),
             Self::File { source, .. } => source.class(),
-            Self::MoreThanTheHost(..) | Self::Backing { .. } => Class::Host,
+            Self::MoreThanTheHost(..) => Class::Host,
         }
     }
 }
 
 pub fn boot(arguments: &BootArguments) -> Result<Exit, Failure> {
     match (&arguments.restore.restore, &arguments.kernel) {
-        (Some(snapshot), _) => super::restore::restore(snapshot, &arguments.restore),
+        (Some(snapshot), _) => super::restore::restore(snapshot, &arguments.restore, arguments.tune),
         (None, Some(kernel)) => boot_kernel(arguments, kernel),
         (None, None) => unreachable!("clap asks for one of the two"),
     }
@@ -74,7 +73,9 @@ pub fn boot(arguments: &BootArguments) -> Result<Exit, Failure> {
 
 fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> {
     check_sizes(arguments)?;
-    let Size(memory) = arguments.memory;
+    let BootArguments { backing, tune, memory: Size(bytes), .. } = *arguments;
+    let wanted = Wanted { backing, bytes, tune };
+    wanted.check()?;
     let image = input::read(What::Kernel, path)?;
     let refused = |refusal| BootError::Kernel { path: path.to_owned(), refusal };
     let kernel = Kernel::identify(&image).map_err(refused)?;
@@ -89,6 +90,25 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     let disks = arguments.disks.iter().enumerate().map(open_disk).collect::<Result<Vec<_>, _>>()?;
     let kvm = Kvm::open()?;
     let cancel = cancel_on_signal()?;
+    let files = Files { kernel, initrd, disks };
+    wanted.while_given(|| live(arguments, files, &kvm, cancel))
+}
+
+/// What a machine is made of, read or opened before there is one.
+struct Files<'a> {
+    kernel: Kernel<'a>,
+    initrd: Option<Initrd<'a>>,
+    disks: Vec<Disk>,
+}
+
+/// Makes the machine, and waits for its end.
+fn live(
+    arguments: &BootArguments,
+    files: Files<'_>,
+    kvm: &Kvm,
+    cancel: Cancel,
+) -> Result<Exit, Failure> {
+    let Files { kernel, initrd, disks } = files;
     let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
     let mut cmdline = COMMAND_LINE.to_owned();
     if emulated {
@@ -100,10 +120,10 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     }
 
     let mut pc = Pc::new(
-        &kvm,
+        kvm,
         &PcConfig {
             vcpus: arguments.vcpus,
-            memory,
+            memory: arguments.memory.0,
             backing: arguments.backing,
             arena_node: 0,
             slot_zap_all_quirk: true,
@@ -127,7 +147,6 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     let in_guest_decompression = arguments.in_guest_decompression;
     pc.boot(&BootSpec { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })
         .map_err(|error| named(error, arguments))?;
-    drop(image);
     let ending = life.wait();
     let faults: Vec<_> = pc.faults().collect();
     let ledger = pc.give_back().clone();
@@ -151,9 +170,6 @@ fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
     }
     if let Some(balloon) = arguments.balloon.filter(|balloon| balloon.0 > memory) {
         return Err(BootError::Balloon { balloon, memory: arguments.memory });
-    }
-    if let Some(why) = arguments.backing.unavailable_here(memory) {
-        return Err(BootError::Backing { backing: arguments.backing, why });
     }
     // Its pages come as the guest touches them: more would begin well, and end with processes killed.
     match facts::memory_and_swap(&Root::default()) {

@@ -10,3 +10,10 @@ pub fn begin() -> HostChanges {
     }
     HostChanges::new(|change| output::message(change))
 }
+
+/// Undoes them, and says what could not be undone. Whether all was.
+pub fn end(changes: &HostChanges) -> bool {
+    let left = changes.undo_all();
+    left.iter().for_each(output::message);
+    left.is_empty()
+}

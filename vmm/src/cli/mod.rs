@@ -15,6 +15,7 @@ mod run;
 mod run_directory;
 mod snapshot;
 mod timeline;
+mod tuned;
 mod zram;
 
 use std::ffi::OsString;

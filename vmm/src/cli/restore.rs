@@ -9,6 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::args::RestoreArguments;
 use super::cancel_on_signal;
 use super::snapshot::stop_when_told;
+use super::tuned::Wanted;
 use crate::exit::{Exit, Failure};
 use crate::host::signals::Cancel;
 use crate::output;
@@ -18,17 +19,20 @@ use crate::snapshot::file::Snapshot;
 use crate::snapshot::record::{RestoreRecord, measure};
 use crate::snapshot::restore::{How, Restored};
 
-pub fn restore(path: &Path, arguments: &RestoreArguments) -> Result<Exit, Failure> {
+pub fn restore(path: &Path, arguments: &RestoreArguments, tune: bool) -> Result<Exit, Failure> {
     let started = started();
     // As far as it takes to know that it is one, before anything is made.
     let snapshot = Snapshot::open(path)?;
     let kvm = Kvm::open()?;
     let cancel = cancel_on_signal()?;
-    match run(&snapshot, &kvm, arguments, &cancel, started) {
-        Ok(record) => publish(&record, arguments.json),
-        Err(_) if cancel.is_cancelled() => Ok(Exit::Interrupted),
-        Err(error) => Err(error.into()),
-    }
+    let (backing, bytes) = (snapshot.header.backing, snapshot.header.arena);
+    Wanted { backing, bytes, tune }.while_tuned(|| {
+        match run(&snapshot, &kvm, arguments, &cancel, started) {
+            Ok(record) => publish(&record, arguments.json),
+            Err(_) if cancel.is_cancelled() => Ok(Exit::Interrupted),
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 fn run(

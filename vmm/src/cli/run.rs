@@ -122,14 +122,11 @@ pub(super) fn live(
     let tapping = Tapping::new(how.tap, Some(&changes));
     let mut outcome = runner.tapped(tapping).changing(&changes, how.tune).run_rows(plans, &mut shown, sink);
     drop(shown);
-    let undone = changes.undo_all();
-    for error in &undone {
-        output::message(error);
-    }
+    let undone = changes::end(&changes);
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         outcome.record.warnings.say(warning);
     }
-    Ok((outcome, !undone.is_empty()))
+    Ok((outcome, !undone))
 }
 
 /// The scenario in the guest that the command line asks for.

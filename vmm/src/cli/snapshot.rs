@@ -6,10 +6,11 @@ use std::time::Duration;
 use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_MAX, PAGE_SIZE};
 use guest_abi::order::Task;
-use guest_mem::{Backing, PMD_SIZE, Unavailable, with_causes};
+use guest_mem::{PMD_SIZE, with_causes};
 
 use super::args::SnapshotArguments;
 use super::cancel_on_signal;
+use super::tuned::Wanted;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::guest::CrashKind;
 use crate::host::signals::Cancel;
@@ -38,15 +39,13 @@ enum ArgumentError {
     Fill { fill: Size, memory: Size },
     #[error("--memory {0}: this host has {host} of memory and swap: give the guest less", host = units::bytes(*.1))]
     MoreThanTheHost(Size, u64),
-    #[error("--backing {backing}: {why}")]
-    Backing { backing: Backing, why: Unavailable },
 }
 
 impl Classified for ArgumentError {
     fn class(&self) -> Class {
         match self {
             Self::Memory(_) | Self::Fill { .. } => Class::Mistake,
-            Self::MoreThanTheHost(..) | Self::Backing { .. } => Class::Host,
+            Self::MoreThanTheHost(..) => Class::Host,
         }
     }
 }
@@ -64,11 +63,25 @@ impl Classified for NoPlace {
 
 pub fn snapshot(arguments: &SnapshotArguments) -> Result<Exit, Failure> {
     let pattern = check(arguments)?;
+    let SnapshotArguments { backing, tune, memory: Size(bytes), .. } = *arguments;
+    let wanted = Wanted { backing, bytes, tune };
+    wanted.check()?;
     let cancel = cancel_on_signal()?;
     let file = WholeFile::create(&arguments.out, Existing::Replaced).map_err(NoPlace)?;
     let kvm = Kvm::open()?;
+    wanted.while_given(|| take_and_tell(arguments, file, &kvm, pattern, &cancel))
+}
+
+/// Makes the snapshot, and says what is in it.
+fn take_and_tell(
+    arguments: &SnapshotArguments,
+    file: WholeFile,
+    kvm: &Kvm,
+    pattern: Pattern,
+    cancel: &Cancel,
+) -> Result<Exit, Failure> {
     let mut said = |what: String| output::message(format_args!("this KVM does not give {what}"));
-    match take(arguments, file, &kvm, pattern, &cancel, &mut said) {
+    match take(arguments, file, kvm, pattern, cancel, &mut said) {
         Ok(written) => {
             let (header, bytes) = (&written.header, units::bytes(written.bytes));
             let zeros = units::count(header.pages() - header.stored);
@@ -96,9 +109,6 @@ fn check(arguments: &SnapshotArguments) -> Result<Pattern, ArgumentError> {
     let fill = arguments.fill.unwrap_or(arguments.memory);
     if fill.0 > memory || !fill.0.is_multiple_of(PAGE_SIZE) {
         return Err(ArgumentError::Fill { fill, memory: arguments.memory });
-    }
-    if let Some(why) = arguments.backing.unavailable_here(memory) {
-        return Err(ArgumentError::Backing { backing: arguments.backing, why });
     }
     match facts::memory_and_swap(&Root::default()) {
         Some(host) if host < memory => Err(ArgumentError::MoreThanTheHost(arguments.memory, host)),

@@ -4,6 +4,7 @@
 use guest_mem::{Backing, HostThp, Order, ShmemSwitch, Switch, Unavailable};
 
 use super::finding::{Finding, Verdict};
+use crate::run::offer_of_tune;
 
 /// What a guest of a built-in scenario has.
 const GUEST: u64 = 256 << 20;
@@ -22,7 +23,13 @@ pub(super) fn judge(host: &HostThp) -> Vec<Finding> {
 
 /// What was found of a backing that cannot be had.
 fn cannot(subject: &str, why: Unavailable) -> Finding {
-    Finding::cannot(subject, why.reason).remedy(why.remedy.to_string())
+    cannot_of(subject, &why, "")
+}
+
+/// The same; `of` says which of several the remedy is for.
+fn cannot_of(subject: &str, why: &Unavailable, of: &str) -> Finding {
+    let remedy = format!("{}{of}{}", why.remedy, offer_of_tune(why));
+    Finding::cannot(subject, why.reason.clone()).remedy(remedy)
 }
 
 fn judge_thp(host: &HostThp) -> Finding {
@@ -62,12 +69,10 @@ fn judge_mthp(host: &HostThp) -> Vec<Finding> {
         findings.push(Finding::can(SUBJECT, on.join(", ")));
     }
     // One size at a time: of those that are on, the kernel takes the largest.
-    if let Some((first, why)) = off.first().cloned() {
+    if let Some((first, why)) = off.first() {
         let names: Vec<_> = off.iter().map(|(order, _)| size_name(*order)).collect();
-        let mut finding = cannot(SUBJECT, why);
-        finding.detail = format!("not to be had: {}", names.join(", "));
-        let remedy = finding.remedy.unwrap_or_default();
-        findings.push(Finding { remedy: Some(format!("{remedy} for {}", size_name(first))), ..finding });
+        let detail = format!("not to be had: {}", names.join(", "));
+        findings.push(Finding { detail, ..cannot_of(SUBJECT, why, &format!(" for {}", size_name(*first))) });
     }
     findings
 }
@@ -170,12 +175,13 @@ mod tests {
         let findings = judge(&host(Switch::Madvise, ShmemSwitch::Never, &sizes, (0, 0)));
         assert_eq!(find(&findings, "backing thp").verdict, Verdict::Can);
         assert!(find(&findings, "mthp").detail.contains("64k, 1m"), "{findings:?}");
-        assert!(remedy(&findings, "mthp").ends_with("hugepages-64kB/enabled` for 64k"), "{findings:?}");
+        assert!(remedy(&findings, "mthp").ends_with("hugepages-64kB/enabled` for 64k, or run with `--tune`"), "{findings:?}");
         assert_eq!(find(&findings, "memfd:thp").verdict, Verdict::Cannot);
         assert!(remedy(&findings, "hugetlb").contains("echo 128 > "), "{findings:?}");
         for subject in ["mthp", "memfd:thp", "hugetlb"] {
             assert!(remedy(&findings, subject).starts_with("`echo "), "{findings:?}");
             assert!(!remedy(&findings, subject).contains('{'), "a shell other than bash expands no braces");
+            assert!(remedy(&findings, subject).ends_with(", or run with `--tune`"), "{findings:?}");
         }
     }
 
@@ -203,7 +209,9 @@ mod tests {
         let findings = judge(&HostThp::default());
         assert!(findings.iter().all(|finding| finding.verdict == Verdict::Cannot), "{findings:?}");
         assert!(findings.iter().all(|finding| finding.remedy.is_some()));
-        assert!(!findings.iter().any(|finding| finding.remedy.as_deref().unwrap().contains("echo")));
+        for word in ["echo", "--tune"] {
+            assert!(!findings.iter().any(|finding| finding.remedy.as_deref().unwrap().contains(word)));
+        }
     }
 
     #[test]

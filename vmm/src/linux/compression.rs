@@ -1,17 +1,18 @@
 //! The compressions that kernels and modules come in: told apart by their magic, unpacked into a buffer.
 //!
 //! Every decoder writes into a buffer of the caller's and stops at its end, so that no file decides how much
-//! memory it takes.
+//! memory it takes. Memory that is not there ([`zeroed`]) is an error, never the end of this program.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::fmt;
 use std::io::Read;
 
-use xz4rust::XzDecoder;
+use xz4rust::{XzDecoder, XzError};
 use zstd_safe::{DCtx, InBuffer, OutBuffer};
 
 /// The largest dictionary of an xz stream. `xz -9` takes 64 MiB, the kernel's own script up to 128.
 const XZ_DICTIONARY_MAX: usize = 128 << 20;
-/// What the xz decoder begins with.
+/// What is tried first. Which size a stream asks for is known when its decoder has read that far.
 const XZ_DICTIONARY: usize = 1 << 20;
 /// What the xz decoder is given at once: so exactly an error says where it is.
 const XZ_STEP: usize = 16 << 10;
@@ -50,6 +51,8 @@ pub enum Fault {
     Corrupt(String),
     /// Nothing here unpacks this.
     Unsupported,
+    /// So many bytes of memory are not to be had.
+    NoMemory(u64),
 }
 
 /// Where and what. `at` is the input's offset, up to where the decoder had read.
@@ -143,31 +146,71 @@ fn gzip(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
     }
 }
 
+/// Zeroes, if there is memory for them. The kernel makes each page as it is first touched: a false claim takes none.
+pub fn zeroed(len: usize) -> Result<Vec<u8>, Fault> {
+    let none = Fault::NoMemory(len as u64);
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let Ok(layout) = Layout::array::<u8>(len) else { return Err(none) };
+    // SAFETY: the layout is of at least one byte.
+    let start = unsafe { alloc_zeroed(layout) };
+    if start.is_null() {
+        return Err(none);
+    }
+    // SAFETY: the global allocator gave `start` for `len` bytes with the alignment of a byte, all of them 0.
+    Ok(unsafe { Vec::from_raw_parts(start, len, len) })
+}
+
 fn xz(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
-    let mut decoder = XzDecoder::in_heap_with_alloc_dict_size(XZ_DICTIONARY, XZ_DICTIONARY_MAX);
+    let mut dictionary = XZ_DICTIONARY;
+    // Each time with more: a stream of several blocks may ask again.
+    loop {
+        match xz_within(dictionary, input, output) {
+            Err((at, XzError::DictionaryTooLarge(wanted))) if wanted > XZ_DICTIONARY_MAX as u64 => {
+                let why =
+                    format!("it asks for a dictionary of {wanted} bytes, and at most {XZ_DICTIONARY_MAX} are possible here");
+                return Err(Failure { at, fault: Fault::Corrupt(why) });
+            }
+            Err((_, XzError::DictionaryTooLarge(wanted))) if wanted > dictionary as u64 => {
+                dictionary = wanted as usize;
+            }
+            Err((at, XzError::NeedsLargerInputBuffer)) => return Err(Failure { at, fault: Fault::Truncated }),
+            Err((at, error)) => return Err(Failure { at, fault: Fault::Corrupt(error.to_string()) }),
+            Ok(done) => return done,
+        }
+    }
+}
+
+/// The same with a dictionary that does not grow: the decoder would have more of it without asking whether there is any.
+/// Its own errors come with where they were.
+fn xz_within(
+    dictionary: usize,
+    input: &[u8],
+    output: &mut [u8],
+) -> Result<Result<usize, Failure>, (usize, XzError)> {
+    let memory = match zeroed(dictionary) {
+        Ok(memory) => memory,
+        Err(fault) => return Ok(Err(Failure { at: 0, fault })),
+    };
+    let mut decoder = XzDecoder::in_heap_with_alloc_dict(memory, dictionary);
     let (mut read, mut written) = (0, 0);
     loop {
         let mut probe = [0];
         let full = written == output.len();
         let room = if full { &mut probe[..] } else { &mut output[written..] };
         let step = decoder.decode(&input[read..input.len().min(read + XZ_STEP)], room);
-        let step = step.map_err(|error| {
-            let starved = error == xz4rust::XzError::NeedsLargerInputBuffer;
-            Failure {
-                at: read,
-                fault: if starved { Fault::Truncated } else { Fault::Corrupt(error.to_string()) },
-            }
-        })?;
+        let step = step.map_err(|error| (read, error))?;
         read += step.input_consumed();
         if full && step.output_produced() > 0 {
-            return Err(Failure { at: read, fault: Fault::Full });
+            return Ok(Err(Failure { at: read, fault: Fault::Full }));
         }
         written += step.output_produced();
         if step.is_end_of_stream() {
-            return Ok(written);
+            return Ok(Ok(written));
         }
         if !step.made_progress() {
-            return Err(Failure { at: read, fault: Fault::Truncated });
+            return Ok(Err(Failure { at: read, fault: Fault::Truncated }));
         }
     }
 }

@@ -122,15 +122,38 @@ fn a_damaged_stream_says_where() {
 
 #[test]
 fn an_xz_stream_cannot_ask_for_a_gigabyte_of_dictionary() {
-    let mut packed = stream(Compression::Xz, b"kernel");
-    // The LZMA2 filter's property: 0x16 stands for 8 MiB and 0x24 for 1 GiB. The block header has a checksum.
+    // 0x24 stands for 1 GiB.
+    let packed = with_dictionary(stream(Compression::Xz, b"kernel"), 0x24);
+    let failure = unpack(Compression::Xz, &packed, 100).unwrap_err();
+    assert!(matches!(&failure.fault, Fault::Corrupt(why) if why.contains("1073741824")), "{failure:?}");
+}
+
+/// A stream whose LZMA2 filter has this property. The block header has a checksum.
+fn with_dictionary(mut packed: Vec<u8>, property: u8) -> Vec<u8> {
     let filter = packed.windows(2).position(|bytes| bytes == [0x21, 0x01]).unwrap();
-    packed[filter + 2] = 0x24;
+    packed[filter + 2] = property;
     let len = usize::from(packed[12]) * 4;
     let sum = crc32(&packed[12..12 + len]);
     packed[12 + len..16 + len].copy_from_slice(&sum.to_le_bytes());
-    let failure = unpack(Compression::Xz, &packed, 100).unwrap_err();
-    assert!(matches!(&failure.fault, Fault::Corrupt(why) if why.contains("1073741824")), "{failure:?}");
+    packed
+}
+
+/// What an allocator refuses is an error, with the size.
+#[test]
+fn memory_that_is_not_there_is_an_error() {
+    assert_eq!(zeroed(0), Ok(Vec::new()));
+    assert_eq!(zeroed(5), Ok(vec![0; 5]));
+    for len in [1 << 62, usize::MAX] {
+        assert_eq!(zeroed(len), Err(Fault::NoMemory(len as u64)));
+    }
+}
+
+/// More than is tried first, and no more than is allowed.
+#[test]
+fn an_xz_stream_gets_the_dictionary_that_it_asks_for() {
+    // 0x18 stands for 16 MiB.
+    let packed = with_dictionary(stream(Compression::Xz, b"kernel"), 0x18);
+    assert_eq!(unpack(Compression::Xz, &packed, 100).as_deref(), Ok(&b"kernel"[..]));
 }
 
 fn crc32(bytes: &[u8]) -> u32 {

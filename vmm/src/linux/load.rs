@@ -151,8 +151,8 @@ impl Classified for LoadError {
     fn class(&self) -> Class {
         match self {
             Self::Initrd(error) => error.class(),
+            Self::Payload(error) => error.class(),
             Self::NoMemory(_)
-            | Self::Payload(_)
             | Self::Packed(_)
             | Self::Vmlinux(_)
             | Self::NoEntry64

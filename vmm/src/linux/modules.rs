@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use index::Index;
 
-use super::compression::{Compression, Failure, Fault};
+use super::compression::{Compression, Failure, Fault, zeroed};
 use crate::exit::{Class, Classified};
 use crate::input::{self, InputError, What};
 use crate::report::units;
@@ -73,6 +73,14 @@ pub enum ModuleError {
         /// What is wrong.
         why: String,
     },
+    /// It is no fault of the file.
+    #[error("no memory for {bytes} bytes, to unpack {}: free memory on the host, or raise `ulimit -v`", .path.display())]
+    NoMemory {
+        /// Which.
+        path: PathBuf,
+        /// What was asked for at once.
+        bytes: u64,
+    },
     /// Modules that need one another.
     #[error("the modules {0} need one another: no order loads them")]
     Cycle(String),
@@ -86,6 +94,7 @@ impl Classified for ModuleError {
         match self {
             Self::Input(error) => error.class(),
             Self::Directory { source, .. } => Class::of_named_file(source),
+            Self::NoMemory { .. } => Class::Host,
             _ => Class::Mistake,
         }
     }
@@ -188,6 +197,7 @@ impl Order<'_> {
     fn read(&mut self, path: &Path) -> Result<Vec<u8>, ModuleError> {
         let damaged = |why| ModuleError::Damaged { path: path.to_owned(), why };
         let full = || ModuleError::Room { path: path.to_owned(), room: self.room };
+        let no_memory = |bytes| ModuleError::NoMemory { path: path.to_owned(), bytes };
         let left = self.room - self.used;
         let most = What::Module.most();
         let bytes = input::read(What::Module, path)?;
@@ -195,6 +205,7 @@ impl Order<'_> {
             Some(compression) => {
                 unpack(compression, &bytes, most.min(left)).map_err(|failure| match failure {
                     Failure { fault: Fault::Full, .. } if left < most => full(),
+                    Failure { fault: Fault::NoMemory(bytes), .. } => no_memory(bytes),
                     failure => damaged(describe(compression, failure)),
                 })?
             }
@@ -214,14 +225,8 @@ impl Order<'_> {
 /// Unpacks a file that does not say into how much, to at most `most` bytes. The buffer grows with what comes out of it.
 fn unpack(compression: Compression, bytes: &[u8], most: u64) -> Result<Vec<u8>, Failure> {
     let mut room = (bytes.len() as u64).saturating_mul(8).clamp(1 << 20, most.max(1 << 20)).min(most);
-    let mut unpacked = Vec::new();
     loop {
-        let more = room as usize - unpacked.len();
-        if unpacked.try_reserve_exact(more).is_err() {
-            let why = format!("there is no memory for {room} bytes");
-            return Err(Failure { at: 0, fault: Fault::Corrupt(why) });
-        }
-        unpacked.resize(room as usize, 0);
+        let mut unpacked = zeroed(room as usize).map_err(|fault| Failure { at: 0, fault })?;
         match compression.unpack(bytes, &mut unpacked) {
             Ok(len) => {
                 unpacked.truncate(len);
@@ -240,6 +245,7 @@ fn describe(compression: Compression, Failure { at, fault }: Failure) -> String 
         Fault::Full => format!("no module: it unpacks to more than {} bytes", What::Module.most()),
         Fault::Corrupt(why) => format!("damaged: its {compression} stream at byte {at}: {why}"),
         Fault::Unsupported => format!("compressed with {compression}, which is not unpacked here"),
+        Fault::NoMemory(bytes) => format!("not unpacked: there is no memory for {bytes} bytes"),
     }
 }
 

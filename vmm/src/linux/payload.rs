@@ -7,7 +7,8 @@
 //! The size is the image's own claim, and the buffer's: a stream that unpacks to more, or to less, is refused.
 //! The claim itself is held against what the guest has, and against [`LARGEST`].
 
-use super::compression::{Compression, Failure, Fault};
+use super::compression::{Compression, Failure, Fault, zeroed};
+use crate::exit::{Class, Classified};
 
 /// The largest kernel unpacked. One with everything in it has some 100 MiB.
 pub const LARGEST: u64 = 512 << 20;
@@ -76,6 +77,23 @@ pub enum PayloadError {
         /// What its decoder says.
         why: String,
     },
+    /// It is no fault of the payload.
+    #[error(
+        "no memory for {bytes} bytes, to unpack the kernel's payload: free memory on the host, or raise `ulimit -v`"
+    )]
+    NoMemory {
+        /// What was asked for at once.
+        bytes: u64,
+    },
+}
+
+impl Classified for PayloadError {
+    fn class(&self) -> Class {
+        match self {
+            Self::NoMemory { .. } => Class::Host,
+            _ => Class::Mistake,
+        }
+    }
 }
 
 /// Unpacks a payload into at most `limit` bytes, and never more than [`LARGEST`].
@@ -99,21 +117,28 @@ pub fn unpack(payload: &[u8], limit: u64) -> Result<Vec<u8>, PayloadError> {
         return Err(PayloadError::TooLarge { claim, limit });
     }
     let Some(compression) = compression else {
-        return Ok(stream.to_vec());
+        let mut copy = room(stream.len() as u64)?;
+        copy.copy_from_slice(stream);
+        return Ok(copy);
     };
-    // Zeroed by the kernel, page by page, as the decoder gets there: a false claim takes no memory.
-    let mut unpacked = vec![0; claim as usize];
+    let mut unpacked = room(claim)?;
     let stream = if compression == Compression::Gzip { payload } else { stream };
     let got = compression.unpack(stream, &mut unpacked).map_err(|Failure { at, fault }| match fault {
         Fault::Truncated => PayloadError::Truncated { compression, at },
         Fault::Full => PayloadError::Bomb { compression, claim, at },
         Fault::Corrupt(why) => PayloadError::Corrupt { compression, at, why },
         Fault::Unsupported => PayloadError::Unsupported(compression),
+        Fault::NoMemory(bytes) => PayloadError::NoMemory { bytes },
     })? as u64;
     if got != claim {
         return Err(PayloadError::Short { compression, claim, got });
     }
     Ok(unpacked)
+}
+
+/// Zeroes for what is unpacked.
+fn room(bytes: u64) -> Result<Vec<u8>, PayloadError> {
+    zeroed(bytes as usize).map_err(|_| PayloadError::NoMemory { bytes })
 }
 
 #[cfg(test)]

@@ -35,5 +35,5 @@ pub use runner::{Backend, Ended, Progress, RunError, RunOutcome, Runner, describ
 pub use sink::{NotKept, RowSink};
 pub use tapping::{TapChoice, Tapping, Watch};
 pub use trial::{STALL, Trial, TrialSetup};
-pub use tune::Tuner;
+pub use tune::{Tuner, offer_of_tune};
 pub use wiring::{Device, Wiring};

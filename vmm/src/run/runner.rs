@@ -19,7 +19,7 @@ use super::sink::{NotKept, RowSink};
 use super::so_far::{Known, RunSoFar};
 use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
-use super::tune::Tuner;
+use super::tune::{Tuner, offer_of_tune};
 use super::wiring::Wiring;
 use crate::clock::TscRate;
 use crate::events::{SecondaryMmu, Section};
@@ -533,7 +533,7 @@ impl<'a> Runner<'a> {
 fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<String> {
     let combination = &plan.combination;
     if let Some(why) = combination.backing.unavailable_here(memory) {
-        let tune = if tuned || why.remedy.settings().is_empty() { "" } else { ", or run with `--tune`" };
+        let tune = if tuned { "" } else { offer_of_tune(&why) };
         return Some(format!("{why}{tune}"));
     }
     let swaps = matches!(combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);

@@ -9,7 +9,7 @@
 //! Each row finds the host as it was, but for what it needs itself: a folio size that one row needs on, another needs off.
 //! The pool of hugetlb pages alone stays raised to the end: memory that is given back may not come together again.
 
-use guest_mem::{Backing, HostThp, Knob, Setting, with_causes};
+use guest_mem::{Backing, HostThp, Knob, Setting, Unavailable, with_causes};
 
 use crate::host::{ChangeId, HostChanges};
 
@@ -78,6 +78,11 @@ impl<'c> Tuner<'c> {
         }
         outcome
     }
+}
+
+/// What follows a remedy that this program can carry out itself.
+pub fn offer_of_tune(why: &Unavailable) -> &'static str {
+    if why.remedy.settings().is_empty() { "" } else { ", or run with `--tune`" }
 }
 
 fn is_lasting(setting: &Setting) -> bool {

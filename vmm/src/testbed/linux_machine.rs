@@ -464,6 +464,9 @@ fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec<u8>, Linux
     let directory = modules_of(setup, kernel)?;
     let modules = modules::load_order(&directory, &wanted, setup.guest.memory.min(MODULES_MOST))?;
     let modules: Vec<_> = modules.into_iter().map(|module| (module.name, module.image)).collect();
+    let bytes: usize = modules.iter().map(|(_, image)| image.len()).sum();
+    let none = |_| ModuleError::NoMemory { path: directory.clone(), bytes: bytes as u64 };
+    archive.try_reserve(bytes).map_err(none)?;
     let mut writer = Writer::new(archive);
     for entry in initramfs::entries(resources::AGENT, &modules) {
         let path = &entry.path;
