@@ -77,8 +77,7 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     let wanted = Wanted { backing, bytes, tune };
     wanted.check()?;
     let image = input::read(What::Kernel, path)?;
-    let refused = |refusal| BootError::Kernel { path: path.to_owned(), refusal };
-    let kernel = Kernel::identify(&image).map_err(refused)?;
+    identify(path, &image)?;
     let initrd_file = arguments.initrd.as_deref().map(|path| Input::open(What::Initrd, path)).transpose()?;
     let initrd = match (&initrd_file, &arguments.initrd) {
         (Some(file), Some(path)) => {
@@ -90,13 +89,18 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     let disks = arguments.disks.iter().enumerate().map(open_disk).collect::<Result<Vec<_>, _>>()?;
     let kvm = Kvm::open()?;
     let cancel = cancel_on_signal()?;
-    let files = Files { kernel, initrd, disks };
+    let files = Files { path, image, initrd, disks };
     wanted.while_given(|| live(arguments, files, &kvm, cancel))
+}
+
+fn identify<'a>(path: &Path, image: &'a [u8]) -> Result<Kernel<'a>, BootError> {
+    Kernel::identify(image).map_err(|refusal| BootError::Kernel { path: path.to_owned(), refusal })
 }
 
 /// What a machine is made of, read or opened before there is one.
 struct Files<'a> {
-    kernel: Kernel<'a>,
+    path: &'a Path,
+    image: Vec<u8>,
     initrd: Option<Initrd<'a>>,
     disks: Vec<Disk>,
 }
@@ -108,7 +112,8 @@ fn live(
     kvm: &Kvm,
     cancel: Cancel,
 ) -> Result<Exit, Failure> {
-    let Files { kernel, initrd, disks } = files;
+    let Files { path, image, initrd, disks } = files;
+    let kernel = identify(path, &image)?;
     let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
     let mut cmdline = COMMAND_LINE.to_owned();
     if emulated {
@@ -147,6 +152,7 @@ fn live(
     let in_guest_decompression = arguments.in_guest_decompression;
     pc.boot(&BootSpec { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })
         .map_err(|error| named(error, arguments))?;
+    drop(image);
     let ending = life.wait();
     let faults: Vec<_> = pc.faults().collect();
     let ledger = pc.give_back().clone();
