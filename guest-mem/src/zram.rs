@@ -430,14 +430,29 @@ mod tests {
             let source = io::Error::from_raw_os_error(errno);
             ZramError::File { attempt: "reading".to_owned(), path: "/x".into(), source }.to_string()
         };
-        assert!(said(libc::EACCES).contains("root"));
-        for other in [libc::EBUSY, libc::ENOMEM, libc::EIO] {
-            assert!(!said(other).contains("root"), "{}", said(other));
+        for (errno, words) in [
+            (libc::EACCES, "for root"),
+            (libc::EPERM, "for root"),
+            (libc::EROFS, "outside the container"),
+            (libc::EBUSY, "try again"),
+            (libc::ENOMEM, "no memory"),
+        ] {
+            assert!(said(errno).contains(words), "{}", said(errno));
+            assert_eq!(said(errno).contains("root"), words == "for root", "{}", said(errno));
         }
+        assert_eq!(said(libc::EIO), "reading /x", "nothing is known");
         let table = ZramError::Table { bytes: 16 << 40, source: io::Error::from_raw_os_error(libc::ENOMEM) };
         assert!(table.to_string().contains("68719476736 bytes at once"), "{table}");
         let swapon = |source| ZramError::SwapOn { path: "/dev/zram0".into(), source }.to_string();
-        assert!(swapon(Errno::PERM).contains("CAP_SYS_ADMIN") && !swapon(Errno::NOMEM).contains("CAP"));
+        for (errno, words) in [
+            (Errno::PERM, "CAP_SYS_ADMIN"),
+            (Errno::ACCESS, "CAP_SYS_ADMIN"),
+            (Errno::NOSYS, "CONFIG_SWAP"),
+            (Errno::NOMEM, "ask for less"),
+        ] {
+            assert!(swapon(errno).contains(words), "{}", swapon(errno));
+        }
+        assert_eq!(swapon(Errno::INVAL), "swapon /dev/zram0", "nothing is known");
     }
 
     #[test]

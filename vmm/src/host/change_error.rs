@@ -18,7 +18,7 @@ pub enum ChangeError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: io::Error,
     },
@@ -29,7 +29,7 @@ pub enum ChangeError {
         path: PathBuf,
         /// The value.
         value: String,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: io::Error,
     },
@@ -46,7 +46,7 @@ pub enum ChangeError {
     Cgroup {
         /// Its directory.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: io::Error,
     },
@@ -78,5 +78,27 @@ impl Classified for ChangeError {
             Self::TraceInstance(error) => Class::of_refusal(error.source),
             Self::Guardian(error) => error.class(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_of_a_switch_has_its_own_remedy() {
+        let said = |errno: Errno| {
+            let (path, value) = (PathBuf::from("/sys/x"), "1".to_owned());
+            ChangeError::Write { path, value, source: errno.into() }.to_string()
+        };
+        for (errno, words) in [
+            (Errno::ACCESS, "for root"),
+            (Errno::PERM, "for root"),
+            (Errno::ROFS, "outside the container"),
+            (Errno::INVAL, "does not know the value"),
+        ] {
+            assert!(said(errno).contains(words), "{errno}: {}", said(errno));
+        }
+        assert_eq!(said(Errno::IO), "cannot write '1' to /sys/x", "nothing is known");
     }
 }

@@ -89,7 +89,7 @@ pub(crate) enum Answer {
     Failed {
         /// What the kernel answered, if it was the kernel.
         errno: Option<i32>,
-        /// Why.
+        /// The reason, in words.
         why: String,
     },
 }
@@ -110,7 +110,7 @@ pub enum GuardianError {
     NoZram {
         /// What the kernel answered, if it was the kernel.
         errno: Option<i32>,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: io::Error,
     },
@@ -286,4 +286,38 @@ pub(crate) fn to_line(message: &impl Serialize) -> io::Result<String> {
     let mut line = serde_json::to_string(message).map_err(io::Error::from)?;
     line.push('\n');
     Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel answers, or the guardian where it was not the kernel: each has a sentence, and no other's.
+    #[test]
+    fn each_answer_of_hot_add_has_its_own_remedy() {
+        const KNOWN: [(&[i32], &str); 4] = [
+            (&[libc::ENOENT], "`modprobe zram num_devices=0`"),
+            (&[libc::EACCES, libc::EPERM], "run as root"),
+            (&[libc::EBUSY], "try again"),
+            (&[libc::ENOMEM, libc::ENOSPC], "remove zram devices that nobody uses"),
+        ];
+        let said = |errno: Option<i32>| {
+            let source =
+                errno.map_or_else(|| io::ErrorKind::InvalidData.into(), io::Error::from_raw_os_error);
+            GuardianError::NoZram { errno, source }.to_string()
+        };
+        for (errnos, words) in KNOWN {
+            for &errno in errnos {
+                let said = said(Some(errno));
+                assert!(said.starts_with("reading /sys/class/zram-control/hot_add made no zram device: "));
+                let others = KNOWN.iter().filter(|(_, other)| said.contains(other)).count();
+                assert!(said.contains(words) && others == 1, "{errno}: {said}");
+            }
+        }
+        for errno in [Some(libc::EIO), Some(libc::EINVAL), None] {
+            let said = said(errno);
+            assert!(said.contains("`dmesg`"), "{errno:?}: {said}");
+            assert!(KNOWN.iter().all(|(_, words)| !said.contains(words)), "{errno:?}: {said}");
+        }
+    }
 }

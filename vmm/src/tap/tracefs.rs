@@ -241,6 +241,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_answer_of_tracefs_has_its_own_remedy() {
+        let said = |source| TracefsError { attempt: "reading".into(), path: "x".into(), source }.to_string();
+        for (errno, words) in [
+            (Errno::PERM, "be root"),
+            (Errno::ACCESS, "mount -o remount,gid=GROUP"),
+            (Errno::NODEV, "CONFIG_TRACING"),
+        ] {
+            assert!(said(errno).contains(words), "{errno}: {}", said(errno));
+        }
+        assert_eq!(said(Errno::IO), "reading x of tracefs", "nothing is known");
+    }
+
+    #[test]
     fn mounts_are_found_by_type() {
         let mountinfo = "22 27 0:21 / /proc rw - proc proc rw\n\
             36 24 0:12 / /sys/kernel/tracing rw,nosuid shared:9 - tracefs tracefs rw\n";
