@@ -12,10 +12,12 @@
 //! as data.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
 use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
+use crate::data_finder::DataFinder;
 use crate::entries::EntryReader;
 use crate::folios::{FolioReader, LargeFolio};
 use crate::range::HvaRange;
@@ -44,7 +46,7 @@ pub enum ScanError {
     Call {
         /// Which call.
         call: &'static str,
-        /// Over what.
+        /// The addresses that were read.
         range: HvaRange,
         /// What the kernel said.
         #[source]
@@ -55,7 +57,7 @@ pub enum ScanError {
     Read {
         /// Which file.
         file: &'static str,
-        /// Over what.
+        /// The addresses that were read.
         range: HvaRange,
         /// What the kernel said.
         #[source]
@@ -212,6 +214,7 @@ impl PageScanner {
         out: &mut Vec<PageRun>,
     ) -> Result<(), ScanError> {
         out.clear();
+        let mut finder = region.memfd().map(DataFinder::of);
         for run in raw {
             if run.state != PageState::Absent {
                 push_run(out, run.range, run.state);
@@ -219,7 +222,7 @@ impl PageScanner {
             }
             // In pieces, so that the buffer stays small whatever the region's size.
             for piece in run.range.chunks(PMD_SIZE) {
-                self.look_behind_piece(region, piece, out)?;
+                self.look_behind_piece(region, finder.as_mut(), piece, out)?;
             }
         }
         Ok(())
@@ -228,6 +231,7 @@ impl PageScanner {
     fn look_behind_piece(
         &mut self,
         region: &Region,
+        mut finder: Option<&mut DataFinder<BorrowedFd<'_>>>,
         piece: HvaRange,
         out: &mut Vec<PageRun>,
     ) -> Result<(), ScanError> {
@@ -237,11 +241,10 @@ impl PageScanner {
             range: piece,
             source,
         })?;
-        let mut data = DataFinder::new(region);
         for (page, incore) in piece.pages().zip(&self.incore) {
             let state = if incore & 1 == 1 {
                 PageState::Cached
-            } else if data.is_data(page)? {
+            } else if is_data(region, &mut finder, page)? {
                 PageState::Swapped
             } else {
                 PageState::Absent
@@ -333,35 +336,16 @@ fn state_of_categories(categories: u64) -> PageState {
     PageState::Mapped { level, file: categories & PAGE_IS_FILE != 0 }
 }
 
-/// Tells data from holes in a region's file, remembering the extent it found last.
-struct DataFinder<'r> {
-    region: &'r Region,
-    extent: Option<(std::ops::Range<u64>, bool)>,
-}
-
-impl<'r> DataFinder<'r> {
-    fn new(region: &'r Region) -> Self {
-        Self { region, extent: None }
-    }
-
-    fn is_data(&mut self, page: HvaRange) -> Result<bool, ScanError> {
-        let Some((fd, offset)) = self.region.memfd().zip(self.region.offset_of(page.start())) else {
-            return Ok(false);
-        };
-        if let Some((extent, is_data)) = &self.extent
-            && extent.contains(&offset)
-        {
-            return Ok(*is_data);
-        }
-        let failed = |call| move |source| ScanError::Call { call, range: page, source };
-        let (extent, is_data) = match sys::seek_data(fd, offset).map_err(failed("lseek(SEEK_DATA)"))? {
-            None => (offset..u64::MAX, false),
-            Some(data) if data > offset => (offset..data, false),
-            Some(_) => (offset..sys::seek_hole(fd, offset).map_err(failed("lseek(SEEK_HOLE)"))?, true),
-        };
-        self.extent = Some((extent, is_data));
-        Ok(is_data)
-    }
+/// Whether the file behind a region has something for a page.
+fn is_data(
+    region: &Region,
+    finder: &mut Option<&mut DataFinder<BorrowedFd<'_>>>,
+    page: HvaRange,
+) -> Result<bool, ScanError> {
+    let Some((finder, offset)) = finder.as_mut().zip(region.offset_of(page.start())) else {
+        return Ok(false);
+    };
+    finder.is_data(offset).map_err(|source| ScanError::Call { call: "lseek", range: page, source })
 }
 
 #[cfg(test)]
