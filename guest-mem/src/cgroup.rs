@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::causes::with_causes;
 use crate::cgroup_mounts::{ControllerMount, Version, find_controller};
 use crate::left_behind::tell;
+use crate::limit::{Limit, Refused};
 use crate::remedy::{self, Asked};
 
 /// Why this process could not be put under pressure.
@@ -31,7 +32,7 @@ pub enum CgroupError {
     File {
         /// What was tried.
         attempt: String,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
         /// What the kernel said.
         #[source]
@@ -138,6 +139,7 @@ impl MemoryCgroup {
         if !group.file(group.usage_file()).exists() {
             return Err(CgroupError::NotDelegated(group.path.clone()));
         }
+        group.disarm_killer()?;
         group.adopt(&group.path)?;
         Ok(group)
     }
@@ -164,9 +166,9 @@ impl MemoryCgroup {
     }
 
     /// Makes the kernel reclaim about `bytes` from the group, as if memory were short: its choice which. v2:
-    /// `memory.reclaim`, or `memory.high` before Linux 5.19; v1: the limit lowered in steps. Limits are
-    /// restored. Have swap for what is to leave: while a v1 limit is low, a fault that finds nothing more to
-    /// reclaim ends in the OOM killer.
+    /// `memory.reclaim`, or `memory.high` before Linux 5.19; v1: the limit lowered in steps, each lifted again at once.
+    /// Nobody is killed for it. While a v1 limit is low, a thread whose fault finds nothing more to reclaim waits, and a
+    /// system call or `KVM_RUN` that needs a page then may fail with EFAULT: try that again afterwards.
     ///
     /// # Errors
     /// The kernel's files cannot be used. Getting less than was asked is no error: [`Squeezed`] says so.
@@ -174,11 +176,11 @@ impl MemoryCgroup {
         let before = self.usage()?;
         let target = before.saturating_sub(bytes);
         match self.version {
-            Version::V1 => self.lower_limit("memory.limit_in_bytes", "-1", before, target)?,
+            Version::V1 => self.press("memory.limit_in_bytes", "-1", before, target)?,
             Version::V2 if self.file("memory.reclaim").exists() => {
                 self.ask_for(&self.file("memory.reclaim"), before - target)?;
             }
-            Version::V2 => self.lower_limit("memory.high", "max", before, target)?,
+            Version::V2 => self.press("memory.high", "max", before, target)?,
         }
         Ok(Squeezed { asked_bytes: bytes, before, after: self.usage()? })
     }
@@ -191,20 +193,31 @@ impl MemoryCgroup {
         }
     }
 
-    /// Lowers a limit to `target` in steps: one leap makes the kernel give up (v1: EBUSY) where many small
-    /// ones succeed. Then lifts it.
-    fn lower_limit(&self, file: &str, lifted: &str, from: u64, target: u64) -> Result<(), CgroupError> {
+    /// Lowers a limit to `target` in steps: one leap makes the kernel give up (v1: EBUSY) where many small ones succeed.
+    fn press(&self, file: &str, lifted: &'static str, from: u64, target: u64) -> Result<(), CgroupError> {
         const STEPS: u64 = 8;
         let path = self.file(file);
-        let mut outcome = Ok(true);
+        let limit = Limit::open(&path, lifted).map_err(|source| failed("opening", &path, source))?;
         for step in 1..=STEPS {
-            outcome = insist(&path, from - (from - target) / STEPS * step);
-            if !matches!(outcome, Ok(true)) {
+            let pressed = limit.press(from - (from - target) / STEPS * step);
+            let pressed = pressed.map_err(|refused| match refused {
+                Refused::Lowering(source) => failed("lowering", &path, source),
+                Refused::Lifting(source) => failed("restoring", &path, source),
+            });
+            if !pressed? {
                 break;
             }
         }
-        let restored = fs::write(&path, lifted).map_err(|source| failed("restoring", &path, source));
-        outcome.map(drop).and(restored)
+        Ok(())
+    }
+
+    /// Has a fault that finds no room wait for it, where it would go to the OOM killer (v1).
+    fn disarm_killer(&self) -> Result<(), CgroupError> {
+        let path = self.file("memory.oom_control");
+        match self.version {
+            Version::V1 => fs::write(&path, "1").map_err(|source| failed("writing 1 to", &path, source)),
+            Version::V2 => Ok(()),
+        }
     }
 
     fn usage_file(&self) -> &'static str {
@@ -265,21 +278,6 @@ impl Drop for MemoryCgroup {
 
 fn read(path: &Path) -> Result<String, CgroupError> {
     fs::read_to_string(path).map_err(|source| failed("reading", path, source))
-}
-
-/// Writes a limit until the kernel takes it; `false` if it never does. It gives up (EBUSY) after one pass over
-/// the LRU lists that freed nothing, and such a pass is what makes the next one succeed: it clears the accessed
-/// bits of pages that a guest has just used.
-fn insist(path: &Path, limit: u64) -> Result<bool, CgroupError> {
-    const ATTEMPTS: u32 = 16;
-    for _ in 0..ATTEMPTS {
-        match fs::write(path, limit.to_string()) {
-            Ok(()) => return Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(source) => return Err(failed("lowering", path, source)),
-        }
-    }
-    Ok(false)
 }
 
 fn failed(attempt: &str, path: &Path, source: io::Error) -> CgroupError {

@@ -270,6 +270,18 @@ pub(crate) fn seek_hole(fd: BorrowedFd<'_>, offset: u64) -> Result<u64, Errno> {
     rustix::fs::seek(fd, SeekFrom::Hole(offset))
 }
 
+/// Keeps what a range holds in memory.
+pub(crate) fn lock(range: HvaRange) -> Result<(), Errno> {
+    // SAFETY: locking changes nothing of what memory holds or who may use it; the kernel checks the addresses.
+    unsafe { rustix::mm::mlock(range.start().as_ptr(), range.len() as usize) }
+}
+
+/// The other half of [`lock`].
+pub(crate) fn unlock(range: HvaRange) {
+    // SAFETY: as for `lock`. That it fails can only mean that nothing is locked there.
+    let _ = unsafe { rustix::mm::munlock(range.start().as_ptr(), range.len() as usize) };
+}
+
 /// swapon with an explicit priority, discards off.
 pub(crate) fn swapon(device: &CStr, priority: i16) -> Result<(), Errno> {
     const SWAP_FLAG_PREFER: i32 = 0x8000;

@@ -1,7 +1,8 @@
-//! The moments in which host memory is read-only because the VMM toggles its protection.
+//! The moments in which host memory is not to be had because of what the VMM does: it is read-only because its protection
+//! is toggled, or the cgroup that has it is squeezed.
 //!
-//! A guest write that faults in such a moment finds no writable host mapping, and `KVM_RUN` fails with
-//! `EFAULT`. The guest's state is as before the instruction, so entering again repeats it: nothing is lost.
+//! A guest write that faults in the first finds no writable host mapping, an access that faults in the second may find no
+//! page, and `KVM_RUN` fails with `EFAULT`. The guest's state is as before the instruction, so entering again repeats it: nothing is lost.
 //! What must be told apart is an `EFAULT` that no toggle explains.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

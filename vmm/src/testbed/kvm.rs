@@ -13,6 +13,7 @@ use rustix::thread::Pid;
 use super::{Breaker, Testbed};
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Accounting, FaultCounts, KvmSlots, Leaves, Machine, Surroundings, ZapMethod};
+use crate::scenario::Reclaim;
 
 /// A bare guest under KVM.
 #[derive(Debug)]
@@ -55,8 +56,8 @@ impl Testbed for KvmTestbed {
         let core = self.machine.core().clone();
         Some((Arc::new(KvmSlots::new(core, method?, Accounting::On)), "kvm-slots"))
     }
-    fn around(&self, operation: Operation, call: &mut dyn FnMut()) {
-        around(&self.machine.core().surroundings, operation, call);
+    fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut()) {
+        around(&self.machine.core().surroundings, reclaim, call);
     }
     fn memory(&self) -> Memory {
         self.machine.core().arena().clone()
@@ -83,15 +84,16 @@ impl Testbed for KvmTestbed {
     }
 }
 
-/// Performs `call`, which is `operation` on memory of running vCPUs.
-pub(super) fn around(surroundings: &Surroundings, operation: Operation, call: &mut dyn FnMut()) {
-    match operation {
-        Operation::Protect => {
+/// Performs `call`, which takes memory of running vCPUs so.
+pub(super) fn around(surroundings: &Surroundings, reclaim: Reclaim, call: &mut dyn FnMut()) {
+    match reclaim {
+        // Where a limit is low, too, `KVM_RUN` finds no page and fails.
+        Reclaim::By(Operation::Protect) | Reclaim::Cgroup => {
             let _window = surroundings.window.open();
             call();
         }
         // What is written to the range while it is elsewhere would be lost.
-        Operation::Remap => {
+        Reclaim::By(Operation::Remap) => {
             let _hold = surroundings.gate.hold();
             call();
         }

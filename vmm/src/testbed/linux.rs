@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use guest_abi::block::Outcome;
 use guest_mem::swapper::Memory;
-use guest_mem::{Backing, Operation, Region, SlotTable};
+use guest_mem::{Backing, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 
@@ -17,6 +17,7 @@ use super::linux_machine::LinuxMachine;
 use super::{Breaker, GivenBack, GuestSystem, ShellEnd, Testbed};
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Accounting, FaultCounts, KvmSlots, Leaves, VmCore, VmError, ZapMethod};
+use crate::scenario::Reclaim;
 
 /// A Linux guest with an arena.
 #[derive(Debug)]
@@ -61,8 +62,8 @@ impl Testbed for LinuxTestbed {
     fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)> {
         Some((Arc::new(KvmSlots::new(self.core.clone(), method?, Accounting::On)), "kvm-slots"))
     }
-    fn around(&self, operation: Operation, call: &mut dyn FnMut()) {
-        around(&self.core.surroundings, operation, call);
+    fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut()) {
+        around(&self.core.surroundings, reclaim, call);
     }
     fn memory(&self) -> Memory {
         self.core.arena().clone()

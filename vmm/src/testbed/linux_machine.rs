@@ -96,17 +96,17 @@ pub enum LinuxError {
     /// A file that is no kernel.
     #[error("the kernel {} {refusal}", path.display())]
     Kernel {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with it.
         refusal: Refusal,
     },
     /// A kernel that cannot be loaded.
     #[error("{}", path.display())]
     Load {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// What went wrong there.
         source: LoadError,
     },
     /// No modules for this kernel.

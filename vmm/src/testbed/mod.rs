@@ -12,7 +12,7 @@ use std::time::Duration;
 use guest_abi::block::Outcome;
 use guest_mem::swapper::Memory;
 use guest_mem::uffd::Faults;
-use guest_mem::{Operation, Region, SlotTable};
+use guest_mem::{Region, SlotTable};
 use notifier_bridge::{ShadowingMmu, Totals};
 use rustix::thread::Pid;
 
@@ -23,6 +23,7 @@ pub use soft::{SLOT_LIMIT, SoftError, SoftTestbed};
 
 use crate::guest::{CrashReport, GuestError, Mailbox};
 use crate::kvm::{FaultCounts, Leaves, Surroundings, ZapMethod};
+use crate::scenario::Reclaim;
 
 /// An operating system in a guest, as far as a scenario uses it.
 pub trait GuestSystem {
@@ -101,9 +102,9 @@ pub trait Testbed {
     /// method no range but the kernel's own is wanted: `None` from a secondary MMU that has a notifier of its
     /// own in the kernel, and from one that has not, the listener it cannot do without.
     fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)>;
-    /// Performs `call`, which is `operation` on the arena, so that no worker is harmed by the moment in which its
-    /// memory is read-only or elsewhere.
-    fn around(&self, operation: Operation, call: &mut dyn FnMut());
+    /// Performs `call`, which takes memory of the arena so, in a way that no worker is harmed by the moment in which its
+    /// memory is read-only, elsewhere, or not to be had.
+    fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut());
     /// The memory under test, for whoever swaps it.
     fn memory(&self) -> Memory;
     /// Whose faults that has to be.

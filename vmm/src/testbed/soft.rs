@@ -24,8 +24,8 @@ use guest_mem::remedy::{self, Asked};
 use guest_mem::swapper::Memory;
 use guest_mem::uffd::Faults;
 use guest_mem::{
-    Backing, Gpa, Hva, MapLevel, Operation, PageScanner, PageState, Region, RegionError, ScanError,
-    SlotError, SlotTable, SlotTableBuilder,
+    Backing, Gpa, Hva, MapLevel, PageScanner, PageState, Region, RegionError, ScanError, SlotError,
+    SlotTable, SlotTableBuilder,
 };
 use notifier_bridge::{AccessError, HostMmu, ResolveError, ShadowingMmu, SoftMmu, Worker};
 
@@ -34,6 +34,7 @@ use rustix::thread::{Pid, gettid};
 use super::{Breaker, Testbed};
 use crate::guest::{Area, CrashKind, CrashReport, GuestError, Mailbox};
 use crate::kvm::{FaultCounts, Leaves, ZapMethod};
+use crate::scenario::Reclaim;
 
 /// Slots the software MMU offers: as many as KVM does on x86-64.
 pub const SLOT_LIMIT: u64 = 32_764;
@@ -227,7 +228,7 @@ impl Testbed for SoftTestbed {
         // A software table drops exactly what it is told, whatever the method, and nobody else tells it.
         Some((self.core.mmu.clone(), crate::record::SOFTWARE))
     }
-    fn around(&self, _operation: Operation, call: &mut dyn FnMut()) {
+    fn around(&self, _reclaim: Reclaim, call: &mut dyn FnMut()) {
         // Between start and end of the bracket around it no worker has, or gets, a translation of the range.
         call();
     }
