@@ -8,54 +8,41 @@ use crate::region::Region;
 use crate::state::{PageCounts, PageRun, PageState};
 use crate::victim::{MapLevel, Order};
 
-/// How much of some memory is what its backing says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How much of some memory is what its backing says, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Earned {
-    /// Bytes that hold memory.
+    /// What holds memory.
     pub resident: u64,
-    /// Those of `resident` that are as the backing says: mapped by PMDs, in folios of its size, in base pages. `None` where
+    /// That of `resident` which PMDs map.
+    pub by_pmd: u64,
+    /// That of `resident` which is as the backing says: mapped by PMDs, in folios of its size, in base pages. `None` where
     /// only root may know: folios that PTEs map.
     pub as_said: Option<u64>,
 }
 
 impl Earned {
+    /// No memory at all.
+    pub const NOTHING: Self = Self { resident: 0, by_pmd: 0, as_said: Some(0) };
+
     /// Looks at all of a region.
     ///
     /// # Errors
     /// A kernel that refuses.
     pub fn of(scanner: &mut PageScanner, region: &Region) -> Result<Self, ScanError> {
-        let (mut runs, mut folios) = (Vec::new(), Vec::new());
+        let (mut runs, mut folios) = (Vec::new(), NamedFolios::default());
         scanner.scan_region(region, region.range(), &mut runs)?;
-        let order = match region.backing() {
-            Backing::Mthp(order) if scanner.knows_folios() => {
-                for range in mapped_by_pte(&runs) {
-                    scanner.large_folios(range, &mut folios)?;
-                }
-                Some(order)
-            }
-            _ => None,
-        };
-        Ok(Self::judge(region.backing(), &runs, order.map(|_| folios.as_slice())))
-    }
-
-    /// The same from what the pages are; `folios` are those that PTEs map, as far as they are known.
-    fn judge(backing: Backing, runs: &[PageRun], folios: Option<&[LargeFolio]>) -> Self {
-        let counts = PageCounts::of(runs);
-        let by_pmd = counts.pmd_mapped - zero_by_pmd(runs);
-        let as_said = match backing {
-            Backing::Base4k | Backing::Memfd => Some(counts.resident() - by_pmd),
-            Backing::Thp | Backing::MemfdThp | Backing::Hugetlb2m => Some(by_pmd),
-            Backing::Mthp(order) => folios.map(|folios| pages_in_folios_of(order, folios)),
-        };
-        let bytes = |pages: u64| pages * Order::BASE.bytes();
-        Self { resident: bytes(counts.resident()), as_said: as_said.map(bytes) }
+        folios.look(scanner, region, region.range())?;
+        Ok(folios.judge(region.backing(), &runs))
     }
 
     /// The two together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        let as_said = self.as_said.zip(other.as_said).map(|(a, b)| a + b);
-        Self { resident: self.resident + other.resident, as_said }
+        Self {
+            resident: self.resident + other.resident,
+            by_pmd: self.by_pmd + other.by_pmd,
+            as_said: self.as_said.zip(other.as_said).map(|(a, b)| a + b),
+        }
     }
 
     /// The part of the memory that is as the backing says, between 0 and 1; `None` if that is not known, or nothing is there.
@@ -64,9 +51,61 @@ impl Earned {
     }
 }
 
-/// Pages of whole folios of this order.
-fn pages_in_folios_of(order: Order, folios: &[LargeFolio]) -> u64 {
-    folios.iter().filter(|folio| folio.order == order && folio.is_whole()).map(|folio| folio.mapped).sum()
+/// The folios of the size that a backing names, where PTEs map them: what a look at them found. Keeps its buffer, so that
+/// looking again allocates nothing once warm.
+#[derive(Debug, Default)]
+pub struct NamedFolios {
+    /// Whole ones, in order of address.
+    folios: Vec<LargeFolio>,
+    /// Whether there would be any to be seen.
+    known: bool,
+}
+
+impl NamedFolios {
+    /// Looks at the folios that have pages in a part of a region. Of a backing that names no size there is nothing to see.
+    ///
+    /// # Errors
+    /// A kernel that refuses.
+    pub fn look(
+        &mut self,
+        scanner: &mut PageScanner,
+        region: &Region,
+        range: HvaRange,
+    ) -> Result<(), ScanError> {
+        self.folios.clear();
+        let Backing::Mthp(order) = region.backing() else { return Ok(()) };
+        self.known = scanner.knows_folios();
+        // Whole folios: they are aligned to their size where they are mapped.
+        let wide = range.checked_align_outward(order.bytes());
+        let wide = wide.and_then(|wide| wide.intersection(region.range()));
+        if let Some(wide) = wide.filter(|_| self.known) {
+            scanner.large_folios(wide, &mut self.folios)?;
+            self.folios.retain(|folio| folio.order == order && folio.is_whole());
+        }
+        Ok(())
+    }
+
+    /// How much of these pages, which were looked at, is what the backing says.
+    pub fn judge(&self, backing: Backing, runs: &[PageRun]) -> Earned {
+        let counts = PageCounts::of(runs);
+        let by_pmd = counts.pmd_mapped - zero_by_pmd(runs);
+        let as_said = match backing {
+            Backing::Base4k | Backing::Memfd => Some(counts.resident() - by_pmd),
+            Backing::Thp | Backing::MemfdThp | Backing::Hugetlb2m => Some(by_pmd),
+            Backing::Mthp(_) => {
+                self.known.then(|| mapped_by_pte(runs).map(|range| self.pages_in(range)).sum())
+            }
+        };
+        let bytes = |pages: u64| pages * Order::BASE.bytes();
+        Earned { resident: bytes(counts.resident()), by_pmd: bytes(by_pmd), as_said: as_said.map(bytes) }
+    }
+
+    /// Pages of a range that lie in one of them.
+    fn pages_in(&self, range: HvaRange) -> u64 {
+        let first = self.folios.partition_point(|folio| folio.pages.end() <= range.start());
+        let inside = self.folios[first..].iter().map_while(|folio| folio.pages.intersection(range));
+        inside.map(|part| part.page_count()).sum()
+    }
 }
 
 fn mapped_by_pte(runs: &[PageRun]) -> impl Iterator<Item = HvaRange> {
@@ -106,9 +145,9 @@ mod tests {
         ];
         let folio =
             |page, mapped, order| LargeFolio { pages: run(page, mapped, runs[2].state).range, mapped, order };
-        // One whole, one of which a part is gone, one of another size.
-        let folios = [folio(1024, 16, order), folio(1040, 8, order), folio(1048, 8, Order::new(3).unwrap())];
-        let fraction = |backing, folios| Earned::judge(backing, &runs, folios).fraction();
+        let seen = NamedFolios { folios: vec![folio(1024, 16, order)], known: true };
+        let hidden = NamedFolios::default();
+        let fraction = |backing| seen.judge(backing, &runs).fraction();
         let resident = 512.0 + 48.0 + 16.0;
         for (backing, said) in [
             (Backing::Base4k, 64.0),
@@ -118,10 +157,13 @@ mod tests {
             (Backing::Hugetlb2m, 512.0),
             (Backing::Mthp(order), 16.0),
         ] {
-            assert_eq!(fraction(backing, Some(&folios)), Some(said / resident), "{backing}");
+            assert_eq!(fraction(backing), Some(said / resident), "{backing}");
         }
-        assert_eq!(fraction(Backing::Mthp(order), None), None, "only root sees folios");
-        assert_eq!(Earned::judge(Backing::Base4k, &[], None).fraction(), None, "nothing is there");
+        assert_eq!(hidden.judge(Backing::Mthp(order), &runs).fraction(), None, "only root sees folios");
+        assert_eq!(hidden.judge(Backing::Base4k, &[]).fraction(), None, "nothing is there");
+        // A part of a folio, and pages that are not mapped.
+        let part = [run(1030, 20, mapped(MapLevel::Pte)), run(1072, 16, PageState::Swapped)];
+        assert_eq!(seen.judge(Backing::Mthp(order), &part).as_said, Some(10 * PAGE_SIZE));
     }
 
     #[test]
@@ -129,8 +171,8 @@ mod tests {
         let region = Region::map(2 * PMD_SIZE, Backing::Base4k).unwrap();
         region.populate(region.range()).unwrap();
         let earned = Earned::of(&mut PageScanner::new().unwrap(), &region).unwrap();
-        assert_eq!(earned, Earned { resident: 2 * PMD_SIZE, as_said: Some(2 * PMD_SIZE) });
-        let both = earned.and(Earned { resident: 4, as_said: None });
+        assert_eq!(earned, Earned { resident: 2 * PMD_SIZE, by_pmd: 0, as_said: Some(2 * PMD_SIZE) });
+        let both = earned.and(Earned { resident: 4, as_said: None, ..Earned::NOTHING });
         assert_eq!((both.resident, both.fraction()), (2 * PMD_SIZE + 4, None));
     }
 }

@@ -168,7 +168,8 @@ fn backing(row: &Row) -> String {
     let asked = &row.label.backing;
     match row.achieved.as_ref() {
         Some(achieved) => units::label(asked, Some(achieved.get(asked).copied().unwrap_or(0.0))),
-        // Nothing was taken of which it could be known.
+        // Something was taken, and what it was could not be seen.
+        None if row.evicted_bytes.get().is_some_and(|bytes| bytes > 0) => format!("{asked} (?)"),
         None => asked.clone(),
     }
 }

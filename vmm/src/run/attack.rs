@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use guest_mem::{
-    Backing, HvaRange, MapLevel, MemoryCgroup, Operation, Order, PAGE_SIZE, PageCounts, PageRun, PageScanner,
-    Planned, Planner, Region, Unit, Victim, drain_lru, perform_unmeasured,
+    Backing, HvaRange, MapLevel, MemoryCgroup, NamedFolios, Operation, Order, PAGE_SIZE, PageCounts, PageRun,
+    PageScanner, Planned, Planner, Region, Unit, Victim, drain_lru, perform_unmeasured,
 };
 use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbStats, Source, monotonic_ns};
 
@@ -29,7 +29,7 @@ use crate::hook;
 use crate::host::signals::Cancel;
 use crate::kvm::Leaves;
 use crate::record::Samples;
-use crate::scenario::Victims;
+use crate::scenario::{Reclaim, Victims};
 use crate::tap::{Operations, Promise};
 use crate::testbed::Testbed;
 
@@ -85,6 +85,7 @@ pub struct Attacker<'a> {
     planned: Vec<Planned>,
     replanned: Vec<Planned>,
     runs: Vec<PageRun>,
+    folios: NamedFolios,
     recorder: Recorder,
     /// When each system call was made, for the kernel's account of it; `None` where nobody keeps that.
     operations: Option<Operations>,
@@ -120,6 +121,7 @@ impl<'a> Attacker<'a> {
             planned: Vec::new(),
             replanned: Vec::new(),
             runs: Vec::new(),
+            folios: NamedFolios::default(),
             recorder: Recorder::with_capacity(records),
             operations: None,
             exact: wiring.exact,
@@ -243,6 +245,7 @@ impl<'a> Attacker<'a> {
             device.read(range)?;
         }
         let before = self.page_counts(range)?;
+        self.count_what_it_was(range, counts)?;
         let mut planned = std::mem::take(&mut self.planned);
         self.planner.plan(&mut self.scanner, arena, range, Unit::Range, operation, &mut planned)?;
         let leaves = self.leaves();
@@ -251,7 +254,6 @@ impl<'a> Attacker<'a> {
         self.count_dropped(leaves, counts);
         self.planned = planned;
         let after = self.page_counts(range)?;
-        counts.pmd_mapped_bytes += before.pmd_mapped * PAGE_SIZE;
         counts.evicted_bytes += operation.got_bytes(self.arena().backing(), &before, &after);
         Ok(())
     }
@@ -305,7 +307,8 @@ impl<'a> Attacker<'a> {
                 counts.repeated += u64::from(attempt > 0);
                 let begun = monotonic_ns();
                 let mut performed = Ok(());
-                testbed.around(operation, &mut || performed = perform_unmeasured(arena, operation, range));
+                let reclaim = Reclaim::By(operation);
+                testbed.around(reclaim, &mut || performed = perform_unmeasured(arena, operation, range));
                 performed?;
                 let ended = monotonic_ns();
                 spent += ended - begun;
@@ -346,6 +349,14 @@ impl<'a> Attacker<'a> {
         Ok(PageCounts::of(&self.runs))
     }
 
+    /// Counts what memory is that is about to be taken and whose pages have just been looked at.
+    fn count_what_it_was(&mut self, range: HvaRange, counts: &mut Counts) -> Result<(), TrialError> {
+        let arena = self.arena();
+        self.folios.look(&mut self.scanner, arena, range)?;
+        counts.was = counts.was.and(self.folios.judge(arena.backing(), &self.runs));
+        Ok(())
+    }
+
     /// Lets the cgroup choose. Nothing is known before the fact, so what went is found by looking, and
     /// announced afterwards: the kernel's own notifier has done its part by then.
     fn squeeze(
@@ -358,19 +369,24 @@ impl<'a> Attacker<'a> {
         let arena = self.arena();
         let mut before = Vec::new();
         self.scanner.scan_region(arena, arena.range(), &mut before)?;
+        self.folios.look(&mut self.scanner, arena, arena.range())?;
         let leaves = self.leaves();
         let mark = self.mark(0..arena.range().page_count());
         let evicted = counts.evicted_bytes;
         counts.expected += Expected::UNKNOWN;
         let begun = monotonic_ns();
-        cgroup.squeeze(bytes)?;
+        let mut squeezed = None;
+        self.testbed.around(Reclaim::Cgroup, &mut || squeezed = Some(cgroup.squeeze(bytes)));
+        squeezed.expect("the testbed performs what it is given")?;
         if let Some(operations) = &mut self.operations {
             operations.note(begun, monotonic_ns(), &[], Promise::Reclaim);
         }
         self.count_dropped(leaves, counts);
         let mut after = Vec::new();
         self.scanner.scan_region(arena, arena.range(), &mut after)?;
-        for (went, level) in departed(&before, &after) {
+        for run in departed(&before, &after) {
+            let went = run.range;
+            let level = if run.state.is_pmd_mapped() { MapLevel::Pmd } else { MapLevel::Pte };
             let (order, step) = match level {
                 MapLevel::Pmd => (Order::PMD, Order::PMD.bytes()),
                 MapLevel::Pte => (Order::BASE, PAGE_SIZE),
@@ -384,9 +400,7 @@ impl<'a> Attacker<'a> {
                 self.bridge.invalidate(&mut self.recorder, &invalidation, || ())?;
             }
             counts.evicted_bytes += went.len();
-            if level == MapLevel::Pmd {
-                counts.pmd_mapped_bytes += went.len();
-            }
+            counts.was = counts.was.and(self.folios.judge(arena.backing(), &[run]));
             let first = arena.offset_of(went.start()).expect("scanned in the arena") / PAGE_SIZE;
             taken(first..first + went.page_count());
         }
@@ -395,9 +409,8 @@ impl<'a> Attacker<'a> {
     }
 }
 
-/// The ranges that were resident before and are not after, with the level that mapped them before. Both lists
-/// tile the same range.
-fn departed(before: &[PageRun], after: &[PageRun]) -> Vec<(HvaRange, MapLevel)> {
+/// What was resident before and is not after, as it was before. Both lists tile the same range.
+fn departed(before: &[PageRun], after: &[PageRun]) -> Vec<PageRun> {
     let mut went = Vec::new();
     let mut rest = after.iter().peekable();
     for was in before.iter().filter(|run| run.state.is_resident()) {
@@ -407,8 +420,7 @@ fn departed(before: &[PageRun], after: &[PageRun]) -> Vec<(HvaRange, MapLevel)> 
         let overlapping = rest.clone().take_while(|is| is.range.start() < was.range.end());
         for is in overlapping.filter(|is| !is.state.is_resident()) {
             if let Some(range) = was.range.intersection(is.range) {
-                let level = if was.state.is_pmd_mapped() { MapLevel::Pmd } else { MapLevel::Pte };
-                went.push((range, level));
+                went.push(PageRun { range, state: was.state });
             }
         }
     }

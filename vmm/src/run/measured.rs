@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use guest_mem::Planned;
+use guest_mem::{Earned, Planned};
 use notifier_bridge::{Count, SharedTlbStats, Totals};
 
 use super::own_swap::Returned;
@@ -14,7 +14,7 @@ use crate::testbed::GivenBack;
 /// Ranges that the kernel is expected to announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// How many.
+    /// How many ranges.
     pub ranges: Count,
     /// Bytes of all of them.
     pub bytes: Count,
@@ -68,8 +68,8 @@ pub struct Counts {
     pub refaults: Count,
     /// Faults on pages that never left.
     pub collateral_faults: Count,
-    /// Bytes of the victims that were mapped by PMD entries when they were taken.
-    pub pmd_mapped_bytes: u64,
+    /// What the victims were when they were taken.
+    pub was: Earned,
     /// Pages that came back wrong.
     pub integrity_errors: u64,
     /// What the device on the host's page tables saw; `None` without one.
@@ -99,7 +99,7 @@ impl Default for Counts {
             remote_tlb_flushes: Count::ZERO,
             refaults: Count::ZERO,
             collateral_faults: Count::ZERO,
-            pmd_mapped_bytes: 0,
+            was: Earned::NOTHING,
             integrity_errors: 0,
             device: None,
             given_back: None,

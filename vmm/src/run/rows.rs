@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use guest_mem::{Backing, PAGE_SIZE};
+use guest_mem::{Backing, Earned, PAGE_SIZE};
 use notifier_bridge::{Count, SharedTlbStats};
 
 use super::announced;
@@ -77,9 +77,9 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     row.collateral_faults = known("collateral_faults", counts.collateral_faults);
     // What a cgroup took is its own choice; everything else takes what it was asked for, or a part.
     let taken = if row.label.reclaim == "cgroup" { counts.evicted_bytes } else { counts.victim_bytes };
-    row.achieved = match achieved(backing, counts.pmd_mapped_bytes, taken) {
-        Some(fractions) => Measured::of(fractions),
-        None => warnings.not_measured("achieved", "no step took anything"),
+    row.achieved = match achieved(backing, &counts.was, taken) {
+        Ok(fractions) => Measured::of(fractions),
+        Err(why) => warnings.not_measured("achieved", why),
     };
     row.victims = Measured::of(counts.victims);
     row.victim_bytes = Measured::of(counts.victim_bytes);
@@ -256,36 +256,70 @@ fn fill_times(row: &mut Row, measured: &Trial, warnings: &mut Warnings) {
         rate("guest_touches_during", measured.during, "no hot loop ran while memory was taken");
 }
 
-/// What the victims really were: the fraction mapped by PMD entries, and the rest under its own name.
-fn achieved(backing: Backing, pmd_mapped: u64, all: u64) -> Option<BTreeMap<String, f64>> {
+/// What the victims really were, as parts of all that was taken: what PMDs mapped, what was as the backing says, and the
+/// rest. Or why that is not known.
+fn achieved(backing: Backing, was: &Earned, all: u64) -> Result<BTreeMap<String, f64>, &'static str> {
+    const REST: &str = "other";
     if all == 0 {
-        return None;
+        return Err("no step took anything");
     }
-    let large = match backing {
-        Backing::Hugetlb2m => "hugetlb:2m",
-        Backing::MemfdThp => "memfd:thp",
-        _ => "thp",
+    let (large, small) = match backing {
+        Backing::Base4k | Backing::Thp => ("thp", "4k"),
+        Backing::Memfd | Backing::MemfdThp => ("memfd:thp", "memfd"),
+        Backing::Hugetlb2m => ("hugetlb:2m", "4k"),
+        Backing::Mthp(_) => ("thp", REST),
     };
-    let small = match backing {
-        Backing::Memfd | Backing::MemfdThp => "memfd".to_owned(),
-        Backing::Mthp(_) => backing.to_string(),
-        _ => "4k".to_owned(),
+    let named = match (backing, was.as_said) {
+        (Backing::Mthp(_), Some(bytes)) => bytes,
+        (Backing::Mthp(_), None) => {
+            return Err("which folios there are is for root to see (/proc/kpageflags)");
+        }
+        _ => 0,
     };
-    let fraction = pmd_mapped as f64 / all as f64;
-    let parts = [(large.to_owned(), fraction), (small, 1.0 - fraction)];
-    Some(parts.into_iter().filter(|(_, part)| *part > 0.0).collect())
+    let rest = all.saturating_sub(was.by_pmd + named);
+    let parts = [(large.to_owned(), was.by_pmd), (backing.to_string(), named), (small.to_owned(), rest)];
+    let some = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
+    Ok(some.map(|(name, bytes)| (name, bytes as f64 / all as f64)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parts(
+        backing: Backing,
+        [by_pmd, as_said]: [u64; 2],
+        all: u64,
+    ) -> Result<Vec<(String, f64)>, &'static str> {
+        let was = Earned { resident: all, by_pmd, as_said: Some(as_said) };
+        achieved(backing, &was, all).map(|parts| parts.into_iter().collect())
+    }
+
     #[test]
     fn a_label_is_earned() {
-        let parts = |backing, pmd, all| achieved(backing, pmd, all).unwrap();
-        assert_eq!(parts(Backing::Thp, 4, 4), [("thp".to_owned(), 1.0)].into());
-        assert_eq!(parts(Backing::Thp, 0, 4), [("4k".to_owned(), 1.0)].into());
-        assert_eq!(parts(Backing::Thp, 1, 4), [("thp".to_owned(), 0.25), ("4k".to_owned(), 0.75)].into());
-        assert_eq!(achieved(Backing::Base4k, 0, 0), None);
+        let of = |parts: &[(&str, f64)]| {
+            Ok(parts.iter().map(|(name, part)| ((*name).to_owned(), *part)).collect::<Vec<_>>())
+        };
+        assert_eq!(parts(Backing::Thp, [4, 4], 4), of(&[("thp", 1.0)]));
+        assert_eq!(parts(Backing::Thp, [0, 0], 4), of(&[("4k", 1.0)]));
+        assert_eq!(parts(Backing::Thp, [1, 1], 4), of(&[("4k", 0.75), ("thp", 0.25)]));
+        assert_eq!(parts(Backing::Base4k, [0, 4], 4), of(&[("4k", 1.0)]));
+        assert_eq!(parts(Backing::Memfd, [0, 4], 4), of(&[("memfd", 1.0)]));
+        assert_eq!(parts(Backing::MemfdThp, [1, 1], 4), of(&[("memfd", 0.75), ("memfd:thp", 0.25)]));
+        parts(Backing::Base4k, [0, 0], 0).unwrap_err();
+    }
+
+    #[test]
+    fn folios_of_a_size_are_those_that_were_seen() {
+        let mthp = Backing::mthp(64 << 10).unwrap();
+        let of = |parts: &[(&str, f64)]| {
+            Ok(parts.iter().map(|(name, part)| ((*name).to_owned(), *part)).collect::<Vec<_>>())
+        };
+        assert_eq!(parts(mthp, [0, 4], 4), of(&[("mthp:64k", 1.0)]));
+        assert_eq!(parts(mthp, [0, 0], 4), of(&[("other", 1.0)]));
+        assert_eq!(parts(mthp, [1, 2], 4), of(&[("mthp:64k", 0.5), ("other", 0.25), ("thp", 0.25)]));
+        let hidden = Earned { resident: 4, by_pmd: 0, as_said: None };
+        assert!(achieved(mthp, &hidden, 4).unwrap_err().contains("root"));
+        assert!(achieved(Backing::Thp, &hidden, 4).is_ok());
     }
 }

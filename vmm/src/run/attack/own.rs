@@ -94,7 +94,8 @@ impl Attacker<'_> {
         if let Some(device) = self.device {
             device.read(range)?;
         }
-        counts.pmd_mapped_bytes += self.page_counts(range)?.pmd_mapped * PAGE_SIZE;
+        self.page_counts(range)?;
+        self.count_what_it_was(range, counts)?;
         let leaves = self.leaves();
         let reading = (&mut self.scanner, &mut self.planner);
         let (evicted, expected, spent) =
