@@ -101,8 +101,8 @@ impl Neighbours {
         let runs: Vec<_> = self.neighbours_seen().iter().map(|run| run.told_in(here)).collect();
         (!runs.is_empty()).then(|| {
             format!(
-                "another zapscope ran at the same time ({}), each disturbs the other's times: \
-                 run one after the other",
+                "another zapscope ran at the same time ({}), each disturbs the other's times, and what one takes to swap may \
+                 lie on the other's device and come back when that ends: run one after the other",
                 runs.join(", ")
             )
         })

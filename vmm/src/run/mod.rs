@@ -23,6 +23,7 @@ mod rows;
 mod runner;
 mod sink;
 mod so_far;
+mod swap_watch;
 mod tapping;
 mod trial;
 mod tune;

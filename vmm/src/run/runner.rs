@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -17,6 +18,7 @@ use super::pressure::Pressure;
 use super::rows;
 use super::sink::{NotKept, RowSink};
 use super::so_far::{Known, RunSoFar};
+use super::swap_watch::SwapWatch;
 use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
 use super::tune::{Tuner, offer_of_tune};
@@ -33,7 +35,7 @@ use crate::input::{self, InputError, What};
 use crate::kvm::boot;
 use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
-use crate::record::{Row, RowLabel, RunRecord, SOFTWARE, utc};
+use crate::record::{HostChange, Row, RowLabel, RunRecord, SOFTWARE, utc};
 use crate::scenario::expect::check_all;
 use crate::scenario::{LinuxGuest, Reclaim, RowPlan, Scenario, Zap};
 use crate::testbed::{
@@ -96,7 +98,7 @@ pub enum RunError {
         case: String,
         /// Which row.
         row: String,
-        /// How.
+        /// What went wrong there.
         source: Box<TrialError>,
     },
 }
@@ -354,14 +356,26 @@ impl<'a> Runner<'a> {
             refill,
             cancel: self.cancel,
         };
+        let swaps = uses_swap(plan).then(|| SwapWatch::begin(self.own_swap_areas()));
         let mut measured = Trial::new(setup, &wiring)
             .and_then(Trial::run)
             .map_err(|error| self.failure(plan, error, testbed.host_limit()))?;
+        measured.warnings.extend(swaps.and_then(SwapWatch::end));
         if measured.refill.is_some() {
             self.refilled.push(kind);
         }
         self.note(plan, wiring.listener, &*testbed, &mut measured);
         Ok((measured, wiring.listener))
+    }
+
+    /// The swap areas that were made for this run.
+    fn own_swap_areas(&self) -> Vec<PathBuf> {
+        let made = self.changes.map(HostChanges::made).unwrap_or_default();
+        let device = |change: HostChange| match change {
+            HostChange::Zram { device, .. } => Some(device.into()),
+            _ => None,
+        };
+        made.into_iter().filter_map(device).collect()
     }
 
     /// What a replay takes rows together by: all but policy and zap.
@@ -529,6 +543,11 @@ impl<'a> Runner<'a> {
     }
 }
 
+/// Whether what this row takes goes to the host's swap.
+fn uses_swap(plan: &RowPlan<'_>) -> bool {
+    matches!(plan.combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup)
+}
+
 /// What this row needs and the host has not, with the remedy.
 fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<String> {
     let combination = &plan.combination;
@@ -536,8 +555,7 @@ fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<String> {
         let tune = if tuned { "" } else { offer_of_tune(&why) };
         return Some(format!("{why}{tune}"));
     }
-    let swaps = matches!(combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
-    if swaps && SwapInfo::read().free() == 0 {
+    if uses_swap(plan) && SwapInfo::read().free() == 0 {
         let what = combination.reclaim.to_string();
         return Some(format!(
             "{what} needs swap and there is none: run as root with `--zram 1GiB`, or `swapon` a device"

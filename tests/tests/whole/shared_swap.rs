@@ -1,0 +1,92 @@
+//! Swap that others have a part in: a device of somebody else's that comes before our own, and a limit that is squeezed while
+//! a guest uses all of its memory.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use guest_mem::{SwapInfo, ZramSwap};
+use serde_json::Value;
+use tests::host::Need;
+use tests::record::{number, rows};
+use tests::{program, scenario};
+
+crate::tests! {
+    pages_that_went_to_somebody_elses_device_are_told: [Zram],
+    a_squeeze_of_memory_in_use_kills_nobody(backend in ["soft", "kvm"]): [Zram, Cgroup, of(backend)],
+}
+
+/// What a backend needs; the software MMU nothing but memory.
+fn of(backend: &str) -> Need {
+    if backend == "kvm" { Need::Kvm } else { Need::Has(guest_mem::Backing::Base4k) }
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Another swap device comes while a row is made, takes what the row evicts, and goes with it.
+fn pages_that_went_to_somebody_elses_device_are_told() {
+    let place = tempfile::tempdir().unwrap();
+    let slowly = ["victims = \"sparse\"", "count = 400", "pace = \"20ms\""];
+    let scenario = scenario::of("16MiB").reclaims(&["pageout"]).fill().step("reclaim", &slowly).refault();
+    std::fs::write(place.path().join("s.toml"), scenario.text()).unwrap();
+    let arguments = ["run", "s.toml", "--backend", "soft", "--zram", "64MiB", "--json", "--out", "out"];
+    let mut run = program::zapscope(place.path(), &arguments).spawn().unwrap();
+    let said = BufReader::new(run.stderr.take().unwrap());
+    let (send, receive) = channel();
+    let reading =
+        std::thread::spawn(move || said.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
+    let own = {
+        let _waiting = harness::waiting("the run to make its device");
+        let made = receive.iter().find_map(|line| Some(line.split_once("made zram")?.1.to_owned()));
+        PathBuf::from(format!("/dev/zram{}", made.unwrap().split(' ').next().unwrap()))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let until = |what: &str, met: &dyn Fn(&SwapInfo) -> bool| {
+        let _waiting = harness::waiting(what);
+        while !met(&SwapInfo::read()) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", SwapInfo::read());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let holds = |device: &Path, least: u64| {
+        let device = device.to_owned();
+        move |swaps: &SwapInfo| swaps.find(&device).is_some_and(|area| area.used >= least)
+    };
+    until("the run swaps to its own device", &holds(&own, 1));
+    let theirs = ZramSwap::create(64 << 20, None).unwrap();
+    let device = theirs.path();
+    until("the run swaps to the other device", &holds(&device, 128 << 10));
+    theirs.remove().unwrap();
+    let output = {
+        let _waiting = harness::waiting("the end of the run");
+        run.wait_with_output().unwrap()
+    };
+    reading.join().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = &rows(&record)[0];
+    assert_eq!(number(row, "integrity_errors"), 0);
+    assert!(number(row, "returned_bytes") > 64 << 10, "what went there came back with its end: {row:#}");
+    let warnings = row["warnings"].to_string();
+    assert!(warnings.contains("swap areas changed while this row was made"), "{warnings}");
+}
+
+/// Everything is in use, by 1/n: a fault that comes while the limit is low finds little to reclaim. It waits for the limit
+/// to be lifted, where it went to the OOM killer.
+fn a_squeeze_of_memory_in_use_kills_nobody(backend: &str) {
+    let place = tempfile::tempdir().unwrap();
+    let hot = ["pages = \"all\"", "walk = \"zipf\"", "exponent = 1.0", "access = \"write\""];
+    let scenario = scenario::of("64MiB").policies(&["kernel", "folio", "slot"]).reclaims(&["cgroup"]);
+    let scenario = scenario.fill().step("hot", &hot).range("0..60MiB", "page").stop().refault();
+    std::fs::write(place.path().join("s.toml"), scenario.text()).unwrap();
+    let arguments = ["run", "s.toml", "--backend", backend, "--zram", "128MiB", "--tap", "off", "--json"];
+    let output = program::end_of_group(program::grouped(place.path(), &arguments).spawn().unwrap());
+    let said = program::stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for row in rows(&record) {
+        assert!(row["could_not_run"].is_null(), "{row:#}");
+        assert_eq!(number(row, "integrity_errors"), 0, "{row:#}");
+    }
+}
