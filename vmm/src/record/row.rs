@@ -129,7 +129,7 @@ macro_rules! row {
 /// Ranges of one cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CauseTotals {
-    /// How many.
+    /// How many ranges.
     pub ranges: u64,
     /// Bytes of all of them.
     pub bytes: u64,
@@ -187,7 +187,8 @@ impl<V> Value for BTreeMap<String, V> {
 }
 
 row! {
-    /// What pagemap says the memory was when it was taken: a fraction for each name, `{"thp": 0.97, "4k": 0.03}`.
+    /// What the memory was when it was taken: a fraction for each name, `{"thp": 0.97, "4k": 0.03}`. By pagemap, and of
+    /// `mthp` by the flags of page frames: `other` is what was in no whole folio of the size asked for.
     achieved: BTreeMap<String, f64>,
     /// Operations asked for.
     victims: u64,
@@ -305,6 +306,19 @@ row! {
 impl Row {
     /// The keys of what was announced, and of what follows from it.
     pub const ANNOUNCED: [&str; 3] = ["invalidations", "invalidated_bytes", "amplification"];
+
+    /// Fills in [`Row::ANNOUNCED`]: what was announced, and how much that is for each byte that was needed.
+    pub fn announce(&mut self, ranges: u64, bytes: u64, needed_bytes: u64, warnings: &mut Warnings) {
+        self.invalidations = Measured::of(ranges);
+        self.invalidated_bytes = Measured::of(bytes);
+        self.amplification = Measured::quotient(
+            bytes as f64,
+            needed_bytes as f64,
+            warnings,
+            "amplification",
+            "nothing had to be invalidated",
+        );
+    }
 
     /// Whether what stands under [`Row::ANNOUNCED`] is what was expected of the kernel, and nobody measured it.
     pub fn is_expected(&self) -> bool {

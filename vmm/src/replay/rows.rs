@@ -92,24 +92,13 @@ fn fill_counts(
     row.victims = recorded.victims;
     row.victim_bytes = recorded.victim_bytes;
     row.evicted_bytes = recorded.evicted_bytes;
-    row.invalidations = Measured::of(found.invalidations);
     row.needed_bytes = Measured::of(found.needed_bytes);
-    row.invalidated_bytes = Measured::of(found.invalidated_bytes);
-    row.amplification = Measured::quotient(
-        found.invalidated_bytes as f64,
-        found.needed_bytes as f64,
-        warnings,
-        "amplification",
-        "nothing had to be invalidated",
-    );
-    // What the kernel announces while it chooses for itself follows from nothing in the log.
     if row.label.policy == KERNEL && !names_addresses {
+        // What the kernel announces while it chooses for itself follows from nothing in the log.
         let why = "the kernel's own figure, of which a log without an address tells nothing";
-        for key in Row::ANNOUNCED {
-            warnings.note(key, why);
-        }
-        (row.invalidations, row.invalidated_bytes) = (Measured::absent(), Measured::absent());
-        row.amplification = Measured::absent();
+        Row::ANNOUNCED.iter().for_each(|key| warnings.note(key, why));
+    } else {
+        row.announce(found.invalidations, found.invalidated_bytes, found.needed_bytes, warnings);
     }
     row.sharing_calls = Measured::of(found.sharing_calls);
     row.double_calls = Measured::of(found.double_calls);

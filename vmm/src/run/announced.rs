@@ -95,15 +95,7 @@ pub fn fill(row: &mut Row, measured: &Trial, no_account: Option<&str>, warnings:
             return;
         }
     };
-    row.invalidations = Measured::of(announced.ranges);
-    row.invalidated_bytes = Measured::of(announced.bytes);
-    row.amplification = Measured::quotient(
-        announced.bytes as f64,
-        totals.needed_bytes as f64,
-        warnings,
-        "amplification",
-        "nothing had to be invalidated",
-    );
+    row.announce(announced.ranges, announced.bytes, totals.needed_bytes, warnings);
 }
 
 #[cfg(test)]
