@@ -1,5 +1,7 @@
 //! Bad input: a clear message, an exit code that is not 0, the host as it was.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ crate::tests! {
     a_guest_that_crashes_ends_the_run_with_its_registers: [Kvm, SlotZap],
     rows_without_swap_say_so_and_the_others_run: [],
     a_run_directory_is_never_overwritten: [],
+    names_that_are_no_text_are_names: [],
 }
 
 /// What the user has to change.
@@ -65,6 +68,34 @@ fn bad_command_lines_are_refused() {
     refused(at, &["run", "--backend", "xen"], &["xen"]);
     refused(at, &["fly"], &["fly"]);
     refused(at, &[], &["Usage"]);
+}
+
+/// Files may be called anything that has no NUL.
+fn names_that_are_no_text_are_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    let name = |bytes: &'static [u8]| OsStr::from_bytes(bytes);
+    let scenario = tests::scenario::of("2MiB").fill().sparse(3);
+    std::fs::write(at.join(name(b"s\xff.toml")), scenario.text()).unwrap();
+    let run = [
+        name(b"run"),
+        name(b"s\xff.toml"),
+        name(b"--backend"),
+        name(b"soft"),
+        name(b"--out"),
+        name(b"o\xff"),
+    ];
+    let output = program::output(at, &run);
+    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    assert!(at.join(name(b"o\xff")).join("run.json").is_file());
+    std::fs::write(at.join("kernel"), bzimage::kernel(&code::power_off())).unwrap();
+    let disk = [name(b"boot"), name(b"--kernel"), name(b"kernel"), name(b"--disk"), name(b"d\xff:ro")];
+    for (arguments, what) in [(&[name(b"run"), name(b"n\xff")][..], "no scenario"), (&disk, "No such file")] {
+        let output = program::output(at, arguments);
+        let said = program::stderr(&output);
+        assert_eq!(output.status.code(), Some(MISTAKE), "{said}");
+        assert!(said.contains(what) && !said.contains("invalid UTF-8"), "{said}");
+    }
 }
 
 /// A scenario that is sound but for one line.

@@ -1,5 +1,6 @@
 //! The command line's words.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -43,7 +44,7 @@ pub enum Command {
 pub struct RunArguments {
     /// A built-in scenario's name, or a TOML file.
     #[arg(default_value = "swapout")]
-    pub scenario: String,
+    pub scenario: PathBuf,
     /// Make a zram swap device of this size for the run, and take it away again.
     #[arg(long, value_name = "SIZE")]
     pub zram: Option<Size>,
@@ -154,7 +155,7 @@ pub struct BootArguments {
     pub vcpus: u32,
     /// A raw disk image or block device; with `:ro` after it, read-only. May be given several times.
     #[arg(long = "disk", value_name = "FILE[:ro]")]
-    pub disks: Vec<String>,
+    pub disks: Vec<OsString>,
     /// Give the guest a balloon, and have it inflate to this size.
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<Size>,

@@ -1,7 +1,9 @@
 //! `zapscope boot`: a Linux kernel to its console.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,12 +108,7 @@ struct Files<'a> {
 }
 
 /// Makes the machine, and waits for its end.
-fn live(
-    arguments: &BootArguments,
-    files: Files<'_>,
-    kvm: &Kvm,
-    cancel: Cancel,
-) -> Result<Exit, Failure> {
+fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) -> Result<Exit, Failure> {
     let Files { path, image, initrd, disks } = files;
     let kernel = identify(path, &image)?;
     let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
@@ -220,19 +217,20 @@ fn end_on_signal(cancel: Cancel, life: &Arc<Life>) -> Result<(), Failure> {
 }
 
 /// `FILE` or `FILE:ro`.
-fn open_disk((index, text): (usize, &String)) -> Result<Disk, crate::devices::virtio::block::DiskError> {
-    let (path, read_only) = match text.strip_suffix(":ro") {
+fn open_disk((index, text): (usize, &OsString)) -> Result<Disk, crate::devices::virtio::block::DiskError> {
+    let bytes = text.as_bytes();
+    let (path, read_only) = match bytes.strip_suffix(b":ro") {
         Some(path) => (path, true),
-        None => (text.as_str(), false),
+        None => (bytes, false),
     };
-    Disk::open(Path::new(path), read_only, &format!("disk{index}"))
+    Disk::open(Path::new(OsStr::from_bytes(path)), read_only, &format!("disk{index}"))
 }
 
 /// How much of the guest's memory is what was asked for; `None` if it cannot be looked at.
 fn earned(pc: &Pc) -> Option<Earned> {
     let mut scanner = PageScanner::new().ok()?;
     let mut regions = pc.memory().ram().iter().map(|region| Earned::of(&mut scanner, region));
-    regions.try_fold(Earned { resident: 0, as_said: Some(0) }, |all, region| Some(all.and(region.ok()?)))
+    regions.try_fold(Earned::NOTHING, |all, region| Some(all.and(region.ok()?)))
 }
 
 /// Says what the memory was, unless it was just what was asked for.

@@ -21,7 +21,7 @@ pub enum PlaceError {
     Write {
         /// Which file or directory.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: io::Error,
     },

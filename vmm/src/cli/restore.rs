@@ -26,12 +26,10 @@ pub fn restore(path: &Path, arguments: &RestoreArguments, tune: bool) -> Result<
     let kvm = Kvm::open()?;
     let cancel = cancel_on_signal()?;
     let (backing, bytes) = (snapshot.header.backing, snapshot.header.arena);
-    Wanted { backing, bytes, tune }.while_tuned(|| {
-        match run(&snapshot, &kvm, arguments, &cancel, started) {
-            Ok(record) => publish(&record, arguments.json),
-            Err(_) if cancel.is_cancelled() => Ok(Exit::Interrupted),
-            Err(error) => Err(error.into()),
-        }
+    Wanted { backing, bytes, tune }.while_tuned(|| match run(&snapshot, &kvm, arguments, &cancel, started) {
+        Ok(record) => publish(&record, arguments.json),
+        Err(_) if cancel.is_cancelled() => Ok(Exit::Interrupted),
+        Err(error) => Err(error.into()),
     })
 }
 

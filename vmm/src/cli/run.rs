@@ -141,14 +141,14 @@ fn in_guest(scenario: Scenario, arguments: &RunArguments) -> Result<Scenario, Fa
     }
 }
 
-fn scenario(name: &str) -> Result<Scenario, Failure> {
-    if let Some((_, text)) = resources::SCENARIOS.iter().find(|(known, _)| *known == name) {
+fn scenario(path: &Path) -> Result<Scenario, Failure> {
+    if let Some((name, text)) = resources::SCENARIOS.iter().find(|(known, _)| path.as_os_str() == *known) {
         return Ok(Scenario::parse(text, &format!("built-in {name}"))?);
     }
-    let path = Path::new(name);
-    if !path.exists() && !name.contains(['/', '.']) {
+    let looks_like_a_file = path.as_os_str().as_encoded_bytes().iter().any(|byte| b"/.".contains(byte));
+    if !path.exists() && !looks_like_a_file {
         let known: Vec<_> = resources::SCENARIOS.iter().map(|(known, _)| *known).collect();
-        return Err(NoScenario { name: name.to_owned(), known: known.join(", ") }.into());
+        return Err(NoScenario { name: path.display().to_string(), known: known.join(", ") }.into());
     }
     Ok(Scenario::load(path)?)
 }

@@ -98,10 +98,9 @@ impl RunDirectory {
     }
 
     fn write_record(&mut self, run: &RunRecord) -> Result<(), NotKept> {
-        let json = run.to_json().map_err(|source| NotKept {
-            path: self.record.path().to_owned(),
-            source: source.into(),
-        })?;
+        let json = run
+            .to_json()
+            .map_err(|source| NotKept { path: self.record.path().to_owned(), source: source.into() })?;
         self.record.put(&json)
     }
 
@@ -128,7 +127,7 @@ impl RowSink for RunDirectory {
             Err(why) => {
                 let run = self.with_gap(run, &why);
                 self.write_record(&run).and(Err(why))
-            },
+            }
         }
     }
 }
