@@ -15,5 +15,6 @@ pub mod nobody;
 pub mod program;
 pub mod pty;
 pub mod record;
+pub mod scenario;
 pub mod stand_in;
 pub mod xz;

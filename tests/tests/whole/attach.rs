@@ -8,7 +8,7 @@ use guest_mem::{Address, Backing, HvaRange, PageCounts, PageScanner, ZramSwap};
 use serde_json::Value;
 use tests::machine::{Bare, config};
 use tests::nobody::{self, Lent};
-use tests::program;
+use tests::{program, scenario};
 use vmm::attach::{Holder, guest_memory};
 
 crate::tests! {
@@ -179,10 +179,10 @@ fn faults_are_counted_of_the_watched_vm_alone() {
     let place = tempfile::tempdir().unwrap();
     let bare = Bare::start(config(1, 32, Backing::Base4k));
     bare.fill(1);
-    let text = IDLE
-        .replace("DO", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 4000\npace = \"2ms\"")
-        .replace("count = 16", "pages = \"all\"\ncount = 8192");
-    std::fs::write(place.path().join("busy.toml"), text).unwrap();
+    let slowly = ["victims = \"sparse\"", "count = 4000", "pace = \"2ms\""];
+    let hot = ["pages = \"all\"", "count = 8192"];
+    let scenario = scenario::of("32MiB").fill().step("hot", &hot).step("reclaim", &slowly);
+    std::fs::write(place.path().join("busy.toml"), scenario.text()).unwrap();
     let busy =
         program::zapscope(place.path(), &["run", "busy.toml", "--tap", "off"]).stdout(Stdio::null()).spawn();
     let busy = Killed(busy.unwrap());
@@ -281,29 +281,11 @@ fn an_untouched_host_is_not_undone() {
     assert!(!said.contains("undo") && !said.contains("undone"), "{said}");
 }
 
-const IDLE: &str = r#"
-name = "idle"
-memory = "32MiB"
-[matrix]
-backing = ["4k"]
-policy = ["kernel"]
-reclaim = ["dontneed"]
-[[case]]
-name = "hot"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "hot"
-count = 16
-[[case.step]]
-DO
-"#;
-
 /// A VM in a child, which is killed while it is watched: what was seen until then is told, and that it ended.
 fn a_process_that_ends_meanwhile_is_told() {
     let place = tempfile::tempdir().unwrap();
-    let text = IDLE.replace("DO", "do = \"baseline\"\nfor = \"60s\"");
-    std::fs::write(place.path().join("idle.toml"), text).unwrap();
+    let scenario = scenario::of("32MiB").fill().hot(16).baseline("60s");
+    std::fs::write(place.path().join("idle.toml"), scenario.text()).unwrap();
     let run =
         program::zapscope(place.path(), &["run", "idle.toml", "--tap", "off"]).stdout(Stdio::null()).spawn();
     let mut run = Killed(run.unwrap());

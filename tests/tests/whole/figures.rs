@@ -1,35 +1,26 @@
 //! Whose figures a row has: the kernel's where it alone announces, and none that nobody measured.
 
+use guest_mem::Backing;
 use serde_json::Value;
-use tests::program;
+use tests::host::allow;
 use tests::record::{self, number, rows};
+use tests::{program, scenario};
+use vmm::host::HostChanges;
 
 crate::tests! {
     what_a_cgroup_takes_is_the_kernels_figure: [Kvm, Tap, Zram],
     what_a_target_takes_is_the_kernels_figure: [Kvm, Tap, Userfault],
     without_an_account_the_plan_is_marked_and_nothing_is_called_exact: [],
     the_readmes_scenario_comes_true: [Kvm, Zram],
+    folios_of_a_size_are_those_that_are_there: [Has(mthp_64k())],
 }
 
 /// A cgroup is squeezed, and chooses for itself. Nobody uses the memory meanwhile: under cgroups of version 1 a fault that
 /// finds nothing to reclaim ends in the OOM killer.
-const SQUEEZED: &str = r#"
-name = "squeezed"
-memory = "32MiB"
-[matrix]
-backing = ["4k"]
-policy = ["kernel", "folio"]
-reclaim = ["cgroup"]
-[[case]]
-name = "quiet"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-range = "0..8MiB"
-[[case.step]]
-do = "refault"
-"#;
+fn squeezed() -> String {
+    let scenario = scenario::of("32MiB").policies(&["kernel", "folio"]).reclaims(&["cgroup"]);
+    scenario.fill().range("0..8MiB", "folio").refault().text()
+}
 
 fn is_explained(row: &Value, key: &str) -> bool {
     let about = |warning: &Value| warning["keys"].as_array().is_some_and(|keys| keys.contains(&key.into()));
@@ -56,7 +47,7 @@ fn assert_amplification(row: &Value) {
 
 fn what_a_cgroup_takes_is_the_kernels_figure() {
     let directory = tempfile::tempdir().unwrap();
-    let (record, said) = record::run(directory.path(), SQUEEZED, &["--zram", "128MiB"]);
+    let (record, said) = record::run(directory.path(), &squeezed(), &["--zram", "128MiB"]);
     for row in rows(&record) {
         assert_nothing_expected(row);
         assert_amplification(row);
@@ -71,7 +62,7 @@ fn what_a_cgroup_takes_is_the_kernels_figure() {
         assert!(!said.contains("exactly"), "{said}");
     }
     // Without the account there is no figure at all.
-    let (record, said) = record::run(directory.path(), SQUEEZED, &["--zram", "128MiB", "--tap", "off"]);
+    let (record, said) = record::run(directory.path(), &squeezed(), &["--zram", "128MiB", "--tap", "off"]);
     let kernel = &rows(&record)[0];
     for key in ["invalidations", "invalidated_bytes", "amplification"] {
         assert!(is_explained(kernel, key), "{key} of {kernel:#}");
@@ -81,32 +72,12 @@ fn what_a_cgroup_takes_is_the_kernels_figure() {
 
 /// Huge pages that a loop writes to are watched, in vain: what was announced for that was needed for nothing.
 fn what_a_target_takes_is_the_kernels_figure() {
-    let text = r#"
-name = "target"
-memory = "16MiB"
-[matrix]
-backing = ["thp", "4k"]
-policy = ["kernel"]
-reclaim = ["uffd"]
-[[case]]
-name = "target"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "hot"
-count = 64
-access = "write"
-[[case.step]]
-do = "reclaim"
-victims = "idle"
-target = "8MiB"
-after = "20ms"
-unit = "folio"
-[[case.step]]
-do = "stop"
-"#;
+    let watched = ["victims = \"idle\"", "target = \"8MiB\"", "after = \"20ms\"", "unit = \"folio\""];
+    let scenario = scenario::of("16MiB").backings(&["thp", "4k"]).reclaims(&["uffd"]);
+    let scenario = scenario.fill().step("hot", &["count = 64", "access = \"write\""]);
+    let text = scenario.step("reclaim", &watched).stop().text();
     let directory = tempfile::tempdir().unwrap();
-    let (record, said) = record::run(directory.path(), text, &[]);
+    let (record, said) = record::run(directory.path(), &text, &[]);
     for row in rows(&record) {
         assert_nothing_expected(row);
         assert_amplification(row);
@@ -122,11 +93,9 @@ do = "stop"
 /// On the software MMU the kernel tells nobody. What stands under `kernel` is what was expected of it, and what no guest
 /// did no guest is said to have done.
 fn without_an_account_the_plan_is_marked_and_nothing_is_called_exact() {
-    let text = "name = \"x\"\nmemory = \"8MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = [\"kernel\"]\n\
-        reclaim = [\"dontneed\"]\n[[case]]\nname = \"c\"\nexpect = [\"amplification == 1.0\"]\n[[case.step]]\ndo = \"fill\"\n\
-        [[case.step]]\ndo = \"hot\"\n[[case.step]]\ndo = \"baseline\"\nfor = \"5ms\"\n[[case.step]]\ndo = \"reclaim\"\n\
-        victims = \"sparse\"\ncount = 64\n[[case.step]]\ndo = \"stop\"\n[[case.step]]\ndo = \"refault\"\n\
-        [[case.step]]\ndo = \"sweep\"\n";
+    let scenario = scenario::of("8MiB").expect(&["amplification == 1.0"]);
+    let scenario = scenario.fill().step("hot", &[]).baseline("5ms").sparse(64).stop().refault();
+    let text = scenario.step("sweep", &[]).text();
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("s.toml"), text).unwrap();
     let arguments = ["run", "s.toml", "--backend", "soft", "--out", "out"];
@@ -172,4 +141,33 @@ fn the_readmes_scenario_comes_true() {
         }
         assert!(number(row, "evicted_bytes") > 0, "{row:#}");
     }
+}
+
+fn mthp_64k() -> Backing {
+    Backing::mthp(64 << 10).unwrap()
+}
+
+/// A label of a folio size is earned page by page. Taken whole, each folio is what was asked for; page by page, the first
+/// page that goes leaves the other fifteen in a folio that is none of that size any more.
+fn folios_of_a_size_are_those_that_are_there() {
+    let changes = HostChanges::new(|_| ());
+    allow(&changes, mthp_64k());
+    let directory = tempfile::tempdir().unwrap();
+    for (unit, whole) in [("folio", 1.0), ("page", 1.0 / 16.0)] {
+        let scenario = scenario::of("8MiB").backings(&["mthp:64k"]).fill().range("2MiB..4MiB", unit);
+        std::fs::write(directory.path().join("s.toml"), scenario.text()).unwrap();
+        let output =
+            program::output(directory.path(), &["run", "s.toml", "--backend", "soft", "--out", unit]);
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", program::stderr(&output));
+        let record = std::fs::read(directory.path().join(unit).join("run.json")).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        let row = &rows(&record)[0];
+        let earned = row["achieved"]["mthp:64k"].as_f64();
+        assert_eq!(earned, Some(whole), "{unit}: {row:#}");
+        assert_eq!(row["achieved"]["other"].as_f64().unwrap_or(0.0), 1.0 - whole, "{unit}: {row:#}");
+        let said = if whole == 1.0 { "mthp:64k " } else { "mthp:64k (6.2 %)" };
+        assert!(told.contains(said) && (whole < 1.0 || !told.contains(" %)")), "{unit}: {told}");
+    }
+    assert!(changes.undo_all().is_empty());
 }

@@ -10,7 +10,7 @@ use guest_mem::{Backing, HugetlbPool};
 use serde_json::Value;
 use tests::host::{Need, allow};
 use tests::hugetlb::{Group, POOL};
-use tests::program;
+use tests::{program, scenario};
 use vmm::host::HostChanges;
 
 crate::tests! {
@@ -27,39 +27,13 @@ fn of(backend: &str) -> Need {
     if backend == "kvm" { Need::Kvm } else { Need::Has(Backing::Base4k) }
 }
 
-/// 16 MiB of hugetlb pages, all but a few of them dropped and wanted again; and the same of base pages.
-const SCENARIO: &str = r#"
-name = "hugetlb"
-memory = "16MiB"
-[matrix]
-backing = ["hugetlb:2m", "4k"]
-policy = ["kernel"]
-reclaim = ["dontneed"]
-[[case]]
-name = "dropped"
-expect = ["integrity_errors == 0"]
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "hot"
-count = 16
-[[case.step]]
-do = "baseline"
-for = "BASELINE"
-[[case.step]]
-do = "reclaim"
-range = "0..8MiB"
-unit = "folio"
-[[case.step]]
-do = "stop"
-[[case.step]]
-do = "refault"
-"#;
-
 const RUN: [&str; 6] = ["run", "s.toml", "--tap", "off", "--json", "--backend"];
 
-fn scenario(directory: &Path, baseline: &str) {
-    fs::write(directory.join("s.toml"), SCENARIO.replace("BASELINE", baseline)).unwrap();
+/// 16 MiB of hugetlb pages, half of them dropped and wanted again; and the same of base pages.
+fn write_scenario(directory: &Path, baseline: &str) {
+    let scenario = scenario::of("16MiB").backings(&["hugetlb:2m", "4k"]).expect(&["integrity_errors == 0"]);
+    let scenario = scenario.fill().hot(16).baseline(baseline).range("0..8MiB", "folio").stop().refault();
+    fs::write(directory.join("s.toml"), scenario.text()).unwrap();
 }
 
 /// What the first row's reason is; the second has its numbers.
@@ -75,7 +49,7 @@ fn reason(output: &Output) -> String {
 /// The reservation is refused, or the page at its first touch: both before the guest is there.
 fn a_limit_of_a_cgroup_costs_its_row(backend: &str) {
     let directory = tempfile::tempdir().unwrap();
-    scenario(directory.path(), "10ms");
+    write_scenario(directory.path(), "10ms");
     let changes = HostChanges::new(|_| ());
     allow(&changes, Backing::Hugetlb2m);
     for limit in ["max", "rsvd.max"] {
@@ -95,7 +69,7 @@ fn a_limit_of_a_cgroup_costs_its_row(backend: &str) {
 /// What the guest has is the host's no longer once it is dropped, when the pool has been lowered meanwhile.
 fn a_pool_that_shrinks_costs_its_row(backend: &str) {
     let directory = tempfile::tempdir().unwrap();
-    scenario(directory.path(), "3s");
+    write_scenario(directory.path(), "3s");
     let changes = HostChanges::new(|_| ());
     allow(&changes, Backing::Hugetlb2m);
     let free = || HugetlbPool::read().unwrap().free;

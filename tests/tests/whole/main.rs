@@ -34,6 +34,7 @@ mod replay;
 mod restore;
 mod restore_input;
 mod run_directory;
+mod shared_swap;
 mod streams;
 mod timeline;
 mod unprivileged;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         way_out::tests(),
         host_as_it_was::tests(),
         streams::tests(),
+        shared_swap::tests(),
         escapes::tests(),
         interrupted::tests(),
         linux::tests(),

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use rustix::io::Errno;
 use tests::stand_in::{self, Refusal};
-use tests::{bzimage, code, program};
+use tests::{bzimage, code, program, scenario};
 
 crate::tests! {
     auto_runs_without_a_guest_where_kvm_is_another_device: [OtherKvm],
@@ -14,23 +14,10 @@ crate::tests! {
     who_needs_a_guest_is_told_why_there_is_none: [OtherKvm],
 }
 
-const SCENARIO: &str = r#"
-name = "x"
-memory = "4MiB"
-[matrix]
-backing = ["4k"]
-policy = ["folio"]
-reclaim = ["dontneed"]
-granule = ["64KiB"]
-[[case]]
-name = "c"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 3
-"#;
+fn write_scenario(directory: &Path) {
+    let scenario = scenario::of("4MiB").policies(&["folio"]).granule("64KiB").fill().sparse(3);
+    std::fs::write(directory.join("s.toml"), scenario.text()).unwrap();
+}
 
 /// Runs zapscope with a change to its world.
 fn output(directory: &Path, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Output {
@@ -41,7 +28,7 @@ fn output(directory: &Path, arguments: &[&str], change: impl FnOnce(&mut Command
 
 fn runs_without_a_guest(words: &str, change: impl FnOnce(&mut Command)) {
     let place = tempfile::tempdir().unwrap();
-    std::fs::write(place.path().join("s.toml"), SCENARIO).unwrap();
+    write_scenario(place.path());
     let output = output(place.path(), &["run", "s.toml", "--json"], change);
     let said = program::stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
@@ -72,7 +59,7 @@ fn auto_runs_without_a_guest_where_another_hypervisor_has_the_processor() {
 fn who_needs_a_guest_is_told_why_there_is_none() {
     let place = tempfile::tempdir().unwrap();
     let at = place.path();
-    std::fs::write(at.join("s.toml"), SCENARIO).unwrap();
+    write_scenario(at);
     std::fs::write(at.join("kernel"), bzimage::kernel(&code::power_off())).unwrap();
     let null = |arguments: &[&str]| {
         output(at, arguments, |command| {
