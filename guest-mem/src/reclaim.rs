@@ -138,7 +138,7 @@ pub enum ReclaimError {
     Refused {
         /// What was asked.
         operation: Operation,
-        /// Of what.
+        /// The memory's backing.
         backing: Backing,
         /// Why not, and what to do instead.
         why: &'static str,
@@ -151,7 +151,7 @@ pub enum ReclaimError {
     Call {
         /// What was asked.
         operation: Operation,
-        /// Of what.
+        /// The addresses it was asked for.
         range: HvaRange,
         /// What the kernel said.
         #[source]
@@ -175,9 +175,9 @@ pub enum ReclaimError {
     Scan {
         /// What was asked.
         operation: Operation,
-        /// Of what.
+        /// The addresses it was asked for.
         range: HvaRange,
-        /// Why not.
+        /// What went wrong there.
         #[source]
         source: ScanError,
     },

@@ -51,7 +51,7 @@ pub enum RegionError {
     Setup {
         /// What was tried.
         step: &'static str,
-        /// What for.
+        /// The backing that was asked for.
         backing: Backing,
         /// Bytes asked for.
         len: u64,
@@ -62,9 +62,9 @@ pub enum RegionError {
     /// The seams that keep 2 MiB pages out of an mTHP region could not be made.
     #[error("keeping 2 MiB pages out of `{backing}`")]
     Guard {
-        /// What for.
+        /// The backing that was asked for.
         backing: Backing,
-        /// Why not.
+        /// What went wrong there.
         #[source]
         source: SeamError,
     },

@@ -55,7 +55,7 @@ pub enum SeamError {
     Call {
         /// Which advice.
         call: &'static str,
-        /// Where.
+        /// Where the seam was to be.
         at: Hva,
         /// What the kernel said.
         #[source]

@@ -31,7 +31,7 @@ pub enum ZapError {
     Seam {
         /// What was to be toggled.
         range: HvaRange,
-        /// Why not.
+        /// What went wrong there.
         #[source]
         source: SeamError,
     },
@@ -48,7 +48,7 @@ pub enum ZapError {
     Call {
         /// Which call.
         call: &'static str,
-        /// Over what.
+        /// The addresses that the call was for.
         range: HvaRange,
         /// What the kernel said.
         #[source]

@@ -77,7 +77,7 @@ named_enum! {
 pub struct Invalidation {
     /// Who says so.
     pub source: Source,
-    /// Why.
+    /// What the pages are taken for.
     pub cause: Cause,
     /// The pages taken.
     pub victim: Victim,

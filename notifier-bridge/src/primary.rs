@@ -48,7 +48,7 @@ pub enum ResolveError {
     /// It is mapped and not there, and the kernel gives no page for it.
     #[error("the kernel gives no memory for host address {at}: {limit}")]
     NotGiven {
-        /// Where.
+        /// The address that was touched.
         at: Hva,
         /// What forbids it. In a box: an access that succeeds returns this type too.
         limit: Box<HugetlbLimit>,

@@ -33,11 +33,11 @@ pub struct InvalidationRecord {
     pub start_ns: u64,
     /// Who says so.
     pub source: Source,
-    /// Why.
+    /// What the pages were taken for.
     pub cause: Cause,
     /// The rule for the range; `None` where the kernel chose it.
     pub policy: Option<Policy>,
-    /// How it went.
+    /// Whether the operation was performed.
     pub outcome: Outcome,
     /// The pages taken.
     pub victim: HvaRange,

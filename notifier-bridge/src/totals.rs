@@ -12,7 +12,7 @@ use crate::record::{InvalidationRecord, Outcome};
 pub struct TotalsKey {
     /// Who says so. Never add sources up blindly: a hook and the kernel tell of the same invalidation.
     pub source: Source,
-    /// Why.
+    /// What the pages were taken for.
     pub cause: Cause,
     /// The rule for the range; `None` where the kernel chose it.
     pub policy: Option<Policy>,

@@ -97,19 +97,19 @@ pub enum InputError {
     /// It does not open.
     #[error("cannot open the {} {}{}", what.noun(), path.display(), remedy(*what, source))]
     Open {
-        /// What for.
+        /// What the file was to be.
         what: What,
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         source: io::Error,
     },
     /// It is of no kind that ends.
     #[error("the {} {} is {kind}, and {}: {}", what.noun(), path.display(), neither(*what), what.wanted())]
     Kind {
-        /// What for.
+        /// What the file was to be.
         what: What,
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
         /// What it is.
         kind: &'static str,
@@ -117,9 +117,9 @@ pub enum InputError {
     /// No such file is so large.
     #[error("the {} {} has {}more than {}: {}", what.noun(), path.display(), length(*len), units::bytes(*most), what.wanted())]
     Large {
-        /// What for.
+        /// What the file was to be.
         what: What,
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
         /// Its bytes, where it says so before its end.
         len: Option<u64>,
@@ -129,11 +129,11 @@ pub enum InputError {
     /// It does not let itself be read.
     #[error("cannot read the {} {}", what.noun(), path.display())]
     Read {
-        /// What for.
+        /// What the file was to be.
         what: What,
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         source: io::Error,
     },
 }

@@ -43,7 +43,7 @@ pub enum WholeFileError {
         attempt: &'static str,
         /// Which file.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: io::Error,
     },

@@ -37,7 +37,7 @@ pub(super) struct Filled {
     pub pages: usize,
     /// Whether any of them was missing.
     pub missing: bool,
-    /// Why no more.
+    /// What kept the rest away, if something did.
     pub result: Result<(), ResolveError>,
 }
 

@@ -13,7 +13,7 @@ use crate::store::Slot;
 pub enum Kept {
     /// In the store.
     Stored {
-        /// Where there.
+        /// Its place in the store.
         slot: Slot,
         /// The [`crate::checksum()`] of the content and the page's number from the start of the region.
         checksum: u32,

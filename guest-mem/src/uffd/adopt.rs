@@ -16,7 +16,7 @@ pub enum AdoptError {
     /// It could not be asked.
     #[error("reading what descriptor {fd} is: mount procfs at /proc")]
     Unknown {
-        /// Which.
+        /// The descriptor's number.
         fd: i32,
         /// What the kernel said.
         #[source]

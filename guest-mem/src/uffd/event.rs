@@ -92,13 +92,13 @@ pub enum DecodeError {
     Flags {
         /// All of them.
         flags: u64,
-        /// Where.
+        /// The address that faulted.
         address: Hva,
     },
     /// A fault that is both a minor and a write-protect fault.
     #[error("userfaultfd fault at {address} that claims to be both minor and write-protect")]
     Contradictory {
-        /// Where.
+        /// The address that faulted.
         address: Hva,
     },
     /// A range or an address inside a page.

@@ -78,7 +78,7 @@ pub enum RegisterError {
     Unsupported {
         /// What was to be registered.
         range: HvaRange,
-        /// How.
+        /// The kinds of faults that were to be reported.
         modes: Modes,
     },
     /// No memory, or no process: the kernel uses one number for both.

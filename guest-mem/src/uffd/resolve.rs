@@ -56,11 +56,11 @@ impl fmt::Display for Action {
 pub struct ResolveError {
     /// What was to be done.
     pub action: Action,
-    /// To what.
+    /// The pages that the call was for.
     pub range: HvaRange,
     /// Bytes done, from the start of the range on: exact, but for write protection, which does not count.
     pub done: u64,
-    /// Why no more.
+    /// What kept the rest from being resolved.
     pub kind: ResolveKind,
 }
 

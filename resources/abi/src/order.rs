@@ -55,7 +55,7 @@ pub enum Task {
     },
     /// Touch it, and time the touch.
     Touch {
-        /// How.
+        /// What is done to each page.
         access: Access,
         /// How many passes; `None` until told to stop.
         passes: Option<u64>,

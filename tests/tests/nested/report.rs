@@ -22,7 +22,7 @@ pub enum Event {
     End {
         /// Its name.
         test: String,
-        /// How.
+        /// Whether it passed.
         outcome: Outcome,
         /// How long it took.
         seconds: f64,
@@ -31,7 +31,7 @@ pub enum Event {
     Done,
     /// The rig could not be set up.
     Broken {
-        /// Why.
+        /// The reason, as the test gave it.
         why: String,
     },
 }
@@ -49,7 +49,7 @@ pub enum Outcome {
     },
     /// The rig lacks what it needs.
     CouldNotRun {
-        /// What.
+        /// What is lacking, in words.
         why: String,
     },
 }

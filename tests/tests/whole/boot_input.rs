@@ -198,11 +198,9 @@ fn a_dictionary_that_there_is_no_memory_for_is_an_error() {
     const MOST: u64 = 8 << 30;
     let place = Place::new();
     let image = elf::image(&code::power_off());
-    for (name, dictionary) in [
-        ("small", xz::dictionary::SMALL),
-        ("large", xz::dictionary::LARGE),
-        ("huge", xz::dictionary::HUGE),
-    ] {
+    for (name, dictionary) in
+        [("small", xz::dictionary::SMALL), ("large", xz::dictionary::LARGE), ("huge", xz::dictionary::HUGE)]
+    {
         let payload = [xz::stored(&image, dictionary), (image.len() as u32).to_le_bytes().to_vec()].concat();
         place.put(name, bzimage::around(&payload));
     }

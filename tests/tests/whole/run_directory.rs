@@ -279,7 +279,11 @@ fn an_account_that_does_not_fit_is_told() {
         let output = limited(program::zapscope(place.path(), &arguments), room).output().unwrap();
         let said = said_of(&output, FAULT);
         assert!(said.contains("cannot write out/attach.json") && said.contains("File too large"), "{said}");
-        assert_eq!(said.matches("does not reach the disk").count(), 1, "said when it is so, and once: {said}");
+        assert_eq!(
+            said.matches("does not reach the disk").count(),
+            1,
+            "said when it is so, and once: {said}"
+        );
         let printed: Value = serde_json::from_slice(&output.stdout).expect("it is printed all the same");
         assert_eq!(printed["ended"], "complete");
         assert_eq!(names(place.path()), left);

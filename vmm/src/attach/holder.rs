@@ -18,7 +18,7 @@ pub enum HolderError {
     /// It ended while it was looked at.
     #[error("process {pid} ({comm}) has ended")]
     Ended {
-        /// Which.
+        /// The process's number.
         pid: u32,
         /// Its name.
         comm: String,
@@ -28,11 +28,11 @@ pub enum HolderError {
         "process {pid} ({comm}) belongs to user {uid}, and we may not look at its {what}: run as root, or as that user"
     )]
     Refused {
-        /// Which.
+        /// The process's number.
         pid: u32,
         /// Its name.
         comm: String,
-        /// Whose.
+        /// The user that it belongs to.
         uid: String,
         /// What was looked for.
         what: &'static str,
@@ -40,7 +40,7 @@ pub enum HolderError {
     /// No file of it is a VM.
     #[error("process {pid} ({comm}) holds no KVM virtual machine: none of its {files} open files is one")]
     NoVm {
-        /// Which.
+        /// The process's number.
         pid: u32,
         /// Its name.
         comm: String,
@@ -50,11 +50,11 @@ pub enum HolderError {
     /// Something else.
     #[error("process {pid}: cannot read its {what}")]
     Read {
-        /// Which.
+        /// The process's number.
         pid: u32,
         /// What was looked for.
         what: &'static str,
-        /// Why not.
+        /// What the system answered.
         source: io::Error,
     },
 }

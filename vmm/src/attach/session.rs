@@ -44,7 +44,7 @@ pub enum SessionError {
     /// Memory that was named is not there.
     #[error("`--memory` of process {pid}")]
     NotMapped {
-        /// Whose.
+        /// The process that was to have it.
         pid: u32,
         /// What is there.
         source: NotMapped,

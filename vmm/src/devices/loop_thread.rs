@@ -44,7 +44,7 @@ pub enum LoopError {
     /// A device could not change what it waits for.
     #[error("{device}: cannot change what it waits for: {source}")]
     Device {
-        /// Which.
+        /// The device's name.
         device: &'static str,
         /// The event manager's reason.
         source: event_manager::Error,

@@ -175,7 +175,10 @@ mod tests {
         let findings = judge(&host(Switch::Madvise, ShmemSwitch::Never, &sizes, (0, 0)));
         assert_eq!(find(&findings, "backing thp").verdict, Verdict::Can);
         assert!(find(&findings, "mthp").detail.contains("64k, 1m"), "{findings:?}");
-        assert!(remedy(&findings, "mthp").ends_with("hugepages-64kB/enabled` for 64k, or run with `--tune`"), "{findings:?}");
+        assert!(
+            remedy(&findings, "mthp").ends_with("hugepages-64kB/enabled` for 64k, or run with `--tune`"),
+            "{findings:?}"
+        );
         assert_eq!(find(&findings, "memfd:thp").verdict, Verdict::Cannot);
         assert!(remedy(&findings, "hugetlb").contains("echo 128 > "), "{findings:?}");
         for subject in ["mthp", "memfd:thp", "hugetlb"] {

@@ -55,7 +55,7 @@ impl From<PageState> for HostState {
 /// Pages side by side in one state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayoutRun {
-    /// How many.
+    /// How many pages, from the first.
     pub pages: u64,
     /// Their state.
     pub state: HostState,

@@ -102,9 +102,9 @@ pub struct RangeEvent {
     pub at_ns: u64,
     /// The first page; what of it lies beside the memory under test is left out.
     pub first_page: u64,
-    /// How many.
+    /// How many pages, from the first.
     pub pages: u64,
-    /// Why.
+    /// What the pages were taken for.
     pub cause: RangeCause,
 }
 
@@ -117,7 +117,7 @@ pub struct OperationEvent {
     pub touches: u64,
     /// The first page it was asked for.
     pub first_page: u64,
-    /// How many.
+    /// How many pages, from the first.
     pub pages: u64,
     /// How many left.
     pub evicted: u64,
@@ -130,7 +130,7 @@ pub struct OperationEvent {
 pub struct Announcement {
     /// The first page taken.
     pub first_page: u64,
-    /// How many.
+    /// How many pages, from the first.
     pub pages: u64,
     /// The folio's order.
     pub order: Order,
@@ -138,7 +138,7 @@ pub struct Announcement {
     pub level: MapLevel,
     /// Whether the folio is anonymous.
     pub anonymous: bool,
-    /// Why.
+    /// What the pages were taken for.
     pub cause: Cause,
     /// When its bracket was opened, nanoseconds since its operation began.
     pub began_ns: u64,

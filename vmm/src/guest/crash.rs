@@ -24,9 +24,9 @@ pub enum CrashKind {
     },
     /// A page that was swapped out cannot be brought back.
     LostPage {
-        /// Which.
+        /// The page's guest physical address.
         gpa: u64,
-        /// Why not.
+        /// What keeps it from coming back.
         why: String,
     },
     /// KVM could not reach the host memory behind a guest address: `KVM_RUN` failed with `EFAULT`.
@@ -37,7 +37,7 @@ pub enum CrashKind {
     Memslots(String),
     /// The guest used an I/O port that nobody serves.
     Port {
-        /// Which.
+        /// The port's number.
         port: u16,
         /// Whether it wrote.
         write: bool,

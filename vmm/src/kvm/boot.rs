@@ -47,7 +47,7 @@ pub enum BootError {
     Load {
         /// How much memory there is below the arena.
         low_memory: u64,
-        /// Why.
+        /// What went wrong there.
         source: linux_loader::loader::Error,
     },
     /// There is no entry for PVH.
@@ -71,7 +71,7 @@ pub enum BootError {
         vcpu: u32,
         /// Which call.
         call: &'static str,
-        /// Why.
+        /// What the system answered.
         source: kvm_ioctls::Error,
     },
 }

@@ -14,7 +14,7 @@ pub enum Exit {
     PortRead(u16),
     /// An access to a guest physical address without a memslot.
     Mmio {
-        /// Where.
+        /// The guest physical address.
         gpa: u64,
         /// Whether it was a write.
         write: bool,

@@ -37,20 +37,20 @@ pub enum StateError {
     /// A call failed.
     #[error("{call} failed for vCPU {vcpu}")]
     Call {
-        /// Which.
+        /// The ioctl's name.
         call: &'static str,
         /// Of which vCPU.
         vcpu: u32,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: kvm_ioctls::Error,
     },
     /// The guest went on where it was to stand still.
     #[error("vCPU {vcpu} is not at rest: it left KVM_RUN with {exit}")]
     NotAtRest {
-        /// Which.
+        /// The vCPU's number.
         vcpu: u32,
-        /// By what.
+        /// The exit, as KVM names it.
         exit: String,
     },
     /// The FPU state is larger than what is kept.
@@ -58,15 +58,15 @@ pub enum StateError {
         "this KVM keeps {bytes} bytes of FPU state, of which 4096 fit: switch off what the guest does not use (AMX)"
     )]
     LargeXsave {
-        /// How many.
+        /// Bytes of the state.
         bytes: i32,
     },
     /// More CPUID leaves than KVM takes.
     #[error("{entries} CPUID leaves for vCPU {vcpu}: KVM takes at most {KVM_MAX_CPUID_ENTRIES}")]
     ManyLeaves {
-        /// Which.
+        /// The vCPU's number.
         vcpu: u32,
-        /// How many.
+        /// How many leaves there are.
         entries: usize,
     },
 }

@@ -8,9 +8,9 @@ use crate::host::kvm_stats::{KvmStats, StatIndex};
 /// Leaf translations in the secondary MMU now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leaves {
-    /// Of 4 KiB.
+    /// Leaf entries that map 4 KiB.
     pub pages_4k: u64,
-    /// Of 2 MiB.
+    /// Leaf entries that map 2 MiB.
     pub pages_2m: u64,
 }
 

@@ -31,9 +31,9 @@ pub enum VmError {
     /// A call failed.
     #[error("{call} failed{}", kvm_remedy(*source))]
     Call {
-        /// Which.
+        /// The ioctl's name.
         call: &'static str,
-        /// Why.
+        /// What the system answered.
         source: kvm_ioctls::Error,
     },
     /// A memslot was refused.
@@ -47,7 +47,7 @@ pub enum VmError {
         gpa: Gpa,
         /// Bytes.
         len: u64,
-        /// Why.
+        /// What the system answered.
         source: kvm_ioctls::Error,
     },
     /// This KVM cannot limit a slot zap to the slot.
@@ -71,9 +71,9 @@ pub enum VmError {
     /// A vCPU thread could not be started.
     #[error("vCPU {vcpu}'s thread cannot be started{}", remedy::after_io(Asked::Thread, source))]
     Thread {
-        /// Which.
+        /// The vCPU's number.
         vcpu: u32,
-        /// Why.
+        /// What the system answered.
         source: std::io::Error,
     },
 }

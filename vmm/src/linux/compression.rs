@@ -168,14 +168,17 @@ fn xz(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
     loop {
         match xz_within(dictionary, input, output) {
             Err((at, XzError::DictionaryTooLarge(wanted))) if wanted > XZ_DICTIONARY_MAX as u64 => {
-                let why =
-                    format!("it asks for a dictionary of {wanted} bytes, and at most {XZ_DICTIONARY_MAX} are possible here");
+                let why = format!(
+                    "it asks for a dictionary of {wanted} bytes, and at most {XZ_DICTIONARY_MAX} are possible here"
+                );
                 return Err(Failure { at, fault: Fault::Corrupt(why) });
             }
             Err((_, XzError::DictionaryTooLarge(wanted))) if wanted > dictionary as u64 => {
                 dictionary = wanted as usize;
             }
-            Err((at, XzError::NeedsLargerInputBuffer)) => return Err(Failure { at, fault: Fault::Truncated }),
+            Err((at, XzError::NeedsLargerInputBuffer)) => {
+                return Err(Failure { at, fault: Fault::Truncated });
+            }
             Err((at, error)) => return Err(Failure { at, fault: Fault::Corrupt(error.to_string()) }),
             Ok(done) => return done,
         }

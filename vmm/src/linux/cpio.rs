@@ -59,7 +59,7 @@ pub enum CpioError {
     Io {
         /// The entry.
         name: String,
-        /// Why.
+        /// What the system answered.
         source: io::Error,
     },
 }

@@ -20,13 +20,13 @@ pub enum Refusal {
     /// A raw kernel image of another architecture.
     #[error("is a kernel image for {architecture}: this machine is x86-64")]
     Foreign {
-        /// Which.
+        /// The architecture's name.
         architecture: &'static str,
     },
     /// A compressed kernel in an EFI program.
     #[error("is an EFI zboot image for {architecture}: this machine boots an x86-64 bzImage or ELF kernel")]
     Zboot {
-        /// Which.
+        /// The architecture's name.
         architecture: String,
     },
     /// Some other EFI program.
@@ -35,7 +35,7 @@ pub enum Refusal {
          (`objcopy -O binary --only-section=.linux FILE bzImage` for a unified kernel image)"
     )]
     Efi {
-        /// Which.
+        /// The architecture's name.
         architecture: String,
     },
     /// A compressed file.

@@ -84,7 +84,7 @@ pub enum InitrdError {
         len: u64,
         /// Where they would go.
         at: Gpa,
-        /// Why.
+        /// What went wrong there.
         source: GuestMemoryError,
     },
 }

@@ -107,7 +107,7 @@ pub enum LoadError {
     /// The kernel's place makes no sense.
     #[error("the kernel wants {len} bytes at {at:#x}, which is past the end of the address space")]
     WildAddress {
-        /// Where.
+        /// The guest physical address that it wants.
         at: u64,
         /// How much.
         len: u64,
@@ -132,17 +132,17 @@ pub enum LoadError {
     /// A boot structure could not be written.
     #[error("the {what} cannot be written")]
     Structure {
-        /// Which.
+        /// The structure's name.
         what: &'static str,
-        /// Why.
+        /// What went wrong there.
         source: linux_loader::configurator::Error,
     },
     /// Guest memory does not reach where it should.
     #[error("the {what} cannot be written to the guest's memory")]
     Memory {
-        /// Which.
+        /// The structure's name.
         what: &'static str,
-        /// Why.
+        /// What went wrong there.
         source: GuestMemoryError,
     },
 }

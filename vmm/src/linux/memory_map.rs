@@ -17,9 +17,9 @@ pub enum Kind {
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where.
+    /// The addresses it speaks of.
     pub range: GpaRange,
-    /// What.
+    /// What is there.
     pub kind: Kind,
 }
 

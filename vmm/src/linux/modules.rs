@@ -45,9 +45,9 @@ pub enum ModuleError {
     /// A directory could not be read.
     #[error("the directory of modules {} cannot be read{}", .path.display(), read_remedy(.source))]
     Directory {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         source: io::Error,
     },
     /// It is another kind of directory.
@@ -68,7 +68,7 @@ pub enum ModuleError {
     /// A file could not be unpacked.
     #[error("{} is {}", .path.display(), .why)]
     Damaged {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
         /// What is wrong.
         why: String,
@@ -76,7 +76,7 @@ pub enum ModuleError {
     /// It is no fault of the file.
     #[error("no memory for {bytes} bytes, to unpack {}: free memory on the host, or raise `ulimit -v`", .path.display())]
     NoMemory {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
         /// What was asked for at once.
         bytes: u64,

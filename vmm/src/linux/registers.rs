@@ -24,7 +24,7 @@ const RFLAGS: u64 = 2;
 pub struct RegistersError {
     /// Which call.
     pub call: &'static str,
-    /// Why.
+    /// What the system answered.
     pub source: kvm_ioctls::Error,
 }
 

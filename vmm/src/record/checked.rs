@@ -23,7 +23,7 @@ pub enum Verdict {
         /// The right side's.
         right: f64,
     },
-    /// It is not.
+    /// The values say something else.
     Fails {
         /// The left side's value.
         left: f64,

@@ -81,7 +81,7 @@ fn empty() -> Histogram<u64> {
 /// is no middle of nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Distribution {
-    /// How many.
+    /// How many values.
     pub count: u64,
     /// The shortest, exact.
     pub min: Option<u64>,

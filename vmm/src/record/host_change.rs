@@ -14,28 +14,28 @@ pub enum HostChange {
         from: String,
         /// What it said then.
         to: String,
-        /// What for.
+        /// What it was changed for.
         why: String,
     },
     /// A zram device.
     Zram {
         /// Its node.
         device: String,
-        /// What for.
+        /// What it was changed for.
         why: String,
     },
     /// A cgroup.
     Cgroup {
         /// Its directory.
         path: String,
-        /// What for.
+        /// What it was changed for.
         why: String,
     },
     /// An instance of tracefs.
     TraceInstance {
         /// Its name.
         name: String,
-        /// What for.
+        /// What it was changed for.
         why: String,
     },
     /// A change that a newer program made.

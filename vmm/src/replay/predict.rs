@@ -95,7 +95,7 @@ pub enum ReplayError {
     Slots {
         /// Bytes of each.
         granule: u64,
-        /// Why not.
+        /// What went wrong there.
         source: SlotError,
     },
 }

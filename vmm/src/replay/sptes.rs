@@ -13,9 +13,9 @@ pub const BLOCK: u64 = 512;
 /// Entries dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// Of 4 KiB.
+    /// Entries that map 4 KiB.
     pub small: u64,
-    /// Of 2 MiB.
+    /// Entries that map 2 MiB.
     pub large: u64,
 }
 

@@ -15,7 +15,7 @@ const HANDFUL: u64 = 16;
 pub enum Judgement {
     /// As it should be.
     Agrees,
-    /// Not.
+    /// They differ by more than the model explains.
     Differs,
     /// It cannot be said, for this reason.
     Open(String),

@@ -45,7 +45,7 @@ impl Test {
     pub fn ok(name: impl Into<String>) -> Self {
         Self { name: name.into(), result: Outcome::Ok, diagnostics: Vec::new() }
     }
-    /// It is not.
+    /// A check that failed, and the reason.
     pub fn not_ok(name: impl Into<String>, why: impl Into<String>) -> Self {
         Self { name: name.into(), result: Outcome::NotOk, diagnostics: vec![why.into()] }
     }

@@ -28,7 +28,7 @@ impl RowSink for () {
 pub struct NotKept {
     /// Which file.
     pub path: PathBuf,
-    /// Why.
+    /// What the system answered.
     #[source]
     pub source: io::Error,
 }

@@ -137,7 +137,7 @@ pub struct Attack {
 pub enum VictimChoice {
     /// So many distinct units, at seeded places. Never with [`Unit::Range`].
     Sparse {
-        /// How many.
+        /// How many units.
         count: u64,
     },
     /// All of these bytes of the arena, lowest first.

@@ -68,7 +68,7 @@ pub enum HeaderError {
     /// A field is outside of its bounds, under a checksum that is right.
     #[error("its header says {what}, which no guest has: whoever wrote it is not this program")]
     Nonsense {
-        /// What.
+        /// The field and its value.
         what: String,
     },
     /// The file is not as long as its header says.

@@ -46,7 +46,7 @@ pub enum SnapshotError {
         attempt: &'static str,
         /// Which file.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: io::Error,
     },
@@ -61,7 +61,7 @@ pub enum SnapshotError {
     Bad {
         /// Which file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with it.
         why: Bad,
     },
     /// A page of it is not what was written, found while all of them were read.

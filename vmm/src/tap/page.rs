@@ -14,7 +14,7 @@ use super::format::{Field, Format, FormatError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a page of the trace buffer is damaged at byte {at}: stop this run, and report the kernel's version")]
 pub struct DamagedPage {
-    /// Where.
+    /// The offset of the first byte that makes no sense.
     pub at: usize,
 }
 

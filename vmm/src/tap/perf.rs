@@ -48,7 +48,7 @@ pub enum PerfError {
     /// A call failed.
     #[error("{call} for {event} on CPU {cpu}{}", hint(source))]
     Call {
-        /// Which.
+        /// The system call's name.
         call: &'static str,
         /// For which tracepoint.
         event: &'static str,

@@ -92,7 +92,7 @@ impl Kind {
 /// Ranges and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ranges {
-    /// How many.
+    /// How many ranges.
     pub ranges: u64,
     /// Bytes of all of them.
     pub bytes: u64,

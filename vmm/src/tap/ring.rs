@@ -37,7 +37,7 @@ const STRIDE: u64 = 1 << 16;
     "the ring of trace records is damaged at position {position}: stop this run, and report the kernel's version"
 )]
 pub struct Damaged {
-    /// Where.
+    /// The position, in bytes since the ring began.
     pub position: u64,
 }
 

@@ -30,7 +30,7 @@ pub struct CauseTime {
 /// How often and how long vCPUs stood still.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stalled {
-    /// How often.
+    /// How many stalls.
     pub stalls: u64,
     /// How long together, nanoseconds.
     pub ns: u64,
@@ -48,7 +48,7 @@ impl Stalled {
 pub struct OtherRanges {
     /// Why, see [`RangeCause`].
     pub cause: String,
-    /// How many.
+    /// How many ranges.
     pub ranges: u64,
     /// Pages of all of them.
     pub pages: u64,

@@ -43,7 +43,7 @@ const MAX_LIMIT: u64 = 1 << 56;
 pub struct FileStoreError {
     /// What was tried: `making`, `setting the length of`.
     pub attempt: &'static str,
-    /// Where.
+    /// The directory that the file was to be in.
     pub directory: PathBuf,
     /// Bytes the store was to hold at most.
     pub limit: u64,

@@ -22,27 +22,27 @@ pub enum EvictError {
     /// The kernel refused to change the write protection.
     #[error("evicting {range}")]
     Protect {
-        /// Of what.
+        /// The pages that were to leave.
         range: HvaRange,
-        /// Why.
+        /// What went wrong there.
         #[source]
         source: ResolveError,
     },
     /// The pages could not be read.
     #[error("copying {range} out{}", remedy::after(Asked::Content, *source))]
     Copy {
-        /// Of what.
+        /// The pages that were to leave.
         range: HvaRange,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: Errno,
     },
     /// The store did not take them.
     #[error("storing pages of {range}: they stay")]
     Store {
-        /// Of what.
+        /// The pages that were to leave.
         range: HvaRange,
-        /// Why.
+        /// What went wrong there.
         #[source]
         source: StoreError,
     },
@@ -51,9 +51,9 @@ pub enum EvictError {
         "dropping pages of {range}: those that are still there stay. Is a part of it locked, or unmapped?"
     )]
     Drop {
-        /// Of what.
+        /// The pages that were to leave.
         range: HvaRange,
-        /// Why.
+        /// What went wrong there.
         #[source]
         source: ReclaimError,
     },

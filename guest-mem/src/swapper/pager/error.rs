@@ -12,7 +12,7 @@ pub struct Lost {
     pub at: Hva,
     /// Its number, from the start of the region.
     pub page: u64,
-    /// Why.
+    /// What keeps it from coming back.
     #[source]
     pub why: LostWhy,
 }

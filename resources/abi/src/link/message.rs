@@ -130,14 +130,14 @@ pub enum FromAgent<'a> {
     },
     /// A request could not be met; the agent lives on.
     Refused {
-        /// Which.
+        /// The request that was not met.
         request: Request,
-        /// Why.
+        /// The reason, in words.
         what: &'a str,
     },
     /// The agent cannot go on, and powers the guest off.
     Failed {
-        /// Why.
+        /// The reason, in words.
         what: &'a str,
     },
 }

@@ -57,7 +57,7 @@ pub enum MemoryError {
         "node {node} has {had} bytes to give, and {bytes} are wanted in one piece: give the node more memory"
     )]
     TooSmall {
-        /// Which.
+        /// The NUMA node's number.
         node: u32,
         /// What was wanted.
         bytes: u64,
@@ -70,7 +70,7 @@ pub enum MemoryError {
          the node more memory"
     )]
     Exhausted {
-        /// Which.
+        /// The NUMA node's number.
         node: u32,
         /// What was wanted.
         bytes: u64,

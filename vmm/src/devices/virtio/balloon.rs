@@ -62,9 +62,9 @@ pub trait Reclaimer: Send {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot reclaim guest memory {range}")]
 pub struct ReclaimError {
-    /// Which.
+    /// The pages, as the guest names them.
     pub range: GpaRange,
-    /// Why.
+    /// What went wrong there.
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
 }

@@ -67,9 +67,9 @@ pub enum PcError {
     /// A descriptor could not be made.
     #[error("the {device} cannot be made{}", remedy::after_io(Asked::Descriptor, source))]
     Device {
-        /// Whose.
+        /// The device's name.
         device: &'static str,
-        /// Why.
+        /// What the system answered.
         source: std::io::Error,
     },
     /// More devices than places.

@@ -44,7 +44,7 @@ pub enum BpfError {
     /// A call failed.
     #[error("{call}{}", hint(source))]
     Call {
-        /// Which.
+        /// The system call's name.
         call: &'static str,
         /// What the kernel said.
         #[source]

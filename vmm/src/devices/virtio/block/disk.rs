@@ -44,7 +44,7 @@ pub enum DiskError {
     End {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: io::Error,
     },
