@@ -1,5 +1,9 @@
 //! Where pages go and what makes them go: zram swap devices and memory cgroups, on a real kernel.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::support::{alone, assert_intact, counts, fill, filled, swap};
 use guest_mem::{
     Backing, CgroupVersion, MemoryCgroup, Operation, PMD_SIZE, PageScanner, Region, SwapInfo, ZramError,
@@ -12,6 +16,7 @@ crate::tests! {
     a_guardian_undoes_by_number: [Swap],
     a_step_that_fails_leaves_no_device_behind: [Swap],
     squeezing_the_cgroup_evicts: [Swap, Cgroup],
+    a_squeeze_of_memory_that_grows_kills_nobody: [Cgroup],
     a_dropped_group_is_left_and_removed: [Cgroup],
 }
 
@@ -106,6 +111,53 @@ fn squeezing_the_cgroup_evicts() {
     assert!(!path.exists());
     let home = std::fs::read_to_string("/proc/self/cgroup").unwrap();
     assert!(!home.contains("guest-mem-test"), "{home}");
+}
+
+/// Set for the process that is squeezed.
+const SQUEEZED: &str = "GUEST_MEM_TEST_SQUEEZED";
+
+/// While page cache is squeezed out of a group, a thread in it goes on asking for pages, and nothing else can be reclaimed:
+/// what it asks for while the limit is low finds no room. In a process of its own, for the killer takes all of it.
+fn a_squeeze_of_memory_that_grows_kills_nobody() {
+    if std::env::var_os(SQUEEZED).is_some() {
+        return squeeze_while_it_grows();
+    }
+    let _alone = alone();
+    let name = "pressure::a_squeeze_of_memory_that_grows_kills_nobody";
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", name]).env(SQUEEZED, "1");
+    let _waiting = harness::waiting("the end of the process that is squeezed");
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.signal(), None, "it was killed; it said: {said}");
+    assert!(output.status.success(), "{said}");
+}
+
+fn squeeze_while_it_grows() {
+    const CACHE: usize = 8 << 20;
+    let group = MemoryCgroup::enter(&format!("guest-mem-grow-{}", std::process::id())).unwrap();
+    if group.version() == CgroupVersion::V1 {
+        std::fs::write(group.path().join("memory.swappiness"), "0").unwrap();
+    }
+    // The killer came once in some hundred rounds, where a limit stayed low.
+    for _ in 0..500 {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        std::fs::write(file.path(), vec![1; CACHE]).unwrap();
+        file.as_file().sync_all().unwrap();
+        let region = Region::map(256 * PMD_SIZE, Backing::Base4k).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for page in region.range().pages().take_while(|_| !done.load(Ordering::Relaxed)) {
+                    fill(&region, page);
+                }
+            });
+            let squeezed = group.squeeze(group.usage().unwrap());
+            done.store(true, Ordering::Relaxed);
+            squeezed.unwrap();
+        });
+    }
+    group.leave().unwrap();
 }
 
 fn a_dropped_group_is_left_and_removed() {
