@@ -19,6 +19,7 @@
 
 use std::fmt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -237,9 +238,13 @@ fn every_operation_announces_what_is_written(case: Case) {
     let _ =
         changes.change_sysfs("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan", "1", "a test");
     if case.backing == Backing::MemfdThp {
-        // Small pages first, which the collapse is to find; it does not ask the switch.
-        let switch = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-        changes.change_sysfs(switch, "never", "a test's memory").unwrap();
+        // Small pages first, which the collapse is to find; it does not ask the switch. Since 6.11 the size has its own.
+        for (switch, word) in [("shmem_enabled", "never"), ("hugepages-2048kB/shmem_enabled", "inherit")] {
+            let path = format!("/sys/kernel/mm/transparent_hugepage/{switch}");
+            if Path::new(&path).exists() {
+                changes.change_sysfs(path, word, "a test's memory").unwrap();
+            }
+        }
     }
     allow(&changes, case.memory());
     let done = attempt(&case);
