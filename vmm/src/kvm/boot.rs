@@ -195,6 +195,8 @@ pub fn set_registers(fd: &VcpuFd, vcpu: u32, entry: Gpa) -> Result<(), BootError
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::Bytes;
+
     use super::*;
 
     const LOW: u64 = 4 << 20;
@@ -220,13 +222,32 @@ mod tests {
         let message = |image: &[u8]| load(&memory(), LOW, image).unwrap_err().to_string();
         for (image, words) in [
             (Vec::new(), "0 bytes"),
-            (b"MZ".repeat(64), "no ELF file"),
+            (b"MZ".repeat(32), "no ELF file"),
             (patched(4, &[1]), "32-bit"),
             (patched(5, &[2]), "big-endian"),
             (patched(18, &[183, 0]), "AArch64"),
+            (patched(18, &[62, 1]), "ELF machine 318"),
             (patched(16, &[1, 0]), "object file"),
+            (patched(16, &[2, 1]), "ELF type 258"),
         ] {
             assert!(message(&image).contains(words), "{}", message(&image));
+        }
+    }
+
+    /// As `include/xen/interface/hvm/start_info.h` lays them out.
+    #[test]
+    fn the_start_info_leads_to_the_memory_map() {
+        let memory = memory();
+        let ram =
+            [(0, LOW), (1 << 32, 2 << 20)].map(|(at, len)| GpaRange::with_len(Gpa::new(at), len).unwrap());
+        write_start_info(&memory, &ram).unwrap();
+        let half = |at: u64| u64::from(memory.read_obj::<u32>(GuestAddress(at)).unwrap());
+        let word = |at: u64| memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+        assert_eq!((half(START_INFO_GPA), half(START_INFO_GPA + 4)), (0x336e_c578, 1));
+        let (map, entries) = (word(START_INFO_GPA + 40), half(START_INFO_GPA + 48));
+        assert_eq!(entries, 2);
+        for (at, range) in (map..).step_by(24).zip(ram) {
+            assert_eq!((word(at), word(at + 8), half(at + 16)), (range.start().get(), range.len(), 1));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Why a vCPU left the guest, and what that means: a pure function of the captured exit.
 
 use guest_abi::layout::{DOORBELL_PORT, doorbell};
+use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::guest::CrashKind;
@@ -69,7 +70,7 @@ pub fn run(vcpu: &mut VcpuFd) -> Exit {
         Ok(VcpuExit::Shutdown) => Exit::Shutdown,
         Ok(VcpuExit::FailEntry(reason, _)) => Exit::FailEntry(reason),
         Ok(VcpuExit::InternalError) => {
-            let (suberror, instruction) = internal_error(vcpu);
+            let (suberror, instruction) = internal_error(vcpu.get_kvm_run());
             Exit::InternalError { suberror, instruction }
         }
         Ok(VcpuExit::MemoryFault { .. }) => Exit::HostFault,
@@ -85,8 +86,8 @@ pub fn run(vcpu: &mut VcpuFd) -> Exit {
 /// Bit 0 of `emulation_failure.flags`: the instruction's bytes are there.
 const HAS_INSTRUCTION_BYTES: u64 = 1;
 
-pub(super) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u8>) {
-    let run = vcpu.get_kvm_run();
+/// KVM's sub-error, and the instruction if KVM gave it. `run` says `KVM_EXIT_INTERNAL_ERROR`.
+pub(super) fn internal_error(run: &kvm_run) -> (u32, Vec<u8>) {
     // SAFETY: KVM_EXIT_INTERNAL_ERROR says that this member of the union is filled.
     let internal = unsafe { run.__bindgen_anon_1.internal };
     // SAFETY: its extension for emulation failures; integers, so any content is a value.
@@ -147,6 +148,47 @@ mod tests {
         assert_eq!(decide(ring(doorbell::DONE), false, |_| false), Action::Crash(CrashKind::Doorbell(2)));
         assert_eq!(decide_up(ring(99)), Action::Crash(CrashKind::Doorbell(99)));
         assert_eq!(decide_up(ring(doorbell::FAULT)), Action::Exception);
+        assert_eq!(decide_up(ring(doorbell::PANIC)), Action::Panic);
+    }
+
+    /// What KVM writes for a failed emulation of `ud2`, with one word changed.
+    fn failed(change: impl FnOnce(&mut kvm_run)) -> (u32, Vec<u8>) {
+        let mut run = kvm_run { exit_reason: kvm_bindings::KVM_EXIT_INTERNAL_ERROR, ..kvm_run::default() };
+        let failure = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14 {
+            suberror: kvm_bindings::KVM_INTERNAL_ERROR_EMULATION,
+            ndata: 3,
+            flags: HAS_INSTRUCTION_BYTES,
+            ..Default::default()
+        };
+        run.__bindgen_anon_1.emulation_failure = failure;
+        with_instruction(&mut run, 2);
+        change(&mut run);
+        internal_error(&run)
+    }
+
+    /// `ud2`, said to be so long.
+    fn with_instruction(run: &mut kvm_run, insn_size: u8) {
+        let mut insn_bytes = [0xcc; 15];
+        insn_bytes[..2].copy_from_slice(&[0x0f, 0x0b]);
+        run.__bindgen_anon_1.emulation_failure.__bindgen_anon_1.__bindgen_anon_1 =
+            kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14__bindgen_ty_1__bindgen_ty_1 {
+                insn_size,
+                insn_bytes,
+            };
+    }
+
+    #[test]
+    fn an_instruction_is_told_if_kvm_gave_it() {
+        assert_eq!(failed(|_| ()), (1, vec![0x0f, 0x0b]));
+        assert_eq!(failed(|run| with_instruction(run, 0xff)).1.len(), 15, "no more than there is room for");
+        assert_eq!(failed(|run| run.__bindgen_anon_1.emulation_failure.ndata = 1).1.len(), 2);
+        // Another error has none, and neither has an older KVM, which gives no words or leaves the flag clear.
+        assert_eq!(failed(|run| run.__bindgen_anon_1.emulation_failure.suberror = 2), (2, vec![]));
+        assert_eq!(failed(|run| run.__bindgen_anon_1.emulation_failure.ndata = 0), (1, vec![]));
+        assert_eq!(
+            failed(|run| run.__bindgen_anon_1.emulation_failure.flags = !HAS_INSTRUCTION_BYTES),
+            (1, vec![])
+        );
     }
 
     #[test]

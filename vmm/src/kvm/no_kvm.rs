@@ -44,7 +44,7 @@ impl NoKvm {
         let host = KvmHost {
             module: KvmFacts::read_from(&root).module,
             flags: CpuFlags::read_from(&root),
-            file: std::fs::metadata(DEVICE).ok().map(|file| (group_name(file.gid()), file.mode() & 0o777)),
+            file: std::fs::metadata(DEVICE).ok().map(|file| (group_name(file.gid()), file.mode())),
         };
         Self::Open { remedy: host.opens_when(source), source }
     }
@@ -224,7 +224,14 @@ mod tests {
             (Errno::ACCESS, host(None, "", Some(("root", 0o660))), &["setfacl"]),
             (Errno::ACCESS, host(None, "", Some(("kvm", 0o600))), &["setfacl"]),
             (Errno::PERM, host(Some("kvm_amd"), "svm", None), &["container", "--device"]),
+            (
+                Errno::NXIO,
+                host(Some("kvm_amd"), "svm", Some(("kvm", 0o660))),
+                &["no device of KVM's", "mknod"],
+            ),
             (Errno::MFILE, host(None, "", None), &["ulimit -n"]),
+            (Errno::NFILE, host(None, "", None), &["fs.file-max"]),
+            (Errno::NOMEM, host(None, "", None), &["free memory"]),
             (Errno::ISDIR, host(None, "", None), &["mknod"]),
         ] {
             let remedy = host.opens_when(errno);
@@ -241,12 +248,29 @@ mod tests {
             (Errno::NOMEM, "memory"),
             (Errno::MFILE, "ulimit -n"),
             (Errno::PERM, "sandbox"),
-            (Errno::IO, "kernel's log"),
+            (Errno::NFILE, "fs.file-max"),
+            (Errno::IO, "switched off under it"),
+            (Errno::INVAL, "kernel's log"),
         ] {
             let error = NoKvm::no_vm(errno);
             assert!(error.remedy().contains(word) && error.to_string().contains(error.remedy()), "{error}");
             assert_eq!(error.class(), Class::Host);
         }
+    }
+
+    #[test]
+    fn the_processor_of_this_host_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("proc")).unwrap();
+        let read = || CpuFlags::read_from(&Root::at(root.path()));
+        assert_eq!(read(), CpuFlags::default());
+        std::fs::write(root.path().join("proc/cpuinfo"), "flags : fpu svm la57\n").unwrap();
+        assert_eq!(read(), CpuFlags { vmx: false, svm: true, la57: true });
+    }
+
+    #[test]
+    fn a_group_without_a_name_is_its_number() {
+        assert_eq!((group_name(0).as_str(), group_name(u32::MAX - 7).as_str()), ("root", "4294967288"));
     }
 
     #[test]

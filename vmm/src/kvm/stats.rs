@@ -65,6 +65,12 @@ pub struct FaultCounts {
 }
 
 impl FaultCounts {
+    /// Of the values of [`OUTCOMES`]. They are read one after the other while the vCPU runs, so the parts may be more than
+    /// the whole.
+    fn of_outcomes([taken, fixed, emulated, spurious, guests]: [u64; OUTCOMES.len()]) -> Self {
+        Self { fixed, retried: Some(taken.saturating_sub(fixed + emulated + spurious + guests)) }
+    }
+
     /// Those since `before`.
     pub fn since(self, before: Self) -> Self {
         let retried = self.retried.zip(before.retried).map(|(now, then)| now.saturating_sub(then));
@@ -116,9 +122,36 @@ impl VcpuStats {
         };
         let mut values = [0; OUTCOMES.len()];
         stats.read_many(outcomes, &mut values).ok()?;
-        let [taken, fixed, emulated, spurious, guests] = values;
-        // The values are read one after the other while the vCPU runs.
-        let retried = taken.saturating_sub(fixed + emulated + spurious + guests);
-        Some(FaultCounts { fixed, retried: Some(retried) })
+        Some(FaultCounts::of_outcomes(values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(fixed: u64, retried: Option<u64>) -> FaultCounts {
+        FaultCounts { fixed, retried }
+    }
+
+    #[test]
+    fn what_is_in_no_outcome_was_tried_again() {
+        assert_eq!(FaultCounts::of_outcomes([20, 5, 4, 3, 2]), counts(5, Some(6)));
+        assert_eq!(FaultCounts::of_outcomes([13, 5, 4, 3, 2]), counts(5, Some(0)));
+    }
+
+    #[test]
+    fn faults_add_up_and_what_was_before_is_left_out() {
+        let (early, late) = (counts(7, Some(3)), counts(10, Some(5)));
+        assert_eq!(early + late, counts(17, Some(8)));
+        assert_eq!(late.since(early), counts(3, Some(2)));
+        let unknown = counts(1, None);
+        assert_eq!((early + unknown, late.since(unknown)), (counts(8, None), counts(9, None)));
+    }
+
+    #[test]
+    fn of_nobody_and_of_one_that_is_not_counted_nothing_is_known() {
+        assert_eq!(VcpuStats::faults_of_all(&[]), None);
+        assert_eq!(VcpuStats::faults_of_all(&[VcpuStats { source: None }]), None);
     }
 }

@@ -38,14 +38,12 @@ impl ProtectionWindow {
     /// Whether a toggle explains an `EFAULT` met since [`ended`](Self::ended) was `before`. If one is under
     /// way, waits for its end.
     pub fn explains(&self, before: u64) -> bool {
-        let mut explained = self.ended() != before;
         loop {
             let open = self.open.load(Ordering::SeqCst);
             if open == 0 {
-                // A toggle that ended since the first look explains it too.
-                return explained || self.ended() != before;
+                // One that was open a moment ago has ended by now.
+                return self.ended() != before;
             }
-            explained = true;
             sys::futex_wait(&self.open, open);
         }
     }

@@ -66,7 +66,7 @@ impl Topology {
     }
 
     fn features(&self, entry: &mut kvm_cpuid_entry2) {
-        let logical = if self.vcpus > 1 { 1 << self.core_bits() } else { 1 };
+        let logical = 1 << self.core_bits();
         entry.ebx = entry.ebx & 0xffff | (logical & 0xff) << 16 | self.vcpu << 24;
         entry.ecx |= ECX_HYPERVISOR;
         set(&mut entry.ecx, ECX_TSC_DEADLINE, self.tsc_deadline);
@@ -121,17 +121,17 @@ mod tests {
     fn the_features_leaf_tells_who_one_is_among_how_many() {
         let [_, ebx, ecx, edx] = written(2, 3, leaf(FEATURES, 0, [0x800f12, 0x0501_0800, 0, 0]));
         assert_eq!((ebx >> 24, ebx >> 16 & 0xff, ebx & 0xffff), (2, 4, 0x0800));
-        assert_eq!(ecx, ECX_HYPERVISOR | ECX_TSC_DEADLINE);
-        assert_eq!(edx, EDX_MANY_LOGICAL);
+        // By the manual, not by our names for them: hypervisor and TSC deadline; more than one logical processor.
+        assert_eq!((ecx, edx), (1 << 31 | 1 << 24, 1 << 28));
         let [_, ebx, _, edx] = written(0, 1, leaf(FEATURES, 0, [0, 0, 0, u32::MAX]));
-        assert_eq!((ebx >> 16 & 0xff, edx & EDX_MANY_LOGICAL), (1, 0));
+        assert_eq!((ebx >> 16 & 0xff, !edx), (1, 1 << 28));
     }
 
     #[test]
     fn a_timer_that_kvm_does_not_emulate_is_not_offered() {
-        let mut entries = [leaf(FEATURES, 0, [0, 0, ECX_TSC_DEADLINE, 0])];
+        let mut entries = [leaf(FEATURES, 0, [0, 0, 1 << 24, 0])];
         Topology { vcpu: 0, vcpus: 1, tsc_deadline: false }.write_into(&mut entries);
-        assert_eq!(entries[0].ecx & ECX_TSC_DEADLINE, 0);
+        assert_eq!(entries[0].ecx, 1 << 31);
     }
 
     /// The way Linux reads it (detect_extended_topology): shift the identifier by level 1's bits and every vCPU is
@@ -143,7 +143,7 @@ mod tests {
             for vcpu in 0..vcpus {
                 let [thread_shift, threads, thread, id] = written(vcpu, vcpus, leaf(TOPOLOGY, 0, [9; 4]));
                 let [core_shift, cores_of_socket, core, _] = written(vcpu, vcpus, leaf(TOPOLOGY, 1, [9; 4]));
-                assert_eq!((threads, thread, core), (1, LEVEL_THREAD, LEVEL_CORE | 1));
+                assert_eq!((threads, thread, core), (1, 0x100, 0x201));
                 assert_eq!((cores_of_socket, id, id >> core_shift), (vcpus, vcpu, 0));
                 assert!(cores.insert(id >> thread_shift), "vCPU {vcpu} of {vcpus}");
             }
@@ -163,12 +163,21 @@ mod tests {
 
     #[test]
     fn what_a_fault_costs_stays_with_whoever_faulted() {
-        assert_eq!(written(0, 1, leaf(KVM_FEATURES, 0, [u32::MAX, 0, 0, 0]))[0] & ASYNC_PAGE_FAULTS, 0);
+        // KVM_FEATURE_ASYNC_PF, KVM_FEATURE_ASYNC_PF_VMEXIT, KVM_FEATURE_ASYNC_PF_INT.
+        let withheld = !written(0, 1, leaf(KVM_FEATURES, 0, [u32::MAX, 0, 0, 0]))[0];
+        assert_eq!(withheld, 1 << 4 | 1 << 10 | 1 << 14);
     }
 
     #[test]
     fn amd_counts_cores_less_one() {
         let [_, _, ecx, _] = written(0, 6, leaf(AMD_SIZES, 0, [0, 0, 0x0003_ffff, 0]));
         assert_eq!((ecx & 0xff, ecx >> 12 & 0xf, ecx >> 16), (5, 3, 3));
+    }
+
+    #[test]
+    fn amd_says_where_a_vcpu_is_and_whether_it_is_alone() {
+        assert_eq!(written(0, 2, leaf(AMD_FEATURES, 0, [1, 2, 0, 4])), [1, 2, 1 << 1, 4]);
+        assert_eq!(written(0, 1, leaf(AMD_FEATURES, 0, [1, 2, u32::MAX, 4])), [1, 2, !(1 << 1), 4]);
+        assert_eq!(written(0x103, 0x104, leaf(AMD_TOPOLOGY, 0, [9; 4])), [0x103, 3, 0, 9]);
     }
 }

@@ -230,7 +230,7 @@ impl Runner {
 
     /// Does for KVM's emulator what it cannot, if that is known how; else says what it met.
     fn repair(&mut self) -> Option<CrashKind> {
-        let (suberror, instruction) = exit::internal_error(self.fd.file_mut());
+        let (suberror, instruction) = exit::internal_error(self.fd.file_mut().get_kvm_run());
         match repair::repair(&self.fd, &instruction) {
             Some(()) => None,
             None => Some(CrashKind::InternalError { suberror, instruction }),
