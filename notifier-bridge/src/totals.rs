@@ -197,6 +197,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn totals_add_up_field_by_field() {
+        let of = |n: u64| Totals {
+            records: n,
+            refused: 2 * n,
+            invalidations: 3 * n,
+            needed_bytes: 4 * n,
+            invalidated_bytes: 5 * n,
+            sharing_calls: 6 * n,
+            double_calls: 7 * n,
+            slots_zapped: 8 * n,
+            zapped_bytes: 9 * n,
+            sptes_zapped_4k: Count::of(10 * n),
+            sptes_zapped_2m: Count::of(11 * n),
+            zap_ns: 12 * n,
+            operation_ns: 13 * n,
+            end_ns: 14 * n,
+        };
+        let mut sum = of(10);
+        sum += of(1);
+        assert_eq!(sum, of(11));
+    }
+
+    #[test]
     fn every_key_has_its_own_place() {
         assert_eq!(keys().count(), KEYS);
         assert!(keys().enumerate().all(|(place, key)| index(key) == place));

@@ -89,3 +89,23 @@ impl Drop for Inside<'_> {
         self.0.store(count + 1, Ordering::Release);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Who waits for the end of an access takes another one for another: it would wait for all that follow.
+    #[test]
+    fn no_two_accesses_have_the_same_epoch() {
+        let epoch = Epoch::<SmpMb>::new();
+        let seen = [(); 3].map(|()| {
+            let inside = epoch.enter();
+            assert!(!epoch.wait_outside(false));
+            let count = inside.0.load(Ordering::Relaxed);
+            drop(inside);
+            assert!(epoch.wait_outside(false));
+            count
+        });
+        assert!(seen.is_sorted_by(|one, next| one < next), "{seen:?}");
+    }
+}

@@ -152,3 +152,22 @@ impl<P: PrimaryMmu> Drop for Worker<P> {
         self.mmu.retire(&self.cell);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_workers_did_adds_up_field_by_field() {
+        let of = |n: u64| WorkerStats {
+            accesses: n,
+            pf_taken: 2 * n,
+            pf_fixed: 3 * n,
+            pf_spurious: 4 * n,
+            retries: 5 * n,
+        };
+        let mut sum = of(10);
+        sum += of(1);
+        assert_eq!(sum, of(11));
+    }
+}
