@@ -53,6 +53,18 @@ fn a_page_of_a_large_mapping_takes_the_whole_entry_and_says_so() {
 }
 
 #[test]
+fn where_nothing_was_dropped_nobody_is_waited_for() {
+    let mmu = mmu();
+    let mut worker = mmu.worker();
+    frame_of(&mut worker, ODD_SLOT);
+    assert_eq!((mmu.stats().pages_2m, mmu.stats().pages_4k), (0, 1));
+    let neighbour = memory(ODD_SLOT + 1, 1);
+    assert_eq!(mmu.invalidate_range_start(neighbour, &MAY_WAIT), Ok(Zapped::NOTHING));
+    mmu.invalidate_range_end(neighbour);
+    assert_eq!(mmu.stats().remote_tlb_flushes, 0);
+}
+
+#[test]
 fn a_range_outside_every_slot_opens_no_bracket() {
     let mmu = mmu();
     let elsewhere = crate::doubles::range(0, PAGE_SIZE);
