@@ -13,6 +13,7 @@
 //!   uffd::Userfault                                                faults and events, served by this process
 //!   Store: CompressedStore, FileStore, DiscardStore, FaultyStore   where pages go that we evict ourselves
 //!   swapper::Swapper ── Store                                      a swap of our own over both
+//!   waits::Thread, Patience, Overdue                               waits for ourselves, with a deadline
 //! ```
 //!
 //! All of it works without root where the kernel lets it: folio orders below the PMD, zram devices and (mostly)
@@ -50,6 +51,7 @@ mod sys;
 mod thp;
 pub mod uffd;
 mod victim;
+pub mod waits;
 mod zap;
 mod zram;
 

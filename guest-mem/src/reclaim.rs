@@ -18,6 +18,7 @@ use crate::region::{RangeError, Region, reserve_congruent};
 use crate::remedy::{self, Asked};
 use crate::state::{PageCounts, PageRun, PageState};
 use crate::sys::{self, Madvise, OldPlace, Protection};
+use crate::waits::Overdue;
 
 /// A way to take pages away, or to disturb their mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -181,6 +182,9 @@ pub enum ReclaimError {
         #[source]
         source: ScanError,
     },
+    /// It was done, and a fault handler of a swapper does not act on the event of it.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
 }
 
 /// What an operation really did, by pagemap.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use guest_mem::waits::Overdue;
 use guest_mem::{HugetlbLimit, Hva, MapLevel, PAGE_SHIFT};
 
 /// What a translation leads to, in units of 4 KiB: a page frame number, below 2^52.
@@ -53,6 +54,9 @@ pub enum ResolveError {
         /// What forbids it. In a box: an access that succeeds returns this type too.
         limit: Box<HugetlbLimit>,
     },
+    /// Invalidations keep it out without an end.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
 }
 
 /// The primary MMU: the host's page tables, or a model of them.

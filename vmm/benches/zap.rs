@@ -81,7 +81,7 @@ impl Busy {
 
     fn stop(&mut self) -> Duration {
         let begun = Instant::now();
-        drop(self.machine.core().surroundings.gate.hold());
+        drop(self.machine.core().surroundings.gate.hold().expect("the vCPUs leave"));
         begun.elapsed()
     }
 
@@ -96,7 +96,7 @@ impl Busy {
             memory_size: len,
             userspace_addr: slot.hva_range().start().get(),
         };
-        let hold = core.surroundings.gate.hold();
+        let hold = core.surroundings.gate.hold().expect("the vCPUs leave");
         let begun = Instant::now();
         for len in [0, slot.len()] {
             // SAFETY: only for the next call.

@@ -21,6 +21,7 @@ use crate::range::HvaRange;
 use crate::reclaim::{Operation, ReclaimError};
 use crate::region::RangeError;
 use crate::uffd::ResolveError;
+use crate::waits::Overdue;
 
 /// Why a range cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,9 @@ pub enum WatchError {
     /// The kernel does not unmap it.
     #[error(transparent)]
     Unmap(#[from] ReclaimError),
+    /// A handler does not do its part.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
 }
 
 /// A bit for each page: whether it was used since it was last watched.
@@ -108,7 +112,7 @@ impl<'s> Clock<'s> {
         }
         match self.operation() {
             Operation::DontNeed => swapper.drop_mapping(range)?,
-            _ => swapper.insist(|| swapper.userfault.write_protect(range))?,
+            _ => swapper.insist(|| swapper.userfault.write_protect(range))??,
         }
         Ok(())
     }

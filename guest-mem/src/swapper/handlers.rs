@@ -19,7 +19,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -27,13 +27,14 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use super::Swapper;
 use super::fate::BLOCK_PAGES;
 use super::pager::{Lost, Pager, Served};
-use super::reading::Patience;
+use super::reading::Turn;
 use crate::address::PAGE_SIZE;
 use crate::range::HvaRange;
 use crate::remedy::{self, Asked};
 use crate::store::BufferError;
 use crate::sys;
 use crate::uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
+use crate::waits::{END, Overdue, Thread};
 
 /// Messages that a handler reads at once if there is no other: more than there are vCPUs to fault in most guests.
 const BATCH: usize = 64;
@@ -71,6 +72,9 @@ pub enum HandlerError {
     /// The kernel said something that makes no sense.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// It was told to stop, and does not. What it can reach stays.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
 }
 
 /// What a handler did.
@@ -107,7 +111,7 @@ impl std::ops::AddAssign for HandlerReport {
 #[derive(Debug)]
 pub struct Handlers {
     stop: Arc<Stop>,
-    threads: Vec<JoinHandle<Result<HandlerReport, HandlerError>>>,
+    threads: Vec<Thread<Result<HandlerReport, HandlerError>>>,
 }
 
 impl Handlers {
@@ -124,7 +128,7 @@ impl Handlers {
         let count = hears.len();
         for (index, (hears, processor)) in hears.into_iter().enumerate() {
             let (swapper, stop) = (swapper.clone(), handlers.stop.clone());
-            let thread = std::thread::Builder::new().name(format!("uffd{index}")).spawn(move || {
+            let thread = Thread::start(format!("uffd{index}"), move || {
                 let has_processor = processor.is_some_and(stay_on);
                 let all_woken = has_processor && (2..=ALL_WOKEN).contains(&count);
                 if all_woken {
@@ -144,26 +148,31 @@ impl Handlers {
     /// Stops them all, and returns what each did.
     ///
     /// # Errors
-    /// One had given up before.
-    pub fn stop(mut self) -> Result<Vec<HandlerReport>, HandlerError> {
-        self.join().into_iter().collect()
+    /// One had given up before, or does not stop.
+    pub fn stop(self) -> Result<Vec<HandlerReport>, HandlerError> {
+        self.stop_within(END)
     }
 
-    fn join(&mut self) -> Vec<Result<HandlerReport, HandlerError>> {
+    /// The same, with a patience of the caller's for each.
+    ///
+    /// # Errors
+    /// As for [`Handlers::stop`].
+    pub fn stop_within(mut self, patience: Duration) -> Result<Vec<HandlerReport>, HandlerError> {
         // It cannot fail on an eventfd of our own.
         let _ = self.stop.raise();
-        let threads = self.threads.drain(..);
-        threads.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let ends: Vec<_> = self.threads.drain(..).map(|thread| thread.end(patience)).collect();
+        let report = |end: Result<std::thread::Result<_>, _>| match end? {
+            Ok(report) => report,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        ends.into_iter().map(report).collect()
     }
 }
 
 impl Drop for Handlers {
     fn drop(&mut self) {
         let _ = self.stop.raise();
-        for thread in self.threads.drain(..) {
-            // One that panicked has said so.
-            let _ = thread.join();
-        }
+        self.threads.drain(..).for_each(Thread::end_or_tell);
     }
 }
 
@@ -208,7 +217,7 @@ impl<'s, H: Hears> Handler<'s, H> {
                 std::thread::yield_now();
             }
             let in_need = !self.swapper.waiting.is_empty();
-            self.read(if in_need { Patience::ComesAgain } else { Patience::Waits })?;
+            self.read(if in_need { Turn::ComesAgain } else { Turn::Waits })?;
             if in_need {
                 self.serve_all();
                 self.tell();
@@ -220,9 +229,9 @@ impl<'s, H: Hears> Handler<'s, H> {
     }
 
     /// Reads what there is. What was discarded is forgotten at once.
-    fn read(&mut self, patience: Patience) -> Result<(), HandlerError> {
+    fn read(&mut self, turn: Turn) -> Result<(), HandlerError> {
         let swapper = self.swapper;
-        let Ok(_at_work) = swapper.reading.begin(patience) else { return Ok(()) };
+        let Ok(_at_work) = swapper.reading.begin(turn) else { return Ok(()) };
         swapper.userfault.read_events(&mut self.buffer)?;
         while let Some(event) = self.buffer.pop() {
             let event = event?;

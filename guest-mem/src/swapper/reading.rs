@@ -13,6 +13,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::time::Duration;
+
+use crate::waits::{Overdue, Patience, WAKE};
 
 /// `None` where the kernel sends no events: there is nothing to keep apart then.
 #[derive(Debug)]
@@ -38,7 +41,7 @@ pub(super) struct NotNow;
 
 /// Whether a reader insists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Patience {
+pub(super) enum Turn {
     /// It waits its turn.
     Waits,
     /// It has other things to do, and comes again: as one of several that come again and again it must not keep those
@@ -54,13 +57,13 @@ impl Reading {
 
     /// To be called before messages are read, and what it gives be kept until they are acted on. Before any block is
     /// locked. `Err` if it is not this reader's turn.
-    pub fn begin(&self, patience: Patience) -> Result<Option<AtWork<'_>>, NotNow> {
+    pub fn begin(&self, turn: Turn) -> Result<Option<AtWork<'_>>, NotNow> {
         let Some(order) = &self.0 else { return Ok(None) };
-        let exclusive = match (patience, order.lock.try_write()) {
+        let exclusive = match (turn, order.lock.try_write()) {
             (_, Ok(exclusive)) => exclusive,
             (_, Err(TryLockError::Poisoned(poisoned))) => poisoned.into_inner(),
-            (Patience::ComesAgain, Err(TryLockError::WouldBlock)) => return Err(NotNow),
-            (Patience::Waits, Err(TryLockError::WouldBlock)) => {
+            (Turn::ComesAgain, Err(TryLockError::WouldBlock)) => return Err(NotNow),
+            (Turn::Waits, Err(TryLockError::WouldBlock)) => {
                 order.lock.write().unwrap_or_else(PoisonError::into_inner)
             }
         };
@@ -74,17 +77,47 @@ impl Reading {
     }
 
     /// Returns when all that was read is acted on.
-    pub fn settle(&self) {
-        let Some(Order { readings, .. }) = &self.0 else { return };
+    ///
+    /// # Errors
+    /// The handler that has read something does not come to act on it.
+    pub fn settle(&self) -> Result<(), Overdue> {
+        self.settle_within(WAKE)
+    }
+
+    fn settle_within(&self, patience: Duration) -> Result<(), Overdue> {
+        let Some(Order { readings, .. }) = &self.0 else { return Ok(()) };
         let seen = readings.load(Ordering::SeqCst);
+        let mut patience = Patience::new(patience);
         while seen % 2 == 1 && readings.load(Ordering::SeqCst) == seen {
-            std::thread::yield_now();
+            if let Some(waited) = patience.over() {
+                return Err(Overdue::new("a fault handler to act on the events that it has read", waited));
+            }
         }
+        Ok(())
     }
 }
 
 impl Drop for AtWork<'_> {
     fn drop(&mut self) {
         self.order.readings.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_does_not_act_is_not_waited_for_for_ever() {
+        let reading = Reading::new(true);
+        assert_eq!(reading.settle(), Ok(()));
+        let at_work = reading.begin(Turn::Waits).unwrap();
+        let overdue = reading.settle_within(Duration::from_millis(20)).unwrap_err().to_string();
+        assert!(
+            overdue.contains("a fault handler to act on the events that it has read, in vain"),
+            "{overdue}"
+        );
+        drop(at_work);
+        assert_eq!(reading.settle(), Ok(()));
     }
 }

@@ -1,11 +1,18 @@
 //! Faults in the store: a page stays, or it is named and nobody gets to see another in its place.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
-use crate::support::swapped::{Rig, assert_lost, lz4, rig, value};
-use guest_mem::swapper::{EvictError, Evicted, Evictor, Fate, FaultAround, LostWhy};
+use crate::support::swapped::{Owner, Rig, assert_lost, lz4, read, rig, value};
+use guest_mem::swapper::{
+    EvictError, Evicted, Evictor, Fate, FaultAround, HandlerError, Handlers, Hears, Lost, LostWhy, Options,
+    Served,
+};
+use guest_mem::uffd::{Event, Fault};
 use guest_mem::{
-    Backing, Codec, CompressedStore, FaultyStore, FileStore, PAGE_SIZE, Store, StoreCall, StoreError,
+    Backing, Codec, CompressedStore, FaultyStore, FileStore, PAGE_SIZE, PMD_SIZE, Region, Store, StoreCall,
+    StoreError, Swapper,
 };
 
 crate::tests! {
@@ -15,6 +22,7 @@ crate::tests! {
     a_slow_store_is_waited_for: [Userfault],
     a_neighbour_that_cannot_be_read_costs_nobody_else: [Userfault],
     of_a_huge_page_the_damaged_page_is_named: [Userfault],
+    a_handler_that_does_not_stop_is_named_and_keeps_its_memory: [Userfault],
 }
 
 const SHARED_AND_NOT: [Backing; 2] = [Backing::Base4k, Backing::Memfd];
@@ -174,4 +182,38 @@ fn of_a_huge_page_the_damaged_page_is_named() {
             assert_eq!(rig.stored(), 0);
         }
     }
+}
+
+/// An ear that does not come back from what it hears until it is let go.
+struct Sits {
+    hears: Sender<()>,
+    let_go: Receiver<()>,
+}
+
+impl Hears for Sits {
+    fn fault(&mut self, _fault: &Fault, _served: Served) {
+        self.hears.send(()).unwrap();
+        let _waiting = harness::waiting("the end of the test");
+        let _ = self.let_go.recv();
+    }
+    fn event(&mut self, _event: &Event) {}
+    fn lost(&mut self, lost: Lost) {
+        panic!("{lost}");
+    }
+}
+
+fn a_handler_that_does_not_stop_is_named_and_keeps_its_memory() {
+    let memory = Arc::new(Owner(Region::map(PMD_SIZE, Backing::Base4k).unwrap()));
+    let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
+    let swapper = Arc::new(Swapper::attach(memory.clone(), options).unwrap());
+    let ((hears, heard), (lets_go, let_go)) = (channel(), channel());
+    let handlers = Handlers::start(&swapper, vec![(Sits { hears, let_go }, None)]).unwrap();
+    assert_eq!(read(&memory.0, 0), 0);
+    harness::receive(&heard, "the handler");
+    let error = handlers.stop_within(Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, HandlerError::Overdue(_)), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(" waited 50 ms for the end of thread uffd0, in vain: its thread is "), "{text}");
+    assert_eq!(Arc::strong_count(&swapper), 2, "what it can reach stays");
+    drop(lets_go);
 }

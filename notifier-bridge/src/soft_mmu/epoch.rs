@@ -15,8 +15,11 @@
 //! Either barrier left out, both can look away; `tests/loom.rs` shows it.
 
 use std::marker::PhantomData;
+use std::time::Duration;
 
-use crate::sync::{AtomicU64, Ordering, fence, relax};
+use guest_mem::waits::{Overdue, WAKE};
+
+use crate::sync::{AtomicU64, Ordering, Turns, fence};
 
 /// The full barrier on both sides, as a seam: a model checker takes it away to see what happens.
 pub trait Barrier {
@@ -63,22 +66,36 @@ impl<B: Barrier> Epoch<B> {
     }
 
     /// Waits until the worker has left the access it is in, if any. Entries have been cleared before.
-    /// Without `may_wait` it only asks, and says whether the worker was outside.
+    /// Without `may_wait` it only asks. Whether the worker is outside: one that does not leave is told of, and is not waited
+    /// for any longer.
     pub fn wait_outside(&self, may_wait: bool) -> bool {
+        match self.is_outside(may_wait.then_some(WAKE)) {
+            Ok(outside) => outside,
+            Err(overdue) => {
+                overdue.tell();
+                false
+            }
+        }
+    }
+
+    fn is_outside(&self, patience: Option<Duration>) -> Result<bool, Overdue> {
         // The cleared entries are out before the epoch is read. Pairs with the barrier in `enter`.
         B::full();
         let count = self.count.load(Ordering::Acquire);
         if count.is_multiple_of(2) {
-            return true;
+            return Ok(true);
         }
-        if may_wait {
-            let mut turn = 0u32;
-            while self.count.load(Ordering::Acquire) == count {
-                relax(turn);
-                turn = turn.saturating_add(1);
+        let Some(patience) = patience else { return Ok(false) };
+        let mut turns = Turns::new(patience);
+        while self.count.load(Ordering::Acquire) == count {
+            if let Some(waited) = turns.relax() {
+                return Err(Overdue::new(
+                    "a worker of the software MMU to leave the page that it uses",
+                    waited,
+                ));
             }
         }
-        may_wait
+        Ok(true)
     }
 }
 
@@ -100,12 +117,26 @@ mod tests {
         let epoch = Epoch::<SmpMb>::new();
         let seen = [(); 3].map(|()| {
             let inside = epoch.enter();
-            assert!(!epoch.wait_outside(false));
+            assert_eq!(epoch.is_outside(None), Ok(false));
             let count = inside.0.load(Ordering::Relaxed);
             drop(inside);
-            assert!(epoch.wait_outside(false));
+            assert_eq!(epoch.is_outside(None), Ok(true));
             count
         });
         assert!(seen.is_sorted_by(|one, next| one < next), "{seen:?}");
+    }
+
+    #[test]
+    fn a_worker_that_does_not_leave_is_not_waited_for_for_ever() {
+        let epoch = Epoch::<SmpMb>::new();
+        let inside = epoch.enter();
+        assert_eq!(epoch.is_outside(None), Ok(false));
+        let overdue = epoch.is_outside(Some(Duration::from_millis(20))).unwrap_err().to_string();
+        assert!(
+            overdue.contains(" waited 20 ms for a worker of the software MMU to leave the page"),
+            "{overdue}"
+        );
+        drop(inside);
+        assert_eq!(epoch.is_outside(None), Ok(true));
     }
 }

@@ -30,7 +30,9 @@ mod tests;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use guest_mem::waits::{Overdue, Patience};
 use guest_mem::{Gfn, Gpa, HvaRange, Memslot, SlotTable};
 
 pub use self::worker::{Worker, WorkerStats};
@@ -42,6 +44,9 @@ use crate::count::Count;
 use crate::listener::{Listener, Shadowing, ShadowingMmu, StartContext, WouldBlock, Zapped};
 use crate::primary::{PrimaryMmu, ResolveError};
 use crate::sequence::Sequence;
+
+/// How long a fault begins again for an invalidation in progress: longer than any operation on a range takes.
+const BRACKET: Duration = Duration::from_secs(300);
 
 /// Why an access could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -156,6 +161,7 @@ impl<P: PrimaryMmu> SoftMmu<P> {
     /// Makes one page accessible, beginning again for as long as invalidations get in the way.
     fn fault(&self, cell: &WorkerCell, slot: &Memslot, gfn: Gfn, write: bool) -> Result<(), ResolveError> {
         cell.pf_taken.raise();
+        let mut patience = Patience::new(BRACKET);
         loop {
             let fault = Fault { mmu: self, slot: *slot, gfn, write }.snapshot();
             let outcome = if fault.is_hopeless() { Installed::Retry } else { fault.resolve()?.install() };
@@ -164,7 +170,10 @@ impl<P: PrimaryMmu> SoftMmu<P> {
                 Installed::Spurious => cell.pf_spurious.raise(),
                 Installed::Retry => {
                     cell.retries.raise();
-                    std::thread::yield_now();
+                    if let Some(waited) = patience.over() {
+                        let what = format!("the invalidations that keep guest page {gfn} out to end");
+                        return Err(Overdue::new(what, waited).into());
+                    }
                     continue;
                 }
             }

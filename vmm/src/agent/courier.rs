@@ -10,16 +10,13 @@ use crate::guest::{CrashKind, CrashReport, Mailbox};
 pub(super) fn run(shared: &Shared, mailbox: &Mailbox) {
     while mailbox.next_order() {
         if let Err(error) = deliver(shared, mailbox) {
-            let what = match error {
+            let kind = match error {
+                AgentError::Overdue(overdue) => CrashKind::Overdue(overdue),
                 // The kind says the rest.
-                AgentError::Ended(end) => end.to_string(),
-                other => other.to_string(),
+                AgentError::Ended(end) => CrashKind::Agent(end.to_string()),
+                other => CrashKind::Agent(other.to_string()),
             };
-            return mailbox.fail(CrashReport {
-                vcpu: mailbox.vcpu(),
-                kind: CrashKind::Agent(what),
-                registers: None,
-            });
+            return mailbox.fail(CrashReport { vcpu: mailbox.vcpu(), kind, registers: None });
         }
     }
 }
@@ -29,6 +26,7 @@ fn deliver(shared: &Shared, mailbox: &Mailbox) -> Result<(), AgentError> {
     // Before it is sent: the answer may overtake whatever comes after.
     shared.lock().orders[vcpu].ask();
     shared.send(&ToAgent::Order { vcpu: vcpu as u16, order: mailbox.area().order() })?;
-    shared.wait(None, |state| state.orders[vcpu].take())?;
+    // As long as the order takes. Whoever gave it watches its touches, and ends the link.
+    shared.wait("the guest's agent to carry out an order", None, |state| state.orders[vcpu].take())?;
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use guest_abi::link::{ABI_VERSION, LinkError, Request};
 
+use guest_mem::waits::Overdue;
+
 use super::mapped::Misplaced;
 use crate::exit::{Class, Classified};
 
@@ -87,6 +89,9 @@ pub enum AgentError {
         /// How long it had.
         waited: Duration,
     },
+    /// A thread of this program, or a wake from one, did not come.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
     /// The same was asked before and is not answered yet.
     #[error("{0:?} was asked of the guest's agent while it was busy with the last one")]
     Busy(Request),
@@ -102,7 +107,7 @@ impl Classified for AgentError {
     fn class(&self) -> Class {
         match self {
             Self::Ended(_) | Self::Refused { .. } | Self::Silent { .. } | Self::Misplaced(_) => Class::Wrong,
-            Self::Busy(_) | Self::Request(_) => Class::Fault,
+            Self::Busy(_) | Self::Request(_) | Self::Overdue(_) => Class::Fault,
         }
     }
 }

@@ -6,11 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use guest_abi::link::{Decoder, FromAgent, HEADER_BYTES, MAX_PAYLOAD, Pages, Request, ToAgent};
 use guest_mem::GpaRange;
+use guest_mem::waits::{Overdue, Thread, WAKE};
 
 use super::courier;
 use super::error::{AgentError, End};
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     socket: UnixStream,
     /// Held while one frame is written.
     sending: Mutex<()>,
+    /// How long an answer may take.
+    patience: Duration,
 }
 
 impl Shared {
@@ -45,10 +47,18 @@ impl Shared {
     /// Ends the link: the reader takes in what has arrived, finds the end, and tells everybody who waits. The reason is
     /// this one, unless the agent gave one of its own, or something else ended the link before.
     fn end(&self, reason: End) {
-        self.lock().reason.get_or_insert(reason);
-        self.changed.notify_all();
+        let mut state = self.lock();
+        state.reason.get_or_insert(reason);
+        self.announce(state);
         // Fails only if the socket is not connected any more.
         let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Wakes everybody who waits, after a change.
+    fn announce(&self, mut state: MutexGuard<'_, State>) {
+        state.changed = Instant::now();
+        drop(state);
+        self.changed.notify_all();
     }
 
     pub(super) fn send(&self, message: &ToAgent<'_>) -> Result<(), AgentError> {
@@ -60,35 +70,45 @@ impl Shared {
         if let Err(source) = written {
             // Half a frame may be on its way: nothing can follow it.
             self.end(End::of(source));
-            self.wait(None, |_| None::<()>)?;
+            let deadline = Some(Instant::now() + self.patience);
+            self.wait("the end of the link", deadline, |_| None::<()>)?;
+            return Err(Overdue::new("the thread that reads the link to find its end", self.patience).into());
         }
         Ok(())
     }
 
-    /// Waits until `take` finds something, which may have arrived before the link ended.
+    /// Waits until `take` finds something, which may have arrived before the link ended. Without a deadline it takes as
+    /// long as the guest takes; of that, too, this thread must be woken.
     pub(super) fn wait<T>(
         &self,
+        what: &str,
         deadline: Option<Instant>,
         mut take: impl FnMut(&mut State) -> Option<T>,
-    ) -> Result<Option<T>, End> {
+    ) -> Result<Option<T>, AgentError> {
         let mut state = self.lock();
+        let mut slept = None;
         loop {
-            if let Some(found) = take(&mut state) {
-                drop(state);
+            // Not what came just when this thread looked.
+            let late = slept.filter(|slept| state.changed.elapsed() > *slept / 8);
+            let found = take(&mut state);
+            if found.is_some() {
                 // Whoever waits for room in the output.
-                self.changed.notify_all();
-                return Ok(Some(found));
+                self.announce(state);
+                return match late {
+                    Some(slept) => Err(Overdue::unannounced(what, slept).into()),
+                    None => Ok(found),
+                };
             }
             if let Some(end) = &state.end {
-                return Err(end.clone());
+                return Err(end.clone().into());
             }
-            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => return Ok(None),
-                Some(left) => {
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+            let left = deadline.map_or(WAKE, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let (locked, waited) =
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            (state, slept) = (locked, waited.timed_out().then_some(left));
         }
     }
 }
@@ -96,8 +116,7 @@ impl Shared {
 /// The link to one guest's agent.
 pub struct Link {
     shared: Arc<Shared>,
-    patience: Duration,
-    reader: Option<JoinHandle<()>>,
+    reader: Option<Thread<()>>,
 }
 
 impl Link {
@@ -118,10 +137,11 @@ impl Link {
             changed: Condvar::new(),
             socket,
             sending: Mutex::new(()),
+            patience,
         });
         let reader = {
             let shared = shared.clone();
-            Builder::new().name("agent".into()).spawn(move || {
+            Thread::start("agent", move || {
                 let end = read(&shared, log);
                 let mut state = shared.lock();
                 let reason = state.reason.take();
@@ -129,13 +149,12 @@ impl Link {
                     End::Closed | End::Socket(_) => reason.unwrap_or(end),
                     told => told,
                 });
-                drop(state);
-                shared.changed.notify_all();
+                shared.announce(state);
                 // So that whoever sends hears of it too.
                 let _ = shared.socket.shutdown(Shutdown::Both);
             })?
         };
-        Ok(Self { shared, patience, reader: Some(reader) })
+        Ok(Self { shared, reader: Some(reader) })
     }
 
     /// Waits at most `patience` for the agent to be up.
@@ -143,7 +162,11 @@ impl Link {
     /// # Errors
     /// [`AgentError::Silent`], or [`AgentError::Ended`].
     pub fn wait_hello(&self, patience: Duration) -> Result<Hello, AgentError> {
-        let hello = self.shared.wait(Some(Instant::now() + patience), |state| state.hello.clone())?;
+        let hello = self.shared.wait(
+            "the first word of the guest's agent",
+            Some(Instant::now() + patience),
+            |state| state.hello.clone(),
+        )?;
         hello.ok_or(AgentError::Silent { what: "come up", waited: patience })
     }
 
@@ -158,7 +181,7 @@ impl Link {
         pages: Pages,
         is_ram: &dyn Fn(GpaRange) -> bool,
     ) -> Result<ArenaMap, AgentError> {
-        let vcpus = self.wait_hello(self.patience)?.vcpus;
+        let vcpus = self.wait_hello(self.shared.patience)?.vcpus;
         let message = ToAgent::MapArena { bytes, pages };
         let mapped = self.ask(Request::MapArena, &message, "map the arena", |state| &mut state.mapped)?;
         Ok(ArenaMap::check(&mapped, bytes, vcpus, is_ram)?)
@@ -187,7 +210,7 @@ impl Link {
         }
         sent?;
         loop {
-            let heard = self.shared.wait(None, |state| {
+            let heard = self.shared.wait("what a command in the guest prints, or its end", None, |state| {
                 let output: Vec<u8> = state.shell.output.drain(..).collect();
                 let ended = if output.is_empty() { state.shell.status.take() } else { None };
                 (!output.is_empty() || ended.is_some()).then_some((output, ended))
@@ -223,10 +246,10 @@ impl Link {
     ///
     /// # Errors
     /// The thread cannot be had.
-    pub fn courier(&self, mailbox: Arc<Mailbox>) -> std::io::Result<JoinHandle<()>> {
+    pub fn courier(&self, mailbox: Arc<Mailbox>) -> std::io::Result<Thread<()>> {
         let shared = self.shared.clone();
         let name = format!("courier{}", mailbox.vcpu());
-        Builder::new().name(name).spawn(move || courier::run(&shared, &mailbox))
+        Thread::start(name, move || courier::run(&shared, &mailbox))
     }
 
     fn ask<T>(
@@ -239,9 +262,11 @@ impl Link {
         if !slot(&mut self.shared.lock()).ask() {
             return Err(AgentError::Busy(request));
         }
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.shared.patience;
         let heard = match self.shared.send(message) {
-            Ok(()) => self.shared.wait(Some(deadline), |state| slot(state).take()).map_err(Into::into),
+            Ok(()) => self
+                .shared
+                .wait("the answer of the guest's agent", Some(deadline), |state| slot(state).take()),
             Err(error) => Err(error),
         };
         match heard {
@@ -249,7 +274,7 @@ impl Link {
             Ok(Some(Err(what))) => Err(AgentError::Refused { request, what }),
             Ok(None) => {
                 // Whatever it answers now would be taken for the answer to something else.
-                let silent = AgentError::Silent { what, waited: self.patience };
+                let silent = AgentError::Silent { what, waited: self.shared.patience };
                 self.end(&silent.to_string());
                 Err(silent)
             }
@@ -262,8 +287,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.end("the VMM closed the link");
         if let Some(reader) = self.reader.take() {
-            // A thread that panicked has said so on standard error.
-            let _ = reader.join();
+            reader.end_or_tell();
         }
     }
 }
@@ -304,11 +328,44 @@ fn take_in(shared: &Shared, message: FromAgent<'_>, log: &mut dyn FnMut(&str)) -
         }
         // A guest that writes faster than its output is taken waits, and does not fill the host's memory.
         FromAgent::ShellOutput { .. } => {
-            shared.wait(None, |state| (!state.is_full() || state.reason.is_some()).then_some(()))?;
+            let room = |state: &mut State| (!state.is_full() || state.reason.is_some()).then_some(());
+            match shared.wait("room for what a command prints", None, room) {
+                Err(AgentError::Ended(end)) => return Err(end),
+                // There is room.
+                Err(error) => crate::output::message(error),
+                Ok(_) => {}
+            }
         }
         _ => {}
     }
-    let taken = shared.lock().take_in(message);
-    shared.changed.notify_all();
+    let mut state = shared.lock();
+    let taken = state.take_in(message);
+    shared.announce(state);
     taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{Class, Classified};
+
+    fn link() -> (Link, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Link::new(ours, Duration::from_millis(50), |_| ()).unwrap(), theirs)
+    }
+
+    #[test]
+    fn an_answer_that_nobody_was_woken_for_is_told_of() {
+        let (link, _theirs) = link();
+        let mut looks = 0;
+        let answer = |_: &mut State| {
+            looks += 1;
+            (looks == 2).then_some(())
+        };
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let error = link.shared.wait("an answer", Some(deadline), answer).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, AgentError::Overdue(_)) && error.class() == Class::Fault, "{text}");
+        assert!(text.contains(" for an answer, which had come, but the wake for it was lost"), "{text}");
+    }
 }

@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use guest_abi::layout::MAX_VCPUS;
 use guest_abi::link::{ABI_VERSION, FromAgent, Mapped, Request};
@@ -89,6 +90,8 @@ pub(super) struct State {
     pub(super) counters: Asked<Answer<Counters>>,
     pub(super) shell: Shell,
     pub(super) orders: [Asked<()>; MAX_VCPUS as usize],
+    /// When anything of this last changed.
+    pub(super) changed: Instant,
 }
 
 impl State {
@@ -101,6 +104,7 @@ impl State {
             counters: Asked::Nobody,
             shell: Shell { status: Asked::Nobody, output: VecDeque::new() },
             orders: [const { Asked::Nobody }; MAX_VCPUS as usize],
+            changed: Instant::now(),
         }
     }
 

@@ -195,7 +195,7 @@ fn couriers_carry_orders_and_each_waits_for_its_own() {
         mailbox.quit();
     }
     for courier in couriers {
-        courier.join().unwrap();
+        courier.end(LONG).unwrap().unwrap();
     }
     play.link.end("over");
     play.over();
@@ -217,7 +217,7 @@ fn when_the_agent_fails_every_vcpu_at_work_says_why() {
     let GuestError::Crashed(report) = &error else { panic!("{error}") };
     assert_eq!(report.kind, CrashKind::Agent("vCPU 0's thread got SIGBUS".into()));
     assert_eq!(error.to_string(), "vCPU 0: the guest's agent failed: vCPU 0's thread got SIGBUS");
-    courier.join().unwrap();
+    courier.end(LONG).unwrap().unwrap();
     play.over();
 }
 
@@ -260,7 +260,7 @@ fn an_order_ends_with_the_link_and_a_later_one_fails_as_it_did() {
         assert!(error.ends_with("the guest's agent failed: the guest was reset"), "{error}");
     }
     for courier in couriers {
-        courier.join().unwrap();
+        courier.end(LONG).unwrap().unwrap();
     }
     play.over();
 }

@@ -31,6 +31,7 @@ use crate::host::{bus_error, guardian_main};
 use crate::output;
 use crate::report::ktap;
 use args::{Arguments, Command, Format};
+use guest_mem::waits::Overdue;
 use guest_mem::with_causes;
 
 /// The whole program, with the process's own arguments.
@@ -52,7 +53,17 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = arguments.into_iter().collect();
     let exit = catch_unwind(|| perform(arguments)).unwrap_or(Exit::Fault);
     let complete = output::finish().is_none();
-    if exit == Exit::Done && !complete { Exit::Fault.into() } else { exit.into() }
+    ended(exit, complete, Overdue::any()).into()
+}
+
+/// What the process ends with. A wait for a thread or a wake of our own that was given up has been told of, and what was
+/// done besides is no longer all that was asked for. Nor is what was found wrong the guest's for sure.
+fn ended(exit: Exit, complete: bool, overdue: bool) -> Exit {
+    match exit {
+        Exit::Done if !complete => Exit::Fault,
+        Exit::Done | Exit::Wrong | Exit::Host | Exit::Reset if overdue => Exit::Fault,
+        exit => exit,
+    }
 }
 
 fn perform(arguments: Vec<OsString>) -> Exit {
@@ -107,6 +118,23 @@ fn doctor(arguments: &args::DoctorArguments) -> Result<Exit, Failure> {
         (false, Format::Text) => output::result(report.to_text()),
     }
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_was_given_up_is_a_fault_of_the_programs() {
+        for exit in [Exit::Done, Exit::Wrong, Exit::Host, Exit::Reset, Exit::Fault] {
+            assert_eq!(ended(exit, true, true), Exit::Fault);
+            assert_eq!(ended(exit, true, false), exit);
+        }
+        for exit in [Exit::Mistake, Exit::Interrupted] {
+            assert_eq!(ended(exit, true, true), exit);
+        }
+        assert_eq!(ended(Exit::Done, false, false), Exit::Fault);
+    }
 }
 
 #[cfg(test)]

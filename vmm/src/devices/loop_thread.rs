@@ -7,10 +7,11 @@
 //! ```
 
 use guest_mem::remedy::{self, Asked};
+use guest_mem::waits::{END, Overdue, Thread};
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::time::Duration;
 use std::{fmt, io};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -52,13 +53,16 @@ pub enum LoopError {
     /// A device has a bug.
     #[error("the device thread panicked: {0}")]
     Panicked(String),
+    /// It was told to end, and does not.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
 }
 
 impl Classified for LoopError {
     fn class(&self) -> Class {
         match self {
             Self::Start(source) => Class::of_refused_io(source),
-            Self::Wait(_) | Self::Device { .. } | Self::Panicked(_) => Class::Fault,
+            Self::Wait(_) | Self::Device { .. } | Self::Panicked(_) | Self::Overdue(_) => Class::Fault,
         }
     }
 }
@@ -123,7 +127,7 @@ impl Drop for Ended {
 pub struct DeviceLoop {
     stop: Arc<EventFd>,
     ended: Arc<EventFd>,
-    thread: Option<JoinHandle<Result<(), LoopError>>>,
+    thread: Option<Thread<Result<(), LoopError>>>,
 }
 
 impl DeviceLoop {
@@ -152,7 +156,7 @@ impl DeviceLoop {
             }
             Ok(())
         };
-        let thread = thread::Builder::new().name("devices".into()).spawn(run).map_err(LoopError::Start)?;
+        let thread = Thread::start("devices", run).map_err(LoopError::Start)?;
         Ok(Self { stop, ended, thread: Some(thread) })
     }
 
@@ -162,23 +166,24 @@ impl DeviceLoop {
     }
 
     /// Ends the thread and says how it fared.
-    pub fn end(mut self) -> Result<(), LoopError> {
-        self.join()
+    pub fn end(self) -> Result<(), LoopError> {
+        self.end_within(END)
     }
 
-    fn join(&mut self) -> Result<(), LoopError> {
+    fn end_within(mut self, patience: Duration) -> Result<(), LoopError> {
         signal(&self.stop);
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            Some(Err(payload)) => Err(LoopError::Panicked(panic_text(&*payload))),
-            None => Ok(()),
-        }
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        thread.end(patience)?.unwrap_or_else(|payload| Err(LoopError::Panicked(panic_text(&*payload))))
     }
 }
 
 impl Drop for DeviceLoop {
+    /// A thread that does not end keeps its devices, and what they can reach.
     fn drop(&mut self) {
-        let _ = self.join();
+        signal(&self.stop);
+        if let Some(thread) = self.thread.take() {
+            thread.end_or_tell();
+        }
     }
 }
 
@@ -266,5 +271,19 @@ mod tests {
         let twice = || Reacts { event: event.clone(), answer: event.clone(), how: |_| Ok(()) };
         let error = DeviceLoop::start(vec![Box::new(twice()), Box::new(twice())]).unwrap_err();
         assert!(matches!(error, LoopError::Device { device: "the test device", .. }), "{error}");
+    }
+
+    #[test]
+    fn a_device_that_does_not_come_back_is_not_waited_for_for_ever() {
+        let (running, event, answer) = started(|device| {
+            // Until the test is over.
+            let _ = device.answer.read();
+            wait(&*device.answer);
+            Ok(())
+        });
+        signal(&event);
+        let overdue = running.end_within(Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(overdue.contains(" waited 50 ms for the end of thread devices, in vain"), "{overdue}");
+        signal(&answer);
     }
 }

@@ -2,6 +2,7 @@
 
 use guest_mem::swapper::{AttachError, EvictError, HandOverError, HandlerError, WatchError};
 use guest_mem::uffd::{OpenError, ReadError, RegisterError, ResolveError};
+use guest_mem::waits::Overdue;
 use guest_mem::{
     BufferError, CgroupError, ContentError, FileStoreError, RangeError, ReclaimError, RegionError, ScanError,
     SeamError, SlotError, StoreError, ZramError,
@@ -90,6 +91,7 @@ impl Classified for ReclaimError {
             // A madvise that a kernel does not know is EINVAL as well.
             Self::Call { .. } => Class::Host,
             Self::Scan { source, .. } => source.class(),
+            Self::Overdue(overdue) => overdue.class(),
         }
     }
 }
@@ -203,6 +205,7 @@ impl Classified for HandlerError {
             Self::Thread(source) => Class::of_refused_io(source),
             Self::Read(error) => error.class(),
             Self::Decode(_) => Class::Fault,
+            Self::Overdue(overdue) => overdue.class(),
         }
     }
 }
@@ -213,6 +216,7 @@ impl Classified for WatchError {
             Self::Range(error) => error.class(),
             Self::Protect(error) => error.class(),
             Self::Unmap(error) => error.class(),
+            Self::Overdue(overdue) => overdue.class(),
         }
     }
 }
@@ -226,7 +230,15 @@ impl Classified for EvictError {
             Self::Copy { source, .. } => Class::of_refusal(*source),
             Self::Store { source, .. } => source.class(),
             Self::Drop { source, .. } => source.class(),
+            Self::Overdue(overdue) => overdue.class(),
         }
+    }
+}
+
+/// A thread or a wake of this program's own.
+impl Classified for Overdue {
+    fn class(&self) -> Class {
+        Class::Fault
     }
 }
 

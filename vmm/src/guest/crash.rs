@@ -3,6 +3,7 @@
 use std::fmt;
 
 use guest_abi::block::FaultFrame;
+use guest_mem::waits::Overdue;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub enum CrashKind {
     Silent,
     /// Another exit, or an error of `KVM_RUN`, as KVM names it.
     Other(String),
+    /// A thread of this program, or a wake from one, did not come: nothing that the guest did.
+    Overdue(Overdue),
     /// A worker on the software MMU failed.
     Worker(String),
     /// The agent in a Linux guest failed, or the link to it did.
@@ -123,6 +126,7 @@ impl fmt::Display for CrashKind {
             Self::Halted => write!(f, "halted with nothing to wake it"),
             Self::Silent => write!(f, "gave no sign of life"),
             Self::Other(what) => write!(f, "{what}"),
+            Self::Overdue(overdue) => write!(f, "{overdue}"),
             Self::Worker(what) => write!(f, "software worker: {what}"),
             Self::Agent(what) => write!(f, "the guest's agent failed: {what}"),
         }

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use guest_abi::block::{ControlArea, Outcome, RingCorrupt, Stall};
 use guest_abi::order::{RawOrder, WorkOrder};
+use guest_mem::waits::Overdue;
 
 use super::area::Area;
-use super::crash::CrashReport;
+use super::crash::{CrashKind, CrashReport};
 use crate::clock::{Offset, OffsetBounds, tsc};
 use crate::exit::{Class, Classified};
 
@@ -48,6 +49,9 @@ pub enum GuestError {
         /// How far it had come.
         touches: u64,
     },
+    /// A thread of this program, or a wake from one, did not come.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
     /// An order was given to a vCPU that had one, or was not up.
     #[error("vCPU {vcpu} was given an order while it was {phase}")]
     Busy {
@@ -85,6 +89,8 @@ impl Classified for GuestError {
     fn class(&self) -> Class {
         match self {
             Self::Crashed(report) if report.kind.host_limit().is_some() => Class::Host,
+            Self::Crashed(report) if matches!(report.kind, CrashKind::Overdue(_)) => Class::Fault,
+            Self::Overdue(overdue) => overdue.class(),
             Self::Crashed(_) | Self::Silent { .. } | Self::System(_) | Self::Ring { .. } => Class::Wrong,
             Self::Busy { .. } | Self::Refused { .. } => Class::Fault,
         }
@@ -94,9 +100,13 @@ impl Classified for GuestError {
 #[derive(Debug)]
 struct State {
     phase: Phase,
+    /// Whether the worker has seen the order that it was given last.
+    taken: bool,
     quit: bool,
     /// The host's counter when the order was given; `None` once its end was heard of.
     given_tsc: Option<u64>,
+    /// The host's counter when the worker last said something.
+    said_tsc: u64,
     clock: OffsetBounds,
 }
 
@@ -121,7 +131,14 @@ impl Mailbox {
     }
 
     fn of(vcpu: u32, area: Area, phase: Phase) -> Self {
-        let state = Mutex::new(State { phase, quit: false, given_tsc: None, clock: OffsetBounds::default() });
+        let state = Mutex::new(State {
+            phase,
+            taken: false,
+            quit: false,
+            given_tsc: None,
+            said_tsc: 0,
+            clock: OffsetBounds::default(),
+        });
         Self { vcpu, area, state, changed: Condvar::new() }
     }
 
@@ -162,6 +179,7 @@ impl Mailbox {
         if !matches!(state.phase, Phase::Failed(_)) {
             state.phase = phase;
         }
+        state.said_tsc = tsc();
         self.changed.notify_all();
     }
 
@@ -183,6 +201,7 @@ impl Mailbox {
         self.area.set_touches(0);
         self.area.set_order((*order).into());
         state.phase = Phase::Working;
+        state.taken = false;
         state.given_tsc = Some(tsc());
         self.changed.notify_all();
         Ok(())
@@ -192,27 +211,25 @@ impl Mailbox {
     ///
     /// # Errors
     /// The worker's failure, its refusal of the order, or [`GuestError::Silent`] after `patience` in which
-    /// neither the order ended nor its count of touches moved.
+    /// neither the order ended nor its count of touches moved. [`GuestError::Overdue`] if it had not even taken the order
+    /// by then, or had ended it and nobody was woken.
     pub fn wait(&self, patience: Duration) -> Result<Outcome, GuestError> {
         let mut state = self.lock();
         let mut touches = self.area.touches();
-        let mut deadline = Instant::now() + patience;
-        loop {
-            match &state.phase {
-                Phase::Idle => break,
-                Phase::Failed(report) => return Err(GuestError::Crashed(report.clone())),
-                Phase::Starting | Phase::Working => {}
-            }
+        let (mut begun, mut deadline) = (tsc(), Instant::now() + patience);
+        let mut slept = None;
+        while !self.has_ended(&state, slept)? {
             let now = Instant::now();
             if now >= deadline {
                 let progress = self.area.touches();
                 if progress == touches {
-                    return Err(GuestError::Silent { vcpu: self.vcpu, waited: patience, touches });
+                    return Err(self.silent(&state, patience, touches));
                 }
-                (touches, deadline) = (progress, now + patience);
+                (touches, begun, deadline) = (progress, tsc(), now + patience);
             }
-            state =
-                self.changed.wait_timeout(state, deadline - now).unwrap_or_else(PoisonError::into_inner).0;
+            let (locked, waited) =
+                self.changed.wait_timeout(state, deadline - now).unwrap_or_else(PoisonError::into_inner);
+            (state, slept) = (locked, waited.timed_out().then_some((begun, patience)));
         }
         let outcome = self.area.outcome();
         if outcome.refused != 0 {
@@ -222,6 +239,29 @@ impl Mailbox {
             state.clock.narrow((given, tsc()), (outcome.tsc_start, outcome.tsc_end));
         }
         Ok(outcome)
+    }
+
+    /// Whether the worker is idle, as a waiter finds it that began then and has slept for so long without being woken.
+    fn has_ended(&self, state: &State, slept: Option<(u64, Duration)>) -> Result<bool, GuestError> {
+        match (&state.phase, slept) {
+            (Phase::Idle, Some((begun, slept))) if is_late(begun, state.said_tsc) => {
+                let what = format!("vCPU {} to be done with its order", self.vcpu);
+                Err(Overdue::unannounced(what, slept).into())
+            }
+            (Phase::Idle, _) => Ok(true),
+            (Phase::Failed(report), _) => Err(GuestError::Crashed(report.clone())),
+            (Phase::Starting | Phase::Working, _) => Ok(false),
+        }
+    }
+
+    /// Why nothing has come of a worker: it does not know of its order, or nothing is known.
+    fn silent(&self, state: &State, waited: Duration, touches: u64) -> GuestError {
+        match state.phase {
+            Phase::Working if !state.taken => {
+                Overdue::new(format!("the thread of vCPU {} to take its order", self.vcpu), waited).into()
+            }
+            _ => GuestError::Silent { vcpu: self.vcpu, waited, touches },
+        }
     }
 
     /// How the worker's counter stands to ours, as far as its orders so far tell.
@@ -278,15 +318,81 @@ impl Mailbox {
     /// Waits for the first order of an idle worker, which reports nothing: it may have been given already. Returns as
     /// [`Mailbox::next_order`] does.
     pub fn first_order(&self) -> bool {
-        let state = self
+        let mut state = self
             .changed
             .wait_while(self.lock(), |state| !state.quit && matches!(state.phase, Phase::Idle))
             .unwrap_or_else(PoisonError::into_inner);
-        !state.quit && matches!(state.phase, Phase::Working)
+        state.taken = matches!(state.phase, Phase::Working);
+        !state.quit && state.taken
     }
 
     /// Ends in failure.
     pub fn fail(&self, report: CrashReport) {
         self.set(Phase::Failed(Arc::new(report)));
+    }
+}
+
+/// Whether something was said long before the end of a wait that began then and is over now: what comes by chance at that
+/// end comes a moment before it at most.
+fn is_late(begun: u64, said: u64) -> bool {
+    let now = tsc();
+    now.saturating_sub(said) > now.saturating_sub(begun) / 8
+}
+
+#[cfg(test)]
+mod tests {
+    use guest_abi::layout::{AREA_SIZE, ARENA_GPA};
+    use guest_abi::order::{Task, Walk};
+    use guest_mem::{Backing, Region};
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(50);
+    const ORDER: WorkOrder =
+        WorkOrder { start: ARENA_GPA, len: 4096, walk: Walk::Sequential, task: Task::Fill { generation: 1 } };
+
+    fn idle(vcpu: u32) -> Mailbox {
+        let memory = Arc::new(Region::map(AREA_SIZE, Backing::Base4k).unwrap());
+        let at = memory.range().start();
+        Mailbox::resumed(vcpu, Area::new(memory, at).unwrap())
+    }
+
+    #[test]
+    fn an_order_that_nobody_takes_is_told_apart_from_a_silent_guest() {
+        let mailbox = idle(5);
+        mailbox.submit(&ORDER).unwrap();
+        let error = mailbox.wait(SHORT).unwrap_err();
+        assert!(matches!(error, GuestError::Overdue(_)) && error.class() == Class::Fault, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(" waited 50 ms for the thread of vCPU 5 to take its order, in vain"), "{text}");
+
+        assert!(mailbox.first_order());
+        let error = mailbox.wait(SHORT).unwrap_err();
+        assert!(matches!(error, GuestError::Silent { vcpu: 5, .. }), "{error}");
+    }
+
+    #[test]
+    fn an_end_that_nobody_was_woken_for_is_told_apart_from_one_that_came_just_then() {
+        let mailbox = idle(2);
+        let long_ago = mailbox.lock().said_tsc;
+        let slept = Some((long_ago + 1, SHORT));
+        let error = mailbox.has_ended(&mailbox.lock(), slept).unwrap_err().to_string();
+        assert!(
+            error.contains(" waited 50 ms for vCPU 2 to be done with its order, which had come"),
+            "{error}"
+        );
+        assert!(mailbox.has_ended(&mailbox.lock(), None).unwrap(), "woken");
+        mailbox.lock().said_tsc = tsc();
+        assert!(mailbox.has_ended(&mailbox.lock(), slept).unwrap(), "it came just then");
+    }
+
+    #[test]
+    fn a_crash_by_a_missed_deadline_is_no_fault_of_the_guests() {
+        let mailbox = idle(0);
+        let overdue = Overdue::new("the gate to open", SHORT);
+        let kind = CrashKind::Overdue(overdue.clone());
+        mailbox.fail(CrashReport { vcpu: 0, kind, registers: None });
+        let error = mailbox.wait(SHORT).unwrap_err();
+        assert_eq!((error.class(), error.to_string()), (Class::Fault, format!("vCPU 0: {overdue}")));
     }
 }

@@ -23,18 +23,27 @@
 //! arrives there finds no system call to interrupt, but KVM looks at the flag first and returns at once. A
 //! flag set late, for a vCPU that had just left, is cleared before the next entry: the zapper has finished by
 //! then, because the gate was shut until it had.
+//!
+//! Neither side waits for ever. A vCPU that does not leave, one that does not come in, a gate that does not open, or the
+//! wake for any of these that is lost: after a deadline the gate is shut for good, and the reason says who waited for what.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
+use guest_mem::waits::{Overdue, WAKE};
 use rustix::thread::Pid;
 
-use super::sys;
+use super::sys::{self, Woke};
 use crate::guest::CrashKind;
 
 /// How often a waiting side looks before it sleeps. A zap takes tens to hundreds of microseconds; an idle
 /// core takes that long to wake.
 const SPINS: u32 = 2_000;
+
+/// How many times its patience a vCPU waits for a gate that somebody holds. What is done meanwhile may be much: all of a
+/// VM's memslots are deleted and made again, one by one.
+const HOLDS: u32 = 10;
 
 /// One vCPU's place at the gate.
 #[derive(Debug, Default)]
@@ -72,14 +81,20 @@ pub struct Gate {
     /// Why, from before `broken` is set.
     why: OnceLock<CrashKind>,
     seats: Box<[Seat]>,
+    /// How long a wake may take.
+    patience: Duration,
 }
 
 impl Gate {
     /// An open gate for `vcpus` vCPUs.
     pub fn new(vcpus: u32) -> Self {
+        Self::with_patience(vcpus, WAKE)
+    }
+
+    fn with_patience(vcpus: u32, patience: Duration) -> Self {
         let seats = (0..vcpus).map(|_| Seat::default()).collect();
         let (closed, waiting, broken) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
-        Self { closed, waiting, broken, why: OnceLock::new(), seats }
+        Self { closed, waiting, broken, why: OnceLock::new(), seats, patience }
     }
 
     /// Takes the calling thread's place as vCPU `vcpu`.
@@ -96,13 +111,28 @@ impl Gate {
     /// Stops every vCPU and keeps it stopped until the value is dropped. When this returns, no vCPU runs
     /// guest code, and none will. A thread that holds the vCPUs must not hold them again: it would wait for those
     /// that wait for it.
-    pub fn hold(&self) -> Hold<'_> {
-        wait_for_zero(&self.waiting);
+    ///
+    /// # Errors
+    /// One does not leave, or nobody says that it has. The gate is shut for good then, but what is in the guest may still
+    /// be there.
+    pub fn hold(&self) -> Result<Hold<'_>, Overdue> {
+        self.all_out().inspect_err(|overdue| self.shut_for_good(CrashKind::Overdue(overdue.clone())))
+    }
+
+    fn all_out(&self) -> Result<Hold<'_>, Overdue> {
+        wait_for_zero(&self.waiting, self.patience).map_err(|missed| {
+            let what = "the vCPUs that it kept out of the guest to come in again";
+            missed.overdue(what.to_owned(), self.patience)
+        })?;
         // Pairs with the store of `inside` and the load of `closed` in `Seated::enter`.
         self.closed.fetch_add(1, Ordering::SeqCst);
+        let hold = Hold(self);
         self.seats.iter().for_each(Seat::kick);
-        self.seats.iter().for_each(Seat::wait_outside);
-        Hold(self)
+        for (vcpu, seat) in self.seats.iter().enumerate() {
+            wait_for_zero(&seat.inside, self.patience)
+                .map_err(|missed| missed.overdue(format!("vCPU {vcpu} to leave the guest"), self.patience))?;
+        }
+        Ok(hold)
     }
 
     /// Lets no vCPU into the guest ever again: its memory is not what it should be. Those that wait are let go. The first
@@ -146,26 +176,54 @@ impl Seat {
     fn flag(&self) -> MutexGuard<'_, Flag> {
         self.immediate_exit.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn wait_outside(&self) {
-        wait_for_zero(&self.inside);
+/// What a wait for zero ended with instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missed {
+    /// The word stands as it stood.
+    Zero,
+    /// It is 0, and nobody woke who waited for it.
+    Wake,
+}
+
+impl Missed {
+    fn overdue(self, what: String, waited: Duration) -> Overdue {
+        match self {
+            Self::Zero => Overdue::new(what, waited),
+            Self::Wake => Overdue::unannounced(what, waited),
+        }
     }
 }
 
-/// Waits until a word is 0: for a moment by looking, then asleep. Whoever makes it 0 wakes the futex.
-fn wait_for_zero(word: &AtomicU32) {
+/// Waits until a word is 0: for a moment by looking, then asleep. Whoever makes it 0 wakes the futex. A word that changes
+/// to something else has the patience begin anew.
+fn wait_for_zero(word: &AtomicU32, patience: Duration) -> Result<(), Missed> {
     for _ in 0..SPINS {
         if word.load(Ordering::SeqCst) == 0 {
-            return;
+            return Ok(());
         }
         std::hint::spin_loop();
     }
     loop {
         let value = word.load(Ordering::SeqCst);
         if value == 0 {
-            return;
+            return Ok(());
         }
-        sys::futex_wait(word, value);
+        if sys::futex_wait(word, value, patience) == Woke::TimedOut
+            && let Some(missed) = missed(word, value)
+        {
+            return Err(missed);
+        }
+    }
+}
+
+/// What is wrong with a word that was `before` when it was slept on, if nobody woke the sleeper in time.
+fn missed(word: &AtomicU32, before: u32) -> Option<Missed> {
+    match word.load(Ordering::SeqCst) {
+        0 => Some(Missed::Wake),
+        now if now == before => Some(Missed::Zero),
+        _ => None,
     }
 }
 
@@ -214,10 +272,14 @@ impl<'a> Seated<'a> {
                 waited = true;
                 self.gate.waiting.fetch_add(1, Ordering::SeqCst);
             }
-            wait_for_zero(&self.gate.closed);
+            if let Err(overdue) = self.wait_until_open() {
+                self.gate.shut_for_good(CrashKind::Overdue(overdue));
+                self.no_longer_waiting();
+                return Err(self.gate.why.get().expect("just set"));
+            }
         }
-        if waited && self.gate.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
-            sys::futex_wake_all(&self.gate.waiting);
+        if waited {
+            self.no_longer_waiting();
         }
         let _leave = Leave(self);
         // Whoever shuts it for good holds the gate, so did it before the vCPU came this far; or kicks afterwards.
@@ -225,6 +287,28 @@ impl<'a> Seated<'a> {
             return Err(self.gate.why.get().expect("set before the flag"));
         }
         Ok(guest())
+    }
+
+    fn wait_until_open(&self) -> Result<(), Overdue> {
+        let patience = self.gate.patience;
+        let mut times = 1;
+        loop {
+            match wait_for_zero(&self.gate.closed, patience) {
+                Ok(()) => return Ok(()),
+                // Whoever holds it is at work, for all that is known.
+                Err(Missed::Zero) if times < HOLDS => times += 1,
+                Err(missed) => {
+                    let what = "the gate to be opened by whoever took memory from the guest";
+                    return Err(missed.overdue(what.to_owned(), patience * times));
+                }
+            }
+        }
+    }
+
+    fn no_longer_waiting(&self) {
+        if self.gate.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+            sys::futex_wake_all(&self.gate.waiting);
+        }
     }
 
     fn leave(&self) {
@@ -251,149 +335,5 @@ impl Drop for Leave<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use super::*;
-
-    /// Threads that "run a guest" by watching a word that must not change while they are inside.
-    #[test]
-    fn nobody_is_inside_while_the_gate_is_held() {
-        sys::prepare_signal().unwrap();
-        let gate = Gate::new(2);
-        let hole = AtomicU32::new(0);
-        let (stop, seen) = (AtomicBool::new(false), AtomicU32::new(0));
-        std::thread::scope(|scope| {
-            for vcpu in 0..2 {
-                let (gate, hole, stop, seen) = (&gate, &hole, &stop, &seen);
-                scope.spawn(move || {
-                    let mut immediate_exit = 0u8;
-                    let flag = &raw mut immediate_exit;
-                    // SAFETY: the local outlives the seat.
-                    let seated = unsafe { gate.sit(vcpu, flag) };
-                    while !stop.load(Ordering::Relaxed) {
-                        let entered = seated.enter(|| {
-                            for _ in 0..50 {
-                                assert_eq!(hole.load(Ordering::Relaxed), 0, "inside while the slot was gone");
-                                // SAFETY: the local outlives the seat.
-                                if unsafe { flag.read_volatile() } != 0 {
-                                    break;
-                                }
-                            }
-                            seen.fetch_add(1, Ordering::Relaxed);
-                        });
-                        assert!(entered.is_ok());
-                    }
-                });
-            }
-            while seen.load(Ordering::Relaxed) < 100 {
-                std::hint::spin_loop();
-            }
-            for _ in 0..5_000 {
-                let hold = gate.hold();
-                hole.store(1, Ordering::Relaxed);
-                std::hint::spin_loop();
-                hole.store(0, Ordering::Relaxed);
-                drop(hold);
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-    }
-
-    /// Each vCPU sees its kick and lingers, the last one longest: whoever holds waits for all of them.
-    #[test]
-    fn the_slowest_to_leave_is_waited_for() {
-        const VCPUS: u32 = 3;
-        sys::prepare_signal().unwrap();
-        let gate = Gate::new(VCPUS);
-        let (inside, left) = (AtomicU32::new(0), AtomicU32::new(0));
-        std::thread::scope(|scope| {
-            for vcpu in 0..VCPUS {
-                let (gate, inside, left) = (&gate, &inside, &left);
-                scope.spawn(move || {
-                    let mut immediate_exit = 0u8;
-                    let flag = &raw mut immediate_exit;
-                    // SAFETY: the local outlives the seat.
-                    let seated = unsafe { gate.sit(vcpu, flag) };
-                    let entered = seated.enter(|| {
-                        inside.fetch_add(1, Ordering::SeqCst);
-                        // SAFETY: the local outlives the seat.
-                        while unsafe { flag.read_volatile() } == 0 {
-                            std::thread::yield_now();
-                        }
-                        let kicked = Instant::now();
-                        while kicked.elapsed() < Duration::from_millis(30) * vcpu {
-                            std::thread::yield_now();
-                        }
-                        left.fetch_add(1, Ordering::SeqCst);
-                    });
-                    assert!(entered.is_ok());
-                });
-            }
-            while inside.load(Ordering::SeqCst) < VCPUS {
-                std::thread::yield_now();
-            }
-            let _hold = gate.hold();
-            assert_eq!(left.load(Ordering::SeqCst), VCPUS, "some are in the guest still");
-        });
-    }
-
-    /// Between any two holds the vCPU gets in at least once, however fast they follow one another.
-    #[test]
-    fn a_storm_of_holds_does_not_starve_a_vcpu() {
-        sys::prepare_signal().unwrap();
-        let gate = Gate::new(1);
-        let (stop, entries) = (AtomicBool::new(false), AtomicU32::new(0));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut immediate_exit = 0u8;
-                // SAFETY: the local outlives the seat.
-                let seated = unsafe { gate.sit(0, &raw mut immediate_exit) };
-                while !stop.load(Ordering::Relaxed) {
-                    assert!(seated.enter(|| entries.fetch_add(1, Ordering::SeqCst)).is_ok());
-                }
-            });
-            while entries.load(Ordering::SeqCst) == 0 {
-                std::hint::spin_loop();
-            }
-            for _ in 0..2_000 {
-                let hold = gate.hold();
-                let before = entries.load(Ordering::SeqCst);
-                // Long enough for the vCPU to come to the gate and wait there.
-                while gate.waiting.load(Ordering::SeqCst) == 0 {
-                    std::hint::spin_loop();
-                }
-                drop(hold);
-                let next = gate.hold();
-                assert!(entries.load(Ordering::SeqCst) > before, "shut out twice in a row");
-                drop(next);
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-    }
-
-    #[test]
-    fn nobody_gets_in_once_it_is_shut_for_good() {
-        let gate = Gate::new(1);
-        let mut immediate_exit = 0u8;
-        // SAFETY: the local outlives the gate's use.
-        let seated = unsafe { gate.sit(0, &raw mut immediate_exit) };
-        assert_eq!(seated.enter(|| 7), Ok(7));
-        let hold = gate.hold();
-        gate.shut_for_good(CrashKind::Silent);
-        gate.shut_for_good(CrashKind::HostFault);
-        drop(hold);
-        assert_eq!(seated.enter(|| 7), Err(&CrashKind::Silent));
-    }
-
-    #[test]
-    fn two_who_hold_are_both_waited_for() {
-        let gate = Gate::new(1);
-        let first = gate.hold();
-        let second = gate.hold();
-        drop(first);
-        assert_eq!(gate.closed.load(Ordering::Relaxed), 1);
-        drop(second);
-        assert_eq!(gate.closed.load(Ordering::Relaxed), 0);
-    }
-}
+#[path = "gate_tests.rs"]
+mod tests;

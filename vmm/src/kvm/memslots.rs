@@ -101,6 +101,7 @@ impl Vm {
         let covered = |slot: &Memslot| behind.iter().any(|region| region.range().covers(slot.hva_range()));
         assert!(new.as_slice().iter().all(covered), "a memslot lies outside of its memory");
         let mut installed = self.lock();
+        // What cannot be held is shut.
         let _hold = self.surroundings.gate.hold();
         if let Some(why) = self.surroundings.gate.shut() {
             return Err(VmError::Broken(Box::new(why.clone())));

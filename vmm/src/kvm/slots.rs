@@ -77,7 +77,8 @@ impl KvmSlots {
         if slots.is_empty() {
             return Zapped::NOTHING;
         }
-        let hold = self.core.surroundings.gate.hold();
+        // Nothing is taken from vCPUs that may be inside. The gate is shut by then, and who waits for the guest is told.
+        let Ok(hold) = self.core.surroundings.gate.hold() else { return Zapped::NOTHING };
         let before = self.leaves();
         // A refusal has shut the gate; who waits for the guest is told.
         let refused = slots.iter().any(|slot| self.core.vm.reinstall(installed, slot).is_err());
@@ -141,6 +142,7 @@ impl KvmSlots {
 
     /// Ends a guest whose memory is not as it should be.
     fn give_up(&self, error: &dyn std::error::Error) {
+        // Held or not, nobody comes in again.
         let _hold = self.core.surroundings.gate.hold();
         self.core.surroundings.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
     }

@@ -1,10 +1,11 @@
 //! The system calls of this module that no crate wraps the way it needs them.
 
 use std::io;
-use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
+use rustix::io::Errno;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 /// The calling thread's id.
@@ -38,12 +39,26 @@ pub fn signal_thread(thread: i32) {
     unsafe { libc::syscall(libc::SYS_tgkill, process, thread, kick_signal()) };
 }
 
-/// Sleeps while `word` holds `value`, or less long.
-pub fn futex_wait(word: &AtomicU32, value: u32) {
+/// Why a sleep on a futex was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woke {
+    /// For any reason but the time: whoever slept looks again.
+    Early,
+    /// Nobody woke the sleeper for so long.
+    TimedOut,
+}
+
+/// Sleeps while `word` holds `value`, at most for `patience`, or less long.
+pub fn futex_wait(word: &AtomicU32, value: u32, patience: Duration) -> Woke {
     let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: the word lives across the call; every caller looks again afterwards, so errors do not matter.
-    unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, ptr::null::<libc::timespec>());
+    let (tv_sec, tv_nsec) = (patience.as_secs() as libc::time_t, patience.subsec_nanos().into());
+    let timeout = libc::timespec { tv_sec, tv_nsec };
+    // SAFETY: the word and the time live across the call.
+    let slept =
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, &raw const timeout) };
+    match slept {
+        -1 if Errno::from_io_error(&io::Error::last_os_error()) == Some(Errno::TIMEDOUT) => Woke::TimedOut,
+        _ => Woke::Early,
     }
 }
 

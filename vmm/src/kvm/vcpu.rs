@@ -12,10 +12,10 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
+use guest_mem::waits::{END, Overdue, Thread};
 use kvm_ioctls::VcpuFd;
 use rustix::thread::Pid;
 
@@ -55,7 +55,7 @@ pub struct Vcpu {
     report: Arc<AtomicBool>,
     surroundings: Arc<Surroundings>,
     /// Gives the vCPU back.
-    thread: Option<JoinHandle<GuestCpu>>,
+    thread: Option<Thread<GuestCpu>>,
 }
 
 impl Vcpu {
@@ -100,7 +100,7 @@ impl Vcpu {
             report: report.clone(),
             surroundings: surroundings.clone(),
         };
-        let thread = std::thread::Builder::new().name(name).spawn(move || runner.run())?;
+        let thread = Thread::start(name, move || runner.run())?;
         Ok(Self { mailbox, report, surroundings, thread: Some(thread) })
     }
 
@@ -124,7 +124,14 @@ impl Vcpu {
             Err(GuestError::Silent { .. }) => {
                 self.report.store(true, Ordering::SeqCst);
                 self.surroundings.gate.kick(self.mailbox.vcpu());
-                self.mailbox.wait(REPORT_PATIENCE)
+                self.mailbox.wait(REPORT_PATIENCE).map_err(|error| match error {
+                    GuestError::Silent { vcpu, waited, .. } => {
+                        let what =
+                            format!("vCPU {vcpu}, silent for {} s, to say where it is", patience.as_secs());
+                        GuestError::Overdue(Overdue::from_thread(what, waited, self.thread_number()))
+                    }
+                    error => error,
+                })
             }
             result => result,
         }
@@ -132,22 +139,36 @@ impl Vcpu {
 }
 
 impl Vcpu {
-    /// Ends the thread, and gives its vCPU back as it left the guest. `None` if the thread panicked.
+    /// Ends the thread, and gives its vCPU back as it left the guest. `None` if the thread panicked, or does not end:
+    /// either has been said.
     pub fn stop(mut self) -> Option<GuestCpu> {
-        self.end()
+        match self.quit()?.end(END) {
+            Ok(ended) => ended.ok(),
+            Err(overdue) => {
+                overdue.tell();
+                None
+            }
+        }
     }
 
-    fn end(&mut self) -> Option<GuestCpu> {
+    /// Tells the thread to end.
+    fn quit(&mut self) -> Option<Thread<GuestCpu>> {
         self.mailbox.quit();
         self.surroundings.gate.kick(self.mailbox.vcpu());
-        // A thread that panicked has said so on standard error; there is nothing left to undo.
-        self.thread.take()?.join().ok()
+        self.thread.take()
+    }
+
+    fn thread_number(&self) -> i32 {
+        self.thread().map_or(0, |thread| thread.as_raw_nonzero().get())
     }
 }
 
 impl Drop for Vcpu {
+    /// A thread that does not end keeps its vCPU, and with it all memory that the guest has.
     fn drop(&mut self) {
-        self.end();
+        if let Some(thread) = self.quit() {
+            thread.end_or_tell();
+        }
     }
 }
 
@@ -208,8 +229,11 @@ impl Runner {
                         return None;
                     }
                 }
-                Action::CheckHostFault if self.surroundings.window.explains(toggles) => {}
-                Action::CheckHostFault => return Some(host_fault(&self.fd)),
+                Action::CheckHostFault => match self.surroundings.window.explains(toggles) {
+                    Ok(true) => {}
+                    Ok(false) => return Some(host_fault(&self.fd)),
+                    Err(overdue) => return Some(CrashKind::Overdue(overdue)),
+                },
                 Action::Exception => {
                     return Some(CrashKind::Exception(self.mailbox.area().fault_frame()));
                 }

@@ -6,8 +6,11 @@
 //! What must be told apart is an `EFAULT` that no toggle explains.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
-use super::sys;
+use guest_mem::waits::{Overdue, WAKE};
+
+use super::sys::{self, Woke};
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -37,14 +40,28 @@ impl ProtectionWindow {
 
     /// Whether a toggle explains an `EFAULT` met since [`ended`](Self::ended) was `before`. If one is under
     /// way, waits for its end.
-    pub fn explains(&self, before: u64) -> bool {
+    ///
+    /// # Errors
+    /// It does not end, or nobody says that it has.
+    pub fn explains(&self, before: u64) -> Result<bool, Overdue> {
+        self.explains_within(before, WAKE)
+    }
+
+    fn explains_within(&self, before: u64, patience: Duration) -> Result<bool, Overdue> {
         loop {
-            let open = self.open.load(Ordering::SeqCst);
+            let (open, ended) = (self.open.load(Ordering::SeqCst), self.ended());
             if open == 0 {
                 // One that was open a moment ago has ended by now.
-                return self.ended() != before;
+                return Ok(self.ended() != before);
             }
-            sys::futex_wait(&self.open, open);
+            if sys::futex_wait(&self.open, open, patience) == Woke::TimedOut {
+                let what = "the host to give back what it had made read-only for a moment";
+                match self.open.load(Ordering::SeqCst) {
+                    0 => return Err(Overdue::unannounced(what, patience)),
+                    _ if self.ended() == ended => return Err(Overdue::new(what, patience)),
+                    _ => {}
+                }
+            }
         }
     }
 }
@@ -65,11 +82,12 @@ mod tests {
     #[test]
     fn only_a_toggle_since_the_entry_explains_a_fault() {
         let window = ProtectionWindow::default();
-        assert!(!window.explains(window.ended()));
+        let explains = |before| window.explains(before).unwrap();
+        assert!(!explains(window.ended()));
         let before = window.ended();
         drop(window.open());
-        assert!(window.explains(before));
-        assert!(!window.explains(window.ended()));
+        assert!(explains(before));
+        assert!(!explains(window.ended()));
     }
 
     #[test]
@@ -79,11 +97,22 @@ mod tests {
         let open = window.open();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| {
-                let explained = window.explains(before);
+                let explained = window.explains(before).unwrap();
                 (explained, window.open.load(Ordering::SeqCst))
             });
             drop(open);
             assert_eq!(waiter.join().unwrap(), (true, 0));
         });
+    }
+
+    #[test]
+    fn a_toggle_that_does_not_end_is_not_waited_for_for_ever() {
+        let window = ProtectionWindow::default();
+        let _open = window.open();
+        let overdue = window.explains_within(0, Duration::from_millis(20)).unwrap_err().to_string();
+        assert!(
+            overdue.contains(" waited 20 ms for the host to give back what it had made read-only"),
+            "{overdue}"
+        );
     }
 }

@@ -52,6 +52,7 @@ impl Classified for TrialError {
             Self::Seam(error) => error.class(),
             Self::Cgroup(error) => error.class(),
             Self::OwnSwap(error) => error.class(),
+            Self::Device(ResolveError::Overdue(overdue)) => overdue.class(),
             // Of a page of the arena: what is mapped there is not there.
             Self::Device(_) => Class::Host,
             Self::Refused(error) => error.class(),

@@ -12,10 +12,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use guest_mem::HvaRange;
 use guest_mem::remedy::{self, Asked};
+use guest_mem::waits::Thread;
 use notifier_bridge::monotonic_ns;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
@@ -55,7 +55,7 @@ pub type Deeds = [u64; Deed::ALL.len()];
 pub struct Collector {
     state: Arc<Mutex<State>>,
     stop: OwnedFd,
-    reader: Option<JoinHandle<()>>,
+    reader: Option<Thread<()>>,
 }
 
 struct State {
@@ -146,8 +146,7 @@ impl Collector {
         };
         let state = Arc::new(Mutex::new(state));
         let read = state.clone();
-        let reader = std::thread::Builder::new().name("tap".to_owned());
-        let reader = reader.spawn(move || read_until_stopped(&read, &wakes, &stopped));
+        let reader = Thread::start("tap", move || read_until_stopped(&read, &wakes, &stopped));
         Ok(Self { state, stop, reader: Some(reader.map_err(CollectError::Start)?) })
     }
 
@@ -294,8 +293,7 @@ impl Drop for Collector {
     fn drop(&mut self) {
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         if let Some(reader) = self.reader.take() {
-            // It only ends early by a panic, which it has told of itself.
-            let _ = reader.join();
+            reader.end_or_tell();
         }
     }
 }

@@ -94,6 +94,7 @@ pub(super) fn around(surroundings: &Surroundings, reclaim: Reclaim, call: &mut d
         }
         // What is written to the range while it is elsewhere would be lost.
         Reclaim::By(Operation::Remap) => {
+            // A guest that cannot be held is at its end: what it would lose is lost with it.
             let _hold = surroundings.gate.hold();
             call();
         }

@@ -14,13 +14,13 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::kvm::Kvm;
 use guest_abi::layout::AREA_SIZE;
 use guest_abi::link::Pages;
 use guest_mem::remedy::{self, Asked};
+use guest_mem::waits::Thread;
 use guest_mem::{Backing, GpaRange, PAGE_SIZE};
 use notifier_bridge::Cause;
 
@@ -210,7 +210,7 @@ pub struct LinuxMachine {
     mailboxes: Vec<Arc<Mailbox>>,
     link: Arc<Link>,
     /// One thread for each mailbox; they end when it does.
-    couriers: Vec<JoinHandle<()>>,
+    couriers: Vec<Thread<()>>,
     pc: Pc,
     balloon: BalloonHandle,
     release: String,
@@ -519,10 +519,7 @@ impl Drop for LinuxMachine {
     fn drop(&mut self) {
         self.mailboxes.iter().for_each(|mailbox| mailbox.quit());
         self.link.end("the run is over");
-        for courier in self.couriers.drain(..) {
-            // A thread that panicked has said so on standard error.
-            let _ = courier.join();
-        }
+        self.couriers.drain(..).for_each(Thread::end_or_tell);
     }
 }
 

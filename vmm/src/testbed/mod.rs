@@ -58,6 +58,7 @@ impl Breaker {
     /// Stops it, with a report for each worker.
     pub fn stop(&self, report: impl Fn(u32) -> CrashReport) {
         if let Some(surroundings) = &self.surroundings {
+            // Held or not, nobody comes in again.
             let _hold = surroundings.gate.hold();
             surroundings.gate.shut_for_good(report(0).kind);
         }

@@ -12,7 +12,6 @@
 //! what it protects from.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use guest_abi::block::{Outcome, Stall};
@@ -23,6 +22,7 @@ use guest_abi::work::{self, Machine};
 use guest_mem::remedy::{self, Asked};
 use guest_mem::swapper::Memory;
 use guest_mem::uffd::Faults;
+use guest_mem::waits::Thread;
 use guest_mem::{
     Backing, Gpa, Hva, MapLevel, PageScanner, PageState, Region, RegionError, ScanError, SlotError,
     SlotTable, SlotTableBuilder,
@@ -76,7 +76,7 @@ struct Core {
 /// Workers on the software MMU.
 pub struct SoftTestbed {
     workers: Vec<Arc<Mailbox>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Thread<()>>,
     /// Which thread each worker is.
     pids: Vec<Arc<OnceLock<Pid>>>,
     core: Arc<Core>,
@@ -120,7 +120,7 @@ impl SoftTestbed {
             pid.get_or_init(gettid);
             serve(&core, &mailbox);
         };
-        let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(run);
+        let thread = Thread::start(format!("worker{index}"), run);
         self.threads.push(thread.map_err(|source| SoftError::Thread(index, source))?);
         Ok(())
     }
@@ -152,6 +152,7 @@ fn serve(core: &Core, mailbox: &Mailbox) {
                     AccessError::Resolve(ResolveError::NotGiven { limit, .. }) => {
                         CrashKind::HostLimit(limit.to_string())
                     }
+                    AccessError::Resolve(ResolveError::Overdue(overdue)) => CrashKind::Overdue(overdue),
                     error => CrashKind::Worker(error.to_string()),
                 };
                 return mailbox.fail(CrashReport { vcpu: mailbox.vcpu(), kind, registers: None });
@@ -201,10 +202,7 @@ impl Drop for SoftTestbed {
             worker.quit();
             worker.area().request_stop();
         }
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so on standard error.
-            let _ = thread.join();
-        }
+        self.threads.drain(..).for_each(Thread::end_or_tell);
     }
 }
 

@@ -9,6 +9,7 @@ use crate::store::{Slot, checksum, is_zero_page};
 use crate::swapper::fate::{BLOCK_PAGES, Fate};
 use crate::swapper::runs::runs;
 use crate::uffd::{ResolveError, ResolveKind, Wake};
+use crate::waits::{Overdue, Patience, WAKE};
 
 /// Pages that are claimed and write-protected. Dropped, they are what they were before.
 #[derive(Debug)]
@@ -30,12 +31,12 @@ impl<'e, 's> Claimed<'e, 's> {
         evictor: &'e mut Evictor<'s>,
         block: usize,
         pages: Range<usize>,
-    ) -> Result<Self, ResolveError> {
+    ) -> Result<Self, EvictError> {
         let swapper = evictor.swapper;
         evictor.shares.clear();
         let still = swapper.still();
         let number = swapper.next_claim();
-        swapper.reading.settle();
+        swapper.reading.settle()?;
         let mut claimed = Self { evictor, number, block, pages, count: 0, _still: still };
         claimed.protect()?;
         Ok(claimed)
@@ -67,7 +68,7 @@ impl<'e, 's> Claimed<'e, 's> {
         runs(shares.len(), move |at| wanted(shares[at]).then_some(())).map(|(run, ())| run)
     }
 
-    fn protect(&mut self) -> Result<(), ResolveError> {
+    fn protect(&mut self) -> Result<(), EvictError> {
         let Evictor { swapper, shares, .. } = &mut *self.evictor;
         {
             let mut block = swapper.blocks.lock(self.block);
@@ -85,7 +86,8 @@ impl<'e, 's> Claimed<'e, 's> {
         let swapper = self.evictor.swapper;
         self.shares(|share| share == Share::Claimed).try_for_each(|run| {
             let range = self.range_of(&run);
-            swapper.insist(|| swapper.userfault.write_protect(range))
+            let protected = swapper.insist(|| swapper.userfault.write_protect(range))?;
+            protected.map_err(|source| EvictError::Protect { range, source })
         })
     }
 
@@ -165,8 +167,15 @@ impl Drop for Claimed<'_, '_> {
             }
         }
         swapper.store.free(slots);
+        let mut patience = Patience::new(WAKE);
         while !self.give_up() {
-            std::thread::yield_now();
+            if let Some(waited) = patience.over() {
+                // They stay claimed, by nobody: whoever writes to one makes it resident again.
+                let range = self.range_of(&(0..self.pages.len()));
+                let what =
+                    format!("a fault handler to read the event that keeps pages of {range} write-protected");
+                return Overdue::new(what, waited).tell();
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::region::RangeError;
 use crate::remedy::{self, Asked};
 use crate::store::StoreError;
 use crate::uffd::ResolveError;
+use crate::waits::Overdue;
 
 /// Why pages could not be evicted. They are where they were, and can be written to; of a [`EvictError::Drop`] some may be
 /// out, and come back like any other.
@@ -57,4 +58,7 @@ pub enum EvictError {
         #[source]
         source: ReclaimError,
     },
+    /// A handler does not do its part.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
 }

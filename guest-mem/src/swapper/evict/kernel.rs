@@ -1,5 +1,7 @@
 //! What an eviction asks of the kernel.
 
+use std::time::Duration;
+
 use rustix::io::Errno;
 
 use super::EvictError;
@@ -10,19 +12,19 @@ use crate::store::Page;
 use crate::swapper::Swapper;
 use crate::sys;
 use crate::uffd::{ResolveError, ResolveKind};
+use crate::waits::{Overdue, Patience, WAKE};
 
 impl Swapper {
-    /// Calls until a mapping no longer changes. No lock is held: whoever reads the event that ends it may need one.
+    /// Calls until a mapping no longer changes, and returns what came of it. No lock is held: whoever reads the event that
+    /// ends it may need one.
+    ///
+    /// # Errors
+    /// It goes on changing: no handler reads the event.
     pub(in crate::swapper) fn insist(
         &self,
         call: impl Fn() -> Result<(), ResolveError>,
-    ) -> Result<(), ResolveError> {
-        loop {
-            match call() {
-                Err(ResolveError { kind: ResolveKind::Changing, .. }) => std::thread::yield_now(),
-                done => return done,
-            }
-        }
+    ) -> Result<Result<(), ResolveError>, Overdue> {
+        insist_for(WAKE, call)
     }
 
     /// Copies pages to `buffer`, and calls `read` with each that could be read, by its place there. A page that is gone
@@ -77,7 +79,7 @@ impl Swapper {
         self.own_drops.expect(range);
         let dropped = perform_unmeasured(self.region(), Operation::DontNeed, range);
         // Each event was read, or the call would not have ended. Only when it is acted on as well is it known for ours.
-        self.reading.settle();
+        self.reading.settle()?;
         self.own_drops.is_over(range);
         dropped
     }
@@ -94,5 +96,56 @@ impl Swapper {
             }
         }
         there
+    }
+}
+
+fn insist_for(
+    patience: Duration,
+    call: impl Fn() -> Result<(), ResolveError>,
+) -> Result<Result<(), ResolveError>, Overdue> {
+    let mut patience = Patience::new(patience);
+    loop {
+        match call() {
+            Err(ResolveError { kind: ResolveKind::Changing, action, range, .. }) => {
+                if let Some(waited) = patience.over() {
+                    let what =
+                        format!("a fault handler to read the event that keeps {action} of {range} out");
+                    return Err(Overdue::new(what, waited));
+                }
+            }
+            done => return Ok(done),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::address::Hva;
+    use crate::uffd::Action;
+
+    fn refused(kind: ResolveKind) -> ResolveError {
+        let range = HvaRange::with_len(Hva::new(0x1000), 0x4000).unwrap();
+        ResolveError { action: Action::WriteProtect, range, done: 0, kind }
+    }
+
+    #[test]
+    fn a_change_is_waited_out_but_not_for_ever() {
+        let calls = Cell::new(0);
+        let soon = || match calls.replace(calls.get() + 1) {
+            0..3 => Err(refused(ResolveKind::Changing)),
+            _ => Err(refused(ResolveKind::NoMapping)),
+        };
+        assert_eq!(insist_for(WAKE, soon), Ok(Err(refused(ResolveKind::NoMapping))));
+        let never = || Err(refused(ResolveKind::Changing));
+        let overdue = insist_for(Duration::from_millis(20), never).unwrap_err().to_string();
+        assert!(
+            overdue.contains(
+                "waited 20 ms for a fault handler to read the event that keeps UFFDIO_WRITEPROTECT (on) of"
+            ),
+            "{overdue}"
+        );
     }
 }

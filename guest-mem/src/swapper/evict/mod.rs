@@ -109,7 +109,7 @@ impl<'s> Evictor<'s> {
     pub fn claim(&mut self, range: HvaRange) -> Result<Claimed<'_, 's>, EvictError> {
         self.swapper.region().check(range)?;
         let (block, pages) = self.swapper.place(range).ok_or(EvictError::Blocks(range))?;
-        Claimed::new(self, block, pages).map_err(|source| EvictError::Protect { range, source })
+        Claimed::new(self, block, pages)
     }
 }
 

@@ -7,6 +7,9 @@
 //! ```
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use guest_mem::waits::{Overdue, WAKE};
 
 use crate::guest::CrashReport;
 
@@ -32,6 +35,8 @@ type Hook = Box<dyn FnOnce(&Ending) + Send>;
 #[derive(Default)]
 struct State {
     ending: Option<Ending>,
+    /// When it ended.
+    at: Option<Instant>,
     hooks: Vec<Hook>,
 }
 
@@ -55,6 +60,7 @@ impl Life {
         }
         let hooks = std::mem::take(&mut state.hooks);
         state.ending = Some(ending.clone());
+        state.at = Some(Instant::now());
         drop(state);
         self.ended.notify_all();
         hooks.into_iter().for_each(|hook| hook(&ending));
@@ -65,14 +71,26 @@ impl Life {
         self.lock().ending.clone()
     }
 
-    /// Waits for the end.
+    /// Waits for the end, as long as the guest wants to live. Looks by itself now and then: an end whose wake was lost is
+    /// an end, and is told of.
     pub fn wait(&self) -> Ending {
+        self.wait_looking(WAKE)
+    }
+
+    fn wait_looking(&self, every: Duration) -> Ending {
         let mut state = self.lock();
+        let mut timed_out = false;
         loop {
-            match &state.ending {
-                Some(ending) => return ending.clone(),
-                None => state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner),
+            if let Some(ending) = &state.ending {
+                // Not one that came just when this thread looked.
+                if timed_out && state.at.is_some_and(|at| at.elapsed() > every / 8) {
+                    Overdue::unannounced("the end of the guest", every).tell();
+                }
+                return ending.clone();
             }
+            let (now_locked, waited) =
+                self.ended.wait_timeout(state, every).unwrap_or_else(PoisonError::into_inner);
+            (state, timed_out) = (now_locked, waited.timed_out());
         }
     }
 
@@ -114,5 +132,16 @@ mod tests {
         life.at_end(move |ending| send.send(matches!(ending, Ending::Reset)).unwrap());
         assert!(matches!(waiting.join().unwrap(), Ending::Reset));
         assert_eq!(receive.iter().collect::<Vec<_>>(), [true, true]);
+    }
+
+    #[test]
+    fn an_end_whose_wake_was_lost_is_found() {
+        let life = Arc::new(Life::default());
+        let waiting = std::thread::spawn({
+            let life = life.clone();
+            move || life.wait_looking(Duration::from_millis(20))
+        });
+        life.lock().ending = Some(Ending::PowerOff);
+        assert!(matches!(waiting.join().unwrap(), Ending::PowerOff));
     }
 }

@@ -10,10 +10,11 @@
 //! ```
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
+use guest_mem::waits::{Overdue, Thread, WAKE};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::life::{Ending, Life};
@@ -25,6 +26,9 @@ use crate::kvm::gate::Seated;
 use crate::kvm::memslots::GuestCpu;
 use crate::kvm::sys;
 use crate::kvm::vcpu::{Surroundings, host_fault, registers};
+
+/// How many times the patience for a wake a command may take: one has KVM map all of a guest's memory.
+const COMMANDS: u32 = 20;
 
 /// What the machine does with a vCPU that is out of the guest.
 type Command = Box<dyn FnOnce(&VcpuFd) + Send>;
@@ -71,7 +75,7 @@ pub struct PcVcpu {
     told: Arc<Told>,
     commands: Mutex<Sender<Command>>,
     /// Gives the vCPU back.
-    thread: Option<JoinHandle<GuestCpu>>,
+    thread: Option<Thread<GuestCpu>>,
 }
 
 impl PcVcpu {
@@ -85,27 +89,60 @@ impl PcVcpu {
         let (send, commands) = channel();
         let surroundings = shared.surroundings.clone();
         let runner = Runner { index, fd, shared, told: told.clone(), commands };
-        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || runner.run())?;
+        let thread = Thread::start(format!("vcpu{index}"), move || runner.run())?;
         Ok(Self { index, surroundings, told, commands: Mutex::new(send), thread: Some(thread) })
     }
 
     /// Has the vCPU's thread do something with it, out of the guest, and waits for the result. `None` if the
     /// thread has ended.
-    pub fn with<R: Send + 'static>(&self, work: impl FnOnce(&VcpuFd) -> R + Send + 'static) -> Option<R> {
+    ///
+    /// # Errors
+    /// It does not come to it, or not to its end. It may still do it.
+    pub fn with<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&VcpuFd) -> R + Send + 'static,
+    ) -> Result<Option<R>, Overdue> {
+        self.with_patience(WAKE, work)
+    }
+
+    fn with_patience<R: Send + 'static>(
+        &self,
+        patience: Duration,
+        work: impl FnOnce(&VcpuFd) -> R + Send + 'static,
+    ) -> Result<Option<R>, Overdue> {
+        let (begun, begins) = channel::<()>();
         let (reply, result) = channel();
         let command: Command = Box::new(move |fd| {
+            drop(begun);
             // Whoever asked waits for it.
             let _ = reply.send(work(fd));
         });
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command).ok()?;
+        if self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command).is_err() {
+            return Ok(None);
+        }
         self.told.command.store(true, Ordering::SeqCst);
         self.surroundings.gate.kick(self.index);
-        result.recv().ok()
+        if begins.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            return Err(self.overdue("to leave the guest for a command", patience));
+        }
+        match result.recv_timeout(patience * COMMANDS) {
+            Ok(result) => Ok(Some(result)),
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(self.overdue("to carry out a command", patience * COMMANDS))
+            }
+        }
+    }
+
+    fn overdue(&self, what: &str, waited: Duration) -> Overdue {
+        let thread = self.surroundings.gate.thread(self.index).map_or(0, |pid| pid.as_raw_nonzero().get());
+        Overdue::from_thread(format!("vCPU {} {what}", self.index), waited, thread)
     }
 
     /// Where the vCPU is, if its thread still runs.
     pub fn registers(&self) -> Option<crate::guest::Registers> {
-        self.with(registers).flatten()
+        // One that does not come has nothing to say, and whoever asks reports a failure anyway.
+        self.with(registers).ok().flatten().flatten()
     }
 }
 
@@ -114,8 +151,7 @@ impl Drop for PcVcpu {
         self.told.quit.store(true, Ordering::SeqCst);
         self.surroundings.gate.kick(self.index);
         if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so on standard error; there is nothing left to undo.
-            let _ = thread.join();
+            thread.end_or_tell();
         }
     }
 }
@@ -166,8 +202,11 @@ impl Runner {
             let toggles = self.shared.surroundings.window.ended();
             match self.enter(seated) {
                 Next::Enter => {}
-                Next::CheckHostFault if self.shared.surroundings.window.explains(toggles) => {}
-                Next::CheckHostFault => return Some(self.crash(host_fault(&self.fd))),
+                Next::CheckHostFault => match self.shared.surroundings.window.explains(toggles) {
+                    Ok(true) => {}
+                    Ok(false) => return Some(self.crash(host_fault(&self.fd))),
+                    Err(overdue) => return Some(self.crash(CrashKind::Overdue(overdue))),
+                },
                 Next::InternalError => {
                     if let Some(kind) = self.repair() {
                         return Some(self.crash(kind));

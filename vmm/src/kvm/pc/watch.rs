@@ -3,8 +3,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
+use guest_mem::waits::Thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
@@ -18,7 +18,7 @@ use crate::devices::{new_event, signal};
 #[derive(Debug)]
 pub struct LifeWatch {
     stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
 }
 
 impl LifeWatch {
@@ -30,7 +30,7 @@ impl LifeWatch {
         let stop = Arc::new(new_event()?);
         let ended = devices.ended().try_clone()?;
         let watched = stop.clone();
-        let thread = std::thread::Builder::new().name("life".to_owned()).spawn(move || {
+        let thread = Thread::start("life", move || {
             let mut fds = [&*watched, switch.wake(), &ended].map(|event| {
                 // SAFETY: the event outlives the poll below.
                 let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
@@ -55,8 +55,7 @@ impl Drop for LifeWatch {
     fn drop(&mut self) {
         signal(&self.stop);
         if let Some(thread) = self.thread.take() {
-            // It has nothing to panic about; if it did, it said so.
-            let _ = thread.join();
+            thread.end_or_tell();
         }
     }
 }

@@ -1,0 +1,51 @@
+//! The deadline of a loop that looks again and again.
+
+use std::time::{Duration, Instant};
+
+/// How long to go on looking. The clock is not read before the second look in vain.
+#[derive(Debug)]
+pub struct Patience {
+    within: Duration,
+    looked: bool,
+    since: Option<Instant>,
+}
+
+impl Patience {
+    /// For so long.
+    pub const fn new(within: Duration) -> Self {
+        Self { within, looked: false, since: None }
+    }
+
+    /// To be called after each look in vain: lets other threads run. Returns how long it has been, once that is over.
+    pub fn over(&mut self) -> Option<Duration> {
+        if std::mem::replace(&mut self.looked, true) {
+            let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+            if waited >= self.within {
+                return Some(self.within);
+            }
+        }
+        std::thread::yield_now();
+        None
+    }
+
+    /// What was waited for comes nearer: it begins anew.
+    pub fn renew(&mut self) {
+        self.looked = false;
+        self.since = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_ends_and_begins_anew() {
+        let mut none = Patience::new(Duration::ZERO);
+        assert_eq!((none.over(), none.over()), (None, Some(Duration::ZERO)));
+        none.renew();
+        assert_eq!((none.over(), none.over()), (None, Some(Duration::ZERO)));
+        let mut long = Patience::new(Duration::from_secs(1000));
+        assert!((0..100).all(|_| long.over().is_none()));
+    }
+}
