@@ -48,6 +48,8 @@ pub enum Need {
     Tap,
     /// The same by a BPF program.
     Bpf,
+    /// tracefs, and the right to make an instance in it.
+    Tracefs,
     /// Memory of this backing, if need be by a switch that root sets for the test.
     Has(Backing),
     /// A cgroup of its own that limits hugetlb pages: root, and the controller.
@@ -133,6 +135,10 @@ impl Need {
                 Userfault::open(Features::empty()).is_ok(),
                 "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`",
             ),
+            Self::Tracefs => (
+                vmm::tap::Tracefs::open().is_ok(),
+                "tracefs cannot be mounted or read: be root, or see `zapscope doctor`",
+            ),
             Self::Bpf => (
                 tap(&Via::Bpf),
                 "a BPF program cannot listen to the kernel's tracepoints: be root, or see `zapscope doctor`",
@@ -182,6 +188,14 @@ impl Need {
             ),
             Self::Has(backing) => unreachable!("{backing} is asked for by its switches"),
         }
+    }
+}
+
+impl Need {
+    /// The need of this name, for those that have nothing but a name.
+    pub fn named(name: &str) -> Option<Self> {
+        let named = [Self::Kvm, Self::Zram, Self::Cgroup, Self::Unshare, Self::Userfault, Self::Tracefs];
+        named.into_iter().find(|need| format!("{need:?}") == name)
     }
 }
 

@@ -166,11 +166,8 @@ mod tests {
 
     // How long it takes is the host's business: a busy one makes an exit dearer than a fault.
     #[test]
+    #[ignore = "needs: Kvm"]
     fn a_real_machine_rings() {
-        if let Err(error) = crate::kvm::Kvm::open() {
-            eprintln!("SKIPPED: a_real_machine_rings: no KVM for us: {error}");
-            return;
-        }
         let costs = measure().unwrap();
         assert!([costs.exit, costs.first_touch, costs.spte_only].iter().all(|spread| spread.p50 > 0));
     }

@@ -188,11 +188,8 @@ mod tests {
     use super::*;
 
     #[test]
+    #[ignore = "needs: Kvm"]
     fn each_ring_has_touched_one_more_page() {
-        if let Err(error) = Kvm::open() {
-            eprintln!("SKIPPED: each_ring_has_touched_one_more_page: no KVM for us: {error}");
-            return;
-        }
         for (program, resident) in
             [(Program::TouchAndRing, false), (Program::TouchAndRing, true), (Program::Ring, false)]
         {

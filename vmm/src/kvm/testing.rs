@@ -109,8 +109,3 @@ impl<S: SetSlot> SetSlot for std::sync::Arc<S> {
         unsafe { (**self).set(slot) }
     }
 }
-
-/// Says that a test could not run here.
-pub fn could_not_run(test: &str) {
-    eprintln!("SKIPPED: {test}: no KVM for us");
-}

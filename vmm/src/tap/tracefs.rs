@@ -262,14 +262,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs: Tracefs"]
     fn an_instance_is_made_and_removed_and_seen_by_everybody() {
-        let tracefs = match Tracefs::open() {
-            Ok(tracefs) => tracefs,
-            Err(error) => {
-                eprintln!("SKIPPED: an_instance_is_made_and_removed_and_seen_by_everybody: {error}");
-                return;
-            }
-        };
+        let tracefs = Tracefs::open().unwrap();
         let name = format!("zapscope-test-{}", std::process::id());
         tracefs.make_instance(&name).unwrap();
         let another = Tracefs::detached().unwrap();

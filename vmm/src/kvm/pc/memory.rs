@@ -261,7 +261,7 @@ mod tests {
 
     use super::*;
     use crate::guest::CrashKind;
-    use crate::kvm::testing::{Refusing, could_not_run};
+    use crate::kvm::testing::Refusing;
     use crate::kvm::{Accounting, KvmSlots, ZapMethod};
     use crate::linux::layout;
 
@@ -283,13 +283,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs: Kvm"]
     fn an_arena_takes_the_place_of_a_part_of_its_node_and_goes_again() {
-        let Ok(kvm) = Kvm::open() else {
-            eprintln!(
-                "SKIPPED: an_arena_takes_the_place_of_a_part_of_its_node_and_goes_again: no KVM for us"
-            );
-            return;
-        };
+        let kvm = Kvm::open().unwrap();
         let memory = memory(&kvm);
         let node = memory.nodes()[1].range;
         let before = memory.slots();
@@ -313,11 +309,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs: Kvm"]
     fn pages_are_found_in_the_host_unless_they_are_lent() {
-        let Ok(kvm) = Kvm::open() else {
-            eprintln!("SKIPPED: pages_are_found_in_the_host_unless_they_are_lent: no KVM for us");
-            return;
-        };
+        let kvm = Kvm::open().unwrap();
         let memory = memory(&kvm);
         let node = memory.nodes()[1].range;
         let found = |range| memory.host_parts(range).map(|parts| parts.len());
@@ -349,10 +343,9 @@ mod tests {
 
     /// Whichever call KVM refuses, the guest keeps what it had, and nothing that is mapped goes.
     #[test]
+    #[ignore = "needs: Kvm"]
     fn a_refused_arena_leaves_the_guest_what_it_had() {
-        let Ok(kvm) = Kvm::open() else {
-            return could_not_run("a_refused_arena_leaves_the_guest_what_it_had");
-        };
+        let kvm = Kvm::open().unwrap();
         let (memory, slots) = refusing(&kvm);
         let (table, before) = (memory.slots(), slots.slots());
         let mut call = 0;
@@ -376,10 +369,9 @@ mod tests {
 
     /// KVM refuses the way back too: then every slot that may be there has its memory, and no vCPU is let in.
     #[test]
+    #[ignore = "needs: Kvm"]
     fn a_guest_with_unknown_slots_does_not_run() {
-        let Ok(kvm) = Kvm::open() else {
-            return could_not_run("a_guest_with_unknown_slots_does_not_run");
-        };
+        let kvm = Kvm::open().unwrap();
         for call in 2..=11 {
             let (memory, slots) = refusing(&kvm);
             slots.refuse_from(call);
@@ -396,10 +388,9 @@ mod tests {
 
     /// A guest that gives a control area back, or a part of one, is refused: the host goes on using it.
     #[test]
+    #[ignore = "needs: Kvm"]
     fn a_control_area_is_not_given_back() {
-        let Ok(kvm) = Kvm::open() else {
-            return could_not_run("a_control_area_is_not_given_back");
-        };
+        let kvm = Kvm::open().unwrap();
         let memory = memory(&kvm);
         let at = range(8 * MIB, guest_abi::layout::AREA_SIZE);
         assert!(memory.to_give_back(at).is_some());
@@ -413,10 +404,9 @@ mod tests {
 
     /// Whoever lets go of a loan early lets go of nothing that the guest can reach.
     #[test]
+    #[ignore = "needs: Kvm"]
     fn an_arena_stays_until_its_slots_are_out() {
-        let Ok(kvm) = Kvm::open() else {
-            return could_not_run("an_arena_stays_until_its_slots_are_out");
-        };
+        let kvm = Kvm::open().unwrap();
         let (memory, slots) = refusing(&kvm);
         let core = memory.lend_arena(spec(&memory)).unwrap();
         let arena = Arc::downgrade(core.arena());
@@ -431,10 +421,9 @@ mod tests {
 
     /// A listener that is left over from an arena changes nothing of what came after it.
     #[test]
+    #[ignore = "needs: Kvm"]
     fn a_loan_that_was_taken_back_zaps_nothing() {
-        let Ok(kvm) = Kvm::open() else {
-            return could_not_run("a_loan_that_was_taken_back_zaps_nothing");
-        };
+        let kvm = Kvm::open().unwrap();
         let (memory, slots) = refusing(&kvm);
         let core = memory.lend_arena(spec(&memory)).unwrap();
         let listener = KvmSlots::new(core.clone(), ZapMethod::Memslot, Accounting::Off);
@@ -448,10 +437,9 @@ mod tests {
 
     /// The slot is deleted, and KVM does not take it again: no panic, and whoever runs the guest hears of it.
     #[test]
+    #[ignore = "needs: Kvm"]
     fn a_slot_that_is_not_taken_back_ends_its_guest() {
-        let Ok(kvm) = Kvm::open() else {
-            return could_not_run("a_slot_that_is_not_taken_back_ends_its_guest");
-        };
+        let kvm = Kvm::open().unwrap();
         for call in [1, 2] {
             let (memory, slots) = refusing(&kvm);
             let core = memory.lend_arena(spec(&memory)).unwrap();
