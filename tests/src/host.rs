@@ -62,7 +62,9 @@ pub enum Need {
     GuardedTracepoints,
     /// A process without any privilege: root's to make, or this one.
     Nobody,
-    /// The same with /dev/kvm open to it.
+    /// The same, and of another user than this one: root's to make.
+    AnotherUser,
+    /// As `Nobody`, with /dev/kvm open to it.
     NobodyWithKvm,
     /// A userfaultfd for user mode's faults that everybody may have.
     UserModeUserfault,
@@ -167,6 +169,10 @@ impl Need {
                 "everybody may listen to tracepoints: `sysctl kernel.perf_event_paranoid=2`",
             ),
             Self::Nobody => (nobody::may_be(Lent::Nothing), "no process can be made nobody's: run as root"),
+            Self::AnotherUser => (
+                rustix::process::geteuid().is_root() && nobody::may_be(Lent::Nothing),
+                "no process can be made another user's: run as root",
+            ),
             Self::NobodyWithKvm => (
                 nobody::may_be(Lent::Kvm),
                 "/dev/kvm cannot be lent to nobody: run as root, with a temporary directory that allows device files",

@@ -1,4 +1,4 @@
-//! A run with changes to the host, ended in every way at ten moments of its life: the finished rows are on the disk and
+//! A run with changes to the host, ended in every way at eleven moments of its life: the finished rows are on the disk and
 //! can be read, the host is as it was, and nothing of the run goes on.
 
 use std::collections::BTreeSet;
@@ -20,15 +20,21 @@ use tests::{host, program};
 use vmm::tap::Tracefs;
 
 crate::tests! {
-    finished_rows_are_kept_and_the_host_is_as_it_was(way in Way::ALL): [Zram] within 600,
-    ctrl_backslash_is_no_worse_than_sigkill: [Zram],
+    finished_rows_are_kept_and_the_host_is_as_it_was(way in Way::ALL): [Zram, Cgroup] within 600,
+    ctrl_backslash_is_no_worse_than_sigkill: [Zram, Cgroup],
 }
 
 /// How long the way out may take, and how long a moment may be in coming.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The rows, in their order.
+/// The policies of the rows that page out, in their order.
 const POLICIES: [&str; 7] = ["kernel", "page", "pmd", "folio", "modern", "slot", "vm"];
+
+/// Every row, in its order, by its policy and its way to reclaim. The first squeezes a cgroup of its own.
+fn expected_rows() -> Vec<(&'static str, &'static str)> {
+    let squeezed = ("kernel", "cgroup");
+    std::iter::once(squeezed).chain(POLICIES.map(|policy| (policy, "pageout"))).collect()
+}
 
 /// What ends a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +94,17 @@ enum Moment {
     Device,
     /// It is swapped to.
     Swap,
+    /// The process is in a cgroup of its own.
+    Squeezed,
     /// So many rows are on the disk.
     Rows(usize),
 }
 
-const MOMENTS: [Moment; 10] = [
+const MOMENTS: [Moment; 11] = [
     Moment::Reserved,
     Moment::Device,
     Moment::Swap,
+    Moment::Squeezed,
     Moment::Rows(1),
     Moment::Rows(2),
     Moment::Rows(3),
@@ -112,7 +121,9 @@ fn finished_rows_are_kept_and_the_host_is_as_it_was(way: Way) {
 }
 
 fn ctrl_backslash_is_no_worse_than_sigkill() {
-    [Moment::Swap, Moment::Rows(3)].into_iter().for_each(|moment| end_at(Way::Quit, moment));
+    [Moment::Swap, Moment::Squeezed, Moment::Rows(3)]
+        .into_iter()
+        .for_each(|moment| end_at(Way::Quit, moment));
 }
 
 fn end_at(way: Way, moment: Moment) {
@@ -133,13 +144,30 @@ fn end_at(way: Way, moment: Moment) {
     println!("    {cell}: {seen} rows were there, {rows} are");
 }
 
-/// Some short rows, each of which evicts to the swap device.
+/// Some short rows, each of which evicts to the swap device. The one in a cgroup lasts long enough to be met there; nobody
+/// uses its memory while it is squeezed, which cgroups of version 1 may end with the OOM killer.
 fn scenario() -> String {
     format!(
-        "name = \"x\"\nmemory = \"4MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = {POLICIES:?}\n[[case]]\n\
-         name = \"c\"\n[[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"hot\"\ncount = 8\n[[case.step]]\n\
-         do = \"baseline\"\nfor = \"20ms\"\n[[case.step]]\ndo = \"reclaim\"\nvictims = \"sparse\"\ncount = 16\n\
-         [[case.step]]\ndo = \"stop\"\n[[case.step]]\ndo = \"refault\"\n"
+        "name = \"x\"\nmemory = \"4MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = {POLICIES:?}\n{}{}",
+        case(
+            "squeezed",
+            "matrix.policy = [\"kernel\"]\nmatrix.reclaim = [\"cgroup\"]\n",
+            "200ms",
+            ["stop", "reclaim"]
+        ),
+        case("c", "", "20ms", ["reclaim", "stop"]),
+    )
+}
+
+fn case(name: &str, matrix: &str, baseline: &str, steps: [&str; 2]) -> String {
+    let step = |action: &str| match action {
+        "reclaim" => "[[case.step]]\ndo = \"reclaim\"\nvictims = \"sparse\"\ncount = 16\n".to_owned(),
+        _ => format!("[[case.step]]\ndo = \"{action}\"\n"),
+    };
+    format!(
+        "[[case]]\nname = \"{name}\"\n{matrix}[[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"hot\"\ncount = 8\n\
+         [[case.step]]\ndo = \"baseline\"\nfor = \"{baseline}\"\n{}[[case.step]]\ndo = \"refault\"\n",
+        steps.map(step).concat()
     )
 }
 
@@ -198,6 +226,13 @@ impl Run {
         Some(serde_json::from_slice(&text).expect("a record is there whole or not at all"))
     }
 
+    /// Whether it is in a cgroup of its own.
+    fn is_in_a_cgroup(&self) -> bool {
+        let pid = self.pid.as_raw_nonzero();
+        fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|groups| groups.contains(&of_run(pid.get())))
+    }
+
     /// What it said, as far as that can be known.
     fn said(&self) -> String {
         fs::read_to_string(self.place.path().join("stderr")).unwrap_or_default()
@@ -213,6 +248,7 @@ impl Run {
                 Moment::Reserved => self.out.join("events.log").exists(),
                 Moment::Device => Host::now().devices.len() > before.devices.len(),
                 Moment::Swap => Host::now().swaps.len() > before.swaps.len(),
+                Moment::Squeezed => self.is_in_a_cgroup(),
                 Moment::Rows(rows) => self.rows().is_some_and(|there| there.len() >= rows),
             };
             if come {
@@ -269,18 +305,18 @@ impl Run {
         };
         let rows = record["rows"].as_array().unwrap();
         assert!(rows.len() >= seen, "{cell}: rows are gone: {said}");
-        for (row, policy) in rows.iter().zip(POLICIES) {
-            assert_eq!(
-                (&row["policy"], &row["could_not_run"]),
-                (&policy.into(), &Value::Null),
-                "{cell}: {row:#}"
-            );
+        for (row, (policy, reclaim)) in rows.iter().zip(expected_rows()) {
+            let labels = ["policy", "reclaim", "could_not_run"].map(|key| &row[key]);
+            assert_eq!(labels, [&policy.into(), &reclaim.into(), &Value::Null], "{cell}: {row:#}");
         }
         self.check_end(way, status, record["ended"].as_str(), cell);
         if way.is_survived() {
             let text = fs::read(self.place.path().join("stdout")).unwrap_or_default();
             let printed = serde_json::from_slice::<Value>(&text).map(|record| record["rows"].clone());
-            assert!(way == Way::BrokenPipe || printed.is_ok_and(|rows| rows.as_array().unwrap().len() == 7));
+            let all = expected_rows().len();
+            assert!(
+                way == Way::BrokenPipe || printed.is_ok_and(|rows| rows.as_array().unwrap().len() == all)
+            );
         }
         for reader in ["replay", "timeline"] {
             let output = program::output(self.place.path(), &[reader, "disk/out", "--json"]);
@@ -378,10 +414,15 @@ impl Host {
         left.extend(self.swaps.difference(&before.swaps).map(|name| format!("the swap device {name}")));
         left.extend(self.devices.difference(&before.devices).map(|name| format!("the device {name}")));
         left.extend(instances_of(pid));
-        cgroups(Path::new("/sys/fs/cgroup"), &format!("zapscope-{pid}"), &mut left);
+        cgroups(Path::new("/sys/fs/cgroup"), &of_run(pid), &mut left);
         left.extend(guardian_of(pid));
         (!left.is_empty()).then(|| left.join(", "))
     }
+}
+
+/// How everything begins that the run `pid` makes and names.
+fn of_run(pid: i32) -> String {
+    format!("zapscope-{pid}-")
 }
 
 /// The tracefs instances that the process `pid` has made.
@@ -392,7 +433,7 @@ fn instances_of(pid: i32) -> Vec<String> {
     // Mounted nowhere it has no other path.
     let path = format!("/proc/self/fd/{}", instances.as_fd().as_raw_fd());
     let names = fs::read_dir(path).unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| name.starts_with(&format!("zapscope-{pid}-"))).collect()
+    names.filter(|name| name.starts_with(&of_run(pid))).collect()
 }
 
 /// Adds the cgroups of this name below `directory`.
