@@ -91,7 +91,7 @@ fn a_huge_page_that_is_used_stays_huge() {
     let mut clock = Clock::new(&rig.swapper, PAGES_PER_PMD);
     clock.watch(rig.region().range()).unwrap();
     rig.write(512 + 77, 5);
-    assert_eq!(rig.faults(), 1);
+    rig.wait_faults(1);
     rig.write(512 + 78, 6);
     assert_eq!(rig.faults(), 1, "the second write to it meets no protection any more");
     assert_eq!(evict_idle(&rig, &mut clock), [0, 1024].into());

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_mem::swapper::{Evictor, Fate, FaultAround, Handlers, Hears, Lost, LostWhy, Options, Served};
 use guest_mem::uffd::{Event, Fault};
@@ -186,6 +186,14 @@ impl Rig {
     }
     pub fn faults(&self) -> u64 {
         self.heard.faults.load(Ordering::SeqCst)
+    }
+    /// Waits until so many faults are counted: a handler wakes who faulted before it counts.
+    pub fn wait_faults(&self, count: u64) {
+        let begun = Instant::now();
+        while self.faults() < count {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{} of {count} faults in 20 s", self.faults());
+            std::thread::yield_now();
+        }
     }
 }
 
