@@ -120,7 +120,8 @@ mod tests {
         for text in ["adaptive", "4KiB", "64KiB", "1MiB", "2MiB"] {
             assert_eq!(text.parse::<FaultAround>().unwrap().to_string(), text);
         }
-        for text in ["", "0KiB", "3KiB", "12KiB", "4MiB", "4kib", "-4KiB", "18446744073709551615MiB"] {
+        for text in ["", "+4KiB", "0KiB", "3KiB", "12KiB", "4MiB", "4kib", "-4KiB", "18446744073709551615MiB"]
+        {
             assert!(text.parse::<FaultAround>().is_err(), "{text}");
         }
     }
