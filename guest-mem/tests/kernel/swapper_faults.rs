@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use crate::support::swapped::{Owner, Rig, assert_lost, lz4, read, rig, value};
+use crate::support::swapped::{Rig, assert_lost, idle, lz4, read, rig, value};
 use guest_mem::swapper::{
-    EvictError, Evicted, Evictor, Fate, FaultAround, HandlerError, Handlers, Hears, Lost, LostWhy, Options,
-    Served,
+    EvictError, Evicted, Evictor, Fate, FaultAround, HandlerError, Handlers, Hears, Lost, LostWhy, Served,
 };
 use guest_mem::uffd::{Event, Fault};
 use guest_mem::{
-    Backing, Codec, CompressedStore, FaultyStore, FileStore, PAGE_SIZE, PMD_SIZE, Region, Store, StoreCall,
-    StoreError, Swapper,
+    Backing, Codec, CompressedStore, FaultyStore, FileStore, PAGE_SIZE, PAGES_PER_PMD, Store, StoreCall,
+    StoreError,
 };
 
 crate::tests! {
@@ -203,9 +202,7 @@ impl Hears for Sits {
 }
 
 fn a_handler_that_does_not_stop_is_named_and_keeps_its_memory() {
-    let memory = Arc::new(Owner(Region::map(PMD_SIZE, Backing::Base4k).unwrap()));
-    let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
-    let swapper = Arc::new(Swapper::attach(memory.clone(), options).unwrap());
+    let (memory, swapper) = idle(PAGES_PER_PMD, lz4());
     let ((hears, heard), (lets_go, let_go)) = (channel(), channel());
     let handlers = Handlers::start(&swapper, vec![(Sits { hears, let_go }, None)]).unwrap();
     assert_eq!(read(&memory.0, 0), 0);

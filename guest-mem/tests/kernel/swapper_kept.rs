@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::support::swapped::{Ear, Heard, Owner, Rig, lz4, rig, value};
+use crate::support::swapped::{Ear, Heard, Owner, Rig, idle, lz4, rig, value};
 use guest_mem::swapper::{
     Clock, Evicted, Evictor, Fate, FaultAround, HandOverError, Handlers, Kept, Options,
 };
 use guest_mem::{
-    Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, Slot, Store, Swapper,
-    checksum, perform_unmeasured,
+    Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, Slot, Swapper, checksum,
+    perform_unmeasured,
 };
 
 crate::tests! {
@@ -21,17 +21,10 @@ crate::tests! {
 
 const PAGES: u64 = 2 * PAGES_PER_PMD;
 
-/// A swapper on memory that nobody has served yet.
-fn idle(store: Arc<dyn Store>) -> (Arc<Owner>, Arc<Swapper>) {
-    let memory = Arc::new(Owner(Region::map(PAGES * PAGE_SIZE, Backing::Base4k).unwrap()));
-    let options = Options { store, around: FaultAround::Fixed(1), events: false };
-    (memory.clone(), Arc::new(Swapper::attach(memory, options).unwrap()))
-}
-
 /// Every third page is stored, and the others are zeros.
 fn what_is_handed_over_comes_at_its_first_fault() {
     let store = lz4();
-    let (memory, swapper) = idle(store.clone());
+    let (memory, swapper) = idle(PAGES, store.clone());
     let keep = |number: u64| {
         if !number.is_multiple_of(3) {
             return Kept::Zero;
@@ -101,7 +94,7 @@ fn cached_pages_are_mapped_by_the_window_until_they_are_watched() {
 }
 
 fn it_says_what_it_swaps_and_where_to() {
-    let (memory, swapper) = idle(lz4());
+    let (memory, swapper) = idle(PAGES, lz4());
     let (range, text) = (memory.0.range(), format!("{swapper:?}"));
     assert_eq!(range.len(), 2 * PMD_SIZE);
     assert!(text.contains(&format!("{range:?}")) && text.contains("CompressedStore"), "{text}");

@@ -6,13 +6,13 @@ use std::sync::{Arc, Barrier};
 
 use crate::needs::Need;
 use crate::support;
-use crate::support::swapped::{self, Owner, attach, lz4, rig, value};
+use crate::support::swapped::{self, Owner, attach, idle, lz4, rig, value};
 use guest_mem::swapper::{
-    EvictError, Evicted, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Options, Pager, Served,
+    EvictError, Evicted, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Pager, Served,
 };
 use guest_mem::uffd::{Event, Fault, FaultKind, MapAs, Wake};
 use guest_mem::{
-    Backing, DiscardStore, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, Page, Region, Swapper,
+    Backing, DiscardStore, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region,
     perform_unmeasured,
 };
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -255,23 +255,31 @@ impl Hears for Fragile {
     }
 }
 
-/// Many threads fault while there is no handler, so that the first to read has them all.
-fn a_handler_that_panics_leaves_its_faults_to_the_others() {
-    let memory = Arc::new(Owner(Region::map(PMD_SIZE, Backing::Base4k).unwrap()));
-    let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
-    let swapper = Arc::new(Swapper::attach(memory.clone(), options).unwrap());
-    let (touching, served) = (AtomicU64::new(0), Arc::new(AtomicU64::new(0)));
-    let handlers = std::thread::scope(|scope| {
+/// Sixteen threads fault while there is no handler, so that the first to read has them all; `start` brings handlers.
+/// Returns what it returns, once every fault is served.
+fn with_sixteen_faults<T>(memory: &Owner, start: impl FnOnce() -> T) -> T {
+    let touching = AtomicU64::new(0);
+    std::thread::scope(|scope| {
         for page in 0..16 {
-            let (memory, touching) = (&memory, &touching);
+            let touching = &touching;
             scope.spawn(move || {
                 touching.fetch_add(1, Ordering::SeqCst);
                 assert_eq!(swapped::read(&memory.0, page), 0);
             });
         }
+        let waiting = harness::waiting("sixteen threads to touch");
         while touching.load(Ordering::SeqCst) < 16 {
             std::thread::yield_now();
         }
+        drop(waiting);
+        start()
+    })
+}
+
+fn a_handler_that_panics_leaves_its_faults_to_the_others() {
+    let (memory, swapper) = idle(PAGES_PER_PMD, lz4());
+    let served = Arc::new(AtomicU64::new(0));
+    let handlers = with_sixteen_faults(&memory, || {
         let ears = (0..2).map(|_| (Fragile(served.clone()), None)).collect();
         Handlers::start(&swapper, ears).unwrap()
     });
@@ -281,28 +289,17 @@ fn a_handler_that_panics_leaves_its_faults_to_the_others() {
 
 /// One handler reads the faults of many at once, and panics over one of them: whoever comes after it is told of the rest.
 fn the_faults_of_a_handler_that_panicked_are_for_the_next_one() {
-    let memory = Arc::new(Owner(Region::map(PMD_SIZE, Backing::Base4k).unwrap()));
-    let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
-    let swapper = Arc::new(Swapper::attach(memory.clone(), options).unwrap());
-    let (touching, served) = (AtomicU64::new(0), Arc::new(AtomicU64::new(0)));
-    let handlers = std::thread::scope(|scope| {
-        for page in 0..16 {
-            let (memory, touching) = (&memory, &touching);
-            scope.spawn(move || {
-                touching.fetch_add(1, Ordering::SeqCst);
-                assert_eq!(swapped::read(&memory.0, page), 0);
-            });
-        }
-        let waiting = harness::waiting("sixteen threads to touch, and a handler to panic over the fifth");
-        while touching.load(Ordering::SeqCst) < 16 {
-            std::thread::yield_now();
-        }
-        let first = Handlers::start(&swapper, vec![(Fragile(served.clone()), None)]).unwrap();
+    let (memory, swapper) = idle(PAGES_PER_PMD, lz4());
+    let served = Arc::new(AtomicU64::new(0));
+    let start = || Handlers::start(&swapper, vec![(Fragile(served.clone()), None)]).unwrap();
+    let handlers = with_sixteen_faults(&memory, || {
+        let first = start();
+        let waiting = harness::waiting("a handler to panic over the fifth fault");
         while served.load(Ordering::SeqCst) < 5 {
             std::thread::yield_now();
         }
         drop((first, waiting));
-        Handlers::start(&swapper, vec![(Fragile(served.clone()), None)]).unwrap()
+        start()
     });
     drop(handlers);
     assert_eq!(swapper.count(|fate| fate == Fate::Resident), 16);
