@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use guest_mem::{SwapInfo, ZramSwap};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::host::Need;
 use tests::record::{number, rows};
@@ -24,10 +25,12 @@ fn of(backend: &str) -> Need {
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Another swap device comes while a row is made, takes what the row evicts, and goes with it.
+/// Another swap device comes while a row is made, takes what the row evicts, and goes with it. The run stands still while the
+/// device is made, however slow the host is; what it evicts afterwards is more than each CPU's cache of free slots (64) holds
+/// of the first device.
 fn pages_that_went_to_somebody_elses_device_are_told() {
     let place = tempfile::tempdir().unwrap();
-    let slowly = ["victims = \"sparse\"", "count = 400", "pace = \"20ms\""];
+    let slowly = ["victims = \"sparse\"", "count = 2000", "pace = \"4ms\""];
     let scenario = scenario::of("16MiB").reclaims(&["pageout"]).fill().step("reclaim", &slowly).refault();
     std::fs::write(place.path().join("s.toml"), scenario.text()).unwrap();
     let arguments = ["run", "s.toml", "--backend", "soft", "--zram", "64MiB", "--json", "--out", "out"];
@@ -54,7 +57,11 @@ fn pages_that_went_to_somebody_elses_device_are_told() {
         move |swaps: &SwapInfo| swaps.find(&device).is_some_and(|area| area.used >= least)
     };
     until("the run swaps to its own device", &holds(&own, 1));
-    let theirs = ZramSwap::create(64 << 20, None).unwrap();
+    let pid = Pid::from_child(&run);
+    kill_process(pid, Signal::STOP).unwrap();
+    let theirs = ZramSwap::create(64 << 20, None);
+    kill_process(pid, Signal::CONT).unwrap();
+    let theirs = theirs.unwrap();
     let device = theirs.path();
     until("the run swaps to the other device", &holds(&device, 128 << 10));
     theirs.remove().unwrap();
