@@ -17,7 +17,7 @@ use std::io::Cursor;
 
 use guest_abi::layout;
 use guest_mem::{Gpa, GpaRange};
-use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -171,7 +171,13 @@ pub fn write_start_info(memory: &GuestRam, ram: &[GpaRange]) -> Result<(), BootE
 /// [`BootError::Registers`].
 pub fn set_registers(fd: &VcpuFd, vcpu: u32, entry: Gpa) -> Result<(), BootError> {
     let failed = |call| move |source| BootError::Registers { vcpu, call, source };
-    let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    let sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    fd.set_sregs(&in_flat_segments(sregs)).map_err(failed("KVM_SET_SREGS"))?;
+    fd.set_regs(&at_entry(vcpu, entry)).map_err(failed("KVM_SET_REGS"))
+}
+
+/// Protected mode without paging, as PVH demands it.
+fn in_flat_segments(mut sregs: kvm_sregs) -> kvm_sregs {
     let segment = kvm_segment { limit: u32::MAX, present: 1, db: 1, s: 1, g: 1, ..kvm_segment::default() };
     // Code: execute, read, accessed. Data: read, write, accessed. Task: 32-bit, busy.
     sregs.cs = kvm_segment { selector: 0x08, type_: 0xb, ..segment };
@@ -181,16 +187,18 @@ pub fn set_registers(fd: &VcpuFd, vcpu: u32, entry: Gpa) -> Result<(), BootError
     sregs.cr0 = 1; // PE
     sregs.cr4 = 0;
     sregs.efer = 0;
-    fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
-    let regs = kvm_regs {
+    sregs
+}
+
+fn at_entry(vcpu: u32, entry: Gpa) -> kvm_regs {
+    kvm_regs {
         rip: entry.get(),
         rflags: 2,
         rbx: START_INFO_GPA,
         rdi: u64::from(layout::CONTROL_MAGIC),
         rsi: u64::from(vcpu),
         ..kvm_regs::default()
-    };
-    fd.set_regs(&regs).map_err(failed("KVM_SET_REGS"))
+    }
 }
 
 #[cfg(test)]
@@ -249,6 +257,31 @@ mod tests {
         for (at, range) in (map..).step_by(24).zip(ram) {
             assert_eq!((word(at), word(at + 8), half(at + 16)), (range.start().get(), range.len(), 1));
         }
+    }
+
+    /// As Xen's `docs/misc/pvh.pandoc` demands it, from whatever state.
+    #[test]
+    fn a_vcpu_begins_in_flat_segments_without_paging() {
+        let reset = kvm_sregs { cr0: 0x6000_0010, cr4: 0x20, efer: 0xd00, ..kvm_sregs::default() };
+        let sregs = in_flat_segments(reset);
+        assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (1, 0, 0));
+        let what = |segment: &kvm_segment| {
+            let kvm_segment { type_, present, dpl, db, s, l, g, .. } = *segment;
+            (segment.base, segment.limit, [type_, present, dpl, db, s, l, g])
+        };
+        let data = (0, u32::MAX, [3, 1, 0, 1, 1, 0, 1]);
+        assert_eq!(what(&sregs.cs), (0, u32::MAX, [11, 1, 0, 1, 1, 0, 1]));
+        assert_eq!(
+            [sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss].map(|segment| what(&segment)),
+            [data; 5]
+        );
+        assert_eq!(what(&sregs.tr), (0, 0x67, [11, 1, 0, 0, 0, 0, 0]));
+        // Selectors like those of a table: none is null, and each kind of segment has its own.
+        assert_eq!([sregs.cs, sregs.ss, sregs.tr].map(|segment| segment.selector), [0x08, 0x10, 0x18]);
+
+        let regs = at_entry(3, Gpa::new(0x10_0040));
+        assert_eq!((regs.rip, regs.rflags, regs.rbx), (0x10_0040, 2, START_INFO_GPA));
+        assert_eq!((regs.rdi, regs.rsi), (layout::CONTROL_MAGIC.into(), 3));
     }
 
     #[test]

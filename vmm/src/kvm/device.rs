@@ -48,11 +48,7 @@ impl Kvm {
             .map_err(|error| NoKvm::cannot_open(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
         // SAFETY: the descriptor is open, and from here on nobody else's.
         let system = unsafe { kvm_ioctls::Kvm::from_raw_fd(file.into_raw_fd()) };
-        match system.get_api_version() {
-            API_VERSION => {}
-            0.. => return Err(NoKvm::Version(system.get_api_version())),
-            _ => return Err(NoKvm::OtherDevice(last_errno())),
-        }
+        speaks_our_version(system.get_api_version())?;
         let first = create_vm(&system)?;
         Ok(Self { system, first: Mutex::new(Some(first)) })
     }
@@ -75,12 +71,26 @@ impl Deref for Kvm {
     }
 }
 
+/// Judges the answer to `KVM_GET_API_VERSION`, the last system call of this thread.
+fn speaks_our_version(version: i32) -> Result<(), NoKvm> {
+    match version {
+        API_VERSION => Ok(()),
+        0.. => Err(NoKvm::Version(version)),
+        _ => Err(NoKvm::OtherDevice(last_errno())),
+    }
+}
+
 fn create_vm(system: &kvm_ioctls::Kvm) -> Result<VmFd, NoKvm> {
+    uninterrupted(|| system.create_vm())
+        .map_err(|error| NoKvm::no_vm(Errno::from_raw_os_error(error.errno())))
+}
+
+/// Calls again for as long as a signal comes while the kernel waits for a lock.
+fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, kvm_ioctls::Error>) -> Result<T, kvm_ioctls::Error> {
     loop {
-        match system.create_vm() {
-            // A signal came while the kernel waited for a lock.
+        match call() {
             Err(error) if error.errno() == libc::EINTR => {}
-            made => return made.map_err(|error| NoKvm::no_vm(Errno::from_raw_os_error(error.errno()))),
+            answer => return answer,
         }
     }
 }
@@ -114,6 +124,28 @@ mod tests {
         };
         assert_eq!(errno(place.path()), Errno::ISDIR);
         assert_eq!(errno(&place.path().join("none")), Errno::NOENT);
+    }
+
+    #[test]
+    fn another_version_is_told_from_another_device() {
+        assert_eq!(speaks_our_version(12), Ok(()));
+        for version in [0, 11, 13] {
+            assert_eq!(speaks_our_version(version), Err(NoKvm::Version(version)));
+        }
+        assert!(matches!(speaks_our_version(-1), Err(NoKvm::OtherDevice(_))));
+    }
+
+    #[test]
+    fn a_signal_is_no_answer() {
+        let answers = |answers: &[i32]| {
+            let mut answers = answers.iter();
+            uninterrupted(|| match answers.next() {
+                Some(&errno) => Err(kvm_ioctls::Error::new(errno)),
+                None => Ok(()),
+            })
+        };
+        assert_eq!(answers(&[libc::EINTR, libc::EINTR]), Ok(()));
+        assert_eq!(answers(&[libc::EINTR, libc::EBUSY]), Err(kvm_ioctls::Error::new(libc::EBUSY)));
     }
 
     #[test]

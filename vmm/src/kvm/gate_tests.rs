@@ -132,6 +132,31 @@ fn nobody_gets_in_once_it_is_shut_for_good() {
     assert_eq!(seated.enter(|| 7), Err(&CrashKind::Silent));
 }
 
+/// Where `immediate_exit` was, there is somebody else's memory by the time.
+#[test]
+fn a_kick_that_comes_too_late_writes_nowhere() {
+    sys::prepare_signal().unwrap();
+    let gate = Gate::new(1);
+    assert_eq!(gate.thread(0), None);
+    let mut immediate_exit = 0u8;
+    let flag = &raw mut immediate_exit;
+    // SAFETY: the local outlives the gate's use.
+    let seated = unsafe { gate.sit(0, flag) };
+    assert_eq!(gate.thread(0), Some(rustix::thread::gettid()));
+    let kick = || {
+        // As whoever kicks has seen it a moment ago.
+        gate.seats[0].inside.store(1, Ordering::SeqCst);
+        gate.kick(0);
+        // SAFETY: the local outlives the gate's use.
+        unsafe { flag.read_volatile() }
+    };
+    assert_eq!(kick(), 1);
+    // SAFETY: as above.
+    unsafe { flag.write_volatile(0) };
+    drop(seated);
+    assert_eq!(kick(), 0);
+}
+
 #[test]
 fn two_who_hold_are_both_waited_for() {
     let gate = Gate::new(1);

@@ -127,7 +127,7 @@ impl VmCore {
     }
 
     /// vCPU `index`'s control area.
-    fn control_area(&self, index: u32) -> Result<Area, VmError> {
+    pub(super) fn control_area(&self, index: u32) -> Result<Area, VmError> {
         let low = self.low_memory();
         let at = low.hva_at(area_gpa(index)).expect("low memory is as large as the areas need");
         Ok(Area::new(low.clone(), at)?)

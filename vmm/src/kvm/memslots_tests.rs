@@ -1,9 +1,9 @@
 use crate::kvm::Kvm;
-use guest_mem::{Backing, Gpa, Hva, HvaRange, PAGE_SIZE, SlotTableBuilder};
+use guest_mem::{Gpa, Hva, HvaRange, PAGE_SIZE, SlotTableBuilder};
 
 use super::*;
-use crate::kvm::testing::Refusing;
-use crate::kvm::{VmConfig, VmCore};
+use crate::kvm::VmCore;
+use crate::kvm::testing::{LEAST, Refusing};
 
 /// A table of regions: guest physical address, host address, pages of one slot, slots.
 fn table(regions: &[(u64, u64, u64, u64)]) -> SlotTable {
@@ -52,6 +52,18 @@ fn a_refusal_of_any_call_is_undone() {
     }
 }
 
+/// Two slots go, then five come.
+#[test]
+fn a_refusal_says_what_was_tried() {
+    let (before, after) = before_and_after();
+    for (call, words) in [(1, "refuses to delete memslot 1 "), (3, "refuses to make memslot 1 ")] {
+        let kvm = installed(&before);
+        kvm.refuse(&[call]);
+        let Err(Refused::Undone(error)) = replace(&kvm, &before, &after) else { panic!("call {call}") };
+        assert!(error.to_string().contains(words), "call {call}: {error}");
+    }
+}
+
 #[test]
 fn a_refusal_on_the_way_back_is_told_apart() {
     let (before, after) = before_and_after();
@@ -70,14 +82,7 @@ fn a_refusal_on_the_way_back_is_told_apart() {
 #[ignore = "needs: Kvm"]
 fn memory_stays_as_long_as_a_vcpu_can_run_on_it() {
     let kvm = Kvm::open().unwrap();
-    let config = VmConfig {
-        vcpus: 1,
-        arena: 2 << 20,
-        backing: Backing::Base4k,
-        granule: 2 << 20,
-        slot_zap_all_quirk: true,
-    };
-    let core = VmCore::new(&kvm, &config).unwrap();
+    let core = VmCore::new(&kvm, &LEAST).unwrap();
     let (arena, low) = (Arc::downgrade(core.arena()), Arc::downgrade(&core.low()[0]));
     let vcpu = core.create_vcpu(0).unwrap();
     drop(core);

@@ -184,3 +184,7 @@ impl ShadowingMmu for KvmSlots {
     /// adds width to what is dropped, not to how long.
     fn invalidate_range_end(&self, _range: HvaRange) {}
 }
+
+#[cfg(test)]
+#[path = "slots_tests.rs"]
+mod tests;

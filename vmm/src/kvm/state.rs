@@ -8,6 +8,8 @@
 //!
 //! The bare guest's VM has no interrupt controller in the kernel, so there is no local APIC to keep.
 
+use std::arch::x86_64::CpuidResult;
+
 use crate::exit::{Class, Classified};
 use crate::kvm::Kvm;
 use kvm_bindings::{
@@ -84,11 +86,9 @@ impl Classified for StateError {
 /// Bytes of `kvm_xsave`.
 const XSAVE_BYTES: i32 = 4096;
 
-fn check_xsave(kvm: &Kvm) -> Result<(), StateError> {
-    match kvm.check_extension_int(Cap::Xsave2) {
-        bytes if bytes > XSAVE_BYTES => Err(StateError::LargeXsave { bytes }),
-        _ => Ok(()),
-    }
+/// Whether as many bytes as KVM_CAP_XSAVE2 says are kept; 0 where KVM does not know it, and has the old structure.
+fn check_xsave(bytes: i32) -> Result<(), StateError> {
+    if bytes > XSAVE_BYTES { Err(StateError::LargeXsave { bytes }) } else { Ok(()) }
 }
 
 /// Names the call in an error.
@@ -135,7 +135,7 @@ impl VcpuState {
         vcpu: u32,
         missing: &mut impl FnMut(String),
     ) -> Result<Self, StateError> {
-        check_xsave(kvm)?;
+        check_xsave(kvm.check_extension_int(Cap::Xsave2))?;
         let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2", vcpu))?;
         let mut or_none =
             |call: &str, error: kvm_ioctls::Error| missing(format!("{call} of vCPU {vcpu}: {error}"));
@@ -164,14 +164,15 @@ impl VcpuState {
         vcpu: u32,
         missing: &mut impl FnMut(String),
     ) -> Result<(), StateError> {
-        check_xsave(kvm)?;
+        check_xsave(kvm.check_extension_int(Cap::Xsave2))?;
         let cpuid = CpuId::from_entries(&self.cpuid)
             .map_err(|_| StateError::ManyLeaves { vcpu, entries: self.cpuid.len() })?;
         fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2", vcpu))?;
         if let Some(mp_state) = self.mp_state {
             fd.set_mp_state(mp_state).map_err(failed("KVM_SET_MP_STATE", vcpu))?;
         }
-        fd.set_sregs(&as_the_host_wants(self.sregs)).map_err(failed("KVM_SET_SREGS", vcpu))?;
+        let sregs = as_the_host_wants(self.sregs, &hypervisor_leaf());
+        fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS", vcpu))?;
         fd.set_regs(&self.regs).map_err(failed("KVM_SET_REGS", vcpu))?;
         // SAFETY: KVM reads as many bytes as KVM_CAP_XSAVE2 says, and they were checked to be no more than there are.
         unsafe { fd.set_xsave(&self.xsave) }.map_err(failed("KVM_SET_XSAVE", vcpu))?;
@@ -192,21 +193,22 @@ impl VcpuState {
 /// A TSS that is in use is busy, and KVM says so of every one. QEMU's emulation of a processor remembers it as it was
 /// before it was loaded, available, and looks at the I/O permission bitmap of no other: there, the guest's ring 3 could
 /// not ring its doorbell.
-fn as_the_host_wants(mut sregs: kvm_sregs) -> kvm_sregs {
+fn as_the_host_wants(mut sregs: kvm_sregs, hypervisor: &CpuidResult) -> kvm_sregs {
     const BUSY: u8 = 1 << 1;
-    if is_emulated() {
+    let CpuidResult { ebx, ecx, edx, .. } = *hypervisor;
+    if [ebx, ecx, edx].map(u32::to_le_bytes).as_flattened() == b"TCGTCGTCGTCG" {
         sregs.tr.type_ &= !BUSY;
     }
     sregs
 }
 
-/// Whether this host's processor is QEMU's emulation of one, as its CPUID says.
-fn is_emulated() -> bool {
+/// Where a hypervisor under this host has its name, if there is one.
+fn hypervisor_leaf() -> CpuidResult {
     // SAFETY: every x86-64 processor has the instruction, and a leaf without meaning reads as something. (Safe to call in
     // later versions of the standard library.)
     #[allow(unused_unsafe)]
     let leaf = unsafe { std::arch::x86_64::__cpuid(0x4000_0000) };
-    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == b"TCGTCGTCGTCG"
+    leaf
 }
 
 /// As many MSRs as one call takes.
@@ -245,7 +247,7 @@ fn give_msrs(
     let give = |batch: &mut Msrs| fd.set_msrs(batch).map_err(failed("KVM_SET_MSRS", vcpu));
     each_msr(msrs, vcpu, give, |refused| {
         // Read-only ones are often what they were.
-        let is_so = Msrs::from_entries(&[kvm_msr_entry { data: 0, ..refused }])
+        let is_so = Msrs::from_entries(&[refused])
             .is_ok_and(|mut one| fd.get_msrs(&mut one) == Ok(1) && one.as_slice()[0].data == refused.data);
         if !is_so {
             missing(format!("MSR {:#x} of vCPU {vcpu} stays other than {:#x}", refused.index, refused.data));
@@ -279,22 +281,5 @@ fn each_msr(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_msr_does_not_cost_the_others() {
-        let all: Vec<_> = (0..200).map(|index| kvm_msr_entry { index, ..kvm_msr_entry::default() }).collect();
-        let (mut taken, mut refused) = (Vec::new(), Vec::new());
-        // One that stops at every multiple of 7, as KVM does: with the number of those before.
-        let call = |batch: &mut Msrs| {
-            let entries = batch.as_slice();
-            let done = entries.iter().take_while(|msr| msr.index % 7 != 0).count();
-            taken.extend(entries[..done].iter().map(|msr| msr.index));
-            Ok(done)
-        };
-        each_msr(&all, 0, call, |msr| refused.push(msr.index)).unwrap();
-        assert_eq!(taken, (0..200).filter(|index| index % 7 != 0).collect::<Vec<_>>());
-        assert_eq!(refused, (0..200).filter(|index| index % 7 == 0).collect::<Vec<_>>());
-    }
-}
+#[path = "state_tests.rs"]
+mod tests;

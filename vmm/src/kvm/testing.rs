@@ -1,11 +1,37 @@
-//! KVM with memslots that are refused when a test says so.
+//! The least of machines, and KVM with memslots that are refused when a test says so.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use guest_abi::layout::IMAGE_GPA;
+use guest_mem::{Backing, Gpa, PMD_SIZE};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::memslots::SetSlot;
+use super::{GuestCpu, Kvm, VmConfig, VmCore, boot};
+use crate::guest::GuestRam;
+
+/// A machine of one vCPU with one slot of 2 MiB for its arena.
+pub const LEAST: VmConfig = VmConfig {
+    vcpus: 1,
+    arena: PMD_SIZE,
+    backing: Backing::Base4k,
+    granule: PMD_SIZE,
+    slot_zap_all_quirk: true,
+};
+
+/// The least of VMs, and its vCPU, which runs this code next: in 32-bit protected mode, without tables of any kind.
+pub fn about_to_run(code: &[u8]) -> (VmCore, GuestCpu) {
+    let kvm = Kvm::open().unwrap();
+    let core = VmCore::new(&kvm, &LEAST).unwrap();
+    let memory = GuestRam::new([(Gpa::new(0), core.low()[0].clone())]);
+    memory.write_slice(code, GuestAddress(IMAGE_GPA)).unwrap();
+    let vcpu = core.create_vcpu(0).unwrap();
+    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
+    boot::set_registers(&vcpu, 0, Gpa::new(IMAGE_GPA)).unwrap();
+    (core, vcpu)
+}
 
 /// Sets memslots, refuses those that the plan names, and remembers what there is.
 #[derive(Debug, Default)]

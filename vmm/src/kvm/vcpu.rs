@@ -295,3 +295,7 @@ impl Surroundings {
         let _ = self.first_entry_ns.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+#[path = "vcpu_tests.rs"]
+mod tests;

@@ -227,8 +227,7 @@ fn set_quirk(vm: &VmFd, keep: bool) -> Result<bool, VmError> {
     if keep {
         return Ok(true);
     }
-    let mask = vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into());
-    if mask < 0 || mask as u32 & KVM_X86_QUIRK_SLOT_ZAP_ALL == 0 {
+    if !can_be_limited(vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into())) {
         return Err(VmError::QuirkStays);
     }
     let mut cap = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, ..kvm_enable_cap::default() };
@@ -237,10 +236,56 @@ fn set_quirk(vm: &VmFd, keep: bool) -> Result<bool, VmError> {
     Ok(false)
 }
 
+/// Whether a slot's zap can be limited to the slot: by the quirks that can be disabled, or by what the question for them
+/// failed with.
+fn can_be_limited(quirks: i32) -> bool {
+    u32::try_from(quirks).is_ok_and(|quirks| quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL != 0)
+}
+
 /// Asks for the bytes of instructions that KVM cannot emulate. Without the capability a report lacks them.
 fn report_failed_instructions(vm: &VmFd) {
     let mut cap =
         kvm_enable_cap { cap: kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..kvm_enable_cap::default() };
     cap.args[0] = 1;
     let _ = vm.enable_cap(&cap);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::exit::{self, Exit};
+    use crate::kvm::testing::about_to_run;
+
+    #[test]
+    fn a_zap_is_limited_where_kvm_has_that_quirk() {
+        for (quirks, can) in [(-1, false), (-libc::EINVAL, false), (0, false), (0x7f, false), (0x80, true)] {
+            assert_eq!(can_be_limited(quirks), can, "{quirks:#x}");
+        }
+        assert!(can_be_limited(0xff));
+    }
+
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn its_memory_is_what_is_mapped_for_it() {
+        let (core, _vcpu) = about_to_run(&[]);
+        let [low, arena] = core.ram() else { panic!("{:?}", core.ram()) };
+        assert_eq!((low.start(), low.len()), (Gpa::new(0), core.low()[0].range().len()));
+        assert_eq!((arena.start(), arena.len()), (Gpa::new(ARENA_GPA), core.arena().range().len()));
+    }
+
+    /// Whoever mends the instruction goes on behind it: no exception waits there.
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn an_instruction_that_kvm_cannot_emulate_is_told_and_nothing_else() {
+        // mov edi, 0x8000_0000, where no memory is; popcnt eax, [edi]; hlt
+        let popcnt = [0xf3, 0x0f, 0xb8, 0x07];
+        let code = [&[0xbf, 0, 0, 0, 0x80][..], &popcnt, &[0xf4]].concat();
+        let (_core, mut vcpu) = about_to_run(&code);
+        let Exit::InternalError { suberror: 1, instruction } = exit::run(vcpu.file_mut()) else { panic!() };
+        assert!(instruction.starts_with(&popcnt), "{instruction:x?}");
+        let mut regs = vcpu.get_regs().unwrap();
+        regs.rip += popcnt.len() as u64;
+        vcpu.set_regs(&regs).unwrap();
+        assert_eq!(exit::run(vcpu.file_mut()), Exit::Halt);
+    }
 }

@@ -1,0 +1,122 @@
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE};
+
+use super::*;
+use crate::kvm::testing::LEAST;
+use crate::kvm::{Kvm, VmConfig};
+
+/// Of a VM where a slot's zap drops the slot alone, as far as this program knows.
+fn listener(method: ZapMethod, backing: Backing) -> KvmSlots {
+    let config = VmConfig { backing, ..LEAST };
+    let mut core = VmCore::new(&Kvm::open().unwrap(), &config).unwrap();
+    core.slot_zap_drops_all = false;
+    KvmSlots::new(Arc::new(core), method, Accounting::Off)
+}
+
+/// A page in the middle of a region.
+fn page_of(region: &Region) -> HvaRange {
+    region.slice(5 * PAGE_SIZE, PAGE_SIZE).unwrap()
+}
+
+const METHODS: [ZapMethod; 3] = [ZapMethod::Memslot, ZapMethod::Protect, ZapMethod::Unmap];
+
+/// Whoever counts faults of the arena is told when others are to be expected, and only then.
+#[test]
+#[ignore = "needs: Kvm"]
+fn only_a_zap_of_low_memory_is_one() {
+    for method in METHODS {
+        let listener = listener(method, Backing::Memfd);
+        let low_zapped = || listener.core.low_zapped.load(Ordering::Relaxed);
+        listener.zap(page_of(listener.core.arena()));
+        assert!(!low_zapped(), "{method:?}");
+        listener.zap(page_of(&listener.core.low()[0]));
+        assert!(low_zapped(), "{method:?}");
+    }
+}
+
+/// A seam that is made for a toggle has the kernel announce the whole block, once. Nothing else needs one.
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_zap_says_how_many_bytes_it_dropped() {
+    for (method, first) in METHODS.into_iter().zip([PMD_SIZE, PMD_SIZE, PAGE_SIZE]) {
+        let listener = listener(method, Backing::Memfd);
+        let page = page_of(listener.core.arena());
+        let second = if method == ZapMethod::Memslot { PMD_SIZE } else { PAGE_SIZE };
+        assert_eq!([listener.zap(page).bytes, listener.zap(page).bytes], [first, second], "{method:?}");
+    }
+}
+
+/// A device that writes to low memory would die of a toggle there. The arena has no devices.
+#[test]
+#[ignore = "needs: Kvm"]
+fn only_a_toggle_of_low_memory_waits_for_devices() {
+    let listener = listener(ZapMethod::Protect, Backing::Base4k);
+    let (arena, low) = (page_of(listener.core.arena()), page_of(&listener.core.low()[0]));
+    let (zapped, zaps) = channel();
+    std::thread::scope(|scope| {
+        let writing = listener.core.surroundings.host_writes.read().unwrap();
+        scope.spawn(|| {
+            for range in [arena, low] {
+                listener.zap(range);
+                zapped.send(range).unwrap();
+            }
+        });
+        let wait = Duration::from_secs(30);
+        assert_eq!(zaps.recv_timeout(wait).expect("the arena's zap waits for nobody"), arena);
+        // Long enough for a toggle that does not wait, which takes some 25 us.
+        zaps.recv_timeout(Duration::from_millis(50)).expect_err("low memory was read-only under a device");
+        drop(writing);
+        assert_eq!(zaps.recv_timeout(wait).expect("no device writes any more"), low);
+    });
+}
+
+/// The kernel refuses, so the memory may not be what it was: no vCPU is let in again, and each hears why.
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_zap_that_the_kernel_refuses_ends_its_guest() {
+    for (method, backing, words) in [
+        (ZapMethod::Protect, Backing::Base4k, "mprotect"),
+        (ZapMethod::Unmap, Backing::Memfd, "MADV_DONTNEED"),
+    ] {
+        let listener = listener(method, backing);
+        let page = page_of(listener.core.arena());
+        match method {
+            ZapMethod::Unmap => lock(page),
+            _ => map_for_reading(page),
+        }
+        listener.zap(page);
+        match listener.core.surroundings.gate.shut() {
+            Some(CrashKind::Memslots(why)) => assert!(why.contains(words), "{why}"),
+            other => panic!("{method:?}: {other:?}"),
+        }
+    }
+}
+
+/// Has the kernel refuse `MADV_DONTNEED`.
+fn lock(page: HvaRange) {
+    // SAFETY: memory of the test's own; its content stays.
+    let done = unsafe { libc::mlock(page.start().as_ptr::<std::ffi::c_void>(), page.len() as usize) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Has the kernel refuse to make the page writable: a file lies there that is open for reading alone.
+fn map_for_reading(page: HvaRange) {
+    let (at, len) = (page.start().as_ptr::<std::ffi::c_void>(), page.len() as usize);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(page.len()).unwrap();
+    let file = std::fs::File::open(file.path()).unwrap();
+    // SAFETY: in place of a page of the test's own memory, which nobody uses.
+    let done = unsafe {
+        rustix::mm::mmap(
+            at,
+            len,
+            rustix::mm::ProtFlags::READ,
+            rustix::mm::MapFlags::SHARED | rustix::mm::MapFlags::FIXED,
+            &file,
+            0,
+        )
+    };
+    assert_eq!(done.unwrap(), at);
+}
