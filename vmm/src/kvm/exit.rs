@@ -134,6 +134,7 @@ pub fn decide(exit: Exit, up: bool, is_ram: impl Fn(u64) -> bool) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kvm::testing::about_to_run;
 
     fn decide_up(exit: Exit) -> Action {
         decide(exit, true, |gpa| gpa < 0x1000)
@@ -189,6 +190,16 @@ mod tests {
             failed(|run| run.__bindgen_anon_1.emulation_failure.flags = !HAS_INSTRUCTION_BYTES),
             (1, vec![])
         );
+    }
+
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn a_vcpu_that_is_kicked_is_interrupted() {
+        let (_core, mut vcpu) = about_to_run(&[0xf4]);
+        vcpu.file_mut().set_kvm_immediate_exit(1);
+        assert_eq!(run(vcpu.file_mut()), Exit::Interrupted);
+        vcpu.file_mut().set_kvm_immediate_exit(0);
+        assert_eq!(run(vcpu.file_mut()), Exit::Halt);
     }
 
     #[test]

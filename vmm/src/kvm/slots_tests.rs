@@ -1,10 +1,12 @@
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use guest_mem::waits::WAKE;
 use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE};
+use notifier_bridge::Cause;
 
 use super::*;
-use crate::kvm::testing::LEAST;
+use crate::kvm::testing::{LEAST, bare_guest, touch};
 use crate::kvm::{Kvm, VmConfig};
 
 /// Of a VM where a slot's zap drops the slot alone, as far as this program knows.
@@ -48,6 +50,52 @@ fn a_zap_says_how_many_bytes_it_dropped() {
     }
 }
 
+#[test]
+#[ignore = "needs: Kvm"]
+fn where_a_slots_zap_drops_all_it_is_all_that_went() {
+    let mut listener = listener(ZapMethod::Memslot, Backing::Base4k);
+    Arc::get_mut(&mut listener.core).expect("nobody else has it").slot_zap_drops_all = true;
+    let all = listener.core.slots.as_slice().iter().map(Memslot::len).sum::<u64>();
+    let zapped = listener.zap(page_of(listener.core.arena()));
+    assert_eq!((zapped.slots, zapped.bytes), (1, all));
+    assert!(listener.core.low_zapped.load(Ordering::Relaxed));
+}
+
+/// Of an arena that the guest has touched, every page. Without accounting nobody looks.
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_zap_counts_the_translations_that_went() {
+    for method in [ZapMethod::Memslot, ZapMethod::Protect] {
+        let machine = bare_guest();
+        let core = machine.core();
+        let zap = |accounting| KvmSlots::new(core.clone(), method, accounting).zap(core.arena().range());
+        let touch = || {
+            machine.vcpus()[0].mailbox().submit(&touch(Some(1))).unwrap();
+            machine.wait(0, WAKE).unwrap();
+        };
+        touch();
+        assert_eq!(zap(Accounting::Off).sptes_4k, Count::UNKNOWN);
+        touch();
+        let dropped = || zap(Accounting::On).sptes_4k.get().expect("KVM counts them since Linux 5.14");
+        // With its default quirk KVM drops those of low memory, too.
+        let pages = LEAST.arena / PAGE_SIZE;
+        assert!(dropped() >= pages, "{method:?}");
+        assert!(dropped() < pages, "{method:?}: they had gone");
+    }
+}
+
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_start_that_may_not_wait_is_refused() {
+    let listener = listener(ZapMethod::Protect, Backing::Base4k);
+    let start = |blockable| {
+        let context = StartContext { blockable, cause: Cause::PageOut };
+        listener.invalidate_range_start(page_of(listener.core.arena()), &context)
+    };
+    assert_eq!(start(false), Err(WouldBlock));
+    assert_eq!(start(true).unwrap().bytes, PMD_SIZE, "nothing went before");
+}
+
 /// A device that writes to low memory would die of a toggle there. The arena has no devices.
 #[test]
 #[ignore = "needs: Kvm"]
@@ -63,12 +111,11 @@ fn only_a_toggle_of_low_memory_waits_for_devices() {
                 zapped.send(range).unwrap();
             }
         });
-        let wait = Duration::from_secs(30);
-        assert_eq!(zaps.recv_timeout(wait).expect("the arena's zap waits for nobody"), arena);
+        assert_eq!(zaps.recv_timeout(WAKE).expect("the arena's zap waits for nobody"), arena);
         // Long enough for a toggle that does not wait, which takes some 25 us.
         zaps.recv_timeout(Duration::from_millis(50)).expect_err("low memory was read-only under a device");
         drop(writing);
-        assert_eq!(zaps.recv_timeout(wait).expect("no device writes any more"), low);
+        assert_eq!(zaps.recv_timeout(WAKE).expect("no device writes any more"), low);
     });
 }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
-use guest_abi::layout::IMAGE_GPA;
+use guest_abi::layout::{ARENA_GPA, IMAGE_GPA};
+use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::{Backing, Gpa, PMD_SIZE};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::memslots::SetSlot;
-use super::{GuestCpu, Kvm, VmConfig, VmCore, boot};
+use super::{GuestCpu, Kvm, Machine, VmConfig, VmCore, boot};
 use crate::guest::GuestRam;
 
 /// A machine of one vCPU with one slot of 2 MiB for its arena.
@@ -31,6 +32,19 @@ pub fn about_to_run(code: &[u8]) -> (VmCore, GuestCpu) {
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
     boot::set_registers(&vcpu, 0, Gpa::new(IMAGE_GPA)).unwrap();
     (core, vcpu)
+}
+
+/// The least of machines with the test guest, which is up.
+pub fn bare_guest() -> Machine {
+    let machine = Machine::start(&Kvm::open().unwrap(), &LEAST, resources::GUEST).unwrap();
+    machine.wait_up().unwrap();
+    machine
+}
+
+/// An order to write to each page of its arena, so many times or for ever.
+pub fn touch(passes: Option<u64>) -> WorkOrder {
+    let task = Task::Touch { access: Access::Write, passes, stall_cycles: u64::MAX };
+    WorkOrder { start: ARENA_GPA, len: LEAST.arena, walk: Walk::Sequential, task }
 }
 
 /// Sets memslots, refuses those that the plan names, and remembers what there is.

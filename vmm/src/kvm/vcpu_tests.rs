@@ -1,13 +1,12 @@
 use std::time::Instant;
 
-use guest_abi::layout::{ARENA_GPA, DOORBELL_PORT, doorbell};
-use guest_abi::order::{Access, Task, Walk, WorkOrder};
+use guest_abi::layout::{DOORBELL_PORT, doorbell};
 use guest_mem::waits::WAKE;
 use guest_mem::{Gpa, GpaRange};
 
 use super::*;
-use crate::kvm::testing::{LEAST, about_to_run};
-use crate::kvm::{Accounting, Kvm, KvmSlots, Machine, VmCore, ZapMethod};
+use crate::kvm::testing::{about_to_run, bare_guest, touch};
+use crate::kvm::{Accounting, KvmSlots, VmCore, ZapMethod};
 
 /// A guest that runs in a circle.
 const SPIN: [u8; 2] = [0xeb, 0xfe];
@@ -25,13 +24,6 @@ fn runner(code: &[u8]) -> (Runner, VmCore) {
         surroundings: core.surroundings.clone(),
     };
     (runner, core)
-}
-
-/// The test guest, up.
-fn bare_guest() -> Machine {
-    let machine = Machine::start(&Kvm::open().unwrap(), &LEAST, resources::GUEST).unwrap();
-    machine.wait_up().unwrap();
-    machine
 }
 
 /// How a vCPU failed that ends by itself, if it has.
@@ -82,9 +74,7 @@ fn a_machine_that_is_dropped_ends_its_threads() {
 fn flushes_are_counted() {
     let machine = bare_guest();
     let core = machine.core();
-    let task = Task::Touch { access: Access::Write, passes: None, stall_cycles: u64::MAX };
-    let order = WorkOrder { start: ARENA_GPA, len: core.arena().range().len(), walk: Walk::Sequential, task };
-    machine.vcpus()[0].mailbox().submit(&order).unwrap();
+    machine.vcpus()[0].mailbox().submit(&touch(None)).unwrap();
     let listener = KvmSlots::new(core.clone(), ZapMethod::Protect, Accounting::Off);
     let flushes = || core.stats.remote_tlb_flushes().expect("KVM counts them since Linux 5.14");
     let (before, deadline) = (flushes(), Instant::now() + WAKE);
