@@ -200,7 +200,15 @@ impl Need {
 impl Need {
     /// The need of this name, for those that have nothing but a name.
     pub fn named(name: &str) -> Option<Self> {
-        let named = [Self::Kvm, Self::Zram, Self::Cgroup, Self::Unshare, Self::Userfault, Self::Tracefs];
+        let named = [
+            Self::Kvm,
+            Self::SlotZap,
+            Self::Zram,
+            Self::Cgroup,
+            Self::Unshare,
+            Self::Userfault,
+            Self::Tracefs,
+        ];
         named.into_iter().find(|need| format!("{need:?}") == name)
     }
 }

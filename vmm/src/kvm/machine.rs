@@ -137,23 +137,24 @@ impl VmCore {
 #[cfg(test)]
 mod tests {
     use guest_mem::PAGE_SIZE;
-    use guest_mem::waits::WAKE;
 
     use super::*;
-    use crate::kvm::testing::{LEAST, bare_guest, touch};
+    use crate::kvm::testing::{LEAST, bare_guest, touch_all};
 
     #[test]
     #[ignore = "needs: Kvm"]
-    fn a_machine_does_its_work_and_comes_apart_again() {
+    fn a_machine_does_its_work_comes_apart_and_goes_on() {
+        let pages = LEAST.arena / PAGE_SIZE;
         let machine = bare_guest();
         let faults = || machine.fault_counts().expect("KVM counts them since Linux 5.14").fixed;
         let before = faults();
-        machine.vcpus()[0].mailbox().submit(&touch(Some(1))).unwrap();
-        assert_eq!(machine.wait(0, WAKE).unwrap().visits, LEAST.arena / PAGE_SIZE);
+        assert_eq!(touch_all(&machine).visits, pages);
         assert!(faults() > before, "new memory without a fault");
         let core = machine.core().clone();
         let (of_whom, vcpus) = machine.stop().expect("no thread panicked");
         assert!(Arc::ptr_eq(&of_whom, &core));
         assert_eq!(vcpus.len(), 1);
+        let resumed = Machine::resume(core, vcpus, &[]).unwrap();
+        assert_eq!(touch_all(&resumed).visits, pages);
     }
 }

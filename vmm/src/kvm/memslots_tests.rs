@@ -1,5 +1,7 @@
 use crate::kvm::Kvm;
+use guest_mem::remedy::{self, Asked};
 use guest_mem::{Gpa, Hva, HvaRange, PAGE_SIZE, SlotTableBuilder};
+use rustix::io::Errno;
 
 use super::*;
 use crate::kvm::VmCore;
@@ -60,7 +62,9 @@ fn a_refusal_says_what_was_tried() {
         let kvm = installed(&before);
         kvm.refuse(&[call]);
         let Err(Refused::Undone(error)) = replace(&kvm, &before, &after) else { panic!("call {call}") };
-        assert!(error.to_string().contains(words), "call {call}: {error}");
+        let remedy = remedy::after(Asked::Kvm, Errno::NOMEM);
+        let said = error.to_string();
+        assert!(said.contains(words) && said.ends_with(remedy) && !remedy.is_empty(), "call {call}: {said}");
     }
 }
 

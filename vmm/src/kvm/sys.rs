@@ -68,3 +68,16 @@ pub fn futex_wake_all(word: &AtomicU32) {
     // SAFETY: the kernel only uses the word's address.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, i32::MAX) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_time_that_is_over_is_timed_out() {
+        let word = AtomicU32::new(1);
+        assert_eq!(futex_wait(&word, 1, Duration::from_millis(1)), Woke::TimedOut);
+        // It had changed before the sleep.
+        assert_eq!(futex_wait(&word, 0, Duration::from_secs(30)), Woke::Early);
+    }
+}

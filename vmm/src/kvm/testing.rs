@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
+use guest_abi::block::Outcome;
 use guest_abi::layout::{ARENA_GPA, IMAGE_GPA};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
+use guest_mem::waits::WAKE;
 use guest_mem::{Backing, Gpa, PMD_SIZE};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use vm_memory::{Bytes, GuestAddress};
@@ -34,17 +36,30 @@ pub fn about_to_run(code: &[u8]) -> (VmCore, GuestCpu) {
     (core, vcpu)
 }
 
-/// The least of machines with the test guest, which is up.
+/// The test guest, up in the least of machines.
 pub fn bare_guest() -> Machine {
-    let machine = Machine::start(&Kvm::open().unwrap(), &LEAST, resources::GUEST).unwrap();
+    bare_guest_in(&LEAST)
+}
+
+/// The test guest, up.
+pub fn bare_guest_in(config: &VmConfig) -> Machine {
+    let machine = Machine::start(&Kvm::open().unwrap(), config, resources::GUEST).unwrap();
     machine.wait_up().unwrap();
     machine
 }
 
-/// An order to write to each page of its arena, so many times or for ever.
-pub fn touch(passes: Option<u64>) -> WorkOrder {
+/// Has the guest write to each page of its arena, once.
+pub fn touch_all(machine: &Machine) -> Outcome {
+    submit_touch(machine, Some(1));
+    machine.wait(0, WAKE).unwrap()
+}
+
+/// Has the guest begin to write to each page of its arena, so many times or for ever.
+pub fn submit_touch(machine: &Machine, passes: Option<u64>) {
     let task = Task::Touch { access: Access::Write, passes, stall_cycles: u64::MAX };
-    WorkOrder { start: ARENA_GPA, len: LEAST.arena, walk: Walk::Sequential, task }
+    let len = machine.core().arena().range().len();
+    let order = WorkOrder { start: ARENA_GPA, len, walk: Walk::Sequential, task };
+    machine.vcpus()[0].mailbox().submit(&order).unwrap();
 }
 
 /// Sets memslots, refuses those that the plan names, and remembers what there is.

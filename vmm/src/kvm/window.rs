@@ -54,14 +54,21 @@ impl ProtectionWindow {
                 // One that was open a moment ago has ended by now.
                 return Ok(self.ended() != before);
             }
-            if sys::futex_wait(&self.open, open, patience) == Woke::TimedOut {
-                let what = "the host to give back what it had made read-only for a moment";
-                match self.open.load(Ordering::SeqCst) {
-                    0 => return Err(Overdue::unannounced(what, patience)),
-                    _ if self.ended() == ended => return Err(Overdue::new(what, patience)),
-                    _ => {}
-                }
+            if sys::futex_wait(&self.open, open, patience) == Woke::TimedOut
+                && let Some(overdue) = self.missed(ended, patience)
+            {
+                return Err(overdue);
             }
+        }
+    }
+
+    /// What is wrong if nobody woke in time who began to wait when so many toggles had ended.
+    fn missed(&self, ended: u64, patience: Duration) -> Option<Overdue> {
+        let what = "the host to give back what it had made read-only for a moment";
+        match self.open.load(Ordering::SeqCst) {
+            0 => Some(Overdue::unannounced(what, patience)),
+            _ if self.ended() == ended => Some(Overdue::new(what, patience)),
+            _ => None,
         }
     }
 }
@@ -114,5 +121,18 @@ mod tests {
             overdue.contains(" waited 20 ms for the host to give back what it had made read-only"),
             "{overdue}"
         );
+    }
+
+    #[test]
+    fn a_lost_wake_is_told_apart_from_a_toggle_that_does_not_end() {
+        let window = ProtectionWindow::default();
+        let patience = Duration::from_millis(20);
+        let said = |ended| window.missed(ended, patience).map(|overdue| overdue.to_string());
+        let lost = said(0).unwrap();
+        let _open = window.open();
+        let hangs = said(0).unwrap();
+        assert!(lost.contains("which had come") && hangs.contains(", in vain"), "{lost}; {hangs}");
+        drop(window.open());
+        assert_eq!(said(0), None, "another one has ended, and who waits begins anew");
     }
 }
