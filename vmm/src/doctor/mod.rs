@@ -20,7 +20,7 @@ mod report;
 mod scratch;
 mod strangers;
 mod swap;
-mod tiny_vm;
+pub(crate) mod tiny_vm;
 mod tracing;
 mod uffd;
 mod undoing;

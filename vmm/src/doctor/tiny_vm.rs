@@ -23,7 +23,8 @@ const LOW_DIRECTORY: usize = 0x3000;
 const HIGH_DIRECTORY: usize = 0x4000;
 const GDT: usize = 0x5000;
 const TSS: usize = 0x6000;
-const CODE: usize = 0x10000;
+/// Where the code is, and the vCPU begins.
+pub(crate) const CODE: usize = 0x10000;
 const TOUCHED: u64 = 1 << 30;
 const DOORBELL: u16 = 0xf4;
 
@@ -54,7 +55,7 @@ const _: () = assert!(STRIDE == 0x8000 && TOUCH_AND_RING[6] == 0x80);
 
 /// Why there is no tiny machine, or why it stopped.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TinyVmError {
+pub(crate) enum TinyVmError {
     #[error("{0}: {1}")]
     Kvm(&'static str, kvm_ioctls::Error),
     #[error(transparent)]
@@ -117,7 +118,17 @@ impl TinyVm {
 
 fn low_memory(program: Program) -> Result<Scratch, Errno> {
     let mut low = Scratch::new(HUGE)?;
-    let mut entry = |at: usize, value: u64| low.write(at, &value.to_le_bytes());
+    write_tables(|at, bytes| low.write(at, bytes));
+    match program {
+        Program::Ring => low.write(CODE, &RING),
+        Program::TouchAndRing => low.write(CODE, &TOUCH_AND_RING),
+    }
+    Ok(low)
+}
+
+/// Writes what ring 3 needs into the first of a guest's memory, whose other bytes are zero there.
+pub(crate) fn write_tables(mut write: impl FnMut(usize, &[u8])) {
+    let mut entry = |at: usize, value: u64| write(at, &value.to_le_bytes());
     entry(PML4, PDPT as u64 | PRESENT_WRITABLE_USER);
     entry(PDPT, LOW_DIRECTORY as u64 | PRESENT_WRITABLE_USER);
     entry(PDPT + 8, HIGH_DIRECTORY as u64 | PRESENT_WRITABLE_USER);
@@ -126,14 +137,9 @@ fn low_memory(program: Program) -> Result<Scratch, Errno> {
         entry(LOW_DIRECTORY + 8 * index as usize, offset | HUGE_PAGE | PRESENT_WRITABLE_USER);
         entry(HIGH_DIRECTORY + 8 * index as usize, (TOUCHED + offset) | HUGE_PAGE | PRESENT_WRITABLE_USER);
     }
-    low.write(TSS + TSS_BITMAP_POINTER, &(TSS_LEN as u16).to_le_bytes());
+    write(TSS + TSS_BITMAP_POINTER, &(TSS_LEN as u16).to_le_bytes());
     // The bitmap itself stays zero: every port is allowed. A byte of ones must follow it.
-    low.write(TSS + TSS_LEN + BITMAP_LEN, &[0xff]);
-    match program {
-        Program::Ring => low.write(CODE, &RING),
-        Program::TouchAndRing => low.write(CODE, &TOUCH_AND_RING),
-    }
-    Ok(low)
+    write(TSS + TSS_LEN + BITMAP_LEN, &[0xff]);
 }
 
 fn touched_memory(pages: usize, resident: bool) -> Result<Scratch, Errno> {
@@ -159,7 +165,8 @@ fn add_slot(vm: &VmFd, slot: u32, gpa: u64, memory: &Scratch) -> Result<(), Tiny
         .map_err(|error| TinyVmError::Kvm("KVM_SET_USER_MEMORY_REGION", error))
 }
 
-fn enter_ring_3(vcpu: &VcpuFd) -> Result<(), TinyVmError> {
+/// Has the vCPU begin at [`CODE`] in ring 3, over the [tables](write_tables).
+pub(crate) fn enter_ring_3(vcpu: &VcpuFd) -> Result<(), TinyVmError> {
     let mut sregs = vcpu.get_sregs().map_err(|error| TinyVmError::Kvm("KVM_GET_SREGS", error))?;
     let flat = kvm_segment { limit: u32::MAX, present: 1, dpl: 3, s: 1, g: 1, ..Default::default() };
     let data = kvm_segment { selector: 0x2b, type_: 3, db: 1, ..flat };

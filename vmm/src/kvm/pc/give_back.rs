@@ -107,3 +107,35 @@ impl Reclaimer for Taker {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use guest_mem::{Backing, Gpa};
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::kvm::Kvm;
+    use crate::linux::layout;
+
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn what_is_given_back_is_gone_and_counted_by_its_cause() {
+        const PAGES: u64 = 3 * guest_mem::PAGE_SIZE;
+        for backing in [Backing::Base4k, Backing::Memfd] {
+            let nodes = layout::node0(4 << 20).unwrap();
+            let memory = PcMemory::new(&Kvm::open().unwrap(), 1, nodes, backing, true).unwrap();
+            let (memory, at) = (Arc::new(memory), 1 << 20);
+            let view = memory.device_view();
+            view.write_obj(7_u64, GuestAddress(at)).unwrap();
+            let ledger = GiveBack::new(&memory);
+            let mut taker = Taker::new(memory, ledger.clone()).unwrap();
+            taker.reclaim(GpaRange::with_len(Gpa::new(at), PAGES).unwrap(), Cause::Balloon).unwrap();
+            assert_eq!(view.read_obj::<u64>(GuestAddress(at)).unwrap(), 0, "{backing:?}");
+            let needed =
+                || [Cause::Balloon, Cause::FreePageReport].map(|cause| ledger.totals(cause).needed_bytes);
+            assert_eq!(needed(), [PAGES, 0]);
+            assert_eq!(ledger.take().totals().sum(|_| true).needed_bytes, PAGES);
+            assert_eq!(needed(), [0, 0]);
+        }
+    }
+}

@@ -127,10 +127,12 @@ mod tests {
         let (send, receive) = std::sync::mpsc::channel();
         let early = send.clone();
         life.at_end(move |ending| early.send(matches!(ending, Ending::Reset)).unwrap());
+        assert!(life.ending().is_none());
         life.end(Ending::Reset);
         life.end(Ending::PowerOff);
         life.at_end(move |ending| send.send(matches!(ending, Ending::Reset)).unwrap());
         assert!(matches!(waiting.join().unwrap(), Ending::Reset));
+        assert!(matches!(life.ending(), Some(Ending::Reset)));
         assert_eq!(receive.iter().collect::<Vec<_>>(), [true, true]);
     }
 

@@ -350,3 +350,7 @@ fn event(name: &'static str) -> Result<EventFd, PcError> {
 fn device(device: &'static str) -> impl FnOnce(std::io::Error) -> PcError {
     move |source| PcError::Device { device, source }
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

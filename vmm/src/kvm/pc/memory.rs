@@ -308,6 +308,19 @@ mod tests {
         assert_eq!(memory.slots().as_slice(), before.as_slice());
     }
 
+    /// Where a slot's zap drops everything, whoever counts faults has to expect some of other memory.
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn other_memory_is_zapped_when_slots_are_and_told_once() {
+        let memory = memory(&Kvm::open().unwrap());
+        assert!(memory.slot_zap_drops_all());
+        assert!(memory.take_low_zapped(), "nothing is mapped yet");
+        assert!(!memory.take_low_zapped());
+        let _core = memory.lend_arena(spec(&memory)).unwrap();
+        assert!(memory.take_low_zapped());
+        assert!(!memory.take_low_zapped());
+    }
+
     #[test]
     #[ignore = "needs: Kvm"]
     fn pages_are_found_in_the_host_unless_they_are_lent() {

@@ -26,22 +26,31 @@ const _: () = assert!(size_of::<kvm_pre_fault_memory>() == 64);
 /// `EOPNOTSUPP` on a KVM that shadows page tables, `ENOTTY` on one that does not know the call, `ENOENT` where there
 /// is no memslot.
 pub fn map(fd: &VcpuFd, range: GpaRange) -> std::io::Result<()> {
+    map_all(range, |request| {
+        // SAFETY: the ioctl reads the struct and writes it back; KVM maps only memory that memslots give it anyway.
+        match unsafe { ioctl_with_mut_ref(fd, KVM_PRE_FAULT_MEMORY(), request) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    })
+}
+
+/// Calls until all is mapped: each call moves `gpa` on and counts `size` down by as much as it mapped.
+fn map_all(
+    range: GpaRange,
+    mut call: impl FnMut(&mut kvm_pre_fault_memory) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let mut request = kvm_pre_fault_memory {
         gpa: range.start().get(),
         size: range.len(),
         ..kvm_pre_fault_memory::default()
     };
     while request.size > 0 {
-        // SAFETY: the ioctl reads the struct and writes it back; KVM maps only memory that memslots give it anyway.
-        let done = unsafe { ioctl_with_mut_ref(fd, KVM_PRE_FAULT_MEMORY(), &mut request) };
-        if done == 0 {
-            // It moves `gpa` on and counts `size` down by as much as it mapped.
-            continue;
-        }
-        let error = std::io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR | libc::EAGAIN) => {}
-            _ => return Err(error),
+        match call(&mut request) {
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {
+                return Err(error);
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -49,11 +58,51 @@ pub fn map(fd: &VcpuFd, range: GpaRange) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use guest_mem::Gpa;
+
     use super::*;
+    use crate::kvm::testing::about_to_run;
 
     #[test]
     fn the_number_is_the_kernels() {
         // _IOWR(0xAE, 0xd5, 64 bytes)
         assert_eq!(KVM_PRE_FAULT_MEMORY(), 3 << 30 | 64 << 16 | 0xae << 8 | 0xd5);
+    }
+
+    fn range(start: u64, len: u64) -> GpaRange {
+        GpaRange::with_len(Gpa::new(start), len).unwrap()
+    }
+
+    /// A KVM that maps a page a call, and leaves it to every errno in turn to interrupt it.
+    #[test]
+    fn what_is_interrupted_goes_on_where_it_was() {
+        let mut interruptions = [libc::EINTR, libc::EAGAIN].into_iter();
+        let mut mapped = Vec::new();
+        let mapping = map_all(range(0x5000, 0x3000), |request| {
+            if let Some(errno) = interruptions.next() {
+                return Err(std::io::Error::from_raw_os_error(errno));
+            }
+            assert_ne!(request.size, 0, "KVM refuses this");
+            mapped.push(request.gpa);
+            (request.gpa, request.size) = (request.gpa + 0x1000, request.size - 0x1000);
+            Ok(())
+        });
+        mapping.unwrap();
+        assert_eq!(mapped, [0x5000, 0x6000, 0x7000]);
+        let refused = map_all(range(0, 0x1000), |_| Err(std::io::Error::from_raw_os_error(libc::ENOENT)));
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn kvm_maps_memory_or_says_that_it_cannot() {
+        let (core, vcpu) = about_to_run(&[]);
+        match map(&vcpu, range(0, 0x10_0000)) {
+            Ok(()) => assert_ne!(core.stats.leaves().unwrap_or_default().pages_4k, 0),
+            Err(error) => {
+                let errno = error.raw_os_error();
+                assert!(matches!(errno, Some(libc::EOPNOTSUPP | libc::ENOTTY)), "{error}");
+            }
+        }
     }
 }

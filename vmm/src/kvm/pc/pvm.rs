@@ -94,6 +94,11 @@ mod tests {
         }
         assert!(!found(&text[..text.len() - 1], 7), "not before its end");
         assert!(!found(b"Run away\n as init process\n", 3));
+        assert!(!found(b"Run a program that is not the first\n", 3));
         assert!(!found(&[b'x'; 5000], 1));
+        let of_length =
+            |length: usize| [BEGIN, &vec![b'x'; length - BEGIN.len() - END.len()], END, b"\n"].concat();
+        assert!(found(&of_length(LONGEST), 64));
+        assert!(!found(&of_length(LONGEST + 1), 64));
     }
 }

@@ -46,6 +46,8 @@ pub fn repair(fd: &VcpuFd, instruction: &[u8]) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kvm::exit::{Exit, run};
+    use crate::kvm::testing::about_to_run;
 
     #[test]
     fn only_what_is_known_is_repaired() {
@@ -53,5 +55,18 @@ mod tests {
         assert_eq!(effect(&[0x9b, 0x31, 0xc0]), Some(Effect::Nothing));
         assert_eq!(effect(&[0x0f, 0xae]), None);
         assert_eq!(effect(&[]), None);
+    }
+
+    /// A guest without an IDT dies of an exception, and else comes to its `hlt`.
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn both_are_passed_and_only_int3_traps() {
+        for (instruction, then) in [(INT3, Exit::Shutdown), (FWAIT, Exit::Halt)] {
+            let (_core, mut vcpu) = about_to_run(&[instruction, 0xf4]);
+            let at = vcpu.get_regs().unwrap().rip;
+            repair(&vcpu, &[instruction]).unwrap();
+            assert_eq!(vcpu.get_regs().unwrap().rip, at + 1);
+            assert_eq!(run(vcpu.file_mut()), then);
+        }
     }
 }

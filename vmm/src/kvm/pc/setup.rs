@@ -98,3 +98,38 @@ fn write_register(lapic: &mut kvm_lapic_state, offset: usize, value: u32) {
         *register = byte as _;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use guest_mem::Backing;
+
+    use super::*;
+    use crate::kvm::pc::PcMemory;
+    use crate::linux::layout;
+
+    /// What Linux would find set up by a PC's firmware, and reads before it writes any of it.
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn every_vcpu_is_as_firmware_would_leave_it() {
+        let kvm = Kvm::open().unwrap();
+        let nodes = layout::node0(4 << 20).unwrap();
+        let memory = PcMemory::new(&kvm, 2, nodes, Backing::Base4k, true).unwrap();
+        chipset(memory.vm().file()).unwrap();
+        let processor = Processor::of(&kvm, 2).unwrap();
+        for index in 0..processor.vcpus() {
+            let vcpu = processor.make(memory.vm(), index).unwrap();
+            // Write-back where nothing else is said, and fast strings.
+            for (index, data) in [(0x2ff, 0x806), (0x1a0, 1)] {
+                let entry = kvm_msr_entry { index, ..kvm_msr_entry::default() };
+                let mut msrs = Msrs::from_entries(&[entry]).unwrap();
+                assert_eq!(vcpu.get_msrs(&mut msrs).unwrap(), 1);
+                assert_eq!(msrs.as_slice()[0].data, data, "MSR {index:#x}");
+            }
+            let lapic = vcpu.get_lapic().unwrap();
+            let register = |at: usize| std::array::from_fn(|byte| lapic.regs[at + byte] as u8);
+            // LINT0 takes the legacy controller's interrupt, LINT1 the NMI; neither is masked.
+            assert_eq!([0x350, 0x360].map(|at| u32::from_le_bytes(register(at))), [0x700, 0x400]);
+        }
+        assert_eq!(processor.vcpus(), 2);
+    }
+}

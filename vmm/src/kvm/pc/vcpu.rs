@@ -284,3 +284,7 @@ impl Runner {
 fn hole(gpa: u64, write: bool) -> Next {
     Next::Crash(CrashKind::NoMemory { gpa, write, promised: true })
 }
+
+#[cfg(test)]
+#[path = "vcpu_tests.rs"]
+mod tests;

@@ -38,14 +38,15 @@ impl LifeWatch {
             });
             // An error that is no interruption would come back at once: then the machine is not worth running.
             while poll(&mut fds, None) == Err(Errno::INTR) {}
-            let [stopped, switched, _] = fds.map(|fd| !fd.revents().is_empty());
-            match switch.happened() {
-                _ if stopped => {}
-                Some(PowerEvent::Off) if switched => life.end(Ending::PowerOff),
-                Some(PowerEvent::Reset) if switched => life.end(Ending::Reset),
-                Some(PowerEvent::Quit) if switched => life.end(Ending::Stopped),
-                _ => life.end(Ending::Device("the device thread has ended".to_owned())),
+            if !fds[0].revents().is_empty() {
+                return;
             }
+            life.end(match switch.happened() {
+                Some(PowerEvent::Off) => Ending::PowerOff,
+                Some(PowerEvent::Reset) => Ending::Reset,
+                Some(PowerEvent::Quit) => Ending::Stopped,
+                None => Ending::Device("the device thread has ended".to_owned()),
+            });
         })?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -57,5 +58,50 @@ impl Drop for LifeWatch {
         if let Some(thread) = self.thread.take() {
             thread.end_or_tell();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use guest_mem::waits::WAKE;
+
+    use super::*;
+
+    /// How a life ends in which this happens.
+    fn ending_after(what: impl FnOnce(&PowerSwitch, DeviceLoop)) -> String {
+        let (life, switch) = (Arc::new(Life::default()), PowerSwitch::new().unwrap());
+        let devices = DeviceLoop::start(Vec::new()).unwrap();
+        let _watch = LifeWatch::start(life.clone(), switch.clone(), &devices).unwrap();
+        let (send, ended) = channel();
+        life.at_end(move |ending| send.send(format!("{ending:?}")).unwrap());
+        what(&switch, devices);
+        ended.recv_timeout(WAKE).expect("it ends")
+    }
+
+    #[test]
+    fn the_switch_and_the_end_of_the_device_thread_end_a_life() {
+        for (event, ending) in
+            [(PowerEvent::Off, "PowerOff"), (PowerEvent::Reset, "Reset"), (PowerEvent::Quit, "Stopped")]
+        {
+            let mut running = None;
+            let pressed = ending_after(|switch, devices| {
+                running = Some(devices);
+                switch.press(event);
+            });
+            assert_eq!(pressed, ending);
+        }
+        let of_the_devices = ending_after(|_, devices| devices.end().unwrap());
+        assert_eq!(of_the_devices, "Device(\"the device thread has ended\")");
+    }
+
+    #[test]
+    fn a_watch_that_is_dropped_ends_nothing_and_keeps_nothing() {
+        let (life, switch) = (Arc::new(Life::default()), PowerSwitch::new().unwrap());
+        let devices = DeviceLoop::start(Vec::new()).unwrap();
+        drop(LifeWatch::start(life.clone(), switch, &devices).unwrap());
+        assert_eq!(Arc::strong_count(&life), 1, "its thread has ended");
+        assert!(life.ending().is_none());
     }
 }
