@@ -62,5 +62,9 @@ mod tests {
         let huge = PageScanner::new().unwrap().page(start).unwrap().is_pmd_mapped();
         assert_eq!(stage.arrived_whole(start), huge);
         assert_eq!(stage.region.is_some(), huge);
+        let small = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
+        small.populate(small.range()).unwrap();
+        assert!(stage.fill(|_| Ok::<(), ()>(())).is_some());
+        assert!(!stage.arrived_whole(small.range().start()) && stage.region.is_none());
     }
 }

@@ -14,6 +14,7 @@ mod pressure;
 mod stores;
 mod support;
 mod swapper;
+mod swapper_answers;
 mod swapper_clock;
 mod swapper_faults;
 mod swapper_kept;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         userfault::moves::tests(),
         userfault::waiting::tests(),
         swapper::tests(),
+        swapper_answers::tests(),
         swapper_clock::tests(),
         swapper_faults::tests(),
         swapper_kept::tests(),

@@ -227,6 +227,8 @@ fn a_page_that_is_written_to_on_its_way_stays() {
         assert_eq!(rig.swapper.store().usage().pages, 0);
         (0..8).for_each(|page| rig.write(page, value(page, 2)));
         assert_eq!(evictor.evict(eight).unwrap().pages, 8);
+        let report = rig.handlers.stop().unwrap()[0];
+        assert_eq!((report.kept, rig.heard.kept.load(Ordering::Relaxed)), (2, 2), "{backing}");
     }
 }
 

@@ -52,9 +52,14 @@ impl<'e, 's> Claimed<'e, 's> {
         self.count == 0
     }
 
-    /// The pages of the block that shares stand for.
+    /// The page of the block that a share stands for.
+    pub(super) fn page(&self, share: usize) -> usize {
+        self.pages.start + share
+    }
+
+    /// The same of a range of shares.
     pub(super) fn in_block(&self, shares: &Range<usize>) -> Range<usize> {
-        self.pages.start + shares.start..self.pages.start + shares.end
+        self.page(shares.start)..self.page(shares.end)
     }
 
     /// Where the pages are that shares stand for.

@@ -52,10 +52,10 @@ impl Swapper {
                 // A signal came in between.
                 Err(Errno::INTR) => {}
                 Ok(bytes) => {
-                    let whole = at + bytes / PAGE_SIZE as usize;
-                    (at..whole).for_each(|page| read(page, &buffer[page]));
+                    let whole = bytes / PAGE_SIZE as usize;
+                    (at..).take(whole).for_each(|page| read(page, &buffer[page]));
                     // What stopped it is the next page.
-                    at = whole + 1;
+                    at += whole + 1;
                 }
                 Err(Errno::FAULT) => at += 1,
                 Err(source) => return Err(EvictError::Copy { range: rest, source }),

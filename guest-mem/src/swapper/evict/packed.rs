@@ -53,11 +53,8 @@ impl Packed<'_, '_> {
         let Claimed { evictor, number, block, .. } = &self.0;
         let mut fates = evictor.swapper.blocks.lock(*block);
         let ours = Fate::Leaving(*number);
-        let going = |at: usize| {
-            let page = self.0.in_block(&(at..at + 1)).start;
-            let share = evictor.shares[at];
-            (share.is_packed() && fates.fate(page) == ours).then_some(())
-        };
+        let going =
+            |at: usize| (evictor.shares[at].is_packed() && fates.fate(self.0.page(at)) == ours).then_some(());
         let leaving: Vec<Range<usize>> = runs(evictor.shares.len(), going).map(|(run, ())| run).collect();
         for run in &leaving {
             for (page, &share) in self.0.in_block(run).zip(&evictor.shares[run.clone()]) {

@@ -230,7 +230,6 @@ impl<'s> Pager<'s> {
         let mut result = self.zero(swapper.range_of(block_number, &zeroed), write);
         if let Err(error) = &result
             && error.kind != ResolveKind::Changing
-            && zeroed.len() > 1
         {
             // The window is a courtesy: it may reach over two mappings.
             zeroed = page..page + 1;
