@@ -153,13 +153,14 @@ impl Handlers {
         self.stop_within(END)
     }
 
-    /// The same, with a patience of the caller's for each.
+    /// The same, with a patience of the caller's for all of them.
     ///
     /// # Errors
     /// As for [`Handlers::stop`].
     pub fn stop_within(mut self, patience: Duration) -> Result<Vec<HandlerReport>, HandlerError> {
         // It cannot fail on an eventfd of our own.
         let _ = self.stop.raise();
+        self.threads.iter_mut().for_each(Thread::told);
         let ends: Vec<_> = self.threads.drain(..).map(|thread| thread.end(patience)).collect();
         let report = |end: Result<std::thread::Result<_>, _>| match end? {
             Ok(report) => report,
@@ -172,6 +173,7 @@ impl Handlers {
 impl Drop for Handlers {
     fn drop(&mut self) {
         let _ = self.stop.raise();
+        self.threads.iter_mut().for_each(Thread::told);
         self.threads.drain(..).for_each(Thread::end_or_tell);
     }
 }

@@ -1,13 +1,13 @@
 //! A wait that its deadline ended.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::left_behind;
 
-/// Whether there was ever one in this process.
-static ANY: AtomicBool = AtomicBool::new(false);
+/// How many there were in this process.
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// Who waited for what, how long, and how that stood when the deadline came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,15 +50,16 @@ impl Overdue {
     }
 
     fn of(what: String, waited: Duration, stands: Stands) -> Self {
-        ANY.store(true, Ordering::Relaxed);
+        COUNT.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::current();
         let who = thread.name().unwrap_or("without a name").to_owned();
         Self(Box::new(Wait { who, what, waited, stands }))
     }
 
-    /// Whether any wait of this process was ended by its deadline so far, whoever was told of it.
-    pub fn any() -> bool {
-        ANY.load(Ordering::Relaxed)
+    /// How many waits of this process were ended by their deadlines so far, whoever was told of them. Whoever counts those
+    /// of his own work compares with what it was before.
+    pub fn count() -> u64 {
+        COUNT.load(Ordering::Relaxed)
     }
 
     /// Says it where what destructors could not do is said.
@@ -104,6 +105,7 @@ mod tests {
 
     #[test]
     fn it_says_who_waited_for_what_and_how_that_stands() {
+        let before = Overdue::count();
         let of = |make: fn() -> Overdue| {
             let waits = std::thread::Builder::new().name("the-waiter".to_owned());
             waits.spawn(make).unwrap().join().unwrap().to_string()
@@ -118,6 +120,6 @@ mod tests {
         // SAFETY: takes nothing and cannot fail.
         let text = of(|| Overdue::from_thread("itself", Duration::from_secs(1), unsafe { libc::gettid() }));
         assert!(text.contains("its thread is R (running)"), "{text}");
-        assert!(Overdue::any());
+        assert!(Overdue::count() >= before + 3, "other tests may have had some");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{END, Overdue};
 
@@ -21,6 +21,8 @@ pub struct Thread<T> {
     /// Closed when the thread has done its work, or has panicked.
     ended: Mutex<Receiver<Infallible>>,
     handle: JoinHandle<T>,
+    /// When it was told to end, if that was before somebody waits for it.
+    told: Option<Instant>,
 }
 
 impl<T: Send + 'static> Thread<T> {
@@ -38,16 +40,23 @@ impl<T: Send + 'static> Thread<T> {
             own_id.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
             work()
         })?;
-        Ok(Self { name, id, ended: Mutex::new(ended), handle })
+        Ok(Self { name, id, ended: Mutex::new(ended), handle, told: None })
+    }
+
+    /// It was told to end, and so may others be before it is waited for: the time that it has for it begins now. Those that
+    /// are told together so share one deadline, however many of them hang.
+    pub fn told(&mut self) {
+        self.told.get_or_insert_with(Instant::now);
     }
 
     /// Waits for its end, of which it was told: what it returned, or what it panicked with.
     ///
     /// # Errors
-    /// It has not ended within that time, and runs on.
+    /// It has not ended within that time, since it was told, and runs on.
     pub fn end(self, within: Duration) -> Result<std::thread::Result<T>, Overdue> {
         let ended = self.ended.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match ended.recv_timeout(within) {
+        let passed = self.told.map_or(Duration::ZERO, |told| told.elapsed());
+        match ended.recv_timeout(within.saturating_sub(passed)) {
             Err(RecvTimeoutError::Timeout) => {
                 let what = format!("the end of thread {}", self.name);
                 Err(Overdue::from_thread(what, within, self.id.load(Ordering::Relaxed)))
@@ -77,6 +86,35 @@ mod tests {
         let panics = Thread::start("panics", || std::panic::resume_unwind(Box::new("on purpose"))).unwrap();
         let panic: std::thread::Result<()> = panics.end(END).unwrap();
         assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"on purpose"));
+    }
+
+    #[test]
+    fn those_that_are_told_together_share_one_deadline() {
+        let (hold, held) = channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let hangs = |number| {
+            let held = held.clone();
+            Thread::start(format!("hangs{number}"), move || {
+                let _ = held.lock().unwrap().recv();
+            })
+            .unwrap()
+        };
+        let mut threads: Vec<_> = (0..8).map(hangs).collect();
+        threads.push(Thread::start("ends", || ()).unwrap());
+        let patience = Duration::from_millis(400);
+        let begun = Instant::now();
+        threads.iter_mut().for_each(Thread::told);
+        let ends: Vec<_> = threads.into_iter().map(|thread| thread.end(patience)).collect();
+        let passed = begun.elapsed();
+        assert!(passed >= patience && passed < 4 * patience, "{passed:?} for eight of {patience:?}");
+        let (last, rest) = ends.split_last().unwrap();
+        assert!(last.is_ok(), "{last:?}");
+        for (number, end) in rest.iter().enumerate() {
+            let overdue = end.as_ref().unwrap_err().to_string();
+            let expected = format!(" waited 400 ms for the end of thread hangs{number}, in vain");
+            assert!(overdue.contains(&expected), "{overdue}");
+        }
+        drop(hold);
     }
 
     #[test]

@@ -44,6 +44,7 @@ pub fn main() -> ExitCode {
 
 /// The program with these arguments, the first of which is its name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let overdue = Overdue::count();
     ignore_file_size_signal();
     output::say_panics();
     // Without it the process ends as it does with it, and says less.
@@ -53,7 +54,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = arguments.into_iter().collect();
     let exit = catch_unwind(|| perform(arguments)).unwrap_or(Exit::Fault);
     let complete = output::finish().is_none();
-    ended(exit, complete, Overdue::any()).into()
+    ended(exit, complete, Overdue::count() > overdue).into()
 }
 
 /// What the process ends with. A wait for a thread or a wake of our own that was given up has been told of, and what was

@@ -84,9 +84,10 @@ impl Machine {
     }
 
     /// Ends the vCPUs' threads, and gives the VM and the vCPUs as they left the guest. `None` if a thread panicked.
-    pub fn stop(self) -> Option<(Arc<VmCore>, Vec<GuestCpu>)> {
-        let vcpus = self.vcpus.into_iter().map(Vcpu::stop).collect::<Option<Vec<_>>>()?;
-        Some((self.core, vcpus))
+    pub fn stop(mut self) -> Option<(Arc<VmCore>, Vec<GuestCpu>)> {
+        self.vcpus.iter_mut().for_each(Vcpu::quit);
+        let vcpus = self.vcpus.drain(..).map(Vcpu::stop).collect::<Option<Vec<_>>>()?;
+        Some((self.core.clone(), vcpus))
     }
 
     /// Waits until every vCPU has reported for work.
@@ -118,6 +119,13 @@ impl Machine {
     /// Faults so far, all vCPUs together; `None` where KVM does not count them.
     pub fn fault_counts(&self) -> Option<FaultCounts> {
         VcpuStats::faults_of_all(&self.vcpu_stats)
+    }
+}
+
+impl Drop for Machine {
+    /// All are told before the first is waited for.
+    fn drop(&mut self) {
+        self.vcpus.iter_mut().for_each(Vcpu::quit);
     }
 }
 

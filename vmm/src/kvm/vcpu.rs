@@ -142,7 +142,8 @@ impl Vcpu {
     /// Ends the thread, and gives its vCPU back as it left the guest. `None` if the thread panicked, or does not end:
     /// either has been said.
     pub fn stop(mut self) -> Option<GuestCpu> {
-        match self.quit()?.end(END) {
+        self.quit();
+        match self.thread.take()?.end(END) {
             Ok(ended) => ended.ok(),
             Err(overdue) => {
                 overdue.tell();
@@ -151,11 +152,11 @@ impl Vcpu {
         }
     }
 
-    /// Tells the thread to end.
-    fn quit(&mut self) -> Option<Thread<GuestCpu>> {
+    /// Tells the thread to end, and does not wait for it: whoever ends several tells all of them first.
+    pub fn quit(&mut self) {
         self.mailbox.quit();
         self.surroundings.gate.kick(self.mailbox.vcpu());
-        self.thread.take()
+        self.thread.iter_mut().for_each(Thread::told);
     }
 
     fn thread_number(&self) -> i32 {
@@ -166,7 +167,8 @@ impl Vcpu {
 impl Drop for Vcpu {
     /// A thread that does not end keeps its vCPU, and with it all memory that the guest has.
     fn drop(&mut self) {
-        if let Some(thread) = self.quit() {
+        self.quit();
+        if let Some(thread) = self.thread.take() {
             thread.end_or_tell();
         }
     }

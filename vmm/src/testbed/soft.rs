@@ -202,6 +202,7 @@ impl Drop for SoftTestbed {
             worker.quit();
             worker.area().request_stop();
         }
+        self.threads.iter_mut().for_each(Thread::told);
         self.threads.drain(..).for_each(Thread::end_or_tell);
     }
 }

@@ -337,6 +337,13 @@ impl Pc {
     }
 }
 
+impl Drop for Pc {
+    /// All are told before the first is waited for.
+    fn drop(&mut self) {
+        self.vcpus.iter_mut().for_each(PcVcpu::quit);
+    }
+}
+
 impl std::fmt::Debug for Pc {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Pc").field("vcpus", &self.vcpus).field("life", &self.life).finish_non_exhaustive()

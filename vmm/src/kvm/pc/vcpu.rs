@@ -146,10 +146,18 @@ impl PcVcpu {
     }
 }
 
-impl Drop for PcVcpu {
-    fn drop(&mut self) {
+impl PcVcpu {
+    /// Tells the thread to end, and does not wait for it: whoever ends several tells all of them first.
+    pub fn quit(&mut self) {
         self.told.quit.store(true, Ordering::SeqCst);
         self.surroundings.gate.kick(self.index);
+        self.thread.iter_mut().for_each(Thread::told);
+    }
+}
+
+impl Drop for PcVcpu {
+    fn drop(&mut self) {
+        self.quit();
         if let Some(thread) = self.thread.take() {
             thread.end_or_tell();
         }
