@@ -139,7 +139,8 @@ fn not_a_test_but_a_child() {
             changes.change_sysfs(&target, "never", "another test").unwrap();
         }
     }
-    println!("\nchanges {} {detail} made", guardian_of(&changes));
+    crate::output::result(format_args!("\nchanges {} {detail} made\n", guardian_of(&changes)));
+    crate::output::finish();
     match mode.as_str() {
         "abort" => std::process::abort(),
         "exit" => std::process::exit(0),
@@ -451,7 +452,10 @@ fn a_killed_run_leaves_no_zram_behind() {
     let swapped = Command::new("swapon").args(["-p", "0", &format!("/dev/{name}")]).status();
     let in_use = formatted.is_ok_and(|status| status.success()) && swapped.is_ok_and(|one| one.success());
     assert!(disk.exists());
-    eprintln!("the device is {} when its run is killed", if in_use { "swapped to" } else { "idle" });
+    crate::output::message(format_args!(
+        "the device is {} when its run is killed",
+        if in_use { "swapped to" } else { "idle" }
+    ));
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the guardian ends", || !is_running(guardian));
@@ -483,6 +487,18 @@ fn a_zram_is_removed_in_the_ordinary_way() {
     assert_eq!(said.lock().unwrap().len(), 2);
 }
 
+/// A cgroup for this process to make. What earlier ones left that were killed together with their guardians is removed.
+fn cgroup_in(parent: &Path) -> PathBuf {
+    const NAME: &str = "zapscope-test-";
+    for old in fs::read_dir(parent).unwrap().flatten() {
+        let owner = old.file_name().to_str().and_then(|name| name.strip_prefix(NAME)?.parse().ok());
+        if owner.is_some_and(|owner| !is_running(owner)) {
+            let _ = UndoAction::RemoveCgroup { path: old.path(), home: parent.to_owned() }.perform();
+        }
+    }
+    parent.join(format!("{NAME}{}", std::process::id()))
+}
+
 #[test]
 #[ignore = "needs: Cgroup"]
 fn a_cgroup_is_removed_with_a_process_still_in_it() {
@@ -490,8 +506,12 @@ fn a_cgroup_is_removed_with_a_process_still_in_it() {
         .into_iter()
         .find(|parent| Path::new(parent).join("cgroup.procs").exists())
         .unwrap();
+    // One of a process that is no more: there is none with the highest of numbers.
+    let left = Path::new(parent).join(format!("zapscope-test-{}", i32::MAX));
+    fs::create_dir(&left).unwrap();
     let (changes, _) = changes();
-    let path = Path::new(parent).join(format!("zapscope-{}", std::process::id()));
+    let path = cgroup_in(Path::new(parent));
+    assert!(!left.exists(), "what a killed test left is removed by the next one");
     changes.make_cgroup(&path, parent, "a test").unwrap();
     let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
     fs::write(path.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
