@@ -273,7 +273,7 @@ mod tests {
         assert_eq!((arena.start(), arena.len()), (Gpa::new(ARENA_GPA), core.arena().range().len()));
     }
 
-    /// In ring 3 the guest would get #UD instead.
+    /// In ring 3, where a KVM that was not asked gives the guest #UD instead. (kvm_pvm tells it either way.)
     #[test]
     #[ignore = "needs: Kvm"]
     fn an_instruction_that_kvm_cannot_emulate_is_told() {
