@@ -230,8 +230,7 @@ fn set_quirk(vm: &VmFd, keep: bool) -> Result<bool, VmError> {
     if !can_be_limited(vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into())) {
         return Err(VmError::QuirkStays);
     }
-    let mut cap = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, ..kvm_enable_cap::default() };
-    cap.args[0] = KVM_X86_QUIRK_SLOT_ZAP_ALL.into();
+    let cap = capability(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL.into());
     vm.enable_cap(&cap).map_err(failed("KVM_ENABLE_CAP(KVM_CAP_DISABLE_QUIRKS2)"))?;
     Ok(false)
 }
@@ -244,10 +243,11 @@ fn can_be_limited(quirks: i32) -> bool {
 
 /// Asks for the bytes of instructions that KVM cannot emulate. Without the capability a report lacks them.
 fn report_failed_instructions(vm: &VmFd) {
-    let mut cap =
-        kvm_enable_cap { cap: kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..kvm_enable_cap::default() };
-    cap.args[0] = 1;
-    let _ = vm.enable_cap(&cap);
+    let _ = vm.enable_cap(&capability(kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1));
+}
+
+fn capability(cap: u32, argument: u64) -> kvm_enable_cap {
+    kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..kvm_enable_cap::default() }
 }
 
 #[cfg(test)]
