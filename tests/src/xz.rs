@@ -63,7 +63,8 @@ fn number(mut value: usize) -> Vec<u8> {
     bytes
 }
 
-fn crc32(bytes: &[u8]) -> u32 {
+/// CRC-32, as xz, gzip and snapshots have it.
+pub fn crc32(bytes: &[u8]) -> u32 {
     let step = |sum: u32, byte: &u8| {
         let shift = |sum: u32, _| if sum & 1 == 1 { sum >> 1 ^ 0xedb8_8320 } else { sum >> 1 };
         (0..8).fold(sum ^ u32::from(*byte), shift)

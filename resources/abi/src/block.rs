@@ -117,7 +117,7 @@ pub struct RingCorrupt {
 
 /// One vCPU's control area, from either side. Not to be copied: whoever keeps the memory mapped lends it.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0507
 /// fn two(area: &guest_abi::block::ControlArea) -> guest_abi::block::ControlArea {
 ///     *area
 /// }

@@ -9,12 +9,20 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use tests::program;
+use guest_abi::block::Outcome;
+use guest_abi::layout::{DOORBELL_PORT, area_gpa, doorbell};
+use guest_abi::order::RawOrder;
+use tests::{elf, program, scenario, xz};
+use vmm::snapshot::header::HEADER_BYTES;
+
+use crate::restore::snapshot;
 
 crate::tests! {
     the_name_of_another_process_is_shown: [Kvm],
     a_daemon_with_a_name_of_its_own_is_shown: [],
     files_and_their_names_are_shown: [],
+    what_a_guest_says_when_it_panics_is_shown: [Kvm, SlotZap],
+    the_strings_of_a_snapshot_are_shown: [Kvm],
 }
 
 /// A process of a name that the test gives it, killed with the test.
@@ -99,4 +107,60 @@ fn files_and_their_names_are_shown() {
         assert!(harmless(&output).contains("no\\u{1b}]0;title"));
     }
     assert_eq!(program::output(place.path(), &[name]).status.code(), Some(2));
+}
+
+/// Code that leaves `text` in the control block as what the guest's panic said, and rings for it.
+fn panicking(text: &[u8]) -> Vec<u8> {
+    // In front of it stand the order, its outcome and five words.
+    let message = area_gpa(0) + (size_of::<RawOrder>() + size_of::<Outcome>() + 5 * size_of::<u64>()) as u64;
+    let said = [&(text.len() as u64).to_le_bytes(), text].concat();
+    let word = |value: u64| u32::try_from(value).unwrap().to_le_bytes();
+    let [low, high] = DOORBELL_PORT.to_le_bytes();
+    let code = |said_at: u64| {
+        [
+            &[0xbe][..], // mov esi, what is said
+            &word(said_at),
+            &[0xbf], // mov edi, the message's length and text
+            &word(message),
+            &[0xb9], // mov ecx, its bytes
+            &word(said.len() as u64),
+            &[0xf3, 0xa4],            // rep movsb
+            &[0x66, 0xba, low, high], // mov dx, the doorbell
+            &[0xb0, doorbell::PANIC], // mov al, why
+            &[0xee, 0xf4],            // out dx, al; hlt
+        ]
+        .concat()
+    };
+    let said_at = u64::from(elf::CODE_GPA) + code(0).len() as u64;
+    [code(said_at), said].concat()
+}
+
+fn what_a_guest_says_when_it_panics_is_shown() {
+    let place = tempfile::tempdir().unwrap();
+    let text = scenario::of("4MiB").fill().sparse(3).text();
+    fs::write(place.path().join("s.toml"), format!("kernel = \"guest.elf\"\n{text}")).unwrap();
+    let kernel = elf::image(&panicking("lost\u{1b}[2J\u{9b}m\nFORGED \u{202e}".as_bytes()));
+    fs::write(place.path().join("guest.elf"), kernel).unwrap();
+    let output = program::output(place.path(), &["run", "s.toml", "--backend", "kvm", "--out", "out"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = harmless(&output);
+    assert!(said.contains("panic: lost\\u{1b}[2J\\u{9b}m"), "{said}");
+    assert!(said.contains("FORGED \\u{202e}"), "{said}");
+}
+
+/// The one text that a snapshot's header has is the name of a backing.
+fn the_strings_of_a_snapshot_are_shown() {
+    let place = tempfile::tempdir().unwrap();
+    snapshot(place.path(), "s", &["--memory", "2MiB"]);
+    let mut file = fs::read(place.path().join("s")).unwrap();
+    let (header, crc) = file[..HEADER_BYTES].split_at_mut(HEADER_BYTES - 4);
+    let name = header.windows(3).position(|bytes| bytes == b"4k\0").expect("the backing's name");
+    let forged = b"\x1b[2J\xc2\x9bm\nFORGED";
+    header[name..name + forged.len()].copy_from_slice(forged);
+    crc.copy_from_slice(&xz::crc32(header).to_le_bytes());
+    fs::write(place.path().join("s"), file).unwrap();
+    let output = program::output(place.path(), &["boot", "--restore", "s"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = harmless(&output);
+    assert!(said.contains("memory backed by `\\u{1b}[2J\\u{9b}m"), "{said}");
 }

@@ -150,7 +150,7 @@ impl Mailbox {
     /// The worker's control area, which lies in memory that stays mapped as long as the mailbox, whatever becomes of the
     /// machine. No copy of it outlives that:
     ///
-    /// ```compile_fail
+    /// ```compile_fail,E0505
     /// # fn of(machine: vmm::kvm::Machine) {
     /// let area = machine.vcpus()[0].mailbox().area();
     /// drop(machine);
