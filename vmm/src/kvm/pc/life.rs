@@ -82,8 +82,7 @@ impl Life {
         let mut timed_out = false;
         loop {
             if let Some(ending) = &state.ending {
-                // Not one that came just when this thread looked.
-                if timed_out && state.at.is_some_and(|at| at.elapsed() > every / 8) {
+                if timed_out && state.at.is_some_and(|at| was_late(at.elapsed(), every)) {
                     Overdue::unannounced("the end of the guest", every).tell();
                 }
                 return ending.clone();
@@ -105,6 +104,11 @@ impl Life {
             None => state.hooks.push(Box::new(hook)),
         }
     }
+}
+
+/// Whether the wake for an end so long ago was lost: it did not come just when its waiter looked.
+fn was_late(ago: Duration, every: Duration) -> bool {
+    ago > every / 8
 }
 
 impl std::fmt::Debug for Life {
@@ -134,6 +138,13 @@ mod tests {
         assert!(matches!(waiting.join().unwrap(), Ending::Reset));
         assert!(matches!(life.ending(), Some(Ending::Reset)));
         assert_eq!(receive.iter().collect::<Vec<_>>(), [true, true]);
+    }
+
+    #[test]
+    fn an_end_just_now_may_still_be_announced() {
+        let every = Duration::from_millis(800);
+        let late = [0, 99, 100, 101, 800].map(|ms| was_late(Duration::from_millis(ms), every));
+        assert_eq!(late, [false, false, false, true, true]);
     }
 
     #[test]

@@ -102,6 +102,7 @@ fn a_guest_finds_its_devices_and_switches_itself_off() {
     image.as_file().set_len(512).unwrap();
     let mut pc = pc(2);
     pc.add_disk(Disk::open(image.path(), true, "disk").unwrap()).unwrap();
+    assert_eq!(pc.faults().count(), 0);
     let ended = boot(&mut pc, &LOOK_AROUND);
     assert!(matches!(ended.recv_timeout(WAKE), Ok(Ending::PowerOff)));
     let note = |at| pc.memory().device_view().read_obj::<u32>(GuestAddress(NOTES + at)).unwrap();
@@ -115,6 +116,8 @@ fn a_guest_finds_its_devices_and_switches_itself_off() {
         stats.read(stats.index_of("mmio_exits").unwrap()).unwrap()
     });
     assert_eq!(exits.unwrap(), Some(2));
+    pc.interrupts[0].1.fail("a ring of sand".to_owned());
+    assert_eq!(pc.faults().collect::<Vec<_>>(), [("disk", "a ring of sand".to_owned())]);
 }
 
 /// In ring 3, because a KVM that emulates ring 0 has no faults there.

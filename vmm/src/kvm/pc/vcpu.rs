@@ -125,12 +125,11 @@ impl PcVcpu {
         if begins.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
             return Err(self.overdue("to leave the guest for a command", patience));
         }
-        match result.recv_timeout(patience * COMMANDS) {
+        let longest = patience * COMMANDS;
+        match result.recv_timeout(longest) {
             Ok(result) => Ok(Some(result)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => {
-                Err(self.overdue("to carry out a command", patience * COMMANDS))
-            }
+            Err(RecvTimeoutError::Timeout) => Err(self.overdue("to carry out a command", longest)),
         }
     }
 

@@ -76,6 +76,16 @@ fn a_vcpu_that_runs_says_where_and_goes_on() {
     assert!(surroundings.upgrade().is_none(), "its thread has ended");
 }
 
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_command_may_take_longer_than_the_way_to_it() {
+    let Prepared { core: _core, fd, shared } = prepared(&SPIN, &[]);
+    let vcpu = PcVcpu::start(0, fd, shared).unwrap();
+    let patience = Duration::from_secs(2);
+    let work = move |_: &VcpuFd| std::thread::sleep(patience / COMMANDS * 2);
+    assert_eq!(vcpu.with_patience(patience, work).unwrap(), Some(()));
+}
+
 /// Nobody kicks it: whoever told it so had found it outside of the guest.
 #[test]
 #[ignore = "needs: Kvm"]
