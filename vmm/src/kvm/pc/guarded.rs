@@ -62,6 +62,7 @@ mod tests {
         let (send, served) = channel();
         let device =
             Guarded { served: Box::new(Tells(event.clone(), send)), surroundings: surroundings.clone() };
+        assert_eq!(device.name(), "the test device");
         let running = DeviceLoop::start(vec![Box::new(device)]).unwrap();
         let toggle = surroundings.host_writes.write().unwrap();
         signal(&event);

@@ -82,7 +82,7 @@ impl Life {
         let mut timed_out = false;
         loop {
             if let Some(ending) = &state.ending {
-                if timed_out && state.at.is_some_and(|at| was_late(at.elapsed(), every)) {
+                if state.at.is_some_and(|at| was_late(timed_out, at.elapsed(), every)) {
                     Overdue::unannounced("the end of the guest", every).tell();
                 }
                 return ending.clone();
@@ -106,9 +106,9 @@ impl Life {
     }
 }
 
-/// Whether the wake for an end so long ago was lost: it did not come just when its waiter looked.
-fn was_late(ago: Duration, every: Duration) -> bool {
-    ago > every / 8
+/// Whether the wake for an end so long ago was lost: its waiter found it by looking, and it did not come just then.
+fn was_late(looked: bool, ago: Duration, every: Duration) -> bool {
+    looked && ago > every / 8
 }
 
 impl std::fmt::Debug for Life {
@@ -143,8 +143,9 @@ mod tests {
     #[test]
     fn an_end_just_now_may_still_be_announced() {
         let every = Duration::from_millis(800);
-        let late = [0, 99, 100, 101, 800].map(|ms| was_late(Duration::from_millis(ms), every));
+        let late = [0, 99, 100, 101, 800].map(|ms| was_late(true, Duration::from_millis(ms), every));
         assert_eq!(late, [false, false, false, true, true]);
+        assert!(!was_late(false, 2 * every, every), "it was announced");
     }
 
     #[test]

@@ -314,11 +314,19 @@ mod tests {
     fn other_memory_is_zapped_when_slots_are_and_told_once() {
         let memory = memory(&Kvm::open().unwrap());
         assert!(memory.slot_zap_drops_all());
+        assert_eq!(memory.ram().len(), memory.nodes().len());
         assert!(memory.take_low_zapped(), "nothing is mapped yet");
         assert!(!memory.take_low_zapped());
         let _core = memory.lend_arena(spec(&memory)).unwrap();
         assert!(memory.take_low_zapped());
         assert!(!memory.take_low_zapped());
+    }
+
+    #[test]
+    #[ignore = "needs: SlotZap"]
+    fn a_zap_is_of_its_slot_where_that_is_asked_for() {
+        let kvm = Kvm::open().unwrap();
+        assert!(!PcMemory::new(&kvm, 1, nodes(), Backing::Base4k, false).unwrap().slot_zap_drops_all());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use guest_mem::GpaRange;
 use kvm_bindings::kvm_pre_fault_memory;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::syscall::SyscallReturnCode;
 
 #[allow(missing_docs, reason = "the macro makes a public function and takes no doc comment")]
 mod number {
@@ -28,10 +29,8 @@ const _: () = assert!(size_of::<kvm_pre_fault_memory>() == 64);
 pub fn map(fd: &VcpuFd, range: GpaRange) -> std::io::Result<()> {
     map_all(range, |request| {
         // SAFETY: the ioctl reads the struct and writes it back; KVM maps only memory that memslots give it anyway.
-        match unsafe { ioctl_with_mut_ref(fd, KVM_PRE_FAULT_MEMORY(), request) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        }
+        let answer = unsafe { ioctl_with_mut_ref(fd, KVM_PRE_FAULT_MEMORY(), request) };
+        SyscallReturnCode(answer).into_empty_result()
     })
 }
 
