@@ -1,5 +1,6 @@
 //! Watching a VM that another process runs: QEMU's, one of ours, and processes that have none.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -316,7 +317,12 @@ fn a_process_without_a_vm_is_refused() {
     let place = tempfile::tempdir().unwrap();
     let (code, _, said) = attach(place.path(), i32::MAX as u32, &[]);
     assert_eq!((code, said.contains("there is no process")), (Some(2), true), "{said}");
-    let child = Killed(Command::new("cat").stdin(Stdio::piped()).spawn().unwrap());
+    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let child = Killed(child);
+    // It has its name only some time after it was started, and for sure once it answers.
+    to.write_all(b"x").unwrap();
+    from.read_exact(&mut [0]).unwrap();
     let (code, _, said) = attach(place.path(), child.0.id(), &[]);
     assert_eq!((code, said.contains("(cat) holds no KVM virtual machine")), (Some(2), true), "{said}");
 }

@@ -340,23 +340,38 @@ fn an_account_that_is_killed_is_there_as_far_as_it_came() {
 fn a_snapshot_that_is_ended_leaves_nothing() {
     const PATIENCE: Duration = Duration::from_secs(60);
     for signal in [Signal::INT, Signal::QUIT, Signal::KILL] {
-        let place = tempfile::tempdir().unwrap();
-        let command = program::grouped(place.path(), &["snapshot", "--out", "s", "--memory", "512MiB"]);
-        let mut command = program::without_core(command);
-        let child = command.spawn().unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        while !writes_in(child.id(), place.path()) {
-            assert!(Instant::now() < deadline, "no file grows");
-            std::thread::yield_now();
+        let begun = Instant::now();
+        while !ended_while_writing(signal) {
+            assert!(begun.elapsed() < PATIENCE, "each snapshot was over before {signal:?} came");
         }
-        kill_process(Pid::from_child(&child), signal).unwrap();
-        let output = child.wait_with_output().unwrap();
-        match signal {
-            Signal::INT => assert_eq!(output.status.code(), Some(130), "{}", program::stderr(&output)),
-            _ => assert_eq!(output.status.signal(), Some(signal.as_raw()), "{}", program::stderr(&output)),
-        }
-        assert_eq!(names(place.path()), [""; 0], "{signal:?}");
     }
+}
+
+/// Ends a snapshot by this signal, and sees that nothing is left of it. `false` if it was over before: on a busy host it may
+/// be.
+fn ended_while_writing(signal: Signal) -> bool {
+    let place = tempfile::tempdir().unwrap();
+    let command = program::grouped(place.path(), &["snapshot", "--out", "s", "--memory", "512MiB"]);
+    let mut child = program::without_core(command).spawn().unwrap();
+    let _waiting = harness::waiting("a snapshot to be written");
+    while !writes_in(child.id(), place.path()) {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{status}");
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    kill_process(Pid::from_child(&child), signal).unwrap();
+    let output = child.wait_with_output().unwrap();
+    if output.status.success() {
+        return false;
+    }
+    match signal {
+        Signal::INT => assert_eq!(output.status.code(), Some(130), "{}", program::stderr(&output)),
+        _ => assert_eq!(output.status.signal(), Some(signal.as_raw()), "{}", program::stderr(&output)),
+    }
+    assert_eq!(names(place.path()), [""; 0], "{signal:?}");
+    true
 }
 
 /// Whether a process has a file of this directory open that holds something.
