@@ -212,7 +212,7 @@ row! {
     needed_bytes: u64,
     /// Bytes of the ranges that `invalidations` counts.
     invalidated_bytes: u64,
-    /// `invalidated_bytes` over `needed_bytes`; null where nothing had to be covered.
+    /// `invalidated_bytes` over `needed_bytes`, so 1 or more; null where nothing had to be covered, or less was announced.
     amplification: f64,
     /// Ranges that the kernel was expected to announce for the steps' operations, as pagemap stood before each. Null where
     /// an operation names no address: a cgroup's squeeze, a target.
@@ -307,17 +307,18 @@ impl Row {
     /// The keys of what was announced, and of what follows from it.
     pub const ANNOUNCED: [&str; 3] = ["invalidations", "invalidated_bytes", "amplification"];
 
-    /// Fills in [`Row::ANNOUNCED`]: what was announced, and how much that is for each byte that was needed.
+    /// Fills in [`Row::ANNOUNCED`]: what was announced, and how much that is for each byte that was needed. Less than was
+    /// needed is no amplification: then not all went.
     pub fn announce(&mut self, ranges: u64, bytes: u64, needed_bytes: u64, warnings: &mut Warnings) {
         self.invalidations = Measured::of(ranges);
         self.invalidated_bytes = Measured::of(bytes);
-        self.amplification = Measured::quotient(
-            bytes as f64,
-            needed_bytes as f64,
-            warnings,
-            "amplification",
-            "nothing had to be invalidated",
-        );
+        self.amplification = if bytes < needed_bytes {
+            let why = "less was announced than had to be covered: not all that was to go went";
+            warnings.not_measured("amplification", why)
+        } else {
+            let why = "nothing had to be invalidated";
+            Measured::quotient(bytes as f64, needed_bytes as f64, warnings, "amplification", why)
+        };
     }
 
     /// Whether what stands under [`Row::ANNOUNCED`] is what was expected of the kernel, and nobody measured it.
@@ -365,6 +366,19 @@ mod tests {
         let words = [&label.case, &label.backing, &label.policy, &label.reclaim, &label.zap, &label.listener];
         assert_eq!(words, ["a", "memfd:thp", "slot", "pageout", "memslot", "kvm-slots"]);
         assert_eq!(label.granule, 2 << 20);
+    }
+
+    #[test]
+    fn less_than_was_needed_is_no_amplification() {
+        let of = |bytes, needed| {
+            let (mut row, mut warnings) = (crate::report::fixture::row("4k", "kernel"), Warnings::default());
+            row.announce(1, bytes, needed, &mut warnings);
+            (row.amplification.get(), warnings.explains("amplification"))
+        };
+        assert_eq!(of(4096, 4096), (Some(1.0), false));
+        assert_eq!(of(0, 4096), (None, true), "an expectation of it is skipped, and does not come true");
+        assert_eq!(of(4095, 4096), (None, true));
+        assert_eq!(of(0, 0), (None, true));
     }
 
     #[test]

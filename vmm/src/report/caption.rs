@@ -11,7 +11,7 @@ use super::units;
 /// comes first.
 pub(super) fn heading(case: &str, rows: &[&Row], differences: Differences) -> String {
     let mut parts = Vec::new();
-    if rows.iter().any(|row| row.label.listener == SOFTWARE) {
+    if rows.iter().any(|row| row.label.listener == SOFTWARE && row.could_not_run.is_none()) {
         parts.push("NO GUEST RAN, worker threads used the memory through the software MMU".to_owned());
     }
     if rows.iter().any(|row| row.label.listener == REPLAY) {

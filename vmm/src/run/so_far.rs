@@ -147,7 +147,7 @@ fn overhead(rows: &[Row], warnings: &mut Warnings) -> Overhead {
             touch,
             warnings,
             "overhead.guest_touch_ns",
-            "no case has a baseline",
+            "no row came to the end of a baseline",
         ),
     }
 }
