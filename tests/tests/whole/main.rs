@@ -57,6 +57,11 @@ fn main() -> ExitCode {
     if let Some(arguments) = program::asked_to_be_zapscope() {
         return vmm::cli::main_with(arguments);
     }
+    // What a shell starts in the background inherits these ignored, and so would all that the tests start, and are to end.
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: the default action runs no code of ours, and no other thread has begun.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
     let all = [
         doctor::tests(),
         guest::tests(),
