@@ -9,10 +9,12 @@ use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::waits::WAKE;
 use guest_mem::{Backing, Gpa, PMD_SIZE};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::memslots::SetSlot;
 use super::{GuestCpu, Kvm, Machine, VmConfig, VmCore, boot};
+use crate::doctor::tiny_vm;
 use crate::guest::GuestRam;
 
 /// A machine of one vCPU with one slot of 2 MiB for its arena.
@@ -34,6 +36,15 @@ pub fn about_to_run(code: &[u8]) -> (VmCore, GuestCpu) {
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()).unwrap();
     boot::set_registers(&vcpu, 0, Gpa::new(IMAGE_GPA)).unwrap();
     (core, vcpu)
+}
+
+/// Has the vCPU run this code next in ring 3 of long mode, which the first of its guest's memory then holds tables for. A KVM
+/// that emulates ring 0 has no faults there, and writes by itself.
+pub fn in_ring_3(memory: &GuestRam, vcpu: &VcpuFd, code: &[u8]) {
+    let write = |at: usize, bytes: &[u8]| memory.write_slice(bytes, GuestAddress(at as u64)).unwrap();
+    tiny_vm::write_tables(write);
+    write(tiny_vm::CODE, code);
+    tiny_vm::enter_ring_3(vcpu).unwrap();
 }
 
 /// The test guest, up in the least of machines.

@@ -253,8 +253,9 @@ fn capability(cap: u32, argument: u64) -> kvm_enable_cap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::GuestRam;
     use crate::kvm::exit::{self, Exit};
-    use crate::kvm::testing::about_to_run;
+    use crate::kvm::testing::{about_to_run, in_ring_3};
 
     #[test]
     fn a_zap_is_limited_where_kvm_has_that_quirk() {
@@ -277,36 +278,14 @@ mod tests {
     #[test]
     #[ignore = "needs: Kvm"]
     fn an_instruction_that_kvm_cannot_emulate_is_told() {
-        // mov edi, 0x8000_0000, where no memory is; popcnt eax, [edi]; hlt
+        // mov edi, 0x7000_0000, where no memory is; popcnt eax, [rdi]; hlt
         let popcnt = [0xf3, 0x0f, 0xb8, 0x07];
-        let code = [&[0xbf, 0, 0, 0, 0x80][..], &popcnt, &[0xf4]].concat();
-        let (core, mut vcpu) = about_to_run(&code);
-        in_ring_3_of_long_mode(&core, &vcpu);
+        let code = [&[0xbf, 0, 0, 0, 0x70][..], &popcnt, &[0xf4]].concat();
+        let (core, mut vcpu) = about_to_run(&[]);
+        in_ring_3(&GuestRam::new([(Gpa::new(0), core.low()[0].clone())]), &vcpu, &code);
         match exit::run(vcpu.file_mut()) {
             Exit::InternalError { suberror: 1, instruction } if instruction.starts_with(&popcnt) => {}
             other => panic!("{other:?}"),
         }
-    }
-
-    /// With the first 2 MiB mapped, and those at 2 GiB, each where it is.
-    fn in_ring_3_of_long_mode(core: &VmCore, vcpu: &GuestCpu) {
-        const TABLES: u64 = 0x1000;
-        const USERS: u64 = 0b111;
-        const LARGE: u64 = 1 << 7;
-        let low = &core.low()[0];
-        let entry = |table: u64, index: u64, value: u64| {
-            low.write_u64(low.hva_at(TABLES * table + 8 * index).unwrap(), value | USERS).unwrap();
-        };
-        entry(1, 0, 2 * TABLES);
-        entry(2, 0, 3 * TABLES);
-        entry(2, 2, 4 * TABLES);
-        entry(3, 0, LARGE);
-        entry(4, 0, 0x8000_0000 | LARGE);
-        let mut sregs = vcpu.get_sregs().unwrap();
-        (sregs.cs.selector, sregs.cs.dpl, sregs.cs.l, sregs.cs.db) = (0x0b, 3, 1, 0);
-        (sregs.ss.selector, sregs.ss.dpl) = (0x13, 3);
-        // PE and PG; PAE; LME and LMA.
-        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (1 << 31 | 1, TABLES, 1 << 5, 0x500);
-        vcpu.set_sregs(&sregs).unwrap();
     }
 }

@@ -6,9 +6,9 @@ use guest_mem::waits::WAKE;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::doctor::tiny_vm;
 use crate::host::kvm_stats::KvmStats;
 use crate::kvm::pc::Ending;
+use crate::kvm::testing::in_ring_3;
 use crate::linux::fixture::{self, KERNEL_AT, Load};
 
 /// Where the tests' kernels write to memory: above what is loaded of them.
@@ -120,7 +120,6 @@ fn a_guest_finds_its_devices_and_switches_itself_off() {
     assert_eq!(pc.faults().collect::<Vec<_>>(), [("disk", "a ring of sand".to_owned())]);
 }
 
-/// In ring 3, because a KVM that emulates ring 0 has no faults there.
 #[test]
 #[ignore = "needs: Kvm"]
 fn faults_are_counted() {
@@ -128,10 +127,8 @@ fn faults_are_counted() {
     let _ended = boot(&mut pc, &SPIN);
     let fixed = || pc.fault_counts().expect("KVM counts them since Linux 5.14").fixed;
     let memory = pc.memory().device_view();
-    tiny_vm::write_tables(|at, bytes| memory.write_slice(bytes, GuestAddress(at as u64)).unwrap());
-    memory.write_slice(&SPIN, GuestAddress(tiny_vm::CODE as u64)).unwrap();
     let before = fixed();
-    pc.vcpus()[0].with(|fd| tiny_vm::enter_ring_3(fd).unwrap()).unwrap().unwrap();
+    pc.vcpus()[0].with(move |fd| in_ring_3(&memory, fd, &SPIN)).unwrap().unwrap();
     let deadline = Instant::now() + WAKE;
     while fixed() == before {
         assert!(Instant::now() < deadline, "its code is mapped, and no fault is counted");

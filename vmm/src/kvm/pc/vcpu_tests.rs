@@ -1,14 +1,11 @@
 use std::time::Instant;
 
-use guest_abi::layout::IMAGE_GPA;
-use guest_mem::{Gpa, GpaRange, HvaRange, PAGE_SIZE, protect};
-use vm_memory::{Bytes, GuestAddress};
-
 use super::*;
-use crate::doctor::tiny_vm;
 use crate::guest::GuestRam;
 use crate::kvm::VmCore;
-use crate::kvm::testing::about_to_run;
+use crate::kvm::testing::{about_to_run, in_ring_3};
+use guest_abi::layout::IMAGE_GPA;
+use guest_mem::{Gpa, GpaRange, HvaRange, PAGE_SIZE, protect};
 
 /// A guest that runs in a circle.
 const SPIN: [u8; 2] = [0xeb, 0xfe];
@@ -129,15 +126,13 @@ fn what_kvm_cannot_emulate_is_told() {
     assert!(matches!(crash, CrashKind::InternalError { suberror: 1, .. }), "{crash:?}");
 }
 
-/// One in ring 3 that writes to a page and is then at its end. In ring 0 a KVM that emulates it writes by itself.
+/// One in ring 3 that writes to a page and is then at its end.
 fn writes_in_ring_3() -> (Prepared, HvaRange) {
     let prepared = prepared(&[], &[]);
     let low = prepared.core.low()[0].clone();
     let memory = GuestRam::new([(Gpa::new(0), low.clone())]);
-    tiny_vm::write_tables(|at, bytes| memory.write_slice(bytes, GuestAddress(at as u64)).unwrap());
     // inc byte [rdi]; hlt, which ring 3 must not
-    memory.write_slice(&[0xfe, 0x07, 0xf4], GuestAddress(tiny_vm::CODE as u64)).unwrap();
-    tiny_vm::enter_ring_3(&prepared.fd).unwrap();
+    in_ring_3(&memory, &prepared.fd, &[0xfe, 0x07, 0xf4]);
     let regs = prepared.fd.get_regs().unwrap();
     prepared.fd.set_regs(&kvm_bindings::kvm_regs { rdi: IMAGE_GPA, ..regs }).unwrap();
     let page = low.slice(IMAGE_GPA, PAGE_SIZE).unwrap();
