@@ -173,8 +173,7 @@ impl Handlers {
 impl Drop for Handlers {
     fn drop(&mut self) {
         let _ = self.stop.raise();
-        self.threads.iter_mut().for_each(Thread::told);
-        self.threads.drain(..).for_each(Thread::end_or_tell);
+        Thread::end_all_or_tell(std::mem::take(&mut self.threads));
     }
 }
 

@@ -20,6 +20,12 @@ pub use overdue::Overdue;
 pub use patience::Patience;
 pub use thread::Thread;
 
+/// Whether the wake for what came so long ago was lost: who had slept for so long found it by looking. What came just when it
+/// looked may still be announced.
+pub fn wake_was_lost(ago: Duration, slept: Duration) -> bool {
+    ago > slept / 8
+}
+
 /// How long a wake of our own may take: long even on a host that lets its threads run only now and then.
 pub const WAKE: Duration = Duration::from_secs(30);
 

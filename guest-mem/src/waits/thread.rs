@@ -73,6 +73,12 @@ impl<T: Send + 'static> Thread<T> {
             overdue.tell();
         }
     }
+
+    /// The same for several that were told to end together: they share one deadline.
+    pub fn end_all_or_tell(mut threads: Vec<Self>) {
+        threads.iter_mut().for_each(Self::told);
+        threads.into_iter().for_each(Self::end_or_tell);
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use guest_abi::link::{Decoder, FromAgent, HEADER_BYTES, MAX_PAYLOAD, Pages, Request, ToAgent};
 use guest_mem::GpaRange;
-use guest_mem::waits::{Overdue, Thread, WAKE};
+use guest_mem::waits::{Overdue, Thread, WAKE, wake_was_lost};
 
 use super::courier;
 use super::error::{AgentError, End};
@@ -88,8 +88,7 @@ impl Shared {
         let mut state = self.lock();
         let mut slept = None;
         loop {
-            // Not what came just when this thread looked.
-            let late = slept.filter(|slept| state.changed.elapsed() > *slept / 8);
+            let late = slept.filter(|slept| wake_was_lost(state.changed.elapsed(), *slept));
             let found = take(&mut state);
             if found.is_some() {
                 // Whoever waits for room in the output.

@@ -96,7 +96,8 @@ pub(super) fn account(ran: &[&Row]) -> Vec<String> {
 
 /// `exact` of `agreeing` rows have the very numbers that were expected, of all that were `compared`.
 fn agreement(exact: usize, agreeing: usize, compared: usize) -> Option<String> {
-    const MORE: &str = "more inside the same blocks of 2 MiB, as where it splits a huge page or takes pages that had come back";
+    const MORE: &str = "more inside the same blocks of 2 MiB, as where it splits a huge page or takes pages that had come \
+                        back";
     let of = |some: usize| match (some, compared) {
         (1, 1) => "the one row that can be compared".to_owned(),
         (some, all) if some == all => format!("each of the {all} rows that can be compared"),

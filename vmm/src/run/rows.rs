@@ -175,7 +175,9 @@ fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
     let key = "account_differences";
     row.account_differences = match (account.lost, account.compared) {
         (0, 0) => warnings
-            .not_measured(key, "of none of its operations it is known beforehand what the kernel announces: it chose, or was asked again for pages that had stayed"),
+            .not_measured(key, "of none of its operations it is known beforehand what the kernel announces: it chose, or was asked again for \
+                 pages that had stayed",
+            ),
         (0, _) => Measured::of(account.differed),
         (lost, _) => {
             let lost = units::counted(lost, "event");

@@ -519,8 +519,7 @@ impl Drop for LinuxMachine {
     fn drop(&mut self) {
         self.mailboxes.iter().for_each(|mailbox| mailbox.quit());
         self.link.end("the run is over");
-        self.couriers.iter_mut().for_each(Thread::told);
-        self.couriers.drain(..).for_each(Thread::end_or_tell);
+        Thread::end_all_or_tell(std::mem::take(&mut self.couriers));
     }
 }
 

@@ -202,8 +202,7 @@ impl Drop for SoftTestbed {
             worker.quit();
             worker.area().request_stop();
         }
-        self.threads.iter_mut().for_each(Thread::told);
-        self.threads.drain(..).for_each(Thread::end_or_tell);
+        Thread::end_all_or_tell(std::mem::take(&mut self.threads));
     }
 }
 

@@ -9,7 +9,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use guest_mem::waits::{Overdue, WAKE};
+use guest_mem::waits::{Overdue, WAKE, wake_was_lost};
 
 use crate::guest::CrashReport;
 
@@ -106,9 +106,9 @@ impl Life {
     }
 }
 
-/// Whether the wake for an end so long ago was lost: its waiter found it by looking, and it did not come just then.
+/// Whether an end so long ago was found by looking alone.
 fn was_late(looked: bool, ago: Duration, every: Duration) -> bool {
-    looked && ago > every / 8
+    looked && wake_was_lost(ago, every)
 }
 
 impl std::fmt::Debug for Life {
