@@ -22,6 +22,7 @@ use crate::entries::EntryReader;
 use crate::folios::{FolioReader, LargeFolio};
 use crate::range::HvaRange;
 use crate::region::{RangeError, Region};
+use crate::remedy::{self, Asked};
 use crate::state::{PageCounts, PageRun, PageState, push_run};
 use crate::sys::{self, PAGE_IS_FILE, PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED};
 use crate::victim::{MapLevel, Order};
@@ -30,7 +31,7 @@ use crate::victim::{MapLevel, Order};
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// `/proc/self/pagemap` does not open.
-    #[error("opening /proc/self/pagemap: mount procfs at /proc")]
+    #[error("opening /proc/self/pagemap{}", remedy::after_io(Asked::Procfs, .0))]
     Open(#[source] std::io::Error),
     /// The kernel is too old for the method that was asked for.
     #[error("PAGEMAP_SCAN is not offered by this kernel: it needs Linux 6.7; read entries instead")]

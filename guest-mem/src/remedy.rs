@@ -1,7 +1,8 @@
 //! What to do about a system call that was refused: a function of what was asked and of what the system answered.
 //!
 //! An error that carries an errno says no remedy of its own; it puts [`after`] behind its sentence. What is not known here
-//! gets no advice, rather than one that does not fit.
+//! gets no advice, rather than one that does not fit. What is a limit of this process wherever it is met, [`of_limit`], is
+//! said of every error that comes from it: [`with_causes`](crate::with_causes) puts it at the end.
 
 use rustix::io::Errno;
 
@@ -30,6 +31,22 @@ pub enum Asked {
     Cgroup,
     /// A file system of the kernel's to be mounted.
     Mount,
+    /// A file of procfs.
+    Procfs,
+    /// A place for results.
+    Place,
+    /// Room for results, at that place.
+    Room,
+}
+
+/// The limit that was met, of the answers that say the same wherever they come from, and what to do about it.
+pub fn of_limit(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::MFILE => Some("raise `ulimit -n`"),
+        Errno::NFILE => Some("raise `sysctl fs.file-max`"),
+        Errno::FBIG => Some("raise `ulimit -f`"),
+        _ => None,
+    }
 }
 
 /// The end of a sentence on a refusal: a colon and a remedy, or nothing where none is known.
@@ -53,7 +70,7 @@ pub fn after(asked: Asked, errno: Errno) -> &'static str {
         (Asked::FileIn, Errno::NOSPC | Errno::DQUOT) => {
             ": free room in its file system, or set a smaller limit"
         }
-        (Asked::FileIn, Errno::FBIG) => ": raise `ulimit -f`, or set a smaller limit",
+        (Asked::FileIn, Errno::FBIG) => ": set a smaller limit",
         (Asked::FileIn, Errno::NOENT | Errno::NOTDIR) => ": name a directory that is there",
         (Asked::FileIn, Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
             ": name a directory that you may write to"
@@ -72,9 +89,15 @@ pub fn after(asked: Asked, errno: Errno) -> &'static str {
         (Asked::Cgroup, Errno::BUSY) => ": a process is still in it, or its parent has some of its own",
         (Asked::Mount, Errno::PERM | Errno::ACCESS) => ": run as root",
         (Asked::Mount, Errno::NODEV) => ": this kernel has no such file system",
+        (Asked::Procfs, Errno::NOENT | Errno::NOTDIR) => ": mount procfs at /proc",
+        (
+            Asked::Place,
+            Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NOENT | Errno::NAMETOOLONG | Errno::LOOP,
+        ) => ": choose a place that can be written with `--out DIR`",
+        (Asked::Place | Asked::Room, Errno::NOSPC | Errno::DQUOT) => ": free space there",
         (_, Errno::NOMEM) => MEMORY,
-        (_, Errno::MFILE) => ": raise `ulimit -n`",
-        (_, Errno::NFILE) => ": raise `sysctl fs.file-max`",
+        // Told behind the system's answer, by whatever tells an error with its causes.
+        (_, Errno::MFILE | Errno::NFILE | Errno::FBIG) => "",
         (_, Errno::PERM | Errno::ACCESS | Errno::NOSYS) => ": a sandbox or the kernel's lockdown forbids it",
         _ => "",
     }
@@ -89,7 +112,7 @@ pub fn after_io(asked: Asked, error: &std::io::Error) -> &'static str {
 mod tests {
     use super::*;
 
-    const ALL: [Asked; 11] = [
+    const ALL: [Asked; 14] = [
         Asked::AddressSpace,
         Asked::Mapping,
         Asked::Feature,
@@ -101,6 +124,9 @@ mod tests {
         Asked::Kvm,
         Asked::Cgroup,
         Asked::Mount,
+        Asked::Procfs,
+        Asked::Place,
+        Asked::Room,
     ];
 
     #[test]
@@ -110,7 +136,6 @@ mod tests {
             (Asked::Mapping, Errno::NOMEM, "vm.max_map_count"),
             (Asked::Feature, Errno::INVAL, "doctor"),
             (Asked::Feature, Errno::NOMEM, "free memory"),
-            (Asked::Feature, Errno::MFILE, "ulimit -n"),
             (Asked::Populate, Errno::INVAL, "5.14"),
             (Asked::Populate, Errno::NOMEM, "cgroup"),
             (Asked::Content, Errno::NOSYS, "CONFIG_CROSS_MEMORY_ATTACH"),
@@ -119,11 +144,13 @@ mod tests {
             (Asked::Thread, Errno::AGAIN, "ulimit -u"),
             (Asked::FileIn, Errno::NOSPC, "free room"),
             (Asked::FileIn, Errno::ACCESS, "may write to"),
-            (Asked::Descriptor, Errno::MFILE, "ulimit -n"),
             (Asked::Kvm, Errno::NOMEM, "free memory"),
             (Asked::Cgroup, Errno::ACCESS, "Delegate"),
             (Asked::Cgroup, Errno::ROFS, "container"),
             (Asked::Mount, Errno::NODEV, "no such file system"),
+            (Asked::Procfs, Errno::NOENT, "mount procfs"),
+            (Asked::Place, Errno::ROFS, "--out DIR"),
+            (Asked::Room, Errno::NOSPC, "free space"),
         ] {
             let said = after(asked, errno);
             assert!(said.starts_with(": ") && said.contains(words), "{asked:?}, {errno}: {said:?}");
@@ -140,7 +167,7 @@ mod tests {
                     !said.contains("free memory") && !said.contains("max_map_count"),
                     "{asked:?}, {errno}"
                 );
-                assert_eq!(said.contains("ulimit -n"), errno == Errno::MFILE, "{asked:?}, {errno}");
+                assert!(!said.contains("ulimit"), "{asked:?}, {errno}");
                 assert!(!said.contains("root") || errno == Errno::PERM, "{asked:?}, {errno}");
             }
             assert_eq!(after(asked, Errno::IO), "", "{asked:?}: nothing is known");

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Has the process find the file `source` where `target` is.
 pub fn bound<'c>(command: &'c mut Command, source: &str, target: &str) -> &'c mut Command {
@@ -34,6 +35,13 @@ pub(crate) fn bind(source: &CStr, target: &CStr) -> io::Result<()> {
     checked(unsafe { libc::mount(nothing, c"/".as_ptr(), nothing, flags, nothing.cast()) })?;
     // SAFETY: both strings live across the call; what is null is not looked at for this flag.
     checked(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), nothing, libc::MS_BIND, nothing.cast()) })
+}
+
+/// Has the process and all it starts live under this limit: `ulimit`.
+pub fn limited(command: &mut Command, resource: Resource, most: u64) -> &mut Command {
+    let limit = Rlimit { current: Some(most), maximum: getrlimit(resource).maximum };
+    // SAFETY: between fork and exec, the closure makes one system call and touches nothing else.
+    unsafe { command.pre_exec(move || Ok(setrlimit(resource, limit)?)) }
 }
 
 /// A system call that is refused.
@@ -84,17 +92,6 @@ fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
     checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
     // SAFETY: the program and its instructions live across the call, which only reads them.
     checked(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) })
-}
-
-/// Bounds the process's address space: what it asks for beyond is refused with ENOMEM.
-pub fn limited(command: &mut Command, bytes: u64) -> &mut Command {
-    let limit = move || {
-        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-        // SAFETY: reads the limit, which lives across the call.
-        checked(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) })
-    };
-    // SAFETY: between fork and exec one system call is made, on a value of its own.
-    unsafe { command.pre_exec(limit) }
 }
 
 fn checked(done: libc::c_int) -> io::Result<()> {

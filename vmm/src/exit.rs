@@ -91,7 +91,8 @@ impl Class {
             | Errno::NOSPC
             | Errno::DQUOT
             | Errno::MFILE
-            | Errno::NFILE => Self::Host,
+            | Errno::NFILE
+            | Errno::FBIG => Self::Host,
             _ => Self::Fault,
         }
     }
@@ -115,9 +116,10 @@ impl Class {
                 | Errno::NODEV
                 | Errno::TXTBSY
                 | Errno::BUSY
-                | Errno::INVAL
-                | Errno::FBIG,
+                | Errno::INVAL,
             ) => Self::Mistake,
+            // The limits of this process, and memory: as of any other system call.
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::FBIG) => Self::Host,
             Some(_) => Self::Fault,
             // The standard library's own: no text, an end too early, a NUL in a path.
             None => Self::Mistake,
@@ -214,7 +216,10 @@ mod tests {
         for errno in [Errno::NOENT, Errno::ACCESS, Errno::EXIST, Errno::ISDIR, Errno::NOTDIR, Errno::ROFS] {
             assert_eq!(class(errno), Class::Mistake, "{errno}");
         }
-        for errno in [Errno::IO, Errno::NOSPC, Errno::MFILE, Errno::NOMEM] {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::FBIG] {
+            assert_eq!((class(errno), Class::of_refusal(errno)), (Class::Host, Class::Host), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC] {
             assert_eq!(class(errno), Class::Fault, "{errno}");
         }
         assert_eq!(Class::of_named_file(&io::ErrorKind::InvalidData.into()), Class::Mistake);

@@ -162,8 +162,6 @@ fn remedy(what: What, source: &io::Error) -> String {
         Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) | None => what.wanted(),
         Some(Errno::ACCESS | Errno::PERM) => "give this user the right to",
         Some(Errno::ROFS) => "its file system is read-only",
-        Some(Errno::MFILE) => "raise `ulimit -n`",
-        Some(Errno::NFILE) => "raise `sysctl fs.file-max`",
         Some(Errno::NOMEM) => "free memory on the host",
         Some(Errno::IO) => "see the kernel's log",
         Some(_) => return String::new(),

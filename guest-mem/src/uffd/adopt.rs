@@ -6,6 +6,7 @@ use rustix::fs::OFlags;
 
 use super::features::Features;
 use super::handle::Userfault;
+use crate::remedy::{self, Asked};
 
 /// Why a descriptor from elsewhere cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +15,7 @@ pub enum AdoptError {
     #[error("descriptor {0} is not a userfaultfd after its handshake")]
     NotUserfault(i32),
     /// It could not be asked.
-    #[error("reading what descriptor {fd} is: mount procfs at /proc")]
+    #[error("reading what descriptor {fd} is{}", remedy::after_io(Asked::Procfs, source))]
     Unknown {
         /// The descriptor's number.
         fd: i32,

@@ -16,7 +16,7 @@ use super::sys;
 pub enum ReadError {
     /// A child's descriptor has no room. The message stays where it is, the forking thread waits, and the
     /// descriptor stays readable.
-    #[error("reading a fork event: no descriptor is free for the child's userfaultfd; raise `ulimit -n`")]
+    #[error("reading a fork event: no descriptor is free for the child's userfaultfd")]
     Descriptors(#[source] Errno),
     /// Something else.
     #[error("reading userfaultfd messages")]

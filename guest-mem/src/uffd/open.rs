@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::abi::{UFFD_API, UffdioApi};
 use super::features::Features;
 use super::sys;
+use crate::remedy::{self, Asked};
 
 /// Whose faults a userfaultfd has to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +61,7 @@ pub enum OpenError {
         syscall: Errno,
     },
     /// Descriptors or memory are short.
-    #[error("opening a userfaultfd: `ulimit -n` descriptors, or the memory for one more")]
+    #[error("opening a userfaultfd{}", remedy::after(Asked::Descriptor, *.0))]
     Exhausted(#[source] Errno),
     /// The kernel is too old for what was asked for.
     #[error("this kernel's userfaultfd lacks {missing} (it has {offered}): a newer host kernel is needed")]

@@ -85,7 +85,7 @@ pub enum ResolveKind {
     #[error("the process has gone")]
     Dead,
     /// `ENOMEM`, memory cgroup limits included.
-    #[error("no memory for it")]
+    #[error("no memory for it: free memory on the host, or raise the limit of this cgroup")]
     NoMemory,
     /// `EBUSY`: a page that was to move is pinned, or shared with a child: after a fork, even when the child is gone,
     /// each page stays so until it is written. It can still be copied.

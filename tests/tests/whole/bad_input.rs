@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::Resource;
 use tests::{bzimage, code, elf, program, stand_in};
 
 crate::tests! {
@@ -191,7 +192,7 @@ fn files_without_an_end_are_refused_at_once() {
             let named: Vec<_> =
                 arguments.iter().map(|&word| if word == NAME { name } else { word }).collect();
             let mut command = program::grouped(at, &named);
-            stand_in::limited(&mut command, MEMORY);
+            stand_in::limited(&mut command, Resource::As, MEMORY);
             let begun = Instant::now();
             let output = program::end_of_group(command.spawn().unwrap());
             let said = program::stderr(&output);

@@ -1,16 +1,24 @@
 //! System calls that the kernel refuses in the middle of a row: each answer ends in its own remedy, and in no other.
 
 use rustix::io::Errno;
-use tests::program;
+use rustix::process::Resource;
+use serde_json::Value;
 use tests::stand_in::{self, Refusal};
+use tests::{program, record};
 
 crate::tests! {
     a_refusal_names_its_own_remedy: [UserModeUserfault],
     a_memslot_that_is_refused_names_its_own_remedy: [Kvm],
+    a_row_that_the_host_refuses_a_page_costs_that_row: [UserModeUserfault],
+    a_row_that_the_host_refuses_a_page_costs_that_row_of_a_guest: [Kvm, Userfault],
+    a_vcpu_that_is_not_entered_costs_its_row: [Kvm],
+    a_limit_of_the_process_is_named_and_no_other_remedy: [Kvm, Userfault],
 }
 
 const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+const UFFDIO_COPY: u32 = 0xc028_aa03;
 const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
+const KVM_RUN: u32 = 0xae80;
 
 fn scenario(backing: &str, reclaim: &str) -> String {
     format!(
@@ -57,4 +65,93 @@ fn a_memslot_that_is_refused_names_its_own_remedy() {
     let text = scenario("4k", "dontneed");
     says("kvm", &text, slot(Errno::NOMEM), "free memory on the host", &["max_map_count"]);
     says("kvm", &text, slot(Errno::INVAL), "see the kernel's log", &["free memory"]);
+}
+
+/// Rows whose pages leave, and come back by the kernel and by a handler in turn.
+fn rows_of_two_kinds() -> String {
+    let text = scenario("4k", "dontneed\", \"uffd");
+    text.replace("policy = [\"folio\"]", "policy = [\"folio\", \"pmd\"]")
+        + "[[case.step]]\ndo = \"refault\"\n[[case.step]]\ndo = \"sweep\"\n"
+}
+
+/// What a run in which the call is refused leaves: why each of its rows is missing, if it is, and what it printed. It ends
+/// with 1, and what is missing is told beside the table.
+fn rows_of(backend: &str, text: &str, refusal: Refusal) -> (Vec<Option<String>>, String) {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("s.toml"), text).unwrap();
+    let mut command =
+        program::grouped(place.path(), &["run", "s.toml", "--backend", backend, "--out", "out"]);
+    stand_in::refused(&mut command, refusal);
+    let output = program::end_of_group(command.spawn().unwrap());
+    let printed = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{printed}{}", program::stderr(&output));
+    let record = std::fs::read_to_string(place.path().join("out/run.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["ended"], "complete");
+    let why = |row: &Value| row["could_not_run"].as_str().map(str::to_owned);
+    (record::rows(&record).iter().map(why).collect(), printed)
+}
+
+fn refused_page_costs_its_row(backend: &str) {
+    let refusal = Refusal { call: libc::SYS_ioctl, request: Some(UFFDIO_COPY), errno: Errno::NOMEM };
+    let (rows, printed) = rows_of(backend, &rows_of_two_kinds(), refusal);
+    assert_eq!(rows.len(), 4);
+    for (row, fails) in rows.iter().zip([false, true, false, true]) {
+        assert_eq!(row.is_some(), fails, "{rows:?}");
+        let why = row.as_deref().unwrap_or("failed: UFFDIO_COPY, free memory on the host");
+        for word in ["failed: ", "UFFDIO_COPY", "free memory on the host"] {
+            assert!(why.contains(word), "{why}");
+        }
+    }
+    for words in ["could not run: 4k uffd under `folio` and `pmd`: failed: ", "2 of 4 rows could not run"] {
+        assert!(printed.contains(words), "{words:?} is not in: {printed}");
+    }
+}
+
+fn a_row_that_the_host_refuses_a_page_costs_that_row() {
+    refused_page_costs_its_row("soft");
+}
+
+fn a_row_that_the_host_refuses_a_page_costs_that_row_of_a_guest() {
+    refused_page_costs_its_row("kvm");
+}
+
+fn a_vcpu_that_is_not_entered_costs_its_row() {
+    let refusal = Refusal { call: libc::SYS_ioctl, request: Some(KVM_RUN), errno: Errno::NOMEM };
+    let (rows, printed) = rows_of("kvm", &rows_of_two_kinds(), refusal);
+    assert_eq!(rows.len(), 4);
+    for row in &rows {
+        let why = row.as_deref().unwrap_or_default();
+        assert!(why.starts_with("failed: the guest was not entered: KVM_RUN failed: free memory"), "{why}");
+    }
+    assert!(printed.contains("4 of 4 rows could not run"), "{printed}");
+}
+
+/// Wherever in its work a run meets the limit, the limit is what it tells to raise.
+fn a_limit_of_the_process_is_named_and_no_other_remedy() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("s.toml"), rows_of_two_kinds()).unwrap();
+    let files = (6..48).step_by(3).map(|most| (Resource::Nofile, most, "os error 24", "ulimit -n"));
+    let bytes = [0, 1024, 4096].map(|most| (Resource::Fsize, most, "os error 27", "ulimit -f"));
+    let mut met = Vec::new();
+    for (resource, most, answer, remedy) in files.chain(bytes) {
+        let out = format!("{remedy}-{most}");
+        let mut command = program::grouped(place.path(), &["run", "s.toml", "--out", &out]);
+        stand_in::limited(&mut command, resource, most);
+        let output = program::end_of_group(command.spawn().unwrap());
+        let said = program::stderr(&output) + &String::from_utf8(output.stdout).unwrap();
+        let code = output.status.code();
+        assert!(code.is_some_and(|code| [0, 1, 3, 5].contains(&code)), "{remedy} {most}: {code:?}, {said}");
+        for line in said.lines().filter(|line| line.contains(answer)) {
+            met.push(answer);
+            assert!(line.contains(remedy), "at {most}: {line}");
+            for other in ["mount procfs", "choose a place", "free space", "free room", "be root", "remove it"]
+            {
+                assert!(!line.contains(other), "at {most}: {line}");
+            }
+        }
+    }
+    for answer in ["os error 24", "os error 27"] {
+        assert!(met.contains(&answer), "no run met {answer}");
+    }
 }

@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output};
 use std::time::{Duration, Instant};
 
 use guest_mem::Backing;
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use tests::machine::{Bare, config};
-use tests::{elf, program, record};
+use tests::{elf, program, record, stand_in};
 
 crate::tests! {
     what_is_in_the_way_is_found_before_anything_is_done: [],
@@ -28,6 +28,7 @@ crate::tests! {
 
 /// Exit codes.
 const MISTAKE: i32 = 2;
+const HOST: i32 = 3;
 const FAULT: i32 = 5;
 
 /// A scenario of some rows whose events take some tens of kilobytes each.
@@ -51,9 +52,7 @@ const RUN: [&str; 7] = ["run", "s.toml", "--backend", "soft", "--json", "--out",
 
 /// Has the files that `command` writes end at so many bytes: `ulimit -f`.
 fn limited(mut command: Command, bytes: u64) -> Command {
-    let limit = Rlimit { current: Some(bytes), maximum: None };
-    // SAFETY: between fork and exec, the closure makes one system call and touches nothing else.
-    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Fsize, limit)?)) };
+    stand_in::limited(&mut command, Resource::Fsize, bytes);
     command
 }
 
@@ -255,7 +254,7 @@ fn a_trace_that_does_not_fit_leaves_nothing() {
     record::printed(place.path(), &RUN);
     let trace = program::zapscope(place.path(), &["timeline", "out", "--trace", "t"]);
     let output = limited(trace, 4 << 10).output().unwrap();
-    let said = said_of(&output, MISTAKE);
+    let said = said_of(&output, HOST);
     assert!(said.contains("cannot write the trace t") && said.contains("File too large"), "{said}");
     assert_eq!(names(place.path()), ["out", "s.toml"]);
 }
@@ -264,7 +263,7 @@ fn a_snapshot_that_does_not_fit_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let snapshot = program::zapscope(place.path(), &["snapshot", "--out", "s", "--memory", "4MiB"]);
     let output = limited(snapshot, 1 << 20).output().unwrap();
-    let said = said_of(&output, MISTAKE);
+    let said = said_of(&output, HOST);
     assert!(said.contains("writing s") && said.contains("File too large"), "{said}");
     assert_eq!(names(place.path()), [""; 0]);
 }

@@ -44,7 +44,7 @@ impl Classified for Outside {
 
 /// What was seen is not all on the disk.
 #[derive(Debug, thiserror::Error)]
-#[error("the record is not complete: free space there and try again, or take the record from `--json`")]
+#[error("the record is not complete: try again, or take the record from `--json`")]
 struct Incomplete(#[source] NotKept);
 
 impl Classified for Incomplete {
@@ -208,7 +208,7 @@ impl Growing {
             && !std::mem::replace(&mut self.failed, true)
         {
             output::message(format_args!(
-                "what is seen does not reach the disk: {}: free space there; the watching goes on, and it is tried again",
+                "what is seen does not reach the disk: {}; the watching goes on, and it is tried again",
                 with_causes(why.error())
             ));
         }

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use guest_mem::remedy::{self, Asked};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
@@ -17,7 +18,7 @@ const PARENT: &str = "zapscope-runs";
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     /// The system refuses.
-    #[error("cannot write {}: choose a place that can be written with `--out DIR`", path.display())]
+    #[error("cannot write {}{}", path.display(), remedy::after_io(Asked::Place, source))]
     Write {
         /// Which file or directory.
         path: PathBuf,

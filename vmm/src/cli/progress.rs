@@ -37,7 +37,7 @@ impl Progress for Shown {
     fn not_kept(&mut self, why: &NotKept) {
         if !std::mem::replace(&mut self.not_kept, true) {
             output::message(format_args!(
-                "rows do not reach the disk: {}: free space there; the run goes on, and tries again with each row",
+                "rows do not reach the disk: {}; the run goes on, and tries again with each row",
                 with_causes(why)
             ));
         }

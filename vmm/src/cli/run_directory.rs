@@ -29,7 +29,7 @@ pub const RECORD: &str = "run.json";
 /// The run is over, and its directory does not hold all of it.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} does not hold the whole run: free space there and run it again, or take the record from `--json`",
+    "{} does not hold the whole run: run it again, or take the record from `--json`",
     directory.display()
 )]
 pub struct Incomplete {

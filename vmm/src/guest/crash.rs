@@ -3,7 +3,11 @@
 use std::fmt;
 
 use guest_abi::block::FaultFrame;
+use guest_mem::remedy::{self, Asked};
 use guest_mem::waits::Overdue;
+use rustix::io::Errno;
+
+use crate::exit::Class;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +65,9 @@ pub enum CrashKind {
     Halted,
     /// Nothing came from it for too long, and it was asked where it is.
     Silent,
-    /// Another exit, or an error of `KVM_RUN`, as KVM names it.
+    /// `KVM_RUN` failed, with this answer.
+    NoEntry(Errno),
+    /// Another exit, as KVM names it.
     Other(String),
     /// A thread of this program, or a wake from one, did not come: nothing that the guest did.
     Overdue(Overdue),
@@ -74,7 +80,15 @@ pub enum CrashKind {
 impl CrashKind {
     /// What the host did not give, in words, if it was that.
     pub fn host_limit(&self) -> Option<String> {
-        matches!(self, Self::HostLimit(_) | Self::Memslots(_)).then(|| format!("the guest {self}"))
+        match self {
+            Self::HostLimit(_) | Self::Memslots(_) | Self::LostPage { .. } => {
+                Some(format!("the guest {self}"))
+            }
+            Self::NoEntry(errno) if Class::of_refusal(*errno) == Class::Host => {
+                Some(format!("the guest was not entered: {self}"))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -125,6 +139,9 @@ impl fmt::Display for CrashKind {
             Self::FailEntry { reason } => write!(f, "the processor refused the entry, reason {reason:#x}"),
             Self::Halted => write!(f, "halted with nothing to wake it"),
             Self::Silent => write!(f, "gave no sign of life"),
+            Self::NoEntry(errno) => {
+                write!(f, "KVM_RUN failed{}: {errno}", remedy::after(Asked::Kvm, *errno))
+            }
             Self::Other(what) => write!(f, "{what}"),
             Self::Overdue(overdue) => write!(f, "{overdue}"),
             Self::Worker(what) => write!(f, "software worker: {what}"),

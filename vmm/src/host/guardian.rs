@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_mem::remedy::{self, Asked};
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +99,7 @@ pub(crate) enum Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum GuardianError {
     /// It could not be started.
-    #[error("cannot start the process that would undo changes after a crash, so nothing is changed")]
+    #[error("cannot start the process that would undo changes after a crash, so nothing is changed{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] io::Error),
     /// It is gone, or silent.
     #[error(

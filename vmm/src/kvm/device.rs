@@ -76,7 +76,7 @@ fn speaks_our_version(version: i32) -> Result<(), NoKvm> {
     match version {
         API_VERSION => Ok(()),
         0.. => Err(NoKvm::Version(version)),
-        _ => Err(NoKvm::OtherDevice(last_errno())),
+        _ => Err(NoKvm::no_version(last_errno())),
     }
 }
 

@@ -3,6 +3,7 @@
 use guest_abi::layout::{DOORBELL_PORT, doorbell};
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use rustix::io::Errno;
 
 use crate::guest::CrashKind;
 
@@ -37,6 +38,8 @@ pub enum Exit {
     },
     /// `KVM_EXIT_FAIL_ENTRY`.
     FailEntry(u64),
+    /// `KVM_RUN` failed.
+    Refused(Errno),
     /// Anything else, as text.
     Other(String),
 }
@@ -78,7 +81,7 @@ pub fn run(vcpu: &mut VcpuFd) -> Exit {
         Err(error) => match error.errno() {
             libc::EINTR | libc::EAGAIN => Exit::Interrupted,
             libc::EFAULT => Exit::HostFault,
-            _ => Exit::Other(format!("KVM_RUN failed: {error}")),
+            errno => Exit::Refused(Errno::from_raw_os_error(errno)),
         },
     }
 }
@@ -127,6 +130,7 @@ pub fn decide(exit: Exit, up: bool, is_ram: impl Fn(u64) -> bool) -> Action {
             Action::Crash(CrashKind::InternalError { suberror, instruction })
         }
         Exit::FailEntry(reason) => Action::Crash(CrashKind::FailEntry { reason }),
+        Exit::Refused(errno) => Action::Crash(CrashKind::NoEntry(errno)),
         Exit::Other(what) => Action::Crash(CrashKind::Other(what)),
     }
 }
@@ -219,6 +223,7 @@ mod tests {
             Exit::PortWrite(0x80, 1),
             Exit::FailEntry(1),
             Exit::InternalError { suberror: 1, instruction: vec![0x0f, 0x0b] },
+            Exit::Refused(Errno::NOMEM),
             Exit::Other(String::new()),
         ] {
             assert!(matches!(decide_up(exit.clone()), Action::Crash(_)), "{exit:?}");

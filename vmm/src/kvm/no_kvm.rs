@@ -49,6 +49,14 @@ impl NoKvm {
         Self::Open { remedy: host.opens_when(source), source }
     }
 
+    /// By what KVM_GET_API_VERSION was answered: a device that does not know it is another.
+    pub(super) fn no_version(source: Errno) -> Self {
+        match source {
+            Errno::NOTTY | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP => Self::OtherDevice(source),
+            other => Self::NoVm(other),
+        }
+    }
+
     pub(super) fn no_vm(source: Errno) -> Self {
         Self::NoVm(source)
     }

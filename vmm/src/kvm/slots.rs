@@ -141,7 +141,7 @@ impl KvmSlots {
     }
 
     /// Ends a guest whose memory is not as it should be.
-    fn give_up(&self, error: &dyn std::error::Error) {
+    fn give_up(&self, error: &(dyn std::error::Error + 'static)) {
         // Held or not, nobody comes in again.
         let _hold = self.core.surroundings.gate.hold();
         self.core.surroundings.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));

@@ -65,7 +65,8 @@ fn of_key(key: &'static str, kind: KeyKind) -> BoxedStrategy<Value> {
 
 fn label() -> impl Strategy<Value = Map<String, Value>> {
     let word = |words: &'static [&'static str]| proptest::sample::select(words);
-    let case = prop_oneof![4 => Just("sparse".to_owned()), 1 => "\\PC{0,6}"];
+    let case =
+        prop_oneof![4 => Just("sparse".to_owned()), 1 => "\\PC{0,6}".prop_map(|name| name.replace('n', "m"))];
     (
         case,
         word(&["4k", "thp", "memfd", "?"]),
@@ -88,9 +89,9 @@ fn row() -> impl Strategy<Value = Row> {
         .filter(|(key, _)| !matches!(*key, "granule" | "trials"))
         .map(|(key, kind)| of_key(key, *kind).prop_map(|value| ((*key).to_owned(), value)))
         .collect();
-    let why = prop_oneof![9 => Just(None), 1 => "(failed: )?[a-z ]{0,9}".prop_map(Some)];
+    let why = prop_oneof![9 => Just(None), 1 => "(failed: )?[a-m ]{0,9}".prop_map(Some)];
     let warnings = prop::collection::vec(
-        (proptest::sample::select(&["zap_ns", "invalidations", ""][..]), "[a-z]{0,5}"),
+        (proptest::sample::select(&["zap_ns", "invalidations", ""][..]), "[a-m]{0,5}"),
         0..4,
     );
     (label(), keys, why, warnings, any::<u32>()).prop_map(|(mut row, keys, why, warnings, trials)| {
@@ -142,7 +143,7 @@ fn events() -> impl Strategy<Value = RowEvents> {
     })
 }
 
-/// No number that is none, whatever it was made of.
+/// No number that is none, whatever it was made of. The texts of a record are made without the letter n for this.
 fn sane(text: &str) -> Result<(), TestCaseError> {
     for none in ["NaN", "inf ", "inf\n", "-inf"] {
         prop_assert!(!text.contains(none), "{}", text);

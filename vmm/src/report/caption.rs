@@ -44,13 +44,17 @@ fn victims_of(row: &Row) -> Option<String> {
 /// One line for each reason why rows could not run, with the rows.
 pub(super) fn could_not_run(rows: &[&Row], differences: Differences) -> Vec<String> {
     let missing: Vec<&Row> = rows.iter().copied().filter(|row| row.could_not_run.is_some()).collect();
-    let by_reason =
-        grouped(&missing, |row| (row.could_not_run.as_deref().unwrap_or_default(), &row.label.backing));
+    let by_reason = grouped(&missing, |row| {
+        let reclaim = if differences.reclaim { row.label.reclaim.as_str() } else { "" };
+        (row.could_not_run.as_deref().unwrap_or_default(), row.label.backing.as_str(), reclaim)
+    });
     by_reason
         .into_iter()
-        .map(|((reason, backing), rows)| {
+        .map(|((reason, backing, reclaim), rows)| {
             let names: Vec<String> = rows.iter().map(|row| differences.name(row)).collect();
-            format!("could not run: {backing} {}: {}", super::names::enumerate(&names), visible::item(reason))
+            let space = if reclaim.is_empty() { "" } else { " " };
+            let (names, reason) = (super::names::enumerate(&names), visible::item(reason));
+            format!("could not run: {backing}{space}{reclaim} {names}: {reason}")
         })
         .collect()
 }

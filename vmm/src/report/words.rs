@@ -31,6 +31,7 @@ pub fn words(record: &RunRecord, charset: Charset) -> String {
     sentences.extend(not_measured(&ran));
     sentences.extend(account(&ran));
     sentences.extend(missing_rows(&record.rows));
+    sentences.extend(unfinished(record));
     sentences.extend(integrity(&ran));
     sentences.join(" ")
 }
@@ -229,6 +230,22 @@ fn missing_rows(rows: &[Row]) -> Option<String> {
     let first = visible::item(first.trim_end_matches('.'));
     let rows = units::counted(rows.len() as u64, "row");
     Some(format!("{} of {rows} could not run: {first}{others}.", missing.len()))
+}
+
+/// That there are rows which were never tried.
+fn unfinished(record: &RunRecord) -> Option<String> {
+    let ended = record.ended.as_ref().filter(|ended| *ended != "complete")?;
+    let rows = match record.rows.len() as u64 {
+        0 => "no row was made".to_owned(),
+        rows => format!(
+            "the rows after {} were not made",
+            if rows == 1 { "the first".to_owned() } else { format!("the first {rows}") }
+        ),
+    };
+    Some(format!(
+        "The run did not come to its end, and {rows}: {}.",
+        visible::item(ended.trim_end_matches('.'))
+    ))
 }
 
 fn integrity(rows: &[&Row]) -> Option<String> {

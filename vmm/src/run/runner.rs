@@ -260,6 +260,11 @@ impl<'a> Runner<'a> {
                     ended = Ended::Cancelled;
                     break;
                 }
+                // The rows before had what this one is refused: the next may have it again.
+                Err(NoRow::Fatal(error @ (RunError::Machine(_) | RunError::Linux(_)))) if begun.is_some() => {
+                    failed += 1;
+                    Row::could_not_run(label, format!("failed: {}", with_causes(&error)))
+                }
                 Err(NoRow::Fatal(error)) => {
                     ended = Ended::Failed(error);
                     break;

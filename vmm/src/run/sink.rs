@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use guest_mem::remedy::{self, Asked};
+
 use crate::events::Section;
 use crate::record::RunRecord;
 
@@ -24,7 +26,7 @@ impl RowSink for () {
 
 /// What was finished is not on the disk.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {}", path.display())]
+#[error("cannot write {}{}", path.display(), remedy::after_io(Asked::Room, source))]
 pub struct NotKept {
     /// Which file.
     pub path: PathBuf,

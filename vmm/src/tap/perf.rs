@@ -13,6 +13,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use guest_mem::HvaRange;
@@ -60,12 +61,11 @@ pub enum PerfError {
     },
     /// The host does not say which CPUs it has.
     #[error("/sys/devices/system/cpu/online cannot be read, so the CPUs are not known")]
-    Cpus,
+    Cpus(#[source] io::Error),
 }
 
 fn hint(errno: &Errno) -> &'static str {
     match *errno {
-        Errno::MFILE => ": raise the limit of open files, `ulimit -n 65536`",
         Errno::NOSYS => ": this kernel has no perf events (CONFIG_PERF_EVENTS)",
         Errno::PERM => ": raise kernel.perf_event_mlock_kb, or be root",
         _ => "",
@@ -100,8 +100,9 @@ impl Perf {
         let Some((first, others)) = listened.split_first() else {
             return Ok(Self { cpus: Vec::new(), counts_losses: true, told: 0 });
         };
-        let online = fs::read_to_string("/sys/devices/system/cpu/online").map_err(|_| PerfError::Cpus)?;
-        let cpus = parse_cpus(online.trim()).ok_or(PerfError::Cpus)?;
+        let online = fs::read_to_string("/sys/devices/system/cpu/online").map_err(PerfError::Cpus)?;
+        let cpus =
+            parse_cpus(online.trim()).ok_or_else(|| PerfError::Cpus(io::ErrorKind::InvalidData.into()))?;
         let ring = ring_size(cpus.len());
         let mut counts_losses = true;
         let mut perf = Vec::with_capacity(cpus.len());

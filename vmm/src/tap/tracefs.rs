@@ -41,6 +41,7 @@ fn remedy(errno: &Errno) -> &'static str {
             " (be root; or mount -o remount,gid=GROUP,mode=750 /sys/kernel/tracing)"
         }
         Errno::NODEV => " (this kernel has none: CONFIG_TRACING is not set)",
+        Errno::NOMEM => " (free memory on the host)",
         _ => "",
     }
 }

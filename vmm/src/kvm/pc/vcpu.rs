@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use guest_mem::waits::{Overdue, Thread, WAKE};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use rustix::io::Errno;
 
 use super::life::{Ending, Life};
 use super::repair;
@@ -269,7 +270,7 @@ impl Runner {
             Err(error) => match error.errno() {
                 libc::EINTR | libc::EAGAIN => Next::Enter,
                 libc::EFAULT => Next::CheckHostFault,
-                _ => Next::Crash(CrashKind::Other(format!("KVM_RUN failed: {error}"))),
+                errno => Next::Crash(CrashKind::NoEntry(Errno::from_raw_os_error(errno))),
             },
         }
     }

@@ -16,6 +16,7 @@ mod sys;
 
 use std::ffi::CString;
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
@@ -63,7 +64,7 @@ pub enum BpfError {
     Namespace,
     /// The host does not say which CPUs it can have.
     #[error("/sys/devices/system/cpu/possible cannot be read, so the CPUs are not known")]
-    Cpus,
+    Cpus(#[source] io::Error),
     /// No perf events for the rest.
     #[error(transparent)]
     Perf(#[from] PerfError),
@@ -109,8 +110,9 @@ impl Bpf {
         if !in_initial_pid_namespace() {
             return Err(BpfError::Namespace);
         }
-        let possible = fs::read_to_string("/sys/devices/system/cpu/possible").map_err(|_| BpfError::Cpus)?;
-        let cpus = parse_cpus(possible.trim()).ok_or(BpfError::Cpus)?;
+        let possible = fs::read_to_string("/sys/devices/system/cpu/possible").map_err(BpfError::Cpus)?;
+        let cpus =
+            parse_cpus(possible.trim()).ok_or_else(|| BpfError::Cpus(io::ErrorKind::InvalidData.into()))?;
         // A part is found by its CPU's number.
         let cpus = cpus.last().map_or(1, |last| *last as usize + 1);
         let slots = (ring_size(cpus) / SLOT) as u32;
