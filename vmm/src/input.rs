@@ -392,7 +392,7 @@ mod tests {
         assert!(error.is_missing() && error.to_string().contains("bzImage"), "{error}");
         for (errno, word, class) in [
             (Errno::ACCESS, "the right to", Class::Mistake),
-            (Errno::MFILE, "ulimit -n", Class::Fault),
+            (Errno::NOMEM, "free memory", Class::Host),
             (Errno::NOTDIR, "bzImage", Class::Mistake),
             (Errno::IO, "kernel's log", Class::Fault),
         ] {
