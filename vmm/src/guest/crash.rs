@@ -81,13 +81,19 @@ impl CrashKind {
     /// What the host did not give, in words, if it was that.
     pub fn host_limit(&self) -> Option<String> {
         match self {
-            Self::HostLimit(_) | Self::Memslots(_) | Self::LostPage { .. } => {
-                Some(format!("the guest {self}"))
-            }
+            Self::HostLimit(_) | Self::Memslots(_) => Some(format!("the guest {self}")),
             Self::NoEntry(errno) if Class::of_refusal(*errno) == Class::Host => {
                 Some(format!("the guest was not entered: {self}"))
             }
             _ => None,
+        }
+    }
+
+    /// What it was, in words, if another guest with memory of its own need not meet it.
+    pub fn costs_one_row(&self) -> Option<String> {
+        match self {
+            Self::LostPage { .. } => Some(format!("the guest {self}")),
+            _ => self.host_limit(),
         }
     }
 }

@@ -266,6 +266,17 @@ mod tests {
         }
     }
 
+    /// A device is told to be another one where it does not know the question, and only there.
+    #[test]
+    fn a_host_that_has_too_little_is_no_other_device() {
+        for errno in [Errno::NOTTY, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP] {
+            assert_eq!(NoKvm::no_version(errno), NoKvm::OtherDevice(errno));
+        }
+        for errno in [Errno::NOMEM, Errno::PERM, Errno::IO] {
+            assert_eq!(NoKvm::no_version(errno), NoKvm::NoVm(errno));
+        }
+    }
+
     #[test]
     fn the_processor_of_this_host_is_read() {
         let root = tempfile::tempdir().unwrap();

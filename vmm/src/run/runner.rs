@@ -364,7 +364,7 @@ impl<'a> Runner<'a> {
         let swaps = uses_swap(plan).then(|| SwapWatch::begin(self.own_swap_areas()));
         let mut measured = Trial::new(setup, &wiring)
             .and_then(Trial::run)
-            .map_err(|error| self.failure(plan, error, testbed.host_limit()))?;
+            .map_err(|error| self.failure(plan, error, testbed.costs_one_row()))?;
         measured.warnings.extend(swaps.and_then(SwapWatch::end));
         if measured.refill.is_some() {
             self.refilled.push(kind);
@@ -438,7 +438,9 @@ impl<'a> Runner<'a> {
                     VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
                 })?;
                 let testbed = KvmTestbed::new(machine);
-                testbed.wait_up().map_err(|error| self.failure(plan, error.into(), testbed.host_limit()))?;
+                testbed
+                    .wait_up()
+                    .map_err(|error| self.failure(plan, error.into(), testbed.costs_one_row()))?;
                 Ok(Box::new(testbed))
             }
         }
@@ -507,8 +509,8 @@ impl<'a> Runner<'a> {
 
     /// What an error costs, of a guest that may have met a limit of the host: that row, since the next one has another
     /// guest, or memory of its own.
-    fn failure(&self, plan: &RowPlan<'_>, error: TrialError, host_limit: Option<String>) -> NoRow {
-        match (error, host_limit) {
+    fn failure(&self, plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -> NoRow {
+        match (error, one_row) {
             (TrialError::Cancelled, _) => NoRow::Cancelled,
             (TrialError::Guest(_), Some(limit)) => NoRow::Failed(limit),
             (error @ TrialError::Guest(_), None) => NoRow::Fatal(RunError::Guest {

@@ -72,8 +72,8 @@ impl Testbed for LinuxTestbed {
         let mailboxes = self.machine.mailboxes().to_vec();
         Breaker { surroundings: Some(self.core.surroundings.clone()), mailboxes }
     }
-    fn host_limit(&self) -> Option<String> {
-        self.machine.host_limit()
+    fn costs_one_row(&self) -> Option<String> {
+        self.machine.costs_one_row()
     }
     fn thread(&self, vcpu: u32) -> Option<Pid> {
         self.core.surroundings.gate.thread(vcpu)

@@ -333,10 +333,10 @@ impl LinuxMachine {
         self.pc.life().ending().is_none() && self.pc.memory().surroundings().gate.shut().is_none()
     }
 
-    /// What the host did not give to the guest, if that was its end.
-    pub fn host_limit(&self) -> Option<String> {
+    /// What ended the guest, if the next need not meet it: see [`CrashKind::costs_one_row`](crate::guest::CrashKind::costs_one_row).
+    pub fn costs_one_row(&self) -> Option<String> {
         match self.pc.life().ending() {
-            Some(Ending::Crash(report)) => report.kind.host_limit(),
+            Some(Ending::Crash(report)) => report.kind.costs_one_row(),
             _ => None,
         }
     }

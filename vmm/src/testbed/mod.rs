@@ -114,10 +114,9 @@ pub trait Testbed {
     }
     /// The means to stop the guest for good, from any thread.
     fn breaker(&self) -> Breaker;
-    /// What the host did not give to the guest, if that was the guest's end: no fault of the guest's, nor of whoever
-    /// comes after it.
-    fn host_limit(&self) -> Option<String> {
-        (0..self.vcpus()).find_map(|vcpu| self.mailbox(vcpu).failure()?.kind.host_limit())
+    /// What ended the guest, if whoever comes after it need not meet it: what the host did not give, a page that was lost.
+    fn costs_one_row(&self) -> Option<String> {
+        (0..self.vcpus()).find_map(|vcpu| self.mailbox(vcpu).failure()?.kind.costs_one_row())
     }
     /// The thread that runs a vCPU, or is a worker; `None` before it has begun.
     fn thread(&self, vcpu: u32) -> Option<Pid>;
