@@ -15,6 +15,7 @@ mod bad_input;
 mod boot_guest;
 mod boot_input;
 mod boot_pvm;
+mod built_in;
 mod counts;
 mod doctor;
 mod escapes;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         hugetlb::tests(),
         unprivileged::tests(),
         counts::tests(),
+        built_in::tests(),
         another_observer::tests(),
         kernel_account::tests(),
         refused_calls::tests(),
