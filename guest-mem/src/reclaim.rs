@@ -74,6 +74,28 @@ impl Operation {
         }
     }
 
+    /// What it does to the pages, at the beginning of a sentence: `Swapping out`.
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::PageOut => "Swapping out",
+            Self::DontNeed => "Discarding",
+            Self::Cold => "Deactivating",
+            Self::Free => "Freeing",
+            Self::Collapse => "Collapsing",
+            Self::PunchHole | Self::Fallocate => "Punching out",
+            Self::Protect => "Protecting",
+            Self::Remap => "Moving",
+        }
+    }
+
+    /// Whether it is meant to take every byte that is asked for, at once.
+    pub const fn evicts(self) -> bool {
+        match self {
+            Self::PageOut | Self::DontNeed | Self::PunchHole | Self::Fallocate => true,
+            Self::Cold | Self::Free | Self::Collapse | Self::Protect | Self::Remap => false,
+        }
+    }
+
     /// Bytes that an operation on `backing` got, from the pages before and after it: evicted, discarded, newly
     /// PMD-mapped, as the operation means it; 0 for those that take nothing.
     pub fn got_bytes(self, backing: Backing, before: &PageCounts, after: &PageCounts) -> u64 {

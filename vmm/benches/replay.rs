@@ -9,15 +9,15 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use guest_mem::{MapLevel, Order, PAGE_SIZE};
+use guest_mem::{Backing, MapLevel, Operation, Order, PAGE_SIZE};
 use notifier_bridge::{Cause, Policy};
+use vmm::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
 use vmm::events::{
     Announcement, HostState, LayoutRun, OperationEvent, Refill, RefillRound, RowEvents, RowHeader,
     SecondaryMmu, SlotRun, Span, StepEvent,
 };
 use vmm::record::{Row, RowLabel};
 use vmm::replay;
-use vmm::scenario::PolicyChoice;
 use vmm::scenario::select::sparse_victims;
 
 const PAGES: u64 = (1 << 30) / PAGE_SIZE;
@@ -60,9 +60,14 @@ fn events() -> RowEvents {
     let mut pages = sparse_victims(42, PAGES, PAGES);
     let hot: Vec<u32> = pages.drain(..HOT).map(|page| page as u32).collect();
     let victims: Vec<u64> = pages.iter().copied().cycle().take(VICTIMS as usize).collect();
-    let words = ["sparse", "4k", "kernel", "pageout", "none", "kernel"].map(str::to_owned);
-    let [case, backing, policy, reclaim, zap, listener] = words;
-    let label = RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener };
+    let tried = Combination {
+        backing: Backing::Base4k,
+        policy: PolicyChoice::Kernel,
+        reclaim: Reclaim::By(Operation::PageOut),
+        granule: Granule::DEFAULT,
+        zap: Zap::Nothing,
+    };
+    let label = RowLabel { case: "sparse".to_owned(), tried, listener: Listener::Kernel };
     let arena = Span { hva: 0x7f00_0000_0000, gpa: 0x4000_0000, bytes: PAGES * PAGE_SIZE };
     let round = |ns, faults| RefillRound { gap_ns: ns, ns, faults };
     let header = RowHeader {

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod attach;
+pub mod choice;
 pub mod cli;
 pub mod clock;
 pub mod devices;

@@ -1,4 +1,4 @@
-//! The words of a scenario: enums whose members are written as one word, and read back from it.
+//! Enums whose members are written as one word, and read back from it.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use guest_mem::{Backing, Operation};
 use notifier_bridge::Policy;
+use serde::Serializer;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 /// A word that is none of those that may stand in its place.
@@ -17,8 +18,15 @@ pub struct UnknownWord {
     known: String,
 }
 
+impl UnknownWord {
+    /// `given` stands in the place of a `what`, which is one of `known`.
+    pub fn new<'a>(what: &'static str, given: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        Self { what, given: given.to_owned(), known: known.collect::<Vec<_>>().join(", ") }
+    }
+}
+
 /// Declares an enum with its words, so that the list in an error cannot fall out of step with the members.
-macro_rules! vocabulary {
+macro_rules! vocabulary_of {
     (
         $(#[$doc:meta])*
         $name:ident ($what:literal) { $( $(#[$member_doc:meta])* $member:ident = $word:literal, )+ }
@@ -39,29 +47,24 @@ macro_rules! vocabulary {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.word())
             }
         }
 
-        impl FromStr for $name {
-            type Err = UnknownWord;
+        impl std::str::FromStr for $name {
+            type Err = $crate::choice::UnknownWord;
 
-            fn from_str(given: &str) -> Result<Self, UnknownWord> {
-                Self::ALL.iter().copied().find(|member| member.word() == given).ok_or_else(|| UnknownWord {
-                    what: $what,
-                    given: given.to_owned(),
-                    known: list(Self::ALL.iter().map(|member| member.word())),
+            fn from_str(given: &str) -> Result<Self, Self::Err> {
+                Self::ALL.iter().copied().find(|member| member.word() == given).ok_or_else(|| {
+                    $crate::choice::UnknownWord::new($what, given, Self::ALL.iter().map(|member| member.word()))
                 })
             }
         }
     };
 }
-
-fn list<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    words.collect::<Vec<_>>().join(", ")
-}
+pub(crate) use vocabulary_of as vocabulary;
 
 vocabulary! {
     /// How the listener zaps a range, as written.
@@ -92,110 +95,16 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// What a step does.
-    Action ("step") {
-        /// Write the pattern to every page.
-        Fill = "fill",
-        /// Start a hot loop.
-        Hot = "hot",
-        /// Measure the hot loop undisturbed.
-        Baseline = "baseline",
-        /// Take the victims.
-        Reclaim = "reclaim",
-        /// Stop every hot loop.
-        Stop = "stop",
-        /// Touch every evicted page once.
-        Refault = "refault",
-        /// Touch every other page once.
-        Sweep = "sweep",
-        /// Run a command in a Linux guest.
-        Shell = "sh",
-        /// Have a Linux guest's balloon take memory from it.
-        Inflate = "inflate",
-        /// Have the balloon give it all back.
-        Deflate = "deflate",
-    }
-}
-
-vocabulary! {
-    /// Where `reclaim = ["uffd"]` puts pages.
-    UffdStore ("store") {
-        /// Memory of this process, compressed by LZ4.
-        Lz4 = "lz4",
-        /// Memory of this process, compressed by zstd.
-        Zstd = "zstd",
-        /// A file without a name in the directory for temporary files.
-        File = "file",
-    }
-}
-
-vocabulary! {
-    /// How victims are named.
-    VictimKind ("choice of victims") {
-        /// Distinct units at seeded places.
-        Sparse = "sparse",
-        /// All units of a range, lowest first.
-        Range = "range",
-        /// Units that nobody uses.
-        Idle = "idle",
-    }
-}
-
-vocabulary! {
-    /// In which order a hot loop visits its pages, as written.
-    WalkKind ("walk") {
-        /// A seeded list of pages, over and over.
-        List = "list",
-        /// Every page, lowest first.
-        Sequential = "sequential",
-        /// Every `stride`-th page, lowest first.
-        Strided = "strided",
-        /// Pages drawn uniformly.
-        Random = "random",
-        /// Pages drawn by Zipf's law.
-        Zipf = "zipf",
-    }
-}
-
-vocabulary! {
-    /// Which pages a hot loop visits.
-    HotPages ("set of hot pages") {
-        /// A sample of those that no step of the case takes.
-        Others = "others",
-        /// Any page of the arena, victims too.
-        All = "all",
-    }
-}
-
-vocabulary! {
-    /// How a hot loop touches a page, as written.
-    AccessKind ("access") {
-        /// A load.
-        Read = "read",
-        /// A load and a store.
-        Write = "write",
-        /// A `lock add`.
-        LockedAdd = "locked-add",
-    }
-}
-
-vocabulary! {
-    /// What runs in the machine.
-    Guest ("guest") {
-        /// The built-in test guest, or another image that speaks its protocol.
-        Bare = "bare",
-        /// A Linux kernel, with an agent that carries out the same work orders.
-        Linux = "linux",
-    }
-}
-
-vocabulary! {
-    /// What a Linux guest maps the memory under test with.
-    GuestPages ("guest page size") {
-        /// Transparent huge pages.
-        Huge = "huge",
-        /// 4 KiB pages.
-        Small = "small",
+    /// Who listened to the announcements of a row.
+    Listener ("listener") {
+        /// The kernel's own notifier of KVM, and nobody beside it.
+        Kernel = "kernel",
+        /// A listener of ours that zaps KVM's memory slots.
+        KvmSlots = "kvm-slots",
+        /// The software MMU, in a row without a guest.
+        SoftMmu = "soft-mmu",
+        /// None: the row is a replay's, and did not run.
+        Replay = "replay",
     }
 }
 
@@ -234,10 +143,12 @@ impl FromStr for PolicyChoice {
         if given == "kernel" {
             return Ok(Self::Kernel);
         }
-        given.parse().map(Self::Announced).map_err(|_| UnknownWord {
-            what: "range policy",
-            given: given.to_owned(),
-            known: list(["kernel"].into_iter().chain(Policy::ALL.iter().map(|policy| policy.name()))),
+        given.parse().map(Self::Announced).map_err(|_| {
+            UnknownWord::new(
+                "range policy",
+                given,
+                ["kernel"].into_iter().chain(Policy::ALL.iter().map(|policy| policy.name())),
+            )
         })
     }
 }
@@ -260,6 +171,37 @@ impl Reclaim {
             Self::By(operation) => operation.name(),
             Self::Cgroup => "cgroup",
             Self::Uffd => "uffd",
+        }
+    }
+
+    /// Whether it is meant to take every byte that is asked for.
+    pub const fn evicts(self) -> bool {
+        match self {
+            Self::By(operation) => operation.evicts(),
+            Self::Cgroup | Self::Uffd => true,
+        }
+    }
+
+    /// Why pages stay that were to leave; `None` where that is no rule.
+    pub const fn why_stayed(self) -> Option<&'static str> {
+        match self {
+            Self::By(Operation::PageOut) => {
+                Some("pinned, locked, shared, or no room left in the swap device")
+            }
+            Self::By(_) => None,
+            Self::Uffd => Some("pages that were written to on their way out"),
+            Self::Cgroup => Some(
+                "the kernel chooses for itself, and passes over pages that KVM reports as used; some KVMs report all",
+            ),
+        }
+    }
+
+    /// What is done to the pages, at the beginning of a sentence: `Swapping out`.
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::By(operation) => operation.verb(),
+            Self::Cgroup => "Having a cgroup squeezed by",
+            Self::Uffd => "Swapping out in user space",
         }
     }
 
@@ -291,12 +233,12 @@ impl FromStr for Reclaim {
             "cgroup" => Ok(Self::Cgroup),
             "uffd" => Ok(Self::Uffd),
             "punch-hole" => Ok(Self::By(Operation::PunchHole)),
-            _ => given.parse().map(Self::By).map_err(|_| UnknownWord {
-                what: "way to reclaim",
-                given: given.to_owned(),
-                known: list(
+            _ => given.parse().map(Self::By).map_err(|_| {
+                UnknownWord::new(
+                    "way to reclaim",
+                    given,
                     Operation::ALL.iter().map(|operation| operation.name()).chain(["cgroup", "uffd"]),
-                ),
+                )
             }),
         }
     }
@@ -305,7 +247,7 @@ impl FromStr for Reclaim {
 /// Anything that is written as a string and read by `FromStr`, so that its own error reaches the user with
 /// the line that serde knows.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Word<T>(pub T);
+pub(crate) struct Word<T>(pub T);
 
 impl<'de, T> Deserialize<'de> for Word<T>
 where
@@ -330,6 +272,25 @@ where
         }
 
         deserializer.deserialize_str(Reader(PhantomData))
+    }
+}
+
+/// A value of a record by its word: `#[serde(with = "word")]`.
+pub(crate) mod word {
+    use super::*;
+
+    /// Writes the word.
+    pub(crate) fn serialize<T: fmt::Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    /// Reads it.
+    pub(crate) fn deserialize<'de, T, D: Deserializer<'de>>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        Word::deserialize(from).map(|Word(value)| value)
     }
 }
 

@@ -11,6 +11,7 @@ use super::cancel_on_signal;
 use super::changes;
 use super::record_file::RecordFile;
 use crate::attach::{self, Ended, Holder, Memory, Record, Session, Span};
+use crate::choice::{BadRange, ByteRange};
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::HostChanges;
 use crate::host::signals::Cancel;
@@ -18,7 +19,6 @@ use crate::output;
 use crate::record::utc;
 use crate::report::Charset;
 use crate::run::NotKept;
-use crate::scenario::{BadRange, ByteRange};
 use crate::tap::Via;
 
 /// Lines after which the heads of the columns come again.

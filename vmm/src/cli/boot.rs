@@ -15,6 +15,7 @@ use notifier_bridge::{Cause, Totals};
 use super::args::BootArguments;
 use super::cancel_on_signal;
 use super::tuned::Wanted;
+use crate::choice::Size;
 use crate::devices::serial::Sink;
 use crate::devices::terminal::RawMode;
 use crate::devices::virtio::block::Disk;
@@ -28,7 +29,6 @@ use crate::linux::initrd::InitrdError;
 use crate::linux::{BootFile, Initrd, Kernel};
 use crate::output;
 use crate::report::units;
-use crate::scenario::Size;
 
 /// Before the user's own.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1";

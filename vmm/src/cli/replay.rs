@@ -2,17 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use notifier_bridge::Policy;
+
 use super::args::{Format, ReplayArguments};
 use super::recorded::{Recorded, RecordedError};
 use super::{cancel_on_signal, run};
+use crate::choice::{Combination, Granule, PolicyChoice, Size, ZapChoice};
 use crate::events::RowEvents;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::output;
-use crate::record::{Row, RunRecord};
+use crate::record::{Row, RowLabel, RunRecord};
 use crate::replay::{self, Predicted};
 use crate::report::{self, Charset, ktap, units};
 use crate::run::{Ended, TapChoice};
-use crate::scenario::{Combination, Granule, PolicyChoice, RowPlan, Scenario, Size, zap_of};
+use crate::scenario::{RowPlan, Scenario};
 
 /// How many of the recorded rows --validate takes, each under every policy.
 const SAMPLE: usize = 3;
@@ -45,7 +48,7 @@ struct Source {
 
 pub fn replay(arguments: &ReplayArguments) -> Result<Exit, Failure> {
     let granule = arguments.granule.map(|size| Granule::new(size.0).ok_or(ReplayRefused::Granule(size)));
-    let granule = granule.transpose()?.map(Granule::bytes);
+    let granule = granule.transpose()?;
     let (record, sources) = load(&arguments.run, granule.is_some())?;
     if arguments.validate {
         return validate(arguments, &record, &sources, granule);
@@ -73,7 +76,7 @@ pub fn replay(arguments: &ReplayArguments) -> Result<Exit, Failure> {
 fn predict(
     source: &Source,
     policy: PolicyChoice,
-    granule: Option<u64>,
+    granule: Option<Granule>,
 ) -> Result<Predicted, replay::ReplayError> {
     replay::row(&source.events, &source.row, replay::question(policy, granule))
 }
@@ -81,7 +84,7 @@ fn predict(
 /// `sparse, 4k, kernel, pageout`.
 fn describe(row: &Row) -> String {
     let label = &row.label;
-    format!("{}, {}, {}, {}", label.case, label.backing, label.policy, label.reclaim)
+    format!("{}, {}, {}, {}", label.case, label.tried.backing, label.tried.policy, label.tried.reclaim)
 }
 
 /// Reads the record and, of each group of rows that differ in the policy alone, the events of the one that was
@@ -97,8 +100,9 @@ fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), Repla
         let source = Source { events, row };
         let same = |known: &&mut Source| {
             let (a, b) = (&known.row.label, &source.row.label);
-            let granule = any_granule || a.granule == b.granule;
-            (&a.case, &a.backing, &a.reclaim) == (&b.case, &b.backing, &b.reclaim) && granule
+            let granule = any_granule || a.tried.granule == b.tried.granule;
+            let what = |label: &RowLabel| (label.tried.backing, label.tried.reclaim);
+            a.case == b.case && what(a) == what(b) && granule
         };
         match sources.iter_mut().find(same) {
             Some(known) if disturbance(&source) < disturbance(known) => *known = source,
@@ -115,10 +119,15 @@ fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), Repla
 
 /// The less the listener did beside the kernel, the better the times from one victim to the next; and a row that knows
 /// how fast its hot loops are is better than one that does not.
-fn disturbance(source: &Source) -> (bool, usize) {
-    const ORDER: [&str; 5] = ["kernel", "modern", "folio", "page", "pmd"];
-    let policy = source.row.label.policy.as_str();
-    let place = ORDER.iter().position(|known| *known == policy).unwrap_or(ORDER.len());
+fn disturbance(source: &Source) -> (bool, u8) {
+    let place = match source.row.label.tried.policy.announced() {
+        None => 0,
+        Some(Policy::Modern) => 1,
+        Some(Policy::Folio) => 2,
+        Some(Policy::Page) => 3,
+        Some(Policy::Pmd) => 4,
+        Some(_) => 5,
+    };
     (source.events.header.refill.is_none(), place)
 }
 
@@ -127,7 +136,7 @@ fn validate(
     arguments: &ReplayArguments,
     record: &RunRecord,
     sources: &[Source],
-    granule: Option<u64>,
+    granule: Option<Granule>,
 ) -> Result<Exit, Failure> {
     let scenario = Scenario::parse(&record.scenario, "the scenario in run.json")?;
     let step = sources.len().div_ceil(SAMPLE).max(1);
@@ -193,15 +202,14 @@ fn plan<'s>(
     scenario: &'s Scenario,
     row: &Row,
     policy: PolicyChoice,
-    granule: Option<u64>,
+    granule: Option<Granule>,
 ) -> Option<RowPlan<'s>> {
     let label = &row.label;
     let combination = Combination {
-        backing: label.backing.parse().ok()?,
         policy,
-        reclaim: label.reclaim.parse().ok()?,
-        granule: Granule::new(granule.unwrap_or(label.granule))?,
-        zap: zap_of(policy),
+        granule: granule.unwrap_or(label.tried.granule),
+        zap: ZapChoice::Auto.under(policy),
+        ..label.tried
     };
     let case = scenario.cases.iter().find(|case| case.name == label.case)?;
     combination.is_possible().then_some(RowPlan { case, combination })

@@ -6,13 +6,14 @@ use std::time::SystemTime;
 use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
 use super::run_directory::RunDirectory;
 use super::{backend, cancel_on_signal, changes, progress::Shown, zram};
+use crate::choice::Size;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::{Cancel, Neighbours};
 use crate::output;
 use crate::record::{RowLabel, utc};
 use crate::report::{self, Charset, ktap, units};
 use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
-use crate::scenario::{RowPlan, Scenario, Size};
+use crate::scenario::{RowPlan, Scenario};
 use guest_mem::with_causes;
 
 /// What tells of accounts that disagree.
@@ -186,10 +187,13 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
     for row in
         outcome.record.rows.iter().filter(|row| row.account_differences.get().is_some_and(|count| count > 0))
     {
-        let RowLabel { case, backing, policy, reclaim, .. } = &row.label;
+        let RowLabel { case, tried, .. } = &row.label;
         for warning in row.warnings.iter().filter(|warning| warning.keys.iter().any(|key| key == DIFFERENCES))
         {
-            output::message(format_args!("{case}, {backing}, {policy}, {reclaim}: {}", warning.text));
+            output::message(format_args!(
+                "{case}, {}, {}, {}: {}",
+                tried.backing, tried.policy, tried.reclaim, warning.text
+            ));
         }
     }
     if outcome.failed > 0 {

@@ -45,9 +45,9 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
             output::message(format_args!(
                 "{}, {}, {}, {}: the kernel's account lost {}: its ranges are more than are shown",
                 label.case,
-                label.backing,
-                label.policy,
-                label.reclaim,
+                label.tried.backing,
+                label.tried.policy,
+                label.tried.reclaim,
                 units::counted(lost, "event")
             ));
         }

@@ -3,6 +3,7 @@
 use guest_mem::{Gpa, Hva, HvaRange, SlotError, SlotTable, SlotTableBuilder};
 use serde::{Deserialize, Serialize};
 
+use crate::choice::Granule;
 use crate::host::kvm_module::{KvmFacts, MmuKind};
 use crate::output::visible;
 use crate::record::RowLabel;
@@ -210,7 +211,7 @@ impl RowHeader {
     ///
     /// # Errors
     /// No VM has such slots.
-    pub fn slot_table(&self, granule: Option<u64>) -> Result<SlotTable, SlotError> {
+    pub fn slot_table(&self, granule: Option<Granule>) -> Result<SlotTable, SlotError> {
         let mut builder = SlotTableBuilder::new(crate::testbed::SLOT_LIMIT);
         for run in &self.slots {
             let hva = HvaRange::with_len(Hva::new(run.span.hva), run.span.bytes).ok_or(SlotError::Wraps {
@@ -219,7 +220,7 @@ impl RowHeader {
                 len: run.span.bytes,
             })?;
             let of_arena = run.span.hva == self.arena.hva;
-            let granule = granule.filter(|_| of_arena).unwrap_or(run.granule);
+            let granule = granule.filter(|_| of_arena).map_or(run.granule, Granule::bytes);
             builder.add_region(Gpa::new(run.span.gpa), hva, granule)?;
         }
         builder.build()

@@ -6,15 +6,13 @@ use proptest::prelude::*;
 
 use super::section::PREAMBLE;
 use super::*;
-use crate::record::RowLabel;
+use crate::record::fixture;
 
 const PAGES: u64 = 1024;
 const HVA: u64 = 0x7f00_0000_0000;
 
 fn header() -> RowHeader {
-    let words = ["sparse", "4k", "kernel", "pageout", "none", "kernel"].map(str::to_owned);
-    let [case, backing, policy, reclaim, zap, listener] = words;
-    let label = RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener };
+    let label = fixture::label(["sparse", "4k", "kernel", "pageout", "none", "kernel"]);
     let arena = Span { hva: HVA, gpa: 0x4000_0000, bytes: PAGES * PAGE_SIZE };
     RowHeader {
         row: 3,

@@ -22,6 +22,8 @@
 
 mod checked;
 mod distribution;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod host_change;
 mod measured;
 mod row;
@@ -32,6 +34,6 @@ pub use checked::{Checked, Verdict};
 pub use distribution::{Distribution, Samples};
 pub use host_change::HostChange;
 pub use measured::{Measured, Warning, Warnings, saturating_sum};
-pub use row::{CauseTotals, KERNEL, KeyKind, REPLAY, Row, RowLabel, SOFTWARE};
+pub use row::{CauseTotals, KeyKind, Row, RowLabel};
 pub use run::{ENDED, Host, Overhead, RecordError, RunRecord, SCHEMA};
 pub use time::utc;

@@ -7,57 +7,21 @@ use serde::{Deserialize, Serialize};
 use super::checked::Checked;
 use super::distribution::Distribution;
 use super::measured::{Measured, Warnings};
+use crate::choice::{Combination, Listener, PolicyChoice, word};
 use crate::output::visible;
-use crate::scenario::RowPlan;
 
-/// The policy under which nobody but the kernel announces.
-pub const KERNEL: &str = "kernel";
-/// The listener of a row that no row ran for: a replay's.
-pub const REPLAY: &str = "replay";
-/// The listener of a row in which no guest ran: the software MMU.
-pub const SOFTWARE: &str = "soft-mmu";
-
-/// What was tried.
-///
-/// Words, and not the types they come from: a record is read by other versions than the one that wrote it. They are
-/// headings and names of rows, so they are of one line wherever they were read from.
+/// What tells a row from the others of its run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowLabel {
-    /// The case.
+    /// The case. It is a heading and the name of rows, so it is of one line wherever it was read from.
     #[serde(deserialize_with = "visible::read_line")]
     pub case: String,
-    /// What was asked to fill the memory. What it really was is in `achieved`.
-    #[serde(deserialize_with = "visible::read_line")]
-    pub backing: String,
-    /// Whose range was announced; `kernel` for the kernel's own zap alone.
-    #[serde(deserialize_with = "visible::read_line")]
-    pub policy: String,
-    /// How memory was taken.
-    #[serde(deserialize_with = "visible::read_line")]
-    pub reclaim: String,
-    /// Bytes of a memslot.
-    pub granule: u64,
-    /// How the listener zapped; `none` under policy `kernel`.
-    #[serde(deserialize_with = "visible::read_line")]
-    pub zap: String,
+    /// What was tried.
+    #[serde(flatten)]
+    pub tried: Combination,
     /// Who listened.
-    #[serde(deserialize_with = "visible::read_line")]
-    pub listener: String,
-}
-
-impl RowLabel {
-    /// The label of a planned row.
-    pub fn of(row: &RowPlan, listener: impl Into<String>) -> Self {
-        Self {
-            case: row.case.name.clone(),
-            backing: row.combination.backing.to_string(),
-            policy: row.combination.policy.to_string(),
-            reclaim: row.combination.reclaim.to_string(),
-            granule: row.combination.granule.bytes(),
-            zap: row.combination.zap.to_string(),
-            listener: listener.into(),
-        }
-    }
+    #[serde(with = "word")]
+    pub listener: Listener,
 }
 
 macro_rules! row {
@@ -107,7 +71,7 @@ macro_rules! row {
             /// The number under a key (`granule`), or in one (`zap_ns`, `p50`); `None` if it is null or there is none.
             pub fn number(&self, key: &str, field: Option<&str>) -> Option<f64> {
                 match key {
-                    "granule" => Some(self.label.granule as f64),
+                    "granule" => Some(self.label.tried.granule.bytes() as f64),
                     "trials" => Some(f64::from(self.trials)),
                     $( stringify!($key) => self.$key.as_ref().and_then(|value| value.number(field)), )+
                     _ => None,
@@ -326,8 +290,8 @@ impl Row {
         let complete = self.lost_events.get() == Some(0) && !self.kernel_ranges.is_null();
         // Where nothing was asked for, nothing was to be expected.
         let asked = self.victims.get() != Some(0) || self.invalidations.get() != Some(0);
-        self.label.policy == KERNEL
-            && self.label.listener != REPLAY
+        self.label.tried.policy == PolicyChoice::Kernel
+            && self.label.listener != Listener::Replay
             && !self.invalidations.is_null()
             && asked
             && !complete
@@ -355,18 +319,6 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenario::Scenario;
-
-    #[test]
-    fn a_label_has_the_words_of_the_scenario() {
-        let text = "name = \"x\"\nmemory = \"2m\"\nmatrix.backing = [\"memfd:thp\"]\nmatrix.policy = [\"slot\"]\n\
-                    [[case]]\nname = \"a\"\n[[case.step]]\ndo = \"fill\"\n";
-        let scenario = Scenario::parse(text, "x.toml").unwrap();
-        let label = RowLabel::of(&scenario.rows().next().unwrap(), "kvm-slots");
-        let words = [&label.case, &label.backing, &label.policy, &label.reclaim, &label.zap, &label.listener];
-        assert_eq!(words, ["a", "memfd:thp", "slot", "pageout", "memslot", "kvm-slots"]);
-        assert_eq!(label.granule, 2 << 20);
-    }
 
     #[test]
     fn less_than_was_needed_is_no_amplification() {
@@ -386,7 +338,7 @@ mod tests {
         let text = |before: f64| {
             format!(
                 r#"{{"case":"a","backing":"4k","policy":"folio","reclaim":"pageout","granule":4096,"zap":"protect",
-                "listener":"soft","guest_touches_before":{before},"guest_touches_during":50.0}}"#
+                "listener":"soft-mmu","guest_touches_before":{before},"guest_touches_during":50.0}}"#
             )
         };
         let ratio = |before| serde_json::from_str::<Row>(&text(before)).unwrap().hot_loop_ratio();

@@ -189,18 +189,10 @@ impl RunRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Distribution, RowLabel, Samples};
+    use crate::record::{Distribution, RowLabel, Samples, fixture};
 
     fn label() -> RowLabel {
-        RowLabel {
-            case: "sparse".into(),
-            backing: "thp".into(),
-            policy: "folio".into(),
-            reclaim: "pageout".into(),
-            granule: 2 << 20,
-            zap: "protect".into(),
-            listener: "kvm-slots".into(),
-        }
+        fixture::label(["sparse", "thp", "folio", "pageout", "protect", "kvm-slots"])
     }
 
     fn record() -> RunRecord {

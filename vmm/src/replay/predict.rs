@@ -8,9 +8,9 @@ use super::machine::{Faults, Machine, Pace};
 use super::speed::median;
 use super::sptes::Dropped;
 use super::zapping::{Zapped, Zapping, begins_seamed, pieces};
+use crate::choice::{Granule, PolicyChoice, Zap};
 use crate::events::{Announcement, OperationEvent, RowEvents, SecondaryMmu, StepEvent};
 use crate::exit::{Class, Classified};
-use crate::scenario::{PolicyChoice, Zap};
 
 /// What is asked of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct Question {
     pub policy: PolicyChoice,
     /// How the listener zaps it.
     pub zap: Zap,
-    /// Bytes of a memslot, if others than the row's.
-    pub granule: Option<u64>,
+    /// How large a memslot is, if not as in the row.
+    pub granule: Option<Granule>,
 }
 
 /// How far the hot loops come between two operations.
@@ -87,9 +87,6 @@ pub struct Replay<'a> {
 /// Why a row cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// Its backing is of another version.
-    #[error("the backing `{0}` is unknown: use the zapscope that wrote the log")]
-    Backing(String),
     /// No VM has such slots.
     #[error("with memslots of {granule} bytes: use a larger --granule")]
     Slots {
@@ -111,16 +108,16 @@ impl<'a> Replay<'a> {
     ///
     /// # Errors
     /// [`ReplayError`].
-    pub fn new(row: &'a RowEvents, granule: Option<u64>) -> Result<Self, ReplayError> {
-        let label = &row.header.label;
-        let backing = label.backing.parse().map_err(|_| ReplayError::Backing(label.backing.clone()))?;
-        let granule_bytes = granule.unwrap_or(label.granule);
+    pub fn new(row: &'a RowEvents, granule: Option<Granule>) -> Result<Self, ReplayError> {
+        let tried = &row.header.label.tried;
+        let backing = tried.backing;
+        let of_slot = granule.unwrap_or(tried.granule).bytes();
         let slots = row
             .header
             .slot_table(granule)
-            .map_err(|source| ReplayError::Slots { granule: granule_bytes, source })?;
+            .map_err(|source| ReplayError::Slots { granule: of_slot, source })?;
         let arena = row.header.arena.range().unwrap_or(HvaRange::empty(guest_mem::Hva::new(0)));
-        Ok(Self { row, backing, arena, slots, granule: granule_bytes })
+        Ok(Self { row, backing, arena, slots, granule: of_slot })
     }
 
     /// What the row would have counted under `policy`, zapped by `zap`.
@@ -200,10 +197,8 @@ impl<'a> Replay<'a> {
         let counted = self.row.header.refill.as_ref().and_then(|refill| median(refill.around.clone()));
         let Some(counted) = counted.filter(|_| self.row.header.mmu != SecondaryMmu::Soft) else { return 0 };
         // They were counted after the row: what it did to the host's mappings is done.
-        let label = &self.row.header.label;
-        let policy = label.policy.parse().unwrap_or(PolicyChoice::Kernel);
-        let zap = Zap::ALL.iter().copied().find(|zap| zap.to_string() == label.zap).unwrap_or(Zap::Nothing);
-        let mut play = self.play(policy, zap, Running::Around);
+        let tried = &self.row.header.label.tried;
+        let mut play = self.play(tried.policy, tried.zap, Running::Around);
         play.steps();
         play.machine.stop();
         let last = self.row.header.steps.iter().rfind(|step| matches!(step, StepEvent::Hot { .. }));
@@ -300,9 +295,9 @@ impl Play<'_> {
         if !self.machine.is_hot() {
             return;
         }
-        let zaps: u64 = match self.replay.row.header.label.policy.as_str() {
-            "kernel" => 0,
-            _ => {
+        let zaps: u64 = match self.replay.row.header.label.tried.policy {
+            PolicyChoice::Kernel => 0,
+            PolicyChoice::Announced(_) => {
                 announced.iter().map(|one| one.zap_ns.saturating_add(one.end_ns)).fold(0, u64::saturating_add)
             }
         };

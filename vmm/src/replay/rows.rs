@@ -3,9 +3,10 @@
 use notifier_bridge::Cause;
 
 use super::predict::{Prediction, Question, Replay, ReplayError, Running};
+use crate::choice::{Combination, Granule, Listener};
+use crate::choice::{PolicyChoice, Reclaim, Zap, ZapChoice};
 use crate::events::{RowEvents, SecondaryMmu, StepEvent};
-use crate::record::{KERNEL, Measured, REPLAY, Row, RowLabel, Warnings};
-use crate::scenario::{PolicyChoice, Reclaim, Zap, zap_of};
+use crate::record::{Measured, Row, RowLabel, Warnings};
 
 /// Why times and the like are null.
 const NO_CLOCK: &str = "a replay counts; it has no clock, no guest and no kernel";
@@ -27,8 +28,8 @@ pub struct Predicted {
 }
 
 /// How `policy` would have been zapped in this row of a run: as `zap = "auto"` has it.
-pub fn question(policy: PolicyChoice, granule: Option<u64>) -> Question {
-    Question { policy, zap: zap_of(policy), granule }
+pub fn question(policy: PolicyChoice, granule: Option<Granule>) -> Question {
+    Question { policy, zap: ZapChoice::Auto.under(policy), granule }
 }
 
 /// The row as `asked` would have made it. `recorded` is the row that the log is of, from its run's record.
@@ -39,11 +40,14 @@ pub fn row(events: &RowEvents, recorded: &Row, asked: Question) -> Result<Predic
     let replay = Replay::new(events, asked.granule)?;
     let found = replay.predict(asked.policy, asked.zap, Running::Recorded);
     let label = RowLabel {
-        policy: asked.policy.to_string(),
-        granule: asked.granule.unwrap_or(events.header.label.granule),
-        zap: asked.zap.to_string(),
-        listener: REPLAY.to_owned(),
-        ..events.header.label.clone()
+        case: events.header.label.case.clone(),
+        tried: Combination {
+            policy: asked.policy,
+            granule: asked.granule.unwrap_or(events.header.label.tried.granule),
+            zap: asked.zap,
+            ..events.header.label.tried
+        },
+        listener: Listener::Replay,
     };
     let mut row = Row::could_not_run(label, "");
     row.could_not_run = None;
@@ -78,7 +82,7 @@ pub fn row(events: &RowEvents, recorded: &Row, asked: Question) -> Result<Predic
 /// Whether every operation of the log was asked for by address: not those of a cgroup, or of a target.
 fn names_addresses(events: &RowEvents) -> bool {
     let watches = events.announcements.iter().any(|one| one.cause == Cause::Watch);
-    !watches && events.header.label.reclaim != Reclaim::Cgroup.word()
+    !watches && events.header.label.tried.reclaim != Reclaim::Cgroup
 }
 
 fn fill_counts(
@@ -93,7 +97,7 @@ fn fill_counts(
     row.victim_bytes = recorded.victim_bytes;
     row.evicted_bytes = recorded.evicted_bytes;
     row.needed_bytes = Measured::of(found.needed_bytes);
-    if row.label.policy == KERNEL && !names_addresses {
+    if row.label.tried.policy == PolicyChoice::Kernel && !names_addresses {
         // What the kernel announces while it chooses for itself follows from nothing in the log.
         let why = "the kernel's own figure, of which a log without an address tells nothing";
         Row::ANNOUNCED.iter().for_each(|key| warnings.note(key, why));
@@ -148,10 +152,10 @@ fn bounds(
 /// Why faults cannot be predicted, if they cannot.
 fn unknown_faults(events: &RowEvents, zap: Zap) -> Option<&'static str> {
     let drawn = |step: &StepEvent| matches!(step, StepEvent::Hot { list: None, stride: None, .. });
-    match events.header.label.reclaim.parse() {
-        Ok(Reclaim::Uffd) => return Some("how pages come back through userfaultfd is not in the model"),
-        Ok(Reclaim::Cgroup) => return Some("the kernel chose for itself, and may choose otherwise"),
-        _ => {}
+    match events.header.label.tried.reclaim {
+        Reclaim::Uffd => return Some("how pages come back through userfaultfd is not in the model"),
+        Reclaim::Cgroup => return Some("the kernel chose for itself, and may choose otherwise"),
+        Reclaim::By(_) => {}
     }
     if events.header.mmu == SecondaryMmu::Unknown {
         return Some("the log does not say which secondary MMU translated: /sys did not");
@@ -202,7 +206,7 @@ mod tests {
         let mut events = fixture::row(&[fixture::bracket(0, Cause::CgroupReclaim)]);
         let of = |events: &RowEvents, policy| predicted(events, policy).invalidations.get();
         assert_eq!(of(&events, PolicyChoice::Kernel), Some(1), "by address");
-        events.header.label.reclaim = Reclaim::Cgroup.word().to_owned();
+        events.header.label.tried.reclaim = Reclaim::Cgroup;
         assert_eq!(of(&events, PolicyChoice::Kernel), None);
         assert_eq!(of(&events, PolicyChoice::Announced(Policy::Folio)), Some(1));
         let watched = fixture::row(&[fixture::bracket(0, Cause::Watch)]);

@@ -1,7 +1,8 @@
 //! Predicted against measured: what a replay says of a row, and what the row was when it ran.
 
 use super::rows::Predicted;
-use crate::record::{KERNEL, Row};
+use crate::choice::PolicyChoice;
+use crate::record::Row;
 
 /// How far apart collateral faults may be.
 const TOLERANCE: f64 = 0.1;
@@ -75,7 +76,8 @@ fn of_kernel(measured: &Row, judgement: &Judgement) -> Option<&'static str> {
     if measured.is_expected() {
         return Some("it was not measured: nobody kept the kernel's account, or events of it were lost");
     }
-    let repeats = measured.label.policy == KERNEL && measured.account_differences.get() == Some(0);
+    let repeats =
+        measured.label.tried.policy == PolicyChoice::Kernel && measured.account_differences.get() == Some(0);
     (repeats && *judgement == Judgement::Differs)
         .then_some("this kernel announces the split of a huge page more often than once, as some do")
 }
@@ -122,12 +124,10 @@ fn rushed(predicted: &Predicted) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Measured, RowLabel};
+    use crate::record::{Measured, fixture};
 
     fn row(collateral: u64) -> Row {
-        let words = ["a", "4k", "vm", "pageout", "memslot", "x"].map(str::to_owned);
-        let [case, backing, policy, reclaim, zap, listener] = words;
-        let label = RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener };
+        let label = fixture::label(["a", "4k", "vm", "pageout", "memslot", "kvm-slots"]);
         let mut row = Row::could_not_run(label, "");
         row.victims = Measured::of(4);
         row.collateral_faults = Measured::of(collateral);
@@ -154,7 +154,7 @@ mod tests {
         let mut ours = row(0);
         ours.invalidations = Measured::of(8);
         let mut theirs = row(0);
-        theirs.label.policy = KERNEL.to_owned();
+        theirs.label.tried.policy = PolicyChoice::Kernel;
         (theirs.could_not_run, theirs.invalidations) = (None, Measured::of(ranges));
         if by_account {
             (theirs.kernel_ranges, theirs.lost_events) = (Measured::of(ranges), Measured::of(0));

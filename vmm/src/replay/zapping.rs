@@ -7,9 +7,9 @@ use guest_mem::{Address, Backing, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable}
 
 use super::machine::Machine;
 use super::sptes::{BLOCK, Bits, Dropped};
+use crate::choice::Zap;
 use crate::events::SecondaryMmu;
 use crate::record::saturating_sum;
-use crate::scenario::Zap;
 
 /// Who zaps, and how.
 #[derive(Clone, Debug)]

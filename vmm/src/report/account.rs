@@ -62,7 +62,7 @@ pub(super) fn differences(ran: &[&Row]) -> Option<String> {
         .take(NAMED)
         .filter_map(|row| {
             let label = &row.label;
-            let (case, backing, policy) = (&label.case, &label.backing, &label.policy);
+            let (case, backing, policy) = (&label.case, &label.tried.backing, &label.tried.policy);
             Some(format!("{} (case `{case}` on {backing} under `{policy}`)", difference(row)?))
         })
         .collect();

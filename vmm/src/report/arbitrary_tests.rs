@@ -69,11 +69,11 @@ fn label() -> impl Strategy<Value = Map<String, Value>> {
         prop_oneof![4 => Just("sparse".to_owned()), 1 => "\\PC{0,6}".prop_map(|name| name.replace('n', "m"))];
     (
         case,
-        word(&["4k", "thp", "memfd", "?"]),
-        word(&["kernel", "folio", "pmd", "vm", "?"]),
-        word(&["pageout", "uffd", "cgroup", "cold", "?"]),
-        count(),
-        word(&["none", "protect", "memslot", "?"]),
+        word(&["4k", "thp", "memfd", "mthp:64k"]),
+        word(&["kernel", "folio", "pmd", "vm"]),
+        word(&["pageout", "uffd", "cgroup", "cold"]),
+        (12..64).prop_map(|shift| 1u64 << shift),
+        word(&["none", "protect", "memslot", "unmap"]),
         word(&["kernel", "kvm-slots", "soft-mmu", "replay"]),
     )
         .prop_map(|(case, backing, policy, reclaim, granule, zap, listener)| {

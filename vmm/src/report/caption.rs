@@ -1,7 +1,8 @@
 //! What stands above and below a case's table: what its rows share, and what they could not say.
 
+use crate::choice::Listener;
 use crate::output::visible;
-use crate::record::{REPLAY, Row, SOFTWARE};
+use crate::record::Row;
 
 use super::account;
 use super::names::{Differences, grouped, which};
@@ -11,18 +12,18 @@ use super::units;
 /// comes first.
 pub(super) fn heading(case: &str, rows: &[&Row], differences: Differences) -> String {
     let mut parts = Vec::new();
-    if rows.iter().any(|row| row.label.listener == SOFTWARE && row.could_not_run.is_none()) {
+    if rows.iter().any(|row| row.label.listener == Listener::SoftMmu && row.could_not_run.is_none()) {
         parts.push("NO GUEST RAN, worker threads used the memory through the software MMU".to_owned());
     }
-    if rows.iter().any(|row| row.label.listener == REPLAY) {
+    if rows.iter().any(|row| row.label.listener == Listener::Replay) {
         parts.push("NO ROW RAN, all is predicted by a replay".to_owned());
     }
     if let Some(row) = rows.first() {
         if !differences.reclaim {
-            parts.push(row.label.reclaim.clone());
+            parts.push(row.label.tried.reclaim.to_string());
         }
         if !differences.granule {
-            parts.push(format!("slots of {}", units::bytes(row.label.granule)));
+            parts.push(format!("slots of {}", units::bytes(row.label.tried.granule.bytes())));
         }
     }
     let asked: Vec<String> = grouped(rows, victims_of).into_iter().filter_map(|(text, _)| text).collect();
@@ -45,16 +46,16 @@ fn victims_of(row: &Row) -> Option<String> {
 pub(super) fn could_not_run(rows: &[&Row], differences: Differences) -> Vec<String> {
     let missing: Vec<&Row> = rows.iter().copied().filter(|row| row.could_not_run.is_some()).collect();
     let by_reason = grouped(&missing, |row| {
-        let reclaim = if differences.reclaim { row.label.reclaim.as_str() } else { "" };
-        (row.could_not_run.as_deref().unwrap_or_default(), row.label.backing.as_str(), reclaim)
+        let reclaim = differences.reclaim.then_some(row.label.tried.reclaim);
+        (row.could_not_run.as_deref().unwrap_or_default(), row.label.tried.backing, reclaim)
     });
     by_reason
         .into_iter()
         .map(|((reason, backing, reclaim), rows)| {
             let names: Vec<String> = rows.iter().map(|row| differences.name(row)).collect();
-            let space = if reclaim.is_empty() { "" } else { " " };
+            let reclaim = reclaim.map(|reclaim| format!(" {reclaim}")).unwrap_or_default();
             let (names, reason) = (super::names::enumerate(&names), visible::item(reason));
-            format!("could not run: {backing}{space}{reclaim} {names}: {reason}")
+            format!("could not run: {backing}{reclaim} {names}: {reason}")
         })
         .collect()
 }

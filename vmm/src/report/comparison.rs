@@ -12,7 +12,10 @@ pub fn comparison(rows: &[(&Row, Vec<Check>)], charset: Charset) -> String {
     let mut text = String::from("predicted / measured\n");
     for (row, checks) in rows {
         let label = &row.label;
-        let name = format!("{}, {}, {}, {}", label.case, label.backing, label.policy, label.reclaim);
+        let name = format!(
+            "{}, {}, {}, {}",
+            label.case, label.tried.backing, label.tried.policy, label.tried.reclaim
+        );
         if let Some(why) = &row.could_not_run {
             text.extend([" ", &name, ": could not run: ", &visible::item(why), "\n"]);
             continue;

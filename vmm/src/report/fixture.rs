@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::choice::PolicyChoice;
 use crate::record::{Measured, Row, RunRecord};
 
 /// 256 pages of 4 KiB, taken exactly.
@@ -34,7 +35,7 @@ fn accounted(mut row: Row, ranges: u64, bytes: u64) -> Row {
 pub(super) fn announcing(row: Row, ranges: u64, bytes: u64, differing: u64) -> Row {
     let mut row = accounted(row, ranges, bytes);
     row.account_differences = Measured::of(differing);
-    if row.label.policy == "kernel" {
+    if row.label.tried.policy == PolicyChoice::Kernel {
         (row.invalidations, row.invalidated_bytes) = (Measured::of(ranges), Measured::of(bytes));
         row.amplification = Measured::of(bytes as f64 / 1_048_576.0);
     }

@@ -216,8 +216,11 @@ pub fn of_doctor(report: &doctor::Report) -> Vec<Test> {
 /// `sparse 4k pmd pageout 2097152 protect`: stable, and without words that mean something to a parser.
 fn name(row: &Row) -> String {
     let label = &row.label;
-    let granule = label.granule;
-    format!("{} {} {} {} {granule} {}", label.case, label.backing, label.policy, label.reclaim, label.zap)
+    let granule = label.tried.granule.bytes();
+    format!(
+        "{} {} {} {} {granule} {}",
+        label.case, label.tried.backing, label.tried.policy, label.tried.reclaim, label.tried.zap
+    )
 }
 
 #[cfg(test)]

@@ -20,14 +20,14 @@ impl Differences {
         let zap = rows.iter().any(|a| {
             rows.iter().any(|b| {
                 let mut like_a = b.label.clone();
-                like_a.zap.clone_from(&a.label.zap);
-                a.label.zap != b.label.zap && like_a == a.label
+                like_a.tried.zap = a.label.tried.zap;
+                a.label.tried.zap != b.label.tried.zap && like_a == a.label
             })
         });
         Self {
-            policy: differ(|a, b| a.label.policy == b.label.policy),
-            reclaim: differ(|a, b| a.label.reclaim == b.label.reclaim),
-            granule: differ(|a, b| a.label.granule == b.label.granule),
+            policy: differ(|a, b| a.label.tried.policy == b.label.tried.policy),
+            reclaim: differ(|a, b| a.label.tried.reclaim == b.label.tried.reclaim),
+            granule: differ(|a, b| a.label.tried.granule == b.label.tried.granule),
             zap,
         }
     }
@@ -36,13 +36,13 @@ impl Differences {
     pub fn name(self, row: &Row) -> String {
         let mut parts = Vec::new();
         if self.policy || !(self.granule || self.zap) {
-            parts.push(format!("under `{}`", row.label.policy));
+            parts.push(format!("under `{}`", row.label.tried.policy));
         }
         if self.granule {
-            parts.push(format!("with slots of {}", units::bytes(row.label.granule)));
+            parts.push(format!("with slots of {}", units::bytes(row.label.tried.granule.bytes())));
         }
         if self.zap {
-            parts.push(format!("by `{}`", row.label.zap));
+            parts.push(format!("by `{}`", row.label.tried.zap));
         }
         parts.join(" ")
     }
@@ -51,14 +51,14 @@ impl Differences {
 /// What tells rows of a table apart, by the words of its columns.
 fn axes(differences: Differences) -> Vec<fn(&Row) -> String> {
     let mut axes: Vec<fn(&Row) -> String> =
-        vec![|row| row.label.backing.clone(), |row| row.label.policy.clone(), |row| {
-            row.label.reclaim.clone()
+        vec![|row| row.label.tried.backing.to_string(), |row| row.label.tried.policy.to_string(), |row| {
+            row.label.tried.reclaim.to_string()
         }];
     if differences.granule {
-        axes.push(|row| units::bytes(row.label.granule));
+        axes.push(|row| units::bytes(row.label.tried.granule.bytes()));
     }
     if differences.zap {
-        axes.push(|row| row.label.zap.clone());
+        axes.push(|row| row.label.tried.zap.to_string());
     }
     axes
 }

@@ -1,30 +1,33 @@
 //! Two swaps side by side, in words: rows that differ in nothing but who swaps, the kernel or this process.
 
+use guest_mem::Operation;
+
+use crate::choice::Reclaim;
 use crate::record::Row;
 
 use super::names::{enumerate, grouped};
 use super::units::{self, Charset};
 
-/// How the kernel's swap is named in a label, and that of this process.
-const KERNELS: &str = "pageout";
-const OURS: &str = "uffd";
+/// The kernel's swap, and that of this process.
+const KERNELS: Reclaim = Reclaim::By(Operation::PageOut);
+const OURS: Reclaim = Reclaim::Uffd;
 
 /// Whether a row's story is that of another of these, told by [`side_by_side`].
 pub(super) fn told_beside(row: &Row, rows: &[&Row]) -> bool {
-    row.label.reclaim == OURS && rows.iter().any(|other| beside(other, row))
+    row.label.tried.reclaim == OURS && rows.iter().any(|other| beside(other, row))
 }
 
 fn beside(kernels: &Row, ours: &Row) -> bool {
     let mut label = ours.label.clone();
-    label.reclaim.clone_from(&kernels.label.reclaim);
-    kernels.label.reclaim == KERNELS && label == kernels.label
+    label.tried.reclaim = KERNELS;
+    kernels.label == label
 }
 
 /// ``Swap in user space, next to the kernel's: 2.0 ranges for each page in place of 1.0, …``: for each case and backing,
 /// the first pair of rows that can be compared.
 pub(super) fn side_by_side(rows: &[&Row], charset: Charset) -> Vec<String> {
-    let ours: Vec<&Row> = rows.iter().copied().filter(|row| row.label.reclaim == OURS).collect();
-    let compared = grouped(&ours, |row| (&row.label.case, &row.label.backing));
+    let ours: Vec<&Row> = rows.iter().copied().filter(|row| row.label.tried.reclaim == OURS).collect();
+    let compared = grouped(&ours, |row| (&row.label.case, &row.label.tried.backing));
     let pairs = compared.iter().filter_map(|(_, ours)| {
         ours.iter().find_map(|ours| Some((*rows.iter().find(|row| beside(row, ours))?, *ours)))
     });
@@ -46,7 +49,7 @@ fn sentence(kernels: &Row, ours: &Row, charset: Charset) -> Option<String> {
         .extend(both(&|row| row.refaults.get().map(units::count)).map(|pair| in_place_of("refaults", pair)));
     let huge = ours.uffd_huge_returns.get().filter(|huge| *huge > 0);
     clauses.extend(huge.map(|huge| format!("{} of 2 MiB came back as one huge page", units::count(huge))));
-    let (case, backing, policy) = (&ours.label.case, &ours.label.backing, &ours.label.policy);
+    let (case, backing, policy) = (&ours.label.case, &ours.label.tried.backing, &ours.label.tried.policy);
     (!clauses.is_empty()).then(|| {
         let clauses = enumerate(&clauses);
         format!("Swap in user space next to the kernel's (case `{case}` on {backing} under `{policy}`): {clauses}.")
@@ -64,9 +67,9 @@ mod tests {
     use crate::record::Measured;
     use crate::report::fixture::row;
 
-    fn swapped_by(who: &str, ranges: u64, rate: f64) -> Row {
+    fn swapped_by(who: Reclaim, ranges: u64, rate: f64) -> Row {
         let mut row = row("4k", "kernel");
-        row.label.reclaim = who.to_owned();
+        row.label.tried.reclaim = who;
         row.invalidations = Measured::of(ranges);
         row.evicted_bytes_per_second = Measured::of(rate * 1_048_576.0);
         row

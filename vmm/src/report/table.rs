@@ -97,13 +97,14 @@ fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
         column("policy", "policy", |row, _| Some(policy(row))),
     ];
     if differences.reclaim {
-        columns.push(column("reclaim", "reclaim", |row, _| Some(row.label.reclaim.clone())));
+        columns.push(column("reclaim", "reclaim", |row, _| Some(row.label.tried.reclaim.to_string())));
     }
     if differences.granule {
-        columns.push(column("slots", "granule", |row, _| Some(units::bytes(row.label.granule))));
+        columns
+            .push(column("slots", "granule", |row, _| Some(units::bytes(row.label.tried.granule.bytes()))));
     }
     if differences.zap {
-        columns.push(column("zap", "zap", |row, _| Some(row.label.zap.clone())));
+        columns.push(column("zap", "zap", |row, _| Some(row.label.tried.zap.to_string())));
     }
     columns.extend([
         column("evicted", "evicted_bytes", |row, _| row.evicted_bytes.get().map(units::bytes)),
@@ -149,7 +150,7 @@ fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
 
 /// The policy, and what to know before believing the row: see the [module](self).
 fn policy(row: &Row) -> String {
-    let mut text = row.label.policy.clone();
+    let mut text = row.label.tried.policy.to_string();
     let marks = [(row.differs(), '!'), (row.strangers() > 0, '*')];
     let set: String = marks.iter().filter(|(set, _)| *set).map(|(_, mark)| *mark).collect();
     if !set.is_empty() {
@@ -165,12 +166,12 @@ fn announced(row: &Row, text: Option<String>) -> Option<String> {
 
 /// The backing, and how much of it was really that if not all of it was.
 fn backing(row: &Row) -> String {
-    let asked = &row.label.backing;
+    let asked = row.label.tried.backing.to_string();
     match row.achieved.as_ref() {
-        Some(achieved) => units::label(asked, Some(achieved.get(asked).copied().unwrap_or(0.0))),
+        Some(achieved) => units::label(&asked, Some(achieved.get(&asked).copied().unwrap_or(0.0))),
         // Something was taken, and what it was could not be seen.
         None if row.evicted_bytes.get().is_some_and(|bytes| bytes > 0) => format!("{asked} (?)"),
-        None => asked.clone(),
+        None => asked,
     }
 }
 

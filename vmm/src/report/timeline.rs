@@ -4,8 +4,9 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use super::names::grouped;
 use super::units::{self, Charset};
-use crate::record::{KERNEL, SOFTWARE};
-use crate::scenario::Reclaim;
+use crate::choice::Listener;
+use crate::choice::PolicyChoice;
+use crate::choice::Reclaim;
 use crate::timeline::{CauseTime, RowTime, Stalled};
 
 /// Columns of words; the others are numbers.
@@ -61,7 +62,7 @@ pub fn timeline(rows: &[RowTime], charset: Charset) -> String {
 }
 
 fn has_guest(rows: &[&RowTime]) -> bool {
-    rows.is_empty() || rows.iter().any(|row| row.label.listener != SOFTWARE)
+    rows.is_empty() || rows.iter().any(|row| row.label.listener != Listener::SoftMmu)
 }
 
 fn draw(rows: &[&RowTime], charset: Charset) -> Table {
@@ -98,12 +99,14 @@ fn line(row: &RowTime, cause: Option<&CauseTime>, first: bool, charset: Charset)
         |ns: fn(&CauseTime) -> u64| cause.map_or(charset.missing().to_owned(), |cause| time(ns(cause)));
     let rows_own = |text: String| if first { text } else { String::new() };
     [
-        rows_own(label.backing.clone()),
-        rows_own(label.policy.clone()),
-        rows_own(label.reclaim.clone()),
+        rows_own(label.tried.backing.to_string()),
+        rows_own(label.tried.policy.to_string()),
+        rows_own(label.tried.reclaim.to_string()),
         cause.map_or(charset.missing().to_owned(), |cause| cause.cause.clone()),
         match cause {
-            Some(cause) if label.policy == KERNEL => format!("({})", units::count(cause.announcements)),
+            Some(cause) if label.tried.policy == PolicyChoice::Kernel => {
+                format!("({})", units::count(cause.announcements))
+            }
             cause => number(cause.map(|cause| cause.announcements)),
         },
         number(cause.and_then(|cause| cause.kernel_ranges)),
@@ -126,7 +129,7 @@ fn stalled(stalled: Stalled, charset: Charset) -> String {
 /// Who else took memory in a row, and what its times lack.
 fn notes(row: &RowTime, charset: Charset) -> Vec<String> {
     let label = &row.label;
-    let name = format!("{}, {}, {}", label.backing, label.policy, label.reclaim);
+    let name = format!("{}, {}, {}", label.tried.backing, label.tried.policy, label.tried.reclaim);
     let mut notes = Vec::new();
     if !row.others.is_empty() {
         let each: Vec<String> = row
@@ -136,7 +139,7 @@ fn notes(row: &RowTime, charset: Charset) -> Vec<String> {
             .collect();
         notes.push(format!("{name}: the kernel announced beside: {}", each.join(", ")));
     }
-    if label.reclaim == Reclaim::Cgroup.word() {
+    if label.tried.reclaim == Reclaim::Cgroup {
         notes.push(format!(
             "{name}: the cgroup chose, so its pages were announced once they were gone: the kernel's time and ranges are \
              outside the brackets"
@@ -210,8 +213,8 @@ mod tests {
         let mut events = row(&[bracket(0, Cause::PageOut)]);
         let text = timeline(&[RowTime::of(&events)], Charset::Ascii);
         assert!(!text.contains("(1)") && text.contains("guest"), "{text}");
-        events.header.label.policy = KERNEL.to_owned();
-        events.header.label.listener = SOFTWARE.to_owned();
+        events.header.label.tried.policy = PolicyChoice::Kernel;
+        events.header.label.listener = Listener::SoftMmu.to_owned();
         let text = timeline(&[RowTime::of(&events)], Charset::Ascii);
         assert!(text.lines().any(|line| line.contains("(1)")), "{text}");
         assert!(text.starts_with("where the time went: sparse (NO GUEST RAN"), "{text}");

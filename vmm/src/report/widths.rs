@@ -1,6 +1,7 @@
 //! How wide the ranges of rows were, in words.
 
-use crate::record::{KERNEL, Row};
+use crate::choice::{PolicyChoice, Reclaim};
+use crate::record::Row;
 
 use super::names::{Differences, enumerate};
 use super::units;
@@ -38,7 +39,7 @@ pub(super) fn widths(rows: &[&Row], differences: Differences) -> Option<String> 
 fn is_exact(row: &Row) -> bool {
     let covered = row.invalidated_bytes.get().is_some() && row.invalidated_bytes == row.needed_bytes;
     // What goes where nobody names an address shows afterwards, and so does what had to.
-    let asked = row.label.policy == KERNEL || !row.expected_bytes.is_null();
+    let asked = row.label.tried.policy == PolicyChoice::Kernel || !row.expected_bytes.is_null();
     covered && asked && !row.differs()
 }
 
@@ -74,7 +75,7 @@ pub(super) fn split(rows: &[&Row]) -> Option<String> {
             .is_some_and(|achieved| achieved.iter().any(|(name, part)| named(name) && *part > 0.0))
     };
     let known = rows.iter().find_map(|row| {
-        let times = if row.label.reclaim == "uffd" { 2.0 } else { 1.0 };
+        let times = if row.label.tried.reclaim == Reclaim::Uffd { 2.0 } else { 1.0 };
         Some((*row, row.needed_bytes.get()?, row.evicted_bytes.get()?, times))
     });
     let (_, needed, evicted, _) = known.filter(|&(row, needed, evicted, times)| {

@@ -1,7 +1,10 @@
 //! What the rows say, in words: one paragraph, and nothing in it that a number of the record does not support.
 
+use guest_mem::Backing;
+
+use crate::choice::{Combination, Listener};
 use crate::output::visible;
-use crate::record::{Row, RunRecord, SOFTWARE, saturating_sum};
+use crate::record::{Row, RowLabel, RunRecord, saturating_sum};
 
 use super::account::{account, differences, not_measured};
 use super::names::{Differences, enumerate, grouped};
@@ -21,7 +24,9 @@ pub fn words(record: &RunRecord, charset: Charset) -> String {
     // What makes the rest doubtful comes first.
     let mut sentences: Vec<String> = differences(&ran).into_iter().collect();
     let apart: Vec<&Row> = ran.iter().copied().filter(|row| !told_beside(row, &ran)).collect();
-    for (_, rows) in grouped(&apart, |row| (&row.label.case, &row.label.backing, &row.label.reclaim)) {
+    for (_, rows) in
+        grouped(&apart, |row| (&row.label.case, &row.label.tried.backing, &row.label.tried.reclaim))
+    {
         sentences.extend(setting(&rows));
     }
     sentences.extend(side_by_side(&ran, charset));
@@ -59,19 +64,7 @@ fn setting(rows: &[&Row]) -> Option<String> {
 
 /// `Swapping out 256 pages of 4k memory`.
 fn taking(row: &Row) -> String {
-    let verb = match row.label.reclaim.as_str() {
-        "pageout" => "Swapping out",
-        "dontneed" => "Discarding",
-        "cold" => "Deactivating",
-        "free" => "Freeing",
-        "collapse" => "Collapsing",
-        "remove" | "punch" => "Punching out",
-        "protect" => "Protecting",
-        "remap" => "Moving",
-        "cgroup" => "Having a cgroup squeezed by",
-        "uffd" => "Swapping out in user space",
-        _ => "Taking",
-    };
+    let verb = row.label.tried.reclaim.verb();
     let what = match (row.victims.get(), row.victim_bytes.get()) {
         (Some(victims), Some(bytes)) if victims > 0 => {
             let noun = match (victims.checked_mul(PAGE_SIZE) == Some(bytes), victims) {
@@ -84,12 +77,12 @@ fn taking(row: &Row) -> String {
         }
         _ => "pages".to_owned(),
     };
-    format!("{verb} {what} of {} memory", row.label.backing)
+    format!("{verb} {what} of {} memory", row.label.tried.backing)
 }
 
 /// Who used the memory.
 fn user(rows: &[&Row]) -> &'static str {
-    let guest = rows.iter().all(|row| row.label.listener != SOFTWARE);
+    let guest = rows.iter().all(|row| row.label.listener != Listener::SoftMmu);
     if guest { "the guest" } else { "the worker threads" }
 }
 
@@ -147,8 +140,9 @@ fn extremes<'a>(values: impl Iterator<Item = Of<'a>>) -> Option<(Of<'a>, Of<'a>)
 /// ``One zap took 25 µs under `folio` and 3.2 ms under `vm` (medians; case `sparse` on 4k).``, of the first case
 /// and backing that has two to compare.
 fn zap_times(rows: &[&Row], charset: Charset) -> Option<String> {
-    grouped(rows, |row| (&row.label.case, &row.label.backing, &row.label.reclaim)).iter().find_map(
-        |(_, rows)| {
+    grouped(rows, |row| (&row.label.case, &row.label.tried.backing, &row.label.tried.reclaim))
+        .iter()
+        .find_map(|(_, rows)| {
             let differences = Differences::among(rows);
             let medians = rows.iter().filter_map(|row| Some((row.zap_ns.get()?.p50? as f64, *row)));
             let ((least, quick), (most, slow)) = extremes(medians)?;
@@ -156,7 +150,7 @@ fn zap_times(rows: &[&Row], charset: Charset) -> Option<String> {
                 return None;
             }
             let time = |nanoseconds| units::nanoseconds(nanoseconds, charset);
-            let (case, backing) = (&quick.label.case, &quick.label.backing);
+            let (case, backing) = (&quick.label.case, &quick.label.tried.backing);
             Some(format!(
                 "Dropping one range took {} {} and {} {} (medians; case `{case}` on {backing}).",
                 time(least),
@@ -164,27 +158,26 @@ fn zap_times(rows: &[&Row], charset: Charset) -> Option<String> {
                 time(most),
                 differences.name(slow),
             ))
-        },
-    )
+        })
 }
 
 /// ``A refault stopped the guest for 8 µs on 4k and 120 µs on thp (medians; case `sparse` under `kernel`).``, of
 /// the first case and policy that has two backings to compare.
 fn backings(rows: &[&Row], charset: Charset) -> Option<String> {
+    // Any backing will do, if it is the same in all of them.
     let same_but_backing = |row: &Row| {
-        let mut label = row.label.clone();
-        label.backing.clear();
-        label
+        let tried = Combination { backing: Backing::Base4k, ..row.label.tried };
+        RowLabel { tried, ..row.label.clone() }
     };
     grouped(rows, same_but_backing).iter().find_map(|(label, rows)| {
         let medians: Vec<String> = rows
             .iter()
             .filter_map(|row| {
                 let time = units::nanoseconds(row.refault_ns.get()?.p50? as f64, charset);
-                Some(format!("for {time} on {}", row.label.backing))
+                Some(format!("for {time} on {}", row.label.tried.backing))
             })
             .collect();
-        let (case, policy) = (&label.case, &label.policy);
+        let (case, policy) = (&label.case, &label.tried.policy);
         (medians.len() > 1).then(|| {
             let medians = enumerate(&medians);
             let stopped = if user(rows) == "the guest" { "the guest" } else { "a worker thread" };
@@ -195,7 +188,7 @@ fn backings(rows: &[&Row], charset: Charset) -> Option<String> {
 
 /// Operations that are meant to take every byte asked for.
 fn evicts(row: &Row) -> bool {
-    matches!(row.label.reclaim.as_str(), "pageout" | "dontneed" | "remove" | "punch" | "cgroup" | "uffd")
+    row.label.tried.reclaim.evicts()
 }
 
 fn shortfall(rows: &[&Row]) -> Option<String> {
@@ -208,7 +201,7 @@ fn shortfall(rows: &[&Row]) -> Option<String> {
         .collect();
     let ((_, row), _) = extremes(short.iter().copied())?;
     let (gone, asked) = (row.evicted_bytes.get()?, row.victim_bytes.get()?);
-    let (backing, policy, case) = (&row.label.backing, &row.label.policy, &row.label.case);
+    let (backing, policy, case) = (&row.label.tried.backing, &row.label.tried.policy, &row.label.case);
     let rows = if short.len() == 1 { "one row".to_owned() } else { format!("{} rows", short.len()) };
     let (stayed, of) = (units::bytes(asked - gone), units::bytes(asked));
     // To three digits a little less than all is all.

@@ -13,8 +13,9 @@
 use notifier_bridge::Totals;
 
 use super::measured::{Expected, Measured as Trial};
-use crate::record::{KERNEL, Measured, Row, Warnings};
-use crate::scenario::Reclaim;
+use crate::choice::PolicyChoice;
+use crate::choice::Reclaim;
+use crate::record::{Measured, Row, Warnings};
 use crate::tap::{Account, RangeCause, Ranges};
 
 /// Why nothing was expected of the kernel.
@@ -37,14 +38,14 @@ enum Announced {
 
 impl Announced {
     fn of(
-        policy: &str,
+        policy: PolicyChoice,
         totals: &Totals,
         expected: Expected,
         account: Result<&Account, String>,
         asked: bool,
     ) -> Self {
         let ours = Ranges { ranges: totals.invalidations, bytes: totals.invalidated_bytes };
-        if policy != KERNEL || !asked {
+        if policy != PolicyChoice::Kernel || !asked {
             return Self::Known(ours);
         }
         let why = match account {
@@ -77,10 +78,10 @@ pub fn fill(row: &mut Row, measured: &Trial, no_account: Option<&str>, warnings:
     row.expected_ranges = Measured::or_why(expected.ranges.get(), warnings, "expected_ranges", NO_ADDRESS);
     row.expected_bytes = Measured::or_why(expected.bytes.get(), warnings, "expected_bytes", NO_ADDRESS);
     let asked = measured.counts.victims > 0 || totals.invalidations > 0 || expected == Expected::UNKNOWN;
-    if row.label.policy != KERNEL && row.label.reclaim == Reclaim::Cgroup.word() {
+    if row.label.tried.policy != PolicyChoice::Kernel && row.label.tried.reclaim == Reclaim::Cgroup {
         warnings.note("invalidations", AFTERWARDS);
     }
-    let announced = match Announced::of(&row.label.policy, totals, expected, account, asked) {
+    let announced = match Announced::of(row.label.tried.policy, totals, expected, account, asked) {
         Announced::Known(ranges) => ranges,
         Announced::Expected(ranges, why) => {
             let why = format!(

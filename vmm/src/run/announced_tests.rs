@@ -1,7 +1,7 @@
 use guest_mem::{Backing, Hva, HvaRange, MapLevel, Order, PAGE_SIZE, Planned, Victim};
 
 use super::*;
-use crate::record::{Row, RowLabel, Verdict};
+use crate::record::{Row, RowLabel, Verdict, fixture};
 use crate::report::{Charset, ktap, table, words};
 use crate::run::rows;
 use crate::scenario::expect::{Expectation, check_all};
@@ -12,9 +12,7 @@ const US: u32 = 100;
 const VICTIMS: u64 = 32;
 
 fn label(policy: &str, reclaim: &str) -> RowLabel {
-    let words = ["sparse", "4k", policy, reclaim, "none", "kernel"].map(str::to_owned);
-    let [case, backing, policy, reclaim, zap, listener] = words;
-    RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener }
+    fixture::label(["sparse", "4k", policy, reclaim, "none", "kernel"])
 }
 
 /// Victim number `index`: a page somewhere in a 2 MiB of its own.

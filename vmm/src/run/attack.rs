@@ -25,11 +25,12 @@ use super::journal::Mark;
 use super::measured::{Counts, Expected};
 use super::own_swap::OwnSwap;
 use super::wiring::{Device, Wiring};
+use crate::choice::Reclaim;
 use crate::hook;
 use crate::host::signals::Cancel;
 use crate::kvm::Leaves;
 use crate::record::Samples;
-use crate::scenario::{Reclaim, Victims};
+use crate::scenario::Victims;
 use crate::tap::{Operations, Promise};
 use crate::testbed::Testbed;
 

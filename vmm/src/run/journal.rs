@@ -18,6 +18,7 @@ use notifier_bridge::{InvalidationRecord, Recorder};
 
 use super::measured::Measured;
 use super::orders;
+use crate::choice::Zap;
 use crate::clock::{Moment, Offset, TscRate};
 use crate::events::{
     Announcement, OperationEvent, RangeEvent, RowHeader, SecondaryMmu, Span, StallEvent, StepEvent, StepTime,
@@ -26,7 +27,7 @@ use crate::events::{
 use crate::host::processors;
 use crate::kvm::FaultCounts;
 use crate::record::RowLabel;
-use crate::scenario::{GuestPages, HotSet, RowPlan, Scenario, Zap};
+use crate::scenario::{GuestPages, HotSet, RowPlan, Scenario};
 use crate::tap::RangeCause;
 use crate::testbed::Testbed;
 

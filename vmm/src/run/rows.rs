@@ -9,6 +9,7 @@ use super::announced;
 use super::measured::{Measured as Trial, Rate};
 use super::own_swap::Returned;
 use super::trial::STALL;
+use crate::choice::{Reclaim, Zap};
 use crate::record::{CauseTotals, Measured, Row, RowLabel, Samples, Warnings};
 use crate::report::units;
 use crate::tap::{Account, RangeCause, Ranges};
@@ -76,7 +77,8 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     row.refaults = known("refaults", counts.refaults);
     row.collateral_faults = known("collateral_faults", counts.collateral_faults);
     // What a cgroup took is its own choice; everything else takes what it was asked for, or a part.
-    let taken = if row.label.reclaim == "cgroup" { counts.evicted_bytes } else { counts.victim_bytes };
+    let taken =
+        if row.label.tried.reclaim == Reclaim::Cgroup { counts.evicted_bytes } else { counts.victim_bytes };
     row.achieved = match achieved(backing, &counts.was, taken) {
         Ok(fractions) => Measured::of(fractions),
         Err(why) => warnings.not_measured("achieved", why),
@@ -111,14 +113,7 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     row.slots_zapped = Measured::of(totals.slots_zapped);
     row.zapped_bytes = Measured::of(totals.zapped_bytes);
     row.integrity_errors = Measured::of(counts.integrity_errors);
-    let why_stayed = match row.label.reclaim.as_str() {
-        "pageout" => Some("pinned, locked, shared, or no room left in the swap device"),
-        "uffd" => Some("pages that were written to on their way out"),
-        "cgroup" => Some(
-            "the kernel chooses for itself, and passes over pages that KVM reports as used; some KVMs report all",
-        ),
-        _ => None,
-    };
+    let why_stayed = row.label.tried.reclaim.why_stayed();
     if let Some(why) = why_stayed.filter(|_| counts.evicted_bytes < counts.victim_bytes) {
         let stayed = counts.victim_bytes - counts.evicted_bytes;
         warnings.note("evicted_bytes", format!("{} stayed: {why}", units::bytes(stayed)));
@@ -136,7 +131,7 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
     if counts.evicted_bytes == 0 && counts.refaults.get().is_some_and(|faults| faults > 0) {
         warnings.note("refaults", "nothing left: these are faults on the pages that the operation was about");
     }
-    if measured.during.is_some() && row.label.zap != "memslot" {
+    if measured.during.is_some() && row.label.tried.zap != Zap::Memslot {
         for key in ["sptes_zapped_4k", "sptes_zapped_2m"] {
             warnings.note(key, "the hot loops ran on: what they had translated again by then is not counted");
         }

@@ -23,6 +23,8 @@ use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
 use super::tune::{Tuner, offer_of_tune};
 use super::wiring::Wiring;
+use crate::choice::Listener;
+use crate::choice::{Reclaim, Zap};
 use crate::clock::TscRate;
 use crate::events::{SecondaryMmu, Section};
 use crate::exit::{Class, Classified};
@@ -35,9 +37,9 @@ use crate::input::{self, InputError, What};
 use crate::kvm::boot;
 use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
-use crate::record::{HostChange, Row, RowLabel, RunRecord, SOFTWARE, utc};
+use crate::record::{HostChange, Row, RunRecord, utc};
 use crate::scenario::expect::check_all;
-use crate::scenario::{LinuxGuest, Reclaim, RowPlan, Scenario, Zap};
+use crate::scenario::{LinuxGuest, RowPlan, Scenario};
 use crate::testbed::{
     KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SLOT_LIMIT, SoftError, SoftTestbed,
     Testbed,
@@ -248,7 +250,7 @@ impl<'a> Runner<'a> {
         for (index, plan) in plans.iter().enumerate() {
             self.row = index as u32;
             progress.row(index, plans.len(), plan);
-            let label = RowLabel::of(plan, self.listener_name(plan));
+            let label = plan.label(self.listener(plan));
             let mut row = match self.row(plan) {
                 Ok(row) => row,
                 Err(NoRow::Unavailable(why)) => Row::could_not_run(label, why),
@@ -282,11 +284,11 @@ impl<'a> Runner<'a> {
         self.end(run, ended, failed)
     }
 
-    fn listener_name(&self, plan: &RowPlan<'_>) -> &'static str {
+    fn listener(&self, plan: &RowPlan<'_>) -> Listener {
         match (&self.backend, plan.combination.policy.announced()) {
-            (Backend::Soft, _) => SOFTWARE,
-            (Backend::Kvm(_), None) => "kernel",
-            (Backend::Kvm(_), Some(_)) => "kvm-slots",
+            (Backend::Soft, _) => Listener::SoftMmu,
+            (Backend::Kvm(_), None) => Listener::Kernel,
+            (Backend::Kvm(_), Some(_)) => Listener::KvmSlots,
         }
     }
 
@@ -304,7 +306,7 @@ impl<'a> Runner<'a> {
         let mut label = None;
         for _ in 0..self.scenario.repetitions {
             let (measured, listener) = self.trial(plan)?;
-            label.get_or_insert_with(|| RowLabel::of(plan, listener));
+            label.get_or_insert_with(|| plan.label(listener));
             match &mut pooled {
                 Some(pooled) => pooled.pool(measured),
                 None => pooled = Some(measured),
@@ -328,7 +330,7 @@ impl<'a> Runner<'a> {
         Ok(Row { switches: settings.map(|setting| setting.to_string()).collect(), ..row })
     }
 
-    fn trial(&mut self, plan: &RowPlan<'_>) -> Result<(Pooled, &'static str), NoRow> {
+    fn trial(&mut self, plan: &RowPlan<'_>) -> Result<(Pooled, Listener), NoRow> {
         let pressure = match plan.combination.reclaim {
             Reclaim::Cgroup => Some(Pressure::enter(self.changes).map_err(NoRow::Unavailable)?),
             Reclaim::By(_) | Reclaim::Uffd => None,
@@ -390,13 +392,13 @@ impl<'a> Runner<'a> {
     }
 
     /// Keeps the events of the row's first trial for the log. Without them the row is as good.
-    fn note(&mut self, plan: &RowPlan<'_>, listener: &str, testbed: &dyn Testbed, measured: &mut Pooled) {
+    fn note(&mut self, plan: &RowPlan<'_>, listener: Listener, testbed: &dyn Testbed, measured: &mut Pooled) {
         let Some(events) = measured.events.take().filter(|_| self.events.is_none()) else { return };
         let mmu = *self.mmu.get_or_insert_with(|| match &self.backend {
             Backend::Soft => SecondaryMmu::Soft,
             Backend::Kvm(_) => SecondaryMmu::of(&KvmFacts::read_from(&Root::default())),
         });
-        let label = RowLabel::of(plan, listener);
+        let label = plan.label(listener);
         let header = journal::header((self.scenario, plan, self.row), label, testbed, mmu, measured, &events);
         match Section::new(&header, &events.body) {
             Ok(section) => self.events = Some(section),

@@ -20,14 +20,13 @@ use super::own_swap::OwnSwap;
 use super::refill;
 use super::tapping::Watch;
 use super::wiring::Wiring;
+use crate::choice::{Combination, Listener, Reclaim, Zap};
 use crate::clock::TscRate;
 use crate::events::StepEvent;
 use crate::guest::GuestError;
 use crate::host::signals::Cancel;
 use crate::output::visible;
-use crate::scenario::{
-    Attack, Combination, HotPages, HotSet, HotWalk, Idle, Plan, Reclaim, Step, Uffd, VictimChoice, Zap,
-};
+use crate::scenario::{Attack, HotPages, HotSet, HotWalk, Idle, Plan, Step, Uffd, VictimChoice};
 use crate::testbed::{GuestSystem, Testbed};
 
 /// A touch that takes at least this long is a stall. A TLB miss with cold caches takes a few hundred
@@ -73,7 +72,7 @@ pub struct Trial<'a> {
     bridge: &'a Arc<Bridge>,
     /// Once memory was filled: what swaps it, where this process does.
     own_swap: Option<OwnSwap>,
-    listener: &'static str,
+    listener: Listener,
     journal: Journal,
     /// The last hot step: its number, its access, its vCPUs.
     last_hot: Option<(usize, Access, &'a [u32])>,
@@ -96,7 +95,7 @@ impl<'a> Trial<'a> {
     pub fn new(setup: TrialSetup<'a>, wiring: &'a Wiring) -> Result<Self, TrialError> {
         let listener = wiring.listener;
         let listening = match (listener, setup.combination.zap) {
-            ("kernel", _) => Listening::KernelAlone,
+            (Listener::Kernel, _) => Listening::KernelAlone,
             (_, Zap::Unmap) => Listening::Unmaps,
             _ => Listening::Spares,
         };
@@ -561,7 +560,7 @@ impl<'a> Trial<'a> {
 
     fn finish(mut self) -> Measured {
         self.measured.counts.given_back = self.testbed().system().map(GuestSystem::take_given_back);
-        let announced = self.listener != "kernel";
+        let announced = self.listener != Listener::Kernel;
         self.measured.counts.device = self.attacker.device_stats();
         let (recorder, reclaim, marks) = self.attacker.finish();
         let mailboxes = (0..self.setup.testbed.vcpus()).map(|vcpu| self.setup.testbed.mailbox(vcpu));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use guest_mem::{HvaRange, MapLevel, PAGE_SIZE};
 use notifier_bridge::{Bridge, HostMmu, Policy, ResolveError, SharedTlb, SharedTlbStats};
 
+use crate::choice::{Combination, Listener, Zap};
 use crate::kvm::ZapMethod;
-use crate::scenario::{Combination, Zap};
 use crate::testbed::Testbed;
 
 /// Pages that the device caches: more than a trial takes in one operation, far fewer than an arena has.
@@ -47,8 +47,8 @@ impl Device {
 pub struct Wiring {
     /// What every operation goes through.
     pub bridge: Arc<Bridge>,
-    /// Who zaps, as the run record has it; `kernel` if nobody but the kernel does.
-    pub listener: &'static str,
+    /// Who zaps.
+    pub listener: Listener,
     /// The device, if one is wanted.
     pub device: Option<Device>,
     /// Whether nothing is announced but what the kernel of today announces: then it must say the same.
@@ -67,10 +67,10 @@ impl Wiring {
         // The kernel of today announces as `modern` does; alone, it is only written down.
         let policy = combination.policy.announced().unwrap_or(Policy::Modern);
         let mut builder = Bridge::builder(policy, Arc::clone(testbed.slots()));
-        let mut listener = "kernel";
-        if let Some((shadowing, name)) = testbed.listener(method) {
+        let mut listener = Listener::Kernel;
+        if let Some((shadowing, which)) = testbed.listener(method) {
             builder = builder.shadowing(shadowing);
-            listener = name;
+            listener = which;
         }
         let device = shared_tlb.then(|| Device::over(testbed));
         if let Some(device) = &device {

@@ -3,64 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
-use guest_mem::{Backing, Operation, PAGE_SIZE};
+use guest_mem::{Backing, Operation};
 use notifier_bridge::Policy;
 
 use super::error::{Checked, Fault, Lines, Problem};
-use super::quantity::Size;
 use super::syntax::{At, AxesText, AxisText, ExcludeText};
-use super::vocabulary::{PolicyChoice, Reclaim, Word, Zap, ZapChoice};
-
-/// A slot granule: a power of two of at least a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Granule(u64);
-
-impl Granule {
-    /// The granule when none is given: 2 MiB.
-    pub const DEFAULT: Self = Self(2 << 20);
-
-    /// The granule of so many bytes, or `None` if that is no power of two of at least a page.
-    pub fn new(bytes: u64) -> Option<Self> {
-        (bytes.is_power_of_two() && bytes >= PAGE_SIZE).then_some(Self(bytes))
-    }
-    /// Bytes of one slot.
-    pub const fn bytes(self) -> u64 {
-        self.0
-    }
-    /// Memslots that an arena of `memory` bytes needs.
-    pub const fn slots(self, memory: u64) -> u64 {
-        memory.div_ceil(self.0)
-    }
-}
-
-impl Display for Granule {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        Size(self.0).fmt(f)
-    }
-}
-
-/// One point of the matrix: what is tried in one row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Combination {
-    /// What fills the arena.
-    pub backing: Backing,
-    /// Whose range is announced.
-    pub policy: PolicyChoice,
-    /// How memory is taken.
-    pub reclaim: Reclaim,
-    /// How large a memslot is.
-    pub granule: Granule,
-    /// How the listener zaps: [`Zap::Nothing`] under [`PolicyChoice::Kernel`], never under another policy.
-    pub zap: Zap,
-}
-
-impl Combination {
-    /// Whether a listener can zap so, and memory be taken so.
-    pub fn is_possible(&self) -> bool {
-        let zap = self.policy.announced().map(|policy| cannot_zap(self.zap, policy, self.backing));
-        zap.flatten().is_none() && self.reclaim.refused_on(self.backing).is_none()
-    }
-}
+use crate::choice::{CannotZap, Combination, Granule, PolicyChoice, Reclaim, Size, Word, Zap, ZapChoice};
 
 /// A value, and the line it stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +71,7 @@ impl Exclusion {
             && like(self.policy, combination.policy)
             && like(self.reclaim, combination.reclaim)
             && like(self.granule, combination.granule)
-            && self.zap.is_none_or(|zap| resolve(combination.policy, zap) == combination.zap)
+            && self.zap.is_none_or(|zap| zap.under(combination.policy) == combination.zap)
     }
 }
 
@@ -195,10 +143,14 @@ impl Axes {
             }
             for backing in &self.backing {
                 for policy in self.announced() {
-                    let resolved = resolve(PolicyChoice::Announced(policy), zap.value);
-                    if let Some(problem) = cannot_zap(resolved, policy, backing.value) {
+                    let zapped = zap.value.under(PolicyChoice::Announced(policy));
+                    if let Some(why) = zapped.refused_for(policy, backing.value) {
                         // A line that says `auto`, or nothing at all, is not what stands in the way.
                         let line = if zap.value == ZapChoice::Auto { backing.line } else { zap.line };
+                        let problem = match why {
+                            CannotZap::UnmapLosesContent => Problem::UnmapLosesContent(backing.value),
+                            CannotZap::ProtectHugetlbPage => Problem::ProtectHugetlbPage,
+                        };
                         return Err(Fault { line, problem });
                     }
                 }
@@ -230,7 +182,7 @@ impl Axes {
                 for reclaim in &self.reclaim {
                     for granule in &self.granule {
                         let zaps: BTreeSet<Zap> =
-                            self.zap.iter().map(|zap| resolve(policy.value, zap.value)).collect();
+                            self.zap.iter().map(|zap| zap.value.under(policy.value)).collect();
                         made.extend(zaps.into_iter().map(|zap| Combination {
                             backing: backing.value,
                             policy: policy.value,
@@ -276,61 +228,4 @@ fn granule(size: Located<Size>, memory: u64) -> Checked<Located<Granule>> {
         return Err(fault(Problem::GranuleAboveMemory { granule: size.value, memory: Size(memory) }));
     }
     Ok(Located { value, line: size.line })
-}
-
-/// How a policy's range is zapped unless the scenario says otherwise.
-pub fn zap_of(policy: PolicyChoice) -> Zap {
-    resolve(policy, ZapChoice::Auto)
-}
-
-/// What `zap` comes to under `policy`. A policy that follows the victim deserves a zap as exact as it is; one
-/// made of memslots is what deleting them does.
-fn resolve(policy: PolicyChoice, zap: ZapChoice) -> Zap {
-    match (policy, zap) {
-        (PolicyChoice::Kernel, _) => Zap::Nothing,
-        (_, ZapChoice::Memslot) => Zap::Memslot,
-        (_, ZapChoice::Protect) => Zap::Protect,
-        (_, ZapChoice::Unmap) => Zap::Unmap,
-        (PolicyChoice::Announced(Policy::Slot | Policy::Vm), ZapChoice::Auto) => Zap::Memslot,
-        (PolicyChoice::Announced(_), ZapChoice::Auto) => Zap::Protect,
-    }
-}
-
-fn cannot_zap(zap: Zap, policy: Policy, backing: Backing) -> Option<Problem> {
-    match zap {
-        Zap::Unmap if !backing.is_shared() => Some(Problem::UnmapLosesContent(backing)),
-        // mprotect takes hugetlb memory in whole pages only.
-        Zap::Protect if backing == Backing::Hugetlb2m && policy == Policy::Page => {
-            Some(Problem::ProtectHugetlbPage)
-        }
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn auto_is_exact_where_the_policy_is() {
-        for &policy in Policy::ALL {
-            let expected =
-                if matches!(policy, Policy::Slot | Policy::Vm) { Zap::Memslot } else { Zap::Protect };
-            assert_eq!(resolve(PolicyChoice::Announced(policy), ZapChoice::Auto), expected);
-        }
-        for &zap in ZapChoice::ALL {
-            assert_eq!(resolve(PolicyChoice::Kernel, zap), Zap::Nothing);
-            assert_ne!(resolve(PolicyChoice::Announced(Policy::Folio), zap), Zap::Nothing);
-        }
-    }
-
-    #[test]
-    fn granules_are_powers_of_two_of_a_page_at_least() {
-        for bytes in [0, 1, 3, 2048, 4097, 6 << 20, u64::MAX] {
-            assert_eq!(Granule::new(bytes), None, "{bytes}");
-        }
-        let granule = Granule::new(4 << 20).unwrap();
-        assert_eq!((granule.slots(6 << 20), granule.slots(4 << 20), granule.slots(2 << 20)), (2, 1, 1));
-        assert_eq!(Granule::new(1 << 63).map(Granule::bytes), Some(1 << 63));
-    }
 }

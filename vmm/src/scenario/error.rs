@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use guest_mem::{Backing, Unit};
 
 use super::expect::BadExpectation;
-use super::quantity::Size;
-use super::vocabulary::{Action, Reclaim};
+use super::vocabulary::Action;
+use crate::choice::{Reclaim, Size};
 use crate::exit::{Class, Classified};
 use crate::input::InputError;
 

@@ -16,9 +16,8 @@ use std::collections::BTreeSet;
 
 use notifier_bridge::Policy;
 
-use super::axes::Combination;
-use super::vocabulary::{PolicyChoice, Reclaim, Zap};
-use crate::record::{Checked, KeyKind, Row, RowLabel, Verdict};
+use crate::choice::{Combination, PolicyChoice, Reclaim, Zap};
+use crate::record::{Checked, KeyKind, Row, Verdict};
 
 pub use grammar::BadExpectation;
 use grammar::{Expression, Parser};
@@ -114,12 +113,12 @@ impl Axis {
         }
     }
 
-    fn of_label(self, label: &RowLabel) -> &str {
+    fn named(self, tried: &Combination) -> String {
         match self {
-            Self::Backing => &label.backing,
-            Self::Policy => &label.policy,
-            Self::Reclaim => &label.reclaim,
-            Self::Zap => &label.zap,
+            Self::Backing => tried.backing.to_string(),
+            Self::Policy => tried.policy.to_string(),
+            Self::Reclaim => tried.reclaim.to_string(),
+            Self::Zap => tried.zap.to_string(),
         }
     }
 }
@@ -149,24 +148,9 @@ impl Expectation {
         &self.line
     }
 
-    /// Whether it says anything about rows with this label.
-    pub fn concerns(&self, label: &RowLabel) -> bool {
-        self.only.iter().all(|(axis, words)| words.contains(axis.of_label(label)))
-    }
-
-    /// Whether any of these combinations is one that it is limited to.
-    pub(super) fn can_concern(&self, combinations: &[Combination]) -> bool {
-        combinations.iter().any(|of| {
-            self.only.iter().all(|(axis, words)| {
-                let word = match axis {
-                    Axis::Backing => of.backing.to_string(),
-                    Axis::Policy => of.policy.to_string(),
-                    Axis::Reclaim => of.reclaim.to_string(),
-                    Axis::Zap => of.zap.to_string(),
-                };
-                words.contains(&word)
-            })
-        })
+    /// Whether it says anything about rows of this combination.
+    pub fn concerns(&self, tried: &Combination) -> bool {
+        self.only.iter().all(|(axis, words)| words.contains(&axis.named(tried)))
     }
 
     /// What it comes to in a row.
@@ -186,7 +170,7 @@ impl Expectation {
 
 /// Checks a row against a case's expectations, as far as they concern it.
 pub fn check_all(expectations: &[Expectation], row: &Row) -> Vec<Checked> {
-    let concerning = expectations.iter().filter(|expectation| expectation.concerns(&row.label));
+    let concerning = expectations.iter().filter(|expectation| expectation.concerns(&row.label.tried));
     concerning.map(|expectation| expectation.check(row)).collect()
 }
 

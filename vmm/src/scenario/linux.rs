@@ -6,9 +6,9 @@ use guest_mem::{Backing, PMD_SIZE};
 use serde::Deserialize;
 
 use super::error::{Checked, Lines, Problem};
-use super::quantity::Size;
 use super::syntax::At;
-use super::vocabulary::{GuestPages, Word};
+use super::vocabulary::GuestPages;
+use crate::choice::{Size, Word};
 
 /// The kernel's own memory, unless the scenario says otherwise: a distribution kernel needs a quarter of it.
 const MEMORY: u64 = 512 << 20;

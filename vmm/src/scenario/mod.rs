@@ -112,7 +112,6 @@ mod error;
 pub mod expect;
 mod linux;
 mod plan;
-mod quantity;
 pub mod select;
 mod sequence;
 mod step;
@@ -125,21 +124,20 @@ use std::path::{Path, PathBuf};
 use guest_abi::layout::{ARENA_MAX, MAX_VCPUS};
 use guest_mem::{PAGE_SIZE, PMD_SIZE};
 
+use crate::choice::{Combination, Listener, Reclaim, Size, Zap};
 use crate::input::{self, What};
+use crate::record::RowLabel;
 use error::{Checked, Fault, Lines};
 use syntax::{At, CaseText, ScenarioText};
 
-pub use axes::{Axes, Combination, Granule, zap_of};
+pub use axes::Axes;
 pub use error::{Problem, ScenarioError};
 pub use expect::Expectation;
 pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
-pub use quantity::{BadNumber, BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
 pub use step::{Attack, HotLoop, HotWalk, Idle, Step, VictimChoice};
 pub use uffd::Uffd;
-pub use vocabulary::{
-    Action, Guest, GuestPages, HotPages, PolicyChoice, Reclaim, UffdStore, UnknownWord, Zap, ZapChoice,
-};
+pub use vocabulary::{Action, Guest, GuestPages, HotPages, UffdStore};
 
 /// A checked scenario: it can be carried out, if the host gives what it needs.
 #[derive(Clone, Debug)]
@@ -196,6 +194,13 @@ pub struct RowPlan<'a> {
     pub case: &'a Case,
     /// The combination.
     pub combination: Combination,
+}
+
+impl RowPlan<'_> {
+    /// What tells its row from the others, if this is who listened.
+    pub fn label(&self, listener: Listener) -> RowLabel {
+        RowLabel { case: self.case.name.clone(), tried: self.combination, listener }
+    }
 }
 
 impl Scenario {
@@ -399,7 +404,7 @@ fn check_case(case: &CaseText, written: &ScenarioText, limits: &step::Limits, se
     for line in &case.expect {
         let expectation =
             Expectation::parse(line.get_ref()).map_err(|bad| lines.fault(line, Problem::Expectation(bad)))?;
-        if !expectation.can_concern(&combinations) {
+        if !combinations.iter().any(|tried| expectation.concerns(tried)) {
             return Err(lines.fault(line, Problem::IdleExpectation(expectation.line().to_owned())));
         }
         expect.push(expectation);

@@ -7,10 +7,10 @@ use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE, Unit};
 use rangemap::RangeSet;
 
 use super::error::Problem;
-use super::quantity::Size;
 use super::select::{hot_pages, sparse_victims, step_seed, zipf_table};
 use super::step::{Attack, HotLoop, HotWalk, Step, VictimChoice};
 use super::vocabulary::HotPages;
+use crate::choice::Size;
 
 /// The victims of one reclaim step, in the order of attack. Pages count from the beginning of the arena.
 #[derive(Clone, Debug, PartialEq, Eq)]

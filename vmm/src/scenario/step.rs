@@ -7,9 +7,9 @@ use guest_abi::order::{Access, Walk};
 use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE, Unit};
 
 use super::error::{Checked, Fault, Lines, Problem};
-use super::quantity::{ByteRange, Size, TimeSpan};
 use super::syntax::{At, StepText};
-use super::vocabulary::{AccessKind, Action, HotPages, VictimKind, WalkKind, Word};
+use super::vocabulary::{AccessKind, Action, HotPages, VictimKind, WalkKind};
+use crate::choice::{ByteRange, Size, TimeSpan, Word};
 
 /// A step of a case.
 #[derive(Clone, Debug, PartialEq)]

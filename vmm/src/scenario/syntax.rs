@@ -8,11 +8,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::linux::LinuxText;
-use super::quantity::{ByteRange, Size, TimeSpan};
 use super::uffd::UffdText;
-use super::vocabulary::{
-    AccessKind, Action, Guest, HotPages, PolicyChoice, Reclaim, VictimKind, WalkKind, Word, ZapChoice,
-};
+use super::vocabulary::{AccessKind, Action, Guest, HotPages, VictimKind, WalkKind};
+use crate::choice::{ByteRange, PolicyChoice, Reclaim, Size, TimeSpan, Word, ZapChoice};
 
 /// A value, and where it stands in the text.
 pub(super) type At<T> = Spanned<T>;

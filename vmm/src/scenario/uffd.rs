@@ -4,9 +4,9 @@ use guest_mem::swapper::FaultAround;
 use serde::Deserialize;
 
 use super::error::{Checked, Lines, Problem};
-use super::quantity::Size;
 use super::syntax::At;
-use super::vocabulary::{UffdStore, Word};
+use super::vocabulary::UffdStore;
+use crate::choice::{Size, Word};
 
 /// Room in the store, unless the scenario says otherwise.
 const LIMIT: u64 = 1 << 30;

@@ -11,9 +11,9 @@ use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 
 use super::{Breaker, Testbed};
+use crate::choice::{Listener, Reclaim};
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Accounting, FaultCounts, KvmSlots, Leaves, Machine, Surroundings, ZapMethod};
-use crate::scenario::Reclaim;
 
 /// A bare guest under KVM.
 #[derive(Debug)]
@@ -52,9 +52,9 @@ impl Testbed for KvmTestbed {
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
         self.machine.wait(vcpu, patience)
     }
-    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)> {
+    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)> {
         let core = self.machine.core().clone();
-        Some((Arc::new(KvmSlots::new(core, method?, Accounting::On)), "kvm-slots"))
+        Some((Arc::new(KvmSlots::new(core, method?, Accounting::On)), Listener::KvmSlots))
     }
     fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut()) {
         around(&self.machine.core().surroundings, reclaim, call);

@@ -15,9 +15,9 @@ use rustix::thread::Pid;
 use super::kvm::around;
 use super::linux_machine::LinuxMachine;
 use super::{Breaker, GivenBack, GuestSystem, ShellEnd, Testbed};
+use crate::choice::{Listener, Reclaim};
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Accounting, FaultCounts, KvmSlots, Leaves, VmCore, VmError, ZapMethod};
-use crate::scenario::Reclaim;
 
 /// A Linux guest with an arena.
 #[derive(Debug)]
@@ -59,8 +59,8 @@ impl Testbed for LinuxTestbed {
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
         self.mailbox(vcpu).wait(patience)
     }
-    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)> {
-        Some((Arc::new(KvmSlots::new(self.core.clone(), method?, Accounting::On)), "kvm-slots"))
+    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)> {
+        Some((Arc::new(KvmSlots::new(self.core.clone(), method?, Accounting::On)), Listener::KvmSlots))
     }
     fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut()) {
         around(&self.core.surroundings, reclaim, call);

@@ -21,9 +21,9 @@ pub use linux::LinuxTestbed;
 pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
 pub use soft::{SLOT_LIMIT, SoftError, SoftTestbed};
 
+use crate::choice::{Listener, Reclaim};
 use crate::guest::{CrashReport, GuestError, Mailbox};
 use crate::kvm::{FaultCounts, Leaves, Surroundings, ZapMethod};
-use crate::scenario::Reclaim;
 
 /// An operating system in a guest, as far as a scenario uses it.
 pub trait GuestSystem {
@@ -99,10 +99,10 @@ pub trait Testbed {
     /// # Errors
     /// As [`Mailbox::wait`].
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError>;
-    /// The listener that keeps the secondary MMU in step under an announced policy, and its name. Without a
+    /// The listener that keeps the secondary MMU in step under an announced policy, and which it is. Without a
     /// method no range but the kernel's own is wanted: `None` from a secondary MMU that has a notifier of its
     /// own in the kernel, and from one that has not, the listener it cannot do without.
-    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)>;
+    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)>;
     /// Performs `call`, which takes memory of the arena so, in a way that no worker is harmed by the moment in which its
     /// memory is read-only, elsewhere, or not to be had.
     fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut());

@@ -32,9 +32,9 @@ use notifier_bridge::{AccessError, HostMmu, ResolveError, ShadowingMmu, SoftMmu,
 use rustix::thread::{Pid, gettid};
 
 use super::{Breaker, Testbed};
+use crate::choice::{Listener, Reclaim};
 use crate::guest::{Area, CrashKind, CrashReport, GuestError, Mailbox};
 use crate::kvm::{FaultCounts, Leaves, ZapMethod};
-use crate::scenario::Reclaim;
 
 /// Slots the software MMU offers: as many as KVM does on x86-64.
 pub const SLOT_LIMIT: u64 = 32_764;
@@ -222,9 +222,9 @@ impl Testbed for SoftTestbed {
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
         self.workers[vcpu as usize].wait(patience)
     }
-    fn listener(&self, _method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, &'static str)> {
+    fn listener(&self, _method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)> {
         // A software table drops exactly what it is told, whatever the method, and nobody else tells it.
-        Some((self.core.mmu.clone(), crate::record::SOFTWARE))
+        Some((self.core.mmu.clone(), Listener::SoftMmu))
     }
     fn around(&self, _reclaim: Reclaim, call: &mut dyn FnMut()) {
         // Between start and end of the bracket around it no worker has, or gets, a translation of the range.

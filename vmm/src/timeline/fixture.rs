@@ -7,7 +7,7 @@ use crate::events::{
     Announcement, HostState, LayoutRun, OperationEvent, RangeEvent, RowEvents, RowHeader, SecondaryMmu,
     SlotRun, Span, StallEvent, StepEvent, StepTime,
 };
-use crate::record::RowLabel;
+use crate::record::fixture;
 use crate::tap::RangeCause;
 
 const PAGES: u64 = 1024;
@@ -43,14 +43,12 @@ pub fn range(at_ns: u64, pages: u64, cause: RangeCause) -> RangeEvent {
 
 /// A row that filled its memory, took some of it in the first 10,000 ns, and read that again.
 pub fn row(brackets: &[(OperationEvent, Announcement)]) -> RowEvents {
-    let words = ["sparse", "4k", "pmd", "pageout", "protect", "kvm-slots"].map(str::to_owned);
-    let [case, backing, policy, reclaim, zap, listener] = words;
     let arena = Span { hva: 0x7f00_0000_0000, gpa: 0x4000_0000, bytes: PAGES * PAGE_SIZE };
     let operations = brackets.len() as u32;
     let time = |began_ns, ended_ns| StepTime { began_ns, ended_ns, ..StepTime::default() };
     let header = RowHeader {
         row: 0,
-        label: RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener },
+        label: fixture::label(["sparse", "4k", "pmd", "pageout", "protect", "kvm-slots"]),
         mmu: SecondaryMmu::Shadow,
         guest: "bare".to_owned(),
         processors: 2,

@@ -67,7 +67,10 @@ struct RowTrace<'a> {
 impl RowTrace<'_> {
     fn write(&self, sink: &mut Sink<'_>) -> io::Result<()> {
         let label = &self.row.header.label;
-        let name = format!("{}, {}, {}, {}", label.case, label.backing, label.policy, label.reclaim);
+        let name = format!(
+            "{}, {}, {}, {}",
+            label.case, label.tried.backing, label.tried.policy, label.tried.reclaim
+        );
         self.name(sink, "process_name", 0, &name)?;
         let tracks = [(STEPS, "steps"), (OPERATIONS, "operations"), (KERNEL, "ranges, by the kernel")];
         for (track, name) in tracks {

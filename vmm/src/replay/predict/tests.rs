@@ -7,18 +7,17 @@ use notifier_bridge::{Bridge, Recorder};
 use proptest::prelude::*;
 
 use super::*;
+use crate::choice::ZapChoice;
 use crate::events::{HostState, LayoutRun, Refill, RefillRound, RowHeader, SlotRun, Span};
-use crate::record::RowLabel;
-use crate::scenario::zap_of;
+use crate::record::fixture;
 
 const PAGES: u64 = 4 * 512;
 const HVA: u64 = 0x7f00_0000_0000;
 const LOW: u64 = 0x7e00_0000_0000;
 
 fn header(mmu: SecondaryMmu) -> RowHeader {
-    let words = ["a", "4k", "kernel", "pageout", "none", "kernel"].map(str::to_owned);
-    let [case, backing, policy, reclaim, zap, listener] = words;
-    let label = RowLabel { case, backing, policy, reclaim, granule: 1 << 20, zap, listener };
+    let mut label = fixture::label(["a", "4k", "kernel", "pageout", "none", "kernel"]);
+    label.tried.granule = Granule::new(1 << 20).unwrap();
     let arena = Span { hva: HVA, gpa: 0x4000_0000, bytes: PAGES * PAGE_SIZE };
     let low = Span { hva: LOW, gpa: 0, bytes: 4 << 20 };
     RowHeader {
@@ -110,7 +109,7 @@ proptest! {
     ) {
         let mut row = row(SecondaryMmu::Shadow, &victims.iter().map(|v| v.0).collect::<Vec<_>>(), &[]);
         // A backing whose VMAs are cut alike under every policy.
-        row.header.label.backing = "thp".to_owned();
+        row.header.label.tried.backing = Backing::Thp;
         for (one, &(page, order, anonymous, kind)) in row.announcements.iter_mut().zip(&victims) {
             let order = Order::new(order).unwrap();
             one.first_page = page / order.pages() * order.pages();
@@ -124,7 +123,7 @@ proptest! {
         for &policy in Policy::ALL {
             let replay = Replay::new(&row, None).unwrap();
             let choice = PolicyChoice::Announced(policy);
-            let found = replay.predict(choice, zap_of(choice), Running::Around);
+            let found = replay.predict(choice, ZapChoice::Auto.under(choice), Running::Around);
             let bridge = Bridge::builder(policy, Arc::new(row.header.slot_table(None).unwrap())).build();
             let mut recorder = Recorder::with_capacity(0);
             for one in &row.announcements {
@@ -158,7 +157,7 @@ proptest! {
         }
         for (policy, width) in [(Policy::Folio, 1), (Policy::Pmd, 512), (Policy::Slot, 256), (Policy::Vm, PAGES)] {
             let choice = PolicyChoice::Announced(policy);
-            let found = Replay::new(&row, None).unwrap().predict(choice, zap_of(choice), Running::Around);
+            let found = Replay::new(&row, None).unwrap().predict(choice, ZapChoice::Auto.under(choice), Running::Around);
             let (mut there, mut faults, mut dropped) = (vec![true; PAGES as usize], 0u64, 0u64);
             let mut at = 0;
             // The loop goes on to its next fault. Whether there is one.
@@ -179,7 +178,7 @@ proptest! {
                     dropped += u64::from(std::mem::replace(&mut there[page as usize], false));
                 }
                 // Between the two announcements of a toggle a loop that reads gets one fault through, for nothing.
-                if zap_of(choice) == Zap::Protect && !writes {
+                if ZapChoice::Auto.under(choice) == Zap::Protect && !writes {
                     go_on(&mut there);
                     there[start as usize..end as usize].fill(false);
                 }
@@ -200,13 +199,13 @@ fn slots_and_bytes_are_those_a_listener_reports() {
     let replay = Replay::new(&row, None).unwrap();
     let zapped = |policy| {
         let choice = PolicyChoice::Announced(policy);
-        let zapped = replay.predict(choice, zap_of(choice), Running::Around).zapped;
+        let zapped = replay.predict(choice, ZapChoice::Auto.under(choice), Running::Around).zapped;
         (zapped.slots, zapped.bytes)
     };
     assert_eq!(zapped(Policy::Folio), (0, 2 * PAGE_SIZE));
     assert_eq!(zapped(Policy::Slot), (2, 2 << 20));
     assert_eq!(zapped(Policy::Vm), (2 * 9, 2 * (12 << 20)), "eight slots and that of low memory, each time");
-    let wider = Replay::new(&row, Some(8 << 20)).unwrap();
+    let wider = Replay::new(&row, Granule::new(8 << 20)).unwrap();
     let choice = PolicyChoice::Announced(Policy::Slot);
     assert_eq!(wider.predict(choice, Zap::Memslot, Running::Around).zapped.bytes, 16 << 20);
 }
@@ -214,8 +213,8 @@ fn slots_and_bytes_are_those_a_listener_reports() {
 /// A row of single pages in huge ones: the first block's is split for its first victim.
 fn huge_row(victims: &[u64], hot: &[u32]) -> RowEvents {
     let mut row = row(SecondaryMmu::Shadow, victims, hot);
-    row.header.label.backing = "thp".to_owned();
-    row.header.label.granule = 2 << 20;
+    row.header.label.tried.backing = Backing::Thp;
+    row.header.label.tried.granule = Granule::DEFAULT;
     row.header.slots[1].granule = 2 << 20;
     row.layouts[0][0].state = HostState::MappedByPmd;
     let split = Announcement {

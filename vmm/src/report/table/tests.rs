@@ -1,4 +1,5 @@
 use super::*;
+use crate::choice::{Granule, Listener, Zap};
 use crate::record::CauseTotals;
 use crate::report::fixture::{announcing, expected, row, run, wider};
 
@@ -20,11 +21,11 @@ fn a_case_is_one_table_with_what_its_rows_share_above_it() {
 fn only_what_differs_has_a_column() {
     let (mut a, mut b) = (row("4k", "slot"), row("4k", "slot"));
     assert!(!table(&run(vec![a.clone(), b.clone()]), Charset::Utf8).contains("slots\n"));
-    a.label.granule = 64 << 10;
-    b.label.zap = "memslot".into();
+    a.label.tried.granule = Granule::new(64 << 10).unwrap();
+    b.label.tried.zap = Zap::Memslot;
     let text = table(&run(vec![a.clone(), b.clone()]), Charset::Utf8);
     assert!(text.contains("64 KiB") && !text.contains("memslot"), "{text}");
-    b.label.granule = a.label.granule;
+    b.label.tried.granule = a.label.tried.granule;
     let text = table(&run(vec![a, b]), Charset::Utf8);
     assert!(
         text.contains("slots of 64 KiB") && text.contains("memslot") && text.contains("protect"),
@@ -200,19 +201,23 @@ fn a_note_of_several_rows_is_one_with_the_tables_words() {
 
 #[test]
 fn where_no_guest_ran_the_heading_says_so() {
-    let by = |listener: &str| {
+    let by = |listener: Listener| {
         let mut row = row("4k", "folio");
-        row.label.listener = listener.to_owned();
+        row.label.listener = listener;
         let text = table(&run(vec![row]), Charset::Ascii);
         text.lines().next().unwrap().to_owned()
     };
     assert!(
-        by("soft-mmu").starts_with("sparse: NO GUEST RAN, worker threads used the memory"),
+        by(Listener::SoftMmu).starts_with("sparse: NO GUEST RAN, worker threads used the memory"),
         "{}",
-        by("soft-mmu")
+        by(Listener::SoftMmu)
     );
-    assert!(by("replay").starts_with("sparse: NO ROW RAN, all is predicted"), "{}", by("replay"));
-    assert!(!by("kvm-slots").contains("RAN"));
+    assert!(
+        by(Listener::Replay).starts_with("sparse: NO ROW RAN, all is predicted"),
+        "{}",
+        by(Listener::Replay)
+    );
+    assert!(!by(Listener::KvmSlots).contains("RAN"));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::choice::{Granule, Reclaim};
 use crate::record::{Measured, Row};
 use crate::report::fixture::{row, run, wider};
 
@@ -47,7 +48,7 @@ fn a_narrowest_that_is_not_exact_is_not_called_so() {
 fn many_widths_are_cut_to_the_ends() {
     let granules = (0..8).map(|step| {
         let mut row = wider(row("4k", "slot"), f64::from(16 << step));
-        row.label.granule = (64 << 10) << step;
+        row.label.tried.granule = Granule::new((64 << 10) << step).unwrap();
         row
     });
     let text = said(granules.collect());
@@ -121,7 +122,7 @@ fn what_did_not_leave_is_said() {
         let text = said(vec![short.clone()]);
         assert!(text.contains(told), "{told} in {text}");
     }
-    short.label.reclaim = "cold".into();
+    short.label.tried.reclaim = Reclaim::By(guest_mem::Operation::Cold);
     assert!(!said(vec![short]).contains("less left"), "MADV_COLD takes nothing");
 }
 
@@ -180,7 +181,7 @@ fn what_a_huge_page_takes_along_is_said_only_where_it_does() {
 fn nobody_speaks_of_a_guest_where_none_ran() {
     let soft = |backing, collateral, refault| {
         let mut row = collaterals(row(backing, "folio"), collateral);
-        row.label.listener = "soft-mmu".to_owned();
+        row.label.listener = Listener::SoftMmu;
         let mut times = row.refault_ns.get().unwrap();
         times.p50 = Some(refault);
         row.refault_ns = Measured::of(times);
@@ -204,7 +205,7 @@ fn exactly_is_said_of_equal_bytes_alone() {
 #[test]
 fn where_nothing_left_that_is_said() {
     let mut none = row("thp", "kernel");
-    none.label.reclaim = "uffd".to_owned();
+    none.label.tried.reclaim = Reclaim::Uffd;
     none.evicted_bytes = Measured::of(0);
     none.amplification = none.warnings.not_measured("amplification", "nothing had to be invalidated");
     let text = said(vec![none]);

@@ -1,13 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::{Measured, Samples};
+use crate::record::{Measured, Samples, fixture};
 
 fn row(policy: &str) -> Row {
-    let words = ["a", "thp", policy, "pageout", "none", "kernel"].map(str::to_owned);
-    let [case, backing, policy, reclaim, zap, listener] = words;
-    let mut row =
-        Row::could_not_run(RowLabel { case, backing, policy, reclaim, granule: 2 << 20, zap, listener }, "");
+    let mut row = Row::could_not_run(fixture::label(["a", "thp", policy, "pageout", "none", "kernel"]), "");
     row.could_not_run = None;
     row.victims = Measured::of(256);
     row.victim_bytes = Measured::of(1 << 20);
@@ -56,12 +53,14 @@ fn what_is_null_says_why() {
 fn a_line_can_be_limited_to_rows() {
     let expectation =
         Expectation::parse("amplification <= 1.0 for policy kernel folio for backing thp").unwrap();
-    assert!(expectation.concerns(&row("folio").label));
-    assert!(!expectation.concerns(&row("pmd").label));
+    assert!(expectation.concerns(&row("folio").label.tried));
+    assert!(!expectation.concerns(&row("pmd").label.tried));
     assert_eq!(check_all(&[expectation], &row("pmd")), []);
     let punch = Expectation::parse("victims == 1 for reclaim punch-hole");
     assert!(punch.is_err(), "a hyphen is a minus: {punch:?}");
-    assert!(!Expectation::parse("victims == 1 for reclaim remove").unwrap().concerns(&row("pmd").label));
+    assert!(
+        !Expectation::parse("victims == 1 for reclaim remove").unwrap().concerns(&row("pmd").label.tried)
+    );
 }
 
 #[test]

@@ -1,0 +1,184 @@
+//! What a row tries: the axes of an experiment's matrix, and the words and sizes they are written with.
+//!
+//! | axis | | says |
+//! | --- | --- | --- |
+//! | `backing` | [`Backing`] | what fills the memory under test |
+//! | `policy` | [`PolicyChoice`] | whose range is announced |
+//! | `reclaim` | [`Reclaim`] | how memory is taken |
+//! | `granule` | [`Granule`] | how large a memslot is |
+//! | `zap` | [`Zap`] | how the listener drops the range |
+//!
+//! One value of each is a [`Combination`]; with the case it is tried in, and who listened, the label of a row.
+
+mod quantity;
+mod words;
+
+use std::fmt;
+
+use guest_mem::{Backing, PAGE_SIZE};
+use notifier_bridge::Policy;
+use serde::{Deserialize, Serialize};
+
+pub use quantity::{BadNumber, BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
+pub use words::{Listener, PolicyChoice, Reclaim, UnknownWord, Zap, ZapChoice};
+pub(crate) use words::{Word, vocabulary, word};
+
+/// A slot granule: a power of two of at least a page. In JSON its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct Granule(u64);
+
+/// So many bytes are no slot granule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} bytes are no slot granule: a granule is a power of two of at least 4 KiB")]
+pub struct NoGranule(pub u64);
+
+impl Granule {
+    /// The granule when none is given: 2 MiB.
+    pub const DEFAULT: Self = Self(2 << 20);
+
+    /// The granule of so many bytes, or `None` if that is no power of two of at least a page.
+    pub fn new(bytes: u64) -> Option<Self> {
+        (bytes.is_power_of_two() && bytes >= PAGE_SIZE).then_some(Self(bytes))
+    }
+    /// Bytes of one slot.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+    /// Memslots that an arena of `memory` bytes needs.
+    pub const fn slots(self, memory: u64) -> u64 {
+        memory.div_ceil(self.0)
+    }
+}
+
+impl TryFrom<u64> for Granule {
+    type Error = NoGranule;
+    fn try_from(bytes: u64) -> Result<Self, NoGranule> {
+        Self::new(bytes).ok_or(NoGranule(bytes))
+    }
+}
+
+impl From<Granule> for u64 {
+    fn from(granule: Granule) -> Self {
+        granule.0
+    }
+}
+
+impl fmt::Display for Granule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Size(self.0).fmt(f)
+    }
+}
+
+/// One point of the matrix: what is tried in one row. In JSON each axis has the word that a scenario has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Combination {
+    /// What was asked to fill the memory under test. What it really was is in a row's `achieved`.
+    #[serde(with = "word")]
+    pub backing: Backing,
+    /// Whose range is announced; `kernel` for the kernel's own zap alone.
+    #[serde(with = "word")]
+    pub policy: PolicyChoice,
+    /// How memory is taken.
+    #[serde(with = "word")]
+    pub reclaim: Reclaim,
+    /// How large a memslot is.
+    pub granule: Granule,
+    /// How the listener zaps: [`Zap::Nothing`] under [`PolicyChoice::Kernel`], never under another policy.
+    #[serde(with = "word")]
+    pub zap: Zap,
+}
+
+/// Why a listener cannot zap so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CannotZap {
+    /// An unmapping loses the content of private memory.
+    UnmapLosesContent,
+    /// `mprotect` takes hugetlb memory in whole pages only.
+    ProtectHugetlbPage,
+}
+
+impl Combination {
+    /// Whether a listener can zap so, and memory be taken so.
+    pub fn is_possible(&self) -> bool {
+        let zap = self.policy.announced().and_then(|policy| self.zap.refused_for(policy, self.backing));
+        zap.is_none() && self.reclaim.refused_on(self.backing).is_none()
+    }
+}
+
+impl Zap {
+    /// Why it cannot zap the ranges of `policy` in memory of this backing; `None` if it can.
+    pub fn refused_for(self, policy: Policy, backing: Backing) -> Option<CannotZap> {
+        match self {
+            Self::Unmap if !backing.is_shared() => Some(CannotZap::UnmapLosesContent),
+            Self::Protect if backing == Backing::Hugetlb2m && policy == Policy::Page => {
+                Some(CannotZap::ProtectHugetlbPage)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl ZapChoice {
+    /// What it comes to under `policy`. A policy that follows the victim gets a zap as exact as it is; one made of memslots
+    /// is what deleting them does.
+    pub fn under(self, policy: PolicyChoice) -> Zap {
+        match (policy, self) {
+            (PolicyChoice::Kernel, _) => Zap::Nothing,
+            (_, Self::Memslot) => Zap::Memslot,
+            (_, Self::Protect) => Zap::Protect,
+            (_, Self::Unmap) => Zap::Unmap,
+            (PolicyChoice::Announced(Policy::Slot | Policy::Vm), Self::Auto) => Zap::Memslot,
+            (PolicyChoice::Announced(_), Self::Auto) => Zap::Protect,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_exact_where_the_policy_is() {
+        for &policy in Policy::ALL {
+            let expected =
+                if matches!(policy, Policy::Slot | Policy::Vm) { Zap::Memslot } else { Zap::Protect };
+            assert_eq!(ZapChoice::Auto.under(PolicyChoice::Announced(policy)), expected);
+        }
+        for &zap in ZapChoice::ALL {
+            assert_eq!(zap.under(PolicyChoice::Kernel), Zap::Nothing);
+            assert_ne!(zap.under(PolicyChoice::Announced(Policy::Folio)), Zap::Nothing);
+        }
+    }
+
+    #[test]
+    fn granules_are_powers_of_two_of_a_page_at_least() {
+        for bytes in [0, 1, 3, 2048, 4097, 6 << 20, u64::MAX] {
+            assert_eq!(Granule::new(bytes), None, "{bytes}");
+            serde_json::from_value::<Granule>(bytes.into()).unwrap_err();
+        }
+        let granule = Granule::new(4 << 20).unwrap();
+        assert_eq!((granule.slots(6 << 20), granule.slots(4 << 20), granule.slots(2 << 20)), (2, 1, 1));
+        assert_eq!(Granule::new(1 << 63).map(Granule::bytes), Some(1 << 63));
+        assert_eq!(serde_json::from_str::<Granule>("4096").unwrap(), Granule(4096));
+    }
+
+    #[test]
+    fn a_combination_has_the_words_of_the_scenario() {
+        let combination = Combination {
+            backing: Backing::MemfdThp,
+            policy: PolicyChoice::Kernel,
+            reclaim: Reclaim::Cgroup,
+            granule: Granule::DEFAULT,
+            zap: Zap::Nothing,
+        };
+        let text = serde_json::to_string(&combination).unwrap();
+        assert_eq!(
+            text,
+            r#"{"backing":"memfd:thp","policy":"kernel","reclaim":"cgroup","granule":2097152,"zap":"none"}"#
+        );
+        assert_eq!(serde_json::from_str::<Combination>(&text).unwrap(), combination);
+        let why = serde_json::from_str::<Combination>(&text.replace("kernel", "kernels")).unwrap_err();
+        assert!(why.to_string().contains("`kernels` is no range policy"), "{why}");
+    }
+}
