@@ -17,7 +17,7 @@ use guest_abi::order::{Task, Walk, WorkOrder};
 use guest_mem::{Backing, Hva, HvaRange, Operation, PageScanner, ZramSwap, drain_lru, perform_unmeasured};
 use vmm::kvm::Kvm;
 use vmm::kvm::{Machine, VmConfig};
-use vmm::tap::sample::Sample;
+use vmm::tap::hit::Sample;
 use vmm::tap::synthetic::synthetic;
 use vmm::tap::{Collector, Event, Interest, Layout, Tap, Tracefs, TracefsError, Via, What};
 

@@ -3,7 +3,7 @@
 use guest_abi::link::ToAgent;
 
 use super::error::AgentError;
-use super::link::Shared;
+use super::shared::Shared;
 use crate::guest::{CrashKind, CrashReport, Mailbox};
 
 /// The courier's thread.

@@ -19,11 +19,12 @@ mod error;
 pub mod initramfs;
 mod link;
 mod mapped;
+mod shared;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use error::{AgentError, End, Lie};
-pub use link::{Hello, Link};
+pub use link::Link;
 pub use mapped::{ArenaMap, Misplaced};
-pub use state::Counters;
+pub use state::{Counters, Hello};

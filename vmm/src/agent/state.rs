@@ -14,7 +14,15 @@ use guest_abi::layout::MAX_VCPUS;
 use guest_abi::link::{ABI_VERSION, FromAgent, Mapped, Request};
 
 use super::error::{End, Lie};
-use super::link::Hello;
+
+/// How the agent introduced itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// vCPUs that are online in the guest.
+    pub vcpus: u16,
+    /// The guest kernel's release.
+    pub release: String,
+}
 
 /// The guest's own counters.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -239,10 +239,10 @@ pub struct AttachArguments {
     pub every: TimeSpan,
     /// Watch these addresses of the process, as in /proc/PID/maps, in place of what looks like a guest's memory. May be
     /// given several times.
-    #[arg(long, value_name = "START-END", value_parser = super::attach::addresses)]
+    #[arg(long, value_name = "START-END", value_parser = super::ranges::addresses)]
     pub memory: Vec<HvaRange>,
     /// Page out this range of the guest's largest mapping, from its beginning: 0..64MiB. Nothing else is ever done to it.
-    #[arg(long, value_name = "RANGE", value_parser = super::attach::pages)]
+    #[arg(long, value_name = "RANGE", value_parser = super::ranges::pages)]
     pub pageout: Option<ByteRange>,
     /// Print the record on standard output, everything else on standard error.
     #[arg(long)]

@@ -13,7 +13,7 @@ use guest_mem::{Backing, Earned, PAGE_SIZE, PMD_SIZE, PageScanner};
 use notifier_bridge::{Cause, Totals};
 
 use super::args::BootArguments;
-use super::cancel_on_signal;
+use super::interrupt::cancel_on_signal;
 use super::tuned::Wanted;
 use crate::choice::Size;
 use crate::devices::serial::Sink;

@@ -5,8 +5,10 @@ mod attach;
 mod backend;
 mod boot;
 mod changes;
+mod interrupt;
 mod place;
 mod progress;
+mod ranges;
 mod record_file;
 mod recorded;
 mod replay;
@@ -26,7 +28,7 @@ use clap::Parser;
 
 use crate::doctor::Report;
 use crate::exit::{Exit, Failure};
-use crate::host::signals::{self, Cancel, SignalError, ignore_file_size_signal};
+use crate::host::signals::ignore_file_size_signal;
 use crate::host::{bus_error, guardian_main};
 use crate::output;
 use crate::report::ktap;
@@ -88,14 +90,6 @@ fn perform(arguments: Vec<OsString>) -> Exit {
             failure.exit()
         }
     }
-}
-
-/// A token that Ctrl-C and its like cancel. From the first of them on nobody waits for a reader that does not read.
-fn cancel_on_signal() -> Result<Cancel, SignalError> {
-    signals::cancel_on_signal(|text| {
-        output::hurry();
-        output::message(text);
-    })
 }
 
 /// Help and version, too, come this way, with an exit code of 0.

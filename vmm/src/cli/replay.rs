@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use notifier_bridge::Policy;
 
 use super::args::{Format, ReplayArguments};
+use super::interrupt::cancel_on_signal;
 use super::recorded::{Recorded, RecordedError};
-use super::{cancel_on_signal, run};
+use super::run;
 use crate::choice::{Combination, Granule, PolicyChoice, Size, ZapChoice};
 use crate::events::RowEvents;
 use crate::exit::{Class, Classified, Exit, Failure};

@@ -7,7 +7,7 @@ use notifier_bridge::monotonic_ns;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::args::RestoreArguments;
-use super::cancel_on_signal;
+use super::interrupt::cancel_on_signal;
 use super::snapshot::stop_when_told;
 use super::tuned::Wanted;
 use crate::exit::{Exit, Failure};

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
+use super::interrupt::cancel_on_signal;
 use super::run_directory::RunDirectory;
-use super::{backend, cancel_on_signal, changes, progress::Shown, zram};
+use super::{backend, changes, progress::Shown, zram};
 use crate::choice::Size;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::{Cancel, Neighbours};

@@ -9,7 +9,7 @@ use guest_abi::order::Task;
 use guest_mem::{PMD_SIZE, with_causes};
 
 use super::args::SnapshotArguments;
-use super::cancel_on_signal;
+use super::interrupt::cancel_on_signal;
 use super::tuned::Wanted;
 use crate::choice::Size;
 use crate::exit::{Class, Classified, Exit, Failure};

@@ -1,4 +1,4 @@
-use super::super::sample::Sample;
+use super::super::hit::Sample;
 use super::super::synthetic::{Producer, synthetic};
 use super::super::tracepoints::{Interest, Work};
 use super::*;

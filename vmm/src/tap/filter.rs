@@ -2,10 +2,31 @@
 
 use guest_mem::{Hva, HvaRange};
 
-use super::tracepoints::{Filtered, UFFD_IOCTLS};
-
 /// The longest filter: the kernel takes a page of it.
 const LONGEST: usize = 4000;
+
+/// What the kernel is to pick of a tracepoint's hits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filtered {
+    /// All.
+    No,
+    /// Those whose `start` and `end` meet what is watched.
+    ByAddress,
+    /// ioctls of userfaultfd.
+    ByIoctl,
+    /// Those by these threads, as the initial PID namespace numbers them.
+    ByThreads(Vec<u32>),
+}
+
+/// The ioctls of userfaultfd that announce a range: `UFFDIO_WRITEPROTECT` and `UFFDIO_MOVE`.
+pub(super) const UFFD_IOCTLS: [u32; 2] = [uffd_ioctl(6, 24), uffd_ioctl(5, 40)];
+
+/// `_IOWR(0xaa, number, size)`.
+const fn uffd_ioctl(number: u32, size: u32) -> u32 {
+    3 << 30 | size << 16 | 0xaa << 8 | number
+}
+
+const _: () = assert!(UFFD_IOCTLS[0] == 0xc018_aa06 && UFFD_IOCTLS[1] == 0xc028_aa05);
 
 /// The text for a tracepoint that is `filtered`, where `ranges` are watched; `None`: no filter.
 ///

@@ -14,10 +14,10 @@ use rustix::io::Errno;
 
 use super::filter;
 use super::format::FormatError;
-use super::page::{DamagedPage, PageLayout};
+use super::hit::Sample;
+use super::page::PageLayout;
 use super::perf::ring_size;
-use super::sample::Sample;
-use super::source::{Heard, Source, SourceError};
+use super::source::{Heard, Source, SourceError, StreamError};
 use super::tracefs::{Tracefs, TracefsError};
 use super::tracepoints::Layout;
 
@@ -41,17 +41,6 @@ pub enum InstanceError {
          (`--tap perf`), or run outside the container"
     )]
     Namespace,
-}
-
-/// Why an instance has nothing more to give.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// A page makes no sense.
-    #[error(transparent)]
-    Page(#[from] DamagedPage),
-    /// A read failed.
-    #[error("reading the trace buffer of a CPU: was its instance removed?")]
-    Read(#[source] Errno),
 }
 
 /// Buffers of all CPUs.

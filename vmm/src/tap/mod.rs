@@ -18,6 +18,7 @@ pub mod cause;
 pub mod collector;
 mod filter;
 pub mod format;
+pub mod hit;
 pub mod instance;
 mod mapping;
 mod page;

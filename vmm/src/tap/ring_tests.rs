@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::super::sample::Sample;
+use super::super::hit::Sample;
 use super::super::source::{Heard, Source};
 use super::super::synthetic::synthetic;
 use super::*;

@@ -10,6 +10,7 @@
 
 use perf_event_open_sys::bindings as abi;
 
+use super::hit::Sample;
 use super::source::Heard;
 
 /// What a sample holds, in this order.
@@ -18,19 +19,6 @@ pub(super) const SAMPLE_TYPE: u32 =
 
 /// Bytes before the tracepoint's own record.
 pub(super) const BEFORE_RAW: usize = 28;
-
-/// One hit of a tracepoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sample<'a> {
-    /// When: `CLOCK_MONOTONIC`, nanoseconds.
-    pub time_ns: u64,
-    /// The process in whose context; 0 where the source does not say.
-    pub pid: u32,
-    /// The thread.
-    pub tid: u32,
-    /// The tracepoint's record, as its format describes it; padding may follow.
-    pub raw: &'a [u8],
-}
 
 /// What a ring's record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

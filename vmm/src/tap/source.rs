@@ -2,9 +2,11 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::instance::StreamError;
+use rustix::io::Errno;
+
+use super::hit::Sample;
+use super::page::DamagedPage;
 use super::ring::Damaged;
-use super::sample::Sample;
 use super::tracepoints::Event;
 
 /// What a source has to tell.
@@ -43,4 +45,15 @@ pub enum SourceError {
     /// A tracefs buffer cannot be read.
     #[error(transparent)]
     Stream(#[from] StreamError),
+}
+
+/// Why an instance has nothing more to give.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// A page makes no sense.
+    #[error(transparent)]
+    Page(#[from] DamagedPage),
+    /// A read failed.
+    #[error("reading the trace buffer of a CPU: was its instance removed?")]
+    Read(#[source] Errno),
 }

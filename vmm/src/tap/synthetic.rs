@@ -11,9 +11,10 @@ use perf_event_open_sys::bindings as abi;
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 
+use super::hit::Sample;
 use super::mapping::Mapping;
 use super::ring::{HEAD, HEADER, Ring, TAIL};
-use super::sample::{Sample, read, write_sample};
+use super::sample::{read, write_sample};
 use super::source::{Heard, Source, SourceError};
 
 /// The first page, which is no data.

@@ -11,8 +11,9 @@
 
 use guest_mem::{Hva, HvaRange};
 
+use super::filter::Filtered;
 use super::format::{Field, Format, FormatError};
-use super::sample::Sample;
+use super::hit::Sample;
 use super::tracefs::{Tracefs, TracefsError};
 
 /// What a thread is at while it announces ranges.
@@ -213,16 +214,6 @@ const DEEDS: [Tracepoint; 7] = [
     ("kvmmmu/kvm_mmu_spte_requested", Kind::Did(Deed::SpteRequest)),
 ];
 
-/// The ioctls of userfaultfd that announce a range: `UFFDIO_WRITEPROTECT` and `UFFDIO_MOVE`.
-pub(super) const UFFD_IOCTLS: [u32; 2] = [uffd_ioctl(6, 24), uffd_ioctl(5, 40)];
-
-/// `_IOWR(0xaa, number, size)`.
-const fn uffd_ioctl(number: u32, size: u32) -> u32 {
-    3 << 30 | size << 16 | 0xaa << 8 | number
-}
-
-const _: () = assert!(UFFD_IOCTLS[0] == 0xc018_aa06 && UFFD_IOCTLS[1] == 0xc028_aa05);
-
 /// Why the kernel's tracepoints cannot be listened to.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
@@ -246,19 +237,6 @@ pub struct Listened {
     /// What the kernel is to pick of its hits.
     pub filtered: Filtered,
     shape: Shape,
-}
-
-/// What the kernel is to pick of a tracepoint's hits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Filtered {
-    /// All.
-    No,
-    /// Those whose `start` and `end` meet what is watched.
-    ByAddress,
-    /// ioctls of userfaultfd.
-    ByIoctl,
-    /// Those by these threads, as the initial PID namespace numbers them.
-    ByThreads(Vec<u32>),
 }
 
 #[derive(Clone, Copy, Debug)]
