@@ -75,7 +75,7 @@ pub use reclaim::{
 };
 pub use region::{RangeError, Region, RegionError};
 pub use seam::SeamError;
-pub use slots::{Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
+pub use slots::{MOST_SLOTS, Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
 pub use state::{PageCounts, PageRun, PageState};
 pub use store::{
     BufferError, Codec, CompressedStore, DiscardStore, Fault, FaultKind, FaultPlan, FaultPlanError,

@@ -83,6 +83,9 @@ pub enum SlotError {
     },
 }
 
+/// Slots that KVM offers on x86-64, and with it the software MMU.
+pub const MOST_SLOTS: u64 = 32_764;
+
 /// Collects the slots of a VM, region by region. [`SlotTableBuilder::build`] makes it searchable.
 #[derive(Debug)]
 pub struct SlotTableBuilder {

@@ -138,7 +138,7 @@ impl Need {
                 "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`",
             ),
             Self::Tracefs => (
-                vmm::tap::Tracefs::open().is_ok(),
+                vmm::host::Tracefs::open().is_ok(),
                 "tracefs cannot be mounted or read: be root, or see `zapscope doctor`",
             ),
             Self::Bpf => (

@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::{Task, Walk, WorkOrder};
 use guest_mem::{Backing, Hva, HvaRange, Operation, PageScanner, ZramSwap, drain_lru, perform_unmeasured};
+use vmm::host::{Tracefs, TracefsError};
 use vmm::kvm::Kvm;
 use vmm::kvm::{Machine, VmConfig};
 use vmm::tap::hit::Sample;
 use vmm::tap::synthetic::synthetic;
-use vmm::tap::{Collector, Event, Interest, Layout, Tap, Tracefs, TracefsError, Via, What};
+use vmm::tap::{Collector, Event, Interest, Layout, Tap, Via, What};
 
 const RATE: u64 = 1_000_000;
 const SECONDS: u64 = 5;

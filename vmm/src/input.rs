@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::exit::{Class, Classified};
-use crate::report::units;
+use crate::units;
 
 /// What a file is named for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

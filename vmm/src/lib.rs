@@ -22,9 +22,11 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod snapshot;
+pub mod stop_signals;
 pub mod tap;
 pub mod testbed;
 pub mod timeline;
+pub mod units;
 pub mod whole_file;
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use guest_abi::order::{Task, Walk};
 use guest_mem::{Address, Backing, Hva, HvaRange, Operation, perform_unmeasured, toggle_protection};
 use tests::kernel::{Instance, ranges};
 use tests::machine::{Bare, config};
-use vmm::tap::{Bpf, Call, Deed, Heard, Interest, Layout, Source, Tap, Tracefs, Via, What, Work};
+use vmm::host::Tracefs;
+use vmm::tap::{Bpf, Call, Deed, Heard, Interest, Layout, Source, Tap, Via, What, Work};
 
 crate::tests! {
     the_tap_sees_what_the_kernel_prints: [Kvm, Tap],

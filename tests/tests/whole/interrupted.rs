@@ -17,7 +17,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, test
 use serde_json::Value;
 use tests::pty::Terminal;
 use tests::{host, program};
-use vmm::tap::Tracefs;
+use vmm::host::Tracefs;
 
 crate::tests! {
     finished_rows_are_kept_and_the_host_is_as_it_was(way in Way::ALL): [Zram, Cgroup] within 600,

@@ -504,7 +504,7 @@ fn a_killed_run_leaves_no_instance() {
         Some(line.split_once("made the tracefs instance ")?.1.split(' ').next()?.to_owned())
     });
     let name = name.expect("it says what it makes");
-    let tracefs = vmm::tap::Tracefs::open().unwrap();
+    let tracefs = vmm::host::Tracefs::open().unwrap();
     let there = || tracefs.directory(&format!("instances/{name}")).is_ok();
     let was_there = there();
     child.kill().unwrap();

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::tap::tracefs::mounted_nowhere;
+use crate::host::tracefs::mounted_nowhere;
 use guest_mem::remedy::{self, Asked};
 
 /// The counters that are read, as far as this KVM has them: leaf SPTEs now, and what was done so far.

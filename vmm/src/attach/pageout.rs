@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::holder::Holder;
 use super::memory::{Memory, needs_swap};
 use crate::exit::{Class, Classified};
-use crate::report::units;
-use crate::tap::tracefs::last_errno;
+use crate::host::tracefs::last_errno;
+use crate::units;
 
 /// Why memory could not be pushed out.
 #[derive(Debug, thiserror::Error)]

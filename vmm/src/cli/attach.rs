@@ -17,9 +17,9 @@ use crate::host::HostChanges;
 use crate::host::signals::Cancel;
 use crate::output;
 use crate::record::utc;
-use crate::report::Charset;
 use crate::run::NotKept;
 use crate::tap::Via;
+use crate::units::Charset;
 
 /// Lines after which the heads of the columns come again.
 const PAGE: u32 = 24;

@@ -16,7 +16,6 @@ use super::args::BootArguments;
 use super::interrupt::cancel_on_signal;
 use super::tuned::Wanted;
 use crate::choice::Size;
-use crate::devices::serial::Sink;
 use crate::devices::terminal::RawMode;
 use crate::devices::virtio::block::Disk;
 use crate::exit::{Class, Classified, Exit, Failure};
@@ -28,7 +27,8 @@ use crate::kvm::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
 use crate::linux::initrd::InitrdError;
 use crate::linux::{BootFile, Initrd, Kernel};
 use crate::output;
-use crate::report::units;
+use crate::output::Sink;
+use crate::units;
 
 /// Before the user's own.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1";

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::doctor::Report;
+use crate::doctor::{self, Report};
 use crate::exit::{Exit, Failure};
 use crate::host::signals::ignore_file_size_signal;
 use crate::host::{bus_error, guardian_main};
@@ -81,7 +81,7 @@ fn perform(arguments: Vec<OsString>) -> Exit {
         Command::Boot(arguments) => boot::boot(&arguments),
         Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
         Command::Attach(arguments) => attach::attach(&arguments),
-        Command::Doctor(arguments) => doctor(&arguments),
+        Command::Doctor(arguments) => examine(&arguments),
     };
     match outcome {
         Ok(exit) => exit,
@@ -102,13 +102,13 @@ fn refused(message: &clap::Error) -> Exit {
     Exit::Done
 }
 
-fn doctor(arguments: &args::DoctorArguments) -> Result<Exit, Failure> {
+fn examine(arguments: &args::DoctorArguments) -> Result<Exit, Failure> {
     let report = Report::of_this_host();
     match (arguments.json, arguments.format) {
         (true, _) => output::json(format_args!("{}\n", report.to_json()?)),
         (false, Format::Ktap) => {
             output::beside(report.to_text());
-            output::result(ktap::ktap(&ktap::of_doctor(&report)));
+            output::result(ktap::ktap(&doctor::of_doctor(&report)));
         }
         (false, Format::Text) => output::result(report.to_text()),
     }

@@ -14,9 +14,10 @@ use crate::exit::{Class, Classified, Exit, Failure};
 use crate::output;
 use crate::record::{Row, RowLabel, RunRecord};
 use crate::replay::{self, Predicted};
-use crate::report::{self, Charset, ktap, units};
+use crate::report::{self, ktap};
 use crate::run::{Ended, TapChoice};
 use crate::scenario::{RowPlan, Scenario};
+use crate::units::{self, Charset};
 
 /// How many of the recorded rows --validate takes, each under every policy.
 const SAMPLE: usize = 3;

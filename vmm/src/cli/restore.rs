@@ -13,11 +13,11 @@ use super::tuned::Wanted;
 use crate::exit::{Exit, Failure};
 use crate::host::signals::Cancel;
 use crate::output;
-use crate::report::{Charset, units};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::file::Snapshot;
 use crate::snapshot::record::{RestoreRecord, measure};
 use crate::snapshot::restore::{How, Restored};
+use crate::units::{self, Charset};
 
 pub fn restore(path: &Path, arguments: &RestoreArguments, tune: bool) -> Result<Exit, Failure> {
     let started = started();

@@ -12,9 +12,10 @@ use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::{Cancel, Neighbours};
 use crate::output;
 use crate::record::{RowLabel, utc};
-use crate::report::{self, Charset, ktap, units};
+use crate::report::{self, ktap};
 use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
 use crate::scenario::{RowPlan, Scenario};
+use crate::units::{self, Charset};
 use guest_mem::with_causes;
 
 /// What tells of accounts that disagree.

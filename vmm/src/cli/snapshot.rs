@@ -18,11 +18,11 @@ use crate::host::signals::Cancel;
 use crate::host::{Root, facts};
 use crate::kvm::{Machine, VmConfig};
 use crate::output;
-use crate::report::units;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::stop::Stopper;
 use crate::snapshot::work;
 use crate::snapshot::write::{Pattern, Written, write};
+use crate::units;
 use crate::whole_file::{Existing, WholeFile, WholeFileError};
 
 /// The generation of what the guest writes.

@@ -8,8 +8,9 @@ use super::recorded::Recorded;
 use crate::events::RowEvents;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::output;
-use crate::report::{self, Charset, units};
+use crate::report;
 use crate::timeline::{RowTime, write_trace};
+use crate::units::{self, Charset};
 use crate::whole_file::{Existing, WholeFile, WholeFileError};
 
 #[derive(Debug, thiserror::Error)]

@@ -11,6 +11,7 @@ mod output;
 #[cfg(test)]
 mod tests;
 
+use crate::output::Sink;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use super::bus::BusDevice;
 use super::{new_event, signal};
 
 pub use input::SerialInput;
-pub use output::{Output, Sink};
+pub use output::Output;
 
 /// COM1's ports.
 pub const COM1_PORTS: Range<u64> = 0x3f8..0x400;

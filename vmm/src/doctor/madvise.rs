@@ -10,7 +10,7 @@ use rustix::mm::Advice;
 use super::finding::Finding;
 use super::scratch::{HUGE, PAGE, Scratch};
 use crate::host::HostFacts;
-use crate::tap::tracefs::last_errno;
+use crate::host::tracefs::last_errno;
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`, whose twelve words are all `u64`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;

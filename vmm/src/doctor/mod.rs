@@ -11,6 +11,7 @@ mod cgroup;
 mod exit_cost;
 mod finding;
 mod huge_pages;
+mod ktap;
 mod kvm_device;
 mod madvise;
 mod others;
@@ -26,4 +27,5 @@ mod uffd;
 mod undoing;
 
 pub use finding::{Finding, Verdict};
+pub use ktap::of_doctor;
 pub use report::Report;

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use crate::tap::tracefs::last_errno;
+use crate::host::tracefs::last_errno;
 
 pub(super) const PAGE: usize = 4096;
 pub(super) const HUGE: usize = 2 << 20;

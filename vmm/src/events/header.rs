@@ -212,7 +212,7 @@ impl RowHeader {
     /// # Errors
     /// No VM has such slots.
     pub fn slot_table(&self, granule: Option<Granule>) -> Result<SlotTable, SlotError> {
-        let mut builder = SlotTableBuilder::new(crate::testbed::SLOT_LIMIT);
+        let mut builder = SlotTableBuilder::new(guest_mem::MOST_SLOTS);
         for run in &self.slots {
             let hva = HvaRange::with_len(Hva::new(run.span.hva), run.span.bytes).ok_or(SlotError::Wraps {
                 gpa: Gpa::new(run.span.gpa),

@@ -7,8 +7,8 @@ use guest_mem::remedy::{self, Asked};
 use rustix::io::Errno;
 
 use super::guardian::GuardianError;
+use super::tracefs::TracefsError;
 use crate::exit::{Class, Classified};
-use crate::tap::TracefsError;
 
 /// A change that was not made.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::guardian::Request;
+use super::guardian_message::{Request, to_line};
 use super::root::Root;
 use super::undo::UndoAction;
 
@@ -154,7 +154,7 @@ impl ChangeLog {
     }
 
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
-        let text = super::guardian::to_line(line)?;
+        let text = to_line(line)?;
         // One write: a process that is killed has written all of a line or nothing of it.
         self.file.write_all(text.as_bytes())
     }

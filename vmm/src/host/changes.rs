@@ -24,10 +24,13 @@ use rustix::io::Errno;
 
 use super::change_error::ChangeError;
 use super::change_log::{ChangeLog, directories};
-use super::guardian::{Guardian, GuardianError, GuardianProgram, Request};
-use super::undo::{UndoAction, UndoError, Undone, read_switch, write_switch};
-use crate::record::HostChange;
-use crate::tap::{Tracefs, in_initial_pid_namespace};
+use super::guardian::{Guardian, GuardianError, GuardianProgram};
+use super::guardian_message::Request;
+use super::switch_file::{read_switch, write_switch};
+use super::undo::{UndoAction, UndoError, Undone};
+use crate::host::HostChange;
+use crate::host::{Tracefs, in_initial_pid_namespace};
+
 use guest_mem::with_causes;
 
 /// Where changes and undoings are announced.

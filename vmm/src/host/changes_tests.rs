@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::host::guardian::Answer;
+use crate::host::guardian_message::Answer;
 use crate::host::root::Root;
 
 const MODE: &str = "ZAPSCOPE_TEST_CHILD";

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::kvm_module::KvmFacts;
+use super::reclaimers::Reclaimer;
 use super::root::Root;
-use super::strangers::{Reclaimer, warnings_of};
 use super::swaps::{SwapDevice, parse_swaps};
 
 /// A host, as it was when it was read.
@@ -131,12 +131,6 @@ impl HostFacts {
             numa_demotion: root.flag("/sys/kernel/mm/numa/demotion_enabled"),
             reclaimers: Reclaimer::find(root),
         }
-    }
-
-    /// What on this host will disturb a measurement, with what would change it. `ours` is the swap device
-    /// the run made for itself, if it made one.
-    pub fn warnings(&self, ours: Option<&str>) -> Vec<String> {
-        warnings_of(self, ours)
     }
 }
 

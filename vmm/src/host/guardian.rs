@@ -23,16 +23,15 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_mem::remedy::{self, Asked};
 use rustix::process::{Pid, PidfdFlags};
-use serde::{Deserialize, Serialize};
 
 use super::change_log::LogError;
-use super::undo::UndoAction;
+use super::guardian_message::{Answer, Request, to_line};
 use crate::exit::{Class, Classified};
 
 /// The hidden argument that makes the program a guardian; the owner's pid follows it.
@@ -42,58 +41,6 @@ pub const GUARDIAN_ARGUMENT: &str = "__guardian";
 /// cost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What a run tells its guardian.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Request {
-    /// Note in this file what is undone, and hold it.
-    Log {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A change is about to be made; this would undo it.
-    Plan {
-        /// The change.
-        id: u64,
-        /// Its undoing.
-        action: UndoAction,
-    },
-    /// Make a zram device, and remove it if need be.
-    AddZram {
-        /// The change.
-        id: u64,
-    },
-    /// The change was undone, or not made after all.
-    Forget {
-        /// The change.
-        id: u64,
-    },
-    /// All is undone.
-    Done,
-}
-
-/// What a guardian says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Answer {
-    /// It has its own session and ignores signals, or it holds the log: changes may begin.
-    Ready,
-    /// The device was made.
-    Zram {
-        /// Its number.
-        number: u32,
-        /// Its serial number.
-        diskseq: Option<u64>,
-    },
-    /// The device was not made.
-    Failed {
-        /// What the kernel answered, if it was the kernel.
-        errno: Option<i32>,
-        /// The reason, in words.
-        why: String,
-    },
-}
 
 /// What can go wrong between a run and its guardian.
 #[derive(Debug, thiserror::Error)]
@@ -280,13 +227,6 @@ impl Guardian {
         }
         serde_json::from_str(&line).map_err(io::Error::from)
     }
-}
-
-/// One line of JSON: a newline within is escaped there.
-pub(crate) fn to_line(message: &impl Serialize) -> io::Result<String> {
-    let mut line = serde_json::to_string(message).map_err(io::Error::from)?;
-    line.push('\n');
-    Ok(line)
 }
 
 #[cfg(test)]

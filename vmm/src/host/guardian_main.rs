@@ -14,8 +14,10 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use super::change_log::ChangeLog;
-use super::guardian::{Answer, GUARDIAN_ARGUMENT, Request, to_line};
-use super::undo::{UndoAction, UndoError, Undone, write_switch};
+use super::guardian::GUARDIAN_ARGUMENT;
+use super::guardian_message::{Answer, Request, to_line};
+use super::switch_file::write_switch;
+use super::undo::{UndoAction, UndoError, Undone};
 use super::zram;
 use crate::output;
 

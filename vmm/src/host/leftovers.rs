@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::change_log::{Abandoned, ChangeLog, directories};
-use super::guardian::Request;
 use super::guardian_main::undo_with_patience;
+use super::guardian_message::Request;
 use super::undo::{UndoAction, Undone};
 use guest_mem::with_causes;
 

@@ -23,8 +23,8 @@ use rustix::io::Errno;
 
 use super::changes::Announce;
 use crate::exit::{Class, Classified};
+use crate::stop_signals::stop_signals;
 
-const STOP_SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 /// The signal thread reads, and says a line.
 const STACK: usize = 64 << 10;
 
@@ -114,19 +114,6 @@ impl AsFd for Cancel {
     }
 }
 
-fn stop_signals() -> libc::sigset_t {
-    let mut set = std::mem::MaybeUninit::uninit();
-    // SAFETY: `sigemptyset` initialises the set it is given.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: just initialised.
-    let mut set = unsafe { set.assume_init() };
-    for signal in STOP_SIGNALS {
-        // SAFETY: the set is initialised and the signal number is one of libc's.
-        unsafe { libc::sigaddset(&raw mut set, signal) };
-    }
-    set
-}
-
 /// A token that SIGINT, SIGTERM and SIGHUP cancel. Call it before the first thread is started: a thread without the
 /// mask would be ended by the signal, and all others with it.
 ///
@@ -153,22 +140,6 @@ fn block_stop_signals() -> Result<(), SignalError> {
 
 fn unblock_stop_signals() -> Result<(), SignalError> {
     change_mask(libc::SIG_UNBLOCK)
-}
-
-/// Starts a thread that must not take these signals, whatever its starter does with them: the mask is inherited.
-pub fn with_stop_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
-    let set = stop_signals();
-    let mut before = std::mem::MaybeUninit::uninit();
-    // SAFETY: the set is initialised, and the old mask has a place.
-    let changed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, before.as_mut_ptr()) };
-    let started = start();
-    if changed == 0 {
-        // SAFETY: the call above has succeeded and filled it.
-        let before = unsafe { before.assume_init() };
-        // SAFETY: a mask that was this thread's; the one before is not asked for.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
-    }
-    started
 }
 
 /// Has a write beyond `ulimit -f` fail with EFBIG, as one fails on a full disk, in place of ending this process. Children
@@ -269,6 +240,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::stop_signals::{STOP_SIGNALS, with_stop_signals_blocked};
 
     const LONG: Duration = Duration::from_secs(60);
 

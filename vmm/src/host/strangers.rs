@@ -1,49 +1,21 @@
 //! Who else takes memory on this host: whatever reclaims, merges, moves or collapses pages on its own makes
 //! invalidations that are strangers to an experiment.
 
-use serde::Serialize;
-
 use super::facts::HostFacts;
-use super::root::Root;
-
-use crate::output::visible;
+use super::reclaimers::what_it_does;
 
 /// Below this share of free memory kswapd is likely to be at work.
 const LOW_MEMORY_PERCENT: u64 = 10;
 
-/// A thread or daemon that takes memory from processes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Reclaimer {
-    /// Its name.
-    pub name: String,
-    /// Its process id.
-    pub pid: u32,
-}
-
-impl Reclaimer {
-    /// Looks for them among the running processes.
-    pub(crate) fn find(root: &Root) -> Vec<Self> {
-        let named = |pid: u32| Some((pid, root.text(&format!("/proc/{pid}/comm"))?));
-        let pids = root.names("/proc").into_iter().filter_map(|name| name.parse::<u32>().ok());
-        pids.filter_map(named)
-            .filter(|(_, name)| what_it_does(name).is_some())
-            .map(|(pid, name)| Self { name: visible::line(&name).into_owned(), pid })
-            .collect()
+impl HostFacts {
+    /// What on this host will disturb a measurement, with what would change it. `ours` is the swap device the run made for
+    /// itself, if it made one.
+    pub fn warnings(&self, ours: Option<&str>) -> Vec<String> {
+        warnings_of(self, ours)
     }
 }
 
-/// What a process of this name does to the memory of others.
-fn what_it_does(name: &str) -> Option<&'static str> {
-    match name {
-        "senpai" | "oomd" => Some("reclaims from cgroups proactively"),
-        "systemd-oomd" | "earlyoom" | "nohang" => Some("kills processes under memory pressure"),
-        // One thread a DAMON context.
-        name if name.starts_with("kdamond") => Some("reclaims or moves pages by DAMON's schemes"),
-        _ => None,
-    }
-}
-
-pub(crate) fn warnings_of(host: &HostFacts, ours: Option<&str>) -> Vec<String> {
+fn warnings_of(host: &HostFacts, ours: Option<&str>) -> Vec<String> {
     let mut warnings = Vec::new();
     warnings.extend(page_movers(host));
     warnings.extend(host.reclaimers.iter().filter_map(|one| {
@@ -130,6 +102,7 @@ fn memory_warning(host: &HostFacts) -> Option<String> {
 mod tests {
     use super::*;
     use crate::host::facts::{KhugepagedFacts, ThpFacts};
+    use crate::host::reclaimers::Reclaimer;
     use crate::host::swaps::SwapDevice;
 
     fn swap(path: &str, priority: i32) -> SwapDevice {
@@ -201,17 +174,5 @@ mod tests {
         assert_eq!(warnings_of(&host(-2), Some("/dev/zram1")), Vec::<String>::new());
         assert!(warnings_of(&host(100), Some("/dev/zram1"))[0].contains("swapoff /dev/zram0"));
         assert!(warnings_of(&host(200), Some("/dev/zram1"))[0].contains("priority 200"));
-    }
-
-    #[test]
-    fn reclaimers_are_found_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        for (pid, name) in [("12", "kdamond.3\n"), ("13", "bash\n"), ("14", "systemd-oomd\n")] {
-            std::fs::create_dir_all(dir.path().join("proc").join(pid)).unwrap();
-            std::fs::write(dir.path().join("proc").join(pid).join("comm"), name).unwrap();
-        }
-        let found = Reclaimer::find(&Root::at(dir.path()));
-        let names: Vec<_> = found.iter().map(|one| (one.name.as_str(), one.pid)).collect();
-        assert_eq!(names, [("kdamond.3", 12), ("systemd-oomd", 14)]);
     }
 }

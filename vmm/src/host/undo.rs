@@ -4,16 +4,16 @@
 //! before the change.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::root::chosen_word;
+use super::switch_file::{read_switch, write_switch};
 use super::zram;
-use crate::tap::tracefs::{self, Tracefs};
+use crate::host::tracefs::{self, Tracefs};
 
 /// How long a cgroup may take to notice that its last process is gone.
 const CGROUP_TRIES: u32 = 20;
@@ -130,18 +130,6 @@ fn ignore_absent(done: io::Result<()>) -> io::Result<()> {
         }
         other => other,
     }
-}
-
-/// Writes a switch with one write and never creates it.
-pub(crate) fn write_switch(path: &Path, value: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
-    file.write_all(value.as_bytes())
-}
-
-/// The value of a switch: the bracketed word if it shows one, else the whole text.
-pub(crate) fn read_switch(path: &Path) -> io::Result<String> {
-    let text = fs::read_to_string(path)?;
-    Ok(chosen_word(&text).unwrap_or(text.trim()).to_owned())
 }
 
 /// Writes `old` back where a change wrote `set`.

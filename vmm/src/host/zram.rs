@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::root::Root;
 use super::swaps::parse_swaps;
-use super::undo::write_switch;
+use super::switch_file::write_switch;
 
 const HOT_ADD: &str = "/sys/class/zram-control/hot_add";
 const HOT_REMOVE: &str = "/sys/class/zram-control/hot_remove";

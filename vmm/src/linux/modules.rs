@@ -7,110 +7,20 @@
 //!               └──> dependencies first ──> each file read, unpacked ──> [Module], for finit_module in this order
 //! ```
 
+mod error;
 mod index;
 mod modinfo;
 
 use std::collections::HashSet;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use index::Index;
+use error::MAX_MODULES;
+use index::{Index, normal};
+
+pub use error::ModuleError;
 
 use super::compression::{Compression, Failure, Fault, zeroed};
-use crate::exit::{Class, Classified};
-use crate::input::{self, InputError, What};
-use crate::report::units;
-
-/// Files at most in a directory of modules. Debian's has 4,400.
-const MAX_FILES: usize = 200_000;
-/// Modules at most in one load order. Debian's kernel comes with 1,100 in all.
-const MAX_MODULES: usize = 4096;
-
-/// Why modules could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ModuleError {
-    /// No such module.
-    #[error("there is no module {name:?} in {}, and it is not built in{}", .directory.display(), wanted_by(.by.as_deref()))]
-    Missing {
-        /// Its name.
-        name: String,
-        /// The module that needs it, unless it was asked for.
-        by: Option<String>,
-        /// Where it was looked for.
-        directory: PathBuf,
-    },
-    /// A file could not be read.
-    #[error(transparent)]
-    Input(#[from] InputError),
-    /// A directory could not be read.
-    #[error("the directory of modules {} cannot be read{}", .path.display(), read_remedy(.source))]
-    Directory {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system answered.
-        source: io::Error,
-    },
-    /// It is another kind of directory.
-    #[error("{} has more than {MAX_FILES} files: it is no directory of modules", .0.display())]
-    Crowded(PathBuf),
-    /// Too much to be loaded.
-    #[error(
-        "the modules up to {} have more than {} together: give the guest more memory (`memory` in [linux]), or name its \
-         own kernel's modules",
-        .path.display(), units::bytes(*.room)
-    )]
-    Room {
-        /// The first that does not.
-        path: PathBuf,
-        /// What there is for them.
-        room: u64,
-    },
-    /// A file could not be unpacked.
-    #[error("{} is {}", .path.display(), .why)]
-    Damaged {
-        /// The file or directory.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-    /// It is no fault of the file.
-    #[error("no memory for {bytes} bytes, to unpack {}: free memory on the host, or raise `ulimit -v`", .path.display())]
-    NoMemory {
-        /// The file or directory.
-        path: PathBuf,
-        /// What was asked for at once.
-        bytes: u64,
-    },
-    /// Modules that need one another.
-    #[error("the modules {0} need one another: no order loads them")]
-    Cycle(String),
-    /// Too many of them.
-    #[error("more than {MAX_MODULES} modules would be loaded: ask for fewer")]
-    TooMany,
-}
-
-impl Classified for ModuleError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Input(error) => error.class(),
-            Self::Directory { source, .. } => Class::of_named_file(source),
-            Self::NoMemory { .. } => Class::Host,
-            _ => Class::Mistake,
-        }
-    }
-}
-
-fn read_remedy(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ": name one with `--modules`",
-        io::ErrorKind::PermissionDenied => ": give this user the right to",
-        _ => "",
-    }
-}
-
-fn wanted_by(by: Option<&str>) -> String {
-    by.map(|by| format!(" (needed by {by:?})")).unwrap_or_default()
-}
+use crate::input::{self, What};
 
 /// A module to be loaded.
 #[derive(Clone, PartialEq, Eq)]
@@ -142,11 +52,6 @@ pub fn load_order(directory: &Path, wanted: &[&str], room: u64) -> Result<Vec<Mo
         order.add(&normal(name))?;
     }
     Ok(order.modules)
-}
-
-/// A module's name as the kernel writes it. Files and lists use `-` and `_` for one another.
-fn normal(name: &str) -> String {
-    name.replace('-', "_")
 }
 
 struct Order<'a> {

@@ -28,8 +28,6 @@ use queue::{Keep, Stream};
 use status::Status;
 use writer::Writer;
 
-use crate::devices::serial::Sink;
-
 /// How long a panic's text may take to be read.
 const PANIC: Duration = Duration::from_millis(200);
 
@@ -89,6 +87,13 @@ pub fn clear_status() {
 /// What stands beside a result that a program reads: on standard error, as it is.
 pub fn beside(text: impl Display) {
     WRITER.say(Stream::Err, visible::lines(&text.to_string()).as_bytes(), Keep::Always);
+}
+
+/// Where a guest's console goes. It takes all that it is given, and waits for nobody: it is called with the port's lock
+/// held, by a vCPU or the device thread.
+pub trait Sink: Send {
+    /// Takes what the guest has printed next.
+    fn take(&mut self, bytes: &[u8]);
 }
 
 /// The console of a guest, raw: its bytes are for the terminal that it is shown on.

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::queue::{Keep, Queue, Stream};
 use super::status::{Status, TICK};
-use crate::host::signals::with_stop_signals_blocked;
+use crate::stop_signals::with_stop_signals_blocked;
 
 /// One write is at most this long: a pipe that can be written to takes so much without blocking.
 const WRITE: usize = 4096;

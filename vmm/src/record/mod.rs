@@ -24,7 +24,6 @@ mod checked;
 mod distribution;
 #[cfg(test)]
 pub(crate) mod fixture;
-mod host_change;
 mod measured;
 mod row;
 mod run;
@@ -32,7 +31,6 @@ mod time;
 
 pub use checked::{Checked, Verdict};
 pub use distribution::{Distribution, Samples};
-pub use host_change::HostChange;
 pub use measured::{Measured, Warning, Warnings, saturating_sum};
 pub use row::{CauseTotals, KeyKind, Row, RowLabel};
 pub use run::{ENDED, Host, Overhead, RecordError, RunRecord, SCHEMA};

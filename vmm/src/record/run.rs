@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checked::Verdict;
-use super::host_change::HostChange;
 use super::measured::{Measured, Warnings, saturating_sum};
 use super::row::Row;
 use crate::exit::{Class, Classified};
+use crate::host::HostChange;
 
 /// The version of the record that this program writes, and the newest it reads.
 pub const SCHEMA: u32 = 1;

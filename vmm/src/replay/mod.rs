@@ -18,6 +18,7 @@
 
 mod hot;
 mod machine;
+mod median;
 mod predict;
 mod rows;
 mod speed;

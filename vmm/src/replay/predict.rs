@@ -5,7 +5,7 @@ use notifier_bridge::{Call, Cause, Invalidation, Policy, Source};
 
 use super::hot::HotLoop;
 use super::machine::{Faults, Machine, Pace};
-use super::speed::median;
+use super::median::median;
 use super::sptes::Dropped;
 use super::zapping::{Zapped, Zapping, begins_seamed, pieces};
 use crate::choice::{Granule, PolicyChoice, Zap};

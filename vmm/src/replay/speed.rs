@@ -10,6 +10,7 @@
 use guest_mem::PAGE_SIZE;
 
 use super::machine::Pace;
+use super::median::median;
 use super::predict::Replay;
 use crate::events::StepEvent;
 
@@ -89,10 +90,4 @@ impl Replay<'_> {
         };
         self.row.header.steps.iter().map(visits).max().unwrap_or(0)
     }
-}
-
-/// The one in the middle.
-pub(super) fn median(mut values: Vec<u64>) -> Option<u64> {
-    values.sort_unstable();
-    values.get(values.len() / 2).copied()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::record::Row;
 use crate::tap::RangeCause;
 
-use super::units;
+use crate::units;
 
 /// How many rows a sentence names before it counts the rest.
 const NAMED: usize = 3;

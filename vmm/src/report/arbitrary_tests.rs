@@ -3,11 +3,12 @@
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{Charset, comparison, ktap, table, timeline, words};
+use super::{comparison, ktap, table, timeline, words};
 use crate::events::RowEvents;
 use crate::record::{KeyKind, Row, RunRecord};
 use crate::replay::{self, Predicted};
 use crate::timeline::{RowTime, fixture, write_trace};
+use crate::units::Charset;
 
 /// Keys whose numbers have a fraction.
 const FRACTIONS: [&str; 4] =

@@ -6,7 +6,7 @@ use crate::record::Row;
 
 use super::account;
 use super::names::{Differences, grouped, which};
-use super::units;
+use crate::units;
 
 /// `sparse: pageout, slots of 2 MiB, 256 victims of 4 KiB`: what all rows of the case share. Whether a guest ran at all
 /// comes first.

@@ -4,7 +4,7 @@ use crate::output::visible;
 use crate::record::Row;
 use crate::replay::{Check, Judgement};
 
-use super::units::{self, Charset};
+use crate::units::{self, Charset};
 
 /// A line for each row: the counts that must be equal, then refaults and collateral faults, predicted and measured; below
 /// it why something cannot be said.

@@ -4,8 +4,9 @@ use proptest::prelude::*;
 
 use super::fixture::{row, run};
 use super::ktap::{Test, ktap};
-use super::{Charset, comparison, table, words};
+use super::{comparison, table, words};
 use crate::record::Row;
+use crate::units::Charset;
 
 /// Text that tries to be more than text.
 fn foreign() -> impl Strategy<Value = String> {

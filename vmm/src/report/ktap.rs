@@ -16,11 +16,11 @@
 
 use std::fmt::Write;
 
-use super::{account, units};
-use crate::doctor;
+use super::account;
 use crate::output::visible;
 use crate::record::{Row, RunRecord, Verdict, Warning};
 use crate::replay::{Check, Judgement};
+use crate::units;
 
 /// A test and what came of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -194,23 +194,6 @@ pub fn of_comparison(rows: &[(&Row, Vec<Check>)]) -> Vec<Test> {
         None => Test::parent(name(row), checks.iter().map(of_check).collect()),
     };
     rows.iter().map(of_row).collect()
-}
-
-/// A test of each of the doctor's subjects: what this host cannot measure is skipped, with the remedy.
-pub fn of_doctor(report: &doctor::Report) -> Vec<Test> {
-    let of_finding = |finding: &doctor::Finding| {
-        let subject = finding.subject.as_str();
-        let test = match finding.verdict {
-            doctor::Verdict::Can => Test::ok(subject).note(finding.detail.as_str()),
-            doctor::Verdict::Limited => Test::ok(subject).note(format!("limited: {}", finding.detail)),
-            doctor::Verdict::Cannot => Test::skip(subject, finding.detail.as_str()),
-        };
-        match &finding.remedy {
-            Some(remedy) => test.note(format!("remedy: {remedy}")),
-            None => test,
-        }
-    };
-    report.findings.iter().map(of_finding).collect()
 }
 
 /// `sparse 4k pmd pageout 2097152 protect`: stable, and without words that mean something to a parser.

@@ -15,14 +15,12 @@ mod names;
 mod swaps;
 mod table;
 mod timeline;
-pub mod units;
 mod widths;
 mod words;
 
 pub use comparison::comparison;
 pub use table::table;
 pub use timeline::timeline;
-pub use units::Charset;
 pub use words::words;
 
 #[cfg(test)]

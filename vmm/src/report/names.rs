@@ -2,7 +2,7 @@
 
 use crate::record::Row;
 
-use super::units;
+use crate::units;
 
 /// Which parts of the label tell the rows of a group apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

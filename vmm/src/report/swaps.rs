@@ -6,7 +6,7 @@ use crate::choice::Reclaim;
 use crate::record::Row;
 
 use super::names::{enumerate, grouped};
-use super::units::{self, Charset};
+use crate::units::{self, Charset};
 
 /// The kernel's swap, and that of this process.
 const KERNELS: Reclaim = Reclaim::By(Operation::PageOut);

@@ -14,7 +14,7 @@ use crate::record::{Measured, Row, RunRecord};
 
 use super::caption;
 use super::names::{Differences, grouped};
-use super::units::{self, Charset};
+use crate::units::{self, Charset};
 
 /// A column: its heading, the key it shows, and the cell of a row.
 struct Column {

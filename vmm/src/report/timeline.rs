@@ -3,11 +3,11 @@
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use super::names::grouped;
-use super::units::{self, Charset};
 use crate::choice::Listener;
 use crate::choice::PolicyChoice;
 use crate::choice::Reclaim;
 use crate::timeline::{CauseTime, RowTime, Stalled};
+use crate::units::{self, Charset};
 
 /// Columns of words; the others are numbers.
 const WORDS: usize = 4;

@@ -4,7 +4,7 @@ use crate::choice::{PolicyChoice, Reclaim};
 use crate::record::Row;
 
 use super::names::{Differences, enumerate};
-use super::units;
+use crate::units;
 
 /// A width as it is printed, whether it is exactly what had to go, and the rows that have it.
 struct Step {

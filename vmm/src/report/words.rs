@@ -9,8 +9,8 @@ use crate::record::{Row, RowLabel, RunRecord, saturating_sum};
 use super::account::{account, differences, not_measured};
 use super::names::{Differences, enumerate, grouped};
 use super::swaps::{side_by_side, told_beside};
-use super::units::{self, Charset};
 use super::widths::{split, widths};
+use crate::units::{self, Charset};
 
 /// A hot loop that keeps this much of its rate has not noticed: two runs of the same differ by as much.
 const UNNOTICED: f64 = 0.95;

@@ -12,7 +12,8 @@
 
 use notifier_bridge::Totals;
 
-use super::measured::{Expected, Measured as Trial};
+use super::expected::Expected;
+use super::measured::Measured as Trial;
 use crate::choice::PolicyChoice;
 use crate::choice::Reclaim;
 use crate::record::{Measured, Row, Warnings};

@@ -2,10 +2,11 @@ use guest_mem::{Backing, Hva, HvaRange, MapLevel, Order, PAGE_SIZE, Planned, Vic
 
 use super::*;
 use crate::record::{Row, RowLabel, Verdict, fixture};
-use crate::report::{Charset, ktap, table, words};
+use crate::report::{ktap, table, words};
 use crate::run::rows;
 use crate::scenario::expect::{Expectation, check_all};
 use crate::tap::{Event, Operations, Promise, What};
+use crate::units::Charset;
 
 const US: u32 = 100;
 /// Victims of a row.

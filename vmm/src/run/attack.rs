@@ -21,8 +21,9 @@ use guest_mem::{
 use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbStats, Source, monotonic_ns};
 
 use super::errors::TrialError;
+use super::expected::Expected;
 use super::journal::Mark;
-use super::measured::{Counts, Expected};
+use super::measured::Counts;
 use super::own_swap::OwnSwap;
 use super::wiring::{Device, Wiring};
 use crate::choice::Reclaim;

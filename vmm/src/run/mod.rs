@@ -11,7 +11,9 @@
 mod announced;
 mod attack;
 mod calibrate;
+mod ended;
 mod errors;
+mod expected;
 mod fate;
 mod journal;
 mod measured;
@@ -29,10 +31,11 @@ mod trial;
 mod tune;
 mod wiring;
 
+pub use ended::{Ended, RunError};
 pub use errors::TrialError;
 pub use measured::{Counts, Measured, Rate, Times};
 pub use own_swap::{OwnSwap, OwnSwapError, Returned};
-pub use runner::{Backend, Ended, Progress, RunError, RunOutcome, Runner, describe};
+pub use runner::{Backend, Progress, RunOutcome, Runner, describe};
 pub use sink::{NotKept, RowSink};
 pub use tapping::{TapChoice, Tapping, Watch};
 pub use trial::{STALL, Trial, TrialSetup};

@@ -23,7 +23,7 @@ use notifier_bridge::{
     Bridge, Cause, Invalidation, InvalidationRecord, Recorder, Source, Totals, WouldBlock, monotonic_ns,
 };
 
-use super::measured::Expected;
+use super::expected::Expected;
 use crate::exit::{Class, Classified};
 use crate::guest::{CrashKind, CrashReport};
 use crate::hook;

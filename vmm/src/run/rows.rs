@@ -11,9 +11,9 @@ use super::own_swap::Returned;
 use super::trial::STALL;
 use crate::choice::{Reclaim, Zap};
 use crate::record::{CauseTotals, Measured, Row, RowLabel, Samples, Warnings};
-use crate::report::units;
 use crate::tap::{Account, RangeCause, Ranges};
 use crate::testbed::GivenBack;
+use crate::units;
 
 /// What the kernel's own account says.
 const ACCOUNT: [&str; 11] = [

@@ -1,7 +1,6 @@
 //! Every row of a scenario, one after another.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -10,6 +9,7 @@ use crate::kvm::Kvm;
 use guest_mem::swapper::AttachError;
 use guest_mem::{Backing, Operation, SwapInfo, with_causes};
 
+use super::ended::{Ended, RunError};
 use super::errors::TrialError;
 use super::journal;
 use super::measured::Measured as Pooled;
@@ -27,22 +27,21 @@ use crate::choice::Listener;
 use crate::choice::{Reclaim, Zap};
 use crate::clock::TscRate;
 use crate::events::{SecondaryMmu, Section};
-use crate::exit::{Class, Classified};
+use crate::host::HostChange;
 use crate::host::kvm_module::KvmFacts;
 use crate::host::processors;
 use crate::host::resident;
 use crate::host::signals::Cancel;
 use crate::host::{HostChanges, Root};
-use crate::input::{self, InputError, What};
+use crate::input::{self, What};
 use crate::kvm::boot;
 use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
-use crate::record::{HostChange, Row, RunRecord, utc};
+use crate::record::{Row, RunRecord, utc};
 use crate::scenario::expect::check_all;
 use crate::scenario::{LinuxGuest, RowPlan, Scenario};
 use crate::testbed::{
-    KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SLOT_LIMIT, SoftError, SoftTestbed,
-    Testbed,
+    KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SoftError, SoftTestbed, Testbed,
 };
 
 /// What fills a store sooner than its user may have thought.
@@ -62,7 +61,7 @@ impl Backend {
     pub fn arena_slots(&self) -> u64 {
         let all = match self {
             Self::Kvm(kvm) => kvm.get_nr_memslots() as u64,
-            Self::Soft => SLOT_LIMIT,
+            Self::Soft => guest_mem::MOST_SLOTS,
         };
         all.saturating_sub(1)
     }
@@ -76,66 +75,6 @@ pub trait Progress {
     fn done(&mut self, row: &Row);
     /// It could not be put where it is kept. The run goes on, and each row that is finished is another try.
     fn not_kept(&mut self, why: &NotKept);
-}
-
-/// Why a run ended before its last row.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The guest kernel that the scenario names cannot be read.
-    #[error(transparent)]
-    Input(#[from] InputError),
-    /// A Linux guest needs a kernel.
-    #[error("a Linux guest needs a kernel: name one with `--kernel FILE`, or `kernel` in the scenario")]
-    NoLinuxKernel,
-    /// The Linux guest did not come up.
-    #[error("there is no Linux guest for this scenario")]
-    Linux(#[source] LinuxError),
-    /// A machine could not be made, for a reason that the next row would meet too.
-    #[error("no machine can be made for this scenario")]
-    Machine(#[source] VmError),
-    /// The guest failed.
-    #[error("the guest failed in case {case}, {row}")]
-    Guest {
-        /// Which case.
-        case: String,
-        /// Which row.
-        row: String,
-        /// What went wrong there.
-        source: Box<TrialError>,
-    },
-}
-
-impl Classified for RunError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Input(error) => error.class(),
-            Self::NoLinuxKernel => Class::Mistake,
-            Self::Linux(error) => error.class(),
-            Self::Machine(error) => error.class(),
-            Self::Guest { source, .. } => source.class(),
-        }
-    }
-}
-
-/// How a run ended.
-#[derive(Debug)]
-pub enum Ended {
-    /// Every row was made.
-    Complete,
-    /// The user stopped it.
-    Cancelled,
-    /// By what would have befallen every other row as well.
-    Failed(RunError),
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Complete => f.write_str("complete"),
-            Self::Cancelled => f.write_str("cancelled"),
-            Self::Failed(error) => write!(f, "failed: {}", with_causes(error)),
-        }
-    }
 }
 
 /// A run's results, and how it came to its end.

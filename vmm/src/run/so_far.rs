@@ -1,10 +1,11 @@
 //! A run's record while its rows are made. What does not change meanwhile is read once.
 
 use super::calibrate;
-use super::runner::Ended;
+use super::ended::Ended;
 use crate::events::SecondaryMmu;
+use crate::host::HostChange;
 use crate::host::HostFacts;
-use crate::record::{ENDED, Host, HostChange, Measured, Overhead, Row, RunRecord, SCHEMA, Warnings};
+use crate::record::{ENDED, Host, Measured, Overhead, Row, RunRecord, SCHEMA, Warnings};
 use crate::scenario::Scenario;
 
 /// The source revision this program was built from, if it was built from a repository.

@@ -6,8 +6,9 @@ use std::fmt::Display;
 use guest_mem::{Backing, Operation};
 use notifier_bridge::Policy;
 
+use super::at::At;
 use super::error::{Checked, Fault, Lines, Problem};
-use super::syntax::{At, AxesText, AxisText, ExcludeText};
+use super::syntax::{AxesText, AxisText, ExcludeText};
 use crate::choice::{CannotZap, Combination, Granule, PolicyChoice, Reclaim, Size, Word, Zap, ZapChoice};
 
 /// A value, and the line it stands in.

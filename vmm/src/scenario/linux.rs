@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use guest_mem::{Backing, PMD_SIZE};
 use serde::Deserialize;
 
+use super::at::At;
 use super::error::{Checked, Lines, Problem};
-use super::syntax::At;
 use super::vocabulary::GuestPages;
 use crate::choice::{Size, Word};
 

@@ -107,6 +107,7 @@
 //! A scenario is read in two stages: `syntax` knows which keys and words there are, and the checked types
 //! of this module know what they mean together. Both name file and line.
 
+mod at;
 mod axes;
 mod error;
 pub mod expect;
@@ -127,8 +128,9 @@ use guest_mem::{PAGE_SIZE, PMD_SIZE};
 use crate::choice::{Combination, Listener, Reclaim, Size, Zap};
 use crate::input::{self, What};
 use crate::record::RowLabel;
+use at::At;
 use error::{Checked, Fault, Lines};
-use syntax::{At, CaseText, ScenarioText};
+use syntax::{CaseText, ScenarioText};
 
 pub use axes::Axes;
 pub use error::{Problem, ScenarioError};

@@ -6,8 +6,9 @@ use guest_abi::layout::TABLE_ENTRIES;
 use guest_abi::order::{Access, Walk};
 use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE, Unit};
 
+use super::at::At;
 use super::error::{Checked, Fault, Lines, Problem};
-use super::syntax::{At, StepText};
+use super::syntax::StepText;
 use super::vocabulary::{AccessKind, Action, HotPages, VictimKind, WalkKind};
 use crate::choice::{ByteRange, Size, TimeSpan, Word};
 

@@ -5,15 +5,13 @@ use std::path::PathBuf;
 
 use guest_mem::{Backing, Unit};
 use serde::Deserialize;
-use toml::Spanned;
 
+use super::at::At;
 use super::linux::LinuxText;
 use super::uffd::UffdText;
 use super::vocabulary::{AccessKind, Action, Guest, HotPages, VictimKind, WalkKind};
 use crate::choice::{ByteRange, PolicyChoice, Reclaim, Size, TimeSpan, Word, ZapChoice};
 
-/// A value, and where it stands in the text.
-pub(super) type At<T> = Spanned<T>;
 /// The values of one axis.
 pub(super) type AxisText<T> = Option<At<Vec<At<Word<T>>>>>;
 

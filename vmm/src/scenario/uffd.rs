@@ -3,8 +3,8 @@
 use guest_mem::swapper::FaultAround;
 use serde::Deserialize;
 
+use super::at::At;
 use super::error::{Checked, Lines, Problem};
-use super::syntax::At;
 use super::vocabulary::UffdStore;
 use crate::choice::{Size, Word};
 

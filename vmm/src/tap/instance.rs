@@ -18,8 +18,9 @@ use super::hit::Sample;
 use super::page::PageLayout;
 use super::perf::ring_size;
 use super::source::{Heard, Source, SourceError, StreamError};
-use super::tracefs::{Tracefs, TracefsError};
 use super::tracepoints::Layout;
+use crate::host::tracefs::{Tracefs, TracefsError};
+use crate::host::{in_initial_pid_namespace, tracefs};
 
 /// The largest sub-buffer that is read.
 const LARGEST_PAGE: usize = 1 << 18;
@@ -70,7 +71,7 @@ impl Instance {
         }
         let page_layout =
             PageLayout::parse(&tracefs.read("events/header_page")?, &tracefs.read("events/header_event")?)?;
-        let directory = tracefs.directory(&super::tracefs::instance(name))?;
+        let directory = tracefs.directory(&tracefs::instance(name))?;
         directory.write("tracing_on", "0")?;
         directory.write("trace_clock", "mono")?;
         let cpus = streams(&directory)?;
@@ -113,13 +114,6 @@ fn page_size(directory: &Tracefs) -> usize {
     said.and_then(|kib| kib.checked_mul(1024))
         .filter(|size| (4096..=LARGEST_PAGE).contains(size))
         .unwrap_or(4096)
-}
-
-/// Whether threads have the numbers by which the kernel itself knows them.
-pub(crate) fn in_initial_pid_namespace() -> bool {
-    /// `PROC_PID_INIT_INO`, the same on every kernel.
-    const INITIAL: &str = "pid:[4026531836]";
-    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() == INITIAL)
 }
 
 impl Source for Instance {

@@ -29,9 +29,9 @@ pub mod sample;
 pub mod source;
 pub mod synthetic;
 mod tasks;
-pub mod tracefs;
 pub mod tracepoints;
 
+use crate::host::{Tracefs, TracefsError, in_initial_pid_namespace};
 use guest_mem::HvaRange;
 
 pub use advice::advice_name;
@@ -40,13 +40,11 @@ pub use bpf::{Bpf, BpfError};
 pub use cause::RangeCause;
 pub use collector::{CollectError, Collector, Deeds, Seen};
 pub use filter::everywhere;
-pub(crate) use instance::in_initial_pid_namespace;
 pub use instance::{Instance, InstanceError};
 pub use perf::{Perf, PerfError};
 pub use reconcile::{Account, Operations, Promise, Ranges};
 pub use source::{Heard, Source, SourceError};
 pub use tasks::Task;
-pub use tracefs::{Tracefs, TracefsError};
 pub use tracepoints::{Call, Deed, Event, Interest, Layout, LayoutError, What, Work};
 
 /// By which of the kernel's interfaces.

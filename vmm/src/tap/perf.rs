@@ -26,8 +26,8 @@ use super::mapping::Mapping;
 use super::ring::Ring;
 use super::sample::{SAMPLE_TYPE, read};
 use super::source::{Heard, Source, SourceError};
-use super::tracefs::last_errno;
 use super::tracepoints::Listened;
+use crate::host::tracefs::last_errno;
 
 /// The first page of a ring's mapping.
 const PAGE: usize = 4096;

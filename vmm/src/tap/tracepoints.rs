@@ -14,7 +14,7 @@ use guest_mem::{Hva, HvaRange};
 use super::filter::Filtered;
 use super::format::{Field, Format, FormatError};
 use super::hit::Sample;
-use super::tracefs::{Tracefs, TracefsError};
+use crate::host::tracefs::{Tracefs, TracefsError};
 
 /// What a thread is at while it announces ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -27,7 +27,6 @@ use notifier_bridge::Cause;
 use super::{GivenBack, ShellEnd};
 use crate::agent::initramfs::{self, Kind};
 use crate::agent::{AgentError, Link};
-use crate::devices::serial::Sink;
 use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::block::{Disk, DiskError};
 use crate::exit::{Class, Classified};
@@ -40,6 +39,7 @@ use crate::kvm::{FaultCounts, VmCore, VmError};
 use crate::linux::cpio::{CpioError, Node, Writer};
 use crate::linux::modules::{self, ModuleError};
 use crate::linux::{BootFile, Initrd, Kernel, LoadError, Refusal};
+use crate::output::Sink;
 use crate::output::visible;
 use crate::scenario::{GuestPages, LinuxGuest};
 

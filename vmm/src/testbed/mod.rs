@@ -19,7 +19,7 @@ use rustix::thread::Pid;
 pub use kvm::KvmTestbed;
 pub use linux::LinuxTestbed;
 pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
-pub use soft::{SLOT_LIMIT, SoftError, SoftTestbed};
+pub use soft::{SoftError, SoftTestbed};
 
 use crate::choice::{Listener, Reclaim};
 use crate::guest::{CrashReport, GuestError, Mailbox};

@@ -36,9 +36,6 @@ use crate::choice::{Listener, Reclaim};
 use crate::guest::{Area, CrashKind, CrashReport, GuestError, Mailbox};
 use crate::kvm::{FaultCounts, Leaves, ZapMethod};
 
-/// Slots the software MMU offers: as many as KVM does on x86-64.
-pub const SLOT_LIMIT: u64 = 32_764;
-
 /// How long a worker's thread may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -91,7 +88,7 @@ impl SoftTestbed {
     pub fn start(workers: u32, arena: u64, backing: Backing, granule: u64) -> Result<Self, SoftError> {
         let low = Region::map(low_memory(workers), Backing::Base4k)?.with_label("control areas");
         let arena = Region::map(arena, backing)?.with_label("arena");
-        let mut builder = SlotTableBuilder::new(SLOT_LIMIT);
+        let mut builder = SlotTableBuilder::new(guest_mem::MOST_SLOTS);
         builder.add_region(Gpa::new(0), low.range(), low.range().len().next_power_of_two())?;
         builder.add_region(Gpa::new(ARENA_GPA), arena.range(), granule)?;
         let slots = Arc::new(builder.build()?);

@@ -8,17 +8,12 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
+use crate::output::Sink;
+
 /// So much is gathered before it is passed on in the middle of a line.
 const GATHER: usize = 1024;
 /// How long the part of a line waits for its end.
 const PATIENCE: Duration = Duration::from_millis(10);
-
-/// Where a guest's console goes. It takes all that it is given, and waits for nobody: it is called with the port's lock
-/// held, by a vCPU or the device thread.
-pub trait Sink: Send {
-    /// Takes what the guest has printed next.
-    fn take(&mut self, bytes: &[u8]);
-}
 
 /// The serial port's output.
 pub struct Output {

@@ -17,11 +17,11 @@
 
 mod handle;
 mod pages;
+mod reclaimer;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -40,6 +40,7 @@ use handle::Shared;
 use pages::PageSet;
 
 pub use handle::{BalloonCounts, BalloonHandle, TargetError};
+pub use reclaimer::{ReclaimError, Reclaimer};
 pub use stats::{BalloonStats, STAT_NAMES, Stat};
 
 const F_STATS_VQ: u32 = 1;
@@ -51,23 +52,6 @@ const ACTUAL: u64 = 4;
 
 /// Most PFNs in one buffer. Linux sends 256.
 const MOST_PFNS: u64 = 16 << 10;
-
-/// Takes memory away from the guest. Called on the device thread.
-pub trait Reclaimer: Send {
-    /// Gives the pages of `range`, all of them RAM, back to the host.
-    fn reclaim(&mut self, range: GpaRange, cause: Cause) -> Result<(), ReclaimError>;
-}
-
-/// Pages that the guest gave back and the host could not take.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot reclaim guest memory {range}")]
-pub struct ReclaimError {
-    /// The pages, as the guest names them.
-    pub range: GpaRange,
-    /// What went wrong there.
-    #[source]
-    pub source: Box<dyn Error + Send + Sync>,
-}
 
 /// What a queue is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::queue::{Buffer, Chain, Outcome, QueueFault, copy_from, copy_to, pieces, total_len};
 use super::{Running, VirtioDevice, copy_config};
-use config::Config;
+use config::{Config, RANGES, SEGMENT_SIZE, SEGMENTS};
 
 use crate::guest::GuestRam;
 
@@ -32,14 +32,8 @@ pub use disk::{Disk, DiskError};
 const SECTOR: u64 = 512;
 /// Bytes of a request's header.
 const HEADER: u64 = 16;
-/// Most buffers of data in one request; two more descriptors hold header and status.
-const SEGMENTS: u32 = 126;
-/// Most bytes of one buffer.
-const SEGMENT_SIZE: u32 = 128 << 10;
 /// Most bytes that one request may move: what a driver that keeps to the two limits cannot exceed.
 const REQUEST: u64 = SEGMENTS as u64 * SEGMENT_SIZE as u64;
-/// Most ranges in one discard or write-zeroes request.
-const RANGES: u32 = 32;
 /// Bytes of one such range.
 const RANGE: u64 = 16;
 

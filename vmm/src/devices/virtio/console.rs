@@ -30,11 +30,9 @@ use vm_memory::{GuestMemoryBackend, ReadVolatile, VolatileMemoryError, WriteVola
 use super::queue::{Chain, Outcome, QueueFault, pieces, total_len};
 use super::{Running, VirtioDevice, copy_config};
 use control::Control;
+pub use control::PORT_NAME;
 
 use crate::guest::GuestRam;
-
-/// The name of the port, by which udev and the agent find it.
-pub const PORT_NAME: &str = "org.zapscope.agent";
 
 const F_MULTIPORT: u32 = 1;
 /// Ports 0 and 1.

@@ -26,7 +26,7 @@ use super::watch::LifeWatch;
 use crate::devices::bus::{Bus, BusError};
 use crate::devices::loop_thread::{DeviceLoop, LoopError, Served};
 use crate::devices::power::{ACPI_PORTS, AcpiPower, I8042, I8042_PORTS, PowerSwitch};
-use crate::devices::serial::{COM1_IRQ, COM1_PORTS, SerialInput, SerialPort, Sink};
+use crate::devices::serial::{COM1_IRQ, COM1_PORTS, SerialInput, SerialPort};
 use crate::devices::virtio::balloon::{Balloon, BalloonHandle};
 use crate::devices::virtio::block::{Block, Disk};
 use crate::devices::virtio::console::Console;
@@ -39,6 +39,7 @@ use crate::linux::acpi::{self, AcpiError};
 use crate::linux::layout::{self, MemoryNode, Platform, VirtioSlot};
 use crate::linux::registers::{self, RegistersError};
 use crate::linux::{self, Boot, Initrd, Kernel, LoadError};
+use crate::output::Sink;
 
 /// What a PC is made of.
 #[derive(Clone, Copy, Debug)]

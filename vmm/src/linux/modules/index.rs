@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::{MAX_FILES, ModuleError, normal};
+use super::error::{MAX_FILES, ModuleError};
 use crate::input::{self, What};
 
 /// How deep below `kernel/` modules lie at most; on Debian it is seven.
@@ -92,6 +92,11 @@ fn module_name(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
     let stem = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"].iter().find_map(|suffix| file.strip_suffix(suffix))?;
     (!stem.is_empty()).then(|| normal(stem))
+}
+
+/// A module's name as the kernel writes it. Files and lists use `-` and `_` for one another.
+pub(super) fn normal(name: &str) -> String {
+    name.replace('-', "_")
 }
 
 #[cfg(test)]

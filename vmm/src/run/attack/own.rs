@@ -7,7 +7,8 @@ use guest_mem::{HvaRange, PAGE_SIZE};
 
 use super::Attacker;
 use crate::run::errors::TrialError;
-use crate::run::measured::{Counts, Expected};
+use crate::run::expected::Expected;
+use crate::run::measured::Counts;
 use crate::run::own_swap::{OwnEvictor, OwnSwap};
 use crate::scenario::{Idle, Victims};
 

@@ -1,6 +1,6 @@
 //! From a line to an expression: words first, then what they mean together.
 
-use super::{Axis, Relation, kind_of, numeric_keys};
+use super::terms::{Axis, Relation, kind_of, numeric_keys};
 use crate::record::{KeyKind, Row};
 use std::collections::BTreeSet;
 

@@ -24,11 +24,11 @@ use guest_mem::{Hva, HvaRange};
 use rustix::io::Errno;
 
 use self::parts::{Parts, SLOT, part_size};
-use super::instance::in_initial_pid_namespace;
 use super::mapping::Mapping;
 use super::perf::{Perf, PerfError, parse_cpus, ring_size};
 use super::source::{Heard, Source, SourceError};
 use super::tracepoints::Layout;
+use crate::host::in_initial_pid_namespace;
 
 /// The kernel's page, and the least that a BPF ring can have.
 const PAGE: usize = 4096;

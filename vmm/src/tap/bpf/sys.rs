@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
 use super::program::Insn;
-use crate::tap::tracefs::last_errno;
+use crate::host::tracefs::last_errno;
 
 const MAP_CREATE: i32 = 0;
 const PROG_LOAD: i32 = 5;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BalloonStats, ReclaimError};
+use super::reclaimer::ReclaimError;
+use super::stats::BalloonStats;
 use crate::devices::virtio::Interrupt;
 use crate::devices::{lock, new_event, signal};
 use crate::exit::{Class, Classified};

@@ -1,6 +1,11 @@
 //! The configuration space of virtio-blk.
 
-use super::{RANGES, SEGMENT_SIZE, SEGMENTS};
+/// Most buffers of data in one request; two more descriptors hold header and status.
+pub(super) const SEGMENTS: u32 = 126;
+/// Most bytes of one buffer.
+pub(super) const SEGMENT_SIZE: u32 = 128 << 10;
+/// Most ranges in one discard or write-zeroes request.
+pub(super) const RANGES: u32 = 32;
 
 /// Bytes of the space, up to and with the write-zeroes fields.
 const SIZE: usize = 60;

@@ -5,9 +5,11 @@
 //!   driver: PORT_OPEN when a program opens or closes the port; device: PORT_OPEN 0 when the host has closed its end
 //! ```
 
-use crate::devices::virtio::console::PORT_NAME;
 use crate::devices::virtio::queue::{Chain, Outcome, copy_from, copy_to, total_len};
 use crate::guest::GuestRam;
+
+/// The name of the port, by which udev and the agent find it.
+pub const PORT_NAME: &str = "org.zapscope.agent";
 
 /// The one port.
 const PORT: u32 = 1;
