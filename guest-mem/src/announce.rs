@@ -13,10 +13,10 @@
 //! | remap | the piece, the splits of PMD mappings; on the way back, the VMA splits and the piece |
 
 use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
-use crate::entries::block_pieces;
 use crate::folios::LargeFolio;
-use crate::plan::{Call, Planned, Unit};
+use crate::planned::{Call, Planned, Unit};
 use crate::range::HvaRange;
+use crate::range::block_pieces;
 use crate::reclaim::Operation;
 use crate::region::Region;
 use crate::state::{PageRun, PageState};

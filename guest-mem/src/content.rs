@@ -4,7 +4,8 @@ use rustix::io::Errno;
 
 use crate::address::{Hva, PAGE_SIZE};
 use crate::range::HvaRange;
-use crate::region::{RangeError, Region, RegionError};
+use crate::range::RangeError;
+use crate::region::{Region, RegionError};
 use crate::remedy::{self, Asked};
 use crate::store::Page;
 use crate::sys;

@@ -2,9 +2,10 @@
 
 use crate::backing::Backing;
 use crate::folios::LargeFolio;
-use crate::pagemap::{PageScanner, ScanError};
+use crate::pagemap::PageScanner;
 use crate::range::HvaRange;
 use crate::region::Region;
+use crate::scan_error::ScanError;
 use crate::state::{PageCounts, PageRun, PageState};
 use crate::victim::{MapLevel, Order};
 

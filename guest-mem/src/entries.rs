@@ -2,56 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
-use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
-use crate::folios::KPageFlags;
-use crate::pagemap::ScanError;
-use crate::range::HvaRange;
+use crate::address::{Address, Hva, PAGES_PER_PMD, PMD_SIZE};
+use crate::entry::{Entry, entries, read_entries};
+use crate::kpageflags::KPageFlags;
+use crate::range::{HvaRange, block_pieces};
+use crate::scan_error::ScanError;
 use crate::state::{PageRun, PageState, push_run};
 use crate::victim::MapLevel;
-
-/// One entry of `/proc/PID/pagemap`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry(pub(crate) u64);
-
-impl Entry {
-    const PRESENT: u64 = 1 << 63;
-    const SWAPPED: u64 = 1 << 62;
-    const FILE: u64 = 1 << 61;
-    const PFN: u64 = (1 << 55) - 1;
-
-    pub(crate) fn is_present(self) -> bool {
-        self.0 & Self::PRESENT != 0
-    }
-    fn is_swapped(self) -> bool {
-        self.0 & Self::SWAPPED != 0
-    }
-    fn is_file(self) -> bool {
-        self.0 & Self::FILE != 0
-    }
-    /// The page frame, which the kernel shows as 0 to all but root.
-    pub(crate) fn pfn(self) -> Option<u64> {
-        let pfn = self.0 & Self::PFN;
-        (self.is_present() && pfn != 0).then_some(pfn)
-    }
-}
-
-/// Reads the entries of a page-aligned range, one a page, into `out`.
-pub(crate) fn read_entries(pagemap: &File, range: HvaRange, out: &mut Vec<u8>) -> Result<(), ScanError> {
-    out.resize((range.page_count() * 8) as usize, 0);
-    let offset = range.start().get() / PAGE_SIZE * 8;
-    pagemap.read_exact_at(out, offset).map_err(|source| ScanError::Read {
-        file: "/proc/self/pagemap",
-        range,
-        source,
-    })
-}
-
-/// The entries in a buffer of [`read_entries`].
-pub(crate) fn entries(buffer: &[u8]) -> impl ExactSizeIterator<Item = Entry> {
-    buffer.as_chunks::<8>().0.iter().map(|bytes| Entry(u64::from_ne_bytes(*bytes)))
-}
 
 /// What `smaps` says of one mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,21 +127,6 @@ impl Blocks {
     }
 }
 
-/// A range cut at multiples of 2 MiB.
-pub(crate) fn block_pieces(range: HvaRange) -> impl Iterator<Item = HvaRange> {
-    let mut rest = range;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let next = rest.start().align_down(PMD_SIZE).checked_add(PMD_SIZE)?;
-        let cut = next.min(rest.end());
-        let piece = HvaRange::new(rest.start(), cut)?;
-        rest = HvaRange::new(cut, rest.end())?;
-        Some(piece)
-    })
-}
-
 /// Whether 512 entries could lie under one PMD entry: all present and, where frames are shown, one aligned
 /// run of them.
 fn could_be_pmd_mapped(entries: impl ExactSizeIterator<Item = Entry>) -> bool {
@@ -279,13 +222,5 @@ VmFlags: rd wr mr mw me de ht sd
         assert!(could_be_pmd_mapped((0..512).map(|_| Entry(1 << 63))));
         assert!(!could_be_pmd_mapped((0..512usize).map(|i| Entry(if i == 9 { 0 } else { 1 << 63 }))));
         assert!(!could_be_pmd_mapped((0..511).map(|_| Entry(1 << 63))));
-    }
-
-    #[test]
-    fn pieces_are_cut_on_the_block_grid() {
-        let range =
-            HvaRange::new(Hva::new(PMD_SIZE - PAGE_SIZE), Hva::new(2 * PMD_SIZE + PAGE_SIZE)).unwrap();
-        let lengths: Vec<u64> = block_pieces(range).map(|piece| piece.len()).collect();
-        assert_eq!(lengths, [PAGE_SIZE, PMD_SIZE, PAGE_SIZE]);
     }
 }

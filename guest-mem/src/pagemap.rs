@@ -14,57 +14,17 @@
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 
-use rustix::io::Errno;
-
 use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
 use crate::data_finder::DataFinder;
 use crate::entries::EntryReader;
 use crate::folios::{FolioReader, LargeFolio};
 use crate::range::HvaRange;
-use crate::region::{RangeError, Region};
-use crate::remedy::{self, Asked};
+use crate::range::RangeError;
+use crate::region::Region;
+use crate::scan_error::ScanError;
 use crate::state::{PageCounts, PageRun, PageState, push_run};
 use crate::sys::{self, PAGE_IS_FILE, PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED};
 use crate::victim::{MapLevel, Order};
-
-/// Why pages could not be looked at.
-#[derive(Debug, thiserror::Error)]
-pub enum ScanError {
-    /// `/proc/self/pagemap` does not open.
-    #[error("opening /proc/self/pagemap{}", remedy::after_io(Asked::Procfs, .0))]
-    Open(#[source] std::io::Error),
-    /// The kernel is too old for the method that was asked for.
-    #[error("PAGEMAP_SCAN is not offered by this kernel: it needs Linux 6.7; read entries instead")]
-    NoPagemapScan(#[source] Errno),
-    /// The range is not made of whole pages.
-    #[error("scanning {0}: both ends must be multiples of 4096")]
-    Unaligned(HvaRange),
-    /// The range does not fit the region it was said to lie in.
-    #[error(transparent)]
-    Range(#[from] RangeError),
-    /// A call failed.
-    #[error("reading page state of {range} by {call}")]
-    Call {
-        /// Which call.
-        call: &'static str,
-        /// The addresses that were read.
-        range: HvaRange,
-        /// What the kernel said.
-        #[source]
-        source: Errno,
-    },
-    /// A file of procfs could not be read.
-    #[error("reading {file} for {range}")]
-    Read {
-        /// Which file.
-        file: &'static str,
-        /// The addresses that were read.
-        range: HvaRange,
-        /// What the kernel said.
-        #[source]
-        source: std::io::Error,
-    },
-}
 
 /// How page tables are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::iter::FusedIterator;
 
+use crate::address::PMD_SIZE;
 use crate::address::{Address, Gfn, Gpa, Hva, PAGE_SIZE};
 
 /// A half-open range `[start, end)`, possibly empty. `start <= end` always holds.
@@ -155,6 +156,50 @@ impl<A: Address> Iterator for Chunks<A> {
 impl<A: Address> ExactSizeIterator for Chunks<A> {}
 impl<A: Address> FusedIterator for Chunks<A> {}
 
+/// A range that does not fit the region it was used with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RangeError {
+    /// Part of it lies elsewhere.
+    #[error("{range} leaves its region {region}")]
+    Outside {
+        /// What was asked for.
+        range: HvaRange,
+        /// What there is.
+        region: HvaRange,
+    },
+    /// An end lies inside a page.
+    #[error("{range}: both ends must be multiples of {granule} bytes in this region")]
+    Unaligned {
+        /// What was asked for.
+        range: HvaRange,
+        /// The region's page size.
+        granule: u64,
+    },
+    /// A word that is not one.
+    #[error("no word of 8 aligned bytes at {at} in {region}")]
+    Word {
+        /// The address.
+        at: Hva,
+        /// What there is.
+        region: HvaRange,
+    },
+}
+
+/// A range cut at multiples of 2 MiB.
+pub(crate) fn block_pieces(range: HvaRange) -> impl Iterator<Item = HvaRange> {
+    let mut rest = range;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let next = rest.start().align_down(PMD_SIZE).checked_add(PMD_SIZE)?;
+        let cut = next.min(rest.end());
+        let piece = HvaRange::new(rest.start(), cut)?;
+        rest = HvaRange::new(cut, rest.end())?;
+        Some(piece)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,5 +255,13 @@ mod tests {
         assert_eq!(HvaRange::new(Hva::new(2), Hva::new(1)), None);
         assert_eq!(HvaRange::with_len(Hva::new(u64::MAX), 2), None);
         assert_eq!(range(0, u64::MAX).chunks(u64::MAX).count(), 1);
+    }
+
+    #[test]
+    fn pieces_are_cut_on_the_block_grid() {
+        let range =
+            HvaRange::new(Hva::new(PMD_SIZE - PAGE_SIZE), Hva::new(2 * PMD_SIZE + PAGE_SIZE)).unwrap();
+        let lengths: Vec<u64> = block_pieces(range).map(|piece| piece.len()).collect();
+        assert_eq!(lengths, [PAGE_SIZE, PMD_SIZE, PAGE_SIZE]);
     }
 }

@@ -9,6 +9,7 @@ use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 use crate::backing::Backing;
 use crate::hugetlb::{HugetlbLimit, Step};
 use crate::range::HvaRange;
+use crate::range::RangeError;
 use crate::remedy::{self, Asked};
 use crate::seam::{SeamError, Seams};
 use crate::sys::{self, Content, Madvise};
@@ -91,35 +92,6 @@ pub enum RegionError {
     /// The range does not fit the region.
     #[error(transparent)]
     Range(#[from] RangeError),
-}
-
-/// A range that does not fit the region it was used with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RangeError {
-    /// Part of it lies elsewhere.
-    #[error("{range} leaves its region {region}")]
-    Outside {
-        /// What was asked for.
-        range: HvaRange,
-        /// What there is.
-        region: HvaRange,
-    },
-    /// An end lies inside a page.
-    #[error("{range}: both ends must be multiples of {granule} bytes in this region")]
-    Unaligned {
-        /// What was asked for.
-        range: HvaRange,
-        /// The region's page size.
-        granule: u64,
-    },
-    /// A word that is not one.
-    #[error("no word of 8 aligned bytes at {at} in {region}")]
-    Word {
-        /// The address.
-        at: Hva,
-        /// What there is.
-        region: HvaRange,
-    },
 }
 
 /// The size above which no x86-64 process with 47 address bits can map.

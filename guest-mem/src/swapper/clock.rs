@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::{Fate, Swapper, blocks_of};
 use crate::address::PAGE_SIZE;
 use crate::range::HvaRange;
+use crate::range::RangeError;
 use crate::reclaim::{Operation, ReclaimError};
-use crate::region::RangeError;
 use crate::uffd::ResolveError;
 use crate::waits::Overdue;
 

@@ -44,10 +44,12 @@ pub use window::{FaultAround, UnknownFaultAround};
 
 use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 use crate::backing::Backing;
-use crate::pagemap::{PageScanner, ScanError};
+use crate::pagemap::PageScanner;
 use crate::range::HvaRange;
+use crate::range::RangeError;
 use crate::reclaim::Operation;
-use crate::region::{RangeError, Region};
+use crate::region::Region;
+use crate::scan_error::ScanError;
 use crate::state::PageRun;
 use crate::store::{BufferError, PageBuffer, Store};
 use crate::uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};

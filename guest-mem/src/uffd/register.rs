@@ -9,7 +9,8 @@ use super::handle::{Userfault, plain};
 use super::resolve::Action;
 use super::sys;
 use crate::range::HvaRange;
-use crate::region::{RangeError, Region};
+use crate::range::RangeError;
+use crate::region::Region;
 
 /// Which pages of a registered range make their reader wait. At least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

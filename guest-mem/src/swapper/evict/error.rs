@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 
 use crate::range::HvaRange;
+use crate::range::RangeError;
 use crate::reclaim::ReclaimError;
-use crate::region::RangeError;
 use crate::remedy::{self, Asked};
 use crate::store::StoreError;
 use crate::uffd::ResolveError;
