@@ -11,7 +11,7 @@ crate::tests! {
     what_a_cgroup_takes_is_the_kernels_figure: [Kvm, Tap, Zram],
     what_a_target_takes_is_the_kernels_figure: [Kvm, Tap, Userfault],
     without_an_account_the_plan_is_marked_and_nothing_is_called_exact: [],
-    the_readmes_scenario_comes_true: [Kvm, Zram],
+    the_books_scenario_comes_true: [Kvm, Zram],
     folios_of_a_size_are_those_that_are_there: [Has(mthp_64k())],
 }
 
@@ -125,11 +125,11 @@ fn without_an_account_the_plan_is_marked_and_nothing_is_called_exact() {
     }
 }
 
-/// The README's scenario with the README's expectations in it.
-fn the_readmes_scenario_comes_true() {
-    let readme = include_str!("../../../README.md");
-    let mut examples = readme.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let (scenario, expect) = (examples.next().unwrap(), examples.next().unwrap());
+/// The book's scenario with the book's expectations in it.
+fn the_books_scenario_comes_true() {
+    let example = |page: &'static str| page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let scenario = example(include_str!("../../../docs/src/scenarios.md"));
+    let expect = example(include_str!("../../../docs/src/expectations.md"));
     let case = "[[case]]\nname = \"sparse\"\n";
     assert!(scenario.contains(case) && expect.contains(case));
     let text = scenario.replace(case, expect);

@@ -133,4 +133,4 @@ mod tests {
 }
 
 #[cfg(test)]
-mod readme_tests;
+mod book_tests;

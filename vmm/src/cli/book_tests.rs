@@ -1,4 +1,7 @@
-//! The README's examples: what it shows to be typed can be typed, what it shows to be written can be read.
+//! The examples of README and book: what they show to be typed can be typed, what they show to be written can be read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser};
 
@@ -7,12 +10,27 @@ use crate::record::Row;
 use crate::report::fixture;
 use crate::scenario::Scenario;
 
-const README: &str = include_str!("../../../README.md");
+/// The README and the book's chapters in the order of its summary, each with its path.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read =
+        |path: &Path| fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    let summary = read(&root.join("docs/src/SUMMARY.md"));
+    let chapters = links(&summary).into_iter().map(|link| root.join("docs/src").join(link));
+    let pages = [root.join("README.md")].into_iter().chain(chapters);
+    pages.map(|path| (path.clone(), read(&path))).collect()
+}
 
-/// The contents of the README's blocks of one language, in order.
+/// Where the links of a page lead, those to the web left out.
+fn links(page: &str) -> Vec<&str> {
+    let targets = page.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+    targets.filter(|target| !target.starts_with("http")).collect()
+}
+
+/// The contents of the pages' blocks of one language, in order.
 fn blocks(language: &str) -> Vec<String> {
     let (mut blocks, mut open): (Vec<String>, Option<String>) = (Vec::new(), None);
-    for line in README.lines() {
+    for line in pages().iter().flat_map(|(_, page)| page.lines()) {
         match (&mut open, line.strip_prefix("```")) {
             (Some(_), Some(_)) => blocks.extend(open.take()),
             (Some(block), None) => block.extend([line, "\n"]),
@@ -22,6 +40,29 @@ fn blocks(language: &str) -> Vec<String> {
         }
     }
     blocks.into_iter().filter(|block| !block.is_empty()).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut seen = 0;
+    for (path, page) in pages() {
+        for link in links(&page) {
+            let target = path.parent().unwrap().join(link.split('#').next().unwrap());
+            assert!(target.exists(), "{}: {link}", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen} links");
+}
+
+#[test]
+fn every_page_is_in_the_summary() {
+    let known: Vec<PathBuf> = pages().into_iter().map(|(path, _)| path).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src");
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        assert!(path.ends_with("SUMMARY.md") || known.contains(&path), "{}", path.display());
+    }
 }
 
 /// What stands on a line of a shell, without the comment and with every substitution done.
@@ -83,25 +124,27 @@ fn the_list_of_commands_is_true() {
 fn every_scenario_can_be_written() {
     let toml = blocks("toml");
     let [scenario, expect, uffd] = toml.as_slice() else { panic!("three examples: {}", toml.len()) };
-    let parsed = Scenario::parse(scenario, "README.md").unwrap();
+    let parsed = Scenario::parse(scenario, "the book").unwrap();
     assert!(parsed.rows().count() > 1);
     let case = "[[case]]\nname = \"sparse\"\n";
     assert_eq!((scenario.matches(case).count(), expect.matches(case).count()), (1, 1), "{expect}");
-    let expecting = Scenario::parse(&scenario.replace(case, expect), "README.md")
+    let expecting = Scenario::parse(&scenario.replace(case, expect), "the book")
         .unwrap_or_else(|error| panic!("{error}"));
     assert!(expecting.cases[0].expect.len() >= 3);
     let ours = scenario.replace("reclaim = [\"pageout\"]", "reclaim = [\"pageout\", \"uffd\"]");
     assert_ne!(&ours, scenario, "the example takes pages by pageout");
     let ours = ours.replacen("[matrix]", &format!("{uffd}\n[matrix]"), 1);
-    Scenario::parse(&ours, "README.md").unwrap_or_else(|error| panic!("{error}"));
+    Scenario::parse(&ours, "the book").unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Every key of a run or a row that the README names in its tables and notes is one.
+/// Every key of a run or a row that the pages name in their tables and notes is one.
 #[test]
 fn every_key_is_one() {
     let run = serde_json::to_value(fixture::run(vec![fixture::row("4k", "kernel")])).unwrap();
     let is_key = |word: &str| Row::KEYS.iter().any(|(key, _)| *key == word) || run.get(word).is_some();
-    let keys: Vec<&str> = README.split('`').skip(1).step_by(2).filter(|word| is_like_a_key(word)).collect();
+    let pages = pages();
+    let quoted = pages.iter().flat_map(|(_, page)| page.split('`').skip(1).step_by(2));
+    let keys: Vec<&str> = quoted.filter(|word| is_like_a_key(word)).collect();
     assert!(keys.len() > 12, "{keys:?}");
     for key in keys {
         assert!(is_key(key), "`{key}` is no key of a run or a row");
