@@ -14,10 +14,8 @@ use std::sync::{Mutex, PoisonError};
 use kvm_ioctls::VmFd;
 use rustix::io::Errno;
 
-use super::no_kvm::NoKvm;
+use super::no_kvm::{DEVICE, NoKvm};
 
-/// Where KVM's device is.
-pub const DEVICE: &str = "/dev/kvm";
 /// The only version of the API there ever was.
 const API_VERSION: i32 = 12;
 

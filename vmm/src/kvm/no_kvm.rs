@@ -4,10 +4,12 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::io::Errno;
 
-use super::device::DEVICE;
 use crate::exit::{Class, Classified};
 use crate::host::Root;
 use crate::host::kvm_module::KvmFacts;
+
+/// Where KVM's device is.
+pub const DEVICE: &str = "/dev/kvm";
 
 /// Why there is no KVM.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
