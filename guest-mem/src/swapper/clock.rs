@@ -12,9 +12,6 @@
 //! alone: `/sys/kernel/mm/page_idle` is in few kernels, and for root. Of private memory it does not see who only reads;
 //! such a page is evicted once, comes back at its next use, and is passed over until it was watched again in vain.
 
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use super::{Fate, Swapper, blocks_of};
 use crate::address::PAGE_SIZE;
 use crate::range::HvaRange;
@@ -38,39 +35,6 @@ pub enum WatchError {
     /// A handler does not do its part.
     #[error(transparent)]
     Overdue(#[from] Overdue),
-}
-
-/// A bit for each page: whether it was used since it was last watched.
-#[derive(Debug)]
-pub(super) struct Used {
-    bits: Box<[AtomicU64]>,
-    /// Whether anybody watches: then one fault stands for one page.
-    watched: AtomicBool,
-}
-
-impl Used {
-    pub fn new(pages: u64) -> Self {
-        let words = pages.div_ceil(u64::BITS.into());
-        Self { bits: (0..words).map(|_| AtomicU64::new(0)).collect(), watched: AtomicBool::new(false) }
-    }
-
-    pub fn mark(&self, page: u64) {
-        self.bits[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
-    }
-
-    fn clear(&self, pages: Range<u64>) {
-        pages.for_each(|page| {
-            self.bits[(page / 64) as usize].fetch_and(!(1 << (page % 64)), Ordering::Relaxed);
-        });
-    }
-
-    fn any(&self, mut pages: Range<u64>) -> bool {
-        pages.any(|page| self.bits[(page / 64) as usize].load(Ordering::Relaxed) >> (page % 64) & 1 == 1)
-    }
-
-    pub fn is_watched(&self) -> bool {
-        self.watched.load(Ordering::Relaxed)
-    }
 }
 
 /// A hand that goes round over a region, unit by unit. It evicts nothing itself.
@@ -105,7 +69,7 @@ impl<'s> Clock<'s> {
         let swapper = self.swapper;
         swapper.region().check(range)?;
         let _still = swapper.still();
-        swapper.used.watched.store(true, Ordering::Relaxed);
+        swapper.used.watch();
         // Before access goes: what is used in between is used, and seen.
         for piece in blocks_of(range) {
             swapper.used.clear(swapper.numbers(piece));
@@ -140,30 +104,5 @@ impl<'s> Clock<'s> {
         let block = self.swapper.blocks.lock((first / of_block) as usize);
         let first = (first % of_block) as usize;
         (first..first + self.unit as usize).any(|page| block.fate(page) == Fate::Resident)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        /// The bits are those of a set.
-        #[test]
-        fn used_pages_are_a_set(steps in prop::collection::vec((0u64..300, 1u64..70, any::<bool>()), 1..60)) {
-            let (used, mut model) = (Used::new(370), std::collections::BTreeSet::new());
-            for (first, len, mark) in steps {
-                let pages = first..first + len;
-                prop_assert_eq!(used.any(pages.clone()), model.range(pages.clone()).next().is_some());
-                if mark {
-                    pages.clone().for_each(|page| used.mark(page));
-                    model.extend(pages);
-                } else {
-                    used.clear(pages.clone());
-                    model.retain(|page| !pages.contains(page));
-                }
-            }
-        }
     }
 }

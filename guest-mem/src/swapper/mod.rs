@@ -27,6 +27,7 @@ mod own_drops;
 mod pager;
 mod reading;
 mod runs;
+mod used;
 mod waiting;
 mod window;
 
@@ -54,10 +55,10 @@ use crate::state::PageRun;
 use crate::store::{BufferError, PageBuffer, Store};
 use crate::uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};
 use away::Away;
-use clock::Used;
 use fate::{BLOCK_PAGES, Blocks};
 use own_drops::OwnDrops;
 use reading::Reading;
+use used::Used;
 use waiting::Waiting;
 use window::Window;
 
