@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::RwLockReadGuard;
 
-use super::{EvictError, Evictor, Packed, Share};
+use super::{EvictError, Evictor, Share};
 use crate::range::HvaRange;
 use crate::store::{Slot, checksum, is_zero_page};
 use crate::swapper::fate::{BLOCK_PAGES, Fate};
@@ -96,16 +96,8 @@ impl<'e, 's> Claimed<'e, 's> {
         })
     }
 
-    /// Copies the pages out and stores them. The guest may read them, and whoever writes to one keeps it.
-    ///
-    /// # Errors
-    /// The store refuses, or a page cannot be read.
-    pub fn store(mut self) -> Result<Packed<'e, 's>, EvictError> {
-        self.pack()?;
-        Ok(Packed(self))
-    }
-
-    fn pack(&mut self) -> Result<(), EvictError> {
+    /// Copies the pages out and stores them, for as long as this value lives.
+    pub(super) fn pack(&mut self) -> Result<(), EvictError> {
         // Of each page that could be read, whether it is zero.
         let mut zero = [None; BLOCK_PAGES];
         let Evictor { swapper, buffer, shares, .. } = &mut *self.evictor;

@@ -9,7 +9,18 @@ use crate::swapper::runs::runs;
 
 /// Pages that are claimed and stored. Dropped, they stay, and the store forgets them.
 #[derive(Debug)]
-pub struct Packed<'e, 's>(pub(super) Claimed<'e, 's>);
+pub struct Packed<'e, 's>(Claimed<'e, 's>);
+
+impl<'e, 's> Claimed<'e, 's> {
+    /// Copies the pages out and stores them. The guest may read them, and whoever writes to one keeps it.
+    ///
+    /// # Errors
+    /// The store refuses, or a page cannot be read.
+    pub fn store(mut self) -> Result<Packed<'e, 's>, EvictError> {
+        self.pack()?;
+        Ok(Packed(self))
+    }
+}
 
 impl Packed<'_, '_> {
     /// The ranges that [`Packed::drop_pages`] would drop if no page is written to before: what an announcement is made
