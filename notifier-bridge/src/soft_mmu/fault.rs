@@ -9,12 +9,19 @@
 //! As `kvm_tdp_page_fault`: `kvm_faultin_pfn` takes the snapshot and looks the page up, then, with `mmu_lock`
 //! held, `is_page_fault_stale` asks whether that still holds, then the entry is installed.
 
+use std::time::Duration;
+
+use guest_mem::waits::{Overdue, Patience};
 use guest_mem::{Gfn, Hva, MapLevel, Memslot, PAGE_SIZE, PAGES_PER_PMD};
 
 use super::SoftMmu;
+use super::cell::WorkerCell;
 use super::spte::Spte;
 use crate::primary::{Frame, Mapping, PrimaryMmu, ResolveError};
 use crate::sequence::Snapshot;
+
+/// How long a fault begins again for an invalidation in progress: longer than any operation on a range takes.
+const BRACKET: Duration = Duration::from_secs(300);
 
 /// One fault, before anything was looked at.
 pub(super) struct Fault<'m, P> {
@@ -46,6 +53,37 @@ pub(super) enum Installed {
     Spurious,
     /// The page may be gone: begin again.
     Retry,
+}
+
+impl<P: PrimaryMmu> SoftMmu<P> {
+    /// Makes one page accessible, beginning again for as long as invalidations get in the way.
+    pub(super) fn fault(
+        &self,
+        cell: &WorkerCell,
+        slot: &Memslot,
+        gfn: Gfn,
+        write: bool,
+    ) -> Result<(), ResolveError> {
+        cell.pf_taken.raise();
+        let mut patience = Patience::new(BRACKET);
+        loop {
+            let fault = Fault { mmu: self, slot: *slot, gfn, write }.snapshot();
+            let outcome = if fault.is_hopeless() { Installed::Retry } else { fault.resolve()?.install() };
+            match outcome {
+                Installed::Fixed => cell.pf_fixed.raise(),
+                Installed::Spurious => cell.pf_spurious.raise(),
+                Installed::Retry => {
+                    cell.retries.raise();
+                    if let Some(waited) = patience.over() {
+                        let what = format!("the invalidations that keep guest page {gfn} out to end");
+                        return Err(Overdue::new(what, waited).into());
+                    }
+                    continue;
+                }
+            }
+            return Ok(());
+        }
+    }
 }
 
 impl<'m, P: PrimaryMmu> Fault<'m, P> {

@@ -18,6 +18,7 @@
 //! progress (`fault.rs` says why), and a start that may not block is refused, not spun out, while a worker is
 //! inside an access.
 
+mod cell;
 #[cfg(not(loom))]
 mod epoch;
 #[cfg(loom)]
@@ -30,23 +31,18 @@ mod tests;
 mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use guest_mem::waits::{Overdue, Patience};
-use guest_mem::{Gfn, Gpa, HvaRange, Memslot, SlotTable};
+use guest_mem::{Gpa, HvaRange, SlotTable};
 
-pub use self::worker::{Worker, WorkerStats};
+pub use self::cell::WorkerStats;
+pub use self::worker::Worker;
 
-use self::fault::{Fault, Installed};
+use self::cell::WorkerCell;
 use self::table::{Dropped, ShadowTable, gfns_of};
-use self::worker::WorkerCell;
 use crate::count::Count;
 use crate::listener::{Listener, Shadowing, ShadowingMmu, StartContext, WouldBlock, Zapped};
 use crate::primary::{PrimaryMmu, ResolveError};
 use crate::sequence::Sequence;
-
-/// How long a fault begins again for an invalidation in progress: longer than any operation on a range takes.
-const BRACKET: Duration = Duration::from_secs(300);
 
 /// Why an access could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -128,13 +124,6 @@ impl<P: PrimaryMmu> SoftMmu<P> {
         Self { primary, slots, table, sequence: Sequence::new(Guarded::default()) }
     }
 
-    /// A handle for one device thread.
-    pub fn worker(self: &Arc<Self>) -> Worker<P> {
-        let cell = Arc::new(WorkerCell::new());
-        self.sequence.lock().workers.push(Arc::clone(&cell));
-        Worker::new(Arc::clone(self), cell)
-    }
-
     /// What it holds and did. The counters of workers that run may be a moment old.
     pub fn stats(&self) -> SoftMmuStats {
         let locked = self.sequence.lock();
@@ -156,29 +145,6 @@ impl<P: PrimaryMmu> SoftMmu<P> {
     /// The primary MMU it asks.
     pub fn primary(&self) -> &P {
         &self.primary
-    }
-
-    /// Makes one page accessible, beginning again for as long as invalidations get in the way.
-    fn fault(&self, cell: &WorkerCell, slot: &Memslot, gfn: Gfn, write: bool) -> Result<(), ResolveError> {
-        cell.pf_taken.raise();
-        let mut patience = Patience::new(BRACKET);
-        loop {
-            let fault = Fault { mmu: self, slot: *slot, gfn, write }.snapshot();
-            let outcome = if fault.is_hopeless() { Installed::Retry } else { fault.resolve()?.install() };
-            match outcome {
-                Installed::Fixed => cell.pf_fixed.raise(),
-                Installed::Spurious => cell.pf_spurious.raise(),
-                Installed::Retry => {
-                    cell.retries.raise();
-                    if let Some(waited) = patience.over() {
-                        let what = format!("the invalidations that keep guest page {gfn} out to end");
-                        return Err(Overdue::new(what, waited).into());
-                    }
-                    continue;
-                }
-            }
-            return Ok(());
-        }
     }
 
     /// A worker goes; its counts stay.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use guest_mem::{Gpa, Hva, HvaRange, PAGE_SIZE, SlotTable};
 
+use super::fault::{Fault, Installed};
 use super::*;
 use crate::doubles::{FakePrimary, Pfn, slots};
 use crate::event::Cause;
