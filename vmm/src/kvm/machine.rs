@@ -13,7 +13,8 @@ use super::boot;
 use super::memslots::GuestCpu;
 use super::stats::{FaultCounts, VcpuStats};
 use super::vcpu::Vcpu;
-use super::vm::{VmConfig, VmCore, VmError, failed};
+use super::vm::{VmConfig, VmCore};
+use super::vm_error::{VmError, failed};
 use crate::guest::{Area, GuestError, GuestRam};
 
 /// How long a guest may take to report for work. The ring 0 stub is a hundred instructions; an emulated host that is

@@ -17,8 +17,8 @@ use guest_mem::{Memslot, Region, RegionError, SlotTable, with_causes};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::vcpu::Surroundings;
-use super::vm::{VmError, failed};
+use super::surroundings::Surroundings;
+use super::vm_error::{VmError, failed};
 use crate::guest::CrashKind;
 
 /// `KVM_SET_USER_MEMORY_REGION`.

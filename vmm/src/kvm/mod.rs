@@ -20,11 +20,13 @@ pub mod pc;
 mod slots;
 pub mod state;
 mod stats;
+mod surroundings;
 pub mod sys;
 #[cfg(test)]
 mod testing;
 mod vcpu;
 mod vm;
+mod vm_error;
 pub mod window;
 
 pub use device::Kvm;
@@ -33,5 +35,7 @@ pub use memslots::GuestCpu;
 pub use no_kvm::NoKvm;
 pub use slots::{Accounting, KvmSlots, ZapMethod};
 pub use stats::{FaultCounts, Leaves, VcpuStats, VmStats};
-pub use vcpu::{Surroundings, Vcpu};
-pub use vm::{VmConfig, VmCore, VmError};
+pub use surroundings::Surroundings;
+pub use vcpu::Vcpu;
+pub use vm::{VmConfig, VmCore};
+pub use vm_error::VmError;

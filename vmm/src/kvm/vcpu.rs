@@ -10,8 +10,8 @@
 //! ```
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
@@ -20,32 +20,16 @@ use kvm_ioctls::VcpuFd;
 use rustix::thread::Pid;
 
 use super::exit::{self, Action, Exit};
-use super::gate::{Gate, Seated};
+use super::gate::Seated;
 use super::memslots::GuestCpu;
+use super::surroundings::Surroundings;
 use super::sys;
-use super::window::ProtectionWindow;
 use crate::guest::{Area, CrashKind, CrashReport, GuestError, Mailbox, Registers};
 use crate::host::processors;
 
 /// How long a vCPU that was told to leave the guest may take to say where it was: a signal's way to its thread, which
 /// takes long only where the host does not let that thread run.
 const REPORT_PATIENCE: Duration = Duration::from_secs(30);
-
-/// What all vCPU threads of a VM share.
-#[derive(Debug)]
-pub struct Surroundings {
-    /// Keeps them out of the guest while a memslot is absent.
-    pub gate: Gate,
-    /// The moments in which `EFAULT` is the VMM's own doing.
-    pub window: ProtectionWindow,
-    /// Held for reading by threads of this process that write to guest memory outside of the arena (devices), and for
-    /// writing while that memory is read-only.
-    pub host_writes: RwLock<()>,
-    /// Guest physical addresses promised to be memory.
-    pub ram: Vec<guest_mem::GpaRange>,
-    /// When the first of them first entered the guest: `CLOCK_MONOTONIC` nanoseconds, 0 before.
-    pub first_entry_ns: AtomicU64,
-}
 
 /// One vCPU: its mailbox, and its thread.
 #[derive(Debug)]
@@ -275,27 +259,6 @@ pub(super) fn registers(fd: &VcpuFd) -> Option<Registers> {
         cs: sregs.cs.selector,
         ss: sregs.ss.selector,
     })
-}
-
-impl Surroundings {
-    /// For a VM with that many vCPUs and that memory.
-    pub fn new(vcpus: u32, ram: Vec<guest_mem::GpaRange>) -> Self {
-        let window = ProtectionWindow::default();
-        let host_writes = RwLock::default();
-        Self { gate: Gate::new(vcpus), window, host_writes, ram, first_entry_ns: AtomicU64::new(0) }
-    }
-
-    /// Whether memory is promised at that guest physical address.
-    pub(super) fn is_ram(&self, gpa: u64) -> bool {
-        self.ram.iter().any(|range| range.contains(guest_mem::Gpa::new(gpa)))
-    }
-
-    /// Keeps the time, if nobody entered before.
-    pub(super) fn note_first_entry(&self) {
-        let now = notifier_bridge::monotonic_ns();
-        // Only the first vCPU's time is kept.
-        let _ = self.first_entry_ns.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]

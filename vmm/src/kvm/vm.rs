@@ -5,101 +5,17 @@ use std::sync::atomic::AtomicBool;
 
 use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_GPA, low_memory};
-use guest_mem::remedy::{self, Asked};
-use guest_mem::{Backing, Gpa, GpaRange, Region, RegionError, SlotError, SlotTable, SlotTableBuilder};
+use guest_mem::{Backing, Gpa, GpaRange, Region, SlotTable, SlotTableBuilder};
 use kvm_bindings::{KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap};
 use kvm_ioctls::{Cap, VmFd};
-use rustix::io::Errno;
 
-use super::boot::BootError;
 use super::memslots::{GuestCpu, Vm};
-use super::no_kvm::NoKvm;
 use super::stats::VmStats;
-use super::vcpu::Surroundings;
-use crate::exit::{Class, Classified};
-use crate::guest::CrashKind;
+use super::surroundings::Surroundings;
+use super::vm_error::{VmError, failed};
 
 /// Where Intel's KVM may keep its task state for guests in real mode; below the 4 GiB line, above all RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
-
-/// Why a VM could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum VmError {
-    /// KVM makes no VM.
-    #[error(transparent)]
-    NoKvm(#[from] NoKvm),
-    /// A call failed.
-    #[error("{call} failed{}", kvm_remedy(*source))]
-    Call {
-        /// The ioctl's name.
-        call: &'static str,
-        /// What the system answered.
-        source: kvm_ioctls::Error,
-    },
-    /// A memslot was refused.
-    #[error("KVM refuses to {attempt} memslot {slot} ({len} bytes at gpa {gpa}){}", kvm_remedy(*source))]
-    Slot {
-        /// What was tried.
-        attempt: &'static str,
-        /// Its number.
-        slot: u32,
-        /// Where in the guest.
-        gpa: Gpa,
-        /// Bytes.
-        len: u64,
-        /// What the system answered.
-        source: kvm_ioctls::Error,
-    },
-    /// This KVM cannot limit a slot zap to the slot.
-    #[error(
-        "this KVM drops every translation of the VM when one memslot goes (no KVM_X86_QUIRK_SLOT_ZAP_ALL in \
-         KVM_CAP_DISABLE_QUIRKS2, Linux 6.12): set `slot_zap_all_quirk = true`, or `zap = [\"protect\"]`"
-    )]
-    QuirkStays,
-    /// The memory could not be mapped.
-    #[error(transparent)]
-    Memory(#[from] RegionError),
-    /// The memslots make no sense.
-    #[error(transparent)]
-    Slots(#[from] SlotError),
-    /// An earlier change of the memslots was refused half-way.
-    #[error("nobody is let into this guest any more: it {0}")]
-    Broken(Box<CrashKind>),
-    /// The guest could not be started.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// A vCPU thread could not be started.
-    #[error("vCPU {vcpu}'s thread cannot be started{}", remedy::after_io(Asked::Thread, source))]
-    Thread {
-        /// The vCPU's number.
-        vcpu: u32,
-        /// What the system answered.
-        source: std::io::Error,
-    },
-}
-
-fn kvm_remedy(error: kvm_ioctls::Error) -> &'static str {
-    remedy::after(Asked::Kvm, Errno::from_raw_os_error(error.errno()))
-}
-
-impl Classified for VmError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Call { source, .. } | Self::Slot { source, .. } => Class::of_refused_ioctl(*source),
-            Self::NoKvm(error) => error.class(),
-            Self::QuirkStays | Self::Broken(_) => Class::Host,
-            Self::Memory(error) => error.class(),
-            Self::Slots(error) => error.class(),
-            Self::Boot(error) => error.class(),
-            Self::Thread { source, .. } => Class::of_refused_io(source),
-        }
-    }
-}
-
-/// Names the call in an error.
-pub(super) fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
-    move |source| VmError::Call { call, source }
-}
 
 /// What a VM is made of.
 #[derive(Clone, Copy, Debug)]

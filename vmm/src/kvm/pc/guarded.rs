@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use event_manager::{EventOps, Events};
 
 use crate::devices::loop_thread::Served;
-use crate::kvm::vcpu::Surroundings;
+use crate::kvm::surroundings::Surroundings;
 
 /// See the [module](self).
 pub(super) struct Guarded {

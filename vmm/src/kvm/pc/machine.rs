@@ -34,7 +34,7 @@ use crate::devices::virtio::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::exit::{Class, Classified};
 use crate::kvm::stats::{FaultCounts, VcpuStats};
-use crate::kvm::vm::{VmError, failed};
+use crate::kvm::vm_error::{VmError, failed};
 use crate::linux::acpi::{self, AcpiError};
 use crate::linux::layout::{self, MemoryNode, Platform, VirtioSlot};
 use crate::linux::registers::{self, RegistersError};

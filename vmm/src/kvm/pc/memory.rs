@@ -21,8 +21,9 @@ use kvm_ioctls::VmFd;
 use crate::guest::{Area, GuestRam};
 use crate::kvm::memslots::{SetSlot, Vm};
 use crate::kvm::stats::VmStats;
-use crate::kvm::vcpu::Surroundings;
-use crate::kvm::vm::{self, VmCore, VmError};
+use crate::kvm::surroundings::Surroundings;
+use crate::kvm::vm::{self, VmCore};
+use crate::kvm::vm_error::VmError;
 use crate::linux::layout::MemoryNode;
 
 /// A VM with the memory of a PC, and without vCPUs.

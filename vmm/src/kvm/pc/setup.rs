@@ -10,7 +10,7 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
 use super::cpuid::Topology;
 use crate::kvm::memslots::{GuestCpu, Vm};
-use crate::kvm::vm::{VmError, failed};
+use crate::kvm::vm_error::{VmError, failed};
 
 /// Where Intel's KVM may keep an identity page table for guests in real mode; next to its task state.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;

@@ -25,8 +25,9 @@ use crate::guest::{CrashKind, CrashReport};
 use crate::kvm::exit;
 use crate::kvm::gate::Seated;
 use crate::kvm::memslots::GuestCpu;
+use crate::kvm::surroundings::Surroundings;
 use crate::kvm::sys;
-use crate::kvm::vcpu::{Surroundings, host_fault, registers};
+use crate::kvm::vcpu::{host_fault, registers};
 
 /// How many times the patience for a wake a command may take: one has KVM map all of a guest's memory.
 const COMMANDS: u32 = 20;
