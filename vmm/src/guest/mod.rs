@@ -10,6 +10,7 @@
 
 mod area;
 mod crash;
+pub mod elf;
 mod mailbox;
 mod ram;
 

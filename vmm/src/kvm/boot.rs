@@ -2,7 +2,7 @@
 //!
 //! | step | needs | gives |
 //! | --- | --- | --- |
-//! | [`check`] | the image's bytes | an error for what is no x86-64 ELF executable |
+//! | [`elf::check`] | the image's bytes | an error for what is no x86-64 ELF executable |
 //! | [`load`] | low memory | segments in place, the PVH entry address |
 //! | [`write_start_info`] | low memory, the memory map | the start info's address |
 //! | [`set_registers`] | a vCPU | a vCPU at the entry, as PVH demands it |
@@ -12,7 +12,6 @@
 //! agreement with this VMM, see [`guest_abi::layout::CONTROL_MAGIC`].
 
 use crate::exit::{Class, Classified};
-use crate::input;
 use std::io::Cursor;
 
 use guest_abi::layout;
@@ -27,6 +26,7 @@ use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::GuestAddress;
 
 use crate::guest::GuestRam;
+use crate::guest::elf::{self, NotAGuest};
 
 /// Where the start info lies.
 const START_INFO_GPA: u64 = 0x7000;
@@ -40,8 +40,8 @@ const RAM: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The file is not what this machine runs.
-    #[error("the guest kernel is {0}: an x86-64 ELF executable with a PVH note is needed")]
-    NotAGuest(String),
+    #[error(transparent)]
+    NotAGuest(#[from] NotAGuest),
     /// linux-loader could not place it.
     #[error("the guest kernel cannot be loaded into {low_memory} bytes of low memory")]
     Load {
@@ -88,46 +88,12 @@ impl Classified for BootError {
     }
 }
 
-/// Refuses what is not a little-endian x86-64 ELF executable, by name. (The loader checks neither class nor
-/// machine.)
-///
-/// # Errors
-/// [`BootError::NotAGuest`].
-pub fn check(image: &[u8]) -> Result<(), BootError> {
-    let refuse = |what: String| Err(BootError::NotAGuest(what));
-    if image.len() < 64 {
-        return refuse(format!("only {} bytes long", image.len()));
-    }
-    if image[..4] != *b"\x7fELF" {
-        return refuse(format!("no ELF file, but {}", input::beginning(image)));
-    }
-    if image[4] != 2 {
-        return refuse("a 32-bit ELF file".to_owned());
-    }
-    if image[5] != 1 {
-        return refuse("a big-endian ELF file".to_owned());
-    }
-    let half = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
-    match half(18) {
-        62 => {}
-        183 => return refuse("built for Arm (AArch64)".to_owned()),
-        243 => return refuse("built for RISC-V".to_owned()),
-        other => return refuse(format!("built for ELF machine {other}")),
-    }
-    match half(16) {
-        2 | 3 => Ok(()),
-        1 => refuse("an object file, not linked".to_owned()),
-        4 => refuse("a core dump".to_owned()),
-        other => refuse(format!("of ELF type {other}")),
-    }
-}
-
 /// Puts the image's segments into low memory and returns its PVH entry.
 ///
 /// # Errors
 /// An image that is truncated, does not fit, or has no PVH entry inside low memory.
 pub fn load(memory: &GuestRam, low_memory: u64, image: &[u8]) -> Result<Gpa, BootError> {
-    check(image)?;
+    elf::check(image)?;
     let loaded = Elf::load(memory, None, &mut Cursor::new(image), None)
         .map_err(|source| BootError::Load { low_memory, source })?;
     let PvhBootCapability::PvhEntryPresent(GuestAddress(entry)) = loaded.pvh_boot_cap else {

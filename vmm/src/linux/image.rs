@@ -2,8 +2,8 @@
 
 use super::bzimage::{self, BzImage, HeaderError};
 use super::compression::Compression;
+use crate::guest::elf::{self, NotAGuest};
 use crate::input;
-use crate::kvm::boot::{self, BootError};
 
 /// Why a file is not a kernel that this machine boots. The text completes "the kernel FILE …".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,10 +78,9 @@ impl<'a> Kernel<'a> {
             return Ok(Self::BzImage(BzImage::parse(file)?));
         }
         if at(0, b"\x7fELF") {
-            return match boot::check(file) {
+            return match elf::check(file) {
                 Ok(()) => Ok(Self::Elf(file)),
-                Err(BootError::NotAGuest(what)) => Err(Refusal::Elf(what)),
-                Err(other) => Err(Refusal::Elf(other.to_string())),
+                Err(NotAGuest(what)) => Err(Refusal::Elf(what)),
             };
         }
         if at(0x38, b"ARM\x64") {

@@ -26,7 +26,7 @@ use super::zero_page::{self, Contents};
 use super::{long_mode, reset_vector, start_info};
 use crate::exit::{Class, Classified};
 use crate::guest::GuestRam;
-use crate::kvm::boot;
+use crate::guest::elf::{self, NotAGuest};
 
 /// `COMMAND_LINE_SIZE` of x86 less the NUL, for kernels that do not say it.
 const CMDLINE_MAX: u64 = 2047;
@@ -83,7 +83,7 @@ pub enum LoadError {
     Payload(#[from] PayloadError),
     /// What came out of the payload is no kernel.
     #[error("what is packed in the bzImage is no kernel of this machine's")]
-    Packed(#[source] boot::BootError),
+    Packed(#[source] NotAGuest),
     /// An ELF kernel that cannot be placed.
     #[error(transparent)]
     Vmlinux(#[from] VmlinuxError),
@@ -275,7 +275,7 @@ fn place(memory: &GuestRam, room: GpaRange, boot: &Boot<'_>) -> Result<Loaded, L
                 return Err(LoadError::KernelTooLarge { needed, room });
             }
             let unpacked = image.unpack(room.len())?;
-            boot::check(&unpacked).map_err(LoadError::Packed)?;
+            elf::check(&unpacked).map_err(LoadError::Packed)?;
             let placed = vmlinux::place(memory, room, &unpacked)?;
             let extent = placed.extent.hull(needed);
             let header = Some(image.header());

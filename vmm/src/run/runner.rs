@@ -27,6 +27,7 @@ use crate::choice::Listener;
 use crate::choice::{Reclaim, Zap};
 use crate::clock::TscRate;
 use crate::events::{SecondaryMmu, Section};
+use crate::guest::elf;
 use crate::host::HostChange;
 use crate::host::kvm_module::KvmFacts;
 use crate::host::processors;
@@ -34,7 +35,7 @@ use crate::host::resident;
 use crate::host::signals::Cancel;
 use crate::host::{HostChanges, Root};
 use crate::input::{self, What};
-use crate::kvm::boot;
+use crate::kvm::boot::BootError;
 use crate::kvm::pc::PcError;
 use crate::kvm::{Machine, VmConfig, VmError};
 use crate::record::{Row, RunRecord, utc};
@@ -129,7 +130,7 @@ impl<'a> Runner<'a> {
         let image = match (&scenario.kernel, &scenario.linux, &backend) {
             (Some(path), None, _) => {
                 let image = input::read(What::GuestKernel, path)?;
-                boot::check(&image).map_err(|refused| RunError::Machine(refused.into()))?;
+                elf::check(&image).map_err(|refused| RunError::Machine(BootError::from(refused).into()))?;
                 image.into()
             }
             (None, Some(_), Backend::Kvm(_)) => return Err(RunError::NoLinuxKernel),
