@@ -1,7 +1,7 @@
 //! The bridge: an operation on guest memory goes in, its listeners are told, one record comes out.
 //!
 //! ```text
-//!   Bridge::invalidate(recorder, invalidation, operation)
+//!   Bridge::invalidate(records, invalidation, operation)
 //!     │  Policy::calls ──> Start(r) ──────────────> Chain::start ──> every ShadowingMmu   ┐ Walk::open
 //!     │                    …                                                              ┘
 //!     │                    Operation ─────────────> operation()
@@ -9,7 +9,7 @@
 //!     │                    InvalidatePage(r) ─────> Chain::page ───> everybody            │ Walk::close
 //!     │                    InvalidateRangeAgain(r) > Chain::flush                         │
 //!     │                    End(r) ────────────────> Chain::end                            ┘
-//!     └─ InvalidationRecord ──> Recorder
+//!     └─ InvalidationRecord ──> records
 //!
 //!   refused, or a start panicked:  Ends of what was started, innermost first; the operation is not run
 //!   the operation panicked:        the rest of the calls as if it had returned, since it may have changed
@@ -30,7 +30,6 @@ use crate::event::Invalidation;
 use crate::listener::{ShadowingMmu, SharingMmu, StartContext, WouldBlock};
 use crate::policy::Policy;
 use crate::record::{InvalidationRecord, Outcome};
-use crate::recorder::Recorder;
 
 /// Makes a [`Bridge`].
 pub struct BridgeBuilder {
@@ -71,7 +70,8 @@ impl Bridge {
         BridgeBuilder { policy, slots, chain: Chain::default() }
     }
 
-    /// Announces `invalidation`, performs `operation`, ends what was announced, and writes one record.
+    /// Announces `invalidation`, performs `operation`, ends what was announced, and adds one record to `records`:
+    /// whoever reserved room for it has nothing allocated here.
     ///
     /// `operation` is the change of the primary MMU (a `madvise`, a `munmap`). It must not wait for anything
     /// that faults through a listener of this bridge: such a fault waits for the end of the bracket.
@@ -81,17 +81,17 @@ impl Bridge {
     /// operation was not performed, and every bracket that was opened is closed.
     pub fn invalidate<R>(
         &self,
-        recorder: &mut Recorder,
+        records: &mut Vec<InvalidationRecord>,
         invalidation: &Invalidation,
         operation: impl FnOnce() -> R,
     ) -> Result<R, WouldBlock> {
         let mut walk = Walk::new(self, invalidation);
         if let Err(refused) = walk.open() {
-            recorder.record(walk.refused());
+            records.push(*walk.refused());
             return Err(refused);
         }
         let result = operation();
-        recorder.record(walk.close());
+        records.push(*walk.close());
         Ok(result)
     }
 }
@@ -130,7 +130,7 @@ impl<'a> Walk<'a> {
             ),
             context: StartContext { blockable: invalidation.blockable, cause: invalidation.cause },
             stage: Stage::Opening,
-            record: InvalidationRecord::begun(invalidation, Some(bridge.policy), lap_ns),
+            record: InvalidationRecord::begun(invalidation, lap_ns),
             lap_ns,
         }
     }

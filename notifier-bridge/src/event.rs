@@ -1,23 +1,9 @@
-//! What happened to the primary MMU, and who says so.
+//! What happens to the primary MMU.
 
 use guest_mem::{HvaRange, PMD_SIZE, Victim};
 
 use crate::names::named_enum;
 use crate::policy::Policy;
-
-named_enum! {
-    /// Where the knowledge of an invalidation comes from.
-    pub enum Source ("source") {
-        /// An operation this process performs on guest memory, announced before it happens.
-        Hook = "hook",
-        /// A userfaultfd event.
-        Uffd = "uffd",
-        /// The kernel's own tracepoints.
-        Kernel = "kernel",
-        /// What pagemap says changed between two looks.
-        Scan = "scan",
-    }
-}
 
 named_enum! {
     /// Why a mapping changes.
@@ -53,20 +39,8 @@ named_enum! {
         Balloon = "balloon",
         /// The guest said that it does not use the pages at the moment: free page reporting.
         FreePageReport = "free-page-report",
-        /// `UFFDIO_MOVE`: the source range.
-        Move = "move",
-        /// The host on its own: kswapd, a kdamond. A stranger to the experiment.
-        HostReclaim = "host-reclaim",
-        /// Migration or compaction.
-        Migration = "migration",
         /// Copy-on-write, fork or KSM.
         CopyOnWrite = "copy-on-write",
-        /// A page was touched that is not there: userfaultfd's missing fault.
-        MissingFault = "missing-fault",
-        /// A page was touched that is in the page cache and not mapped: userfaultfd's minor fault.
-        MinorFault = "minor-fault",
-        /// A write-protected page was written to: userfaultfd's write-protect fault.
-        WriteProtectFault = "write-protect-fault",
         /// The source does not say.
         Unknown = "unknown",
     }
@@ -75,8 +49,6 @@ named_enum! {
 /// One change of the primary MMU, before a policy says how wide it is announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidation {
-    /// Who says so.
-    pub source: Source,
     /// What the pages are taken for.
     pub cause: Cause,
     /// The pages taken.
@@ -91,7 +63,7 @@ pub struct Invalidation {
 impl Invalidation {
     /// An operation of this process that may wait for its listeners: the usual case.
     pub const fn hook(cause: Cause, victim: Victim, vma: HvaRange) -> Self {
-        Self { source: Source::Hook, cause, victim, vma, blockable: true }
+        Self { cause, victim, vma, blockable: true }
     }
 
     /// The policy whose rule this invalidation follows where `policy` is the one in force. A split was announced in

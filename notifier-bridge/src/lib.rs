@@ -9,10 +9,6 @@
 //!                                            │                      │
 //!                                            v                      └─ Sequence: why no fault slips through
 //!                                     InvalidationRecord               sequence.rs, soft_mmu/
-//!                                            │
-//!                                            v
-//!                                         Recorder ──(one a thread, merged once)──> Ledger
-//!                                         recorder.rs                               ledger.rs, totals.rs
 //! ```
 //!
 //! To read how an invalidation travels, take the files in that order.
@@ -24,18 +20,15 @@ mod clock;
 mod count;
 mod event;
 mod host_mmu;
-mod ledger;
 pub mod listener;
 mod names;
 pub mod policy;
 mod primary;
 mod record;
-mod recorder;
 pub mod sequence;
 pub mod shared_tlb;
 pub mod soft_mmu;
 mod sync;
-mod totals;
 
 #[cfg(test)]
 mod doubles;
@@ -44,9 +37,8 @@ pub use bridge::{Bridge, BridgeBuilder};
 pub use calls::{Call, Calls};
 pub use clock::monotonic_ns;
 pub use count::Count;
-pub use event::{Cause, Invalidation, Source};
+pub use event::{Cause, Invalidation};
 pub use host_mmu::HostMmu;
-pub use ledger::Ledger;
 pub use listener::{
     Listener, ListenerKind, Shadowing, ShadowingMmu, Sharing, SharingMmu, StartContext, WouldBlock, Zapped,
 };
@@ -54,11 +46,9 @@ pub use names::UnknownName;
 pub use policy::Policy;
 pub use primary::{Frame, Mapping, PrimaryMmu, ResolveError};
 pub use record::{InvalidationRecord, Outcome};
-pub use recorder::Recorder;
 pub use sequence::Sequence;
 pub use shared_tlb::{SharedTlb, SharedTlbStats};
 pub use soft_mmu::{AccessError, SoftMmu, SoftMmuStats, Worker, WorkerStats};
-pub use totals::{Totals, TotalsKey, TotalsTable};
 
 #[cfg(test)]
 harness::watch_libtest!();

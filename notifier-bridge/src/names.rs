@@ -67,13 +67,12 @@ pub(crate) use named_enum;
 
 #[cfg(test)]
 mod tests {
-    use crate::{Cause, Policy, Source};
+    use crate::{Cause, Policy};
 
     #[test]
     fn every_name_finds_its_member_again() {
         assert!(Policy::ALL.iter().all(|p| p.to_string().parse() == Ok(*p)));
         assert!(Cause::ALL.iter().all(|c| c.to_string().parse() == Ok(*c)));
-        assert!(Source::ALL.iter().all(|s| s.to_string().parse() == Ok(*s)));
         assert!(Cause::ALL.iter().enumerate().all(|(index, c)| c.index() == index));
     }
 

@@ -1,11 +1,9 @@
-//! What is remembered of one invalidation: a fixed-size record, the same type whatever the source.
+//! What is remembered of one invalidation: a record of fixed size.
 
-use guest_mem::{Hva, HvaRange, MapLevel, Order, Victim};
+use guest_mem::{HvaRange, MapLevel, Order, Victim};
 
-use crate::count::Count;
-use crate::event::{Cause, Invalidation, Source};
+use crate::event::{Cause, Invalidation};
 use crate::listener::Zapped;
-use crate::policy::Policy;
 
 /// How an invalidation went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,18 +23,10 @@ pub enum Outcome {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidationRecord {
-    /// Which [`Recorder`](crate::Recorder) of the ledger made it. 0 until they are merged.
-    pub recorder: u32,
-    /// Its number within its recorder, from 0, gapless but for what was lost.
-    pub number: u64,
     /// When it began: `CLOCK_MONOTONIC`, nanoseconds.
     pub start_ns: u64,
-    /// Who says so.
-    pub source: Source,
     /// What the pages were taken for.
     pub cause: Cause,
-    /// The rule for the range; `None` where the kernel chose it.
-    pub policy: Option<Policy>,
     /// Whether the operation was performed.
     pub outcome: Outcome,
     /// The pages taken.
@@ -71,22 +61,19 @@ pub struct InvalidationRecord {
 const _: () = assert!(size_of::<InvalidationRecord>() <= 192);
 
 impl InvalidationRecord {
-    /// What a recorder fills its buffer with before there is anything to record.
-    pub(crate) fn blank() -> Self {
+    /// The record at the moment an invalidation begins.
+    pub(crate) fn begun(invalidation: &Invalidation, start_ns: u64) -> Self {
+        let Victim { pages, order, level, anonymous } = invalidation.victim;
         Self {
-            recorder: 0,
-            number: 0,
-            start_ns: 0,
-            source: Source::Hook,
-            cause: Cause::Unknown,
-            policy: None,
+            start_ns,
+            cause: invalidation.cause,
             outcome: Outcome::Performed,
-            victim: HvaRange::empty(Hva::new(0)),
-            order: Order::BASE,
-            level: MapLevel::Pte,
-            anonymous: true,
+            victim: pages,
+            order,
+            level,
+            anonymous,
             ranges: 0,
-            needed_bytes: 0,
+            needed_bytes: invalidation.needed_bytes(),
             invalidated_bytes: 0,
             sharing_calls: 0,
             double_calls: 0,
@@ -97,85 +84,9 @@ impl InvalidationRecord {
         }
     }
 
-    /// An invalidation of which nothing more than the event is known yet: what a source that only watches
-    /// begins from, filling in what it knows. One range, as wide as the victim, nothing known of SPTEs.
-    pub fn observed(invalidation: &Invalidation, start_ns: u64) -> Self {
-        let bytes = invalidation.victim.pages.len();
-        let zapped = Zapped { sptes_4k: Count::UNKNOWN, sptes_2m: Count::UNKNOWN, ..Zapped::NOTHING };
-        Self { ranges: 1, invalidated_bytes: bytes, zapped, ..Self::begun(invalidation, None, start_ns) }
-    }
-
-    /// A fault that userfaultfd reported: it takes nothing from anybody, so there is no range and nothing needed.
-    pub fn fault(fault: &Invalidation, start_ns: u64) -> Self {
-        Self { ranges: 0, invalidated_bytes: 0, needed_bytes: 0, ..Self::observed(fault, start_ns) }
-    }
-
-    /// The record at the moment an invalidation begins.
-    pub(crate) fn begun(invalidation: &Invalidation, policy: Option<Policy>, start_ns: u64) -> Self {
-        let Victim { pages, order, level, anonymous } = invalidation.victim;
-        Self {
-            start_ns,
-            source: invalidation.source,
-            cause: invalidation.cause,
-            policy,
-            victim: pages,
-            order,
-            level,
-            anonymous,
-            needed_bytes: invalidation.needed_bytes(),
-            ..Self::blank()
-        }
-    }
-
     /// Notes one range told to shadowing listeners.
     pub(crate) fn tell(&mut self, range: HvaRange) {
         self.ranges += 1;
         self.invalidated_bytes += range.len();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// No field is what a blank record has.
-    fn invalidation(cause: Cause) -> Invalidation {
-        let pages = HvaRange::with_len(Hva::new(0x40_0000), 0x20_0000).expect("small numbers");
-        let victim = Victim { pages, order: Order::PMD, level: MapLevel::Pmd, anonymous: false };
-        Invalidation { source: Source::Kernel, ..Invalidation::hook(cause, victim, pages) }
-    }
-
-    #[test]
-    fn what_was_watched_is_one_range_and_nothing_is_known_of_entries() {
-        let seen = invalidation(Cause::PageOut);
-        let unknown = Zapped { sptes_4k: Count::UNKNOWN, sptes_2m: Count::UNKNOWN, ..Zapped::NOTHING };
-        let expected = InvalidationRecord {
-            start_ns: 7,
-            source: Source::Kernel,
-            cause: Cause::PageOut,
-            victim: seen.victim.pages,
-            order: Order::PMD,
-            level: MapLevel::Pmd,
-            anonymous: false,
-            ranges: 1,
-            needed_bytes: 0x20_0000,
-            invalidated_bytes: 0x20_0000,
-            zapped: unknown,
-            ..InvalidationRecord::blank()
-        };
-        assert_eq!(InvalidationRecord::observed(&seen, 7), expected);
-    }
-
-    #[test]
-    fn a_fault_takes_nothing() {
-        let fault = InvalidationRecord::fault(&invalidation(Cause::MissingFault), 7);
-        assert_eq!((fault.ranges, fault.invalidated_bytes, fault.needed_bytes), (0, 0, 0));
-        assert_eq!((fault.cause, fault.start_ns), (Cause::MissingFault, 7));
-    }
-
-    #[test]
-    fn what_is_announced_says_by_which_rule() {
-        let begun = InvalidationRecord::begun(&invalidation(Cause::PageOut), Some(Policy::Pmd), 7);
-        assert_eq!((begun.policy, begun.ranges, begun.zapped), (Some(Policy::Pmd), 0, Zapped::NOTHING));
     }
 }

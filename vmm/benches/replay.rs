@@ -13,10 +13,10 @@ use guest_mem::{Backing, MapLevel, Operation, Order, PAGE_SIZE};
 use notifier_bridge::{Cause, Policy};
 use vmm::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
 use vmm::events::{
-    Announcement, HostState, LayoutRun, OperationEvent, Refill, RefillRound, RowEvents, RowHeader,
-    SecondaryMmu, SlotRun, Span, StepEvent,
+    Announcement, Counted, Event, GuestKind, HostState, HotLoops, LayoutRun, Operation as OperationBegan,
+    OperationEnd, Ranges, Refill, RefillRound, RowEvents, SecondaryMmu, Setting, SlotRun, Span, Step, Zapped,
 };
-use vmm::record::{Row, RowLabel};
+use vmm::record::RowLabel;
 use vmm::replay;
 use vmm::scenario::select::sparse_victims;
 
@@ -29,7 +29,6 @@ const WANTED: f64 = 10e6;
 
 fn main() -> ExitCode {
     let events = events();
-    let recorded = Row::could_not_run(events.header.label.clone(), "");
     let mut rates = BTreeMap::new();
     println!("{VICTIMS} victims of 1 GiB, {HOT} hot pages; millions of victims a minute on one core");
     for &policy in Policy::ALL {
@@ -37,7 +36,7 @@ fn main() -> ExitCode {
             .map(|_| {
                 let begun = Instant::now();
                 let asked = replay::question(PolicyChoice::Announced(policy), None);
-                let predicted = replay::row(&events, &recorded, asked).expect("the log is sound");
+                let predicted = replay::row(&events, asked).expect("the log is sound");
                 assert!(predicted.row.invalidations.get() >= Some(VICTIMS));
                 begun.elapsed().as_secs_f64()
             })
@@ -70,11 +69,10 @@ fn events() -> RowEvents {
     let label = RowLabel { case: "sparse".to_owned(), tried, listener: Listener::Kernel };
     let arena = Span { hva: 0x7f00_0000_0000, gpa: 0x4000_0000, bytes: PAGES * PAGE_SIZE };
     let round = |ns, faults| RefillRound { gap_ns: ns, ns, faults };
-    let header = RowHeader {
-        row: 0,
+    let setting = Setting {
         label,
         mmu: SecondaryMmu::Shadow,
-        guest: "bare".to_owned(),
+        guest: GuestKind::Bare,
         processors: 2,
         large_guest_pages: true,
         slot_zap_drops_all: false,
@@ -82,60 +80,58 @@ fn events() -> RowEvents {
         slots: vec![SlotRun { span: arena, granule: 2 << 20 }],
         seamed: false,
         began_ns: 0,
-        steps: vec![
-            StepEvent::Fill,
-            StepEvent::Hot { list: Some(0), stride: None, writes: false, loops: 1 },
-            StepEvent::Reclaim { layout: 0, operations: VICTIMS as u32, ended_ns: VICTIMS * 60_000 },
-            StepEvent::Stop,
-            StepEvent::Refault,
-            StepEvent::Sweep,
-        ],
-        step_times: Vec::new(),
-        undisturbed: Some((12_000_000, 1_000_000_000)),
-        refill: Some(Refill {
+    };
+    let hot = HotLoops { list: Some(hot), stride: None, writes: false, loops: 1 };
+    let layout = vec![LayoutRun { pages: PAGES, state: HostState::MappedByPte }];
+    let end = VICTIMS * 60_000;
+    let step = |at_ns, step, within: Vec<Event>, ended_ns| {
+        let mut events = vec![Event::StepBegan { at_ns, step }];
+        events.extend(within);
+        events.push(Event::StepEnded { at_ns: ended_ns, counted: Counted::default() });
+        events
+    };
+    let taken = (0u64..).zip(&victims).flat_map(|(index, &page)| operation(index * 60_000, page)).collect();
+    let events = [
+        vec![Event::Trial(Box::new(setting))],
+        step(0, Step::Fill, Vec::new(), 0),
+        step(0, Step::Hot(hot), Vec::new(), 0),
+        vec![Event::Touched { disturbed: false, touches: 12_000_000, ns: 1_000_000_000 }],
+        step(0, Step::Reclaim(layout), taken, end),
+        step(end, Step::Stop, Vec::new(), end),
+        step(end, Step::Refault, Vec::new(), end),
+        step(end, Step::Sweep, Vec::new(), end),
+        vec![Event::Refill(Refill {
             rounds: vec![round(100_000, 10), round(500_000, 80)],
             around: vec![4_100],
             around_ns: vec![500_000],
-        }),
-        causes: vec![Cause::PageOut.name().to_owned()],
-        lists: 1,
-        layouts: 1,
-        operations: VICTIMS as u32,
-        stalls: 0,
-        stalls_left_out: 0,
-        clock_uncertain_ns: 0,
-        range_causes: Vec::new(),
-        ranges: 0,
-        ranges_left_out: None,
-        lost: 0,
-    };
-    let operation = |(index, &first_page): (u64, &u64)| OperationEvent {
-        began_ns: index * 60_000,
-        touches: 700,
-        first_page,
-        pages: 1,
-        evicted: 1,
-        announcements: 1,
-    };
-    let announcement = |&first_page: &u64| Announcement {
+        })],
+    ];
+    RowEvents { row: 0, events: events.concat() }
+}
+
+/// One page is taken.
+fn operation(at_ns: u64, first_page: u64) -> [Event; 3] {
+    let told = Ranges { ranges: 1, bytes: PAGE_SIZE };
+    let announced = Announcement {
+        at_ns,
         first_page,
         pages: 1,
         order: Order::BASE,
         level: MapLevel::Pte,
         anonymous: true,
         cause: Cause::PageOut,
-        began_ns: 0,
+        told,
+        sharing_calls: 1,
+        double_calls: 0,
+        zapped: Zapped::default(),
         zap_ns: 0,
         operation_ns: 20_000,
         end_ns: 0,
     };
-    RowEvents {
-        header,
-        lists: vec![hot],
-        layouts: vec![vec![LayoutRun { pages: PAGES, state: HostState::MappedByPte }]],
-        operations: (0u64..).zip(&victims).map(operation).collect(),
-        announcements: victims.iter().map(announcement).collect(),
-        stalls: Vec::new(),
-        ranges: Vec::new(),
-    }
+    let end = OperationEnd { evicted_bytes: PAGE_SIZE, expected: Some(told), ..OperationEnd::default() };
+    [
+        Event::OperationBegan(OperationBegan { at_ns, touches: 0, first_page, pages: 1 }),
+        Event::Announced(announced),
+        Event::OperationEnded(end),
+    ]
 }

@@ -11,16 +11,16 @@
 //! other place can be had from outside.
 
 use guest_mem::{HvaRange, MapLevel, Operation, Order, Planned, Region, Victim};
-use notifier_bridge::{Bridge, Cause, Invalidation, Recorder, WouldBlock};
+use notifier_bridge::{Bridge, Cause, Invalidation, InvalidationRecord, WouldBlock};
 
 /// Announces each planned range of `region`; the last bracket holds `call`, the system call. With nothing planned,
-/// nothing is announced.
+/// nothing is announced. What was goes to `records`.
 ///
 /// # Errors
 /// A listener refused, and the call was not made.
 pub fn announce<R>(
     bridge: &Bridge,
-    recorder: &mut Recorder,
+    records: &mut Vec<InvalidationRecord>,
     region: &Region,
     planned: &[Planned],
     cause: Cause,
@@ -30,9 +30,9 @@ pub fn announce<R>(
         return Ok(call());
     };
     for announcement in first {
-        bridge.invalidate(recorder, &invalidation(region, announcement, cause), || ())?;
+        bridge.invalidate(records, &invalidation(region, announcement, cause), || ())?;
     }
-    bridge.invalidate(recorder, &invalidation(region, last, cause), call)
+    bridge.invalidate(records, &invalidation(region, last, cause), call)
 }
 
 fn invalidation(region: &Region, planned: &Planned, cause: Cause) -> Invalidation {

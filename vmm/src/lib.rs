@@ -9,6 +9,7 @@ pub mod devices;
 pub mod doctor;
 pub mod events;
 pub mod exit;
+pub mod fold;
 pub mod guest;
 pub mod hook;
 pub mod host;

@@ -6,7 +6,6 @@ use crate::doubles::{FakePrimary, Pfn, folio_at, pages, range, slots};
 use crate::event::{Cause, Invalidation};
 use crate::policy::Policy;
 use crate::primary::Mapping;
-use crate::recorder::Recorder;
 
 const BASE: u64 = 4 << 20;
 
@@ -143,7 +142,7 @@ fn swap_out(policy: Policy) -> SharedTlbStats {
     for page in pages(first, 16).pages() {
         let victim = folio_at(page.start().get(), 0);
         let out = Invalidation::hook(Cause::PageOut, victim, range(BASE, 4 << 20));
-        bridge.invalidate(&mut Recorder::with_capacity(0), &out, || tlb.primary.change(page)).unwrap();
+        bridge.invalidate(&mut Vec::new(), &out, || tlb.primary.change(page)).unwrap();
         assert_eq!(frame_of(&tlb, page.start()), tlb.primary.current(page.start()), "{policy}");
     }
     tlb.stats()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::Access;
 use guest_mem::{Backing, HvaRange, MapLevel, Order, Victim};
-use notifier_bridge::{Bridge, Cause, Invalidation, Policy, Recorder};
+use notifier_bridge::{Bridge, Cause, Invalidation, Policy};
 use tests::machine::{Bare, config};
 use tests::naive;
 use vmm::kvm::{Accounting, KvmSlots, VmConfig, ZapMethod};
@@ -127,16 +127,16 @@ fn every_policy_drops_what_it_announces() {
         let method = if policy == Policy::Slot { ZapMethod::Memslot } else { ZapMethod::Protect };
         let listener = Arc::new(slots(&bare, method));
         let bridge = Bridge::builder(policy, core.slots.clone()).shadowing(listener).build();
-        let mut recorder = Recorder::with_capacity(16);
+        let mut records = Vec::with_capacity(16);
         for page in [0, 77, BLOCK - 1, BLOCK, 3 * BLOCK + 200, 4 * BLOCK - 1] {
             let pages = bare.pages(page, 1);
             let victim = Victim { pages, order: Order::BASE, level: MapLevel::Pte, anonymous: true };
             let invalidation = Invalidation::hook(Cause::PageOut, victim, arena.range());
             let before = bare.leaves().0;
-            bridge.invalidate(&mut recorder, &invalidation, || ()).unwrap();
+            bridge.invalidate(&mut records, &invalidation, || ()).unwrap();
             let lost = naive::pages_lost(&policy.to_string(), page * PAGE_SIZE, arena.range().len(), 2 << 20);
             assert_eq!(before - bare.leaves().0, lost, "{policy}, page {page}");
-            let record = recorder.records().last().unwrap();
+            let record = records.last().unwrap();
             assert_eq!(record.zapped.sptes_4k.get(), Some(lost), "{policy}, page {page}");
             assert_eq!(record.invalidated_bytes, lost * PAGE_SIZE, "{policy}, page {page}");
             bare.touch_all(Access::Write, u64::MAX);

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use crate::kvm::Kvm;
 use guest_mem::{Backing, Earned, PAGE_SIZE, PMD_SIZE, PageScanner};
-use notifier_bridge::{Cause, Totals};
 
 use super::args::BootArguments;
 use super::interrupt::cancel_on_signal;
@@ -18,6 +17,7 @@ use super::tuned::Wanted;
 use crate::choice::Size;
 use crate::devices::terminal::RawMode;
 use crate::devices::virtio::block::Disk;
+use crate::events::Ranges;
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::host::kvm_module::{KvmFacts, MmuKind};
 use crate::host::signals::Cancel;
@@ -152,7 +152,7 @@ fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) 
     drop(image);
     let ending = life.wait();
     let faults: Vec<_> = pc.faults().collect();
-    let ledger = pc.give_back().clone();
+    let given_back = pc.give_back().clone();
     let earned = earned(&pc);
     drop(pc);
     drop(raw);
@@ -160,8 +160,9 @@ fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) 
         output::message(format_args!("the guest's {device} driver broke the rules: {fault}"));
     }
     report_backing(arguments.backing, earned);
-    report("balloon", &ledger.totals(Cause::Balloon));
-    report("free page reports", &ledger.totals(Cause::FreePageReport));
+    let given = given_back.so_far();
+    report("balloon", given.balloon);
+    report("free page reports", given.reported);
     Ok(code(&ending))
 }
 
@@ -242,12 +243,12 @@ fn report_backing(backing: Backing, earned: Option<Earned>) {
     }
 }
 
-fn report(who: &str, totals: &Totals) {
-    if totals.invalidations > 0 {
+fn report(who: &str, given: Ranges) {
+    if given.ranges > 0 {
         output::message(format_args!(
             "{who}: {}, {} given back to the host",
-            units::counted(totals.invalidations, "invalidation"),
-            units::bytes(totals.needed_bytes)
+            units::counted(given.ranges, "invalidation"),
+            units::bytes(given.bytes)
         ));
     }
 }

@@ -90,9 +90,9 @@ impl Recorded {
             Err(EventLogError::Truncated { .. }) if !self.has_ended => return Ok(None),
             Err(source) => return Err(RecordedError::Log(self.path.clone(), source)),
         };
-        let at = events.header.row;
+        let at = events.row;
         match self.record.rows.get(at as usize) {
-            Some(row) if row.label == events.header.label => Ok(Some((events, row.clone()))),
+            Some(row) if row.label == events.setting().label => Ok(Some((events, row.clone()))),
             None if !self.has_ended => Ok(None),
             _ => Err(RecordedError::OtherRun(self.path.clone(), at)),
         }

@@ -9,7 +9,7 @@ use super::interrupt::cancel_on_signal;
 use super::recorded::{Recorded, RecordedError};
 use super::run;
 use crate::choice::{Combination, Granule, PolicyChoice, Size, ZapChoice};
-use crate::events::RowEvents;
+use crate::events::{Event, RowEvents};
 use crate::exit::{Class, Classified, Exit, Failure};
 use crate::output;
 use crate::record::{Row, RowLabel, RunRecord};
@@ -80,7 +80,7 @@ fn predict(
     policy: PolicyChoice,
     granule: Option<Granule>,
 ) -> Result<Predicted, replay::ReplayError> {
-    replay::row(&source.events, &source.row, replay::question(policy, granule))
+    replay::row(&source.events, replay::question(policy, granule))
 }
 
 /// `sparse, 4k, kernel, pageout`.
@@ -96,7 +96,7 @@ fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), Repla
     recorded.warning().iter().for_each(output::message);
     let mut sources: Vec<Source> = Vec::new();
     while let Some((events, row)) = recorded.next_row()? {
-        if events.operations.is_empty() {
+        if !events.first_trial().iter().any(|event| matches!(event, Event::OperationBegan(_))) {
             continue;
         }
         let source = Source { events, row };
@@ -130,7 +130,8 @@ fn disturbance(source: &Source) -> (bool, u8) {
         Some(Policy::Pmd) => 4,
         Some(_) => 5,
     };
-    (source.events.header.refill.is_none(), place)
+    let refills = source.events.first_trial().iter().any(|event| matches!(event, Event::Refill(_)));
+    (!refills, place)
 }
 
 /// Runs a sample of what is predicted, and compares.

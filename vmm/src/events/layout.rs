@@ -1,41 +1,25 @@
 //! How the host mapped the arena: runs of pages in one state, which tile it.
 
 use guest_mem::{MapLevel, PageRun, PageState};
+use serde::{Deserialize, Serialize};
 
 /// What the host had for a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostState {
     /// Nothing: the next touch gives zeros.
-    Absent = 0,
+    Absent,
     /// A page in the page cache that is not mapped.
-    Cached = 1,
+    Cached,
     /// A page in swap.
-    Swapped = 2,
+    Swapped,
     /// The zero page, mapped by a PTE.
-    ZeroByPte = 3,
+    ZeroByPte,
     /// The huge zero page.
-    ZeroByPmd = 4,
+    ZeroByPmd,
     /// A page, mapped by a PTE.
-    MappedByPte = 5,
+    MappedByPte,
     /// A page, mapped with its 2 MiB by a PMD entry.
-    MappedByPmd = 6,
-}
-
-impl HostState {
-    const ALL: [Self; 7] = [
-        Self::Absent,
-        Self::Cached,
-        Self::Swapped,
-        Self::ZeroByPte,
-        Self::ZeroByPmd,
-        Self::MappedByPte,
-        Self::MappedByPmd,
-    ];
-
-    /// The state by its number in a log.
-    pub(super) fn of_number(number: u64) -> Option<Self> {
-        Self::ALL.get(usize::try_from(number).ok()?).copied()
-    }
+    MappedByPmd,
 }
 
 impl From<PageState> for HostState {
@@ -53,7 +37,7 @@ impl From<PageState> for HostState {
 }
 
 /// Pages side by side in one state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayoutRun {
     /// How many pages, from the first.
     pub pages: u64,

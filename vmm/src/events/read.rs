@@ -2,8 +2,7 @@
 
 use std::io::{self, Read};
 
-use super::header::RowHeader;
-use super::{MAGIC, MOST_BODY, MOST_HEADER, RowEvents, VERSION, decode};
+use super::{MAGIC, MOST_BYTES, RowEvents, VERSION, stream};
 use crate::exit::{Class, Classified};
 
 /// Why a file is no event log, or a damaged one. Bytes are counted from the begin of the file.
@@ -48,29 +47,13 @@ pub enum EventLogError {
         /// As the section has it.
         expected: u32,
     },
-    /// The header is none.
-    #[error("byte {at}: the section's header is none: the event log is damaged")]
-    Header {
-        /// Where the header begins.
-        at: u64,
-        /// What is wrong, and where in the header.
-        source: serde_json::Error,
-    },
-    /// The header contradicts itself.
+    /// The events make no sense.
     #[error("byte {at}: {what}: the event log is damaged")]
     Senseless {
-        /// Where the header begins.
-        at: u64,
-        /// What makes no sense.
-        what: &'static str,
-    },
-    /// The body is none.
-    #[error("byte {at}: {what}: the event log is damaged")]
-    Body {
         /// Where in the file.
         at: u64,
         /// What makes no sense.
-        what: &'static str,
+        what: String,
     },
 }
 
@@ -118,34 +101,32 @@ impl<R: Read> EventLog<R> {
         }
         let number =
             |index: usize| frame.get(4 * index..4 * index + 4).and_then(|bytes| bytes.try_into().ok());
-        let [Some(header_len), Some(body_len), Some(expected)] =
+        let [Some(row), Some(len), Some(expected)] =
             [number(0), number(1), number(2)].map(|bytes| bytes.map(u32::from_le_bytes))
         else {
             return Err(EventLogError::Truncated { at });
         };
-        if header_len > MOST_HEADER || body_len > MOST_BODY {
-            return Err(EventLogError::Large { at, bytes: u64::from(header_len) + u64::from(body_len) });
+        if len > MOST_BYTES {
+            return Err(EventLogError::Large { at, bytes: len.into() });
         }
-        let header = self.take(u64::from(header_len))?;
-        let body = self.take(u64::from(body_len))?;
-        if header.len() as u64 != u64::from(header_len) || body.len() as u64 != u64::from(body_len) {
+        let bytes = self.take(len.into())?;
+        if bytes.len() as u64 != u64::from(len) {
             return Err(EventLogError::Truncated { at });
         }
         let mut sum = crc32fast::Hasher::new();
-        sum.update(&header);
-        sum.update(&body);
+        sum.update(&row.to_le_bytes());
+        sum.update(&bytes);
         let found = sum.finalize();
         if found != expected {
             return Err(EventLogError::Checksum { at, found, expected });
         }
-        let at = at + 12;
-        let header: RowHeader =
-            serde_json::from_slice(&header).map_err(|source| EventLogError::Header { at, source })?;
-        let causes = decode::check_header(&header).map_err(|what| EventLogError::Senseless { at, what })?;
-        decode::body(header, &causes, &body).map(Some).map_err(|bad| {
-            let into = (body.len() - bad.left) as u64;
-            EventLogError::Body { at: at + u64::from(header_len) + into, what: bad.what }
-        })
+        match stream::read(&bytes) {
+            Ok(events) => Ok(Some(RowEvents { row, events })),
+            Err(bad) => {
+                let into = (bytes.len() - bad.left) as u64;
+                Err(EventLogError::Senseless { at: at + 12 + into, what: bad.what })
+            }
+        }
     }
 
     /// Every section.

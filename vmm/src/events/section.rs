@@ -1,8 +1,7 @@
-//! A row's section, as bytes: what [`EventLog`](super::EventLog) reads.
+//! A row's section of the log: what [`EventLog`](super::EventLog) reads.
 
-use super::encode::BodyWriter;
-use super::header::RowHeader;
-use super::{MAGIC, MOST_BODY, MOST_HEADER, VERSION};
+use super::stream::Stream;
+use super::{MAGIC, MOST_BYTES, VERSION};
 
 /// What a log begins with.
 pub(super) const PREAMBLE: [u8; 16] = {
@@ -16,16 +15,10 @@ pub(super) const PREAMBLE: [u8; 16] = {
     bytes
 };
 
-/// A row has no section.
+/// The events take more than a reader takes.
 #[derive(Debug, thiserror::Error)]
-pub enum SectionError {
-    /// The header is no JSON.
-    #[error("the event log's header cannot be written")]
-    Header(#[from] serde_json::Error),
-    /// The section is larger than a reader takes.
-    #[error("the events of a row take {0} bytes, and a log holds {MOST_BODY} a row: take less in one case")]
-    Large(u64),
-}
+#[error("the events of the row take {0} bytes, and a log holds {MOST_BYTES} a row: take less in one case")]
+pub struct TooLarge(usize);
 
 /// What happened in one row, ready for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,26 +28,22 @@ pub struct Section {
 }
 
 impl Section {
-    /// The section of this header and body.
+    /// The section of the row with this place in `run.json`, from 0.
     ///
     /// # Errors
-    /// [`SectionError`].
-    pub fn new(header: &RowHeader, body: &BodyWriter) -> Result<Self, SectionError> {
-        let row = header.row;
-        let header = serde_json::to_vec(header)?;
-        let body_len: usize = body.parts().iter().map(|part| part.len()).sum();
-        if header.len() as u64 > u64::from(MOST_HEADER) || body_len as u64 > u64::from(MOST_BODY) {
-            return Err(SectionError::Large((header.len() + body_len) as u64));
-        }
+    /// [`TooLarge`].
+    pub fn new(row: u32, events: &Stream) -> Result<Self, TooLarge> {
+        let events = events.bytes();
+        let len = u32::try_from(events.len()).ok().filter(|len| *len <= MOST_BYTES);
+        let len = len.ok_or(TooLarge(events.len()))?;
         let mut sum = crc32fast::Hasher::new();
-        sum.update(&header);
-        body.parts().iter().for_each(|part| sum.update(part));
-        let mut bytes = Vec::with_capacity(12 + header.len() + body_len);
-        for number in [header.len() as u32, body_len as u32, sum.finalize()] {
+        sum.update(&row.to_le_bytes());
+        sum.update(events);
+        let mut bytes = Vec::with_capacity(12 + events.len());
+        for number in [row, len, sum.finalize()] {
             bytes.extend(number.to_le_bytes());
         }
-        bytes.extend(&header);
-        body.parts().iter().for_each(|part| bytes.extend(*part));
+        bytes.extend(events);
         Ok(Self { row, bytes })
     }
 

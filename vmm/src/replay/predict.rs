@@ -1,16 +1,22 @@
 //! One row under one policy: the operations of the log, announced as the policy says, against the model.
 
-use guest_mem::{Backing, HvaRange, MapLevel, Order, PAGE_SIZE, PMD_SIZE, SlotError, SlotTable, Victim};
-use notifier_bridge::{Call, Cause, Invalidation, Policy, Source};
+mod play;
 
-use super::hot::HotLoop;
+use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, SlotError, SlotTable};
+use notifier_bridge::Policy;
+
 use super::machine::{Faults, Machine, Pace};
 use super::median::median;
 use super::sptes::Dropped;
-use super::zapping::{Zapped, Zapping, begins_seamed, pieces};
-use crate::choice::{Granule, PolicyChoice, Zap};
-use crate::events::{Announcement, OperationEvent, RowEvents, SecondaryMmu, StepEvent};
+use super::zapping::{Zapping, begins_seamed};
+use crate::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
+use crate::events::{
+    Announcement, Counter, Event, GuestKind, HotLoops, Operation, Refill, RowEvents, SecondaryMmu, Setting,
+    Step, Zapped,
+};
 use crate::exit::{Class, Classified};
+use crate::fold::RowFold;
+use crate::record::RowLabel;
 
 /// What is asked of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,21 +40,11 @@ pub enum Running {
     Around,
 }
 
-/// What the row would have counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What would have happened in the row: its events, folded, and what they do not say.
+#[derive(Debug, Default)]
 pub struct Prediction {
-    /// Ranges announced.
-    pub invalidations: u64,
-    /// Bytes the operations had to cover.
-    pub needed_bytes: u64,
-    /// Bytes of all ranges.
-    pub invalidated_bytes: u64,
-    /// Calls to sharing listeners.
-    pub sharing_calls: u64,
-    /// Those that only repeat one.
-    pub double_calls: u64,
-    /// What the listener drops, or where there is none, the kernel.
-    pub zapped: Zapped,
+    /// The events.
+    pub fold: RowFold,
     /// Faults by the hot loops while memory is taken and until they are stopped.
     pub live: Faults,
     /// Faults when all that was taken is touched.
@@ -77,8 +73,9 @@ impl Prediction {
 /// A row ready to be put through policies.
 #[derive(Debug)]
 pub struct Replay<'a> {
-    pub(super) row: &'a RowEvents,
-    backing: Backing,
+    pub(super) setting: &'a Setting,
+    /// The events of its first trial.
+    pub(super) events: &'a [Event],
     pub(super) arena: HvaRange,
     slots: SlotTable,
     granule: u64,
@@ -86,15 +83,12 @@ pub struct Replay<'a> {
 
 /// Why a row cannot be replayed.
 #[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
+#[error("with memslots of {granule} bytes: use a larger --granule")]
+pub struct ReplayError {
+    /// Bytes of each.
+    granule: u64,
     /// No VM has such slots.
-    #[error("with memslots of {granule} bytes: use a larger --granule")]
-    Slots {
-        /// Bytes of each.
-        granule: u64,
-        /// What went wrong there.
-        source: SlotError,
-    },
+    source: SlotError,
 }
 
 impl Classified for ReplayError {
@@ -109,102 +103,151 @@ impl<'a> Replay<'a> {
     /// # Errors
     /// [`ReplayError`].
     pub fn new(row: &'a RowEvents, granule: Option<Granule>) -> Result<Self, ReplayError> {
-        let tried = &row.header.label.tried;
-        let backing = tried.backing;
-        let of_slot = granule.unwrap_or(tried.granule).bytes();
-        let slots = row
-            .header
-            .slot_table(granule)
-            .map_err(|source| ReplayError::Slots { granule: of_slot, source })?;
-        let arena = row.header.arena.range().unwrap_or(HvaRange::empty(guest_mem::Hva::new(0)));
-        Ok(Self { row, backing, arena, slots, granule: of_slot })
+        let (setting, events) = (row.setting(), row.first_trial());
+        let bytes = granule.unwrap_or(setting.label.tried.granule).bytes();
+        let slots = setting.slot_table(granule).map_err(|source| ReplayError { granule: bytes, source })?;
+        let arena = setting.arena.range().unwrap_or(HvaRange::empty(guest_mem::Hva::new(0)));
+        Ok(Self { setting, events, arena, slots, granule: bytes })
     }
 
-    /// What the row would have counted under `policy`, zapped by `zap`.
+    /// What would have happened under `policy`, zapped by `zap`, as events of a row with this label.
     pub fn predict(&self, policy: PolicyChoice, zap: Zap, running: Running) -> Prediction {
         let mut play = self.play(policy, zap, running);
-        play.steps();
+        play.all();
         if play.found.own_rounds > 0 {
             let own = play.found.own_rounds.saturating_mul(self.own_faults());
             play.found.live.others = play.found.live.others.saturating_add(own);
         }
+        let known = self.unknown_faults(zap).is_none();
+        for (counter, count) in [
+            (Counter::Refaults, play.found.refaults()),
+            (Counter::CollateralFaults, play.found.collateral_faults()),
+        ] {
+            play.found.fold.add(&Event::Reading { counter, count: known.then_some(count) });
+        }
+        play.found.fold.add(&Event::Reading { counter: Counter::RemoteTlbFlushes, count: None });
         play.found
     }
 
+    /// Why faults cannot be predicted, if they cannot.
+    pub fn unknown_faults(&self, zap: Zap) -> Option<&'static str> {
+        match self.setting.label.tried.reclaim {
+            Reclaim::Uffd => return Some("how pages come back through userfaultfd is not in the model"),
+            Reclaim::Cgroup => return Some("the kernel chose for itself, and may choose otherwise"),
+            Reclaim::By(_) => {}
+        }
+        if self.setting.mmu == SecondaryMmu::Unknown {
+            return Some("the log does not say which secondary MMU translated: /sys did not");
+        }
+        if self.setting.guest == GuestKind::Linux {
+            return Some("a Linux guest touches memory of its own accord, which the log does not have");
+        }
+        if zap == Zap::Unmap {
+            return Some("what the host maps after an unmapping zap is not in the model");
+        }
+        let drawn = self.hot_loops().any(HotLoops::draws);
+        drawn.then_some("the hot loop draws its pages, and the log does not have them")
+    }
+
     fn play(&self, policy: PolicyChoice, zap: Zap, running: Running) -> Play<'_> {
-        let header = &self.row.header;
-        let large = header.large_guest_pages || header.mmu != SecondaryMmu::Shadow;
-        let aligned = (header.arena.hva ^ header.arena.gpa).is_multiple_of(PMD_SIZE);
-        let machine = Machine::new(
-            self.arena.len() / PAGE_SIZE,
-            header.mmu,
-            self.granule / PAGE_SIZE,
-            large && aligned,
-        );
-        let seamed = begins_seamed(self.backing, zap);
+        let setting = self.setting;
+        let large = setting.large_guest_pages || setting.mmu != SecondaryMmu::Shadow;
+        let aligned = (setting.arena.hva ^ setting.arena.gpa).is_multiple_of(PMD_SIZE);
+        let machine = Machine::new(setting.pages(), setting.mmu, self.granule / PAGE_SIZE, large && aligned);
+        let seamed = begins_seamed(setting.label.tried.backing, zap);
         let zapping =
-            Zapping::new(zap, (header.mmu, header.slot_zap_drops_all, seamed), self.arena, &self.slots);
-        let rule = policy.announced().unwrap_or(Policy::Modern);
+            Zapping::new(zap, (setting.mmu, setting.slot_zap_drops_all, seamed), self.arena, &self.slots);
+        let granule = Granule::new(self.granule).unwrap_or(setting.label.tried.granule);
+        let tried = Combination { policy, granule, zap, ..setting.label.tried };
+        let label = RowLabel { case: setting.label.case.clone(), tried, listener: Listener::Replay };
+        let mut found = Prediction::default();
+        found.fold.add(&Event::Trial(Box::new(Setting { label, ..setting.clone() })));
         Play {
             replay: self,
             machine,
             zapping,
-            rule,
+            rule: policy.announced().unwrap_or(Policy::Modern),
             // What the kernel alone drops is counted around the operation; what a listener drops, by itself.
-            kernel_alone: zap == Zap::Nothing && header.mmu != SecondaryMmu::Soft,
-            recut: header.seamed != seamed,
+            kernel_alone: zap == Zap::Nothing && setting.mmu != SecondaryMmu::Soft,
+            counts_leaves: self.unknown_faults(zap).is_none(),
+            recut: setting.seamed != seamed,
             seamed,
             running,
             pace: self.pace(),
             entering: self.entering().filter(|_| zap == Zap::Memslot).unwrap_or(0.0),
             low_dropped: false,
-            found: Prediction::default(),
+            operation: None,
+            announced: Vec::new(),
+            by_kernel: Dropped::default(),
+            zapped: Zapped::default(),
+            zapped_leaves: Dropped::default(),
+            found,
         }
+    }
+
+    /// The hot loops of all steps.
+    pub(super) fn hot_loops(&self) -> impl Iterator<Item = &'a HotLoops> {
+        self.events.iter().filter_map(|event| match event {
+            Event::StepBegan { step: Step::Hot(hot), .. } => Some(hot),
+            _ => None,
+        })
+    }
+
+    /// How fast they get their translations back, where that was measured.
+    pub(super) fn refill(&self) -> Option<&'a Refill> {
+        self.events.iter().rev().find_map(|event| match event {
+            Event::Refill(refill) => Some(refill),
+            _ => None,
+        })
+    }
+
+    /// Touches by all of them while nothing was done to them, and in how many nanoseconds.
+    pub(super) fn undisturbed(&self) -> Option<(u64, u64)> {
+        let mut sum: Option<(u64, u64)> = None;
+        for event in self.events {
+            if let Event::Touched { disturbed: false, touches, ns } = event {
+                let (all, time) = sum.unwrap_or_default();
+                sum = Some((all.saturating_add(*touches), time.saturating_add(*ns)));
+            }
+        }
+        sum.filter(|(touches, ns)| *touches > 0 && *ns > 0)
     }
 
     /// Whether a hot loop runs while memory is taken.
     pub fn is_hot(&self) -> bool {
         let mut hot = false;
-        self.row.header.steps.iter().any(|step| {
+        self.events.iter().any(|event| {
+            let Event::StepBegan { step, .. } = event else { return false };
             match step {
-                StepEvent::Hot { .. } => hot = true,
-                StepEvent::Stop => hot = false,
+                Step::Hot(_) => hot = true,
+                Step::Stop => hot = false,
                 _ => {}
             }
-            hot && matches!(step, StepEvent::Reclaim { .. })
+            hot && matches!(step, Step::Reclaim(_))
         })
     }
 
     /// Visits that all hot loops make if they come round after every operation.
     pub fn rounds_of_all_loops(&self) -> u64 {
-        let pages = self.arena.len() / PAGE_SIZE;
-        let visits = |step: &StepEvent| match step {
-            StepEvent::Hot { list: Some(list), loops, .. } => {
-                (self.row.lists[*list as usize].len() as u64).saturating_mul(u64::from(*loops))
-            }
-            StepEvent::Hot { stride: Some(stride), loops, .. } => {
-                pages.div_ceil((*stride).max(1)).saturating_mul(u64::from(*loops))
-            }
-            _ => 0,
-        };
-        let all = self.row.header.steps.iter().map(visits).fold(0, u64::saturating_add);
-        all.saturating_mul(self.row.operations.len() as u64)
+        let visits = |hot: &HotLoops| hot.visits(self.setting.pages()).saturating_mul(u64::from(hot.loops));
+        let all = self.hot_loops().map(visits).fold(0, u64::saturating_add);
+        let operations = self.events.iter().filter(|event| matches!(event, Event::OperationBegan(_)));
+        all.saturating_mul(operations.count() as u64)
     }
 
     /// Faults on the guest's own pages each time all of them are dropped under its loops: what was counted until the loops
     /// had come round, less what the model says of the loops themselves.
     pub fn own_faults(&self) -> u64 {
-        let counted = self.row.header.refill.as_ref().and_then(|refill| median(refill.around.clone()));
-        let Some(counted) = counted.filter(|_| self.row.header.mmu != SecondaryMmu::Soft) else { return 0 };
+        let counted = self.refill().and_then(|refill| median(refill.around.clone()));
+        let Some(counted) = counted.filter(|_| self.setting.mmu != SecondaryMmu::Soft) else { return 0 };
         // They were counted after the row: what it did to the host's mappings is done.
-        let tried = &self.row.header.label.tried;
+        let tried = self.setting.label.tried;
         let mut play = self.play(tried.policy, tried.zap, Running::Around);
-        play.steps();
+        play.all();
         play.machine.stop();
-        let last = self.row.header.steps.iter().rfind(|step| matches!(step, StepEvent::Hot { .. }));
-        let Some(last) = last else { return 0 };
+        let Some(last) = self.hot_loops().last() else { return 0 };
         play.start(last);
-        play.machine.zap(0..self.arena.len() / PAGE_SIZE);
+        play.machine.zap(0..self.setting.pages());
         counted.saturating_sub(play.machine.run_loops(None, None).all())
     }
 }
@@ -216,6 +259,8 @@ struct Play<'r> {
     zapping: Zapping,
     rule: Policy,
     kernel_alone: bool,
+    /// Whether the model knows which entries go.
+    counts_leaves: bool,
     /// Whether system calls are cut by VMA boundaries that the recorded row had and this one has not, or the reverse.
     recut: bool,
     seamed: bool,
@@ -224,245 +269,15 @@ struct Play<'r> {
     entering: f64,
     /// Whether the guest's own pages were dropped since the loops last ran.
     low_dropped: bool,
+    /// The last operation, after which the loops have not run yet, and what the recorded row announced in it.
+    operation: Option<Operation>,
+    announced: Vec<Announcement>,
+    /// What the kernel alone dropped in the operation in progress.
+    by_kernel: Dropped,
+    /// What the listener dropped for the announcement in progress.
+    zapped: Zapped,
+    zapped_leaves: Dropped,
     found: Prediction,
-}
-
-impl Play<'_> {
-    fn steps(&mut self) {
-        let row = self.replay.row;
-        let (mut operations, mut announcements) = (row.operations.as_slice(), row.announcements.as_slice());
-        let mut fresh = false;
-        for step in &row.header.steps {
-            match step {
-                StepEvent::Fill => {
-                    self.machine.fill();
-                    fresh = true;
-                }
-                hot @ StepEvent::Hot { .. } => self.start(hot),
-                StepEvent::Reclaim { layout, operations: count, ended_ns } => {
-                    self.machine.lay_out(&row.layouts[*layout as usize], fresh);
-                    fresh = false;
-                    let (mine, rest) = operations.split_at((*count as usize).min(operations.len()));
-                    operations = rest;
-                    announcements = self.reclaim(mine, announcements, *ended_ns);
-                }
-                StepEvent::Stop => self.machine.stop(),
-                StepEvent::Refault => self.found.refaults += self.machine.touch_all(true),
-                StepEvent::Sweep => self.found.sweep += self.machine.touch_all(false),
-                StepEvent::Baseline | StepEvent::Other => {}
-            }
-        }
-    }
-
-    /// Starts the loops of a hot step.
-    fn start(&mut self, step: &StepEvent) {
-        let StepEvent::Hot { list, stride, writes, loops } = *step else { return };
-        let pages = self.replay.arena.len() / PAGE_SIZE;
-        for _ in 0..loops {
-            let hot = match (list, stride) {
-                (Some(list), _) => HotLoop::listed(&self.replay.row.lists[list as usize], pages),
-                (None, Some(stride)) => HotLoop::strided(stride, pages),
-                (None, None) => return,
-            };
-            self.machine.start(hot.writing(writes));
-        }
-    }
-
-    /// One step's operations. Returns the announcements of the others.
-    fn reclaim<'e>(
-        &mut self,
-        operations: &[OperationEvent],
-        mut announcements: &'e [Announcement],
-        ended_ns: u64,
-    ) -> &'e [Announcement] {
-        for (index, operation) in operations.iter().enumerate() {
-            let (mine, rest) =
-                announcements.split_at((operation.announcements as usize).min(announcements.len()));
-            announcements = rest;
-            if self.recut {
-                self.operate(operation, &recut(mine, self.seamed));
-            } else {
-                self.operate(operation, mine);
-            }
-            let until = operations.get(index + 1).map_or(ended_ns, |next| next.began_ns);
-            self.run_loops(until.saturating_sub(operation.began_ns), mine);
-        }
-        announcements
-    }
-
-    /// Lets the hot loops run until the next operation: what the recorded row spent on zaps of its own is not there.
-    fn run_loops(&mut self, gap_ns: u64, announced: &[Announcement]) {
-        if !self.machine.is_hot() {
-            return;
-        }
-        let zaps: u64 = match self.replay.row.header.label.tried.policy {
-            PolicyChoice::Kernel => 0,
-            PolicyChoice::Announced(_) => {
-                announced.iter().map(|one| one.zap_ns.saturating_add(one.end_ns)).fold(0, u64::saturating_add)
-            }
-        };
-        let gap = (gap_ns.saturating_sub(zaps) as f64 - self.entering).max(0.0);
-        let faults = match self.running {
-            Running::Never => Faults::default(),
-            Running::Around => self.machine.run_loops(None, None),
-            Running::Recorded => self.machine.run_loops(Some(gap), self.pace),
-        };
-        self.found.live += faults;
-        if self.running != Running::Never {
-            self.count_own_round();
-        }
-        if let Some(pace) = self.pace {
-            let needed = faults.all() as f64 * pace.fault + self.machine.visits() as f64 * pace.touch;
-            self.found.had_ns = self.found.had_ns.saturating_add(gap as u64);
-            self.found.needed_ns = self.found.needed_ns.saturating_add(needed as u64);
-        }
-    }
-
-    /// Lets the hot loops run for the moment between two brackets of one operation. A loop comes round in some ten
-    /// microseconds, and a system call takes that long. A vCPU that was stopped for the first is not back before it is
-    /// stopped for the second, unless it gets its processor from the very thread that announces.
-    fn pause(&mut self) {
-        let shares = self.machine.loops() >= self.replay.row.header.processors as usize;
-        if self.running == Running::Never || self.zapping.stops_vcpus() && !shares {
-            return;
-        }
-        self.found.live += self.machine.run_loops(None, None);
-        self.count_own_round();
-    }
-
-    fn count_own_round(&mut self) {
-        if std::mem::take(&mut self.low_dropped) {
-            self.found.own_rounds += 1;
-        }
-    }
-
-    fn operate(&mut self, operation: &OperationEvent, announced: &[Announcement]) {
-        let Some((last, first)) = announced.split_last() else { return };
-        let pages = operation.first_page..operation.first_page + operation.pages;
-        for one in first {
-            self.announce(one, |_| ());
-            self.pause();
-        }
-        self.machine.take(pages.clone());
-        let left = operation.evicted >= operation.pages;
-        self.announce(last, |play| play.perform(announced, left));
-    }
-
-    /// One announcement, and in its bracket `perform`.
-    fn announce(&mut self, one: &Announcement, perform: impl FnOnce(&mut Self)) {
-        let replay = self.replay;
-        let start = guest_mem::Hva::new(replay.arena.start().get() + one.first_page * PAGE_SIZE);
-        let pages = HvaRange::with_len(start, one.pages * PAGE_SIZE).unwrap_or(HvaRange::empty(start));
-        let victim = Victim { pages, order: one.order, level: one.level, anonymous: one.anonymous };
-        let invalidation =
-            Invalidation { source: Source::Hook, ..Invalidation::hook(one.cause, victim, replay.arena) };
-        let needed = &mut self.found.needed_bytes;
-        *needed = needed.saturating_add(invalidation.needed_bytes());
-        let mut perform = Some(perform);
-        for call in invalidation.rule(self.rule).calls(&victim, replay.arena, &replay.slots) {
-            match call {
-                Call::Start(range) => self.tell(range),
-                Call::InvalidatePage(range) => {
-                    self.found.sharing_calls += 1;
-                    self.tell(range);
-                }
-                Call::Operation => {
-                    if let Some(perform) = perform.take() {
-                        perform(self);
-                    }
-                }
-                Call::InvalidateRange(_) => self.found.sharing_calls += 1,
-                Call::InvalidateRangeAgain(_) => {
-                    self.found.sharing_calls += 1;
-                    self.found.double_calls += 1;
-                }
-                Call::End(_) => {}
-            }
-        }
-    }
-
-    fn tell(&mut self, range: HvaRange) {
-        self.found.invalidations += 1;
-        self.found.invalidated_bytes = self.found.invalidated_bytes.saturating_add(range.len());
-        if self.zapping.makes_seam(range) {
-            let zapped = self.zapping.seam(&mut self.machine, range);
-            self.found.zapped += zapped;
-            self.pause();
-        }
-        let zapped = self.zapping.zap(&mut self.machine, &self.replay.slots, range);
-        self.low_dropped |= zapped.low;
-        self.found.zapped += zapped;
-        // A toggle is two announcements. Between them the range may be read and not written: a loop that only reads gets
-        // one fault through, seldom more and seldom none, and what that brought goes with the second.
-        if self.zapping.toggles() && self.running != Running::Never {
-            let read = self.machine.read_once();
-            if read != Faults::default() {
-                self.found.live += read;
-                let _ = self.zapping.zap(&mut self.machine, &self.replay.slots, range);
-            }
-        }
-    }
-
-    /// The operation itself: the kernel drops what it announces, and pages leave. It knows nothing of the software MMU,
-    /// whose entries go when its listener is told.
-    fn perform(&mut self, announced: &[Announcement], left: bool) {
-        let told = self.replay.row.header.mmu != SecondaryMmu::Soft;
-        let collapses = announced.iter().any(|one| one.cause == Cause::Collapse);
-        for one in announced {
-            let pages = one.first_page..one.first_page + one.pages;
-            // A seam may have split it already: then there is nothing to announce.
-            if one.cause == Cause::PmdSplit && !self.machine.map_by_ptes(one.first_page / 512) {
-                continue;
-            }
-            let dropped = if told { self.machine.zap(pages.clone()) } else { Dropped::default() };
-            if self.kernel_alone {
-                self.found.zapped.dropped += dropped;
-            }
-            let gone = matches!(
-                one.cause,
-                Cause::PageOut | Cause::DontNeed | Cause::PunchHole | Cause::CgroupReclaim
-            );
-            if gone && left {
-                self.machine.unmap(pages);
-            } else if collapses && one.pages.is_multiple_of(512) {
-                self.machine.collapse(one.first_page / 512);
-            }
-        }
-    }
-}
-
-/// The announcements of a system call as they are where VMAs are cut otherwise: exact ranges that stand side by side are
-/// one, or each is cut at its blocks' seams.
-fn recut(announced: &[Announcement], seamed: bool) -> Vec<Announcement> {
-    let exact = |one: &Announcement| matches!(one.cause, Cause::DontNeed | Cause::Free | Cause::PunchHole);
-    let mut whole: Vec<Announcement> = Vec::with_capacity(announced.len());
-    for &one in announced {
-        match whole.last_mut() {
-            Some(last)
-                if exact(&one)
-                    && last.cause == one.cause
-                    && last.first_page + last.pages == one.first_page =>
-            {
-                last.pages += one.pages;
-                last.order = Order::of_bytes(last.pages * PAGE_SIZE).unwrap_or(Order::BASE);
-            }
-            _ => whole.push(one),
-        }
-    }
-    let cut = |one: Announcement| {
-        let seamed = seamed && exact(&one);
-        let parts = pieces(one.first_page..one.first_page + one.pages, seamed);
-        parts.map(move |part| {
-            let pages = part.end - part.start;
-            let order = match exact(&one) {
-                true => Order::of_bytes(pages * PAGE_SIZE).unwrap_or(Order::BASE),
-                false => one.order,
-            };
-            let level = if exact(&one) { MapLevel::Pte } else { one.level };
-            Announcement { first_page: part.start, pages, order, level, ..one }
-        })
-    };
-    whole.into_iter().flat_map(cut).collect()
 }
 
 #[cfg(test)]

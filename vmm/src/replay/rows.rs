@@ -1,15 +1,9 @@
 //! From a prediction to a row of a run record.
 
-use notifier_bridge::Cause;
-
-use super::predict::{Prediction, Question, Replay, ReplayError, Running};
-use crate::choice::{Combination, Granule, Listener};
-use crate::choice::{PolicyChoice, Reclaim, Zap, ZapChoice};
-use crate::events::{RowEvents, SecondaryMmu, StepEvent};
-use crate::record::{Measured, Row, RowLabel, Warnings};
-
-/// Why times and the like are null.
-const NO_CLOCK: &str = "a replay counts; it has no clock, no guest and no kernel";
+use super::predict::{Question, Replay, ReplayError, Running};
+use crate::choice::{Granule, PolicyChoice, ZapChoice};
+use crate::events::RowEvents;
+use crate::record::{Row, Warnings};
 
 /// Visits by hot loops that come round after each victim, up to which that is played through: some seconds' work.
 const MOST_ROUNDS: u64 = 1 << 26;
@@ -32,98 +26,29 @@ pub fn question(policy: PolicyChoice, granule: Option<Granule>) -> Question {
     Question { policy, zap: ZapChoice::Auto.under(policy), granule }
 }
 
-/// The row as `asked` would have made it. `recorded` is the row that the log is of, from its run's record.
+/// The row as `asked` would have made it.
 ///
 /// # Errors
 /// [`ReplayError`].
-pub fn row(events: &RowEvents, recorded: &Row, asked: Question) -> Result<Predicted, ReplayError> {
+pub fn row(events: &RowEvents, asked: Question) -> Result<Predicted, ReplayError> {
     let replay = Replay::new(events, asked.granule)?;
     let found = replay.predict(asked.policy, asked.zap, Running::Recorded);
-    let label = RowLabel {
-        case: events.header.label.case.clone(),
-        tried: Combination {
-            policy: asked.policy,
-            granule: asked.granule.unwrap_or(events.header.label.tried.granule),
-            zap: asked.zap,
-            ..events.header.label.tried
-        },
-        listener: Listener::Replay,
-    };
-    let mut row = Row::could_not_run(label, "");
-    row.could_not_run = None;
-    row.trials = 1;
-    let mut warnings = Warnings::default();
-    fill_counts(&mut row, recorded, (&found, names_addresses(events)), &mut warnings);
-    let unknown = unknown_faults(events, asked.zap);
+    let (had, needed, collateral) = (found.had_ns, found.needed_ns, found.collateral_faults());
+    let unknown = replay.unknown_faults(asked.zap);
+    let mut row = found.fold.row_because(|key| {
+        let of_model = ["refaults", "collateral_faults", "sptes_zapped_4k", "sptes_zapped_2m"].contains(&key);
+        unknown.filter(|_| of_model).map(str::to_owned)
+    });
     let bounds = match unknown {
-        Some(why) => {
-            for key in ["refaults", "collateral_faults", "sptes_zapped_4k", "sptes_zapped_2m"] {
-                warnings.note(key, why);
-            }
-            None
-        }
-        None => {
-            fill_faults(&mut row, &found);
-            bounds(&replay, asked, &found, &mut warnings)
-        }
+        Some(_) => None,
+        None => bounds(&replay, asked, collateral, &mut row.warnings),
     };
-    if events.header.lost > 0 {
-        let lost = events.header.lost;
-        warnings.say(format!("{lost} announcements are not in the log: the counts are of the others"));
-    }
-    row.warnings = warnings;
-    for key in row.unexplained() {
-        row.warnings.note(key, NO_CLOCK);
-    }
-    let slack = (found.needed_ns > 0).then(|| found.had_ns as f64 / found.needed_ns as f64);
+    let slack = (needed > 0).then(|| had as f64 / needed as f64);
     Ok(Predicted { row, bounds, slack })
 }
 
-/// Whether every operation of the log was asked for by address: not those of a cgroup, or of a target.
-fn names_addresses(events: &RowEvents) -> bool {
-    let watches = events.announcements.iter().any(|one| one.cause == Cause::Watch);
-    !watches && events.header.label.tried.reclaim != Reclaim::Cgroup
-}
-
-fn fill_counts(
-    row: &mut Row,
-    recorded: &Row,
-    (found, names_addresses): (&Prediction, bool),
-    warnings: &mut Warnings,
-) {
-    // What was asked for and what left does not depend on who was told how much.
-    row.achieved = recorded.achieved.clone();
-    row.victims = recorded.victims;
-    row.victim_bytes = recorded.victim_bytes;
-    row.evicted_bytes = recorded.evicted_bytes;
-    row.needed_bytes = Measured::of(found.needed_bytes);
-    if row.label.tried.policy == PolicyChoice::Kernel && !names_addresses {
-        // What the kernel announces while it chooses for itself follows from nothing in the log.
-        let why = "the kernel's own figure, of which a log without an address tells nothing";
-        Row::ANNOUNCED.iter().for_each(|key| warnings.note(key, why));
-    } else {
-        row.announce(found.invalidations, found.invalidated_bytes, found.needed_bytes, warnings);
-    }
-    row.sharing_calls = Measured::of(found.sharing_calls);
-    row.double_calls = Measured::of(found.double_calls);
-    row.slots_zapped = Measured::of(found.zapped.slots);
-    row.zapped_bytes = Measured::of(found.zapped.bytes);
-}
-
-fn fill_faults(row: &mut Row, found: &Prediction) {
-    row.sptes_zapped_4k = Measured::of(found.zapped.dropped.small);
-    row.sptes_zapped_2m = Measured::of(found.zapped.dropped.large);
-    row.refaults = Measured::of(found.refaults());
-    row.collateral_faults = Measured::of(found.collateral_faults());
-}
-
 /// What other speeds of the hot loops would have made of the collateral faults.
-fn bounds(
-    replay: &Replay<'_>,
-    asked: Question,
-    found: &Prediction,
-    warnings: &mut Warnings,
-) -> Option<(u64, u64)> {
+fn bounds(replay: &Replay<'_>, asked: Question, found: u64, warnings: &mut Warnings) -> Option<(u64, u64)> {
     let at = |running| replay.predict(asked.policy, asked.zap, running).collateral_faults();
     if !replay.is_hot() {
         return None;
@@ -145,33 +70,8 @@ fn bounds(
             ),
         );
     }
-    debug_assert!(replay.knows_pace() || found.collateral_faults() == around);
+    debug_assert!(replay.knows_pace() || found == around);
     Some((least, most))
-}
-
-/// Why faults cannot be predicted, if they cannot.
-fn unknown_faults(events: &RowEvents, zap: Zap) -> Option<&'static str> {
-    let drawn = |step: &StepEvent| matches!(step, StepEvent::Hot { list: None, stride: None, .. });
-    match events.header.label.tried.reclaim {
-        Reclaim::Uffd => return Some("how pages come back through userfaultfd is not in the model"),
-        Reclaim::Cgroup => return Some("the kernel chose for itself, and may choose otherwise"),
-        Reclaim::By(_) => {}
-    }
-    if events.header.mmu == SecondaryMmu::Unknown {
-        return Some("the log does not say which secondary MMU translated: /sys did not");
-    }
-    if events.header.guest == "linux" {
-        return Some("a Linux guest touches memory of its own accord, which the log does not have");
-    }
-    if zap == Zap::Unmap {
-        return Some("what the host maps after an unmapping zap is not in the model");
-    }
-    events
-        .header
-        .steps
-        .iter()
-        .any(drawn)
-        .then_some("the hot loop draws its pages, and the log does not have them")
 }
 
 #[cfg(test)]
@@ -179,38 +79,72 @@ mod tests {
     use notifier_bridge::{Cause, Policy};
 
     use super::*;
+    use crate::choice::Reclaim;
+    use crate::events::{Event, SecondaryMmu, Setting};
     use crate::timeline::fixture;
 
-    /// The prediction of a made-up row, and of what was recorded beside it nothing.
     fn predicted(events: &RowEvents, policy: PolicyChoice) -> Row {
-        let mut recorded = Row::could_not_run(events.header.label.clone(), "");
-        recorded.could_not_run = None;
-        row(events, &recorded, question(policy, None)).unwrap().row
+        row(events, question(policy, None)).unwrap().row
+    }
+
+    /// A row of one operation, whose setting is so, and which named an address or not.
+    fn made(cause: Cause, set: impl FnOnce(&mut Setting), by_address: bool) -> RowEvents {
+        let mut row = fixture::row(vec![fixture::bracket(0, cause)]);
+        for event in &mut row.events {
+            if let Event::OperationEnded(end) = event {
+                end.expected = end.expected.filter(|_| by_address);
+            }
+        }
+        if let Some(Event::Trial(setting)) = row.events.first_mut() {
+            set(setting);
+        }
+        row
     }
 
     #[test]
     fn what_sys_did_not_say_is_no_mmu_to_predict_by() {
-        let mut events = fixture::row(&[fixture::bracket(0, Cause::PageOut)]);
         let slot = PolicyChoice::Announced(Policy::Slot);
-        assert!(predicted(&events, slot).refaults.get().is_some());
-        events.header.mmu = SecondaryMmu::Unknown;
-        let row = predicted(&events, slot);
-        assert_eq!((row.refaults.get(), row.invalidations.get()), (None, Some(1)));
-        let why =
-            row.warnings.iter().find(|warning| warning.keys.iter().any(|key| key == "refaults")).unwrap();
-        assert!(why.text.contains("does not say which secondary MMU"), "{}", why.text);
+        assert!(predicted(&made(Cause::PageOut, |_| (), true), slot).refaults.get().is_some());
+        let unknown = made(Cause::PageOut, |setting| setting.mmu = SecondaryMmu::Unknown, true);
+        let row = predicted(&unknown, slot);
+        assert_eq!((row.refaults.get(), row.sptes_zapped_4k.get()), (None, None));
+        assert_eq!(row.invalidations.get(), Some(1));
+        for key in ["refaults", "collateral_faults", "sptes_zapped_4k"] {
+            let of_key = |warning: &&crate::record::Warning| warning.keys.iter().any(|known| known == key);
+            let why: Vec<_> = row.warnings.iter().filter(of_key).collect();
+            assert_eq!(why.len(), 1, "{key}");
+            assert!(why[0].text.contains("does not say which secondary MMU"), "{}", why[0].text);
+        }
     }
 
     #[test]
     fn what_the_kernel_announced_of_its_own_choice_is_not_predicted() {
-        let mut events = fixture::row(&[fixture::bracket(0, Cause::CgroupReclaim)]);
+        let folio = PolicyChoice::Announced(Policy::Folio);
         let of = |events: &RowEvents, policy| predicted(events, policy).invalidations.get();
-        assert_eq!(of(&events, PolicyChoice::Kernel), Some(1), "by address");
-        events.header.label.tried.reclaim = Reclaim::Cgroup;
-        assert_eq!(of(&events, PolicyChoice::Kernel), None);
-        assert_eq!(of(&events, PolicyChoice::Announced(Policy::Folio)), Some(1));
-        let watched = fixture::row(&[fixture::bracket(0, Cause::Watch)]);
+        assert_eq!(
+            of(&made(Cause::CgroupReclaim, |_| (), true), PolicyChoice::Kernel),
+            Some(1),
+            "by address"
+        );
+        let squeezed =
+            made(Cause::CgroupReclaim, |setting| setting.label.tried.reclaim = Reclaim::Cgroup, false);
+        assert_eq!(of(&squeezed, PolicyChoice::Kernel), None);
+        assert_eq!(of(&squeezed, folio), Some(1));
+        let watched = made(Cause::Watch, |_| (), false);
         assert_eq!(of(&watched, PolicyChoice::Kernel), None);
-        assert_eq!(predicted(&watched, PolicyChoice::Announced(Policy::Folio)).needed_bytes.get(), Some(0));
+        assert_eq!(predicted(&watched, folio).needed_bytes.get(), Some(0));
+    }
+
+    #[test]
+    fn what_does_not_depend_on_the_policy_is_as_it_was_and_times_are_null() {
+        let events = made(Cause::PageOut, |_| (), true);
+        let row = predicted(&events, PolicyChoice::Announced(Policy::Vm));
+        assert_eq!((row.evicted_bytes.get(), row.needed_bytes.get()), (Some(4096), Some(4096)));
+        assert_eq!((row.trials, row.zap_ns.is_null(), row.reclaim_ns.is_null()), (1, true, true));
+        assert_eq!(
+            (row.expected_ranges.get(), row.kernel_ranges.get(), row.integrity_errors.get()),
+            (None, None, None)
+        );
+        assert_eq!(row.unexplained(), Vec::<&str>::new());
     }
 }

@@ -7,12 +7,9 @@
 //!                                                                  come round in the short gap already
 //! ```
 
-use guest_mem::PAGE_SIZE;
-
 use super::machine::Pace;
 use super::median::median;
 use super::predict::Replay;
-use crate::events::StepEvent;
 
 impl Replay<'_> {
     /// Whether the log says how fast the hot loops are.
@@ -21,28 +18,24 @@ impl Replay<'_> {
     }
 
     fn loops(&self) -> u64 {
-        let loops = self.row.header.steps.iter().map(|step| match step {
-            StepEvent::Hot { loops, .. } => u64::from(*loops),
-            _ => 0,
-        });
-        loops.fold(0, u64::saturating_add).max(1)
+        self.hot_loops().map(|hot| u64::from(hot.loops)).fold(0, u64::saturating_add).max(1)
     }
 
     pub(super) fn pace(&self) -> Option<Pace> {
-        let (touches, ns) = self.row.header.undisturbed.filter(|(touches, ns)| *touches > 0 && *ns > 0)?;
+        let (touches, ns) = self.undisturbed()?;
         let touch = ns as f64 * self.loops() as f64 / touches as f64;
-        let (slope, _) = self.refill()?;
+        let (slope, _) = self.fault_times()?;
         Some(Pace { touch, fault: slope * self.loops() as f64 })
     }
 
     /// How long after a zap with stopped vCPUs the first fault begins.
     pub(super) fn entering(&self) -> Option<f64> {
-        self.refill().map(|(_, entering)| entering)
+        self.fault_times().map(|(_, entering)| entering)
     }
 
     /// Nanoseconds a fault, and before the first: by the line through the medians of the two gaps, unless coming round
     /// says that a fault costs less.
-    fn refill(&self) -> Option<(f64, f64)> {
+    fn fault_times(&self) -> Option<(f64, f64)> {
         let line = self.by_gaps();
         match (line, self.by_rounds()) {
             (Some((slope, _)), Some(most)) if most < slope => Some((most, 0.0)),
@@ -55,7 +48,7 @@ impl Replay<'_> {
     /// while they are stopped than they lose when they are let in. `None` where both gaps say the same: then the loops come
     /// round in the shorter one.
     fn by_gaps(&self) -> Option<(f64, f64)> {
-        let rounds = &self.row.header.refill.as_ref()?.rounds;
+        let rounds = &self.refill()?.rounds;
         let gaps = rounds.iter().map(|round| round.gap_ns);
         let point = |gap_ns: u64| -> Option<(f64, f64)> {
             let of_gap = || rounds.iter().filter(|round| round.gap_ns == gap_ns);
@@ -70,8 +63,8 @@ impl Replay<'_> {
     /// What a fault costs at most: the quickest time in which the loops came round, less what their touches take, over the
     /// faults that it took.
     fn by_rounds(&self) -> Option<f64> {
-        let (touches, ns) = self.row.header.undisturbed.filter(|(touches, ns)| *touches > 0 && *ns > 0)?;
-        let refill = self.row.header.refill.as_ref()?;
+        let (touches, ns) = self.undisturbed()?;
+        let refill = self.refill()?;
         // Each loop goes round twice, and all of them at the same time.
         let touch = ns as f64 * self.loops() as f64 / touches as f64;
         let touching = 2.0 * self.most_visits() as f64 * touch;
@@ -82,12 +75,6 @@ impl Replay<'_> {
 
     /// Visits in a pass of the longest loop.
     fn most_visits(&self) -> u64 {
-        let pages = self.arena.len() / PAGE_SIZE;
-        let visits = |step: &StepEvent| match step {
-            StepEvent::Hot { list: Some(list), .. } => self.row.lists[*list as usize].len() as u64,
-            StepEvent::Hot { stride: Some(stride), .. } => pages.div_ceil((*stride).max(1)),
-            _ => 0,
-        };
-        self.row.header.steps.iter().map(visits).max().unwrap_or(0)
+        self.hot_loops().map(|hot| hot.visits(self.setting.pages())).max().unwrap_or(0)
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{comparison, ktap, table, timeline, words};
-use crate::events::RowEvents;
+use crate::events::{Counter, Event, KernelRange, RowEvents, Stall, StallOn};
 use crate::record::{KeyKind, Row, RunRecord};
 use crate::replay::{self, Predicted};
 use crate::timeline::{RowTime, fixture, write_trace};
@@ -112,34 +112,46 @@ fn row() -> impl Strategy<Value = Row> {
 /// A log's row with times and places at their ends.
 fn events() -> impl Strategy<Value = RowEvents> {
     let numbers = prop::collection::vec(count(), 20);
-    (numbers, any::<[i64; 6]>(), any::<[u32; 2]>(), label()).prop_map(|(of, times, small, label)| {
+    (numbers, any::<u32>(), label()).prop_map(|(of, row, label)| {
         use notifier_bridge::Cause;
 
         use crate::tap::RangeCause;
-        let mut events = fixture::row(&[
-            fixture::bracket(of[0], Cause::PmdSplit),
-            fixture::bracket(of[1], Cause::PageOut),
+        let mut events =
+            fixture::row(vec![fixture::bracket(0, Cause::PmdSplit), fixture::bracket(1, Cause::PageOut)]);
+        events.row = row;
+        let mut times = of.iter().copied();
+        let mut next = || times.next().unwrap_or(u64::MAX);
+        for event in &mut events.events {
+            match event {
+                Event::Trial(setting) => {
+                    setting.label = serde_json::from_value(Value::Object(label.clone())).unwrap();
+                    setting.began_ns = next();
+                }
+                Event::StepBegan { at_ns, .. } => *at_ns = next(),
+                Event::StepEnded { at_ns, counted } => {
+                    (*at_ns, counted.faults, counted.retries) = (next(), Some(of[0]), Some(of[1]));
+                }
+                Event::Announced(one) => {
+                    (one.at_ns, one.zap_ns, one.operation_ns, one.end_ns) = (next(), next(), next(), next());
+                }
+                _ => {}
+            }
+        }
+        let stall =
+            |at_ns, ns, on| Event::Stall(Stall { at_ns: Some(at_ns), ns, vcpu: row, page: Some(7), on });
+        let range = |at_ns, bytes, cause| {
+            Event::KernelRange(KernelRange { at_ns, start: of[2] as i64, bytes, cause, call: None })
+        };
+        events.events.extend([
+            stall(of[10], of[11], StallOn::Taken),
+            stall(of[12], of[13], StallOn::Other),
+            range(of[14], of[15], RangeCause::Step),
+            range(of[16], of[17], RangeCause::Kswapd),
+            range(of[16], of[15], RangeCause::Kswapd),
+            Event::KernelSpan { lost: of[19] },
+            Event::Reading { counter: Counter::LostStalls, count: Some(of[17]) },
+            Event::Clock { uncertain_ns: of[16] },
         ]);
-        for (index, one) in events.announcements.iter_mut().enumerate() {
-            let at = 2 + 4 * index;
-            (one.began_ns, one.zap_ns, one.operation_ns, one.end_ns) =
-                (of[at], of[at + 1], of[at + 2], of[at + 3]);
-        }
-        events.stalls = vec![fixture::stall(of[10], of[11]), fixture::stall(of[12], of[13])];
-        events.stalls[0].vcpu = small[0];
-        events.ranges = vec![
-            fixture::range(of[14], of[15], RangeCause::Step),
-            fixture::range(of[16], of[17], RangeCause::Kswapd),
-            fixture::range(of[16], of[15], RangeCause::Kswapd),
-        ];
-        let header = &mut events.header;
-        header.label = serde_json::from_value(Value::Object(label)).unwrap();
-        (header.row, header.began_ns, header.lost) = (small[1], of[18], of[19]);
-        (header.stalls_left_out, header.clock_uncertain_ns, header.arena.gpa) = (of[17], of[16], of[15]);
-        for (time, at) in header.step_times.iter_mut().zip(0..) {
-            (time.began_ns, time.ended_ns) = (times[2 * at], times[2 * at + 1]);
-            (time.faults, time.retries, time.flushes) = (Some(of[at]), Some(of[at + 1]), None);
-        }
         events
     })
 }
@@ -184,10 +196,10 @@ proptest! {
     }
 
     #[test]
-    fn any_rows_events_are_replayed(events in events(), recorded in row()) {
+    fn any_rows_events_are_replayed(events in events()) {
         for policy in ["kernel", "page", "pmd", "folio", "slot", "vm"] {
             let question = replay::question(policy.parse().unwrap(), None);
-            if let Ok(predicted) = replay::row(&events, &recorded, question) {
+            if let Ok(predicted) = replay::row(&events, question) {
                 sane(&table(&super::fixture::run(vec![predicted.row]), Charset::Ascii))?;
             }
         }

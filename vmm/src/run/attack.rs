@@ -15,24 +15,25 @@ use std::ops::Range;
 use std::time::Duration;
 
 use guest_mem::{
-    Backing, HvaRange, MapLevel, MemoryCgroup, NamedFolios, Operation, Order, PAGE_SIZE, PageCounts, PageRun,
-    PageScanner, Planned, Planner, Region, Unit, Victim, drain_lru, perform_unmeasured,
+    Backing, Earned, HvaRange, MapLevel, MemoryCgroup, NamedFolios, Operation, Order, PAGE_SIZE, PageCounts,
+    PageRun, PageScanner, Planned, Planner, Region, Unit, Victim, drain_lru, perform_unmeasured,
 };
-use notifier_bridge::{Bridge, Cause, Count, Invalidation, Recorder, SharedTlbStats, Source, monotonic_ns};
+use notifier_bridge::{Bridge, Cause, Invalidation, monotonic_ns};
 
 use super::errors::TrialError;
-use super::expected::Expected;
-use super::journal::Mark;
-use super::measured::Counts;
+use super::journal::Journal;
+use super::notes::{Notes, planned_ranges};
 use super::own_swap::OwnSwap;
 use super::wiring::{Device, Wiring};
 use crate::choice::Reclaim;
+use crate::events::{
+    DeviceCounts, Dropped, Event, Leaves as LeafCounts, Operation as OperationBegan, OperationEnd, Promise,
+    Was,
+};
 use crate::hook;
 use crate::host::signals::Cancel;
 use crate::kvm::Leaves;
-use crate::record::Samples;
 use crate::scenario::Victims;
-use crate::tap::{Operations, Promise};
 use crate::testbed::Testbed;
 
 /// How often MADV_PAGEOUT is asked for the same pages. It passes over a page that somebody holds for a moment
@@ -88,26 +89,23 @@ pub struct Attacker<'a> {
     replanned: Vec<Planned>,
     runs: Vec<PageRun>,
     folios: NamedFolios,
-    recorder: Recorder,
-    /// When each system call was made, for the kernel's account of it; `None` where nobody keeps that.
-    operations: Option<Operations>,
+    /// What happens in the operation in progress.
+    notes: Notes,
     /// Whether the kernel announces what is planned, and nothing else.
     exact: bool,
-    /// How long each system call took.
-    calls: Samples,
-    /// Where each operation began, for as long as the recorder has room for what it announces.
-    marks: Vec<Mark>,
+    /// Bytes that were asked for, and that left.
+    asked_bytes: u64,
+    evicted_bytes: u64,
     /// vCPUs that run a hot loop meanwhile.
     hot: Vec<u32>,
 }
 
 impl<'a> Attacker<'a> {
-    /// An attacker with room for `records` records of single invalidations; totals are exact beyond that.
+    /// An attacker of this testbed.
     pub fn new(
         testbed: &'a dyn Testbed,
         wiring: &'a Wiring,
         listener: Listening,
-        records: usize,
         cancel: &'a Cancel,
     ) -> Result<Self, TrialError> {
         Ok(Self {
@@ -124,23 +122,22 @@ impl<'a> Attacker<'a> {
             replanned: Vec::new(),
             runs: Vec::new(),
             folios: NamedFolios::default(),
-            recorder: Recorder::with_capacity(records),
-            operations: None,
+            notes: Notes::default(),
             exact: wiring.exact,
-            calls: Samples::default(),
-            marks: Vec::with_capacity(records),
+            asked_bytes: 0,
+            evicted_bytes: 0,
             hot: Vec::new(),
         })
     }
 
-    /// What was recorded, how long each system call took, and where each operation began.
-    pub fn finish(self) -> (Recorder, Samples, Vec<Mark>) {
-        (self.recorder, self.calls, self.marks)
+    /// Bytes that were asked for and are still there, as far as operations told.
+    pub const fn stayed_bytes(&self) -> u64 {
+        self.asked_bytes.saturating_sub(self.evicted_bytes)
     }
 
-    /// Where each operation so far began.
-    pub fn marks(&self) -> &[Mark] {
-        &self.marks
+    /// The notes of what happens.
+    pub fn notes(&mut self) -> &mut Notes {
+        &mut self.notes
     }
 
     /// Notes who runs a hot loop while memory is taken.
@@ -166,34 +163,28 @@ impl<'a> Attacker<'a> {
         Ok(pages.filter(|page| wanted(*page)).count() as u64)
     }
 
-    /// The mark of an operation that begins.
-    fn mark(&self, pages: Range<u64>) -> Mark {
+    /// An operation on these pages begins.
+    fn begin(&self, pages: &Range<u64>, journal: &mut Journal) {
         let touches = self.hot.iter().map(|&vcpu| self.testbed.mailbox(vcpu).area().touches()).sum();
-        Mark { began_ns: monotonic_ns(), touches, pages, evicted: 0, records: 0 }
+        let (at_ns, first_page) = (journal.at(monotonic_ns()), pages.start);
+        journal.push(&Event::OperationBegan(OperationBegan {
+            at_ns,
+            touches,
+            first_page,
+            pages: pages.end - first_page,
+        }));
     }
 
-    /// Keeps the mark of an operation that is over, and by which so many bytes left.
-    fn keep(&mut self, mark: Mark, evicted_bytes: u64) {
-        // Beyond what the recorder kept there is nothing to replay.
-        if self.recorder.lost() == 0 && self.marks.len() < self.marks.capacity() {
-            let records = self.recorder.records().len();
-            self.marks.push(Mark { evicted: evicted_bytes / PAGE_SIZE, records, ..mark });
-        }
+    /// It is over.
+    fn end(&mut self, end: &OperationEnd, journal: &mut Journal) {
+        self.evicted_bytes += end.evicted_bytes;
+        self.notes.end(self.arena().range(), end, journal);
     }
 
     /// What the device saw so far, if there is one.
-    pub fn device_stats(&self) -> Option<SharedTlbStats> {
-        self.device.map(Device::stats)
-    }
-
-    /// Notes system calls from now on.
-    pub fn note_operations(&mut self) {
-        self.operations = Some(Operations::of_thread(rustix::thread::gettid().as_raw_nonzero().get() as u32));
-    }
-
-    /// The system calls noted, once.
-    pub fn take_operations(&mut self) -> Option<Operations> {
-        self.operations.take()
+    pub fn device_counts(&self) -> Option<DeviceCounts> {
+        let stats = self.device.map(Device::stats)?;
+        Some(DeviceCounts { entries_dropped: stats.entries_dropped, empty_flushes: stats.empty_flushes })
     }
 
     fn arena(&self) -> &'a Region {
@@ -212,21 +203,20 @@ impl<'a> Attacker<'a> {
         victims: &Victims,
         method: Method<'_>,
         pace: Duration,
-        counts: &mut Counts,
+        journal: &mut Journal,
         mut taken: impl FnMut(Range<u64>),
     ) -> Result<(), TrialError> {
-        counts.victims += victims.len();
-        counts.victim_bytes += victims.bytes();
+        self.ask(victims.len(), victims.bytes(), journal);
         let operation = match method {
             Method::Call(operation) => operation,
-            Method::Squeeze(cgroup) => return self.squeeze(cgroup, victims.bytes(), counts, taken),
-            Method::Own(swap) => return self.swap_out(swap, victims, pace, counts, taken),
+            Method::Squeeze(cgroup) => return self.squeeze(cgroup, victims.bytes(), journal, taken),
+            Method::Own(swap) => return self.swap_out(swap, victims, pace, journal, taken),
         };
         for pages in victims.iter() {
             self.cancel.check().map_err(|_| TrialError::Cancelled)?;
-            let (mark, before) = (self.mark(pages.clone()), counts.evicted_bytes);
-            self.take(self.range_of(&pages), operation, counts)?;
-            self.keep(mark, counts.evicted_bytes - before);
+            self.begin(&pages, journal);
+            let end = self.take(self.range_of(&pages), operation)?;
+            self.end(&end, journal);
             taken(pages);
             if !pace.is_zero() {
                 self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
@@ -235,8 +225,14 @@ impl<'a> Attacker<'a> {
         Ok(())
     }
 
+    /// So many operations are about to ask for so many bytes.
+    fn ask(&mut self, victims: u64, bytes: u64, journal: &mut Journal) {
+        self.asked_bytes += bytes;
+        journal.push(&Event::Asked { victims, bytes });
+    }
+
     /// One operation.
-    fn take(&mut self, range: HvaRange, operation: Operation, counts: &mut Counts) -> Result<(), TrialError> {
+    fn take(&mut self, range: HvaRange, operation: Operation) -> Result<OperationEnd, TrialError> {
         let arena = self.arena();
         let maps_first = self.zaps_unmap && operation == Operation::PageOut;
         if maps_first {
@@ -247,29 +243,34 @@ impl<'a> Attacker<'a> {
             device.read(range)?;
         }
         let before = self.page_counts(range)?;
-        self.count_what_it_was(range, counts)?;
+        let was = self.what_it_was(range)?;
         let mut planned = std::mem::take(&mut self.planned);
         self.planner.plan(&mut self.scanner, arena, range, Unit::Range, operation, &mut planned)?;
         let leaves = self.leaves();
-        counts.expected += Expected::of(&planned);
-        self.announce(&planned, range, operation, counts)?;
-        self.count_dropped(leaves, counts);
+        let (spent, repeated) = self.announce(&planned, range, operation)?;
+        let (expected, dropped) = (planned_ranges(&planned), self.dropped_since(leaves));
         self.planned = planned;
         let after = self.page_counts(range)?;
-        counts.evicted_bytes += operation.got_bytes(self.arena().backing(), &before, &after);
-        Ok(())
+        Ok(OperationEnd {
+            evicted_bytes: operation.got_bytes(self.arena().backing(), &before, &after),
+            expected: Some(expected),
+            dropped,
+            was,
+            spent_ns: Some(spent),
+            repeated,
+        })
     }
 
-    /// Announces each planned range; the last bracket holds the system call.
+    /// Announces each planned range; the last bracket holds the system call. Returns how long that took, and how often it was
+    /// made again.
     fn announce(
         &mut self,
         planned: &[Planned],
         range: HvaRange,
         operation: Operation,
-        counts: &mut Counts,
-    ) -> Result<(), TrialError> {
+    ) -> Result<(u64, u32), TrialError> {
         let (arena, testbed) = (self.arena(), self.testbed);
-        let (calls, scanner, runs) = (&mut self.calls, &mut self.scanner, &mut self.runs);
+        let (scanner, runs) = (&mut self.scanner, &mut self.runs);
         let promise = match operation {
             _ if !self.exact => Promise::Open,
             // How finely the folios at a hole's ends are split differs between kernels.
@@ -278,7 +279,8 @@ impl<'a> Attacker<'a> {
             }
             _ => Promise::Exact,
         };
-        let (operations, patience) = (&mut self.operations, &mut self.patience);
+        let patience = &mut self.patience;
+        let replans = self.notes.calls_are_noted();
         // A zap inside a huge page cuts it up before the kernel's turn: then the kernel announces something else.
         let cuts = !self.kernel_alone
             && planned.iter().any(|planned| !matches!(planned, Planned::Take(_) | Planned::Exact(_)));
@@ -289,24 +291,22 @@ impl<'a> Attacker<'a> {
         };
         let (planner, replanned) = (&mut self.planner, &mut self.replanned);
         let maps_first = self.zaps_unmap && operation == Operation::PageOut;
+        let (mut made, mut spent) = (Vec::with_capacity(1), 0);
         let call = || -> Result<(), TrialError> {
             if maps_first {
                 // This victim's own zap did. Mapping what is in the page cache announces nothing.
                 arena.populate(range)?;
             }
-            let planned = match operations {
-                Some(_) if cuts && promise != Promise::Open => {
-                    planner.plan(scanner, arena, range, Unit::Range, operation, replanned)?;
-                    replanned.as_slice()
-                }
-                _ => planned,
-            };
-            let mut spent = 0;
+            if replans && cuts && promise != Promise::Open {
+                planner.plan(scanner, arena, range, Unit::Range, operation, replanned)?;
+            } else {
+                replanned.clear();
+                replanned.extend_from_slice(planned);
+            }
             for attempt in 0..ATTEMPTS {
                 if attempt > 0 && !let_go(self.cancel, attempt, patience)? {
                     break;
                 }
-                counts.repeated += u64::from(attempt > 0);
                 let begun = monotonic_ns();
                 let mut performed = Ok(());
                 let reclaim = Reclaim::By(operation);
@@ -314,11 +314,7 @@ impl<'a> Attacker<'a> {
                 performed?;
                 let ended = monotonic_ns();
                 spent += ended - begun;
-                match operations {
-                    Some(operations) if attempt == 0 => operations.note(begun, ended, planned, promise),
-                    Some(operations) => operations.again(begun, ended),
-                    None => {}
-                }
+                made.push((begun, ended));
                 if operation != Operation::PageOut {
                     break;
                 }
@@ -327,10 +323,17 @@ impl<'a> Attacker<'a> {
                     break;
                 }
             }
-            calls.record(spent);
             Ok(())
         };
-        hook::announce(self.bridge, &mut self.recorder, arena, planned, hook::cause_of(operation), call)?
+        let cause = hook::cause_of(operation);
+        hook::announce(self.bridge, &mut self.notes.records, arena, planned, cause, call)??;
+        for (attempt, &(begun, ended)) in made.iter().enumerate() {
+            match attempt {
+                0 => self.notes.called(begun, ended, promise, (arena, &self.replanned)),
+                _ => self.notes.called_again(begun, ended),
+            }
+        }
+        Ok((spent, made.len().saturating_sub(1) as u32))
     }
 
     /// Leaf translations now, where nobody but the kernel drops them and so nobody else counts.
@@ -338,12 +341,14 @@ impl<'a> Attacker<'a> {
         self.kernel_alone.then(|| self.testbed.leaves())
     }
 
-    fn count_dropped(&self, before: Option<Option<Leaves>>, counts: &mut Counts) {
-        let Some(before) = before else { return };
-        let both = before.zip(self.testbed.leaves());
-        let dropped = |of: fn(&Leaves) -> u64| both.map(|(b, a)| of(&b).saturating_sub(of(&a)));
-        counts.sptes_zapped_4k += Count::from(dropped(|leaves| leaves.pages_4k));
-        counts.sptes_zapped_2m += Count::from(dropped(|leaves| leaves.pages_2m));
+    /// What the kernel alone dropped since then.
+    fn dropped_since(&self, before: Option<Option<Leaves>>) -> Dropped {
+        let Some(before) = before else { return Dropped::ByListeners };
+        let Some((before, after)) = before.zip(self.testbed.leaves()) else { return Dropped::Unknown };
+        Dropped::ByKernel(LeafCounts {
+            small: before.pages_4k.saturating_sub(after.pages_4k),
+            large: before.pages_2m.saturating_sub(after.pages_2m),
+        })
     }
 
     fn page_counts(&mut self, range: HvaRange) -> Result<PageCounts, TrialError> {
@@ -351,12 +356,11 @@ impl<'a> Attacker<'a> {
         Ok(PageCounts::of(&self.runs))
     }
 
-    /// Counts what memory is that is about to be taken and whose pages have just been looked at.
-    fn count_what_it_was(&mut self, range: HvaRange, counts: &mut Counts) -> Result<(), TrialError> {
+    /// What memory is that is about to be taken and whose pages have just been looked at.
+    fn what_it_was(&mut self, range: HvaRange) -> Result<Was, TrialError> {
         let arena = self.arena();
         self.folios.look(&mut self.scanner, arena, range)?;
-        counts.was = counts.was.and(self.folios.judge(arena.backing(), &self.runs));
-        Ok(())
+        Ok(self.folios.judge(arena.backing(), &self.runs).into())
     }
 
     /// Lets the cgroup choose. Nothing is known before the fact, so what went is found by looking, and
@@ -365,7 +369,7 @@ impl<'a> Attacker<'a> {
         &mut self,
         cgroup: &MemoryCgroup,
         bytes: u64,
-        counts: &mut Counts,
+        journal: &mut Journal,
         mut taken: impl FnMut(Range<u64>),
     ) -> Result<(), TrialError> {
         let arena = self.arena();
@@ -373,17 +377,14 @@ impl<'a> Attacker<'a> {
         self.scanner.scan_region(arena, arena.range(), &mut before)?;
         self.folios.look(&mut self.scanner, arena, arena.range())?;
         let leaves = self.leaves();
-        let mark = self.mark(0..arena.range().page_count());
-        let evicted = counts.evicted_bytes;
-        counts.expected += Expected::UNKNOWN;
+        self.begin(&(0..arena.range().page_count()), journal);
         let begun = monotonic_ns();
         let mut squeezed = None;
         self.testbed.around(Reclaim::Cgroup, &mut || squeezed = Some(cgroup.squeeze(bytes)));
         squeezed.expect("the testbed performs what it is given")?;
-        if let Some(operations) = &mut self.operations {
-            operations.note(begun, monotonic_ns(), &[], Promise::Reclaim);
-        }
-        self.count_dropped(leaves, counts);
+        self.notes.called(begun, monotonic_ns(), Promise::Reclaim, (arena, &[]));
+        let dropped = self.dropped_since(leaves);
+        let (mut evicted_bytes, mut was) = (0, Earned::NOTHING);
         let mut after = Vec::new();
         self.scanner.scan_region(arena, arena.range(), &mut after)?;
         for run in departed(&before, &after) {
@@ -395,18 +396,16 @@ impl<'a> Attacker<'a> {
             };
             for pages in went.chunks(step) {
                 let victim = Victim { pages, order, level, anonymous: arena.backing().is_anonymous() };
-                let invalidation = Invalidation {
-                    source: Source::Scan,
-                    ..Invalidation::hook(Cause::CgroupReclaim, victim, arena.range())
-                };
-                self.bridge.invalidate(&mut self.recorder, &invalidation, || ())?;
+                let invalidation = Invalidation::hook(Cause::CgroupReclaim, victim, arena.range());
+                self.bridge.invalidate(&mut self.notes.records, &invalidation, || ())?;
             }
-            counts.evicted_bytes += went.len();
-            counts.was = counts.was.and(self.folios.judge(arena.backing(), &[run]));
+            evicted_bytes += went.len();
+            was = was.and(self.folios.judge(arena.backing(), &[run]));
             let first = arena.offset_of(went.start()).expect("scanned in the arena") / PAGE_SIZE;
             taken(first..first + went.page_count());
         }
-        self.keep(mark, counts.evicted_bytes - evicted);
+        let end = OperationEnd { evicted_bytes, dropped, was: was.into(), ..OperationEnd::default() };
+        self.end(&end, journal);
         Ok(())
     }
 }

@@ -70,8 +70,3 @@ pub fn warm_control_area(testbed: &dyn Testbed, vcpu: u32) -> Result<(), TrialEr
     testbed.warm();
     Ok(())
 }
-
-/// The arena's page that a stall was on; `None` for memory below the arena.
-pub fn page_of(stall: &Stall) -> Option<u64> {
-    stall.gpa.checked_sub(ARENA_GPA).map(|offset| offset / PAGE_SIZE)
-}

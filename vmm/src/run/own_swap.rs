@@ -13,26 +13,21 @@ use guest_mem::swapper::{
     AttachError, Clock, EvictError, Evicted, Evictor, HandlerError, HandlerReport, Handlers, Hears, Lost,
     Options, Served, Swapper, WatchError,
 };
-use guest_mem::uffd::{Event, Fault, FaultKind};
+use guest_mem::uffd::{Event, Fault};
 use guest_mem::{
     BufferError, Codec, CompressedStore, FileStore, FileStoreError, HvaRange, MapLevel, Operation, Order,
-    PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Planned, Planner, ScanError, Store, StoreError, Unit,
-    Victim,
+    PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Planned, Planner, Region, ScanError, Store, StoreError,
+    Unit, Victim,
 };
-use notifier_bridge::{
-    Bridge, Cause, Invalidation, InvalidationRecord, Recorder, Source, Totals, WouldBlock, monotonic_ns,
-};
+use notifier_bridge::{Bridge, Cause, Invalidation, InvalidationRecord, WouldBlock, monotonic_ns};
 
-use super::expected::Expected;
+use super::notes::{Notes, planned_ranges};
+use crate::events::{Promise, Ranges, Swapped};
 use crate::exit::{Class, Classified};
 use crate::guest::{CrashKind, CrashReport};
 use crate::hook;
 use crate::scenario::{Uffd, UffdStore};
-use crate::tap::{Operations, Promise};
 use crate::testbed::{Breaker, Testbed};
-
-/// Records each handler keeps of single faults and events; totals go on beyond.
-const RECORDS: usize = 1 << 12;
 
 /// Why there is no swap in user space.
 #[derive(Debug, thiserror::Error)]
@@ -89,21 +84,12 @@ impl OwnSwapError {
     }
 }
 
-/// What the handlers of a trial did.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Returned {
-    /// All of them together.
-    pub handlers: HandlerReport,
-    /// What the kernel's events announced, faults apart.
-    pub events: Totals,
-}
-
 /// The swap of one trial.
 #[derive(Debug)]
 pub struct OwnSwap {
     // Before the swapper: nobody serves what is no longer there.
     handlers: Option<Handlers>,
-    heard: Vec<Arc<Mutex<Recorder>>>,
+    heard: Vec<Arc<Mutex<Ranges>>>,
     swapper: Arc<Swapper>,
 }
 
@@ -121,12 +107,11 @@ impl OwnSwap {
         let options = Options { store: store(how)?, around: how.fault_around, events: how.events };
         let swapper = Arc::new(Swapper::attach_for(testbed.faults(), testbed.memory(), options)?);
         let handlers = how.handlers.unwrap_or(testbed.vcpus()).min(16) as usize;
-        let heard: Vec<_> =
-            (0..handlers).map(|_| Arc::new(Mutex::new(Recorder::with_capacity(RECORDS)))).collect();
-        let hears = heard.iter().zip(processors.iter().cycle()).map(|(recorder, processor)| {
+        let heard: Vec<_> = (0..handlers).map(|_| Arc::<Mutex<Ranges>>::default()).collect();
+        let hears = heard.iter().zip(processors.iter().cycle()).map(|(heard, processor)| {
             let hearer = Hearer {
                 bridge: bridge.clone(),
-                recorder: recorder.clone(),
+                heard: heard.clone(),
                 breaker: testbed.breaker(),
                 region: swapper.region().range(),
                 anonymous: swapper.region().backing().is_anonymous(),
@@ -159,18 +144,17 @@ impl OwnSwap {
     ///
     /// # Errors
     /// A handler had given up.
-    pub fn finish(mut self) -> Result<Returned, OwnSwapError> {
-        let mut returned = Returned { handlers: HandlerReport::default(), events: Totals::ZERO };
-        if let Some(handlers) = self.handlers.take() {
-            for report in handlers.stop()? {
-                returned.handlers += report;
-            }
+    pub fn finish(mut self) -> Result<Swapped, OwnSwapError> {
+        let mut handlers = HandlerReport::default();
+        if let Some(started) = self.handlers.take() {
+            started.stop()?.into_iter().for_each(|report| handlers += report);
         }
-        for recorder in &self.heard {
-            let recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
-            returned.events += recorder.totals().sum(|key| !is_fault(key.cause));
+        let mut events = Ranges::default();
+        for heard in &self.heard {
+            events += *heard.lock().unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(returned)
+        let HandlerReport { faults, returned, huge, kept, wakes, .. } = handlers;
+        Ok(Swapped { faults, returned, huge, kept, wakes, events })
     }
 }
 
@@ -180,10 +164,6 @@ fn store(how: &Uffd) -> Result<Arc<dyn Store>, OwnSwapError> {
         UffdStore::Zstd => Arc::new(CompressedStore::new(Codec::Zstd, how.limit)?),
         UffdStore::File => Arc::new(FileStore::new(&std::env::temp_dir(), how.limit)?),
     })
-}
-
-fn is_fault(cause: Cause) -> bool {
-    matches!(cause, Cause::MissingFault | Cause::MinorFault | Cause::WriteProtectFault)
 }
 
 /// One thread's means to evict, through the bridge.
@@ -203,9 +183,8 @@ impl OwnEvictor<'_> {
         clock: &Clock<'_>,
         range: HvaRange,
         bridge: &Bridge,
-        recorder: &mut Recorder,
+        notes: &mut Notes,
         (scanner, planner): (&mut PageScanner, &mut Planner),
-        mut operations: Option<&mut Operations>,
     ) -> Result<(), OwnSwapError> {
         let region = self.swapper.region();
         let operation = clock.operation();
@@ -214,9 +193,9 @@ impl OwnEvictor<'_> {
                 Operation::Protect => protection(scanner, self.swapper, block, &mut self.planned)?,
                 _ => planner.plan(scanner, region, block, Unit::Range, operation, &mut self.planned)?,
             }
-            let noted = operations.as_deref_mut();
-            hook::announce(bridge, recorder, region, &self.planned, Cause::Watch, || {
-                noting(noted, || clock.watch(block))
+            noting(notes, region, |records, call| {
+                let watch = || call.time(|| clock.watch(block));
+                hook::announce(bridge, records, region, &self.planned, Cause::Watch, watch)
             })??;
         }
         Ok(())
@@ -231,20 +210,19 @@ impl OwnEvictor<'_> {
         &mut self,
         range: HvaRange,
         bridge: &Bridge,
-        recorder: &mut Recorder,
+        notes: &mut Notes,
         (scanner, planner): (&mut PageScanner, &mut Planner),
-        mut operations: Option<&mut Operations>,
-    ) -> Result<(Evicted, Expected, u64), OwnSwapError> {
+    ) -> Result<(Evicted, Ranges, u64), OwnSwapError> {
         let region = self.swapper.region();
-        let (mut all, mut expected, mut spent) = (Evicted::default(), Expected::NOTHING, 0);
+        let (mut all, mut expected, mut spent) = (Evicted::default(), Ranges::default(), 0);
         for block in self.swapper.blocks_of(range) {
             protection(scanner, self.swapper, block, &mut self.planned)?;
             let evictor = &mut self.evictor;
             let planned = &self.planned;
-            expected += Expected::of(planned);
-            let noted = operations.as_deref_mut();
-            let claimed = hook::announce(bridge, recorder, region, planned, Cause::Protect, || {
-                noting(noted, || timed(&mut spent, || evictor.claim(block)))
+            expected += planned_ranges(planned);
+            let claimed = noting(notes, region, |records, call| {
+                let claim = || timed(&mut spent, || call.time(move || evictor.claim(block)));
+                hook::announce(bridge, records, region, planned, Cause::Protect, claim)
             })??;
             let packed = timed(&mut spent, || claimed.store())?;
             let operation = self.swapper.drop_operation();
@@ -253,24 +231,41 @@ impl OwnEvictor<'_> {
                 planner.plan(scanner, region, run, Unit::Range, operation, &mut self.planned)?;
                 announcements.append(&mut self.planned);
             }
-            expected += Expected::of(&announcements);
+            expected += planned_ranges(&announcements);
             let cause = hook::cause_of(operation);
-            let noted = operations.as_deref_mut();
-            all += hook::announce(bridge, recorder, region, &announcements, cause, || {
-                noting(noted, || timed(&mut spent, || packed.drop_pages()))
+            all += noting(notes, region, |records, call| {
+                let drop_pages = || call.time(|| timed(&mut spent, || packed.drop_pages()));
+                hook::announce(bridge, records, region, &announcements, cause, drop_pages)
             })??;
         }
         Ok((all, expected, spent))
     }
 }
 
-/// Notes an action as a step's own. What it announces is not known to the byte beforehand: a page that is written to on its
-/// way out stays, and one that is protected already is passed over.
-fn noting<R>(operations: Option<&mut Operations>, action: impl FnOnce() -> R) -> R {
-    let begun = monotonic_ns();
-    let result = action();
-    if let Some(operations) = operations {
-        operations.note(begun, monotonic_ns(), &[], Promise::Open);
+/// When a call was made.
+#[derive(Clone, Copy, Debug, Default)]
+struct Call(Option<(u64, u64)>);
+
+impl Call {
+    fn time<R>(&mut self, action: impl FnOnce() -> R) -> R {
+        let begun = monotonic_ns();
+        let result = action();
+        self.0 = Some((begun, monotonic_ns()));
+        result
+    }
+}
+
+/// Announces, and notes the call in the announcement as a step's own. What it announces is not known to the byte beforehand: a
+/// page that is written to on its way out stays, and one that is protected already is passed over.
+fn noting<R>(
+    notes: &mut Notes,
+    region: &Region,
+    announce: impl FnOnce(&mut Vec<InvalidationRecord>, &mut Call) -> R,
+) -> R {
+    let mut call = Call::default();
+    let result = announce(&mut notes.records, &mut call);
+    if let Some((begun, ended)) = call.0 {
+        notes.called(begun, ended, Promise::Open, (region, &[]));
     }
     result
 }
@@ -304,7 +299,8 @@ fn protection(
 /// What a handler does with what it hears.
 struct Hearer {
     bridge: Arc<Bridge>,
-    recorder: Arc<Mutex<Recorder>>,
+    /// What the events announced.
+    heard: Arc<Mutex<Ranges>>,
     breaker: Breaker,
     region: HvaRange,
     anonymous: bool,
@@ -314,21 +310,12 @@ impl Hearer {
     fn invalidation(&self, cause: Cause, pages: HvaRange) -> Invalidation {
         let order = Order::of_bytes(pages.len()).unwrap_or(Order::BASE);
         let victim = Victim { pages, order, level: MapLevel::Pte, anonymous: self.anonymous };
-        Invalidation { source: Source::Uffd, ..Invalidation::hook(cause, victim, self.region) }
+        Invalidation::hook(cause, victim, self.region)
     }
 }
 
 impl Hears for Hearer {
-    fn fault(&mut self, fault: &Fault, _served: Served) {
-        let cause = match fault.kind {
-            FaultKind::Missing => Cause::MissingFault,
-            FaultKind::Minor => Cause::MinorFault,
-            FaultKind::WriteProtect => Cause::WriteProtectFault,
-        };
-        let Some(page) = HvaRange::with_len(fault.page(), PAGE_SIZE) else { return };
-        let record = InvalidationRecord::fault(&self.invalidation(cause, page), monotonic_ns());
-        self.recorder.lock().unwrap_or_else(PoisonError::into_inner).record(&record);
-    }
+    fn fault(&mut self, _fault: &Fault, _served: Served) {}
 
     fn event(&mut self, event: &Event) {
         let (cause, range) = match event {
@@ -341,9 +328,13 @@ impl Hears for Hearer {
         };
         // Whatever of it lies elsewhere concerns none of our listeners.
         let Some(range) = range.intersection(self.region) else { return };
-        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut records = Vec::with_capacity(1);
         // A blockable start is not refused.
-        let _ = self.bridge.invalidate(&mut recorder, &self.invalidation(cause, range), || ());
+        let _ = self.bridge.invalidate(&mut records, &self.invalidation(cause, range), || ());
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in records {
+            *heard += Ranges { ranges: record.ranges, bytes: record.invalidated_bytes };
+        }
     }
 
     fn lost(&mut self, lost: Lost) {

@@ -6,27 +6,24 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use crate::kvm::Kvm;
-use guest_mem::swapper::AttachError;
-use guest_mem::{Backing, Operation, SwapInfo, with_causes};
+use guest_mem::{Backing, with_causes};
 
 use super::ended::{Ended, RunError};
-use super::errors::TrialError;
-use super::journal;
-use super::measured::Measured as Pooled;
-use super::own_swap::OwnSwapError;
+use super::journal::{self, Journal};
+use super::no_row::{NoRow, failure, unavailable, uses_swap};
 use super::pressure::Pressure;
-use super::rows;
 use super::sink::{NotKept, RowSink};
 use super::so_far::{Known, RunSoFar};
 use super::swap_watch::SwapWatch;
 use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
-use super::tune::{Tuner, offer_of_tune};
+use super::tune::Tuner;
 use super::wiring::Wiring;
 use crate::choice::Listener;
 use crate::choice::{Reclaim, Zap};
 use crate::clock::TscRate;
-use crate::events::{SecondaryMmu, Section};
+use crate::events::{Event, SecondaryMmu, Section};
+use crate::fold::RowFold;
 use crate::guest::elf;
 use crate::host::HostChange;
 use crate::host::kvm_module::KvmFacts;
@@ -44,10 +41,6 @@ use crate::scenario::{LinuxGuest, RowPlan, Scenario};
 use crate::testbed::{
     KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SoftError, SoftTestbed, Testbed,
 };
-
-/// What fills a store sooner than its user may have thought.
-const INCOMPRESSIBLE: &str = "the guest fills its pages with a pattern that does not compress, so that `limit` under [uffd] \
-                              is to be more than all that is taken";
 
 /// Who accesses the memory.
 pub enum Backend {
@@ -88,16 +81,6 @@ pub struct RunOutcome {
     pub failed: u32,
 }
 
-/// Why a row has no numbers.
-enum NoRow {
-    /// This host cannot run it.
-    Unavailable(String),
-    /// It was tried and failed.
-    Failed(String),
-    Cancelled,
-    Fatal(RunError),
-}
-
 /// Runs scenarios.
 pub struct Runner<'a> {
     scenario: &'a Scenario,
@@ -114,8 +97,10 @@ pub struct Runner<'a> {
     tuner: Option<Tuner<'a>>,
     /// Who translates, once a row needed to know.
     mmu: Option<SecondaryMmu>,
-    /// The row being made, and what happened in its first trial.
+    /// The row being made, and what happens in it.
     row: u32,
+    journal: Journal,
+    /// The events of the row that was made last, for the log.
     events: Option<Section>,
     /// What was asked about hot loops: the case and all of the combination but its policy and its zap.
     refilled: Vec<(String, Backing, Reclaim, u64)>,
@@ -151,6 +136,7 @@ impl<'a> Runner<'a> {
             linux: None,
             mmu: None,
             row: 0,
+            journal: Journal::default(),
             events: None,
             refilled: Vec::new(),
             tap: Tapping::new(TapChoice::Off, None),
@@ -242,35 +228,30 @@ impl<'a> Runner<'a> {
                 untuned.map_or(why.clone(), |untuned| format!("{why}; {untuned}")),
             ));
         }
-        let mut pooled: Option<Pooled> = None;
-        let mut label = None;
+        self.journal = Journal::default();
         for _ in 0..self.scenario.repetitions {
-            let (measured, listener) = self.trial(plan)?;
-            label.get_or_insert_with(|| plan.label(listener));
-            match &mut pooled {
-                Some(pooled) => pooled.pool(measured),
-                None => pooled = Some(measured),
-            }
+            self.trial(plan)?;
         }
-        let (measured, label) = pooled.zip(label).expect("a checked scenario repeats at least once");
         let no_account = match self.backend {
             Backend::Soft => {
                 Some("no KVM listens: the software MMU is no listener of the kernel's".to_owned())
             }
             Backend::Kvm(_) => self.tap.missing(),
         };
-        let row = rows::row(
-            label,
-            plan.combination.backing,
-            self.scenario.repetitions,
-            &measured,
-            no_account.as_deref(),
-        );
+        no_account.into_iter().for_each(|why| self.journal.push(&Event::NoAccount(why)));
+        let stream = self.journal.take();
+        let mut row = RowFold::of(stream.events());
+        match Section::new(self.row, &stream) {
+            Ok(section) => self.events = Some(section),
+            // Without them the row is as good.
+            Err(error) => row.warnings.say(with_causes(&error)),
+        }
         let settings = self.tuner.iter().flat_map(Tuner::settings);
-        Ok(Row { switches: settings.map(|setting| setting.to_string()).collect(), ..row })
+        row.switches = settings.map(|setting| setting.to_string()).collect();
+        Ok(row)
     }
 
-    fn trial(&mut self, plan: &RowPlan<'_>) -> Result<(Pooled, Listener), NoRow> {
+    fn trial(&mut self, plan: &RowPlan<'_>) -> Result<(), NoRow> {
         let pressure = match plan.combination.reclaim {
             Reclaim::Cgroup => Some(Pressure::enter(self.changes).map_err(NoRow::Unavailable)?),
             Reclaim::By(_) | Reclaim::Uffd => None,
@@ -287,6 +268,10 @@ impl<'a> Runner<'a> {
         };
         let wiring = Wiring::new(&*testbed, &plan.combination, self.scenario.shared_tlb);
         let pages = self.scenario.plan(plan);
+        let mmu = *self.mmu.get_or_insert_with(|| match &self.backend {
+            Backend::Soft => SecondaryMmu::Soft,
+            Backend::Kvm(_) => SecondaryMmu::of(&KvmFacts::read_from(&Root::default())),
+        });
         // Of each kind one row is enough: but one that came to its end, and that could be asked.
         let kind = Self::kind_of(plan);
         let refill = !self.refilled.contains(&kind);
@@ -302,17 +287,17 @@ impl<'a> Runner<'a> {
             clock: self.clock,
             refill,
             cancel: self.cancel,
+            setting: journal::setting(self.scenario, plan.label(wiring.listener), &*testbed, mmu),
         };
         let swaps = uses_swap(plan).then(|| SwapWatch::begin(self.own_swap_areas()));
-        let mut measured = Trial::new(setup, &wiring)
+        let refilled = Trial::new(setup, &wiring, &mut self.journal)
             .and_then(Trial::run)
-            .map_err(|error| self.failure(plan, error, testbed.costs_one_row()))?;
-        measured.warnings.extend(swaps.and_then(SwapWatch::end));
-        if measured.refill.is_some() {
+            .map_err(|error| failure(plan, error, testbed.costs_one_row()))?;
+        swaps.and_then(SwapWatch::end).into_iter().for_each(|warning| self.journal.warn(warning));
+        if refilled {
             self.refilled.push(kind);
         }
-        self.note(plan, wiring.listener, &*testbed, &mut measured);
-        Ok((measured, wiring.listener))
+        Ok(())
     }
 
     /// The swap areas that were made for this run.
@@ -329,21 +314,6 @@ impl<'a> Runner<'a> {
     fn kind_of(plan: &RowPlan<'_>) -> (String, Backing, Reclaim, u64) {
         let of = &plan.combination;
         (plan.case.name.clone(), of.backing, of.reclaim, of.granule.bytes())
-    }
-
-    /// Keeps the events of the row's first trial for the log. Without them the row is as good.
-    fn note(&mut self, plan: &RowPlan<'_>, listener: Listener, testbed: &dyn Testbed, measured: &mut Pooled) {
-        let Some(events) = measured.events.take().filter(|_| self.events.is_none()) else { return };
-        let mmu = *self.mmu.get_or_insert_with(|| match &self.backend {
-            Backend::Soft => SecondaryMmu::Soft,
-            Backend::Kvm(_) => SecondaryMmu::of(&KvmFacts::read_from(&Root::default())),
-        });
-        let label = plan.label(listener);
-        let header = journal::header((self.scenario, plan, self.row), label, testbed, mmu, measured, &events);
-        match Section::new(&header, &events.body) {
-            Ok(section) => self.events = Some(section),
-            Err(error) => measured.warnings.push(with_causes(&error)),
-        }
     }
 
     fn testbed(&mut self, plan: &RowPlan<'_>) -> Result<Box<dyn Testbed>, NoRow> {
@@ -380,9 +350,7 @@ impl<'a> Runner<'a> {
                     VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
                 })?;
                 let testbed = KvmTestbed::new(machine);
-                testbed
-                    .wait_up()
-                    .map_err(|error| self.failure(plan, error.into(), testbed.costs_one_row()))?;
+                testbed.wait_up().map_err(|error| failure(plan, error.into(), testbed.costs_one_row()))?;
                 Ok(Box::new(testbed))
             }
         }
@@ -449,28 +417,6 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// What an error costs, of a guest that may have met a limit of the host: that row, since the next one has another
-    /// guest, or memory of its own.
-    fn failure(&self, plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -> NoRow {
-        match (error, one_row) {
-            (TrialError::Cancelled, _) => NoRow::Cancelled,
-            (TrialError::Guest(_), Some(limit)) => NoRow::Failed(limit),
-            (error @ TrialError::Guest(_), None) => NoRow::Fatal(RunError::Guest {
-                case: plan.case.name.clone(),
-                row: describe(plan),
-                source: Box::new(error),
-            }),
-            // What this host does not give, and how it would.
-            (TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))), _) => {
-                NoRow::Unavailable(with_causes(&why))
-            }
-            (TrialError::OwnSwap(error), _) if error.is_full_store() => {
-                NoRow::Failed(format!("{}; {INCOMPRESSIBLE}", with_causes(&error)))
-            }
-            (error, _) => NoRow::Failed(with_causes(&error)),
-        }
-    }
-
     /// What is known of the run by now.
     fn known(&self) -> Known {
         Known {
@@ -492,27 +438,6 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// Whether what this row takes goes to the host's swap.
-fn uses_swap(plan: &RowPlan<'_>) -> bool {
-    matches!(plan.combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup)
-}
-
-/// What this row needs and the host has not, with the remedy.
-fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<String> {
-    let combination = &plan.combination;
-    if let Some(why) = combination.backing.unavailable_here(memory) {
-        let tune = if tuned { "" } else { offer_of_tune(&why) };
-        return Some(format!("{why}{tune}"));
-    }
-    if uses_swap(plan) && SwapInfo::read().free() == 0 {
-        let what = combination.reclaim.to_string();
-        return Some(format!(
-            "{what} needs swap and there is none: run as root with `--zram 1GiB`, or `swapon` a device"
-        ));
-    }
-    None
-}
-
 /// Seats each vCPU on a processor of its own, as far as there are enough, and says which; `None` for one whose thread stays
 /// anywhere. The attacker's thread is left where the scheduler puts it.
 fn seat(testbed: &dyn Testbed) -> Vec<Option<usize>> {
@@ -522,10 +447,4 @@ fn seat(testbed: &dyn Testbed) -> Vec<Option<usize>> {
         })
     };
     (0..).zip(processors::for_vcpus(testbed.vcpus())).map(seated).collect()
-}
-
-/// A row in words: `4k, folio, pageout, granule 2 MiB, zap protect`.
-pub fn describe(plan: &RowPlan<'_>) -> String {
-    let c = &plan.combination;
-    format!("{}, {}, {}, granule {}, zap {}", c.backing, c.policy, c.reclaim, c.granule, c.zap)
 }

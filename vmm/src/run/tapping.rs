@@ -14,10 +14,11 @@ use clap::ValueEnum;
 use guest_mem::{HvaRange, with_causes};
 
 use super::calibrate::Announcer;
-use super::journal::KernelRange;
+use super::journal::Journal;
+use crate::events::{Event as RowEvent, KernelRange};
 use crate::host::HostChanges;
 use crate::record::{Measured, Warnings};
-use crate::tap::{Account, Collector, Event, Interest, Operations, Tap, Via};
+use crate::tap::{Calls, Collector, Event, Interest, Tap, Via, attribute};
 
 /// Events that wait to be taken: four for each page of the largest step that anybody waits for.
 const CAPACITY: usize = 1 << 19;
@@ -43,9 +44,8 @@ pub trait Watch {
     /// A span begins in which `arena` is watched. Whether it is.
     fn begin(&self, arena: HvaRange) -> bool;
 
-    /// The span ends: what the kernel announced in it, with `operations` of this process, goes into `account`, and range
-    /// by range into `ranges`. Whether it is known.
-    fn end(&self, operations: &Operations, account: &mut Account, ranges: &mut Vec<KernelRange>) -> bool;
+    /// The span ends: what the kernel announced in it, with `calls` of this process, goes into `journal`. Whether it is known.
+    fn end(&self, arena: HvaRange, calls: &Calls, journal: &mut Journal) -> bool;
 }
 
 /// The tap of a run.
@@ -199,15 +199,23 @@ impl Watch for Tapping<'_> {
         true
     }
 
-    fn end(&self, operations: &Operations, account: &mut Account, ranges: &mut Vec<KernelRange>) -> bool {
+    fn end(&self, arena: HvaRange, calls: &Calls, journal: &mut Journal) -> bool {
         let mut state = self.state.borrow_mut();
         let State::Open(open) = &mut *state else { return false };
         open.events.clear();
         match open.collector.take(&mut open.events) {
             Ok(seen) => {
-                account.lost += seen.lost - open.lost_before;
-                let each = |at, range, cause| ranges.push((at, range, cause));
-                account.add(&open.events, operations, &open.collector.tasks(), std::process::id(), each);
+                let tasks = open.collector.tasks();
+                attribute(&open.events, calls, &tasks, std::process::id(), |at, range, cause, call| {
+                    journal.push(&RowEvent::KernelRange(KernelRange {
+                        at_ns: journal.at(at),
+                        start: range.start().get().wrapping_sub(arena.start().get()) as i64,
+                        bytes: range.len(),
+                        cause,
+                        call: call.map(|call| call as u32),
+                    }));
+                });
+                journal.push(&RowEvent::KernelSpan { lost: seen.lost - open.lost_before });
                 true
             }
             Err(error) => {

@@ -1,20 +1,20 @@
 //! One trial: a case, in one combination, on a machine of its own.
 
+mod faults;
+mod verify;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use guest_abi::block::Stall;
 use guest_abi::order::{Access, Task, Walk};
-use guest_abi::page::{HEADER_WORDS, WORDS};
 use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, PMD_SIZE, SwapInfo, drain_lru};
-use notifier_bridge::{Bridge, Count, monotonic_ns};
+use notifier_bridge::{Bridge, monotonic_ns};
 
 use super::attack::{Attacker, Listening, Method};
 use super::errors::TrialError;
-use super::fate::{Content, Fates, left_by};
-use super::journal::{Journal, StepBegin};
-use super::measured::{Counts, Measured, Rate};
+use super::fate::{Fates, left_by};
+use super::journal::{self, Journal};
 use super::orders::{self, PATIENCE};
 use super::own_swap::OwnSwap;
 use super::refill;
@@ -22,22 +22,15 @@ use super::tapping::Watch;
 use super::wiring::Wiring;
 use crate::choice::{Combination, Listener, Reclaim, Zap};
 use crate::clock::TscRate;
-use crate::events::StepEvent;
+use crate::events::{Counter, Event, STALL, Setting, StallOn, Step as StepKind};
 use crate::guest::GuestError;
 use crate::host::signals::Cancel;
 use crate::output::visible;
 use crate::scenario::{Attack, HotPages, HotSet, HotWalk, Idle, Plan, Step, Uffd, VictimChoice};
 use crate::testbed::{GuestSystem, Testbed};
 
-/// A touch that takes at least this long is a stall. A TLB miss with cold caches takes a few hundred
-/// nanoseconds; the fastest fault that a hypervisor resolves, more than a microsecond.
-pub const STALL: Duration = Duration::from_micros(1);
-
 /// The generation that every fill writes: a machine lives for one trial.
 const GENERATION: u64 = 1;
-
-/// The most records kept of single invalidations in one trial, 12 MiB. Totals go on beyond.
-const MOST_RECORDS: u64 = 1 << 16;
 
 /// What a trial is given.
 pub struct TrialSetup<'a> {
@@ -63,6 +56,8 @@ pub struct TrialSetup<'a> {
     pub refill: bool,
     /// Whether to stop.
     pub cancel: &'a Cancel,
+    /// What it begins with.
+    pub setting: Setting,
 }
 
 /// A case, in one combination, on a machine of its own.
@@ -72,12 +67,10 @@ pub struct Trial<'a> {
     bridge: &'a Arc<Bridge>,
     /// Once memory was filled: what swaps it, where this process does.
     own_swap: Option<OwnSwap>,
-    listener: Listener,
-    journal: Journal,
+    journal: &'a mut Journal,
     /// The last hot step: its number, its access, its vCPUs.
     last_hot: Option<(usize, Access, &'a [u32])>,
     fates: Fates,
-    measured: Measured,
     /// vCPUs that run a hot loop.
     hot: Vec<u32>,
     /// Whether every hot loop keeps away from all victims: then each of its faults is collateral.
@@ -92,22 +85,17 @@ impl<'a> Trial<'a> {
     ///
     /// # Errors
     /// Page state cannot be read, or the memory cannot be prepared.
-    pub fn new(setup: TrialSetup<'a>, wiring: &'a Wiring) -> Result<Self, TrialError> {
-        let listener = wiring.listener;
-        let listening = match (listener, setup.combination.zap) {
+    pub fn new(
+        setup: TrialSetup<'a>,
+        wiring: &'a Wiring,
+        journal: &'a mut Journal,
+    ) -> Result<Self, TrialError> {
+        let listening = match (wiring.listener, setup.combination.zap) {
             (Listener::Kernel, _) => Listening::KernelAlone,
             (_, Zap::Unmap) => Listening::Unmaps,
             _ => Listening::Spares,
         };
-        // Each operation announces its range, and a split before it at most once a huge page; swap in user space is two
-        // operations.
-        let each = if setup.combination.reclaim == Reclaim::Uffd { 4 } else { 2 };
-        let pages = match setup.steps.iter().any(takes_idle) {
-            true => setup.plan.pages(),
-            false => setup.plan.taken_pages(),
-        };
-        let records = (each * pages).min(MOST_RECORDS) as usize;
-        let attacker = Attacker::new(setup.testbed, wiring, listening, records, setup.cancel)?;
+        let attacker = Attacker::new(setup.testbed, wiring, listening, setup.cancel)?;
         let arena = setup.testbed.arena();
         // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first
         // toggle of a part breaks the mapping, and that is its price.
@@ -121,10 +109,8 @@ impl<'a> Trial<'a> {
             attacker,
             bridge: &wiring.bridge,
             own_swap: None,
-            listener,
-            journal: Journal::default(),
+            journal,
             last_hot: None,
-            measured: Measured::default(),
             hot: Vec::new(),
             // A cgroup takes what it likes, the hot pages too, and a clock what it finds idle.
             hot_apart: setup.combination.reclaim != Reclaim::Cgroup && !setup.steps.iter().any(takes_idle),
@@ -133,65 +119,80 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// Carries the steps out, verifies every page, and returns what was measured.
+    /// Carries the steps out and verifies every page: what happens goes into the journal. Returns whether it was measured how
+    /// fast the hot loops get their translations back.
     ///
     /// # Errors
     /// [`TrialError`]: the guest's failure, the kernel's refusal, or the user's wish to stop.
-    pub fn run(mut self) -> Result<Measured, TrialError> {
+    pub fn run(mut self) -> Result<bool, TrialError> {
+        self.journal.trial(self.setup.setting.clone());
         for (index, step) in self.setup.steps.iter().enumerate() {
             self.setup.cancel.check().map_err(|_| TrialError::Cancelled)?;
-            let mut begun = Journal::begin(self.testbed());
-            match step {
-                Step::Fill => self.fill()?,
-                Step::Hot(hot) => {
-                    let set = self.setup.plan.hot(index).expect("the plan has every hot step");
-                    let apart = matches!(hot.walk, HotWalk::List { pages: HotPages::Others, .. });
-                    self.hot_apart &= apart;
-                    self.start_hot(set, hot.access, &hot.vcpus)?;
-                    self.journal.hot(set, hot.access, hot.vcpus.len());
-                    self.last_hot = Some((index, hot.access, &hot.vcpus));
-                }
-                Step::Baseline(time) => self.baseline(*time)?,
-                Step::Reclaim(attack) => begun = self.reclaim(index, attack)?,
-                Step::Stop => self.stop()?,
-                Step::Refault { vcpu } => self.refault(*vcpu)?,
-                Step::Sweep { vcpu } => self.sweep(*vcpu)?,
-                Step::Shell(command) => self.shell(command)?,
-                Step::Inflate(bytes) => self.system().set_balloon(*bytes)?,
-                Step::Deflate => self.system().set_balloon(0)?,
-            }
-            match step {
-                Step::Hot(_) | Step::Reclaim(_) => {}
-                Step::Fill => self.journal.step(StepEvent::Fill),
-                Step::Baseline(_) => self.journal.step(StepEvent::Baseline),
-                Step::Stop => self.journal.step(StepEvent::Stop),
-                Step::Refault { .. } => self.journal.step(StepEvent::Refault),
-                Step::Sweep { .. } => self.journal.step(StepEvent::Sweep),
-                Step::Shell(_) | Step::Inflate(_) | Step::Deflate => self.journal.step(StepEvent::Other),
-            }
-            self.journal.end(begun, self.testbed());
+            self.step(index, step)?;
+            self.journal.step_ended(self.testbed());
         }
         self.stop()?;
         self.verify()?;
         if let Some(swap) = self.own_swap.take() {
-            self.measured.counts.own_swap = Some(swap.finish()?);
+            self.journal.push(&Event::Swapped(swap.finish()?));
         }
         if let Some(system) = self.testbed().system() {
-            self.measured.guest_counters = Some(system.counters()?);
+            self.journal.push(&Event::GuestCounters(system.counters()?));
         }
-        self.measure_refill()?;
-        Ok(self.finish())
+        let refilled = self.measure_refill()?;
+        self.finish();
+        Ok(refilled)
+    }
+
+    fn step(&mut self, index: usize, step: &'a Step) -> Result<(), TrialError> {
+        let testbed = self.testbed();
+        let kind = match step {
+            // What prepares for it is none of its time.
+            Step::Reclaim(attack) => return self.reclaim(index, attack),
+            Step::Hot(hot) => {
+                let set = self.setup.plan.hot(index).expect("the plan has every hot step");
+                StepKind::Hot(journal::hot_loops(set, hot.access, hot.vcpus.len()))
+            }
+            Step::Fill => StepKind::Fill,
+            Step::Baseline(_) => StepKind::Baseline,
+            Step::Stop => StepKind::Stop,
+            Step::Refault { .. } => StepKind::Refault,
+            Step::Sweep { .. } => StepKind::Sweep,
+            Step::Shell(_) | Step::Inflate(_) | Step::Deflate => StepKind::Other,
+        };
+        self.journal.step_began(kind, testbed);
+        match step {
+            Step::Hot(hot) => {
+                let set = self.setup.plan.hot(index).expect("the plan has every hot step");
+                self.hot_apart &= matches!(hot.walk, HotWalk::List { pages: HotPages::Others, .. });
+                self.start_hot(set, hot.access, &hot.vcpus)?;
+                self.last_hot = Some((index, hot.access, &hot.vcpus));
+            }
+            Step::Fill => self.fill()?,
+            Step::Baseline(time) => self.baseline(*time)?,
+            Step::Reclaim(_) => {}
+            Step::Stop => self.stop()?,
+            Step::Refault { vcpu } => self.refault(*vcpu)?,
+            Step::Sweep { vcpu } => self.sweep(*vcpu)?,
+            Step::Shell(command) => self.shell(command)?,
+            Step::Inflate(bytes) => self.system().set_balloon(*bytes)?,
+            Step::Deflate => self.system().set_balloon(0)?,
+        }
+        Ok(())
     }
 
     /// Once nothing is left to be measured or verified: what a replay must know of the hot loops. A Linux guest's own
     /// pages would go with the rest; there it is not done.
-    fn measure_refill(&mut self) -> Result<(), TrialError> {
-        let Some((step, access, vcpus)) = self.last_hot.filter(|_| self.setup.refill) else { return Ok(()) };
-        if self.testbed().system().is_none() {
-            let set = self.setup.plan.hot(step).expect("the plan has every hot step");
-            self.measured.refill = refill::measure(self.testbed(), (set, access, vcpus), self.setup.cancel)?;
+    fn measure_refill(&mut self) -> Result<bool, TrialError> {
+        let Some((step, access, vcpus)) = self.last_hot.filter(|_| self.setup.refill) else {
+            return Ok(false);
+        };
+        if self.testbed().system().is_some() {
+            return Ok(false);
         }
-        Ok(())
+        let set = self.setup.plan.hot(step).expect("the plan has every hot step");
+        let refill = refill::measure(self.testbed(), (set, access, vcpus), self.setup.cancel)?;
+        Ok(refill.map(|refill| self.journal.push(&Event::Refill(refill))).is_some())
     }
 
     fn system(&self) -> &'a dyn GuestSystem {
@@ -202,17 +203,13 @@ impl<'a> Trial<'a> {
         let end = self.system().shell(command)?;
         if end.status != 0 {
             let (status, tail) = (end.status, visible::quoted(end.tail.trim_end()));
-            self.measured.warnings.push(format!("sh: `{command}` ended with {status}:{tail}"));
+            self.journal.warn(format!("sh: `{command}` ended with {status}:{tail}"));
         }
         Ok(())
     }
 
     fn testbed(&self) -> &'a dyn Testbed {
         self.setup.testbed
-    }
-
-    fn counts(&mut self) -> &mut Counts {
-        &mut self.measured.counts
     }
 
     fn fill(&mut self) -> Result<(), TrialError> {
@@ -262,7 +259,7 @@ impl<'a> Trial<'a> {
         for &vcpu in vcpus {
             self.until_touched(vcpu, warm)?;
         }
-        self.take_stalls(|_, _| {})
+        self.forget_stalls()
     }
 
     /// Waits until a hot loop has made so many touches.
@@ -285,58 +282,57 @@ impl<'a> Trial<'a> {
         self.hot.iter().map(|&vcpu| self.testbed().mailbox(vcpu).area().touches()).sum()
     }
 
-    /// Runs `during` and says how fast the hot loops were meanwhile.
+    /// Runs `during` and tells how fast the hot loops were meanwhile; under pressure, if any ran.
     fn rated<R>(
         &mut self,
+        disturbed: bool,
         during: impl FnOnce(&mut Self) -> Result<R, TrialError>,
-    ) -> Result<Rate, TrialError> {
+    ) -> Result<(), TrialError> {
         let (touches, begun) = (self.touches(), monotonic_ns());
         during(self)?;
-        Ok(Rate { touches: self.touches() - touches, ns: monotonic_ns() - begun })
-    }
-
-    fn baseline(&mut self, time: Duration) -> Result<(), TrialError> {
-        let rate = self.rated(|trial| trial.setup.cancel.sleep(time).map_err(|_| TrialError::Cancelled))?;
-        self.measured.before = Some(self.measured.before.unwrap_or_default().and(rate));
-        let mut noise = Vec::new();
-        self.take_stalls(|_, ns| noise.push(ns))?;
-        for ns in noise {
-            self.measured.times.undisturbed.record(ns);
+        let (touches, ns) = (self.touches() - touches, monotonic_ns() - begun);
+        if !disturbed || !self.hot.is_empty() {
+            self.journal.push(&Event::Touched { disturbed, touches, ns });
         }
         Ok(())
     }
 
-    /// Takes memory. When it was begun with: what prepares for it is not in the step's time.
-    fn reclaim(&mut self, index: usize, attack: &Attack) -> Result<StepBegin, TrialError> {
+    fn baseline(&mut self, time: Duration) -> Result<(), TrialError> {
+        self.rated(false, |trial| trial.setup.cancel.sleep(time).map_err(|_| TrialError::Cancelled))?;
+        let mut noise = Vec::new();
+        for &vcpu in &self.hot {
+            self.testbed().mailbox(vcpu).take_stalls(|stall| noise.push((vcpu, stall)))?;
+        }
+        for (vcpu, stall) in noise {
+            let ns = self.setup.clock.nanoseconds(stall.cycles);
+            self.journal.stall(vcpu, stall, ns, StallOn::Undisturbed);
+        }
+        Ok(())
+    }
+
+    /// Takes memory. The step begins when all is prepared for it.
+    fn reclaim(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
         // First: to open a tap takes a while, in which the hot loops run on.
         let arena = self.testbed().arena().range();
         let tap = self.setup.tap.filter(|tap| tap.begin(arena));
         if tap.is_some() {
-            self.attacker.note_operations();
+            self.attacker.notes().begin_step();
         }
-        let hot = !self.hot.is_empty();
-        let layout = self.journal.layout(self.attacker.layout()?);
-        let first = self.attacker.marks().len();
+        let layout = journal::layout(self.attacker.layout()?);
         self.attacker.beside(&self.hot);
-        if hot && self.live_since.is_none() {
+        if !self.hot.is_empty() && self.live_since.is_none() {
             self.live_since = Some(self.testbed().faults_fixed());
         }
-        let begun = Journal::begin(self.testbed());
+        self.journal.step_began(StepKind::Reclaim(layout), self.testbed());
         let flushes = self.testbed().remote_tlb_flushes();
-        let rate = self.rated(|trial| trial.attack(index, attack))?;
-        if hot {
-            self.measured.during = Some(self.measured.during.unwrap_or_default().and(rate));
-        }
+        self.rated(true, |trial| trial.attack(index, attack))?;
         let flushed = flushes.zip(self.testbed().remote_tlb_flushes()).map(|(before, after)| after - before);
-        self.counts().remote_tlb_flushes += Count::from(flushed);
-        if let Some((tap, operations)) = tap.zip(self.attacker.take_operations()) {
-            let account = self.measured.kernel.get_or_insert_default();
-            let kept = tap.end(&operations, account, self.journal.ranges());
-            self.journal.account_kept(kept);
+        self.journal.reading(Counter::RemoteTlbFlushes, flushed);
+        if let Some((tap, calls)) = tap.zip(self.attacker.notes().end_step()) {
+            tap.end(arena, &calls, self.journal);
         }
-        self.journal.reclaimed(layout, self.attacker.marks(), first, monotonic_ns());
         self.look_for_room();
-        Ok(begun)
+        Ok(())
     }
 
     /// Whether what stayed had anywhere to go. Asked at once: whoever filled the swap device may make room again.
@@ -346,11 +342,10 @@ impl<'a> Trial<'a> {
             Reclaim::Cgroup => true,
             Reclaim::Uffd => false,
         };
-        let counts = &self.measured.counts;
-        let stayed = counts.victim_bytes.saturating_sub(counts.evicted_bytes);
+        let stayed = self.attacker.stayed_bytes();
         let free = SwapInfo::read().free();
         if swaps && free < stayed {
-            self.measured.warnings.push(format!(
+            self.journal.warn(format!(
                 "swap is full: {} KiB stayed and {} KiB are free; give it more (`--zram SIZE`), or stop who else swaps out",
                 stayed >> 10,
                 free >> 10
@@ -373,217 +368,37 @@ impl<'a> Trial<'a> {
                 (Method::Own(swap), None)
             }
         };
-        let (fates, counts) = (&mut self.fates, &mut self.measured.counts);
+        let fates = &mut self.fates;
         let taken = |pages: Range<u64>| fates.take(pages, left);
-        self.attacker.take_all(victims, method, attack.pace, counts, taken)
+        self.attacker.take_all(victims, method, attack.pace, self.journal, taken)
     }
 
     fn take_idle(&mut self, attack: &Attack, idle: Idle) -> Result<(), TrialError> {
         let swap = self.own_swap.as_ref().expect("a checked case fills the memory first");
         let unit_pages = attack.unit_bytes(self.setup.combination.backing) / PAGE_SIZE;
-        let (fates, counts) = (&mut self.fates, &mut self.measured.counts);
+        let fates = &mut self.fates;
         let taken = |pages: Range<u64>| fates.take(pages, None);
-        let missed = self.attacker.take_idle(swap, idle, unit_pages, attack.pace, counts, taken)?;
+        let missed = self.attacker.take_idle(swap, idle, unit_pages, attack.pace, self.journal, taken)?;
         if missed > 0 {
             let (missed, target) = (missed >> 10, idle.target >> 10);
-            self.measured.warnings.push(format!(
+            self.journal.warn(format!(
                 "{missed} KiB more than the target of {target} KiB stayed in memory: they were in use whenever they were watched"
             ));
         }
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<(), TrialError> {
-        let hot = std::mem::take(&mut self.hot);
-        for &vcpu in &hot {
-            self.testbed().mailbox(vcpu).area().request_stop();
+    fn finish(self) {
+        let testbed = self.setup.testbed;
+        if let Some(system) = testbed.system() {
+            self.journal.push(&Event::GivenBack(system.take_given_back()));
         }
-        for &vcpu in &hot {
-            self.testbed().wait(vcpu, PATIENCE)?;
+        if let Some(counts) = self.attacker.device_counts() {
+            self.journal.push(&Event::Device(counts));
         }
-        let (mut refaults, mut collateral) = (0, 0);
-        for &vcpu in &hot {
-            let mut stalls = Vec::new();
-            self.testbed().mailbox(vcpu).take_stalls(|stall| stalls.push(stall))?;
-            for stall in &stalls {
-                if self.file_stall(vcpu, stall) { refaults += 1 } else { collateral += 1 }
-            }
-        }
-        if let Some(before) = self.live_since.take() {
-            self.count_live(before, refaults, collateral);
-        }
-        Ok(())
-    }
-
-    /// Counts the faults that the hot loops met while memory was taken. The secondary MMU's own count is
-    /// exact but does not say where; the guest's stalls say where but contain its interrupts.
-    fn count_live(&mut self, before: Option<u64>, refaults: u64, collateral: u64) {
-        let fixed = before.zip(self.testbed().faults_fixed()).map(|(before, after)| after - before);
-        match fixed {
-            Some(faults) if self.hot_apart => self.counts().collateral_faults += Count::of(faults),
-            _ => {
-                self.counts().refaults += Count::of(refaults);
-                self.counts().collateral_faults += Count::of(collateral);
-                self.measured.warnings.push(format!(
-                    "faults during the reclaim steps are stalls of the hot loops of {} us and more, interrupts \
-                     included: {}",
-                    STALL.as_micros(),
-                    if fixed.is_some() {
-                        "the hot loops touch victims too, and KVM's count does not say where"
-                    } else {
-                        "this KVM does not count its faults"
-                    }
-                ));
-            }
-        }
-    }
-
-    /// Touches every page that was taken.
-    fn refault(&mut self, vcpu: u32) -> Result<(), TrialError> {
-        let pages: Vec<u64> =
-            (0..self.setup.plan.pages()).filter(|&page| self.fates.is_taken(page)).collect();
-        self.look_for_returned()?;
-        let faults = self.touch_once(vcpu, pages)?;
-        self.counts().refaults += faults;
-        Ok(())
-    }
-
-    /// Counts what was swapped out by the kernel and is back already. With nobody of the guest's near it, somebody else
-    /// brought it, and a fault may bring several of such pages back to the guest.
-    fn look_for_returned(&mut self) -> Result<(), TrialError> {
-        let swaps =
-            matches!(self.setup.combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
-        if !swaps {
-            return Ok(());
-        }
-        let fates = &self.fates;
-        let here = self.attacker.resident(|page| fates.is_taken(page))? * PAGE_SIZE;
-        let counts = &mut self.measured.counts;
-        // What a cgroup left alone is none of the pages that were taken.
-        let stayed = match self.setup.combination.reclaim {
-            Reclaim::Cgroup => 0,
-            _ => counts.victim_bytes.saturating_sub(counts.evicted_bytes),
-        };
-        counts.returned_bytes = Some(here.saturating_sub(stayed));
-        Ok(())
-    }
-
-    /// Touches every page that was not taken.
-    fn sweep(&mut self, vcpu: u32) -> Result<(), TrialError> {
-        let pages: Vec<u64> = self.fates.others().collect();
-        let faults = self.touch_once(vcpu, pages)?;
-        self.counts().collateral_faults += faults;
-        Ok(())
-    }
-
-    /// Touches each page once, files its stall, and returns how many faults that took.
-    fn touch_once(&mut self, vcpu: u32, pages: Vec<u64>) -> Result<Count, TrialError> {
-        orders::warm_control_area(self.testbed(), vcpu)?;
-        self.testbed().mailbox(vcpu).take_stalls(|_| {})?;
-        let task = Task::Touch { access: Access::Read, passes: Some(1), stall_cycles: self.stall_cycles };
-        let testbed = self.testbed();
-        let before = testbed.faults_fixed();
-        let mut stalls: Vec<Stall> = Vec::new();
-        orders::run_list(testbed, vcpu, task, pages.into_iter(), |_, more| stalls.extend(more))?;
-        let fixed = before.zip(testbed.faults_fixed()).map(|(before, after)| after - before);
-        for stall in &stalls {
-            self.file_stall(vcpu, stall);
-        }
-        if fixed.is_none() {
-            self.measured.warnings.push(format!(
-                "this KVM does not count its faults: those of a refault or sweep are stalls of {} us and \
-                 more, interrupts included",
-                STALL.as_micros()
-            ));
-        }
-        Ok(fixed.map_or(Count::of(stalls.len() as u64), Count::of))
-    }
-
-    /// Records a stall where it belongs. Returns whether its page was taken.
-    fn file_stall(&mut self, vcpu: u32, stall: &Stall) -> bool {
-        let ns = self.setup.clock.nanoseconds(stall.cycles);
-        self.journal.stall(vcpu, stall, ns);
-        let taken = orders::page_of(stall).is_some_and(|page| self.fates.is_taken(page));
-        let times = &mut self.measured.times;
-        let histogram = if taken { &mut times.refault } else { &mut times.collateral };
-        histogram.record(ns);
-        taken
-    }
-
-    /// Takes the hot loops' stalls: the page and the nanoseconds of each.
-    fn take_stalls(&self, mut each: impl FnMut(Option<u64>, u64)) -> Result<(), TrialError> {
-        for &vcpu in &self.hot {
-            self.testbed().mailbox(vcpu).take_stalls(|stall| {
-                each(orders::page_of(&stall), self.setup.clock.nanoseconds(stall.cycles));
-            })?;
-        }
-        Ok(())
-    }
-
-    fn verify(&mut self) -> Result<(), TrialError> {
-        let mut wrong = 0;
-        let mut first: Option<String> = None;
-        for (content, generation) in [(Content::Pattern, GENERATION), (Content::Zeros, 0)] {
-            let task = Task::Verify { generation };
-            let pages = self.fates.with(content);
-            orders::run_list(self.setup.testbed, 0, task, pages, |outcome, _| {
-                wrong += outcome.wrong_pages;
-                if outcome.wrong_pages > 0 && first.is_none() {
-                    first = Some(format!(
-                        "first wrong word at gpa {:#x}: {:#x} in place of {:#x}",
-                        outcome.wrong_gpa, outcome.wrong_found, outcome.wrong_expected
-                    ));
-                }
-            })?;
-        }
-        for page in self.fates.with(Content::Either) {
-            wrong += u64::from(!self.is_pattern_or_zeros(page));
-        }
-        self.measured.counts.integrity_errors = wrong;
-        self.measured.warnings.extend(first);
-        Ok(())
-    }
-
-    /// Checks a page that was given up with `MADV_FREE` from outside: it holds its pattern until the kernel
-    /// takes it, then zeros, and the guest's verify knows only one of the two.
-    fn is_pattern_or_zeros(&self, page: u64) -> bool {
-        let arena = self.testbed().arena();
-        let gpa = guest_abi::layout::ARENA_GPA + page * PAGE_SIZE;
-        let matches = |generation| {
-            (HEADER_WORDS as u64..WORDS as u64).all(|word| {
-                let at = arena.hva_at(page * PAGE_SIZE + 8 * word).expect("a page of the arena");
-                arena.read_u64(at).ok() == Some(guest_abi::page::pattern(gpa + 8 * word, generation))
-            })
-        };
-        matches(GENERATION) || matches(0)
-    }
-
-    fn finish(mut self) -> Measured {
-        self.measured.counts.given_back = self.testbed().system().map(GuestSystem::take_given_back);
-        let announced = self.listener != Listener::Kernel;
-        self.measured.counts.device = self.attacker.device_stats();
-        let (recorder, reclaim, marks) = self.attacker.finish();
-        let mailboxes = (0..self.setup.testbed.vcpus()).map(|vcpu| self.setup.testbed.mailbox(vcpu));
-        let lost_stalls = mailboxes.map(|mailbox| mailbox.area().stalls_dropped()).sum();
-        self.journal.stalls_lost(lost_stalls);
-        let events = self.journal.finish(self.setup.testbed, &self.setup.clock, &marks, &recorder);
-        self.measured.events = Some(Box::new(events));
-        if announced {
-            for record in recorder.records() {
-                self.measured.times.zap.record(record.zap_ns);
-            }
-        }
-        self.measured.times.reclaim = reclaim;
-        let totals = recorder.totals().sum(|_| true);
-        let counts = &mut self.measured.counts;
-        counts.totals = totals;
-        counts.lost_records = recorder.lost();
-        if announced {
-            (counts.sptes_zapped_4k, counts.sptes_zapped_2m) =
-                (totals.sptes_zapped_4k, totals.sptes_zapped_2m);
-        }
-        counts.lost_stalls = lost_stalls;
-        self.measured
+        let lost = (0..testbed.vcpus()).map(|vcpu| testbed.mailbox(vcpu).area().stalls_dropped()).sum();
+        self.journal.reading(Counter::LostStalls, Some(lost));
+        self.journal.trial_ended(testbed, &self.setup.clock);
     }
 }
 

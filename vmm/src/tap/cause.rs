@@ -12,11 +12,13 @@
 //!     └─ a thread that is gone         unattributed
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 use super::tasks::Task;
 use super::tracepoints::Work;
 
 /// Why a range was announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum RangeCause {
     /// A step's own operation.
     Step,
@@ -116,6 +118,22 @@ impl RangeCause {
     /// Whether neither the experiment nor this process made it: the host on its own, or another process.
     pub const fn is_stranger(self) -> bool {
         !self.is_ours() && !matches!(self, Self::Step | Self::Unattributed)
+    }
+}
+
+/// Ranges and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ranges {
+    /// How many ranges.
+    pub ranges: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Ranges {
+    fn add_assign(&mut self, other: Self) {
+        self.ranges = self.ranges.saturating_add(other.ranges);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 

@@ -8,11 +8,12 @@
 //!     └─ synthetic  the same ring and bytes, written by a thread ───────┘              (one reader thread)
 //! ```
 //!
-//! Begin at [`Tap::open`]; what is made of the events, together with what a run did itself, is in [`reconcile`]. The layout of every record is read from the kernel at run time ([`mod@format`], [`tracepoints`]).
+//! Begin at [`Tap::open`]; what is made of the events, together with what a run did itself, is in `crate::fold`. The layout of every record is read from the kernel at run time ([`mod@format`], [`tracepoints`]).
 //! The tap watches addresses, of whatever process: a run's own arena, or the memory of a VM that another VMM runs.
 
 mod advice;
 mod at_work;
+mod attribute;
 pub mod bpf;
 pub mod cause;
 pub mod collector;
@@ -23,7 +24,6 @@ pub mod instance;
 mod mapping;
 mod page;
 pub mod perf;
-pub mod reconcile;
 mod ring;
 pub mod sample;
 pub mod source;
@@ -36,13 +36,13 @@ use guest_mem::HvaRange;
 
 pub use advice::advice_name;
 pub use at_work::AtWork;
+pub use attribute::{Calls, Promise, attribute};
 pub use bpf::{Bpf, BpfError};
-pub use cause::RangeCause;
+pub use cause::{RangeCause, Ranges};
 pub use collector::{CollectError, Collector, Deeds, Seen};
 pub use filter::everywhere;
 pub use instance::{Instance, InstanceError};
 pub use perf::{Perf, PerfError};
-pub use reconcile::{Account, Operations, Promise, Ranges};
 pub use source::{Heard, Source, SourceError};
 pub use tasks::Task;
 pub use tracepoints::{Call, Deed, Event, Interest, Layout, LayoutError, What, Work};

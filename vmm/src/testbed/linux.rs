@@ -14,8 +14,9 @@ use rustix::thread::Pid;
 
 use super::kvm::around;
 use super::linux_machine::LinuxMachine;
-use super::{Breaker, GivenBack, GuestSystem, ShellEnd, Testbed};
+use super::{Breaker, GuestSystem, ShellEnd, Testbed};
 use crate::choice::{Listener, Reclaim};
+use crate::events::GivenBack;
 use crate::guest::{GuestError, Mailbox};
 use crate::kvm::{Accounting, FaultCounts, KvmSlots, Leaves, VmCore, VmError, ZapMethod};
 

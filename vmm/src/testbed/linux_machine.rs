@@ -22,13 +22,13 @@ use guest_abi::link::Pages;
 use guest_mem::remedy::{self, Asked};
 use guest_mem::waits::Thread;
 use guest_mem::{Backing, GpaRange, PAGE_SIZE};
-use notifier_bridge::Cause;
 
-use super::{GivenBack, ShellEnd};
+use super::ShellEnd;
 use crate::agent::initramfs::{self, Kind};
 use crate::agent::{AgentError, Link};
 use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::block::{Disk, DiskError};
+use crate::events::GivenBack;
 use crate::exit::{Class, Classified};
 use crate::guest::{GuestError, Mailbox};
 use crate::host::Root;
@@ -419,9 +419,7 @@ impl LinuxMachine {
 
     /// What the guest gave back since this was last asked.
     pub fn take_given_back(&self) -> GivenBack {
-        let recorder = self.pc.give_back().take();
-        let of = |cause| recorder.totals().sum(|key| key.cause == cause);
-        GivenBack { balloon: of(Cause::Balloon), reported: of(Cause::FreePageReport) }
+        self.pc.give_back().take()
     }
 
     /// The guest's own counters, if every page under test is still where it was.

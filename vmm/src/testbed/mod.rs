@@ -13,7 +13,7 @@ use guest_abi::block::Outcome;
 use guest_mem::swapper::Memory;
 use guest_mem::uffd::Faults;
 use guest_mem::{Region, SlotTable};
-use notifier_bridge::{ShadowingMmu, Totals};
+use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 
 pub use kvm::KvmTestbed;
@@ -22,6 +22,7 @@ pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
 pub use soft::{SoftError, SoftTestbed};
 
 use crate::choice::{Listener, Reclaim};
+use crate::events::GivenBack;
 use crate::guest::{CrashReport, GuestError, Mailbox};
 use crate::kvm::{FaultCounts, Leaves, Surroundings, ZapMethod};
 
@@ -73,15 +74,6 @@ pub struct ShellEnd {
     pub status: i32,
     /// The end of what it printed.
     pub tail: String,
-}
-
-/// Memory that a guest gave back of itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GivenBack {
-    /// By its balloon.
-    pub balloon: Totals,
-    /// By reporting pages as free.
-    pub reported: Totals,
 }
 
 /// A machine with memory under test, workers that use it, and a secondary MMU between the two.

@@ -3,7 +3,7 @@
 use notifier_bridge::Cause;
 use serde::Serialize;
 
-use crate::events::{Announcement, RowEvents, StallEvent, StepEvent};
+use crate::events::{Announcement, Counted, Counter, Event, KernelRange, RowEvents, Stall, StallOn, Step};
 use crate::record::RowLabel;
 use crate::tap::RangeCause;
 
@@ -63,17 +63,6 @@ pub struct Phase {
     pub stalled: Stalled,
 }
 
-/// What the secondary MMU counted while memory was taken, where it counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counted {
-    /// Faults that installed a translation.
-    pub faults: Option<u64>,
-    /// Faults after which the guest was let in again without one.
-    pub retries: Option<u64>,
-    /// Remote TLB flushes.
-    pub flushes: Option<u64>,
-}
-
 /// The steps of a row, summed up by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Steps {
@@ -99,10 +88,8 @@ pub struct RowTime {
     pub steps: Steps,
     /// What the secondary MMU did meanwhile.
     pub counted: Counted,
-    /// Announcements that are not among these: they found no room.
-    pub announcements_left_out: u64,
-    /// Ranges of the kernel's that are not among these, for the same reason; `None` where nobody kept its account.
-    pub ranges_left_out: Option<u64>,
+    /// Whether the kernel's account was kept.
+    pub has_account: bool,
     /// Stalls that are not among these: they found no room, or could not be put on the host's clock.
     pub stalls_left_out: u64,
     /// By how much the guest's times may be off against the host's, either way.
@@ -117,80 +104,133 @@ struct Bracket {
     cause: usize,
 }
 
+/// A step as it was carried out.
+#[derive(Clone, Copy, Debug)]
+struct Span<'a> {
+    step: &'a Step,
+    begin: u64,
+    end: u64,
+}
+
 impl RowTime {
-    /// Sums a row up.
+    /// Sums the first trial of a row up.
     pub fn of(row: &RowEvents) -> Self {
-        let header = &row.header;
-        let kept = header.ranges_left_out.is_some();
-        let mut causes: Vec<(Cause, CauseTime)> = Vec::new();
-        let mut brackets = Vec::with_capacity(row.announcements.len());
-        for (began, one) in row.brackets() {
-            let index = causes.iter().position(|(cause, _)| *cause == one.cause).unwrap_or_else(|| {
-                let named = CauseTime { cause: one.cause.name().to_owned(), ..CauseTime::default() };
-                causes.push((one.cause, CauseTime { kernel_ranges: kept.then_some(0), ..named }));
-                causes.len() - 1
-            });
-            let its = &mut causes[index].1;
-            its.announcements += 1;
-            its.zap_ns = its.zap_ns.saturating_add(one.zap_ns);
-            its.operation_ns = its.operation_ns.saturating_add(one.operation_ns);
-            its.end_ns = its.end_ns.saturating_add(one.end_ns);
-            brackets.push(Bracket { begin: began, end: began.saturating_add(one.total_ns()), cause: index });
-        }
+        let (setting, events) = (row.setting(), row.first_trial());
+        let of_account = |event: &Event| match event {
+            Event::KernelSpan { .. } => Some(true),
+            Event::NoAccount(_) => Some(false),
+            _ => None,
+        };
+        // What is known last: an account may come to an end.
+        let has_account = row.events.iter().rev().find_map(of_account).unwrap_or(false);
         let mut time = Self {
-            label: header.label.clone(),
-            causes: causes.into_iter().map(|(_, time)| time).collect(),
+            label: setting.label.clone(),
+            causes: Vec::new(),
             others: Vec::new(),
             steps: Steps::default(),
             counted: Counted::default(),
-            announcements_left_out: header.lost,
-            ranges_left_out: header.ranges_left_out,
-            stalls_left_out: header.stalls_left_out,
-            clock_uncertain_ns: header.clock_uncertain_ns,
+            has_account,
+            stalls_left_out: 0,
+            clock_uncertain_ns: 0,
         };
-        time.add_steps(row);
+        let (mut spans, mut brackets, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        let mut began = None;
+        for event in events {
+            match event {
+                Event::StepBegan { at_ns, step } => spans.push(Span { step, begin: *at_ns, end: *at_ns }),
+                Event::StepEnded { at_ns, counted } => time.end_step(spans.last_mut(), *at_ns, counted),
+                Event::OperationBegan(operation) => _ = began.get_or_insert(operation.at_ns),
+                Event::Announced(one) => brackets.push(time.add_announcement(one, &mut known)),
+                Event::Clock { uncertain_ns } => time.clock_uncertain_ns = *uncertain_ns,
+                Event::Reading { counter: Counter::LostStalls, count } => {
+                    time.stalls_left_out = time.stalls_left_out.saturating_add(count.unwrap_or(0));
+                }
+                _ => {}
+            }
+        }
         let mut held = vec![0; time.causes.len()];
-        row.stalls.iter().for_each(|stall| time.add_stall(row, &brackets, stall, &mut held));
-        time.add_ranges(row, &brackets);
+        for event in events {
+            match event {
+                Event::Stall(stall) => time.add_stall(stall, began, (&spans, &brackets), &mut held),
+                Event::KernelRange(range) if has_account => time.add_range(range, setting.pages(), &brackets),
+                _ => {}
+            }
+        }
         time
     }
 
-    fn phase(&mut self, step: &StepEvent) -> Option<&mut Phase> {
+    fn add_announcement(&mut self, one: &Announcement, known: &mut Vec<Cause>) -> Bracket {
+        let index = known.iter().position(|cause| *cause == one.cause).unwrap_or_else(|| {
+            known.push(one.cause);
+            let kernel_ranges = self.has_account.then_some(0);
+            self.causes.push(CauseTime {
+                cause: one.cause.name().to_owned(),
+                kernel_ranges,
+                ..CauseTime::default()
+            });
+            known.len() - 1
+        });
+        let its = &mut self.causes[index];
+        its.announcements += 1;
+        its.zap_ns = its.zap_ns.saturating_add(one.zap_ns);
+        its.operation_ns = its.operation_ns.saturating_add(one.operation_ns);
+        its.end_ns = its.end_ns.saturating_add(one.end_ns);
+        Bracket { begin: one.at_ns, end: one.at_ns.saturating_add(one.total_ns()), cause: index }
+    }
+
+    fn phase(&mut self, step: &Step) -> Option<&mut Phase> {
         match step {
-            StepEvent::Reclaim { .. } => Some(&mut self.steps.reclaim),
-            StepEvent::Refault => Some(&mut self.steps.refault),
-            StepEvent::Sweep => Some(&mut self.steps.sweep),
+            Step::Reclaim(_) => Some(&mut self.steps.reclaim),
+            Step::Refault => Some(&mut self.steps.refault),
+            Step::Sweep => Some(&mut self.steps.sweep),
             _ => None,
         }
     }
 
-    fn add_steps(&mut self, row: &RowEvents) {
-        for (step, time) in row.header.steps.iter().zip(&row.header.step_times) {
-            let Some(phase) = self.phase(step) else { continue };
-            phase.ns = phase.ns.saturating_add(time.ended_ns.saturating_sub(time.began_ns).max(0) as u64);
-            // The guest warms its own memory up in the others.
-            if !matches!(step, StepEvent::Reclaim { .. }) {
-                continue;
-            }
-            let counted = &mut self.counted;
-            for (sum, more) in [
-                (&mut counted.faults, time.faults),
-                (&mut counted.retries, time.retries),
-                (&mut counted.flushes, time.flushes),
-            ] {
-                *sum = more.map(|more| sum.unwrap_or(0).saturating_add(more)).or(*sum);
-            }
+    fn end_step(&mut self, span: Option<&mut Span<'_>>, at_ns: u64, counted: &Counted) {
+        let Some(span) = span else { return };
+        span.end = at_ns;
+        if let Some(phase) = self.phase(span.step) {
+            phase.ns = phase.ns.saturating_add(at_ns.saturating_sub(span.begin));
+        }
+        // The guest warms its own memory up in the others.
+        if !matches!(span.step, Step::Reclaim(_)) {
+            return;
+        }
+        let sums = &mut self.counted;
+        for (sum, more) in [
+            (&mut sums.faults, counted.faults),
+            (&mut sums.retries, counted.retries),
+            (&mut sums.flushes, counted.flushes),
+        ] {
+            *sum = more.map(|more| sum.unwrap_or(0).saturating_add(more)).or(*sum);
         }
     }
 
     /// The part of a stall inside brackets is held by their causes; the rest belongs to the step in which it began.
-    /// `held` is zeros, one for each cause, and is left so.
-    fn add_stall(&mut self, row: &RowEvents, brackets: &[Bracket], stall: &StallEvent, held: &mut [u64]) {
-        let ended = stall.began_ns.saturating_add(stall.ns);
-        let first = brackets.partition_point(|bracket| bracket.end <= stall.began_ns);
+    /// `held` is zeros, one for each cause, and is left so. One that began before the first operation is none of its doing.
+    fn add_stall(
+        &mut self,
+        stall: &Stall,
+        began: Option<u64>,
+        (spans, brackets): (&[Span<'_>], &[Bracket]),
+        held: &mut [u64],
+    ) {
+        if stall.on == StallOn::Undisturbed {
+            return;
+        }
+        let Some(at) = stall.at_ns else {
+            self.stalls_left_out += 1;
+            return;
+        };
+        if began.is_some_and(|began| at < began) {
+            return;
+        }
+        let ended = at.saturating_add(stall.ns);
+        let first = brackets.partition_point(|bracket| bracket.end <= at);
         let mut inside = 0u64;
         for bracket in brackets[first..].iter().take_while(|bracket| bracket.begin < ended) {
-            let part = ended.min(bracket.end).saturating_sub(stall.began_ns.max(bracket.begin));
+            let part = ended.min(bracket.end).saturating_sub(at.max(bracket.begin));
             held[bracket.cause] = part.saturating_add(held[bracket.cause]);
             inside = inside.saturating_add(part);
         }
@@ -201,50 +241,29 @@ impl RowTime {
             }
         }
         let outside = stall.ns.saturating_sub(inside);
-        let times = row.header.steps.iter().zip(&row.header.step_times);
         // Steps are in order of time, and few.
-        let step = times.rev().find(|(_, time)| time.began_ns <= stall.began_ns as i64).map(|(step, _)| step);
+        let step = spans.iter().rev().find(|span| span.begin <= at).map(|span| span.step);
         if let Some(phase) = step.and_then(|step| self.phase(step)).filter(|_| outside > 0) {
             phase.stalled.add(outside);
         }
     }
 
-    fn add_ranges(&mut self, row: &RowEvents, brackets: &[Bracket]) {
-        for range in &row.ranges {
-            let at = brackets.partition_point(|bracket| bracket.end < range.at_ns);
-            let bracket = brackets.get(at).filter(|bracket| bracket.begin <= range.at_ns);
-            if let (RangeCause::Step, Some(bracket)) = (range.cause, bracket) {
-                *self.causes[bracket.cause].kernel_ranges.get_or_insert(0) += 1;
-                continue;
-            }
-            let name = range.cause.name();
-            let known = self.others.iter().position(|other| other.cause == name).unwrap_or_else(|| {
-                self.others.push(OtherRanges { cause: name.to_owned(), ranges: 0, pages: 0 });
-                self.others.len() - 1
-            });
-            self.others[known].ranges += 1;
-            let pages = &mut self.others[known].pages;
-            *pages = pages.saturating_add(range.pages);
+    fn add_range(&mut self, range: &KernelRange, arena_pages: u64, brackets: &[Bracket]) {
+        let Some((_, pages)) = range.pages(arena_pages) else { return };
+        let at = brackets.partition_point(|bracket| bracket.end < range.at_ns);
+        let bracket = brackets.get(at).filter(|bracket| bracket.begin <= range.at_ns);
+        if let (RangeCause::Step, Some(bracket)) = (range.cause, bracket) {
+            *self.causes[bracket.cause].kernel_ranges.get_or_insert(0) += 1;
+            return;
         }
-    }
-}
-
-impl Announcement {
-    /// From its first call to its last.
-    pub fn total_ns(&self) -> u64 {
-        self.zap_ns.saturating_add(self.operation_ns).saturating_add(self.end_ns)
-    }
-}
-
-impl RowEvents {
-    /// Each announcement, with when its bracket was opened: nanoseconds since the row's first operation.
-    pub fn brackets(&self) -> impl Iterator<Item = (u64, &Announcement)> {
-        let mut rest = self.announcements.as_slice();
-        self.operations.iter().flat_map(move |operation| {
-            let (its, others) = rest.split_at((operation.announcements as usize).min(rest.len()));
-            rest = others;
-            its.iter().map(|one| (operation.began_ns.saturating_add(one.began_ns), one))
-        })
+        let name = range.cause.name();
+        let known = self.others.iter().position(|other| other.cause == name).unwrap_or_else(|| {
+            self.others.push(OtherRanges { cause: name.to_owned(), ranges: 0, pages: 0 });
+            self.others.len() - 1
+        });
+        let other = &mut self.others[known];
+        other.ranges += 1;
+        other.pages = other.pages.saturating_add(pages);
     }
 }
 

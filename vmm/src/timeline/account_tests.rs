@@ -3,14 +3,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::events::{StallEvent, StepTime};
-use crate::timeline::fixture::{bracket, range, row, stall};
+use crate::timeline::fixture::{bracket, range, row, row_until, stall};
 
 #[test]
 fn a_stall_is_held_inside_and_repaired_outside() {
     // The brackets are [0, 1000) and [5000, 6000).
-    let mut row = row(&[bracket(0, Cause::PageOut), bracket(5_000, Cause::PageOut)]);
-    row.stalls = vec![stall(900, 300), stall(2_000, 70), stall(5_100, 200), stall(20_000, 11)];
+    let mut row = row(vec![bracket(0, Cause::PageOut), bracket(5_000, Cause::PageOut)]);
+    row.events.extend([stall(900, 300), stall(2_000, 70), stall(5_100, 200), stall(20_000, 11)]);
     let time = RowTime::of(&row);
     let [cause] = time.causes.as_slice() else { panic!("{time:?}") };
     assert_eq!((cause.announcements, cause.zap_ns, cause.operation_ns, cause.end_ns), (2, 600, 1_200, 200));
@@ -27,9 +26,12 @@ fn a_stall_is_held_inside_and_repaired_outside() {
 #[test]
 fn a_stall_across_brackets_is_one() {
     // The brackets are [0, 1000), [1000, 2000) and [5000, 6000).
-    let mut row =
-        row(&[bracket(0, Cause::PageOut), bracket(1_000, Cause::PageOut), bracket(5_000, Cause::FolioSplit)]);
-    row.stalls = vec![stall(500, 5_000)];
+    let mut row = row(vec![
+        bracket(0, Cause::PageOut),
+        bracket(1_000, Cause::PageOut),
+        bracket(5_000, Cause::FolioSplit),
+    ]);
+    row.events.extend([stall(500, 5_000)]);
     let time = RowTime::of(&row);
     let held: Vec<_> = time.causes.iter().map(|cause| cause.held).collect();
     assert_eq!(held, [Stalled { stalls: 1, ns: 1_500 }, Stalled { stalls: 1, ns: 500 }]);
@@ -38,14 +40,14 @@ fn a_stall_across_brackets_is_one() {
 
 #[test]
 fn causes_are_told_apart_and_strangers_too() {
-    let mut row = row(&[bracket(0, Cause::FolioSplit), bracket(2_000, Cause::PageOut)]);
-    row.ranges = vec![
+    let mut row = row(vec![bracket(0, Cause::FolioSplit), bracket(2_000, Cause::PageOut)]);
+    row.events.extend([
         range(100, 1, RangeCause::Step),
         range(2_100, 1, RangeCause::Step),
         range(2_200, 1, RangeCause::Step),
         range(2_300, 512, RangeCause::Khugepaged),
         range(9_000, 1, RangeCause::Step),
-    ];
+    ]);
     let time = RowTime::of(&row);
     let counted: Vec<_> =
         time.causes.iter().map(|cause| (cause.cause.as_str(), cause.kernel_ranges)).collect();
@@ -57,8 +59,8 @@ fn causes_are_told_apart_and_strangers_too() {
 
 #[test]
 fn without_the_kernels_account_its_ranges_are_not_known() {
-    let mut row = row(&[bracket(0, Cause::PageOut)]);
-    row.header.ranges_left_out = None;
+    let mut row = row(vec![bracket(0, Cause::PageOut)]);
+    row.events.push(Event::NoAccount("it was not wanted".to_owned()));
     assert_eq!(RowTime::of(&row).causes[0].kernel_ranges, None);
 }
 
@@ -70,20 +72,18 @@ proptest! {
         stalls in prop::collection::vec((0u64..9_999, 1u64..4_000), 0..40),
     ) {
         let mut at = 0;
+        // A stall that begins before the first operation is none of its doing: it begins at 0.
         let brackets: Vec<_> = gaps
             .iter()
             .map(|gap| {
+                let gap = if at == 0 { 0 } else { *gap };
                 at += gap + 1_000;
                 bracket(at - 1_000, Cause::PageOut)
             })
             .collect();
-        let mut row = row(&brackets);
-        row.header.step_times[1].ended_ns = at as i64 + 20_000;
-        row.header.step_times[2] = StepTime { began_ns: at as i64 + 20_000, ..StepTime::default() };
-        let mut stalls: Vec<StallEvent> = stalls.iter().map(|&(began, ns)| stall(began, ns)).collect();
-        stalls.sort_by_key(|stall| stall.began_ns);
-        let all: u64 = stalls.iter().map(|stall| stall.ns).sum();
-        row.stalls = stalls;
+        let mut row = row_until(at + 20_000, brackets);
+        let all: u64 = stalls.iter().map(|(_, ns)| ns).sum();
+        row.events.extend(stalls.iter().map(|&(began, ns)| stall(began, ns)));
         let time = RowTime::of(&row);
         let held: u64 = time.causes.iter().map(|cause| cause.held.ns).sum();
         prop_assert_eq!(held + time.steps.reclaim.stalled.ns, all);

@@ -16,5 +16,5 @@ mod account;
 pub(crate) mod fixture;
 mod trace;
 
-pub use account::{CauseTime, Counted, OtherRanges, Phase, RowTime, Stalled, Steps};
+pub use account::{CauseTime, OtherRanges, Phase, RowTime, Stalled, Steps};
 pub use trace::write_trace;

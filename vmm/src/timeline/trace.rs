@@ -8,7 +8,7 @@ use guest_mem::PAGE_SIZE;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::events::{RowEvents, StepEvent};
+use crate::events::{Announcement, Counted, Event, KernelRange, RowEvents, Setting, Stall, StallOn, Step};
 
 /// Tracks; those of vCPUs come after.
 const STEPS: u32 = 1;
@@ -41,7 +41,8 @@ pub fn write_trace<'a>(
     out.write_all(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[")?;
     let mut sink = Sink { out, first: true };
     for row in rows {
-        RowTrace { row, pid: row.header.row.saturating_add(1) }.write(&mut sink)?;
+        RowTrace { setting: row.setting(), pid: row.row.saturating_add(1) }
+            .write(row.first_trial(), &mut sink)?;
     }
     out.write_all(b"\n]}\n")
 }
@@ -60,13 +61,13 @@ impl Sink<'_> {
 }
 
 struct RowTrace<'a> {
-    row: &'a RowEvents,
+    setting: &'a Setting,
     pid: u32,
 }
 
 impl RowTrace<'_> {
-    fn write(&self, sink: &mut Sink<'_>) -> io::Result<()> {
-        let label = &self.row.header.label;
+    fn write(&self, events: &[Event], sink: &mut Sink<'_>) -> io::Result<()> {
+        let label = &self.setting.label;
         let name = format!(
             "{}, {}, {}, {}",
             label.case, label.tried.backing, label.tried.policy, label.tried.reclaim
@@ -76,55 +77,73 @@ impl RowTrace<'_> {
         for (track, name) in tracks {
             self.name(sink, "thread_name", track, name)?;
         }
-        for (step, time) in self.row.header.steps.iter().zip(&self.row.header.step_times) {
-            let length = time.ended_ns.saturating_sub(time.began_ns).max(0) as u64;
-            let counted = json!({ "faults": time.faults, "retries": time.retries, "flushes": time.flushes });
-            self.span(sink, STEPS, name_of(step), (time.began_ns, length), counted)?;
-        }
-        self.operations(sink)?;
-        for range in &self.row.ranges {
-            let args =
-                json!({ "gpa": self.gpa(range.first_page), "bytes": range.pages.saturating_mul(PAGE_SIZE) });
-            sink.put(&TraceEvent {
-                name: range.cause.name(),
-                ph: "i",
-                ts: self.microseconds(range.at_ns as i64),
-                dur: None,
-                pid: self.pid,
-                tid: KERNEL,
-                args,
-            })?;
-        }
-        let mut named = Vec::new();
-        for stall in &self.row.stalls {
-            let track = FIRST_VCPU.saturating_add(stall.vcpu);
-            if !named.contains(&track) {
-                named.push(track);
-                self.name(sink, "thread_name", track, &format!("vCPU {} stands still", stall.vcpu))?;
+        let (mut begun, mut named) = (None, Vec::new());
+        for event in events {
+            match event {
+                Event::StepBegan { at_ns, step } => begun = Some((*at_ns, step)),
+                Event::StepEnded { at_ns, counted } => self.step(sink, begun.take(), *at_ns, counted)?,
+                Event::Announced(one) => self.announced(sink, one)?,
+                Event::KernelRange(range) => self.range(sink, range)?,
+                Event::Stall(stall) if stall.on != StallOn::Undisturbed => {
+                    self.stall(sink, stall, &mut named)?
+                }
+                _ => {}
             }
-            let args = json!({ "gpa": stall.page.map(|page| self.gpa(page)) });
-            self.span(sink, track, "stall", (stall.began_ns as i64, stall.ns), args)?;
         }
         Ok(())
     }
 
-    /// Each bracket with its parts inside.
-    fn operations(&self, sink: &mut Sink<'_>) -> io::Result<()> {
-        for (began, one) in self.row.brackets() {
-            let args = json!({
-                "gpa": self.gpa(one.first_page),
-                "bytes": one.pages.saturating_mul(PAGE_SIZE),
-                "folio_bytes": PAGE_SIZE << one.order.get(),
-            });
-            self.span(sink, OPERATIONS, one.cause.name(), (began as i64, one.total_ns()), args)?;
-            let mut at = began;
-            for (name, length) in [("zap", one.zap_ns), ("operation", one.operation_ns), ("end", one.end_ns)]
-            {
-                if length > 0 {
-                    self.span(sink, OPERATIONS, name, (at as i64, length), Value::Null)?;
-                }
-                at = at.saturating_add(length);
+    fn step(
+        &self,
+        sink: &mut Sink<'_>,
+        begun: Option<(u64, &Step)>,
+        at_ns: u64,
+        counted: &Counted,
+    ) -> io::Result<()> {
+        let Some((began, step)) = begun else { return Ok(()) };
+        let counted =
+            json!({ "faults": counted.faults, "retries": counted.retries, "flushes": counted.flushes });
+        self.span(sink, STEPS, step.name(), (began, at_ns.saturating_sub(began)), counted)
+    }
+
+    fn range(&self, sink: &mut Sink<'_>, range: &KernelRange) -> io::Result<()> {
+        let Some((first_page, pages)) = range.pages(self.setting.pages()) else { return Ok(()) };
+        sink.put(&TraceEvent {
+            name: range.cause.name(),
+            ph: "i",
+            ts: self.microseconds(range.at_ns),
+            dur: None,
+            pid: self.pid,
+            tid: KERNEL,
+            args: json!({ "gpa": self.gpa(first_page), "bytes": pages.saturating_mul(PAGE_SIZE) }),
+        })
+    }
+
+    fn stall(&self, sink: &mut Sink<'_>, stall: &Stall, named: &mut Vec<u32>) -> io::Result<()> {
+        let Some(at_ns) = stall.at_ns else { return Ok(()) };
+        let track = FIRST_VCPU.saturating_add(stall.vcpu);
+        if !named.contains(&track) {
+            named.push(track);
+            self.name(sink, "thread_name", track, &format!("vCPU {} stands still", stall.vcpu))?;
+        }
+        let args = json!({ "gpa": stall.page.map(|page| self.gpa(page)) });
+        self.span(sink, track, "stall", (at_ns, stall.ns), args)
+    }
+
+    /// A bracket with its parts inside.
+    fn announced(&self, sink: &mut Sink<'_>, one: &Announcement) -> io::Result<()> {
+        let args = json!({
+            "gpa": self.gpa(one.first_page),
+            "bytes": one.pages.saturating_mul(PAGE_SIZE),
+            "folio_bytes": PAGE_SIZE << one.order.get(),
+        });
+        self.span(sink, OPERATIONS, one.cause.name(), (one.at_ns, one.total_ns()), args)?;
+        let mut at = one.at_ns;
+        for (name, length) in [("zap", one.zap_ns), ("operation", one.operation_ns), ("end", one.end_ns)] {
+            if length > 0 {
+                self.span(sink, OPERATIONS, name, (at, length), Value::Null)?;
             }
+            at = at.saturating_add(length);
         }
         Ok(())
     }
@@ -134,7 +153,7 @@ impl RowTrace<'_> {
         sink: &mut Sink<'_>,
         tid: u32,
         name: &str,
-        (began_ns, ns): (i64, u64),
+        (began_ns, ns): (u64, u64),
         args: Value,
     ) -> io::Result<()> {
         let (ts, dur) = (self.microseconds(began_ns), Some(ns as f64 / 1e3));
@@ -146,25 +165,12 @@ impl RowTrace<'_> {
         sink.put(&TraceEvent { name: kind, ph: "M", ts: 0.0, dur: None, pid: self.pid, tid, args })
     }
 
-    fn microseconds(&self, since_began: i64) -> f64 {
-        self.row.header.began_ns.saturating_add_signed(since_began) as f64 / 1e3
+    fn microseconds(&self, since_began: u64) -> f64 {
+        self.setting.began_ns.saturating_add(since_began) as f64 / 1e3
     }
 
     fn gpa(&self, page: u64) -> String {
-        format!("{:#x}", self.row.header.arena.gpa.saturating_add(page.saturating_mul(PAGE_SIZE)))
-    }
-}
-
-fn name_of(step: &StepEvent) -> &'static str {
-    match step {
-        StepEvent::Fill => "fill",
-        StepEvent::Hot { .. } => "hot",
-        StepEvent::Baseline => "baseline",
-        StepEvent::Reclaim { .. } => "reclaim",
-        StepEvent::Stop => "stop",
-        StepEvent::Refault => "refault",
-        StepEvent::Sweep => "sweep",
-        StepEvent::Other => "other",
+        format!("{:#x}", self.setting.arena.gpa.saturating_add(page.saturating_mul(PAGE_SIZE)))
     }
 }
 

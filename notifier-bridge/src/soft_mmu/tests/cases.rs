@@ -8,7 +8,6 @@ use crate::bridge::Bridge;
 use crate::event::Invalidation;
 use crate::policy::Policy;
 use crate::primary::{Mapping, PrimaryMmu};
-use crate::recorder::Recorder;
 
 #[test]
 fn an_access_faults_once_and_a_large_mapping_serves_its_neighbours() {
@@ -138,7 +137,7 @@ fn take_moved_folio(policy: Policy) -> usize {
     }
     let bridge = Bridge::builder(policy, layout()).shadowing(mmu.clone()).build();
     let out = Invalidation::hook(Cause::PageOut, victim, memory(0, PAGES));
-    bridge.invalidate(&mut Recorder::with_capacity(0), &out, || mmu.primary.change(victim.pages)).unwrap();
+    bridge.invalidate(&mut Vec::new(), &out, || mmu.primary.change(victim.pages)).unwrap();
     stale_pages(&mmu).len()
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   device thread: range of guest pages ── where in the host? ── hook: plan, announce ── MADV_DONTNEED or a hole
-//!                                                                       └─ Recorder, by cause
+//!                                                                       └─ sums by cause
 //! ```
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,43 +11,43 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use guest_mem::{
     GpaRange, HvaRange, Operation, PageScanner, Planner, Region, ScanError, Unit, perform_unmeasured,
 };
-use notifier_bridge::{Bridge, Cause, Policy, Recorder, Totals};
+use notifier_bridge::{Bridge, Cause, InvalidationRecord, Policy};
 
 use super::memory::PcMemory;
 use crate::devices::virtio::balloon::{ReclaimError, Reclaimer};
+use crate::events::{GivenBack, Ranges};
 use crate::hook;
 
-/// Records of single invalidations kept; totals are exact beyond.
-const RECORDS: usize = 4096;
-
-/// What was given back, and who is told: shared by the device that takes it and whoever reads the ledger.
+/// What was given back, and who is told: shared by the device that takes it and whoever asks.
 #[derive(Clone)]
 pub struct GiveBack(Arc<Mutex<State>>);
 
 struct State {
     bridge: Arc<Bridge>,
-    recorder: Recorder,
+    given: GivenBack,
+    /// Of the operation in progress.
+    records: Vec<InvalidationRecord>,
 }
 
 impl GiveBack {
-    /// An empty ledger; the kernel alone zaps, and what is announced is written down as it announces.
+    /// Nothing given back yet; the kernel alone zaps, and what is announced is written down as it announces.
     pub fn new(memory: &PcMemory) -> Self {
         let bridge = Arc::new(Bridge::builder(Policy::Modern, memory.slots()).build());
-        Self(Arc::new(Mutex::new(State { bridge, recorder: Recorder::with_capacity(RECORDS) })))
+        Self(Arc::new(Mutex::new(State { bridge, given: GivenBack::default(), records: Vec::new() })))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sums by cause so far.
-    pub fn totals(&self, cause: Cause) -> Totals {
-        self.lock().recorder.totals().sum(|key| key.cause == cause)
+    /// What was given back so far.
+    pub fn so_far(&self) -> GivenBack {
+        self.lock().given
     }
 
-    /// What was recorded so far, and an empty ledger from now on.
-    pub fn take(&self) -> Recorder {
-        std::mem::replace(&mut self.lock().recorder, Recorder::with_capacity(RECORDS))
+    /// The same, and nothing from now on.
+    pub fn take(&self) -> GivenBack {
+        std::mem::take(&mut self.lock().given)
     }
 }
 
@@ -60,18 +60,18 @@ impl std::fmt::Debug for GiveBack {
 /// The devices' way to [`GiveBack`].
 pub struct Taker {
     memory: Arc<PcMemory>,
-    ledger: GiveBack,
+    given: GiveBack,
     scanner: PageScanner,
     planner: Planner,
 }
 
 impl Taker {
-    /// A taker of `memory`'s pages that writes into `ledger`.
+    /// A taker of `memory`'s pages that adds to `given`.
     ///
     /// # Errors
     /// Page state cannot be read on this host.
-    pub fn new(memory: Arc<PcMemory>, ledger: GiveBack) -> Result<Self, ScanError> {
-        Ok(Self { memory, ledger, scanner: PageScanner::new()?, planner: Planner::new() })
+    pub fn new(memory: Arc<PcMemory>, given: GiveBack) -> Result<Self, ScanError> {
+        Ok(Self { memory, given, scanner: PageScanner::new()?, planner: Planner::new() })
     }
 
     fn take(&mut self, region: &Region, range: HvaRange, cause: Cause) -> Result<(), Refused> {
@@ -79,11 +79,15 @@ impl Taker {
         let operation = if region.backing().is_shared() { Operation::PunchHole } else { Operation::DontNeed };
         let mut planned = Vec::new();
         self.planner.plan(&mut self.scanner, region, range, Unit::Range, operation, &mut planned)?;
-        let mut state = self.ledger.lock();
-        let State { bridge, recorder } = &mut *state;
+        let mut state = self.given.lock();
+        let State { bridge, given, records } = &mut *state;
         let call = || perform_unmeasured(region, operation, range);
-        hook::announce(bridge, recorder, region, &planned, cause, call)??;
-        Ok(())
+        let done = hook::announce(bridge, records, region, &planned, cause, call);
+        let sum = if cause == Cause::Balloon { &mut given.balloon } else { &mut given.reported };
+        for record in records.drain(..) {
+            *sum += Ranges { ranges: record.ranges, bytes: record.needed_bytes };
+        }
+        Ok(done??)
     }
 }
 
@@ -127,15 +131,14 @@ mod tests {
             let (memory, at) = (Arc::new(memory), 1 << 20);
             let view = memory.device_view();
             view.write_obj(7_u64, GuestAddress(at)).unwrap();
-            let ledger = GiveBack::new(&memory);
-            let mut taker = Taker::new(memory, ledger.clone()).unwrap();
+            let given = GiveBack::new(&memory);
+            let mut taker = Taker::new(memory, given.clone()).unwrap();
             taker.reclaim(GpaRange::with_len(Gpa::new(at), PAGES).unwrap(), Cause::Balloon).unwrap();
             assert_eq!(view.read_obj::<u64>(GuestAddress(at)).unwrap(), 0, "{backing:?}");
-            let needed =
-                || [Cause::Balloon, Cause::FreePageReport].map(|cause| ledger.totals(cause).needed_bytes);
-            assert_eq!(needed(), [PAGES, 0]);
-            assert_eq!(ledger.take().totals().sum(|_| true).needed_bytes, PAGES);
-            assert_eq!(needed(), [0, 0]);
+            let bytes = |given: GivenBack| [given.balloon.bytes, given.reported.bytes];
+            assert_eq!(bytes(given.so_far()), [PAGES, 0]);
+            assert_eq!(bytes(given.take()), [PAGES, 0]);
+            assert_eq!(bytes(given.so_far()), [0, 0]);
         }
     }
 }

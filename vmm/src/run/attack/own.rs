@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use guest_mem::{HvaRange, PAGE_SIZE};
+use guest_mem::{Earned, HvaRange, PAGE_SIZE};
 
 use super::Attacker;
+use crate::events::OperationEnd;
 use crate::run::errors::TrialError;
-use crate::run::expected::Expected;
-use crate::run::measured::Counts;
+use crate::run::journal::Journal;
 use crate::run::own_swap::{OwnEvictor, OwnSwap};
 use crate::scenario::{Idle, Victims};
 
@@ -22,12 +22,12 @@ impl Attacker<'_> {
         swap: &OwnSwap,
         victims: &Victims,
         pace: Duration,
-        counts: &mut Counts,
+        journal: &mut Journal,
         mut taken: impl FnMut(Range<u64>),
     ) -> Result<(), TrialError> {
         let mut evictor = swap.evictor()?;
         for pages in victims.iter() {
-            self.evict(&mut evictor, self.range_of(&pages), pace, counts)?;
+            self.evict(&mut evictor, self.range_of(&pages), pace, journal)?;
             taken(pages);
         }
         Ok(())
@@ -41,39 +41,33 @@ impl Attacker<'_> {
         idle: Idle,
         unit_pages: u64,
         pace: Duration,
-        counts: &mut Counts,
+        journal: &mut Journal,
         mut taken: impl FnMut(Range<u64>),
     ) -> Result<u64, TrialError> {
         let (mut evictor, mut clock) = (swap.evictor()?, swap.clock(unit_pages));
         let units = self.arena().range().page_count() / unit_pages;
-        // Which pages go, and how often the memory is watched for it, nobody knows beforehand.
-        counts.expected += Expected::UNKNOWN;
         for _ in 0..ROUNDS {
             let mut excess = swap.resident_bytes().saturating_sub(idle.target);
             if excess == 0 {
                 return Ok(0);
             }
             let leaves = self.leaves();
-            let mark = self.mark(0..self.arena().range().page_count());
-            let reading = (&mut self.scanner, &mut self.planner);
             let arena = self.testbed.arena().range();
-            evictor.watch(
-                &clock,
-                arena,
-                self.bridge,
-                &mut self.recorder,
-                reading,
-                self.operations.as_mut(),
-            )?;
-            self.count_dropped(leaves, counts);
-            self.keep(mark, 0);
+            self.begin(&(0..arena.page_count()), journal);
+            let reading = (&mut self.scanner, &mut self.planner);
+            evictor.watch(&clock, arena, self.bridge, &mut self.notes, reading)?;
+            // Which pages go, and how often the memory is watched for it, nobody knows beforehand: nothing is expected.
+            let dropped = self.dropped_since(leaves);
+            self.end(
+                &OperationEnd { dropped, was: Earned::NOTHING.into(), ..OperationEnd::default() },
+                journal,
+            );
             self.cancel.sleep(idle.after).map_err(|_| TrialError::Cancelled)?;
             for _ in 0..units {
                 let Some(unit) = clock.next_idle().filter(|_| excess > 0) else { break };
-                let evicted = self.evict(&mut evictor, unit, pace, counts)?;
+                let evicted = self.evict(&mut evictor, unit, pace, journal)?;
                 excess = excess.saturating_sub(evicted * PAGE_SIZE);
-                counts.victims += 1;
-                counts.victim_bytes += unit.len();
+                self.ask(1, unit.len(), journal);
                 let first = self.arena().offset_of(unit.start()).expect("of the arena") / PAGE_SIZE;
                 taken(first..first + unit_pages);
             }
@@ -87,25 +81,28 @@ impl Attacker<'_> {
         evictor: &mut OwnEvictor<'_>,
         range: HvaRange,
         pace: Duration,
-        counts: &mut Counts,
+        journal: &mut Journal,
     ) -> Result<u64, TrialError> {
         self.cancel.check().map_err(|_| TrialError::Cancelled)?;
         let first = self.arena().offset_of(range.start()).expect("of the arena") / PAGE_SIZE;
-        let mark = self.mark(first..first + range.page_count());
+        self.begin(&(first..first + range.page_count()), journal);
         if let Some(device) = self.device {
             device.read(range)?;
         }
         self.page_counts(range)?;
-        self.count_what_it_was(range, counts)?;
+        let was = self.what_it_was(range)?;
         let leaves = self.leaves();
         let reading = (&mut self.scanner, &mut self.planner);
-        let (evicted, expected, spent) =
-            evictor.take(range, self.bridge, &mut self.recorder, reading, self.operations.as_mut())?;
-        counts.expected += expected;
-        self.calls.record(spent);
-        self.count_dropped(leaves, counts);
-        counts.evicted_bytes += evicted.pages * PAGE_SIZE;
-        self.keep(mark, evicted.pages * PAGE_SIZE);
+        let (evicted, expected, spent) = evictor.take(range, self.bridge, &mut self.notes, reading)?;
+        let end = OperationEnd {
+            evicted_bytes: evicted.pages * PAGE_SIZE,
+            expected: Some(expected),
+            dropped: self.dropped_since(leaves),
+            was,
+            spent_ns: Some(spent),
+            repeated: 0,
+        };
+        self.end(&end, journal);
         if !pace.is_zero() {
             self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
         }

@@ -2,7 +2,7 @@
 //!
 //! | policy | the kernel's account | `invalidations`, `invalidated_bytes`, `amplification` |
 //! | --- | --- | --- |
-//! | a rule of ours | | what we announced, from the ledger |
+//! | a rule of ours | | what we announced |
 //! | `kernel` | complete | what the kernel announced |
 //! | `kernel` | not kept, or events lost | what was expected of it, with a warning: [`Row::is_expected`] |
 //! | `kernel` | the same, and an operation named no address | null |
@@ -10,18 +10,18 @@
 //! What was expected stands beside each as `expected_ranges` and `expected_bytes`, and what had to be covered is
 //! [`notifier_bridge::Invalidation::needed_bytes`] in every row alike.
 
-use notifier_bridge::Totals;
-
-use super::expected::Expected;
-use super::measured::Measured as Trial;
-use crate::choice::PolicyChoice;
-use crate::choice::Reclaim;
+use super::kernel::Account;
+use super::sums::Sums;
+use crate::choice::{Listener, PolicyChoice, Reclaim};
+use crate::events::Ranges;
 use crate::record::{Measured, Row, Warnings};
-use crate::tap::{Account, RangeCause, Ranges};
+use crate::tap::RangeCause;
 
 /// Why nothing was expected of the kernel.
 const NO_ADDRESS: &str = "an operation named no address: which pages go, and by how many ranges, the kernel or the use of \
                           the pages decided";
+/// Why a replay says nothing of what the kernel announced while it chose for itself.
+const NO_LOG: &str = "the kernel's own figure, of which a log without an address tells nothing";
 /// What a listener of ours was told where an operation named no address.
 const AFTERWARDS: &str = "announced after the fact, for what had gone by then: what the kernel announced while it chose \
                           stands by itself";
@@ -38,25 +38,27 @@ enum Announced {
 }
 
 impl Announced {
-    fn of(
-        policy: PolicyChoice,
-        totals: &Totals,
-        expected: Expected,
-        account: Result<&Account, String>,
-        asked: bool,
-    ) -> Self {
-        let ours = Ranges { ranges: totals.invalidations, bytes: totals.invalidated_bytes };
-        if policy != PolicyChoice::Kernel || !asked {
-            return Self::Known(ours);
+    fn of(row: &Row, sums: &Sums) -> Self {
+        let expected = sums.expected.0.get().zip(sums.expected.1.get());
+        let asked = sums.victims > 0 || sums.told.ranges.ranges > 0 || expected.is_none();
+        if row.label.tried.policy != PolicyChoice::Kernel || !asked {
+            return Self::Known(sums.told.ranges);
         }
-        let why = match account {
-            Ok(account) if account.lost == 0 => return Self::Known(by_kernel(account)),
-            Ok(account) => format!("{} events of the kernel's account were lost", account.lost),
-            Err(why) => why,
+        if row.label.listener == Listener::Replay {
+            return match expected {
+                // By address the kernel announces what is needed, and that was announced again.
+                Some(_) => Self::Known(sums.told.ranges),
+                None => Self::Unknown(NO_LOG.to_owned()),
+            };
+        }
+        let why = match sums.account() {
+            Some(account) if account.lost == 0 => return Self::Known(by_kernel(account)),
+            Some(account) => format!("{} events of the kernel's account were lost", account.lost),
+            None => sums.why_no_account(),
         };
-        match expected.ranges.get().zip(expected.bytes.get()) {
+        match expected {
             Some((ranges, bytes)) => Self::Expected(Ranges { ranges, bytes }, why),
-            None => Self::Unknown(why),
+            None => Self::Unknown(format!("{NO_ADDRESS}; and its own account is missing: {why}")),
         }
     }
 }
@@ -67,22 +69,20 @@ fn by_kernel(account: &Account) -> Ranges {
     account.sum(|cause| matches!(cause, RangeCause::Step | RangeCause::Userfault))
 }
 
-/// Fills in what was announced, what was expected and what was needed. `no_account` says why the kernel's own account is
-/// missing, if it is.
-pub fn fill(row: &mut Row, measured: &Trial, no_account: Option<&str>, warnings: &mut Warnings) {
-    let (totals, expected) = (&measured.counts.totals, measured.counts.expected);
-    let account = match (&measured.kernel, no_account) {
-        (Some(account), None) => Ok(account),
-        (_, why) => Err(why.unwrap_or("no step took memory").to_owned()),
-    };
-    row.needed_bytes = Measured::of(totals.needed_bytes);
-    row.expected_ranges = Measured::or_why(expected.ranges.get(), warnings, "expected_ranges", NO_ADDRESS);
-    row.expected_bytes = Measured::or_why(expected.bytes.get(), warnings, "expected_bytes", NO_ADDRESS);
-    let asked = measured.counts.victims > 0 || totals.invalidations > 0 || expected == Expected::UNKNOWN;
-    if row.label.tried.policy != PolicyChoice::Kernel && row.label.tried.reclaim == Reclaim::Cgroup {
-        warnings.note("invalidations", AFTERWARDS);
+/// Fills in what was announced, what was expected and what was needed.
+pub(super) fn fill(row: &mut Row, sums: &Sums, warnings: &mut Warnings) {
+    row.needed_bytes = Measured::of(sums.told.needed_bytes);
+    if row.label.listener != Listener::Replay {
+        let expected = |count: Option<u64>, warnings: &mut Warnings, key| {
+            Measured::or_why(count, warnings, key, NO_ADDRESS)
+        };
+        row.expected_ranges = expected(sums.expected.0.get(), warnings, "expected_ranges");
+        row.expected_bytes = expected(sums.expected.1.get(), warnings, "expected_bytes");
+        if row.label.tried.policy != PolicyChoice::Kernel && row.label.tried.reclaim == Reclaim::Cgroup {
+            warnings.note("invalidations", AFTERWARDS);
+        }
     }
-    let announced = match Announced::of(row.label.tried.policy, totals, expected, account, asked) {
+    let announced = match Announced::of(row, sums) {
         Announced::Known(ranges) => ranges,
         Announced::Expected(ranges, why) => {
             let why = format!(
@@ -92,12 +92,11 @@ pub fn fill(row: &mut Row, measured: &Trial, no_account: Option<&str>, warnings:
             ranges
         }
         Announced::Unknown(why) => {
-            let why = format!("{NO_ADDRESS}; and its own account is missing: {why}");
             Row::ANNOUNCED.iter().for_each(|key| warnings.note(key, why.as_str()));
             return;
         }
     };
-    row.announce(announced.ranges, announced.bytes, totals.needed_bytes, warnings);
+    row.announce(announced.ranges, announced.bytes, sums.told.needed_bytes, warnings);
 }
 
 #[cfg(test)]

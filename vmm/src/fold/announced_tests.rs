@@ -1,14 +1,14 @@
-use guest_mem::{Backing, Hva, HvaRange, MapLevel, Order, PAGE_SIZE, Planned, Victim};
+use guest_mem::PAGE_SIZE;
 
 use super::*;
-use crate::record::{Row, RowLabel, Verdict, fixture};
+use crate::events::{Called, Event, Expected, ExpectedKind, KernelRange, OperationEnd, Promise, Setting};
+use crate::fold::RowFold;
+use crate::record::{RowLabel, Verdict, fixture};
 use crate::report::{ktap, table, words};
-use crate::run::rows;
 use crate::scenario::expect::{Expectation, check_all};
-use crate::tap::{Event, Operations, Promise, What};
+use crate::timeline::fixture as made;
 use crate::units::Charset;
 
-const US: u32 = 100;
 /// Victims of a row.
 const VICTIMS: u64 = 32;
 
@@ -17,44 +17,67 @@ fn label(policy: &str, reclaim: &str) -> RowLabel {
 }
 
 /// Victim number `index`: a page somewhere in a 2 MiB of its own.
-fn victim(index: u64) -> HvaRange {
-    HvaRange::with_len(Hva::new((512 * index + 17 * index % 512) * PAGE_SIZE), PAGE_SIZE).unwrap()
+fn victim(index: u64) -> u64 {
+    512 * index + 17 * index % 512
 }
 
-fn planned(pages: HvaRange) -> Planned {
-    Planned::Take(Victim { pages, order: Order::BASE, level: MapLevel::Pte, anonymous: true })
-}
+/// So many pages from there on.
+type Width = fn(u64) -> u64;
 
 /// To the end of the 2 MiB, as a `try_to_unmap_one` announces that was widened so.
-fn to_the_end(page: HvaRange) -> HvaRange {
-    let start = page.start().get();
-    HvaRange::with_len(page.start(), (start / (2 << 20) + 1) * (2 << 20) - start).unwrap()
+fn to_the_end(page: u64) -> u64 {
+    512 - page % 512
 }
 
-/// A trial of [`VICTIMS`] pages of 4 KiB, of which the kernel announces `announced` for each, as the tap hears it.
-fn trial(announced: impl Fn(HvaRange) -> HvaRange) -> Trial {
-    let (mut operations, mut events) = (Operations::of_thread(US), Vec::new());
-    let mut trial = Trial::default();
-    for index in 0..VICTIMS {
-        let (begin, plan) = (1_000 * index, [planned(victim(index))]);
-        operations.note(begin, begin + 500, &plan, Promise::Exact);
-        let what = What::Range(announced(victim(index)));
-        events.push(Event { time_ns: begin + 100, pid: US, tid: US, what });
-        trial.counts.expected += Expected::of(&plan);
-    }
-    let mut account = Account::default();
-    account.add(&events, &operations, &[], US, |_, _, _| ());
+fn exactly(_: u64) -> u64 {
+    1
+}
+
+/// The events of a trial of [`VICTIMS`] pages of 4 KiB, of which the kernel announces so much for each. By address,
+/// unless it is `squeezed`.
+fn trial(label: RowLabel, announced: Width, squeezed: bool) -> Vec<Event> {
+    let setting = Setting { label, ..made::setting_of(VICTIMS * 512) };
     let bytes = VICTIMS * PAGE_SIZE;
-    let counts = &mut trial.counts;
-    (counts.victims, counts.victim_bytes, counts.evicted_bytes) = (VICTIMS, bytes, bytes);
-    (counts.totals.invalidations, counts.totals.needed_bytes, counts.totals.invalidated_bytes) =
-        (VICTIMS, bytes, bytes);
-    trial.kernel = Some(account);
-    trial
+    let mut events = vec![Event::Trial(Box::new(setting)), Event::Asked { victims: VICTIMS, bytes }];
+    for index in 0..VICTIMS {
+        let (at_ns, first_page) = (1_000 * index, victim(index));
+        events.push(Event::Announced(made::announcement(at_ns, first_page)));
+        let expected = vec![Expected { first_page, pages: 1, kind: ExpectedKind::Once }];
+        events.push(Event::Called(Called { at_ns, ns: 500, promise: Promise::Exact, expected }));
+        let expected = (!squeezed).then_some(Ranges { ranges: 1, bytes: PAGE_SIZE });
+        let end = OperationEnd { evicted_bytes: PAGE_SIZE, expected, ..OperationEnd::default() };
+        events.push(Event::OperationEnded(end));
+    }
+    for index in 0..VICTIMS {
+        let page = victim(index);
+        events.push(Event::KernelRange(KernelRange {
+            at_ns: 1_000 * index + 100,
+            start: (page * PAGE_SIZE) as i64,
+            bytes: announced(page) * PAGE_SIZE,
+            cause: RangeCause::Step,
+            call: Some(index as u32),
+        }));
+    }
+    events
 }
 
-fn row(policy: &str, trial: &Trial) -> Row {
-    rows::row(label(policy, "pageout"), Backing::Base4k, 1, trial, None)
+/// The row of such a trial, whose account has lost so many events.
+fn losing(policy: &str, announced: Width, lost: u64) -> Row {
+    let mut events = trial(label(policy, "pageout"), announced, false);
+    events.push(Event::KernelSpan { lost });
+    RowFold::of(events)
+}
+
+fn row(policy: &str, announced: Width) -> Row {
+    losing(policy, announced, 0)
+}
+
+/// The row of one without an account.
+fn untold(label: RowLabel, announced: Width, squeezed: bool) -> Row {
+    let mut events = trial(label, announced, squeezed);
+    events.retain(|event| !matches!(event, Event::Called(_) | Event::KernelRange(_)));
+    events.push(Event::NoAccount("the tap was off".to_owned()));
+    RowFold::of(events)
 }
 
 fn run(rows: Vec<Row>) -> crate::record::RunRecord {
@@ -63,7 +86,7 @@ fn run(rows: Vec<Row>) -> crate::record::RunRecord {
 
 #[test]
 fn a_kernel_that_announces_as_expected_is_the_rows_figure_and_called_exact() {
-    let row = row("kernel", &trial(|page| page));
+    let row = row("kernel", exactly);
     assert_eq!((row.invalidations.get(), row.invalidated_bytes.get()), (Some(VICTIMS), Some(VICTIMS << 12)));
     assert_eq!((row.expected_ranges.get(), row.amplification.get()), (Some(VICTIMS), Some(1.0)));
     assert!(!row.is_expected() && !row.differs());
@@ -75,9 +98,8 @@ fn a_kernel_that_announces_as_expected_is_the_rows_figure_and_called_exact() {
 /// the difference is the first that is said, wherever it is said.
 #[test]
 fn a_kernel_that_announces_more_is_the_rows_figure_and_the_first_word() {
-    let wide = trial(to_the_end);
-    let (kernel, folio) = (row("kernel", &wide), row("folio", &wide));
-    let bytes: u64 = (0..VICTIMS).map(|index| to_the_end(victim(index)).len()).sum();
+    let (kernel, folio) = (row("kernel", to_the_end), row("folio", to_the_end));
+    let bytes: u64 = (0..VICTIMS).map(|index| to_the_end(victim(index)) * PAGE_SIZE).sum();
     let amplification = bytes as f64 / (VICTIMS << 12) as f64;
     assert!(amplification > 200.0, "{amplification}");
     assert_eq!((kernel.invalidations.get(), kernel.invalidated_bytes.get()), (Some(VICTIMS), Some(bytes)));
@@ -121,11 +143,8 @@ fn a_kernel_that_announces_more_is_the_rows_figure_and_the_first_word() {
 
 #[test]
 fn without_a_whole_account_the_plan_is_marked_and_nothing_is_concluded() {
-    let (mut lost, mut off) = (trial(|page| page), trial(|page| page));
-    lost.kernel.as_mut().unwrap().lost = 1;
-    off.kernel = None;
-    let lost = row("kernel", &lost);
-    let off = rows::row(label("kernel", "pageout"), Backing::Base4k, 1, &off, Some("the tap was off"));
+    let lost = losing("kernel", exactly, 1);
+    let off = untold(label("kernel", "pageout"), exactly, false);
     for row in [lost, off] {
         assert!(row.is_expected());
         assert_eq!((row.invalidations.get(), row.amplification.get()), (Some(VICTIMS), Some(1.0)));
@@ -155,24 +174,20 @@ fn without_a_whole_account_the_plan_is_marked_and_nothing_is_concluded() {
 /// What a cgroup or a target takes, nobody knows beforehand: the figure is the kernel's, or there is none.
 #[test]
 fn where_no_address_was_asked_for_nothing_is_expected() {
-    let mut squeezed = trial(to_the_end);
-    squeezed.counts.expected = Expected::UNKNOWN;
-    let row = |trial: &Trial, why| rows::row(label("kernel", "cgroup"), Backing::Base4k, 1, trial, why);
-    let told = row(&squeezed, None);
+    let mut events = trial(label("kernel", "cgroup"), to_the_end, true);
+    events.push(Event::KernelSpan { lost: 0 });
+    let told = RowFold::of(events);
     assert_eq!(told.invalidated_bytes, told.kernel_bytes);
     assert!(told.amplification.get().unwrap() > 200.0);
     assert!(told.expected_ranges.is_null() && told.warnings.explains("expected_ranges"));
-    squeezed.kernel = None;
-    let untold = row(&squeezed, Some("the tap was off"));
-    assert!(Row::ANNOUNCED.iter().all(|key| untold.warnings.explains(key)));
-    assert_eq!((untold.invalidations.get(), untold.amplification.get()), (None, None));
-    assert_eq!(untold.unexplained(), Vec::<&str>::new());
-    let said = words(&run(vec![untold]), Charset::Ascii);
+    let untold_row = untold(label("kernel", "cgroup"), to_the_end, true);
+    assert!(Row::ANNOUNCED.iter().all(|key| untold_row.warnings.explains(key)));
+    assert_eq!((untold_row.invalidations.get(), untold_row.amplification.get()), (None, None));
+    assert_eq!(untold_row.unexplained(), Vec::<&str>::new());
+    let said = words(&run(vec![untold_row]), Charset::Ascii);
     assert!(!said.contains("exactly") && !said.contains("invalidated"), "{said}");
     // A rule of ours that was told what had gone by then is not called exact for it either.
-    let mut after = trial(|page| page);
-    after.counts.expected = Expected::UNKNOWN;
-    let ours = rows::row(label("folio", "cgroup"), Backing::Base4k, 1, &after, Some("the tap was off"));
+    let ours = untold(label("folio", "cgroup"), exactly, true);
     let said = words(&run(vec![ours]), Charset::Ascii);
     assert!(said.contains("invalidated 1.0 times what had to go") && !said.contains("exactly"), "{said}");
 }
@@ -180,11 +195,12 @@ fn where_no_address_was_asked_for_nothing_is_expected() {
 /// What our own swap's handlers let go of again is announced by the kernel, too.
 #[test]
 fn the_handlers_ranges_are_in_the_figure_of_a_row_that_this_process_swaps() {
-    let mut trial = trial(|page| page);
-    let handler = crate::tap::Task { tid: 7, pid: Some(US), comm: "uffd0".to_owned(), kernel: false };
-    let event = Event { time_ns: 1, pid: US, tid: 7, what: What::Range(victim(0)) };
-    let none = Operations::of_thread(US);
-    trial.kernel.as_mut().unwrap().add(&[event], &none, &[handler], US, |_, _, _| ());
-    let row = row("kernel", &trial);
+    let mut events = trial(label("kernel", "uffd"), exactly, false);
+    let (start, bytes) = (0, PAGE_SIZE);
+    events.extend([
+        Event::KernelRange(KernelRange { at_ns: 1, start, bytes, cause: RangeCause::Userfault, call: None }),
+        Event::KernelSpan { lost: 0 },
+    ]);
+    let row = RowFold::of(events);
     assert_eq!((row.invalidations.get(), row.kernel_ranges.get()), (Some(VICTIMS + 1), Some(VICTIMS)));
 }

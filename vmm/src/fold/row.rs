@@ -1,18 +1,17 @@
-//! From what a trial measured to a row of the run record.
+//! The row that a trial's sums are, with the reason for each value that is null.
 
 use std::collections::BTreeMap;
 
-use guest_mem::{Backing, Earned, PAGE_SIZE};
-use notifier_bridge::{Count, SharedTlbStats};
+use guest_mem::{Backing, PAGE_SIZE};
+use notifier_bridge::Count;
 
 use super::announced;
-use super::measured::{Measured as Trial, Rate};
-use super::own_swap::Returned;
-use super::trial::STALL;
-use crate::choice::{Reclaim, Zap};
+use super::kernel::Account;
+use super::sums::{Rate, Sums};
+use crate::choice::{Listener, Reclaim, Zap};
+use crate::events::{DeviceCounts, Ranges, STALL, Swapped, Was};
 use crate::record::{CauseTotals, Measured, Row, RowLabel, Samples, Warnings};
-use crate::tap::{Account, RangeCause, Ranges};
-use crate::testbed::GivenBack;
+use crate::tap::RangeCause;
 use crate::units;
 
 /// What the kernel's own account says.
@@ -37,89 +36,102 @@ const NO_SYSTEM: &str = "no operating system runs in the guest that could give m
 const NO_OWN_SWAP: &str = "the kernel swaps in this row: `reclaim = [\"uffd\"]` is swap in user space";
 /// Why it is not known what came back by itself.
 const NOT_LOOKED: &str = "it is looked for where the kernel swaps, before a step `refault`";
+/// Why times and the like are null in a row that was made up.
+const NO_CLOCK: &str = "a replay counts; it has no clock, no guest and no kernel";
 /// Why a count by KVM may be missing.
 const NO_STATISTIC: &str = "this KVM has no such statistic";
 
-/// The row of `trials` trials pooled into `measured`. `no_account` says why the kernel's own account is missing, if it is.
-pub fn row(
-    label: RowLabel,
-    backing: Backing,
-    trials: u32,
-    measured: &Trial,
-    no_account: Option<&str>,
-) -> Row {
+/// The row of so many trials pooled.
+pub(super) fn row(label: RowLabel, trials: u32, sums: &Sums, why: impl Fn(&str) -> Option<String>) -> Row {
+    let replayed = label.listener == Listener::Replay;
     let mut row = Row::could_not_run(label, "");
     row.could_not_run = None;
     row.trials = trials;
     let mut warnings = Warnings::default();
-    measured.warnings.iter().for_each(|warning| warnings.say(warning.as_str()));
-    fill_counts(&mut row, backing, measured, &mut warnings);
-    announced::fill(&mut row, measured, no_account, &mut warnings);
-    fill_times(&mut row, measured, &mut warnings);
-    match (&measured.kernel, no_account) {
-        (Some(account), None) => fill_account(&mut row, account, &mut warnings),
-        (_, why) => {
-            let why = why.unwrap_or("no step took memory");
-            ACCOUNT.iter().for_each(|key| warnings.note(key, why));
-        }
+    sums.warnings.iter().for_each(|warning| warnings.say(warning.as_str()));
+    fill_counts(&mut row, sums);
+    announced::fill(&mut row, sums, &mut warnings);
+    fill_times(&mut row, sums);
+    if let Some(account) = sums.account() {
+        fill_account(&mut row, account, &mut warnings);
     }
+    notes(&row, sums, &mut warnings);
     row.warnings = warnings;
-    debug_assert_eq!(row.unexplained(), Vec::<&str>::new());
+    for key in row.unexplained() {
+        let usual = || if replayed { NO_CLOCK.to_owned() } else { why_null(key, sums) };
+        row.warnings.note(key, why(key).unwrap_or_else(usual));
+    }
     row
 }
 
-fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut Warnings) {
-    let (counts, totals) = (&measured.counts, &measured.counts.totals);
-    let mut known = |key: &str, count: Count| Measured::or_why(count.get(), warnings, key, NO_STATISTIC);
-    row.sptes_zapped_4k = known("sptes_zapped_4k", counts.sptes_zapped_4k);
-    row.sptes_zapped_2m = known("sptes_zapped_2m", counts.sptes_zapped_2m);
-    row.remote_tlb_flushes = known("remote_tlb_flushes", counts.remote_tlb_flushes);
-    row.refaults = known("refaults", counts.refaults);
-    row.collateral_faults = known("collateral_faults", counts.collateral_faults);
-    // What a cgroup took is its own choice; everything else takes what it was asked for, or a part.
-    let taken =
-        if row.label.tried.reclaim == Reclaim::Cgroup { counts.evicted_bytes } else { counts.victim_bytes };
-    row.achieved = match achieved(backing, &counts.was, taken) {
-        Ok(fractions) => Measured::of(fractions),
-        Err(why) => warnings.not_measured("achieved", why),
+/// Why a key of a row that ran is null.
+fn why_null(key: &str, sums: &Sums) -> String {
+    const NO_OPERATION: &str = "no operation by address was performed";
+    let why = match key {
+        "returned_bytes" => NOT_LOOKED,
+        "tlb_entries_dropped" | "tlb_empty_flushes" => NO_DEVICE,
+        "zap_ns" => "no listener but the kernel's own, whose zap is part of the operation",
+        "reclaim_ns" | "evicted_bytes_per_second" => NO_OPERATION,
+        "refault_ns" | "collateral_ns" => return format!("no touch took {} us or longer", STALL.as_micros()),
+        "guest_touches_before" => "the case has no baseline",
+        "guest_touches_during" => "no hot loop ran while memory was taken",
+        "integrity_errors" => "no page was looked at",
+        "guest_counters" => NO_SYSTEM,
+        key if key.starts_with("balloon_") || key.starts_with("reported_") => NO_SYSTEM,
+        key if key.starts_with("uffd_") => NO_OWN_SWAP,
+        key if ACCOUNT.contains(&key) => return sums.why_no_account(),
+        _ => NO_STATISTIC,
     };
-    row.victims = Measured::of(counts.victims);
-    row.victim_bytes = Measured::of(counts.victim_bytes);
-    row.evicted_bytes = Measured::of(counts.evicted_bytes);
-    row.returned_bytes = Measured::or_why(counts.returned_bytes, warnings, "returned_bytes", NOT_LOOKED);
-    row.sharing_calls = Measured::of(totals.sharing_calls);
-    row.double_calls = Measured::of(totals.double_calls);
-    let device = |of: fn(&SharedTlbStats) -> u64| counts.device.as_ref().map(of);
-    let mut seen = |key: &str, value| Measured::or_why(value, warnings, key, NO_DEVICE);
-    row.tlb_entries_dropped = seen("tlb_entries_dropped", device(|stats| stats.entries_dropped));
-    row.tlb_empty_flushes = seen("tlb_empty_flushes", device(|stats| stats.empty_flushes));
-    let back = |of: fn(&GivenBack) -> u64| counts.given_back.as_ref().map(of);
-    let mut told = |key: &str, value| Measured::or_why(value, warnings, key, NO_SYSTEM);
-    row.balloon_invalidations = told("balloon_invalidations", back(|back| back.balloon.invalidations));
-    row.balloon_bytes = told("balloon_bytes", back(|back| back.balloon.needed_bytes));
-    row.reported_invalidations = told("reported_invalidations", back(|back| back.reported.invalidations));
-    row.reported_bytes = told("reported_bytes", back(|back| back.reported.needed_bytes));
-    let own = |of: fn(&Returned) -> u64| counts.own_swap.as_ref().map(of);
-    let mut served = |key: &str, value| Measured::or_why(value, warnings, key, NO_OWN_SWAP);
-    row.uffd_faults = served("uffd_faults", own(|own| own.handlers.faults));
-    row.uffd_returned = served("uffd_returned", own(|own| own.handlers.returned));
-    row.uffd_huge_returns = served("uffd_huge_returns", own(|own| own.handlers.huge));
-    row.uffd_kept = served("uffd_kept", own(|own| own.handlers.kept));
-    row.uffd_wakes = served("uffd_wakes", own(|own| own.handlers.wakes));
-    row.uffd_invalidations = served("uffd_invalidations", own(|own| own.events.invalidations));
-    row.uffd_bytes = served("uffd_bytes", own(|own| own.events.invalidated_bytes));
-    row.guest_counters =
-        Measured::or_why(measured.guest_counters.clone(), warnings, "guest_counters", NO_SYSTEM);
-    row.slots_zapped = Measured::of(totals.slots_zapped);
-    row.zapped_bytes = Measured::of(totals.zapped_bytes);
-    row.integrity_errors = Measured::of(counts.integrity_errors);
-    let why_stayed = row.label.tried.reclaim.why_stayed();
-    if let Some(why) = why_stayed.filter(|_| counts.evicted_bytes < counts.victim_bytes) {
-        let stayed = counts.victim_bytes - counts.evicted_bytes;
+    why.to_owned()
+}
+
+fn known<T>(value: Option<T>) -> Measured<T> {
+    value.map_or_else(Measured::absent, Measured::of)
+}
+
+fn fill_counts(row: &mut Row, sums: &Sums) {
+    let count = |count: Count| known(count.get());
+    row.sptes_zapped_4k = count(sums.sptes_zapped_4k);
+    row.sptes_zapped_2m = count(sums.sptes_zapped_2m);
+    row.remote_tlb_flushes = count(sums.remote_tlb_flushes);
+    row.refaults = count(sums.refaults);
+    row.collateral_faults = count(sums.collateral_faults);
+    row.victims = Measured::of(sums.victims);
+    row.victim_bytes = Measured::of(sums.victim_bytes);
+    row.evicted_bytes = Measured::of(sums.evicted_bytes);
+    row.returned_bytes = known(sums.returned_bytes);
+    row.sharing_calls = Measured::of(sums.told.sharing_calls);
+    row.double_calls = Measured::of(sums.told.double_calls);
+    row.slots_zapped = Measured::of(sums.told.slots_zapped);
+    row.zapped_bytes = Measured::of(sums.told.zapped_bytes);
+    row.integrity_errors = known(sums.wrong_pages);
+    let device = |of: fn(&DeviceCounts) -> u64| known(sums.device.as_ref().map(of));
+    row.tlb_entries_dropped = device(|device| device.entries_dropped);
+    row.tlb_empty_flushes = device(|device| device.empty_flushes);
+    let parts =
+        |ranges: Option<Ranges>| (known(ranges.map(|of| of.ranges)), known(ranges.map(|of| of.bytes)));
+    let back = sums.given_back;
+    (row.balloon_invalidations, row.balloon_bytes) = parts(back.map(|back| back.balloon));
+    (row.reported_invalidations, row.reported_bytes) = parts(back.map(|back| back.reported));
+    let own = |of: fn(&Swapped) -> u64| known(sums.swapped.as_ref().map(of));
+    row.uffd_faults = own(|own| own.faults);
+    row.uffd_returned = own(|own| own.returned);
+    row.uffd_huge_returns = own(|own| own.huge);
+    row.uffd_kept = own(|own| own.kept);
+    row.uffd_wakes = own(|own| own.wakes);
+    (row.uffd_invalidations, row.uffd_bytes) = parts(sums.swapped.map(|own| own.events));
+    row.guest_counters = known(sums.guest_counters.clone());
+}
+
+/// What must be known beside the values that are there.
+fn notes(row: &Row, sums: &Sums, warnings: &mut Warnings) {
+    if let Some(why) = row.label.tried.reclaim.why_stayed().filter(|_| sums.evicted_bytes < sums.victim_bytes)
+    {
+        let stayed = sums.victim_bytes - sums.evicted_bytes;
         warnings.note("evicted_bytes", format!("{} stayed: {why}", units::bytes(stayed)));
     }
-    if counts.returned_bytes.is_some_and(|bytes| bytes > 0) {
-        let returned = units::counted(counts.returned_bytes.unwrap_or(0) / PAGE_SIZE, "page");
+    if let Some(bytes) = sums.returned_bytes.filter(|bytes| *bytes > 0) {
+        let returned = units::counted(bytes / PAGE_SIZE, "page");
         warnings.note(
             "refaults",
             format!(
@@ -128,25 +140,33 @@ fn fill_counts(row: &mut Row, backing: Backing, measured: &Trial, warnings: &mut
             ),
         );
     }
-    if counts.evicted_bytes == 0 && counts.refaults.get().is_some_and(|faults| faults > 0) {
+    if sums.evicted_bytes == 0 && sums.refaults.get().is_some_and(|faults| faults > 0) {
         warnings.note("refaults", "nothing left: these are faults on the pages that the operation was about");
     }
-    if measured.during.is_some() && row.label.tried.zap != Zap::Memslot {
+    if sums.during.is_some() && row.label.tried.zap != Zap::Memslot {
         for key in ["sptes_zapped_4k", "sptes_zapped_2m"] {
             warnings.note(key, "the hot loops ran on: what they had translated again by then is not counted");
         }
     }
-    if counts.repeated > 0 {
-        let times = units::counted(counts.repeated, "time");
+    if sums.repeated > 0 {
+        let times = units::counted(sums.repeated, "time");
         warnings.say(format!("MADV_PAGEOUT passed over pages in use and was repeated {times}"));
     }
-    if counts.lost_records > 0 {
-        let lost = units::counted(counts.lost_records, "invalidation");
-        warnings.note("zap_ns", format!("the times of {lost} found the ledger full"));
-    }
-    if counts.lost_stalls > 0 {
-        let lost = units::counted(counts.lost_stalls, "stall");
+    if sums.lost_stalls > 0 {
+        let lost = units::counted(sums.lost_stalls, "stall");
         warnings.note("collateral_ns", format!("{lost} found no room to be written down"));
+    }
+    if sums.undisturbed_ns.count() > 0 && sums.collateral_ns.count() > 0 {
+        let noise = units::counted(sums.undisturbed_ns.count(), "time");
+        warnings.note(
+            "collateral_ns",
+            format!(
+                "the undisturbed hot loop, too, stood still this long {noise}: interrupts are among these"
+            ),
+        );
+    }
+    if let Err(why) = achieved_by(row, sums) {
+        warnings.note("achieved", why);
     }
 }
 
@@ -213,49 +233,31 @@ fn fill_account(row: &mut Row, account: &Account, warnings: &mut Warnings) {
     }
 }
 
-fn fill_times(row: &mut Row, measured: &Trial, warnings: &mut Warnings) {
-    let times = &measured.times;
-    let mut distribution = |key: &str, samples: &Samples, why: &str| match samples.count() {
-        0 => warnings.not_measured(key, why),
-        _ => Measured::of(samples.summary()),
-    };
-    row.zap_ns = distribution(
-        "zap_ns",
-        &times.zap,
-        "no listener but the kernel's own, whose zap is part of the operation",
-    );
-    const NO_OPERATION: &str = "no operation by address was performed";
-    row.reclaim_ns = distribution("reclaim_ns", &times.reclaim, NO_OPERATION);
-    let none = format!("no touch took {} us or longer", STALL.as_micros());
-    row.refault_ns = distribution("refault_ns", &times.refault, &none);
-    row.collateral_ns = distribution("collateral_ns", &times.collateral, &none);
-    let evicted = measured.counts.evicted_bytes * u64::from(row.trials);
-    let rate = row
-        .reclaim_ns
-        .as_ref()
-        .filter(|times| times.sum > 0)
-        .map(|times| evicted as f64 * 1e9 / times.sum as f64);
-    row.evicted_bytes_per_second = Measured::or_why(rate, warnings, "evicted_bytes_per_second", NO_OPERATION);
-    if times.undisturbed.count() > 0 && times.collateral.count() > 0 {
-        let noise = units::counted(times.undisturbed.count(), "time");
-        warnings.note(
-            "collateral_ns",
-            format!(
-                "the undisturbed hot loop, too, stood still this long {noise}: interrupts are among these"
-            ),
-        );
-    }
-    let mut rate = |key: &str, rate: Option<Rate>, why: &str| {
-        Measured::or_why(rate.and_then(Rate::per_second), warnings, key, why)
-    };
-    row.guest_touches_before = rate("guest_touches_before", measured.before, "the case has no baseline");
-    row.guest_touches_during =
-        rate("guest_touches_during", measured.during, "no hot loop ran while memory was taken");
+fn fill_times(row: &mut Row, sums: &Sums) {
+    let distribution = |samples: &Samples| known((samples.count() > 0).then(|| samples.summary()));
+    row.zap_ns = distribution(&sums.zap_ns);
+    row.reclaim_ns = distribution(&sums.reclaim_ns);
+    row.refault_ns = distribution(&sums.refault_ns);
+    row.collateral_ns = distribution(&sums.collateral_ns);
+    let evicted = sums.evicted_bytes.saturating_mul(u64::from(row.trials));
+    let times = row.reclaim_ns.as_ref().filter(|times| times.sum > 0);
+    row.evicted_bytes_per_second = known(times.map(|times| evicted as f64 * 1e9 / times.sum as f64));
+    row.guest_touches_before = known(sums.before.and_then(Rate::per_second));
+    row.guest_touches_during = known(sums.during.and_then(Rate::per_second));
+    row.achieved = known(achieved_by(row, sums).ok());
+}
+
+/// What the victims really were.
+fn achieved_by(row: &Row, sums: &Sums) -> Result<BTreeMap<String, f64>, &'static str> {
+    let tried = row.label.tried;
+    // What a cgroup took is its own choice; everything else takes what it was asked for, or a part.
+    let taken = if tried.reclaim == Reclaim::Cgroup { sums.evicted_bytes } else { sums.victim_bytes };
+    achieved(tried.backing, &sums.was, taken)
 }
 
 /// What the victims really were, as parts of all that was taken: what PMDs mapped, what was as the backing says, and the
 /// rest. Or why that is not known.
-fn achieved(backing: Backing, was: &Earned, all: u64) -> Result<BTreeMap<String, f64>, &'static str> {
+fn achieved(backing: Backing, was: &Was, all: u64) -> Result<BTreeMap<String, f64>, &'static str> {
     const REST: &str = "other";
     if all == 0 {
         return Err("no step took anything");
@@ -288,7 +290,7 @@ mod tests {
         [by_pmd, as_said]: [u64; 2],
         all: u64,
     ) -> Result<Vec<(String, f64)>, &'static str> {
-        let was = Earned { resident: all, by_pmd, as_said: Some(as_said) };
+        let was = Was { resident: all, by_pmd, as_said: Some(as_said) };
         achieved(backing, &was, all).map(|parts| parts.into_iter().collect())
     }
 
@@ -315,7 +317,7 @@ mod tests {
         assert_eq!(parts(mthp, [0, 4], 4), of(&[("mthp:64k", 1.0)]));
         assert_eq!(parts(mthp, [0, 0], 4), of(&[("other", 1.0)]));
         assert_eq!(parts(mthp, [1, 2], 4), of(&[("mthp:64k", 0.5), ("other", 0.25), ("thp", 0.25)]));
-        let hidden = Earned { resident: 4, by_pmd: 0, as_said: None };
+        let hidden = Was { resident: 4, by_pmd: 0, as_said: None };
         assert!(achieved(mthp, &hidden, 4).unwrap_err().contains("root"));
         assert!(achieved(Backing::Thp, &hidden, 4).is_ok());
     }
