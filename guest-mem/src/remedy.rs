@@ -53,7 +53,9 @@ pub fn of_limit(errno: Errno) -> Option<&'static str> {
 pub fn after(asked: Asked, errno: Errno) -> &'static str {
     const MEMORY: &str = ": free memory on the host, or raise the limit of this cgroup";
     match (asked, errno) {
-        (Asked::AddressSpace, Errno::NOMEM) => ": lower the size, or raise `ulimit -v`",
+        (Asked::AddressSpace, Errno::NOMEM) => {
+            ": lower the size, or raise `ulimit -v` or `sysctl vm.max_map_count`"
+        }
         (Asked::AddressSpace, Errno::OVERFLOW | Errno::INVAL) => ": lower the size",
         (Asked::Mapping, Errno::NOMEM) => {
             ": the process has too many mappings, or too little memory: raise `sysctl vm.max_map_count`, or free memory"

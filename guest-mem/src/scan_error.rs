@@ -21,7 +21,7 @@ pub enum ScanError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// A call failed.
-    #[error("reading page state of {range} by {call}")]
+    #[error("reading page state of {range} by {call}{}", remedy::after(Asked::Procfs, *source))]
     Call {
         /// Which call.
         call: &'static str,
@@ -32,7 +32,7 @@ pub enum ScanError {
         source: Errno,
     },
     /// A file of procfs could not be read.
-    #[error("reading {file} for {range}")]
+    #[error("reading {file} for {range}{}", remedy::after_io(Asked::Procfs, source))]
     Read {
         /// Which file.
         file: &'static str,

@@ -29,7 +29,7 @@ pub enum StoreError {
     },
     /// Memory for the store cannot be had.
     #[error(
-        "the {store} store cannot have {bytes} bytes of memory: free some on the host, or raise its limits"
+        "the {store} store cannot have {bytes} bytes of memory: raise `ulimit -v`, or free some on the host"
     )]
     Memory {
         /// Which store.

@@ -12,6 +12,8 @@ crate::tests! {
     a_row_that_the_host_refuses_a_page_costs_that_row: [UserModeUserfault],
     a_row_that_the_host_refuses_a_page_costs_that_row_of_a_guest: [Kvm, Userfault],
     a_vcpu_that_is_not_entered_costs_its_row: [Kvm],
+    a_disk_that_does_not_confirm_loses_no_row: [],
+    too_little_address_space_aborts_nothing: [Kvm, Userfault],
     a_limit_of_the_process_is_named_and_no_other_remedy: [Kvm, Userfault],
 }
 
@@ -126,6 +128,34 @@ fn a_vcpu_that_is_not_entered_costs_its_row() {
         assert!(why.starts_with("failed: the guest was not entered: KVM_RUN failed: free memory"), "{why}");
     }
     assert!(printed.contains("4 of 4 rows could not run"), "{printed}");
+}
+
+/// What was written is kept, though the disk does not say that it is there.
+fn a_disk_that_does_not_confirm_loses_no_row() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("s.toml"), scenario("4k", "dontneed")).unwrap();
+    let mut command = program::grouped(place.path(), &["run", "s.toml", "--backend", "soft", "--out", "out"]);
+    stand_in::refused(&mut command, Refusal { call: libc::SYS_fdatasync, request: None, errno: Errno::IO });
+    let output = program::end_of_group(command.spawn().unwrap());
+    let said = program::stderr(&output);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("cannot write out/events.log: Input/output error"), "{said}");
+    let replayed = program::output(place.path(), &["replay", "out"]);
+    assert_eq!(replayed.status.code(), Some(0), "{}", program::stderr(&replayed));
+}
+
+fn too_little_address_space_aborts_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("s.toml"), rows_of_two_kinds()).unwrap();
+    for most in (40..200).step_by(20).map(|most| most << 20) {
+        let out = format!("out-{most}");
+        let mut command = program::grouped(place.path(), &["run", "s.toml", "--out", &out]);
+        stand_in::limited(&mut command, Resource::As, most);
+        let output = program::end_of_group(command.spawn().unwrap());
+        let (said, code) = (program::stderr(&output), output.status.code());
+        assert!(code.is_some_and(|code| [0, 1, 3, 5].contains(&code)), "{most}: {code:?}, {said}");
+        assert!(!said.contains("memory allocation of"), "{most}: {said}");
+    }
 }
 
 /// Wherever in its work a run meets the limit, the limit is what it tells to raise.

@@ -14,7 +14,7 @@ use crate::record::{RecordError, Row, RunRecord};
 pub enum RecordedError {
     #[error(transparent)]
     Input(#[from] InputError),
-    #[error("{} is of a run that ended, or was killed, before it had finished a row: run the scenario again", .0.display())]
+    #[error("{} has no run.json: its run ended, or was killed, before it had finished a row, or could not write it: run the scenario again", .0.display())]
     NoRow(PathBuf),
     #[error("{}", .0.display())]
     Record(PathBuf, #[source] RecordError),

@@ -94,7 +94,7 @@ impl RunDirectory {
             }
             self.waiting.pop_front();
         }
-        Ok(())
+        self.log.sync().map_err(|source| NotKept { path: self.log_path(), source })
     }
 
     fn write_record(&mut self, run: &RunRecord) -> Result<(), NotKept> {
@@ -123,6 +123,8 @@ impl RowSink for RunDirectory {
         self.waiting.extend(events);
         match self.write_log() {
             Ok(()) => self.write_record(run),
+            // All of it was written, and is not known to be on the disk.
+            Err(why) if self.waiting.is_empty() => self.write_record(run).and(Err(why)),
             // The row itself may still fit.
             Err(why) => {
                 let run = self.with_gap(run, &why);

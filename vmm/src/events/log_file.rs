@@ -33,14 +33,20 @@ impl LogFile {
         }
     }
 
-    /// Adds a section and waits until it is on the disk.
+    /// Adds a section.
     ///
     /// # Errors
     /// The system refuses. Then nothing of the section is in the log, and it can be added again.
     pub fn append(&mut self, section: &Section) -> io::Result<()> {
-        let before = self.end;
-        self.write(section.bytes())?;
-        self.file.sync_data().inspect_err(|_| self.cut(before))
+        self.write(section.bytes())
+    }
+
+    /// Waits until all that was added is on the disk.
+    ///
+    /// # Errors
+    /// The system does not say that it is. What was added stays: it may be there, and is better than nothing.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {

@@ -30,10 +30,12 @@ const STACK: usize = 64 << 10;
 
 /// The cancel token's or the signals' descriptor could not be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set up {what} for Ctrl-C{}", remedy::after_io(Asked::Descriptor, source))]
+#[error("cannot set up {what} for Ctrl-C{}", remedy::after_io(*asked, source))]
 pub struct SignalError {
     /// What was being set up.
     pub what: &'static str,
+    /// What that takes.
+    pub asked: Asked,
     /// Why it failed.
     #[source]
     pub source: io::Error,
@@ -64,8 +66,10 @@ struct Token {
 impl Cancel {
     /// A token that says to go on.
     pub fn new() -> Result<Self, SignalError> {
-        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|errno| SignalError { what: "an eventfd", source: errno.into() })?;
+        let wake =
+            rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| {
+                SignalError { what: "an eventfd", asked: Asked::Descriptor, source: errno.into() }
+            })?;
         Ok(Self(Arc::new(Token { is_set: AtomicBool::new(false), wake })))
     }
 
@@ -74,7 +78,7 @@ impl Cancel {
         // Release, paired with the load in `is_cancelled`: whoever ends sees what led to it.
         self.0.is_set.store(true, Ordering::Release);
         // Can only fail if the counter is full, and then it is readable already.
-        let _ = rustix::io::write(&self.0.wake, &1u64.to_ne_bytes());
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0.wake, &1u64.to_ne_bytes()));
     }
 
     /// Whether to end.
@@ -154,7 +158,11 @@ fn change_mask(how: i32) -> Result<(), SignalError> {
     // SAFETY: the set is initialised; the old mask is not asked for.
     match unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) } {
         0 => Ok(()),
-        errno => Err(SignalError { what: "the signal mask", source: io::Error::from_raw_os_error(errno) }),
+        errno => Err(SignalError {
+            what: "the signal mask",
+            asked: Asked::Descriptor,
+            source: io::Error::from_raw_os_error(errno),
+        }),
     }
 }
 
@@ -172,7 +180,11 @@ impl StopSignals {
         // SAFETY: the set is initialised and only read; -1 asks for a new descriptor.
         let raw = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
         if raw < 0 {
-            return Err(SignalError { what: "a signalfd", source: io::Error::last_os_error() });
+            return Err(SignalError {
+                what: "a signalfd",
+                asked: Asked::Descriptor,
+                source: io::Error::last_os_error(),
+            });
         }
         // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
@@ -190,7 +202,7 @@ impl StopSignals {
             }
         };
         let thread = std::thread::Builder::new().name("signals".to_owned()).stack_size(STACK).spawn(serve);
-        thread.map(drop).map_err(|source| SignalError { what: "a thread", source })
+        thread.map(drop).map_err(|source| SignalError { what: "a thread", asked: Asked::Thread, source })
     }
 
     /// Waits for a signal and acts on it.

@@ -123,7 +123,7 @@ impl Writer {
     fn wake(&self) {
         if let Some(wake) = self.wake.get() {
             // Fails only when the counter is full, and then it is readable already.
-            let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+            let _ = rustix::io::retry_on_intr(|| rustix::io::write(wake, &1u64.to_ne_bytes()));
         }
     }
 

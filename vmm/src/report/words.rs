@@ -37,7 +37,7 @@ pub fn words(record: &RunRecord, charset: Charset) -> String {
     sentences.extend(account(&ran));
     sentences.extend(missing_rows(&record.rows));
     sentences.extend(unfinished(record));
-    sentences.extend(integrity(&ran));
+    sentences.extend(integrity(&ran, ran.len() < record.rows.len()));
     sentences.join(" ")
 }
 
@@ -241,7 +241,8 @@ fn unfinished(record: &RunRecord) -> Option<String> {
     ))
 }
 
-fn integrity(rows: &[&Row]) -> Option<String> {
+/// Whether every page came back, in the rows that ran: `others` did not.
+fn integrity(rows: &[&Row], others: bool) -> Option<String> {
     if rows.is_empty() {
         return None;
     }
@@ -256,7 +257,8 @@ fn integrity(rows: &[&Row]) -> Option<String> {
     if unverified > 0 {
         return Some(format!("The memory of {unverified} of {rows} could not be verified."));
     }
-    Some("Every page of every row came back as it should.".to_owned())
+    let which = if others { "every row that came to its end" } else { "every row" };
+    Some(format!("Every page of {which} came back as it should."))
 }
 
 #[cfg(test)]

@@ -28,6 +28,15 @@ use super::tracepoints::{Deed, Event, Layout, What};
 /// Why nothing can be collected.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
+    /// No memory for the events that wait to be taken.
+    #[error(
+        "the kernel's account cannot have {bytes} bytes of memory{}",
+        remedy::after(Asked::AddressSpace, Errno::NOMEM)
+    )]
+    Memory {
+        /// How much it was to be.
+        bytes: usize,
+    },
     /// No descriptor or thread for the reader.
     #[error("the thread that reads the kernel's account cannot be started{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] std::io::Error),
@@ -133,11 +142,15 @@ impl Collector {
         let stop =
             rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(start)?;
         let stopped = stop.try_clone().map_err(CollectError::Start)?;
+        let mut kept = Vec::new();
+        // It is an account beside the run's own: without room for it the run goes on.
+        let room = kept.try_reserve_exact(capacity);
+        room.map_err(|_| CollectError::Memory { bytes: capacity.saturating_mul(size_of::<Event>()) })?;
         let state = State {
             source,
             layout,
             watched: merged(watched),
-            kept: Vec::with_capacity(capacity),
+            kept,
             seen: Seen::default(),
             unkept: 0,
             tasks: Tasks::default(),
@@ -291,7 +304,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.stop, &1u64.to_ne_bytes()));
         if let Some(reader) = self.reader.take() {
             reader.end_or_tell();
         }

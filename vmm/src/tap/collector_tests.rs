@@ -87,6 +87,14 @@ fn the_reader_empties_the_ring_before_it_is_full() {
 }
 
 #[test]
+fn an_account_for_which_there_is_no_memory_is_refused_and_aborts_nothing() {
+    let (source, _writer) = synthetic(1 << 16).unwrap();
+    let refused = Collector::start(Box::new(source), layout(), &[range(0, 0x1000)], 1 << 58);
+    let why = refused.map(drop).unwrap_err().to_string();
+    assert!(why.contains("bytes of memory") && why.contains("ulimit -v"), "{why}");
+}
+
+#[test]
 fn what_finds_the_buffer_full_is_counted() {
     let (source, mut writer) = synthetic(1 << 16).unwrap();
     let collector = Collector::start(Box::new(source), layout(), &[range(0, 0x1000)], 10).unwrap();

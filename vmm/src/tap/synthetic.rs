@@ -104,7 +104,7 @@ impl Producer {
         if self.head - self.woken_at > self.watermark {
             self.woken_at = self.head;
             // The counter cannot overflow: the reader takes it whole.
-            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+            let _ = rustix::io::retry_on_intr(|| rustix::io::write(&*self.wake, &1u64.to_ne_bytes()));
         }
         true
     }

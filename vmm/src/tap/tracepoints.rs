@@ -10,6 +10,7 @@
 //! What the kernel lacks is named in the result and is no error; but without the ranges there is no tap.
 
 use guest_mem::{Hva, HvaRange};
+use rustix::io::Errno;
 
 use super::filter::Filtered;
 use super::format::{Field, Format, FormatError};
@@ -218,13 +219,19 @@ const DEEDS: [Tracepoint; 7] = [
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// There is no such tracepoint, or we may not read of it.
-    #[error(
-        "the kernel's account needs the tracepoint kvm:kvm_unmap_hva_range: load KVM's module, and be root"
-    )]
+    #[error("the kernel's account needs the tracepoint kvm:kvm_unmap_hva_range{}", ranges_remedy(.0.source))]
     NoRanges(#[source] TracefsError),
     /// It does not look as it must.
     #[error("the kernel's account cannot read its tracepoint")]
     Format(#[from] FormatError),
+}
+
+fn ranges_remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOENT => ": load KVM's module",
+        Errno::PERM | Errno::ACCESS => ": be root",
+        _ => "",
+    }
 }
 
 /// A tracepoint that is listened to.
