@@ -72,6 +72,8 @@ pub enum Need {
     OnlyUserModeUserfault,
     /// No swap device in use, and nobody else's to come.
     NoSwap,
+    /// A processor that is not emulated: what is run takes minutes there.
+    FastHost,
 }
 
 /// Names the kernel that [`Need::MinimalKernel`] is.
@@ -192,6 +194,9 @@ impl Need {
                 SwapInfo::read().areas.is_empty(),
                 "this host has swap, and the test is of one that has none: `swapoff -a`",
             ),
+            Self::FastHost => {
+                (!emulated(), "this host is emulated, where the built-in scenarios take an hour")
+            }
             Self::Has(backing) => unreachable!("{backing} is asked for by its switches"),
         }
     }

@@ -14,7 +14,7 @@ use tests::host::Need;
 use tests::record::{printed, rows};
 
 crate::tests! {
-    a_built_in_scenario_counts_what_it_counted(case in cases()): [Zram, case.needs()],
+    a_built_in_scenario_counts_what_it_counted(case in cases()): [Zram, FastHost, case.needs()],
     the_record_is_of_the_built_in_scenarios: [],
 }
 
@@ -100,14 +100,20 @@ fn path_of(backend: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("records").join(format!("{backend}.json"))
 }
 
+/// The record as this program was compiled with: it runs where there is no source, too.
 fn kept(backend: &str) -> Kept {
-    serde_json::from_str(&std::fs::read_to_string(path_of(backend)).unwrap()).unwrap()
+    let text = match backend {
+        "kvm" => include_str!("../../records/kvm.json"),
+        _ => include_str!("../../records/soft.json"),
+    };
+    serde_json::from_str(text).unwrap()
 }
 
 fn the_record_is_of_the_built_in_scenarios() {
     for backend in BACKENDS {
         if let Ok(runs) = std::env::var("ZAPSCOPE_WRITE_RECORDS") {
             write(&path_of(backend), backend, runs.parse().expect("a number of runs"));
+            continue;
         }
         let names: BTreeSet<&str> = resources::SCENARIOS.iter().map(|(name, _)| *name).collect();
         assert_eq!(kept(backend).scenarios.keys().map(String::as_str).collect::<BTreeSet<_>>(), names);

@@ -12,7 +12,7 @@ crate::tests! {
     what_a_target_takes_is_the_kernels_figure: [Kvm, Tap, Userfault],
     without_an_account_the_plan_is_marked_and_nothing_is_called_exact: [],
     the_books_scenario_comes_true: [Kvm, Zram],
-    folios_of_a_size_are_those_that_are_there: [Has(mthp_64k())],
+    folios_of_a_size_are_those_that_are_there: [Kvm, Has(mthp_64k())],
 }
 
 /// A cgroup is squeezed, and chooses for itself. Nobody uses the memory meanwhile: under cgroups of version 1 a fault that
@@ -156,8 +156,7 @@ fn folios_of_a_size_are_those_that_are_there() {
     for (unit, whole) in [("folio", 1.0), ("page", 1.0 / 16.0)] {
         let scenario = scenario::of("8MiB").backings(&["mthp:64k"]).fill().range("2MiB..4MiB", unit);
         std::fs::write(directory.path().join("s.toml"), scenario.text()).unwrap();
-        let output =
-            program::output(directory.path(), &["run", "s.toml", "--backend", "soft", "--out", unit]);
+        let output = program::output(directory.path(), &["run", "s.toml", "--tap", "off", "--out", unit]);
         let told = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{}", program::stderr(&output));
         let record = std::fs::read(directory.path().join(unit).join("run.json")).unwrap();
