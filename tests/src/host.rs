@@ -72,8 +72,8 @@ pub enum Need {
     OnlyUserModeUserfault,
     /// No swap device in use, and nobody else's to come.
     NoSwap,
-    /// A processor that is not emulated: what is run takes minutes there.
-    FastHost,
+    /// A host that is not emulated: what is run takes minutes there, or is told by a fault that an emulator makes otherwise.
+    NotEmulated,
 }
 
 /// Names the kernel that [`Need::MinimalKernel`] is.
@@ -194,8 +194,8 @@ impl Need {
                 SwapInfo::read().areas.is_empty(),
                 "this host has swap, and the test is of one that has none: `swapoff -a`",
             ),
-            Self::FastHost => {
-                (!emulated(), "this host is emulated, where the built-in scenarios take an hour")
+            Self::NotEmulated => {
+                (!emulated(), "this host is emulated (ZAPSCOPE_SHORT=1), too slow or too different for this")
             }
             Self::Has(backing) => unreachable!("{backing} is asked for by its switches"),
         }

@@ -14,7 +14,7 @@ use tests::host::Need;
 use tests::record::{printed, rows};
 
 crate::tests! {
-    a_built_in_scenario_counts_what_it_counted(case in cases()): [Zram, FastHost, case.needs()],
+    a_built_in_scenario_counts_what_it_counted(case in cases()): [Zram, NotEmulated, case.needs()],
     the_record_is_of_the_built_in_scenarios: [],
 }
 

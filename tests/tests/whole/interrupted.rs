@@ -73,6 +73,11 @@ impl Way {
         }
     }
 
+    /// Whether the process ends without a part in it.
+    fn is_sudden(self) -> bool {
+        matches!(self, Self::Kill | Self::Quit)
+    }
+
     /// Whether the run goes on to its last row.
     fn is_survived(self) -> bool {
         matches!(self, Self::BrokenPipe | Self::FullDisk)
@@ -134,7 +139,7 @@ fn end_at(way: Way, moment: Moment) {
     run.wait_for(moment, &before, &cell);
     let seen = run.rows().map_or(0, |rows| rows.len());
     run.end_by(way);
-    let status = run.wait(&cell);
+    let status = run.wait(way, &cell);
     let rows = run.check(way, status, seen, &cell);
     let deadline = Instant::now() + PATIENCE;
     while let Some(left) = Host::now().left_of(run.pid, &before) {
@@ -277,19 +282,20 @@ impl Run {
     }
 
     /// Waits for the end of the process, and sees that no other is left of its group.
-    fn wait(&mut self, cell: &str) -> ExitStatus {
+    fn wait(&mut self, way: Way, cell: &str) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let status = self.child.try_wait().unwrap();
-            // What it had just started ends by itself once it is gone, a moment later.
-            let left = test_kill_process_group(self.pid);
-            if let (Some(status), Err(Errno::SRCH)) = (status, left) {
-                return status;
-            }
-            if Instant::now() >= deadline {
+            let late = Instant::now() >= deadline;
+            if let Some(status) = self.child.try_wait().unwrap() {
+                let left = test_kill_process_group(self.pid);
+                if left == Err(Errno::SRCH) {
+                    return status;
+                }
+                // What it had just started ends by itself once it is gone, a moment later.
+                assert!(way.is_sudden() && !late, "{cell}: a process is left: {}", self.said());
+            } else if late {
                 let _ = kill_process(self.pid, Signal::KILL);
-                let what = if status.is_some() { "a process is left" } else { "it goes on" };
-                panic!("{cell}: {what}: {}", self.said());
+                panic!("{cell}: it goes on: {}", self.said());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
