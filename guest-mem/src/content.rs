@@ -3,11 +3,11 @@
 use rustix::io::Errno;
 
 use crate::address::{Hva, PAGE_SIZE};
+use crate::page::Page;
 use crate::range::HvaRange;
 use crate::range::RangeError;
 use crate::region::{Region, RegionError};
 use crate::remedy::{self, Asked};
-use crate::store::Page;
 use crate::sys;
 
 /// Pages could not be read or written.
@@ -47,6 +47,20 @@ impl Region {
             }
         }
         Ok(())
+    }
+
+    /// Copies a range of the region into `to`, which is as long, and returns how many bytes came before the first page that
+    /// could not be read. It is the kernel that copies: a page that is missing is an error, or waits for whoever serves
+    /// faults, as the kernel has it, and this thread takes no fault.
+    ///
+    /// # Errors
+    /// The first page cannot be read.
+    ///
+    /// # Panics
+    /// The lengths differ.
+    pub fn copy_out(&self, range: HvaRange, to: &mut [u8]) -> Result<usize, Errno> {
+        debug_assert!(self.range().covers(range), "{range} of {}", self.range());
+        sys::copy_out(range, to)
     }
 
     /// Writes pages from `at` on, word by word. No vCPU runs yet, or none that may see half of it.

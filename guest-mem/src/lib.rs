@@ -36,6 +36,7 @@ mod kpageflags;
 mod left_behind;
 mod limit;
 mod lru;
+mod page;
 mod pagemap;
 mod plan;
 mod planned;
@@ -71,6 +72,7 @@ pub use folios::LargeFolio;
 pub use hugetlb::{HugetlbLimit, Step as HugetlbStep};
 pub use left_behind::hear_what_is_left_behind;
 pub use lru::drain_lru;
+pub use page::{Page, is_zero_page};
 pub use pagemap::{PageScanner, ScanMethod};
 pub use plan::Planner;
 pub use planned::{Call, Planned, Unit, UnknownUnit};
@@ -79,15 +81,15 @@ pub use reclaim::{
     Operation, Outcome, PageOutReport, ReclaimError, UnknownOperation, page_out_fully, perform,
     perform_unmeasured,
 };
-pub use region::{Region, RegionError};
+pub use region::{Memory, Region, RegionError};
 pub use scan_error::ScanError;
 pub use seam::SeamError;
 pub use slots::{MOST_SLOTS, Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
 pub use state::{PageCounts, PageRun, PageState};
 pub use store::{
     BufferError, Codec, CompressedStore, DiscardStore, Fault, FaultKind, FaultPlan, FaultPlanError,
-    FaultyStore, FileIo, FileStore, FileStoreError, ImageStore, Page, PageBuffer, Slot, Store, StoreCall,
-    StoreError, Usage, checksum, is_zero_page,
+    FaultyStore, FileIo, FileStore, FileStoreError, ImageStore, PageBuffer, Slot, Store, StoreCall,
+    StoreError, Usage, checksum,
 };
 pub use swapper::Swapper;
 pub use swaps::{SwapArea, SwapInfo};

@@ -1,6 +1,7 @@
 //! A region: one mapping of guest RAM and what backs it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::mm::Advice;
@@ -397,6 +398,9 @@ fn seam_len(backing: Backing) -> u64 {
         _ => PAGE_SIZE,
     }
 }
+
+/// Whatever owns a region and keeps it mapped: what works on guest memory for long holds one of these.
+pub type Memory = Arc<dyn AsRef<Region> + Send + Sync>;
 
 enum MapFailed {
     Reserve(Errno),

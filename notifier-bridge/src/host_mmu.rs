@@ -1,7 +1,6 @@
 //! The host's own page tables as a primary MMU: a page is resolved by touching it.
 
-use guest_mem::swapper::Memory;
-use guest_mem::{Address, Hva, HvaRange, MapLevel, PAGE_SIZE, RegionError};
+use guest_mem::{Address, Hva, HvaRange, MapLevel, Memory, PAGE_SIZE, RegionError};
 
 use crate::primary::{Mapping, PrimaryMmu, ResolveError};
 

@@ -6,8 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
-use guest_mem::swapper::Memory;
-use guest_mem::{Backing, Gpa, Hva, HvaRange, MapLevel, Order, Region, SlotTableBuilder, Victim};
+use guest_mem::{Backing, Gpa, Hva, HvaRange, MapLevel, Memory, Order, Region, SlotTableBuilder, Victim};
 use notifier_bridge::{
     Bridge, Cause, HostMmu, Invalidation, Listener, Policy, Shadowing, ShadowingMmu, SharedTlb, Sharing,
     SharingMmu, SoftMmu, StartContext, WouldBlock, Zapped,

@@ -5,8 +5,8 @@ use std::ops::{Deref, DerefMut};
 use rustix::io::Errno;
 
 use super::mapping::Mapping;
-use super::page::Page;
 use crate::address::PAGE_SIZE;
+use crate::page::Page;
 use crate::remedy::{self, Asked};
 
 /// No buffer could be had.

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Page, Slot, Store, StoreError, Usage, check_shape};
+use super::{Slot, Store, StoreError, Usage, check_shape};
+use crate::page::Page;
 
 /// Discards what it is given. [`get`](Store::get) is an error for every slot, never a made-up page: a caller who
 /// knows that a page's content does not matter asks [`keeps_content`](Store::keeps_content) and does not call it.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use super::plan::{Fault, FaultKind, FaultPlan, StoreCall};
-use super::{Page, Slot, Store, StoreError, Usage, check_shape};
+use super::{Slot, Store, StoreError, Usage, check_shape};
+use crate::page::Page;
 
 /// Passes every call on to another store, except those that its plan strikes. Calls are counted whether or not
 /// they work; threads that call at the same time are counted in the order in which they come.

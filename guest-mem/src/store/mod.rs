@@ -22,7 +22,6 @@ mod faulty;
 mod file;
 mod mapping;
 mod memory;
-mod page;
 mod plan;
 mod slot;
 #[cfg(test)]
@@ -30,6 +29,7 @@ mod testing;
 
 use std::fmt::Debug;
 
+use crate::page::Page;
 pub use buffer::{BufferError, PageBuffer};
 pub use checksum::checksum;
 pub use discard::DiscardStore;
@@ -37,7 +37,6 @@ pub use error::StoreError;
 pub use faulty::FaultyStore;
 pub use file::{FileIo, FileStore, FileStoreError, ImageStore};
 pub use memory::{Codec, CompressedStore};
-pub use page::{Page, is_zero_page};
 pub use plan::{Fault, FaultKind, FaultPlan, FaultPlanError, StoreCall};
 pub use slot::Slot;
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::{Page, Slot, Store, StoreError};
+use super::{Slot, Store, StoreError};
+use crate::page::Page;
 
 /// A generator good enough to fill pages.
 pub(super) struct Random(pub(super) u64);

@@ -17,8 +17,8 @@ use rustix::io::Errno;
 
 use super::Swapper;
 use crate::address::{Address, PAGE_SIZE};
+use crate::page::Page;
 use crate::range::HvaRange;
-use crate::store::Page;
 use crate::uffd::{Action, MapAs, ResolveError, ResolveKind, Wake};
 
 /// What a missing page is filled from.

@@ -2,9 +2,9 @@
 
 use crate::address::{Hva, PMD_SIZE};
 use crate::backing::Backing;
+use crate::page::Page;
 use crate::pagemap::PageScanner;
 use crate::region::Region;
-use crate::store::Page;
 
 /// 2 MiB of memory of its own. `UFFDIO_MOVE` takes its pages away, and the next use begins with new ones.
 #[derive(Debug, Default)]

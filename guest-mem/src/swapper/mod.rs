@@ -49,7 +49,7 @@ use crate::pagemap::PageScanner;
 use crate::range::HvaRange;
 use crate::range::RangeError;
 use crate::reclaim::Operation;
-use crate::region::Region;
+use crate::region::{Memory, Region};
 use crate::scan_error::ScanError;
 use crate::state::PageRun;
 use crate::store::{BufferError, PageBuffer, Store};
@@ -61,9 +61,6 @@ use reading::Reading;
 use used::Used;
 use waiting::Waiting;
 use window::Window;
-
-/// Whatever owns guest memory, and keeps it mapped as long as the swapper lives.
-pub type Memory = Arc<dyn AsRef<Region> + Send + Sync>;
 
 /// How a [`Swapper`] works.
 #[derive(Clone, Debug)]

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use crate::kvm::Kvm;
 use guest_abi::layout::ARENA_GPA;
 use guest_mem::swapper::{
-    Fate, FaultAround, HandlerReport, Handlers, Hears, Kept, Lost, Memory, Options, Served, Swapper,
+    Fate, FaultAround, HandlerReport, Handlers, Hears, Kept, Lost, Options, Served, Swapper,
 };
 use guest_mem::uffd::{Event, Fault};
-use guest_mem::{ImageStore, PAGE_SIZE, PAGES_PER_PMD, PageBuffer, Region, Slot, Store, checksum};
+use guest_mem::{ImageStore, Memory, PAGE_SIZE, PAGES_PER_PMD, PageBuffer, Region, Slot, Store, checksum};
 
 use super::file::Snapshot;
 use super::index::Entry;

@@ -5,8 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
-use guest_mem::swapper::Memory;
-use guest_mem::{Operation, Region, SlotTable};
+use guest_mem::{Memory, Operation, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 

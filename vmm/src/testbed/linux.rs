@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
-use guest_mem::swapper::Memory;
-use guest_mem::{Backing, Region, SlotTable};
+use guest_mem::{Backing, Memory, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 

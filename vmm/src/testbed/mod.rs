@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
-use guest_mem::swapper::Memory;
 use guest_mem::uffd::Faults;
-use guest_mem::{Region, SlotTable};
+use guest_mem::{Memory, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 

@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::address::PAGE_SIZE;
-use crate::store::page::Page;
+use crate::page::Page;
 
 /// How a file store reaches its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

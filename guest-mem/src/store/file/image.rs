@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::disk::Disk;
 use crate::address::PAGE_SIZE;
-use crate::store::{Page, Slot, Store, StoreError, Usage, check_shape};
+use crate::page::Page;
+use crate::store::{Slot, Store, StoreError, Usage, check_shape};
 
 const NAME: &str = "snapshot";
 

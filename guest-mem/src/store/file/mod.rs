@@ -23,8 +23,9 @@ pub use self::disk::FileIo;
 use self::disk::{Disk, Failed, Why};
 pub use self::image::ImageStore;
 use self::ledger::Ledger;
-use super::{Page, Slot, Store, StoreError, Usage, check_shape};
+use super::{Slot, Store, StoreError, Usage, check_shape};
 use crate::address::PAGE_SIZE;
+use crate::page::Page;
 use crate::remedy::{self, Asked};
 
 const NAME: &str = "file";

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use zstd_safe::{CCtx, CParameter, DCtx};
 
 use super::classes::LARGEST_PACKED;
-use crate::store::page::Page;
+use crate::page::Page;
 
 /// How a page is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,7 +25,8 @@ use self::arena::{Arena, NoSegment};
 pub use self::codec::Codec;
 use self::codec::{Packer, Spares, Unpacker};
 use self::pool::Pool;
-use super::{Page, Slot, Store, StoreError, Usage, check_shape};
+use super::{Slot, Store, StoreError, Usage, check_shape};
+use crate::page::Page;
 
 /// Pages compressed in memory, one by one, so that each can come back alone. What does not shrink to 7/8 is stored as
 /// it is.

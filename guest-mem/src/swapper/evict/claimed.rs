@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::RwLockReadGuard;
 
 use super::{EvictError, Evictor, Share};
+use crate::page::is_zero_page;
 use crate::range::HvaRange;
-use crate::store::{Slot, checksum, is_zero_page};
+use crate::store::{Slot, checksum};
 use crate::swapper::fate::{BLOCK_PAGES, Fate};
 use crate::swapper::runs::runs;
 use crate::uffd::{ResolveError, ResolveKind, Wake};

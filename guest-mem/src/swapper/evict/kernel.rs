@@ -6,11 +6,10 @@ use rustix::io::Errno;
 
 use super::EvictError;
 use crate::address::PAGE_SIZE;
+use crate::page::Page;
 use crate::range::HvaRange;
 use crate::reclaim::{Operation, ReclaimError, perform_unmeasured};
-use crate::store::Page;
 use crate::swapper::Swapper;
-use crate::sys;
 use crate::uffd::{ResolveError, ResolveKind};
 use crate::waits::{Overdue, Patience, WAKE};
 
@@ -46,7 +45,7 @@ impl Swapper {
             let to = Page::bytes_mut(&mut buffer[at..]);
             let copied = match self.region().memfd().zip(self.region().offset_of(rest.start())) {
                 Some((memfd, offset)) => rustix::io::pread(memfd, to, offset),
-                None => sys::copy_out(rest, to),
+                None => self.region().copy_out(rest, to),
             };
             match copied {
                 // A signal came in between.
