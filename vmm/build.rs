@@ -6,9 +6,16 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     // Whatever changes the commit or makes the tree differ from it.
-    for watched in
-        ["../.git/HEAD", "../.git/index", "src", "../guest-mem/src", "../notifier-bridge/src", "../resources"]
-    {
+    for watched in [
+        "../.git/HEAD",
+        "../.git/index",
+        "src",
+        "../guest-mem/src",
+        "../guest-mem/swap/src",
+        "../guest-mem/uffd/src",
+        "../notifier-bridge/src",
+        "../resources",
+    ] {
         if Path::new(watched).exists() {
             println!("cargo:rerun-if-changed={watched}");
         }

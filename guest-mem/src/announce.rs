@@ -16,7 +16,6 @@ use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
 use crate::folios::LargeFolio;
 use crate::planned::{Call, Planned, Unit};
 use crate::range::HvaRange;
-use crate::range::block_pieces;
 use crate::reclaim::Operation;
 use crate::region::Region;
 use crate::state::{PageRun, PageState};
@@ -87,7 +86,7 @@ pub(crate) fn announce(
     let mut teller = Teller { layout, calls, out, split_block: None, split_folio: None };
     match unit {
         Unit::Page => range.chunks(layout.region.granule()).for_each(|call| teller.call(operation, call)),
-        Unit::Region => block_pieces(range).for_each(|call| teller.call(operation, call)),
+        Unit::Region => range.block_pieces().for_each(|call| teller.call(operation, call)),
         Unit::Range if range.is_empty() => {}
         Unit::Range => teller.call(operation, range),
         Unit::Folio => {
@@ -189,7 +188,7 @@ impl Teller<'_, '_> {
     /// are taken whole, and the pages of the split ones one by one. The kernel goes block by block: it splits
     /// as it collects folios, and walks the reverse map when it has collected.
     fn walk_folios(&mut self, piece: HvaRange, takes: bool) {
-        for block in block_pieces(piece) {
+        for block in piece.block_pieces() {
             self.each_folio(block, piece, Self::split_part);
             if takes {
                 self.each_folio(block, piece, Self::take_part);
@@ -247,7 +246,7 @@ impl Teller<'_, '_> {
     fn split_pmds(&mut self, piece: HvaRange) {
         let layout = self.layout;
         for run in layout.runs_in(piece).filter(|run| run.state.is_pmd_mapped()) {
-            for block in block_pieces(run.range).map(|part| block_of(part.start())) {
+            for block in run.range.block_pieces().map(|part| block_of(part.start())) {
                 if !piece.covers(block) {
                     self.split_block(block);
                 }
@@ -281,7 +280,7 @@ impl Teller<'_, '_> {
 
     fn collapse(&mut self, piece: HvaRange) {
         let layout = self.layout;
-        for block in block_pieces(piece).filter(|block| block.len() == PMD_SIZE) {
+        for block in piece.block_pieces().filter(|block| block.len() == PMD_SIZE) {
             let mapped = || layout.runs_in(block).filter(|run| run.state.is_present());
             if layout.runs_in(block).all(|run| run.state.is_pmd_mapped() && !run.state.is_zero()) {
                 continue;

@@ -6,7 +6,7 @@ use std::io;
 use crate::address::{Address, Hva, PAGES_PER_PMD, PMD_SIZE};
 use crate::entry::{Entry, entries, read_entries};
 use crate::kpageflags::KPageFlags;
-use crate::range::{HvaRange, block_pieces};
+use crate::range::HvaRange;
 use crate::scan_error::ScanError;
 use crate::state::{PageRun, PageState, push_run};
 use crate::victim::MapLevel;
@@ -50,7 +50,7 @@ impl EntryReader {
             let inside = mapping.range.intersection(range).expect("it overlaps");
             push_run(out, HvaRange::new(at, inside.start()).expect("smaps is sorted"), PageState::Absent);
             let promoted = self.pmd_mapped_blocks(mapping)?;
-            for block in block_pieces(inside) {
+            for block in inside.block_pieces() {
                 let level = if promoted.contains(block.start()) { MapLevel::Pmd } else { MapLevel::Pte };
                 self.scan_block(block, level, out)?;
             }
@@ -90,7 +90,7 @@ impl EntryReader {
         }
         let (mut certain, mut candidates) = (Vec::new(), Vec::new());
         let mut buffer = std::mem::take(&mut self.buffer);
-        for block in block_pieces(mapping.range).filter(|block| block.len() == PMD_SIZE) {
+        for block in mapping.range.block_pieces().filter(|block| block.len() == PMD_SIZE) {
             read_entries(&self.pagemap, block, &mut buffer)?;
             if !could_be_pmd_mapped(entries(&buffer)) {
                 continue;

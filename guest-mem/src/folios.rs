@@ -6,7 +6,6 @@ use std::fs::File;
 use crate::entry::{Entry, entries, read_entries};
 use crate::kpageflags::{Frames, KPageFlags};
 use crate::range::HvaRange;
-use crate::range::block_pieces;
 use crate::scan_error::ScanError;
 use crate::victim::Order;
 
@@ -66,7 +65,7 @@ impl FolioReader {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut open: Option<(Frames, LargeFolio)> = None;
         self.kpageflags.forget();
-        for block in block_pieces(range) {
+        for block in range.block_pieces() {
             read_entries(&self.pagemap, block, &mut buffer)?;
             for (page, entry) in block.pages().zip(entries(&buffer)) {
                 let Some(pfn) = entry.pfn() else { continue };

@@ -1,8 +1,8 @@
-//! Guest RAM for zapscope.
+//! What guest memory is, and what the kernel will announce about it.
 //!
 //! Addresses and half-open ranges of three address spaces, memslots as plain data, regions of memory and
 //! what backs them, what a page really is (pagemap), and the operations that take pages away. Knows nothing
-//! of KVM and nothing of range policies.
+//! of KVM, of range policies, or of userfaultfd.
 //!
 //! ```text
 //!   Backing ─> Region ─┬─> PageScanner ─> PageRun, PageCounts      what the pages are
@@ -10,9 +10,6 @@
 //!                      ├─> perform, page_out_fully ─> Outcome      the operation, and what it really did
 //!                      └─> protect, unmap_shared                   drop translations, keep the pages
 //!   ZramSwap, MemoryCgroup                                         where pages go, and what makes them go
-//!   uffd::Userfault                                                faults and events, served by this process
-//!   Store: CompressedStore, FileStore, DiscardStore, FaultyStore   where pages go that we evict ourselves
-//!   swapper::Swapper ── Store                                      a swap of our own over both
 //!   waits::Thread, Patience, Overdue                               waits for ourselves, with a deadline
 //! ```
 //!
@@ -49,13 +46,10 @@ mod seam;
 mod seaming;
 mod slots;
 mod state;
-mod store;
-pub mod swapper;
 mod swaps;
 mod switches;
 mod sys;
 mod thp;
-pub mod uffd;
 mod victim;
 pub mod waits;
 mod zap;
@@ -86,16 +80,9 @@ pub use scan_error::ScanError;
 pub use seam::SeamError;
 pub use slots::{MOST_SLOTS, Memslot, SlotError, SlotId, SlotTable, SlotTableBuilder};
 pub use state::{PageCounts, PageRun, PageState};
-pub use store::{
-    BufferError, Codec, CompressedStore, DiscardStore, Fault, FaultKind, FaultPlan, FaultPlanError,
-    FaultyStore, FileIo, FileStore, FileStoreError, ImageStore, PageBuffer, Slot, Store, StoreCall,
-    StoreError, Usage, checksum,
-};
-pub use swapper::Swapper;
 pub use swaps::{SwapArea, SwapInfo};
 pub use switches::{Knob, Remedy, Setting, Unavailable, Value};
 pub use thp::{HostThp, HugetlbPool, ShmemSwitch, Switch};
-pub use uffd::Userfault;
 pub use victim::{MapLevel, Order, Victim};
 pub use zap::{
     Protected, ZapError, protect, toggle_protection, toggle_unit, toggle_without_seams, unmap_shared,

@@ -185,19 +185,22 @@ pub enum RangeError {
     },
 }
 
-/// A range cut at multiples of 2 MiB.
-pub(crate) fn block_pieces(range: HvaRange) -> impl Iterator<Item = HvaRange> {
-    let mut rest = range;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let next = rest.start().align_down(PMD_SIZE).checked_add(PMD_SIZE)?;
-        let cut = next.min(rest.end());
-        let piece = HvaRange::new(rest.start(), cut)?;
-        rest = HvaRange::new(cut, rest.end())?;
-        Some(piece)
-    })
+impl HvaRange {
+    /// The range cut at multiples of 2 MiB.
+    pub fn block_pieces(self) -> impl Iterator<Item = Self> {
+        let mut rest = self;
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            // The last block of the address space has no end that can be said.
+            let next = rest.start().align_down(PMD_SIZE).checked_add(PMD_SIZE).unwrap_or(rest.end());
+            let cut = next.min(rest.end());
+            let piece = Self::new(rest.start(), cut)?;
+            rest = Self::new(cut, rest.end())?;
+            Some(piece)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -261,7 +264,7 @@ mod tests {
     fn pieces_are_cut_on_the_block_grid() {
         let range =
             HvaRange::new(Hva::new(PMD_SIZE - PAGE_SIZE), Hva::new(2 * PMD_SIZE + PAGE_SIZE)).unwrap();
-        let lengths: Vec<u64> = block_pieces(range).map(|piece| piece.len()).collect();
+        let lengths: Vec<u64> = range.block_pieces().map(|piece| piece.len()).collect();
         assert_eq!(lengths, [PAGE_SIZE, PMD_SIZE, PAGE_SIZE]);
     }
 }

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 
 use crate::address::{Address, Hva, PMD_SIZE};
-use crate::range::{HvaRange, RangeError, block_pieces};
+use crate::range::{HvaRange, RangeError};
 use crate::remedy::{self, Asked};
 use crate::sys::{self, Madvise};
 
@@ -107,12 +107,12 @@ impl Seams {
 
     /// Puts a seam into each block `range` touches. Returns how many were new.
     pub(crate) fn install(&self, range: HvaRange) -> Result<u64, SeamError> {
-        let wanted = block_pieces(range).filter(|&block| !self.has(block)).count() as u64;
+        let wanted = range.block_pieces().filter(|&block| !self.has(block)).count() as u64;
         if wanted == 0 {
             return Ok(0);
         }
         check_vmas(wanted)?;
-        for block in block_pieces(range).filter(|&block| !self.has(block)) {
+        for block in range.block_pieces().filter(|&block| !self.has(block)) {
             self.advise(block, Advice::LinuxDontDump, "MADV_DONTDUMP")?;
             let (word, bit) = self.bit(block);
             if word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
@@ -128,7 +128,7 @@ impl Seams {
             return Ok(0);
         }
         let mut removed = 0;
-        for block in block_pieces(range).filter(|&block| self.has(block)) {
+        for block in range.block_pieces().filter(|&block| self.has(block)) {
             self.advise(block, Advice::LinuxDoDump, "MADV_DODUMP")?;
             let (word, bit) = self.bit(block);
             if word.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
@@ -171,7 +171,7 @@ impl Seams {
 
     /// The first VMA boundary after the start of `rest`, or its end.
     fn next_cut(&self, rest: HvaRange) -> Hva {
-        for piece in block_pieces(rest).filter(|&piece| self.has(piece)) {
+        for piece in rest.block_pieces().filter(|&piece| self.has(piece)) {
             let strip = self.strip_of(piece);
             if let Some(cut) = [strip.start(), strip.end()].into_iter().find(|&cut| cut > rest.start()) {
                 return cut.min(rest.end());

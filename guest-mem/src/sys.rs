@@ -336,14 +336,3 @@ pub(crate) unsafe fn touch_byte(at: Hva, write: bool) {
     // way. (`fetch_or(0)` would not do: it compiles to a load.)
     let _ = byte.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
 }
-
-/// Makes the calling thread wait for the end of another's turn instead of interrupting it (`SCHED_BATCH`). Any thread may
-/// have that, but one of a real-time class.
-pub(crate) fn yield_to_others() -> Result<(), Errno> {
-    let priority = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the structure lives across the call, which changes only how this thread is scheduled.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const priority) } {
-        0 => Ok(()),
-        _ => Err(last_errno()),
-    }
-}

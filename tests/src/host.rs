@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use guest_mem::uffd::{Faults, Features, Userfault};
 use guest_mem::{Backing, CgroupPlace, HostThp, PMD_SIZE, PageScanner, Region, SwapInfo};
 use rustix::fs::{Access, access};
+use uffd::{Faults, Features, Userfault};
 use vmm::host::kvm_module::MmuKind;
 use vmm::host::{Capability, HostChanges, HostFacts, Rights};
 use vmm::kvm::Kvm;
@@ -184,7 +184,7 @@ impl Need {
                 "there is no userfaultfd for user mode's faults: see `zapscope doctor`",
             ),
             Self::OnlyUserModeUserfault => {
-                let access = guest_mem::uffd::probe();
+                let access = uffd::probe();
                 (
                     access.sysctl == Some(0) && access.user_mode.is_ok(),
                     "everybody may see all faults here, or nobody any: `sysctl vm.unprivileged_userfaultfd=0`",

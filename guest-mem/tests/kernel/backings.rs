@@ -1,12 +1,12 @@
 //! Each backing on a real kernel: what was asked for against what pagemap says was got.
 
-use crate::support::{allow, alone, assert_intact, backings, counts, fill, filled, pages, swap, vmas};
 use guest_mem::{
     Backing, HostThp, Operation, Order, PAGE_SIZE, PMD_SIZE, PageCounts, PageRun, PageScanner, PageState,
     Region, ScanMethod, perform,
 };
+use test_memory::{allow, alone, assert_intact, backings, counts, fill, filled, pages, swap, vmas};
 
-crate::tests! {
+test_memory::tests! {
     each_backing_is_what_it_says(backing in backings()): [Has(backing)],
     mthp_beside_enabled_thp_stays_mthp(backing in sizes_of_mthp()): [Has(Backing::Thp), Has(backing), FolioOrders],
     both_ways_to_scan_agree(backing in backings()): [PagemapScan, Swap, Has(backing)],

@@ -1,12 +1,12 @@
 //! hugetlb memory: what the kernel refuses comes back as an error that names the limit, at every way into the memory.
 
-use crate::support::{SysfsSwitch, allow, alone};
 use guest_mem::{
     Backing, ContentError, HostThp, HugetlbLimit, HugetlbPool, Operation, PAGE_SIZE, PMD_SIZE, Page, Region,
     RegionError, perform_unmeasured,
 };
+use test_memory::{SysfsSwitch, allow, alone};
 
-crate::tests! {
+test_memory::tests! {
     a_pool_that_is_too_small_says_how_large_it_must_be: [HugetlbPool],
     content_goes_in_and_out_in_pages_of_4_kib: [Has(Backing::Hugetlb2m)],
     a_page_that_the_pool_cannot_give_is_an_error_at_every_touch: [Has(Backing::Hugetlb2m)],

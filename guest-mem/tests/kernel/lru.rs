@@ -2,7 +2,7 @@
 
 use guest_mem::drain_lru;
 
-crate::tests! {
+test_memory::tests! {
     draining_is_repeatable: [Collapse],
 }
 

@@ -8,28 +8,11 @@
 mod backings;
 mod hugetlb;
 mod lru;
-mod needs;
 mod operations;
 mod pressure;
-mod stores;
-mod support;
-mod swapper;
-mod swapper_answers;
-mod swapper_clock;
-mod swapper_faults;
-mod swapper_kept;
-mod swapper_model;
-mod swapper_strangers;
-mod userfault;
 mod zapping;
 
 use std::process::ExitCode;
-
-/// Declares the tests of a module, with what each needs.
-#[macro_export]
-macro_rules! tests {
-    ($($tests:tt)*) => { harness::tests! { $crate::needs::Need; $($tests)* } };
-}
 
 fn main() -> ExitCode {
     let all = [
@@ -39,19 +22,6 @@ fn main() -> ExitCode {
         zapping::tests(),
         lru::tests(),
         pressure::tests(),
-        stores::tests(),
-        userfault::errors::tests(),
-        userfault::events::tests(),
-        userfault::faults::tests(),
-        userfault::moves::tests(),
-        userfault::waiting::tests(),
-        swapper::tests(),
-        swapper_answers::tests(),
-        swapper_clock::tests(),
-        swapper_faults::tests(),
-        swapper_kept::tests(),
-        swapper_model::tests(),
-        swapper_strangers::tests(),
     ];
     harness::main("guest memory on this kernel", all.into_iter().flatten().collect())
 }

@@ -1,16 +1,15 @@
 //! The operations on a real kernel: the effect each promises, and the plan against what was really announced.
 
-use crate::support;
-use crate::support::announced::Announcements;
-use crate::support::{
-    allow, alone, assert_intact, backings, counts, filled, pages, swap, swappable, without_khugepaged,
-};
 use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Planned, Planner, ReclaimError, Region,
     Unit, page_out_fully, perform, perform_unmeasured,
 };
+use test_memory::announced::Announcements;
+use test_memory::{
+    allow, alone, assert_intact, backings, counts, filled, pages, swap, swappable, without_khugepaged,
+};
 
-crate::tests! {
+test_memory::tests! {
     plans_are_what_the_kernel_announces(backing in backings()): [Swap, Announcements, FolioOrders, Has(backing)],
     plans_hold_for_memory_with_a_past(backing in with_a_past()): [Swap, Announcements, FolioOrders, Has(backing)],
     page_out_leaves_and_comes_back_whole(backing in swappable()): [Swap, Has(backing)],
@@ -186,7 +185,7 @@ fn page_out_fully_gets_what_another_cpu_holds() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             run_on(1);
-            support::fill(&region, pages(&region, 0, 5));
+            test_memory::fill(&region, pages(&region, 0, 5));
         });
     });
     run_on(0);
@@ -248,7 +247,7 @@ fn free_pages_go_without_being_written_to_swap() {
     let freed = pages(&region, 0, 100);
     let outcome = perform(&mut scanner, &region, Operation::Free, freed).unwrap();
     assert_eq!(outcome.got_bytes, 0, "lazily");
-    support::fill(&region, pages(&region, 0, 10));
+    test_memory::fill(&region, pages(&region, 0, 10));
     page_out_fully(&mut scanner, &region, freed).unwrap();
     let after = counts(&mut scanner, &region, freed);
     assert_eq!((after.swapped, after.absent), (10, 90));
@@ -300,8 +299,8 @@ fn remap_and_protect_keep_content_and_leave_writable_memory(backing: Backing) {
         region.seam(pages(&region, 1024, 1)).unwrap();
         perform(&mut scanner, &region, operation, pages(&region, 500, 700)).unwrap();
         assert_intact(&region, region.range());
-        support::fill(&region, region.range());
-        assert_eq!(support::vmas(&region), region.vma_pieces(region.range()).count(), "{operation}");
+        test_memory::fill(&region, region.range());
+        assert_eq!(test_memory::vmas(&region), region.vma_pieces(region.range()).count(), "{operation}");
     }
 }
 

@@ -4,13 +4,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{alone, assert_intact, counts, fill, filled, swap};
 use guest_mem::{
     Backing, CgroupVersion, MemoryCgroup, Operation, PMD_SIZE, PageScanner, Region, SwapInfo, ZramError,
     ZramSwap, perform, undo_by_number,
 };
+use test_memory::{alone, assert_intact, counts, fill, filled, swap};
 
-crate::tests! {
+test_memory::tests! {
     a_zram_device_comes_works_and_goes: [Swap],
     a_dropped_device_goes_too: [Swap],
     a_guardian_undoes_by_number: [Swap],

@@ -1,13 +1,13 @@
 //! Dropping translations without taking pages: toggles, seams and unmapping, on a real kernel.
 
-use crate::support::announced::Announcements;
-use crate::support::{allow, alone, assert_intact, backings, counts, fill, filled, pages, swappable, vmas};
 use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Region, SeamError, ZapError, perform,
     protect, toggle_protection, toggle_without_seams, unmap_shared,
 };
+use test_memory::announced::Announcements;
+use test_memory::{allow, alone, assert_intact, backings, counts, fill, filled, pages, swappable, vmas};
 
-crate::tests! {
+test_memory::tests! {
     toggles_keep_content_and_give_write_permission_back(backing in backings()): [Has(backing)],
     a_seamed_toggle_announces_exactly_its_range(backing in swappable()): [Announcements, Has(backing)],
     only_a_part_of_a_block_costs_its_huge_page: [Has(Backing::Thp)],

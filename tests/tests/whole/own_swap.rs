@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Access, Task, Walk};
 use guest_abi::work::SplitMix64;
-use guest_mem::swapper::{Evictor, FaultAround, HandlerReport, Handlers, Hears, Lost, Options, Served};
-use guest_mem::uffd::{Event, Fault};
-use guest_mem::{
-    Backing, Codec, CompressedStore, FaultyStore, Operation, PMD_SIZE, Store, Swapper, perform_unmeasured,
-};
+use guest_mem::{Backing, Operation, PMD_SIZE, perform_unmeasured};
 use serde_json::Value;
+use swap::{
+    Codec, CompressedStore, Evictor, FaultAround, HandlerReport, Handlers, Hears, Lost, Options, Served,
+    Store, Swapper,
+};
+use test_memory::stores::FaultyStore;
 use tests::host::Need;
 use tests::machine::{Bare, PATIENCE, config};
 use tests::{host, program};
+use uffd::{Event, Fault};
 
 crate::tests! {
     a_run_counts_what_it_takes_and_brings_back: [Kvm, Userfault],

@@ -6,10 +6,10 @@
 
 use std::time::{Duration, Instant};
 
-use guest_mem::swapper::{Evictor, FaultAround};
 use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PageScanner, Region, ZramSwap, drain_lru, perform_unmeasured,
 };
+use swap::{Evictor, FaultAround};
 
 use super::ROUNDS;
 use super::guest::{ARENA, Guest, Order};

@@ -3,7 +3,7 @@
 //! | handler | threads | what each does |
 //! | --- | --- | --- |
 //! | bare | one a vCPU, on its processor | read(2), which sleeps; `UFFDIO_COPY` of the window |
-//! | ours | one a vCPU, on its processor | [`guest_mem::swapper::Handlers`], on memory that nobody has touched |
+//! | ours | one a vCPU, on its processor | [`swap::Handlers`], on memory that nobody has touched |
 //! | usual | one, anywhere | poll(2), read(2) of one message, `UFFDIO_COPY` of the window |
 //! | usual here | the same, on the first vCPU's processor | what the usual one is when the scheduler puts it there |
 //!
@@ -14,14 +14,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use guest_mem::swapper::{FaultAround, Handlers, Hears, Lost, Options, Served};
-use guest_mem::uffd::{Event, Fault, Features, Modes};
-use guest_mem::{
-    Backing, Codec, CompressedStore, HvaRange, PAGE_SIZE, PMD_SIZE, Region, Store, Swapper, Userfault,
-};
+use guest_mem::{Backing, HvaRange, PAGE_SIZE, PMD_SIZE, Region};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::thread::sched_setaffinity;
+use swap::{Codec, CompressedStore, FaultAround, Handlers, Hears, Lost, Options, Served, Store, Swapper};
+use uffd::{Event, Fault, Features, Modes, Userfault};
 
 use super::guest::{Guest, only};
 
@@ -216,7 +214,7 @@ impl Ours {
     /// Stops them. Returns how many faults they served, and how many pages they put in.
     pub fn stop(self) -> (u64, u64) {
         let reports = self.handlers.stop().expect("they have not given up");
-        let sum = |of: fn(&guest_mem::swapper::HandlerReport) -> u64| reports.iter().map(of).sum();
+        let sum = |of: fn(&swap::HandlerReport) -> u64| reports.iter().map(of).sum();
         (sum(|report| report.faults), sum(|report| report.zeroed + report.returned))
     }
 }

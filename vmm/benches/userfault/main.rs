@@ -21,8 +21,8 @@ mod shared;
 
 use std::time::Duration;
 
-use guest_mem::swapper::FaultAround;
 use guest_mem::{Backing, PAGE_SIZE};
+use swap::FaultAround;
 
 use guest::{ARENA, Guest, Order};
 use handlers::{Ours, Plain, lz4};

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use guest_mem::swapper::FaultAround;
 use guest_mem::{Backing, HvaRange};
+use swap::FaultAround;
 
 use crate::choice::{ByteRange, PolicyChoice, Size, TimeSpan};
 use crate::exit::CODES;

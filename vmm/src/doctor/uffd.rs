@@ -1,12 +1,12 @@
 //! userfaultfd: whether we get one that also sees faults from inside the kernel, which are what KVM's are,
 //! and what it can do.
 
-use guest_mem::uffd::{Access, Features};
 use rustix::io::Errno;
+use uffd::{Access, Features};
 
 use super::finding::Finding;
 
-pub(super) use guest_mem::uffd::probe;
+pub(super) use uffd::probe;
 
 const DEVICE: &str = "/dev/userfaultfd";
 

@@ -1,13 +1,15 @@
 //! The classes of errors from the crates below, which know no exit codes.
 
-use guest_mem::swapper::{AttachError, EvictError, HandOverError, HandlerError, WatchError};
-use guest_mem::uffd::{OpenError, ReadError, RegisterError, ResolveError};
 use guest_mem::waits::Overdue;
 use guest_mem::{
-    BufferError, CgroupError, ContentError, FileStoreError, RangeError, ReclaimError, RegionError, ScanError,
-    SeamError, SlotError, StoreError, ZramError,
+    CgroupError, ContentError, RangeError, ReclaimError, RegionError, ScanError, SeamError, SlotError,
+    ZramError,
 };
 use notifier_bridge::WouldBlock;
+use swap::{
+    AttachError, BufferError, EvictError, FileStoreError, HandOverError, HandlerError, StoreError, WatchError,
+};
+use uffd::{OpenError, ReadError, RegisterError, ResolveError};
 
 use super::{Class, Classified};
 
@@ -173,7 +175,7 @@ impl Classified for ReadError {
 impl Classified for ResolveError {
     fn class(&self) -> Class {
         match self.kind {
-            guest_mem::uffd::ResolveKind::NoMemory => Class::Host,
+            uffd::ResolveKind::NoMemory => Class::Host,
             _ => Class::Fault,
         }
     }

@@ -1,7 +1,7 @@
 //! Why a row has no numbers, and what that means for the rows after it.
 
-use guest_mem::swapper::AttachError;
 use guest_mem::{Operation, SwapInfo, with_causes};
+use swap::AttachError;
 
 use super::ended::RunError;
 use super::errors::TrialError;

@@ -9,17 +9,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use guest_mem::swapper::{
-    AttachError, Clock, EvictError, Evicted, Evictor, HandlerError, HandlerReport, Handlers, Hears, Lost,
-    Options, Served, Swapper, WatchError,
-};
-use guest_mem::uffd::{Event, Fault};
 use guest_mem::{
-    BufferError, Codec, CompressedStore, FileStore, FileStoreError, HvaRange, MapLevel, Operation, Order,
-    PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Planned, Planner, Region, ScanError, Store, StoreError,
-    Unit, Victim,
+    HvaRange, MapLevel, Operation, Order, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Planned, Planner,
+    Region, ScanError, Unit, Victim,
 };
 use notifier_bridge::{Bridge, Cause, Invalidation, InvalidationRecord, WouldBlock, monotonic_ns};
+use swap::{
+    AttachError, BufferError, Clock, Codec, CompressedStore, EvictError, Evicted, Evictor, FileStore,
+    FileStoreError, HandlerError, HandlerReport, Handlers, Hears, Lost, Options, Served, Store, StoreError,
+    Swapper, WatchError,
+};
+use uffd::{Event, Fault};
 
 use super::notes::{Notes, planned_ranges};
 use crate::events::{Promise, Ranges, Swapped};

@@ -1,7 +1,7 @@
 //! How `reclaim = ["uffd"]` works: the table `[uffd]` of a scenario.
 
-use guest_mem::swapper::FaultAround;
 use serde::Deserialize;
+use swap::FaultAround;
 
 use super::at::At;
 use super::error::{Checked, Lines, Problem};

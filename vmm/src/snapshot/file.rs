@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use guest_mem::{ImageStore, PAGE_SIZE};
+use guest_mem::PAGE_SIZE;
+use swap::ImageStore;
 
 use super::header::{HEADER_BYTES, Header, HeaderError};
 use super::index::{Entry, Index};

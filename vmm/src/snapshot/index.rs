@@ -23,7 +23,7 @@ pub enum Entry {
     Stored {
         /// How many are before it.
         rank: u64,
-        /// Its [`guest_mem::checksum()`].
+        /// Its [`swap::checksum()`].
         checksum: u32,
     },
 }

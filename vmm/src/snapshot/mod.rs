@@ -26,8 +26,8 @@ pub mod write;
 use std::io;
 use std::path::PathBuf;
 
-use guest_mem::swapper::{AttachError, HandOverError, HandlerError};
-use guest_mem::{BufferError, ContentError, ScanError, StoreError};
+use guest_mem::{ContentError, ScanError};
+use swap::{AttachError, BufferError, HandOverError, HandlerError, StoreError};
 
 use crate::exit::{Class, Classified};
 use crate::guest::GuestError;

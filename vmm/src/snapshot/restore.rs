@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use crate::kvm::Kvm;
 use guest_abi::layout::ARENA_GPA;
-use guest_mem::swapper::{
-    Fate, FaultAround, HandlerReport, Handlers, Hears, Kept, Lost, Options, Served, Swapper,
+use guest_mem::{Memory, PAGE_SIZE, PAGES_PER_PMD, Region};
+use swap::{
+    Fate, FaultAround, HandlerReport, Handlers, Hears, ImageStore, Kept, Lost, Options, PageBuffer, Served,
+    Slot, Store, Swapper, checksum,
 };
-use guest_mem::uffd::{Event, Fault};
-use guest_mem::{ImageStore, Memory, PAGE_SIZE, PAGES_PER_PMD, PageBuffer, Region, Slot, Store, checksum};
+use uffd::{Event, Fault};
 
 use super::file::Snapshot;
 use super::index::Entry;

@@ -4,9 +4,9 @@ use std::os::unix::fs::FileExt;
 
 use crate::kvm::Kvm;
 use guest_mem::{
-    Earned, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, PageBuffer, PageScanner, Region, checksum,
-    is_zero_page,
+    Earned, HvaRange, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, PageScanner, Region, is_zero_page,
 };
+use swap::{PageBuffer, checksum};
 
 use super::header::Header;
 use super::index::Index;

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
-use guest_mem::uffd::Faults;
 use guest_mem::{Memory, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
+use uffd::Faults;
 
 pub use kvm::KvmTestbed;
 pub use linux::LinuxTestbed;

@@ -20,13 +20,13 @@ use guest_abi::order::WorkOrder;
 use guest_abi::page::PagePtr;
 use guest_abi::work::{self, Machine};
 use guest_mem::remedy::{self, Asked};
-use guest_mem::uffd::Faults;
 use guest_mem::waits::Thread;
 use guest_mem::{
     Backing, Gpa, Hva, MapLevel, Memory, PageScanner, PageState, Region, RegionError, ScanError, SlotError,
     SlotTable, SlotTableBuilder,
 };
 use notifier_bridge::{AccessError, HostMmu, ResolveError, ShadowingMmu, SoftMmu, Worker};
+use uffd::Faults;
 
 use rustix::thread::{Pid, gettid};
 

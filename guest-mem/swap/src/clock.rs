@@ -1,0 +1,103 @@
+//! Which pages to evict: those that nobody has used for a while.
+//!
+//! ```text
+//!   watch(range)   takes away what a use needs:  shared memory   its mapping            whoever reads or writes, faults
+//!        │                                       private memory  the right to write     whoever writes, faults
+//!        │ time passes; a fault, served ───────> that page was used; a page that came back was, too
+//!        ▼
+//!   next_idle()    the hand goes on: over units with a used page, to one that has something in memory and none
+//! ```
+//!
+//! An idle scan made of what userfaultfd gives to everybody, since the accessed bits that it stands for are the kernel's
+//! alone: `/sys/kernel/mm/page_idle` is in few kernels, and for root. Of private memory it does not see who only reads;
+//! such a page is evicted once, comes back at its next use, and is passed over until it was watched again in vain.
+
+use crate::fate::{BLOCK_PAGES, Fate};
+use crate::swapper::Swapper;
+use guest_mem::waits::Overdue;
+use guest_mem::{HvaRange, Operation, PAGE_SIZE, RangeError, ReclaimError};
+use uffd::ResolveError;
+
+/// Why a range cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// It does not fit the region.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// The kernel does not protect it.
+    #[error(transparent)]
+    Protect(#[from] ResolveError),
+    /// The kernel does not unmap it.
+    #[error(transparent)]
+    Unmap(#[from] ReclaimError),
+    /// A handler does not do its part.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
+}
+
+/// A hand that goes round over a region, unit by unit. It evicts nothing itself.
+#[derive(Debug)]
+pub struct Clock<'s> {
+    swapper: &'s Swapper,
+    /// Pages of a unit.
+    unit: u64,
+    /// The unit that it looks at next.
+    hand: u64,
+}
+
+impl<'s> Clock<'s> {
+    /// A clock over units of so many pages: a power of two, at most those of a huge page.
+    ///
+    /// # Panics
+    /// It is not.
+    pub fn new(swapper: &'s Swapper, unit_pages: u64) -> Self {
+        assert!(unit_pages.is_power_of_two() && unit_pages <= BLOCK_PAGES as u64, "{unit_pages} pages");
+        Self { swapper, unit: unit_pages, hand: 0 }
+    }
+
+    /// Begins to watch the pages of a range, as if none had been used yet. Translations of it go: whoever announces
+    /// such things does it before. Watched pages stay so until they are used or evicted.
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub fn watch(&self, range: HvaRange) -> Result<(), WatchError> {
+        let swapper = self.swapper;
+        swapper.region().check(range)?;
+        let _still = swapper.still();
+        swapper.used.begin_to_watch();
+        // Before access goes: what is used in between is used, and seen.
+        for piece in range.block_pieces() {
+            swapper.used.clear(swapper.numbers(piece));
+        }
+        match self.operation() {
+            Operation::DontNeed => swapper.drop_mapping(range)?,
+            _ => swapper.insist(|| swapper.userfault.write_protect(range))??,
+        }
+        Ok(())
+    }
+
+    /// What [`Clock::watch`] does, as a listener of translations sees it.
+    pub fn operation(&self) -> Operation {
+        if self.swapper.region().backing().is_shared() { Operation::DontNeed } else { Operation::Protect }
+    }
+
+    /// The next unit, in at most one round, that has pages in memory of which none was used since it was watched.
+    pub fn next_idle(&mut self) -> Option<HvaRange> {
+        let units = self.swapper.region().range().page_count() / self.unit;
+        for _ in 0..units {
+            let first = self.hand * self.unit;
+            self.hand = (self.hand + 1) % units;
+            if !self.swapper.used.any(first..first + self.unit) && self.has_residents(first) {
+                return self.swapper.region().slice(first * PAGE_SIZE, self.unit * PAGE_SIZE);
+            }
+        }
+        None
+    }
+
+    fn has_residents(&self, first: u64) -> bool {
+        let of_block = BLOCK_PAGES as u64;
+        let block = self.swapper.blocks.lock((first / of_block) as usize);
+        let first = (first % of_block) as usize;
+        (first..first + self.unit as usize).any(|page| block.fate(page) == Fate::Resident)
+    }
+}

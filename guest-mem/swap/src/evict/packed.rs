@@ -1,0 +1,124 @@
+//! Pages whose content is safe, and that leave if nobody has written to them.
+
+use std::ops::Range;
+
+use super::claimed::Claimed;
+use super::error::EvictError;
+use super::evicted::Evicted;
+use super::evictor::{Evictor, Share};
+use crate::fate::{Fate, Then};
+use crate::runs::runs;
+use guest_mem::HvaRange;
+
+/// Pages that are claimed and stored. Dropped, they stay, and the store forgets them.
+#[derive(Debug)]
+pub struct Packed<'e, 's>(Claimed<'e, 's>);
+
+impl Evictor<'_> {
+    /// Evicts `range`, block by block, all three steps of each.
+    ///
+    /// # Errors
+    /// [`EvictError`], with what was evicted before it.
+    pub fn evict(&mut self, range: HvaRange) -> Result<Evicted, (Evicted, EvictError)> {
+        let mut all = Evicted::default();
+        for piece in range.block_pieces() {
+            let one = self.claim(piece).and_then(Claimed::store).and_then(Packed::drop_pages);
+            all += one.map_err(|error| (all, error))?;
+        }
+        Ok(all)
+    }
+}
+
+impl<'e, 's> Claimed<'e, 's> {
+    /// Copies the pages out and stores them. The guest may read them, and whoever writes to one keeps it.
+    ///
+    /// # Errors
+    /// The store refuses, or a page cannot be read.
+    pub fn store(mut self) -> Result<Packed<'e, 's>, EvictError> {
+        self.pack()?;
+        Ok(Packed(self))
+    }
+}
+
+impl Packed<'_, '_> {
+    /// The ranges that [`Packed::drop_pages`] would drop if no page is written to before: what an announcement is made
+    /// of.
+    pub fn ranges(&self) -> impl Iterator<Item = HvaRange> {
+        self.0.shares(Share::is_packed).map(|run| self.0.range_of(&run))
+    }
+
+    /// Drops the pages that nobody has written to meanwhile.
+    ///
+    /// # Errors
+    /// The kernel refuses: then the pages stay, but those dropped before.
+    pub fn drop_pages(mut self) -> Result<Evicted, EvictError> {
+        let swapper = self.0.evictor.swapper;
+        let mut evicted = Evicted::default();
+        let mut failed = None;
+        for run in self.leave() {
+            let range = self.0.range_of(&run);
+            let mut dropped = Ok(());
+            let mut stayed = vec![failed.is_some(); run.len()];
+            if failed.is_none() {
+                dropped = swapper.drop_run(range);
+                if dropped.is_err() {
+                    stayed = swapper.still_there(range);
+                }
+            }
+            self.settle(run, &stayed, &mut evicted);
+            if let Err(source) = dropped {
+                failed = Some(EvictError::Drop { range, source });
+            }
+        }
+        evicted.stayed = self.0.len() as u64 - evicted.pages;
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(evicted),
+        }
+    }
+
+    /// Leaving -> Dropping, for the pages that are still claimed: who faults on one now waits until it is gone.
+    fn leave(&mut self) -> Vec<Range<usize>> {
+        let Claimed { evictor, number, block, .. } = &self.0;
+        let mut fates = evictor.swapper.blocks.lock(*block);
+        let ours = Fate::Leaving(*number);
+        let going =
+            |at: usize| (evictor.shares[at].is_packed() && fates.fate(self.0.page(at)) == ours).then_some(());
+        let leaving: Vec<Range<usize>> = runs(evictor.shares.len(), going).map(|(run, ())| run).collect();
+        for run in &leaving {
+            for (page, &share) in self.0.in_block(run).zip(&evictor.shares[run.clone()]) {
+                let then = match share {
+                    Share::Stored(slot, sum) => {
+                        fates.set_checksum(page, sum);
+                        Then::Stored(slot)
+                    }
+                    _ => Then::Zero,
+                };
+                fates.set(page, Fate::Dropping(then));
+            }
+        }
+        leaving
+    }
+
+    /// Dropping -> Stored | Zero, or back to Leaving for pages that stayed.
+    fn settle(&mut self, run: Range<usize>, stayed: &[bool], evicted: &mut Evicted) {
+        let pages = self.0.in_block(&run);
+        let Claimed { evictor, number, block, .. } = &mut self.0;
+        let mut fates = evictor.swapper.blocks.lock(*block);
+        for ((page, share), &stayed) in pages.zip(&mut evictor.shares[run]).zip(stayed) {
+            let Fate::Dropping(then) = fates.fate(page) else {
+                unreachable!("nobody else changes a page that is being dropped, but by discarding it")
+            };
+            // A slot goes from the share to the fate, or stays in the share and is given up with it, and the claim too;
+            // one that was discarded meanwhile is nobody's any more.
+            if stayed && then != Then::Absent {
+                fates.set(page, Fate::Leaving(*number));
+                continue;
+            }
+            *share = Share::None;
+            fates.set(page, then.into());
+            evicted.pages += 1;
+            evicted.zeros += u64::from(then == Then::Zero);
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Memory that begins in the store: what a snapshot's guest is made of.
+//!
+//! ```text
+//!   Region, empty ── Swapper::attach ── hand_over ── Handlers::start ── the guest runs, and each page comes at its first fault
+//! ```
+
+use crate::fate::{BLOCK_PAGES, Fate};
+use crate::store::Slot;
+use crate::swapper::Swapper;
+
+/// Where the content of a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// In the store.
+    Stored {
+        /// Its place in the store.
+        slot: Slot,
+        /// The [`crate::checksum()`] of the content and the page's number from the start of the region.
+        checksum: u32,
+    },
+    /// Nowhere: all of it is zero.
+    Zero,
+}
+
+/// Memory that cannot be handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("page {page} of the memory has been used already: memory is handed over before anybody touches it")]
+pub struct HandOverError {
+    /// The first such page.
+    pub page: u64,
+}
+
+impl Swapper {
+    /// Says where each page's content is, by its number from the start of the region. To be called after
+    /// [`Swapper::attach`] and before anybody serves faults: who touches a page meanwhile waits.
+    ///
+    /// # Errors
+    /// A page is in memory, or has been; those before it are handed over.
+    pub fn hand_over(&self, mut content: impl FnMut(u64) -> Kept) -> Result<(), HandOverError> {
+        for (number, _) in self.region().range().block_pieces().enumerate() {
+            let first = self.first_page(number);
+            let mut block = self.blocks.lock(number);
+            for index in 0..BLOCK_PAGES {
+                let page = first + index as u64;
+                if block.fate(index) != Fate::Absent {
+                    return Err(HandOverError { page });
+                }
+                match content(page) {
+                    Kept::Stored { slot, checksum } => {
+                        block.set_checksum(index, checksum);
+                        block.set(index, Fate::Stored(slot));
+                    }
+                    Kept::Zero => block.set(index, Fate::Zero),
+                }
+            }
+        }
+        Ok(())
+    }
+}

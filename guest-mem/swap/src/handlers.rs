@@ -1,0 +1,345 @@
+//! Threads that serve faults and act on events.
+//!
+//! ```text
+//!   wait ──> read messages ──> faults: Pager::serve ──> woken      lost: Hears::lost
+//!     ▲                  │        └─ not yet: again after the next read
+//!     │                  └──> events: Hears::event, then the swapper forgets what was discarded
+//!     └── asleep, unless a fault is still to be served
+//! ```
+//!
+//! Faults that cannot be served yet belong to all handlers. A mapping does not change between the reading of one event and
+//! the sending of the next, and in a flood of them that moment is short: whoever has just read one serves them all, before
+//! it tells anybody of the event.
+//!
+//! By default one for each vCPU, on that vCPU's processor: a fault's way to a thread that is asleep on another one takes
+//! longer than all the rest. The kernel cannot be told which handler to wake. So each of a few that have a processor of
+//! their own is woken for every fault, and interrupts nobody (`SCHED_BATCH`): where the vCPU has just gone to sleep over
+//! its fault its handler runs at once, and beside a vCPU that is busy it is ready when that one faults. And each reads one
+//! message at a time: a second fault is for the handler that has nothing to do.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::fate::BLOCK_PAGES;
+use crate::pager::{Lost, Pager, Served};
+use crate::reading::Turn;
+use crate::store::BufferError;
+use crate::swapper::Swapper;
+use crate::sys;
+use guest_mem::remedy::{self, Asked};
+use guest_mem::waits::{END, Overdue, Thread};
+use guest_mem::{HvaRange, PAGE_SIZE};
+use uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
+
+/// Messages that a handler reads at once if there is no other: more than there are vCPUs to fault in most guests.
+const BATCH: usize = 64;
+
+/// The most handlers that are all woken for each fault. With more, the wake-ups cost more than the way to another
+/// processor, and one is woken.
+const ALL_WOKEN: usize = 4;
+
+/// Who hears what a handler reads. Each handler has its own.
+pub trait Hears: Send {
+    /// A fault was served.
+    fn fault(&mut self, fault: &Fault, served: Served);
+    /// Something else happened to the mapping, by somebody else's doing. The kernel sends a removal before the pages go,
+    /// and goes on as soon as it is read.
+    fn event(&mut self, event: &Event);
+    /// A page cannot be given back. Whoever waits for it still waits.
+    fn lost(&mut self, lost: Lost);
+}
+
+/// Why handlers cannot run, or one has given up.
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// Nothing to wait by.
+    #[error("no descriptor for a handler to wait by{}", remedy::after(Asked::Descriptor, *.0))]
+    Wait(#[source] Errno),
+    /// No buffer.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    /// No thread.
+    #[error("no thread for a handler{}", remedy::after_io(Asked::Thread, .0))]
+    Thread(#[source] std::io::Error),
+    /// The descriptor cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The kernel said something that makes no sense.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// It was told to stop, and does not. What it can reach stays.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
+}
+
+/// What a handler did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandlerReport {
+    /// Faults served.
+    pub faults: u64,
+    /// Pages that came back from the store.
+    pub returned: u64,
+    /// Blocks of 2 MiB among them that came back as one huge page.
+    pub huge: u64,
+    /// Pages of zeros for a first touch.
+    pub zeroed: u64,
+    /// Pages that stayed because they were written to on their way out.
+    pub kept: u64,
+    /// Times it was woken.
+    pub wakes: u64,
+}
+
+impl std::ops::AddAssign for HandlerReport {
+    fn add_assign(&mut self, other: Self) {
+        // Taken apart by name, so that a field added to the struct and forgotten here does not compile.
+        let Self { faults, returned, huge, zeroed, kept, wakes } = other;
+        self.faults += faults;
+        self.returned += returned;
+        self.huge += huge;
+        self.zeroed += zeroed;
+        self.kept += kept;
+        self.wakes += wakes;
+    }
+}
+
+/// Running handlers. Dropped, they stop; faults that come then wait until the swapper is gone.
+#[derive(Debug)]
+pub struct Handlers {
+    stop: Arc<Stop>,
+    threads: Vec<Thread<Result<HandlerReport, HandlerError>>>,
+}
+
+impl Handlers {
+    /// Starts a handler for each of `hears`, on the processor beside it if there is one.
+    ///
+    /// # Errors
+    /// [`HandlerError`]: none runs then.
+    pub fn start<H: Hears + 'static>(
+        swapper: &Arc<Swapper>,
+        hears: Vec<(H, Option<usize>)>,
+    ) -> Result<Self, HandlerError> {
+        let stop = Arc::new(Stop::new().map_err(HandlerError::Wait)?);
+        let mut handlers = Self { stop, threads: Vec::new() };
+        let count = hears.len();
+        for (index, (hears, processor)) in hears.into_iter().enumerate() {
+            let (swapper, stop) = (swapper.clone(), handlers.stop.clone());
+            let thread = Thread::start(format!("uffd{index}"), move || {
+                let has_processor = processor.is_some_and(stay_on);
+                let all_woken = has_processor && (2..=ALL_WOKEN).contains(&count);
+                if all_woken {
+                    // What cannot be had costs a vCPU some of its time, no more.
+                    let _ = sys::yield_to_others();
+                }
+                let new = if all_woken { Waiter::always_woken } else { Waiter::new };
+                let waiter = new(&swapper.userfault, &stop).map_err(HandlerError::Wait)?;
+                let batch = if count == 1 { BATCH } else { 1 };
+                Handler::new(&swapper, hears, batch)?.run(&waiter)
+            });
+            handlers.threads.push(thread.map_err(HandlerError::Thread)?);
+        }
+        Ok(handlers)
+    }
+
+    /// Stops them all, and returns what each did.
+    ///
+    /// # Errors
+    /// One had given up before, or does not stop.
+    pub fn stop(self) -> Result<Vec<HandlerReport>, HandlerError> {
+        self.stop_within(END)
+    }
+
+    /// The same, with a patience of the caller's for all of them.
+    ///
+    /// # Errors
+    /// As for [`Handlers::stop`].
+    pub fn stop_within(mut self, patience: Duration) -> Result<Vec<HandlerReport>, HandlerError> {
+        // It cannot fail on an eventfd of our own.
+        let _ = self.stop.raise();
+        self.threads.iter_mut().for_each(Thread::told);
+        let ends: Vec<_> = self.threads.drain(..).map(|thread| thread.end(patience)).collect();
+        let report = |end: Result<std::thread::Result<_>, _>| match end? {
+            Ok(report) => report,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        ends.into_iter().map(report).collect()
+    }
+}
+
+impl Drop for Handlers {
+    fn drop(&mut self) {
+        let _ = self.stop.raise();
+        Thread::end_all_or_tell(std::mem::take(&mut self.threads));
+    }
+}
+
+/// Keeps the calling thread on a processor. `false` if there is no such one for us: then it runs anywhere.
+fn stay_on(processor: usize) -> bool {
+    let mut set = CpuSet::new();
+    if processor >= CpuSet::MAX_CPU {
+        return false;
+    }
+    set.set(processor);
+    sched_setaffinity(None, &set).is_ok()
+}
+
+/// The thread's own part.
+struct Handler<'s, H> {
+    swapper: &'s Swapper,
+    pager: Pager<'s>,
+    hears: H,
+    buffer: EventBuffer,
+    /// Faults that were read and not served.
+    faults: VecDeque<Fault>,
+    /// Events that nobody was told yet.
+    untold: Vec<Event>,
+    report: HandlerReport,
+}
+
+impl<'s, H: Hears> Handler<'s, H> {
+    fn new(swapper: &'s Swapper, hears: H, batch: usize) -> Result<Self, HandlerError> {
+        let (pager, report) = (Pager::new(swapper)?, HandlerReport::default());
+        let buffer = EventBuffer::new(batch);
+        Ok(Self { swapper, pager, hears, buffer, faults: VecDeque::new(), untold: Vec::new(), report })
+    }
+
+    fn run(mut self, waiter: &Waiter) -> Result<HandlerReport, HandlerError> {
+        loop {
+            if self.swapper.waiting.is_empty() {
+                if waiter.wait().map_err(HandlerError::Wait)? == Woken::Stop {
+                    return Ok(self.report);
+                }
+                self.report.wakes += 1;
+            } else {
+                std::thread::yield_now();
+            }
+            let in_need = !self.swapper.waiting.is_empty();
+            self.read(if in_need { Turn::ComesAgain } else { Turn::Waits })?;
+            if in_need {
+                self.serve_all();
+                self.tell();
+            } else {
+                self.tell();
+                self.serve_all();
+            }
+        }
+    }
+
+    /// Reads what there is. What was discarded is forgotten at once.
+    fn read(&mut self, turn: Turn) -> Result<(), HandlerError> {
+        let swapper = self.swapper;
+        let Ok(_at_work) = swapper.reading.begin(turn) else { return Ok(()) };
+        swapper.userfault.read_events(&mut self.buffer)?;
+        while let Some(event) = self.buffer.pop() {
+            let event = event?;
+            match event {
+                Event::Fault(fault) => {
+                    self.faults.push_back(fault);
+                    continue;
+                }
+                Event::Remove(range) => {
+                    for foreign in swapper.own_drops.foreign(range) {
+                        swapper.removed(foreign);
+                        self.untold.push(Event::Remove(foreign));
+                    }
+                    continue;
+                }
+                Event::Unmap(range) => swapper.forget_unless_away(range),
+                Event::Remap { from, to } => swapper.moved(from, to),
+                // Whoever owns a fork's descriptor answers for the child's pages; here nobody does.
+                Event::Fork(_) => {}
+            }
+            self.untold.push(event);
+        }
+        Ok(())
+    }
+
+    /// Serves the faults that were read, and those that wait, whoever read them.
+    fn serve_all(&mut self) {
+        self.swapper.waiting.take(&mut self.faults);
+        for _ in 0..self.faults.len() {
+            let Some(&fault) = self.faults.front() else { return };
+            self.serve(fault);
+            // Only now: see `drop`.
+            self.faults.pop_front();
+        }
+    }
+
+    fn tell(&mut self) {
+        for event in self.untold.drain(..) {
+            self.hears.event(&event);
+        }
+    }
+
+    fn serve(&mut self, fault: Fault) {
+        let report = &mut self.report;
+        let served = match self.pager.serve(&fault) {
+            Ok(served) => served,
+            Err(lost) => return self.hears.lost(lost),
+        };
+        match served {
+            Served::NotYet => return self.swapper.waiting.push(fault),
+            Served::Returned(pages) => report.returned += u64::from(pages),
+            Served::Huge => {
+                report.returned += BLOCK_PAGES as u64;
+                report.huge += 1;
+            }
+            Served::Zeroed(pages) => report.zeroed += u64::from(pages),
+            Served::Kept => report.kept += 1,
+            Served::Present => {}
+        }
+        report.faults += 1;
+        self.hears.fault(&fault, served);
+    }
+}
+
+impl<H> Drop for Handler<'_, H> {
+    /// One that gives up, or panics in what it tells, has read faults that nobody else will. Woken, their threads fault
+    /// again, and another handler reads of it.
+    fn drop(&mut self) {
+        self.swapper.waiting.take(&mut self.faults);
+        for page in self.faults.drain(..).filter_map(|fault| HvaRange::with_len(fault.page(), PAGE_SIZE)) {
+            // Of a page in a range that is no longer ours nobody waits.
+            let _ = self.swapper.userfault.wake(page);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_add_up_field_by_field() {
+        let of = |[faults, returned, huge, zeroed, kept, wakes]: [u64; 6]| HandlerReport {
+            faults,
+            returned,
+            huge,
+            zeroed,
+            kept,
+            wakes,
+        };
+        let mut sum = of([10, 20, 30, 40, 50, 60]);
+        sum += of([1, 2, 3, 4, 5, 6]);
+        assert_eq!(sum, of([11, 22, 33, 44, 55, 66]));
+    }
+
+    #[test]
+    fn a_thread_stays_on_a_processor_that_there_is() {
+        std::thread::spawn(|| {
+            let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+            let last = (0..CpuSet::MAX_CPU).rev().find(|&one| allowed.is_set(one)).unwrap();
+            assert!(stay_on(last));
+            let now = rustix::thread::sched_getaffinity(None).unwrap();
+            assert_eq!((now.count(), now.is_set(last)), (1, true));
+            assert!(!stay_on(CpuSet::MAX_CPU), "more than the kernel knows of");
+            assert!(!stay_on(CpuSet::MAX_CPU - 1), "none that this host has");
+            assert_eq!(rustix::thread::sched_getaffinity(None).unwrap(), now);
+        })
+        .join()
+        .unwrap();
+    }
+}

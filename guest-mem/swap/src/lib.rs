@@ -1,0 +1,55 @@
+//! A swap in user space: guest memory that goes to a [`Store`] and comes back through userfaultfd.
+//!
+//! ```text
+//!   Evictor (any number of threads)                                  Pager (one in each handler thread)
+//!     claim ─ write-protect ─ copy out ─ Store::put ─ drop             fault ─ window ─ Store::get ─ checksum ─ fill, wake
+//!        └────────────────────────> Blocks: the fate of each page <────────────────────────┘
+//!                                        ▲
+//!                       discarded, moved away: userfaultfd's events, or whoever does it
+//!
+//!   Store    CompressedStore   LZ4 or zstd, in memory        Swapper   one region, its userfaultfd and its store
+//!            FileStore         extents of an unlinked file   Handlers  threads, each with a pager
+//!            ImageStore        pages of a file, read only    Clock     which pages nobody has used for a while
+//! ```
+//!
+//! What is promised: a page comes back as it was when it left, or not at all ([`Lost`]); a write through the mapping never
+//! gets lost, whoever makes it and whenever; what was discarded reads as zeros. Mechanism alone: which pages go is the
+//! caller's choice, where they go the [`Store`]'s.
+//!
+//! What is not seen: a device, or direct I/O, that writes to pages it has pinned before they were claimed; and access to
+//! shared memory by its file, or by a mapping that is not the region's.
+
+mod away;
+mod clock;
+mod evict;
+mod fate;
+mod fill;
+mod hand_over;
+mod handlers;
+mod huge;
+mod own_drops;
+mod pager;
+mod reading;
+mod runs;
+mod store;
+mod swapper;
+mod sys;
+mod used;
+mod waiting;
+mod window;
+
+pub use clock::{Clock, WatchError};
+pub use evict::{Claimed, EvictError, Evicted, Evictor, Packed};
+pub use fate::{Fate, Then};
+pub use hand_over::{HandOverError, Kept};
+pub use handlers::{HandlerError, HandlerReport, Handlers, Hears};
+pub use pager::{Lost, LostWhy, Pager, Served};
+pub use store::{
+    BufferError, Codec, CompressedStore, FileIo, FileStore, FileStoreError, ImageStore, PageBuffer, Slot,
+    Store, StoreError, Usage, checksum,
+};
+pub use swapper::{AttachError, Options, Still, Swapper};
+pub use window::{FaultAround, UnknownFaultAround};
+
+#[cfg(test)]
+harness::watch_libtest!();

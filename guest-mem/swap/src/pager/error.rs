@@ -1,0 +1,65 @@
+//! Why a page does not come back: not yet, or never.
+
+use crate::store::StoreError;
+use guest_mem::Hva;
+use uffd::{ResolveError, ResolveKind};
+
+/// A page that cannot be given back. Whoever waits for it still waits, and must not go on.
+#[derive(Debug, thiserror::Error)]
+#[error("the page at {at} (page {page} of the memory) is lost")]
+pub struct Lost {
+    /// Where it is in this process.
+    pub at: Hva,
+    /// Its number, from the start of the region.
+    pub page: u64,
+    /// What keeps it from coming back.
+    #[source]
+    pub why: LostWhy,
+}
+
+/// Why a page cannot be given back.
+#[derive(Debug, thiserror::Error)]
+pub enum LostWhy {
+    /// The store does not give it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store gave something else.
+    #[error("the store gave back other content: its checksum is {found:#010x}, not {expected:#010x}")]
+    Checksum {
+        /// What was stored.
+        expected: u32,
+        /// What came back.
+        found: u32,
+    },
+    /// It was lost before.
+    #[error("it was lost before")]
+    Before,
+    /// The kernel does not take it.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The fault is not in this memory.
+    #[error("no such memory")]
+    Elsewhere,
+}
+
+/// Why a fault could not be served.
+pub(super) enum Obstacle {
+    /// Not before somebody else has gone on.
+    Later,
+    Lost(LostWhy),
+}
+
+impl From<LostWhy> for Obstacle {
+    fn from(why: LostWhy) -> Self {
+        Self::Lost(why)
+    }
+}
+
+impl From<ResolveError> for Obstacle {
+    fn from(error: ResolveError) -> Self {
+        match error.kind {
+            ResolveKind::Changing => Self::Later,
+            _ => Self::Lost(LostWhy::Resolve(error)),
+        }
+    }
+}

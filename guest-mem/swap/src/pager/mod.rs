@@ -1,0 +1,247 @@
+//! Pages on their way back: the answer to a fault.
+//!
+//! ```text
+//!   fault at a page ── what became of it?
+//!     Stored, Zero   a window around it: Store::get, checksums ──> UFFDIO_COPY, ZEROPAGE, or a whole huge page by MOVE
+//!     Absent         a window of zeros
+//!     Leaving        written to while it was copied out: it stays, and can be written to again
+//!     Dropping       later: it is not gone yet
+//!     Resident       somebody was faster; or it was discarded unseen, and is zeros now
+//!     Lost           the guest must not go on
+//! ```
+//!
+//! Shared memory has a page cache, and a page that is there is not missing, though it may be mapped nowhere: the fault is
+//! a minor one. As a rule what is there is the page (somebody dropped the mapping alone). But a hole in a large folio that
+//! is in use for the moment (a reference by anybody is enough to keep it from being split) leaves the folio where it is
+//! and zeros in the hole. So a page of fate `Stored` that is in the cache is written over there, and mapped.
+
+mod error;
+mod returning;
+
+use std::sync::atomic::Ordering;
+
+use super::Swapper;
+use super::fate::{BLOCK_PAGES, Block, Fate};
+use super::fill::Source;
+use super::huge::HugeStage;
+use crate::store::{BufferError, PageBuffer, Slot};
+use error::Obstacle;
+pub use error::{Lost, LostWhy};
+use guest_mem::{HvaRange, PAGE_SIZE};
+use uffd::{Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};
+
+/// What came of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// So many pages came back from the store, of zeros included.
+    Returned(u32),
+    /// A whole block came back as one huge page.
+    Huge,
+    /// So many pages are there for the first time, of zeros.
+    Zeroed(u32),
+    /// It was on its way out, and stays.
+    Kept,
+    /// It was there.
+    Present,
+    /// Nothing came of it: the page is being dropped, or a mapping changes. Read events (somebody waits for that), then
+    /// serve the same fault again.
+    NotYet,
+}
+
+/// One thread's means to bring pages back. Any number of threads serve one [`Swapper`].
+#[derive(Debug)]
+pub struct Pager<'s> {
+    swapper: &'s Swapper,
+    buffer: PageBuffer,
+    slots: Vec<Slot>,
+    /// Where a huge page is put together, if this memory has them.
+    stage: Option<HugeStage>,
+}
+
+impl<'s> Pager<'s> {
+    /// Means of one's own.
+    ///
+    /// # Errors
+    /// There is no memory for its buffer of 2 MiB.
+    pub fn new(swapper: &'s Swapper) -> Result<Self, BufferError> {
+        Ok(Self {
+            swapper,
+            buffer: PageBuffer::new(BLOCK_PAGES)?,
+            slots: Vec::with_capacity(BLOCK_PAGES),
+            stage: swapper.huge.then(HugeStage::default),
+        })
+    }
+
+    /// Resolves a fault, and wakes who waits for it.
+    ///
+    /// # Errors
+    /// The page is lost. Who waits for it is not woken.
+    pub fn serve(&mut self, fault: &Fault) -> Result<Served, Lost> {
+        let at = fault.page();
+        let place = HvaRange::with_len(at, PAGE_SIZE).and_then(|page| self.swapper.place(page));
+        let Some((block, page)) = place else {
+            return Err(Lost { at, page: u64::MAX, why: LostWhy::Elsewhere });
+        };
+        let number = self.swapper.first_page(block) + page.start as u64;
+        // Before anybody is woken: who watches from then on means later uses.
+        self.swapper.used.mark(number);
+        match self.try_serve(block, page.start, number, fault) {
+            Ok(served) => Ok(served),
+            Err(Obstacle::Later) => Ok(Served::NotYet),
+            Err(Obstacle::Lost(why)) => Err(Lost { at, page: number, why }),
+        }
+    }
+
+    fn try_serve(
+        &mut self,
+        block_number: usize,
+        page: usize,
+        number: u64,
+        fault: &Fault,
+    ) -> Result<Served, Obstacle> {
+        let swapper = self.swapper;
+        let mut block = swapper.blocks.lock(block_number);
+        // What comes from the store must not have been discarded meanwhile. In this order, always.
+        let _no_event = if block.fate(page).is_out() {
+            drop(block);
+            let held_off = swapper.reading.hold_off();
+            block = swapper.blocks.lock(block_number);
+            held_off
+        } else {
+            None
+        };
+        if swapper.held_still.load(Ordering::SeqCst) {
+            return Err(Obstacle::Later);
+        }
+        let only = swapper.range_of(block_number, &(page..page + 1));
+        match block.fate(page) {
+            Fate::Stored(_) | Fate::Zero => {}
+            Fate::Absent | Fate::Resident | Fate::Leaving(_) if fault.kind == FaultKind::Minor => {
+                return self.map_cached(&mut block, block_number, page, number, fault.write);
+            }
+            Fate::Absent => return self.first_touch(&mut block, block_number, page, number, fault.write),
+            Fate::Dropping(_) => return Err(Obstacle::Later),
+            Fate::Lost => return Err(Obstacle::Lost(LostWhy::Before)),
+            Fate::Leaving(_) | Fate::Resident if fault.kind == FaultKind::WriteProtect => {
+                let kept = matches!(block.fate(page), Fate::Leaving(_));
+                block.set(page, Fate::Resident);
+                // A huge page that is watched would come apart if one of its pages alone could be written to.
+                let leaving = |page| matches!(block.fate(page), Fate::Leaving(_));
+                let whole = swapper.huge && swapper.used.is_watched() && !(0..BLOCK_PAGES).any(leaving);
+                let writable = if whole { swapper.range_of(block_number, &(0..BLOCK_PAGES)) } else { only };
+                swapper.userfault.write_unprotect(writable, Wake::Yes)?;
+                return Ok(if kept { Served::Kept } else { Served::Present });
+            }
+            Fate::Leaving(_) | Fate::Resident => {
+                // There, or discarded behind our back: then it is zeros, and a claim on it is void.
+                let missing = self.zero(only, fault.write)?;
+                if missing {
+                    block.set(page, Fate::Resident);
+                }
+                return Ok(if missing { Served::Zeroed(1) } else { Served::Present });
+            }
+        }
+        let first = swapper.first_page(block_number);
+        let around = self.swapper.window.around(number);
+        let around = (around.start - first) as usize..(around.end - first) as usize;
+        if let Some(returned) = self.return_huge(&mut block, block_number)? {
+            return Ok(returned);
+        }
+        if !block.fate(page).is_out() {
+            // Among those that moved before something was in the way.
+            return Ok(Served::Returned(1));
+        }
+        match self.return_pages(&mut block, block_number, around.clone(), page, fault.write) {
+            // The window is a courtesy: what it meets must not cost the page that is wanted.
+            Err(Obstacle::Lost(_)) if around.len() > 1 && block.fate(page).is_out() => {
+                self.return_pages(&mut block, block_number, page..page + 1, page, fault.write)
+            }
+            result => result,
+        }
+        .inspect_err(|obstacle| {
+            // What the kernel does not take, for want of memory, the store still has.
+            let of_the_store =
+                matches!(obstacle, Obstacle::Lost(LostWhy::Store(_) | LostWhy::Checksum { .. }));
+            if let Fate::Stored(slot) = block.fate(page)
+                && of_the_store
+            {
+                block.set(page, Fate::Lost);
+                swapper.store.free(&[slot]);
+            }
+        })
+    }
+
+    /// Maps a page that is in the page cache, and the pages behind it in the window that should be as well.
+    fn map_cached(
+        &mut self,
+        block: &mut Block,
+        block_number: usize,
+        page: usize,
+        number: u64,
+        write: bool,
+    ) -> Result<Served, Obstacle> {
+        let swapper = self.swapper;
+        let watched = swapper.used.is_watched();
+        let ahead = if watched { 1 } else { (self.swapper.window.around(number).end - number) as usize };
+        let leaving = matches!(block.fate(page), Fate::Leaving(_));
+        let (end, map_as) = match (leaving, write) {
+            // It may be read on, and the next write must be seen.
+            (true, false) => (page + 1, MapAs::WriteProtected),
+            (true, true) => (page + 1, MapAs::Writable),
+            (false, _) => {
+                let resident = |&page: &usize| block.fate(page) == Fate::Resident;
+                (page + 1 + (page + 1..page + ahead).take_while(resident).count(), MapAs::Writable)
+            }
+        };
+        if map_as == MapAs::Writable {
+            block.set(page, Fate::Resident);
+        }
+        match swapper.userfault.continue_(swapper.range_of(block_number, &(page..end)), map_as, Wake::Yes) {
+            Ok(()) | Err(ResolveError { kind: ResolveKind::Stopped, .. }) => {}
+            // Mapped by now, or gone from the cache: they look again.
+            Err(ResolveError { kind: ResolveKind::Exists | ResolveKind::Fault, .. }) => {
+                swapper.userfault.wake(swapper.range_of(block_number, &(page..page + 1)))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(if leaving && write { Served::Kept } else { Served::Present })
+    }
+
+    /// Zeros for pages that nobody has touched before.
+    fn first_touch(
+        &mut self,
+        block: &mut Block,
+        block_number: usize,
+        page: usize,
+        number: u64,
+        write: bool,
+    ) -> Result<Served, Obstacle> {
+        let swapper = self.swapper;
+        let first = swapper.first_page(block_number);
+        let around = self.swapper.window.around(number);
+        let around = (around.start - first) as usize..(around.end - first) as usize;
+        let absent = |page: usize| block.fate(page) == Fate::Absent;
+        // The run of absent pages that the wanted one is in.
+        let start =
+            (around.start..page).rev().find(|&page| !absent(page)).map_or(around.start, |page| page + 1);
+        let end = (page..around.end).find(|&page| !absent(page)).unwrap_or(around.end);
+        let mut zeroed = start..end;
+        let mut result = self.zero(swapper.range_of(block_number, &zeroed), write);
+        if let Err(error) = &result
+            && error.kind != ResolveKind::Changing
+        {
+            // The window is a courtesy: it may reach over two mappings.
+            zeroed = page..page + 1;
+            result = self.zero(swapper.range_of(block_number, &zeroed), write);
+        }
+        result?;
+        zeroed.clone().for_each(|page| block.set(page, Fate::Resident));
+        Ok(Served::Zeroed(zeroed.len() as u32))
+    }
+
+    /// Fills missing pages of a range with zeros; returns whether any was missing.
+    fn zero(&self, range: HvaRange, write: bool) -> Result<bool, ResolveError> {
+        let filled = self.swapper.fill(range, if write { Source::Zeros } else { Source::ZeroPage }, &[]);
+        filled.result.map(|()| filled.missing)
+    }
+}

@@ -1,0 +1,184 @@
+//! Why a store did not keep a page, or did not give it back.
+
+use rustix::io::Errno;
+
+use super::Usage;
+use super::slot::Slot;
+use guest_mem::PAGE_SIZE;
+
+/// What went wrong in a store. Where it concerns one page, `index` is that page's place in the batch.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The caller's two slices are not of one length.
+    #[error("{slots} slots for {pages} pages: a batch has one slot for each page")]
+    Shape {
+        /// Pages in the batch.
+        pages: usize,
+        /// Slots in the batch.
+        slots: usize,
+    },
+    /// The store holds as much as it may.
+    #[error("the {store} store is full: {}. Give it a larger limit, or evict fewer pages", full(*.limit, .usage))]
+    Full {
+        /// Which store.
+        store: &'static str,
+        /// The most it may hold, in bytes.
+        limit: u64,
+        /// What was in it when it had no room for another page.
+        usage: Usage,
+    },
+    /// Memory for the store cannot be had.
+    #[error(
+        "the {store} store cannot have {bytes} bytes of memory: raise `ulimit -v`, or free some on the host"
+    )]
+    Memory {
+        /// Which store.
+        store: &'static str,
+        /// How many bytes were asked for.
+        bytes: u64,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// The slot is not one of this store's, or was freed.
+    #[error("page {index} of the batch: the {store} store keeps nothing at {slot}")]
+    NoSuchPage {
+        /// Which store.
+        store: &'static str,
+        /// Which page of the batch.
+        index: usize,
+        /// What was asked for.
+        slot: Slot,
+    },
+    /// What is stored no longer unpacks to a page.
+    #[error("page {index} of the batch: what the {store} store keeps at {slot} no longer unpacks to a page")]
+    Damaged {
+        /// Which store.
+        store: &'static str,
+        /// Which page of the batch.
+        index: usize,
+        /// Where it was kept.
+        slot: Slot,
+    },
+    /// The store keeps no content.
+    #[error("page {index} of the batch: the {store} store discards what it is given, so nothing comes back")]
+    Discarded {
+        /// Which store.
+        store: &'static str,
+        /// Which page of the batch.
+        index: usize,
+    },
+    /// A system call on the store's file failed.
+    #[error("{attempt} byte {offset} of the {store} store, for page {index} of the batch")]
+    Io {
+        /// Which store.
+        store: &'static str,
+        /// `reading at` or `writing at`.
+        attempt: &'static str,
+        /// The first page of the batch that it concerns.
+        index: usize,
+        /// Where in the file.
+        offset: u64,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// A system call on the store's file stopped within a page and would not go on.
+    #[error(
+        "{attempt} byte {offset} of the {store} store, for page {index} of the batch: {done} of {wanted} bytes, \
+         and then no more. Is its file system full, or its file cut short?"
+    )]
+    Short {
+        /// Which store.
+        store: &'static str,
+        /// `reading at` or `writing at`.
+        attempt: &'static str,
+        /// The page of the batch that is not whole.
+        index: usize,
+        /// Where in the file the call began.
+        offset: u64,
+        /// How many bytes it was to move.
+        wanted: usize,
+        /// How many it moved.
+        done: usize,
+    },
+    /// The store only gives back what is in it.
+    #[error("the {store} store takes no pages: it is what was stored before")]
+    ReadOnly {
+        /// Which store.
+        store: &'static str,
+    },
+    /// The store has died, and everything in it.
+    #[error("the {store} store has died: nothing it kept can be had")]
+    Dead {
+        /// Which store.
+        store: &'static str,
+    },
+}
+
+/// `it may hold 64 MiB, and 15,360 pages (60 MiB) take 64 MiB there: they do not compress`.
+fn full(limit: u64, usage: &Usage) -> String {
+    let content = usage.pages.saturating_mul(PAGE_SIZE);
+    let mut text = format!(
+        "it may hold {}, and {} pages ({}) take {} there",
+        sized(limit),
+        usage.pages,
+        sized(content),
+        sized(usage.held_bytes)
+    );
+    // What is kept as it is costs no less than itself.
+    if usage.pages > 0 && usage.stored_bytes >= content {
+        text += ": they are stored as they are, for they do not compress";
+    }
+    text
+}
+
+/// A size in the largest unit of which it is a whole number, up to MiB; to one decimal where that is none.
+fn sized(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    match bytes {
+        _ if bytes >= MIB && bytes.is_multiple_of(MIB) => format!("{} MiB", bytes / MIB),
+        _ if bytes >= MIB => format!("{:.1} MiB", bytes as f64 / MIB as f64),
+        _ if bytes >= 1024 && bytes.is_multiple_of(1024) => format!("{} KiB", bytes / 1024),
+        _ => format!("{bytes} bytes"),
+    }
+}
+
+impl StoreError {
+    /// The page of the batch that the error is about, the first if there are several; `None` if it is about the
+    /// whole batch.
+    pub fn index(&self) -> Option<usize> {
+        match self {
+            Self::NoSuchPage { index, .. }
+            | Self::Damaged { index, .. }
+            | Self::Discarded { index, .. }
+            | Self::Io { index, .. }
+            | Self::Short { index, .. } => Some(*index),
+            Self::Shape { .. }
+            | Self::Full { .. }
+            | Self::Memory { .. }
+            | Self::ReadOnly { .. }
+            | Self::Dead { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_store_says_what_is_in_it_and_whether_that_compressed() {
+        let full = |pages, stored_bytes, held_bytes| {
+            let usage = Usage { pages, stored_bytes, held_bytes };
+            StoreError::Full { store: "lz4", limit: 64 << 20, usage }.to_string()
+        };
+        assert_eq!(
+            full(15_360, 15_360 << 12, 64 << 20),
+            "the lz4 store is full: it may hold 64 MiB, and 15360 pages (60 MiB) take 64 MiB there: they are stored as \
+             they are, for they do not compress. Give it a larger limit, or evict fewer pages"
+        );
+        assert!(!full(20_000, 10_000 << 12, (64 << 20) - 1000).contains("compress"));
+        assert!(full(0, 0, 0).contains("0 pages (0 bytes) take 0 bytes"));
+    }
+}

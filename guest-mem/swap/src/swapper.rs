@@ -1,0 +1,338 @@
+//! The swap of one region: what has become of its pages, and what changes that.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::away::Away;
+use crate::fate::{BLOCK_PAGES, Block, Blocks, Fate, Then};
+use crate::own_drops::OwnDrops;
+use crate::reading::Reading;
+use crate::store::{BufferError, PageBuffer, Store};
+use crate::used::Used;
+use crate::waiting::Waiting;
+use crate::window::{FaultAround, Window};
+use guest_mem::{
+    Backing, Hva, HvaRange, Memory, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageRun, PageScanner,
+    RangeError, Region, ScanError,
+};
+use uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};
+
+/// How a [`Swapper`] works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where pages go. Those that go to one that keeps nothing ([`Store::keeps_content`]) come back as zeros: to evict
+    /// them is to say that their content does not matter.
+    pub store: Arc<dyn Store>,
+    /// How many pages one fault brings back.
+    pub around: FaultAround,
+    /// Whether the kernel sends an event for each change that others make to the mapping (`MADV_DONTNEED`, `mremap`,
+    /// `munmap`). Each waits for a handler to read it, the swapper's own drops of anonymous memory too. And no event is
+    /// read while pages come back from the store, or what was discarded could come back.
+    ///
+    /// Of shared memory they are told, but nothing is forgotten for them: `MADV_DONTNEED` leaves its content as it is,
+    /// `MADV_REMOVE` makes a hole, the event is the same for both, and for a hole made by `fallocate` there is none.
+    pub events: bool,
+}
+
+/// Why memory cannot be swapped.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no userfaultfd for us.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The memory cannot be watched.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// What is there cannot be read.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// No buffer.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    /// The pages of this memory cannot be dropped one by one.
+    #[error("memory backed by `{0}` cannot be swapped in user space: use 4k, mthp, thp, memfd or memfd:thp")]
+    Backing(Backing),
+}
+
+/// The swap of one region.
+pub struct Swapper {
+    memory: Memory,
+    pub(crate) userfault: Userfault,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) window: Window,
+    /// Whether whole blocks come back as huge pages.
+    pub(crate) huge: bool,
+    pub(crate) blocks: Blocks,
+    /// What a page that is written to for the first time is a copy of; never written.
+    pub(crate) zeros: PageBuffer,
+    claims: AtomicU64,
+    pub(crate) own_drops: OwnDrops,
+    pub(crate) waiting: Waiting,
+    pub(crate) reading: Reading,
+    pub(crate) away: Away,
+    pub(crate) used: Used,
+    /// Held for reading by evictions, for writing while the memory is somewhere else.
+    stillness: RwLock<()>,
+    /// Whether the memory is somewhere else, or about to be: nothing comes back then.
+    pub(crate) held_still: AtomicBool,
+}
+
+impl std::fmt::Debug for Swapper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Swapper")
+            .field("region", &self.region().range())
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Swapper {
+    /// Takes a region over: from now on every first touch of a page that is not there waits for a handler
+    /// ([`Handlers::start`]).
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach(memory: Memory, options: Options) -> Result<Self, AttachError> {
+        Self::attach_for(Faults::All, memory, options)
+    }
+
+    /// The same, for memory of which only these faults have to be served. Nothing of the swapper's own makes others: it
+    /// never touches the region, and what it copies out it has found resident.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach_for(faults: Faults, memory: Memory, options: Options) -> Result<Self, AttachError> {
+        let backing = region(&memory).backing();
+        if backing == Backing::Hugetlb2m {
+            return Err(AttachError::Backing(backing));
+        }
+        let mut features = Features::PAGEFAULT_FLAG_WP;
+        let shared = backing.is_shared();
+        if shared {
+            features =
+                features | Features::MISSING_SHMEM | Features::MINOR_SHMEM | Features::WP_HUGETLBFS_SHMEM;
+        }
+        if options.events {
+            features = features | Features::EVENT_REMOVE | Features::EVENT_REMAP | Features::EVENT_UNMAP;
+        }
+        let userfault = Userfault::open_for(faults, features)?;
+        let len = region(&memory).range().len();
+        let swapper = Self {
+            blocks: Blocks::new(len),
+            memory,
+            userfault,
+            store: options.store,
+            window: Window::new(options.around),
+            huge: backing == Backing::Thp,
+            zeros: PageBuffer::zeros(BLOCK_PAGES)?,
+            claims: AtomicU64::new(0),
+            own_drops: OwnDrops::new(options.events),
+            waiting: Waiting::default(),
+            reading: Reading::new(options.events),
+            away: Away::default(),
+            used: Used::new(len / PAGE_SIZE),
+            stillness: RwLock::default(),
+            held_still: AtomicBool::new(false),
+        };
+        // A page in the page cache is not missing, and a hole may leave one there: see `Pager`.
+        let modes = Modes { missing: true, minor: shared, write_protect: true };
+        for piece in swapper.region().vma_pieces(swapper.region().range()) {
+            swapper.userfault.register(swapper.region(), piece, modes)?;
+        }
+        // After that, nothing appears without a handler.
+        swapper.find_residents()?;
+        Ok(swapper)
+    }
+
+    fn find_residents(&self) -> Result<(), ScanError> {
+        for run in self.residents(self.region().range())? {
+            for piece in run.block_pieces() {
+                let (block, pages) = self.place(piece).expect("chunks stay within a block of the region");
+                let mut block = self.blocks.lock(block);
+                pages.for_each(|page| block.set(page, Fate::Resident));
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts of a range whose pages are mapped, or in the kernel's swap.
+    pub(crate) fn residents(&self, range: HvaRange) -> Result<Vec<HvaRange>, ScanError> {
+        let (mut scanner, mut runs) = (PageScanner::new()?, Vec::<PageRun>::new());
+        scanner.scan_region(self.region(), range, &mut runs)?;
+        let there = |run: &PageRun| (run.state.is_resident() || run.state.is_swapped()).then_some(run.range);
+        Ok(runs.iter().filter_map(there).collect())
+    }
+
+    /// The memory.
+    pub fn region(&self) -> &Region {
+        region(&self.memory)
+    }
+    /// Where its pages go.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+    /// The descriptor, for waiting and for ioctls of one's own.
+    pub fn userfault(&self) -> &Userfault {
+        &self.userfault
+    }
+
+    /// What has become of the page at an address of the region.
+    pub fn fate(&self, at: Hva) -> Option<Fate> {
+        let (block, pages) = self.place(HvaRange::with_len(at, PAGE_SIZE)?)?;
+        Some(self.blocks.lock(block).fate(pages.start))
+    }
+
+    /// How many pages have that fate.
+    pub fn count(&self, wanted: impl Fn(Fate) -> bool) -> u64 {
+        let of = |block: &Block| (0..BLOCK_PAGES).filter(|&page| wanted(block.fate(page))).count();
+        self.blocks.iter().map(|block| of(&block) as u64).sum()
+    }
+
+    /// Bytes of the pages that are in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        self.count(|fate| matches!(fate, Fate::Resident | Fate::Leaving(_))) * PAGE_SIZE
+    }
+
+    /// Cuts a range of the region at block boundaries: what [`Evictor::claim`] takes.
+    pub fn blocks_of(&self, range: HvaRange) -> impl Iterator<Item = HvaRange> {
+        range.block_pieces()
+    }
+
+    /// What drops stored pages: `MADV_DONTNEED` for anonymous memory, a hole for shared.
+    pub fn drop_operation(&self) -> Operation {
+        if self.region().backing().is_shared() { Operation::Fallocate } else { Operation::DontNeed }
+    }
+
+    /// Forgets the pages of a range: they read as zeros from now on. To be called before they are discarded
+    /// (`MADV_DONTNEED`, a hole), by whoever does that. With [`Options::events`] the kernel says it for everybody, if the
+    /// memory is private; whoever makes a hole in shared memory says it here.
+    ///
+    /// # Errors
+    /// The range does not fit the region.
+    pub fn discard(&self, range: HvaRange) -> Result<(), RangeError> {
+        self.region().check(range)?;
+        let mut slots = Vec::new();
+        for piece in range.block_pieces() {
+            let (block, pages) = self.place(piece).expect("a checked range, block by block");
+            let mut block = self.blocks.lock(block);
+            for page in pages {
+                let fate = block.fate(page);
+                if let Fate::Stored(slot) | Fate::Dropping(Then::Stored(slot)) = fate {
+                    slots.push(slot);
+                }
+                // What is being dropped must be gone before anybody touches it again.
+                let dropping = matches!(fate, Fate::Dropping(_));
+                block.set(page, if dropping { Fate::Dropping(Then::Absent) } else { Fate::Absent });
+            }
+            // Before anybody sees their fates, who might count on the room.
+            self.store.free(&slots);
+            slots.clear();
+        }
+        Ok(())
+    }
+
+    /// A stranger's `MADV_DONTNEED`, `MADV_FREE` or `MADV_REMOVE`.
+    pub(crate) fn removed(&self, range: HvaRange) {
+        if !self.region().backing().is_shared() {
+            self.forget(range);
+        }
+    }
+
+    /// Forgets what a stranger has discarded, as far as it is ours.
+    pub(crate) fn forget(&self, range: HvaRange) {
+        if let Some(ours) = range.intersection(self.region().range()) {
+            // It fits: both ranges are of whole pages.
+            let _ = self.discard(ours);
+        }
+    }
+
+    /// The same of a range that was unmapped. Where its pages had been moved away before, it was empty.
+    pub(crate) fn forget_unless_away(&self, range: HvaRange) {
+        self.away.without(range, |rest| self.forget(rest));
+    }
+
+    /// Pages were moved: away from the region, or back.
+    pub(crate) fn moved(&self, from: HvaRange, to: Hva) {
+        let region = self.region().range();
+        match region.covers(from) {
+            true => self.away.left(from),
+            false => self.away.came_back(HvaRange::with_len(to, from.len()).unwrap_or(HvaRange::empty(to))),
+        }
+    }
+
+    /// Keeps evictions out, and pages from coming back, while the memory is elsewhere (`mremap` and back): a fault that
+    /// was read before would fill the empty place it left. The caller keeps everybody else from touching it, and is no
+    /// handler: evictions under way are waited for, and may wait for one.
+    pub fn hold_still(&self) -> Still<'_> {
+        let evictions = self.stillness.write().unwrap_or_else(PoisonError::into_inner);
+        self.held_still.store(true, Ordering::SeqCst);
+        // Who was filling a page by then has a block locked, and who comes later looks when it has.
+        self.blocks.iter().for_each(drop);
+        Still { swapper: self, _evictions: evictions }
+    }
+
+    pub(crate) fn still(&self) -> RwLockReadGuard<'_, ()> {
+        self.stillness.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no claim had before.
+    pub(crate) fn next_claim(&self) -> u64 {
+        self.claims.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The block that a range of the region lies in, and its pages there; `None` if it lies in more than one, or
+    /// elsewhere.
+    pub(crate) fn place(&self, range: HvaRange) -> Option<(usize, Range<usize>)> {
+        let offset = self.region().offset_of(range.start())?;
+        let first = offset % PMD_SIZE / PAGE_SIZE;
+        let end = first + range.page_count();
+        (end <= PAGES_PER_PMD).then_some(((offset / PMD_SIZE) as usize, first as usize..end as usize))
+    }
+
+    /// The number of a block's first page, from the start of the region.
+    pub(crate) fn first_page(&self, block: usize) -> u64 {
+        block as u64 * PAGES_PER_PMD
+    }
+
+    /// The numbers of the pages of a range of the region, from its start.
+    pub(crate) fn numbers(&self, range: HvaRange) -> Range<u64> {
+        let first = self.region().offset_of(range.start()).map_or(0, |offset| offset / PAGE_SIZE);
+        first..first + range.page_count()
+    }
+
+    /// Where pages of a block are.
+    pub(crate) fn range_of(&self, block: usize, pages: &Range<usize>) -> HvaRange {
+        let offset = (self.first_page(block) + pages.start as u64) * PAGE_SIZE;
+        self.region().slice(offset, pages.len() as u64 * PAGE_SIZE).expect("pages of a block of the region")
+    }
+}
+
+/// Memory that stands still: see [`Swapper::hold_still`].
+#[derive(Debug)]
+pub struct Still<'s> {
+    swapper: &'s Swapper,
+    _evictions: RwLockWriteGuard<'s, ()>,
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.swapper.held_still.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Swapper {
+    /// Pages that are out are gone: they read as zeros, and the store, which others may use too, forgets them.
+    /// Unregistered first, or the unmapping of the memory would wait for somebody to read of it.
+    fn drop(&mut self) {
+        self.forget(self.region().range());
+        for piece in self.region().vma_pieces(self.region().range()) {
+            // What cannot be unregistered is so when the descriptor closes.
+            let _ = self.userfault.unregister(piece);
+        }
+    }
+}
+
+fn region(memory: &Memory) -> &Region {
+    (**memory).as_ref()
+}

@@ -1,0 +1,43 @@
+//! Faults that could not be served yet: a mapping was changing, or the page was being dropped.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use uffd::Fault;
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    faults: Mutex<Vec<Fault>>,
+    count: AtomicUsize,
+}
+
+impl Waiting {
+    /// Whether there is none. One that is put there by another thread at the same time may be missed: that thread looks
+    /// again itself.
+    pub fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Puts one there.
+    pub fn push(&self, fault: Fault) {
+        let mut faults = self.lock();
+        faults.push(fault);
+        self.count.store(faults.len(), Ordering::Relaxed);
+    }
+
+    /// Moves all of them to `to`.
+    pub fn take(&self, to: &mut VecDeque<Fault>) {
+        if self.is_empty() {
+            return;
+        }
+        let mut faults = self.lock();
+        to.extend(faults.drain(..));
+        self.count.store(0, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Fault>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,215 @@
+//! Faults in the store: a page stays, or it is named and nobody gets to see another in its place.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use crate::support::{Rig, assert_lost, idle, lz4, read, rig, value};
+use guest_mem::{Backing, PAGE_SIZE, PAGES_PER_PMD};
+use swap::{
+    Codec, CompressedStore, EvictError, Evicted, Evictor, Fate, FaultAround, FileStore, HandlerError,
+    Handlers, Hears, Lost, LostWhy, Served, Store, StoreError,
+};
+use test_memory::stores::{FaultyStore, StoreCall};
+use uffd::{Event, Fault};
+
+test_memory::tests! {
+    what_cannot_be_stored_stays_as_if_nothing_had_been: [Userfault],
+    a_full_store_keeps_nothing_of_what_does_not_fit: [Userfault],
+    what_cannot_be_read_back_is_named_and_never_replaced: [Userfault],
+    a_slow_store_is_waited_for: [Userfault],
+    a_neighbour_that_cannot_be_read_costs_nobody_else: [Userfault],
+    of_a_huge_page_the_damaged_page_is_named: [Userfault],
+    a_handler_that_does_not_stop_is_named_and_keeps_its_memory: [Userfault],
+}
+
+const SHARED_AND_NOT: [Backing; 2] = [Backing::Base4k, Backing::Memfd];
+
+fn stores() -> [Arc<dyn Store>; 2] {
+    [lz4(), Arc::new(FileStore::new(&std::env::temp_dir(), 64 << 20).unwrap())]
+}
+
+fn faulty(store: Arc<dyn Store>, plan: &str) -> Arc<FaultyStore> {
+    Arc::new(FaultyStore::new(store, plan.parse().unwrap()))
+}
+
+fn fill(rig: &Rig, pages: u64) {
+    (0..pages).for_each(|page| rig.write(page, value(page)));
+}
+
+fn assert_filled(rig: &Rig, pages: impl IntoIterator<Item = u64>) {
+    pages.into_iter().for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
+}
+
+/// Page 3 is zeros, so there are two batches: the first is stored when the second fails.
+fn what_cannot_be_stored_stays_as_if_nothing_had_been() {
+    for fault in ["eio", "enospc", "short", "die"] {
+        for nth in [1, 2] {
+            for (store, backing) in
+                stores().into_iter().flat_map(|store| SHARED_AND_NOT.map(|b| (store.clone(), b)))
+            {
+                let store = faulty(store, &format!("put {nth}: {fault}"));
+                let rig = rig(1, backing, store.clone(), FaultAround::Fixed(1), false);
+                fill(&rig, 8);
+                rig.write(3, 0);
+                let refused = Evictor::new(&rig.swapper).unwrap().evict(rig.range(0, 8));
+                let (before, EvictError::Store { range, .. }) = refused.unwrap_err() else {
+                    panic!("{fault}")
+                };
+                assert_eq!((before, store.calls(StoreCall::Put)), (Evicted::default(), nth));
+                assert!(
+                    rig.range(0, 8).covers(range) && range.overlaps(rig.range([0, 4][nth as usize - 1], 1))
+                );
+                assert_eq!(
+                    (rig.stored(), rig.swapper.count(|fate| fate == Fate::Resident)),
+                    (0, 8),
+                    "{fault}"
+                );
+                let before = rig.faults();
+                fill(&rig, 8);
+                assert!(rig.faults() - before <= 8, "more than one fault a page");
+                fill(&rig, 8);
+                assert!(rig.faults() - before <= 8, "it was to be once");
+                if fault != "die" {
+                    assert_eq!(rig.evict(0, 8), 8);
+                }
+                assert_filled(&rig, 0..8);
+                assert!(rig.heard.nothing_is_lost());
+                assert_eq!(rig.stored(), 0);
+            }
+        }
+    }
+}
+
+fn a_full_store_keeps_nothing_of_what_does_not_fit() {
+    let file = FileStore::new(&std::env::temp_dir(), 4 * PAGE_SIZE).unwrap();
+    let memory = CompressedStore::new(Codec::Lz4, 1 << 20).unwrap();
+    for store in [Arc::new(file) as Arc<dyn Store>, Arc::new(memory)] {
+        let rig = rig(1, Backing::Base4k, store, FaultAround::Fixed(1), false);
+        let pages = 512;
+        let words = PAGE_SIZE / 8;
+        let word = |at: u64| {
+            (at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+        };
+        let at = |at: u64| rig.region().hva_at(at * 8).unwrap();
+        (0..pages * words).for_each(|word_at| rig.region().write_u64(at(word_at), word(word_at)).unwrap());
+        let refused = Evictor::new(&rig.swapper).unwrap().evict(rig.range(0, pages)).unwrap_err();
+        assert!(
+            matches!(refused.1, EvictError::Store { source: StoreError::Full { .. }, .. }),
+            "{:?}",
+            refused.1
+        );
+        assert_eq!(rig.stored(), 0);
+        assert_eq!(rig.evict(0, 4), 4, "what fits, goes");
+        for word_at in 0..pages * words {
+            assert_eq!(rig.region().read_u64(at(word_at)).unwrap(), word(word_at), "word {word_at}");
+        }
+    }
+}
+
+fn what_cannot_be_read_back_is_named_and_never_replaced() {
+    for plan in ["get 3: eio", "get 3: short", "get 3: flip 12345", "get 3: die", "put 1: flip 66000"] {
+        for (store, backing) in
+            stores().into_iter().flat_map(|store| SHARED_AND_NOT.map(|b| (store.clone(), b)))
+        {
+            let rig = rig(1, backing, faulty(store, plan), FaultAround::Fixed(1), false);
+            fill(&rig, 8);
+            assert_eq!(rig.evict(0, 8), 8);
+            assert_filled(&rig, 0..2);
+            let why = assert_lost(&rig, 2);
+            assert_eq!(matches!(why, LostWhy::Checksum { .. }), plan.contains("flip"), "{plan}: {why}");
+            assert_eq!(rig.stored(), 5, "a lost page takes no room: {plan}");
+            if plan.contains("die") {
+                assert!(matches!(assert_lost(&rig, 3), LostWhy::Store(StoreError::Dead { .. })));
+            } else {
+                assert_filled(&rig, 3..8);
+            }
+        }
+    }
+}
+
+fn a_slow_store_is_waited_for() {
+    for store in stores() {
+        let store = faulty(store, "put 1: slow 20ms; get 1: slow 20ms");
+        let rig = rig(1, Backing::Base4k, store.clone(), FaultAround::Fixed(4), true);
+        fill(&rig, 8);
+        assert_eq!(rig.evict(0, 8), 8);
+        assert_filled(&rig, 0..8);
+        assert_eq!(store.struck().len(), 2);
+        assert!(rig.heard.nothing_is_lost());
+    }
+}
+
+/// Page 5 is damaged for good, or for once.
+fn a_neighbour_that_cannot_be_read_costs_nobody_else() {
+    let flip = 5 * PAGE_SIZE * 8 + 77;
+    for fault in [format!("put 1: flip {flip}"), format!("get 1: flip {flip}"), "get 1: eio".to_owned()] {
+        for (store, backing) in
+            stores().into_iter().flat_map(|store| SHARED_AND_NOT.map(|b| (store.clone(), b)))
+        {
+            let rig = rig(1, backing, faulty(store, &fault), FaultAround::Fixed(16), false);
+            fill(&rig, 16);
+            assert_eq!(rig.evict(0, 16), 16);
+            assert_filled(&rig, (0..16).filter(|page| *page != 5));
+            assert!(rig.heard.nothing_is_lost(), "{fault}");
+            if fault.starts_with("put") {
+                assert!(matches!(assert_lost(&rig, 5), LostWhy::Checksum { .. }));
+            } else {
+                assert_filled(&rig, [5]);
+            }
+        }
+    }
+}
+
+/// All of a block comes back at once, as a huge page where there are such: of the one that is damaged the right page is
+/// named.
+fn of_a_huge_page_the_damaged_page_is_named() {
+    let flip = 300 * PAGE_SIZE * 8 + 5;
+    for store in stores() {
+        for plan in [format!("put 2: flip {flip}"), format!("get 1: flip {flip}")] {
+            let rig = rig(2, Backing::Thp, faulty(store.clone(), &plan), FaultAround::Fixed(512), false);
+            fill(&rig, 1024);
+            assert_eq!(rig.evict(0, 1024), 1024);
+            if plan.starts_with("put") {
+                assert!(matches!(assert_lost(&rig, 512 + 300), LostWhy::Checksum { .. }), "{plan}");
+                assert_filled(&rig, (0..1024).filter(|page| *page != 812));
+            } else {
+                assert_filled(&rig, 0..1024);
+            }
+            assert!(rig.heard.nothing_is_lost());
+            assert_eq!(rig.stored(), 0);
+        }
+    }
+}
+
+/// An ear that does not come back from what it hears until it is let go.
+struct Sits {
+    hears: Sender<()>,
+    let_go: Receiver<()>,
+}
+
+impl Hears for Sits {
+    fn fault(&mut self, _fault: &Fault, _served: Served) {
+        self.hears.send(()).unwrap();
+        let _waiting = harness::waiting("the end of the test");
+        let _ = self.let_go.recv();
+    }
+    fn event(&mut self, _event: &Event) {}
+    fn lost(&mut self, lost: Lost) {
+        panic!("{lost}");
+    }
+}
+
+fn a_handler_that_does_not_stop_is_named_and_keeps_its_memory() {
+    let (memory, swapper) = idle(PAGES_PER_PMD, lz4());
+    let ((hears, heard), (lets_go, let_go)) = (channel(), channel());
+    let handlers = Handlers::start(&swapper, vec![(Sits { hears, let_go }, None)]).unwrap();
+    assert_eq!(read(&memory.0, 0), 0);
+    harness::receive(&heard, "the handler");
+    let error = handlers.stop_within(Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, HandlerError::Overdue(_)), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(" waited 50 ms for the end of thread uffd0, in vain: its thread is "), "{text}");
+    assert_eq!(Arc::strong_count(&swapper), 2, "what it can reach stays");
+    drop(lets_go);
+}

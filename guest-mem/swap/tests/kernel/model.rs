@@ -1,0 +1,183 @@
+//! The fates of a few pages against a table of what each holds.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use crate::support::{Spoiler, assert_lost, lz4, rig};
+use guest_mem::{Backing, Operation, perform_unmeasured};
+use proptest::prelude::*;
+use swap::{Evictor, Fate, FaultAround, LostWhy, Packed};
+
+test_memory::tests! {
+    private_pages_are_what_the_table_says: [Userfault],
+    private_pages_with_events_are_what_the_table_says: [Userfault],
+    shared_pages_are_what_the_table_says: [Userfault],
+    shared_pages_with_events_are_what_the_table_says: [Userfault],
+}
+
+const PAGES: u64 = 6;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        page: u64,
+        value: u64,
+    },
+    Read {
+        page: u64,
+    },
+    Evict {
+        first: u64,
+        pages: u64,
+    },
+    /// An eviction that is begun, and one that is brought to its end, or given up.
+    Begin {
+        first: u64,
+        pages: u64,
+    },
+    Finish {
+        which: usize,
+        drop: bool,
+    },
+    Discard {
+        first: u64,
+        pages: u64,
+    },
+    /// Wanted while the store gives back something else.
+    Spoil {
+        page: u64,
+    },
+    /// By somebody who does not say so.
+    DontNeed {
+        first: u64,
+        pages: u64,
+    },
+    /// Away and back.
+    Move {
+        first: u64,
+        pages: u64,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let range = || (0..PAGES).prop_flat_map(|first| (Just(first), 1..=PAGES - first));
+    let step = prop_oneof![
+        // One write in three is of zeros.
+        4 => (0..PAGES, 0u64..6).prop_map(|(page, value)| Step::Write { page, value: value.saturating_sub(2) }),
+        3 => (0..PAGES).prop_map(|page| Step::Read { page }),
+        3 => range().prop_map(|(first, pages)| Step::Evict { first, pages }),
+        3 => range().prop_map(|(first, pages)| Step::Begin { first, pages }),
+        3 => (any::<usize>(), any::<bool>()).prop_map(|(which, drop)| Step::Finish { which, drop }),
+        1 => range().prop_map(|(first, pages)| Step::Discard { first, pages }),
+        1 => (0..PAGES).prop_map(|page| Step::Spoil { page }),
+        1 => range().prop_map(|(first, pages)| Step::DontNeed { first, pages }),
+        1 => range().prop_map(|(first, pages)| Step::Move { first, pages }),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let store = Spoiler::new(lz4());
+    let rig = rig(1, backing, store.clone(), around, events);
+    let region = rig.region();
+    let hole = if backing.is_shared() { Operation::Fallocate } else { Operation::DontNeed };
+    let mut holds: HashMap<u64, u64> = HashMap::new();
+    let begins = steps.iter().filter(|step| matches!(step, Step::Begin { .. })).count();
+    let mut evictors: Vec<_> = (0..begins).map(|_| Evictor::new(&rig.swapper).unwrap()).collect();
+    let (mut evictors, mut begun) = (evictors.iter_mut(), Vec::<Packed<'_, '_>>::new());
+    for step in steps {
+        match step {
+            Step::Write { page, value } => {
+                rig.write(page, value);
+                holds.insert(page, value);
+            }
+            Step::Read { page } => prop_assert_eq!(rig.read(page), holds.get(&page).copied().unwrap_or(0)),
+            Step::Evict { first, pages } => {
+                rig.evict(first, pages);
+            }
+            Step::Begin { first, pages } => {
+                let evictor = evictors.next().unwrap();
+                begun.push(evictor.claim(rig.range(first, pages)).unwrap().store().unwrap());
+            }
+            Step::Finish { which, drop } if !begun.is_empty() => {
+                let packed = begun.swap_remove(which % begun.len());
+                if drop {
+                    packed.drop_pages().unwrap();
+                }
+            }
+            Step::Finish { .. } => {}
+            Step::Discard { first, pages } => {
+                rig.swapper.discard(rig.range(first, pages)).unwrap();
+                perform_unmeasured(region, hole, rig.range(first, pages)).unwrap();
+                (first..first + pages).for_each(|page| holds.retain(|held, _| *held != page));
+            }
+            Step::Spoil { page } => {
+                let stored = matches!(rig.swapper.fate(rig.range(page, 1).start()), Some(Fate::Stored(_)));
+                if stored {
+                    store.spoils.store(true, Ordering::SeqCst);
+                    let why = assert_lost(&rig, page);
+                    store.spoils.store(false, Ordering::SeqCst);
+                    prop_assert!(matches!(why, LostWhy::Checksum { .. }), "{}", why);
+                    holds.remove(&page);
+                }
+            }
+            // Of private memory it takes the content, and has to be told by an event.
+            Step::DontNeed { .. } if !backing.is_shared() && !events => {}
+            Step::DontNeed { first, pages } => {
+                perform_unmeasured(region, Operation::DontNeed, rig.range(first, pages)).unwrap();
+                if !backing.is_shared() {
+                    (first..first + pages).for_each(|page| holds.retain(|held, _| *held != page));
+                }
+            }
+            // Without its event a mapping that moves is no longer registered.
+            Step::Move { .. } if backing.is_shared() || !events => {}
+            Step::Move { first, pages } => {
+                // Evictions that were begun here would be waited for by this thread.
+                begun.clear();
+                let _still = rig.swapper.hold_still();
+                perform_unmeasured(region, Operation::Remap, rig.range(first, pages)).unwrap();
+            }
+        }
+        // A stranger goes on when the handler has read of it, so what he discarded may be forgotten between these lines.
+        let before = rig.stored();
+        let stored = rig.swapper.count(|fate| matches!(fate, Fate::Stored(_)));
+        prop_assert!(
+            begun.len() as u64 * PAGES + stored >= rig.stored(),
+            "more is stored than anybody knows of"
+        );
+        prop_assert!(before >= stored);
+    }
+    begun.clear();
+    for _ in 0..2 {
+        for page in 0..PAGES {
+            prop_assert_eq!(rig.read(page), holds.get(&page).copied().unwrap_or(0), "page {}", page);
+        }
+        prop_assert_eq!(rig.stored(), 0);
+        prop_assert_eq!(rig.evict(0, PAGES), PAGES);
+    }
+    Ok(())
+}
+
+fn check(backing: Backing, events: bool) {
+    let around =
+        prop_oneof![Just(FaultAround::Fixed(1)), Just(FaultAround::Fixed(4)), Just(FaultAround::Adaptive)];
+    // Proptest keeps no record: what fails here is said with its steps.
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(steps in steps(), around in around)| run(backing, events, around, steps)?);
+}
+
+fn private_pages_are_what_the_table_says() {
+    check(Backing::Base4k, false);
+}
+
+fn private_pages_with_events_are_what_the_table_says() {
+    check(Backing::Base4k, true);
+}
+
+fn shared_pages_are_what_the_table_says() {
+    check(Backing::Memfd, false);
+}
+
+fn shared_pages_with_events_are_what_the_table_says() {
+    check(Backing::Memfd, true);
+}

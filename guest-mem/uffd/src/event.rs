@@ -1,0 +1,219 @@
+//! What a userfaultfd tells, decoded from the bytes of a message by pure code.
+//!
+//! ```text
+//!   0        1        4        8                16                24                32
+//!   │ event  │ reserved        │ flags          │ address         │ thread          │  PAGEFAULT
+//!   │        │                 │ descriptor     │                 │                 │  FORK
+//!   │        │                 │ from           │ to              │ len             │  REMAP
+//!   │        │                 │ start          │ end             │                 │  REMOVE, UNMAP
+//! ```
+
+use std::os::fd::{OwnedFd, RawFd};
+
+use crate::abi;
+use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE};
+
+/// The bytes of one message, `struct uffd_msg`.
+pub type Message = [u8; abi::MESSAGE];
+
+/// One message of the kernel.
+///
+/// `D` is the descriptor of a `FORK` event. Decoding gives a number, [`Event<RawFd>`], which owns nothing and may
+/// be copied, made and dropped freely; [`crate::EventBuffer`] alone, which knows that the kernel has just put that
+/// descriptor into this process, turns each number into an [`OwnedFd`], once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<D = OwnedFd> {
+    /// A thread waits for a page.
+    Fault(Fault),
+    /// The process forked: the child's registrations report to this new descriptor. The thread that forks waits
+    /// until the message is read, and glibc's fork(3) holds the locks of the allocator meanwhile: whoever reads
+    /// must not allocate before.
+    Fork(D),
+    /// The pages of `from` are now at `to`, with their registration (`mremap`). After the fact, but the thread
+    /// waits until the message is read. A mapping that grew or shrank on its way says so nowhere: `from` is what
+    /// it was. An empty `from` is a duplicate of shared memory.
+    Remap {
+        /// Where the pages were.
+        from: HvaRange,
+        /// Where they start now.
+        to: Hva,
+    },
+    /// The pages are about to be discarded (`MADV_DONTNEED`, `MADV_FREE`, `MADV_REMOVE`): before the zap, and the
+    /// thread waits until the message is read. Nothing says when the zap is done.
+    Remove(HvaRange),
+    /// The mapping is gone (`munmap`, or what `mremap` and `mmap` replaced). After the fact, but the thread waits
+    /// until the message is read.
+    Unmap(HvaRange),
+}
+
+/// A thread that waits for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The address of the access with [`crate::Features::EXACT_ADDRESS`], else the start of its page.
+    pub address: Hva,
+    /// What the page lacks.
+    pub kind: FaultKind,
+    /// Whether the access was a write. Of a guest's accesses KVM says what it asked the host for, which is
+    /// more often a write than the guest's own instruction was one.
+    pub write: bool,
+    /// Who waits, with [`crate::Features::THREAD_ID`]: the thread's number as that thread itself knows it.
+    pub thread: Option<u32>,
+}
+
+impl Fault {
+    /// Where the page starts.
+    pub fn page(&self) -> Hva {
+        self.address.align_down(PAGE_SIZE)
+    }
+}
+
+/// What the page of a fault lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// Everything: resolved by copying, zeroing or moving a page in.
+    Missing,
+    /// Only the page-table entry, the page is in the page cache: resolved by continuing.
+    Minor,
+    /// The right to write: resolved by taking the protection away.
+    WriteProtect,
+}
+
+/// A message that no kernel this code knows would send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The event's number is none that we know.
+    #[error("userfaultfd message with event {0:#x}: it is unknown here, and was not asked for")]
+    Event(u8),
+    /// A fault with bits that we do not know.
+    #[error(
+        "userfaultfd fault at {address} with flags {flags:#x}: some are unknown here, and were not asked for"
+    )]
+    Flags {
+        /// All of them.
+        flags: u64,
+        /// The address that faulted.
+        address: Hva,
+    },
+    /// A fault that is both a minor and a write-protect fault.
+    #[error("userfaultfd fault at {address} that claims to be both minor and write-protect")]
+    Contradictory {
+        /// The address that faulted.
+        address: Hva,
+    },
+    /// A range or an address inside a page.
+    #[error("userfaultfd {event} event of [{start:#x}, {end:#x}): not made of whole pages")]
+    Unaligned {
+        /// Which event.
+        event: &'static str,
+        /// The first address.
+        start: u64,
+        /// The first address after it.
+        end: u64,
+    },
+    /// A range that ends before it starts or after the address space.
+    #[error("userfaultfd {event} event of {len:#x} bytes at {start:#x}: it runs backwards or wraps")]
+    Wrapping {
+        /// Which event.
+        event: &'static str,
+        /// The first address.
+        start: u64,
+        /// How long it would be.
+        len: u64,
+    },
+    /// A descriptor that is none.
+    #[error("userfaultfd fork event with descriptor {0:#x}")]
+    Descriptor(u32),
+}
+
+impl Event<RawFd> {
+    /// Decodes a message. What is reserved is not looked at: a later kernel may use it for what was not asked for.
+    ///
+    /// # Errors
+    /// The message makes no sense, or is of a kind that nobody asked for.
+    pub fn decode(message: &Message) -> Result<Self, DecodeError> {
+        let event = message[abi::AT_EVENT];
+        match event {
+            abi::UFFD_EVENT_PAGEFAULT => decode_fault(message).map(Self::Fault),
+            abi::UFFD_EVENT_FORK => {
+                let descriptor = word32(message, abi::AT_FORK_UFD);
+                let raw = RawFd::try_from(descriptor).map_err(|_| DecodeError::Descriptor(descriptor))?;
+                Ok(Self::Fork(raw))
+            }
+            abi::UFFD_EVENT_REMAP => {
+                let (from, to) = (word(message, abi::AT_REMAP_FROM), word(message, abi::AT_REMAP_TO));
+                let len = word(message, abi::AT_REMAP_LEN);
+                let from = whole_pages("remap", from, len)?;
+                let to = whole_pages("remap", to, len)?;
+                Ok(Self::Remap { from, to: to.start() })
+            }
+            abi::UFFD_EVENT_REMOVE => decode_range("remove", message).map(Self::Remove),
+            abi::UFFD_EVENT_UNMAP => decode_range("unmap", message).map(Self::Unmap),
+            _ => Err(DecodeError::Event(event)),
+        }
+    }
+}
+
+impl<D> Event<D> {
+    /// The same event with another kind of descriptor.
+    pub(crate) fn map_descriptor<E>(self, own: impl FnOnce(D) -> E) -> Event<E> {
+        match self {
+            Self::Fault(fault) => Event::Fault(fault),
+            Self::Fork(descriptor) => Event::Fork(own(descriptor)),
+            Self::Remap { from, to } => Event::Remap { from, to },
+            Self::Remove(range) => Event::Remove(range),
+            Self::Unmap(range) => Event::Unmap(range),
+        }
+    }
+}
+
+fn decode_fault(message: &Message) -> Result<Fault, DecodeError> {
+    const KNOWN: u64 =
+        abi::UFFD_PAGEFAULT_FLAG_WRITE | abi::UFFD_PAGEFAULT_FLAG_WP | abi::UFFD_PAGEFAULT_FLAG_MINOR;
+    let flags = word(message, abi::AT_PAGEFAULT_FLAGS);
+    let address = Hva::new(word(message, abi::AT_PAGEFAULT_ADDRESS));
+    if flags & !KNOWN != 0 {
+        return Err(DecodeError::Flags { flags, address });
+    }
+    let has = |flag| flags & flag != 0;
+    let kind = match (has(abi::UFFD_PAGEFAULT_FLAG_WP), has(abi::UFFD_PAGEFAULT_FLAG_MINOR)) {
+        (false, false) => FaultKind::Missing,
+        (false, true) => FaultKind::Minor,
+        (true, false) => FaultKind::WriteProtect,
+        (true, true) => return Err(DecodeError::Contradictory { address }),
+    };
+    let thread = Some(word32(message, abi::AT_PAGEFAULT_PTID)).filter(|&thread| thread != 0);
+    Ok(Fault { address, kind, write: has(abi::UFFD_PAGEFAULT_FLAG_WRITE), thread })
+}
+
+fn decode_range(event: &'static str, message: &Message) -> Result<HvaRange, DecodeError> {
+    let (start, end) = (word(message, abi::AT_REMOVE_START), word(message, abi::AT_REMOVE_END));
+    let wrapping = DecodeError::Wrapping { event, start, len: end.wrapping_sub(start) };
+    whole_pages(event, start, end.checked_sub(start).ok_or(wrapping)?)
+}
+
+fn whole_pages(event: &'static str, start: u64, len: u64) -> Result<HvaRange, DecodeError> {
+    let wrapping = DecodeError::Wrapping { event, start, len };
+    let range = HvaRange::with_len(Hva::new(start), len).ok_or(wrapping)?;
+    if !range.start().is_aligned(PAGE_SIZE) || !range.end().is_aligned(PAGE_SIZE) {
+        return Err(DecodeError::Unaligned { event, start, end: range.end().get() });
+    }
+    Ok(range)
+}
+
+/// The 8 bytes at `at`.
+fn word(message: &Message, at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&message[at..at + 8]);
+    u64::from_ne_bytes(bytes)
+}
+
+/// The 4 bytes at `at`.
+fn word32(message: &Message, at: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&message[at..at + 4]);
+    u32::from_ne_bytes(bytes)
+}
+
+#[cfg(test)]
+#[path = "event_tests.rs"]
+pub(crate) mod tests;

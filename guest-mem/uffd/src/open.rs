@@ -1,0 +1,216 @@
+//! How one gets a userfaultfd, and what to say when one does not.
+//!
+//! ```text
+//!   Faults::All: a guest's
+//!     /dev/userfaultfd ──ok──> sees all faults
+//!       └─ refused: userfaultfd(0) ──ok──> sees all faults        CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1
+//!                     └─ EPERM: userfaultfd(UFFD_USER_MODE_ONLY)  would open for anybody, and is no use here: KVM
+//!                                                                 touches a guest's memory from kernel mode
+//!   Faults::UserMode: those of threads
+//!     userfaultfd(UFFD_USER_MODE_ONLY) ──ok──> no privilege needed, whoever runs it; the kernel's own get EFAULT
+//!       └─ refused, as by a filter: as above
+//! ```
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::abi::{UFFD_API, UffdioApi};
+use crate::features::Features;
+use crate::sys;
+use guest_mem::remedy::{self, Asked};
+
+/// Whose faults a userfaultfd has to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Faults {
+    /// All, those made inside the kernel too: by KVM for a guest, by a system call.
+    All,
+    /// Those of threads in user mode. A fault inside the kernel is an error for whoever made it: a system call that
+    /// meets a missing page fails with `EFAULT`.
+    UserMode,
+}
+
+/// Why there is no userfaultfd that would serve.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The kernel was built without.
+    #[error("this kernel has no userfaultfd: it takes one with CONFIG_USERFAULTFD")]
+    NoKernelSupport,
+    /// Only the kind that cannot serve KVM is allowed.
+    #[error(
+        "userfaultfd is allowed for faults from user mode alone{}, and a guest's faults happen inside KVM, in \
+         kernel mode: `sysctl vm.unprivileged_userfaultfd=1`, or give access to {} ({device})",
+        sysctl_is(*sysctl), sys::DEVICE
+    )]
+    UserModeOnly {
+        /// What opening the device said.
+        device: Errno,
+        /// `vm.unprivileged_userfaultfd`.
+        sysctl: Option<u32>,
+    },
+    /// Even the harmless kind is refused, which the kernel itself never does.
+    #[error(
+        "userfaultfd is refused ({syscall}) even for faults from user mode: a seccomp filter, as containers have \
+         one; allow the system call there, or pass {} in ({device})",
+        sys::DEVICE
+    )]
+    Filtered {
+        /// What opening the device said.
+        device: Errno,
+        /// What the system call said.
+        syscall: Errno,
+    },
+    /// Descriptors or memory are short.
+    #[error("opening a userfaultfd{}", remedy::after(Asked::Descriptor, *.0))]
+    Exhausted(#[source] Errno),
+    /// The kernel is too old for what was asked for.
+    #[error("this kernel's userfaultfd lacks {missing} (it has {offered}): a newer host kernel is needed")]
+    Lacks {
+        /// What it lacks.
+        missing: Features,
+        /// What it has.
+        offered: Features,
+    },
+    /// Following forks takes a capability, however the descriptor was had.
+    #[error("userfaultfd with EVENT_FORK takes CAP_SYS_PTRACE: run as root, or do without the event")]
+    ForkPrivilege,
+    /// The handshake failed in a way that no kernel is known for.
+    #[error("userfaultfd handshake with {features}")]
+    Handshake {
+        /// What was asked for.
+        features: Features,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+}
+
+fn sysctl_is(value: Option<u32>) -> String {
+    value.map_or(String::new(), |value| format!(" (vm.unprivileged_userfaultfd={value})"))
+}
+
+/// What this host allows and has. See [`probe`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// By the device; whoever may open it sees all faults.
+    pub device: Result<(), Errno>,
+    /// By the system call, faults in kernel mode included.
+    pub full: Result<(), Errno>,
+    /// By the system call, for faults from user mode alone: no use for a guest.
+    pub user_mode: Result<(), Errno>,
+    /// `vm.unprivileged_userfaultfd`, where it can be read.
+    pub sysctl: Option<u32>,
+    /// What the kernel has, if any of the three ways opened.
+    pub features: Option<Features>,
+}
+
+/// Tries each way in, and asks the kernel what it has. Leaves nothing open.
+pub fn probe() -> Access {
+    let (device, full) = (sys::open_by_device(), sys::open_by_syscall(false));
+    let user_mode = sys::open_by_syscall(true);
+    let any = [&device, &full, &user_mode].into_iter().find_map(|one| one.as_ref().ok());
+    Access {
+        features: any.and_then(|fd| offered(fd.as_fd()).ok()),
+        device: device.map(drop),
+        full: full.map(drop),
+        user_mode: user_mode.map(drop),
+        sysctl: read_sysctl(),
+    }
+}
+
+fn read_sysctl() -> Option<u32> {
+    std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").ok()?.trim().parse().ok()
+}
+
+/// A descriptor that sees these faults, before its handshake.
+pub(crate) fn open(faults: Faults) -> Result<OwnedFd, OpenError> {
+    // The same for everybody: what works for root works for others.
+    if faults == Faults::UserMode
+        && let Ok(fd) = sys::open_by_syscall(true)
+    {
+        return Ok(fd);
+    }
+    let device = match sys::open_by_device() {
+        Ok(fd) => return Ok(fd),
+        Err(errno) => errno,
+    };
+    sys::open_by_syscall(false).map_err(|full| {
+        let user_mode = || sys::open_by_syscall(true).map(drop);
+        explain(device, full, user_mode, read_sysctl)
+    })
+}
+
+/// Why neither way worked. Looks further only where that decides.
+fn explain(
+    device: Errno,
+    full: Errno,
+    user_mode: impl FnOnce() -> Result<(), Errno>,
+    sysctl: impl FnOnce() -> Option<u32>,
+) -> OpenError {
+    match full {
+        Errno::NOSYS => OpenError::NoKernelSupport,
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM => OpenError::Exhausted(full),
+        _ => match user_mode() {
+            Ok(()) => OpenError::UserModeOnly { device, sysctl: sysctl() },
+            Err(syscall) => OpenError::Filtered { device, syscall },
+        },
+    }
+}
+
+/// The handshake: asks for `features`, and gives those that are on now.
+pub(crate) fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Features, OpenError> {
+    let mut argument = UffdioApi { api: UFFD_API, features: features.bits(), ioctls: 0 };
+    match sys::api(fd, &mut argument) {
+        // The kernel answers with all it has, not with what is on.
+        Ok(()) if features.contains(Features::WP_ASYNC) => Ok(features | Features::WP_UNPOPULATED),
+        Ok(()) => Ok(features),
+        Err(Errno::PERM) if features.contains(Features::EVENT_FORK) => Err(OpenError::ForkPrivilege),
+        // A handshake that was refused may be repeated.
+        Err(source) => match offered(fd) {
+            Ok(offered) if !offered.contains(features) => {
+                Err(OpenError::Lacks { missing: features.without(offered), offered })
+            }
+            _ => Err(OpenError::Handshake { features, source }),
+        },
+    }
+}
+
+/// Asking for no feature is answered with all that there are.
+fn offered(fd: BorrowedFd<'_>) -> Result<Features, Errno> {
+    let mut argument = UffdioApi { api: UFFD_API, ..UffdioApi::default() };
+    sys::api(fd, &mut argument)?;
+    Ok(Features::from_bits(argument.features))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_mem::with_causes;
+
+    #[test]
+    fn user_mode_alone_says_what_to_set() {
+        let error = explain(Errno::ACCESS, Errno::PERM, || Ok(()), || Some(0));
+        let text = error.to_string();
+        assert!(matches!(error, OpenError::UserModeOnly { .. }));
+        for part in ["KVM", "vm.unprivileged_userfaultfd=0", "vm.unprivileged_userfaultfd=1", sys::DEVICE] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn no_support_a_filter_and_a_limit_differ() {
+        let none = explain(Errno::NOENT, Errno::NOSYS, || Err(Errno::NOSYS), || None);
+        assert!(none.to_string().contains("CONFIG_USERFAULTFD"));
+        let filtered = explain(Errno::NOENT, Errno::PERM, || Err(Errno::PERM), || Some(1));
+        assert!(filtered.to_string().contains("seccomp"));
+        let short = explain(Errno::MFILE, Errno::MFILE, || Err(Errno::MFILE), || None);
+        assert!(with_causes(&short).ends_with(": raise `ulimit -n`"), "{}", with_causes(&short));
+    }
+
+    #[test]
+    fn what_is_lacking_is_named() {
+        let error =
+            OpenError::Lacks { missing: Features::MOVE | Features::POISON, offered: Features::SIGBUS };
+        assert!(error.to_string().contains("lacks POISON, MOVE (it has SIGBUS)"), "{error}");
+    }
+}

@@ -1,0 +1,171 @@
+//! Which memory is watched, for what, and what can then be done to it.
+
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+
+use crate::abi::{self, UffdioRegister};
+use crate::handle::{Userfault, plain};
+use crate::resolve::Action;
+use crate::sys;
+use guest_mem::{HvaRange, RangeError, Region};
+
+/// Which pages of a registered range make their reader wait. At least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Modes {
+    /// Pages that are not there.
+    pub missing: bool,
+    /// Pages of shared memory that are in the page cache and not mapped.
+    pub minor: bool,
+    /// Writes to pages that are write-protected.
+    pub write_protect: bool,
+}
+
+impl Modes {
+    fn bits(self) -> u64 {
+        let bit = |on, bit| if on { bit } else { 0 };
+        bit(self.missing, abi::UFFDIO_REGISTER_MODE_MISSING)
+            | bit(self.minor, abi::UFFDIO_REGISTER_MODE_MINOR)
+            | bit(self.write_protect, abi::UFFDIO_REGISTER_MODE_WP)
+    }
+}
+
+/// What the kernel offers for a registered range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegisteredIoctls(u64);
+
+impl RegisteredIoctls {
+    /// Whether this can be done to the range. 6.12 offers a move for every range but hugetlb, although it works on
+    /// private anonymous memory alone.
+    pub fn offers(self, action: Action) -> bool {
+        let nr = match action {
+            Action::Copy => abi::NR_COPY,
+            Action::Zero => abi::NR_ZEROPAGE,
+            Action::Move => abi::NR_MOVE,
+            Action::Continue => abi::NR_CONTINUE,
+            Action::Poison => abi::NR_POISON,
+            Action::WriteProtect | Action::WriteUnprotect => abi::NR_WRITEPROTECT,
+            Action::Wake => abi::NR_WAKE,
+        };
+        self.0 >> nr & 1 == 1
+    }
+}
+
+/// Why a range could not be registered or given back.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// It does not fit the region.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// Another descriptor has it.
+    #[error("registering {range}: part of it belongs to another userfaultfd")]
+    Taken {
+        /// What was to be registered.
+        range: HvaRange,
+    },
+    /// A mapping of a file that may not be written.
+    #[error("registering {range}: part of it may not be written")]
+    ReadOnly {
+        /// What was to be registered.
+        range: HvaRange,
+    },
+    /// The kernel cannot do this for this memory.
+    #[error(
+        "registering {range} with {modes:?}: no mapping, no mode, or memory that this kernel cannot watch so \
+         (minor faults take shared memory; write protection of that takes Linux 5.19)"
+    )]
+    Unsupported {
+        /// What was to be registered.
+        range: HvaRange,
+        /// The kinds of faults that were to be reported.
+        modes: Modes,
+    },
+    /// No memory, or no process: the kernel uses one number for both.
+    #[error(
+        "registering {range}: too many mappings, which it splits (raise `sysctl vm.max_map_count`), no memory for it, \
+         or its process has gone"
+    )]
+    NoMemoryOrDead {
+        /// What was to be registered.
+        range: HvaRange,
+    },
+    /// Anything else.
+    #[error("registering {range}, or giving it back")]
+    Other {
+        /// What was to be registered.
+        range: HvaRange,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+}
+
+impl Userfault {
+    /// Has pages of a region watched. Whoever touches one of them that `modes` names waits until it is resolved,
+    /// this thread too. A range that was registered before gets the new modes, which replace the old.
+    ///
+    /// # Errors
+    /// The range does not fit, is taken, or cannot be watched so.
+    pub fn register(
+        &self,
+        region: &Region,
+        range: HvaRange,
+        modes: Modes,
+    ) -> Result<RegisteredIoctls, RegisterError> {
+        region.check(range)?;
+        // SAFETY: a region's memory, into which no reference ever exists; when it is unmapped, so is the
+        // registration.
+        unsafe { self.register_mapping(range, modes) }
+    }
+
+    /// The same for any mapping, which with an adopted descriptor is one of another process.
+    ///
+    /// # Safety
+    /// As long as the range is registered and lies in this process, nobody makes a Rust reference into it.
+    ///
+    /// # Errors
+    /// The range is taken or cannot be watched so.
+    pub unsafe fn register_mapping(
+        &self,
+        range: HvaRange,
+        modes: Modes,
+    ) -> Result<RegisteredIoctls, RegisterError> {
+        let mut argument = UffdioRegister { range: plain(range), mode: modes.bits(), ioctls: 0 };
+        // SAFETY: the caller's contract.
+        let done = unsafe { sys::register(self.fd.as_fd(), &mut argument) };
+        done.map(|()| RegisteredIoctls(argument.ioctls)).map_err(|errno| match errno {
+            Errno::BUSY => RegisterError::Taken { range },
+            Errno::PERM => RegisterError::ReadOnly { range },
+            Errno::INVAL => RegisterError::Unsupported { range, modes },
+            Errno::NOMEM => RegisterError::NoMemoryOrDead { range },
+            source => RegisterError::Other { range, source },
+        })
+    }
+
+    /// Gives a range back. Who waits for a missing page in it is woken; who waits for a minor or write-protect
+    /// fault alone is not (see `userfaultfd_unregister`): wake the range afterwards. Write protection goes.
+    ///
+    /// # Errors
+    /// No mapping is there.
+    pub fn unregister(&self, range: HvaRange) -> Result<(), RegisterError> {
+        sys::unregister(self.fd.as_fd(), &mut plain(range)).map_err(|errno| match errno {
+            Errno::NOMEM => RegisterError::NoMemoryOrDead { range },
+            source => RegisterError::Other { range, source },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_offered_is_read_by_number() {
+        // What 6.12 says of anonymous memory registered for missing pages.
+        let offered = RegisteredIoctls(0x13c);
+        assert!(
+            offered.offers(Action::Copy) && offered.offers(Action::Move) && offered.offers(Action::Poison)
+        );
+        assert!(!offered.offers(Action::WriteProtect) && !offered.offers(Action::Continue));
+    }
+}

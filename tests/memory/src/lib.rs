@@ -1,0 +1,29 @@
+//! Guest memory for the tests of `guest-mem`, `uffd` and `swap` on a real kernel: what they need of the host, memory in a
+//! known state, and stores that fail.
+//!
+//! ```text
+//!   tests! ─> Need ──> harness            what a test needs, asked of the host once
+//!   alone, allow, swap, filled            the host for one test at a time, and memory on it
+//!   Announcements                         what the kernel announces to a VM of this process
+//!   FaultyStore, DiscardStore             a store around a store in which a plan of faults comes true; one that keeps nothing
+//! ```
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub mod announced;
+mod host;
+mod memory;
+mod needs;
+pub mod stores;
+
+pub use host::{Alone, SysfsSwitch, alone, switches, without_khugepaged};
+pub use memory::{assert_intact, backings, counts, fill, filled, pages, swap, swappable, vmas};
+pub use needs::{Need, allow};
+
+/// Declares the tests of a module, with what each needs.
+#[macro_export]
+macro_rules! tests {
+    ($($tests:tt)*) => { harness::tests! { $crate::Need; $($tests)* } };
+}
+
+#[cfg(test)]
+harness::watch_libtest!();
