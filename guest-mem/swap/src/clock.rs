@@ -12,11 +12,12 @@
 //! alone: `/sys/kernel/mm/page_idle` is in few kernels, and for root. Of private memory it does not see who only reads;
 //! such a page is evicted once, comes back at its next use, and is passed over until it was watched again in vain.
 
-use crate::fate::{BLOCK_PAGES, Fate};
-use crate::swapper::Swapper;
 use guest_mem::waits::Overdue;
 use guest_mem::{HvaRange, Operation, PAGE_SIZE, RangeError, ReclaimError};
 use uffd::ResolveError;
+
+use crate::fate::{BLOCK_PAGES, Fate};
+use crate::swapper::Swapper;
 
 /// Why a range cannot be watched.
 #[derive(Debug, thiserror::Error)]

@@ -14,8 +14,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::store::Slot;
 use guest_mem::{PAGE_SIZE, PAGES_PER_PMD};
+
+use crate::store::Slot;
 
 /// What has become of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

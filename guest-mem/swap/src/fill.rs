@@ -13,11 +13,11 @@
 //! whose pages are cleared first and which every hole has to unmap as well, 1.07 to 1.56 times. What is in the page cache
 //! already is mapped by `UFFDIO_CONTINUE`: see `Pager`.
 
+use guest_mem::{Address, HvaRange, PAGE_SIZE, Page};
 use rustix::io::Errno;
+use uffd::{Action, MapAs, ResolveError, ResolveKind, Wake};
 
 use crate::swapper::Swapper;
-use guest_mem::{Address, HvaRange, PAGE_SIZE, Page};
-use uffd::{Action, MapAs, ResolveError, ResolveKind, Wake};
 
 /// What a missing page is filled from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,8 +21,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use guest_mem::remedy::{self, Asked};
+use guest_mem::waits::{END, Overdue, Thread};
+use guest_mem::{HvaRange, PAGE_SIZE};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
+use uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
 
 use crate::fate::BLOCK_PAGES;
 use crate::pager::{Lost, Pager, Served};
@@ -30,10 +34,6 @@ use crate::reading::Turn;
 use crate::store::BufferError;
 use crate::swapper::Swapper;
 use crate::sys;
-use guest_mem::remedy::{self, Asked};
-use guest_mem::waits::{END, Overdue, Thread};
-use guest_mem::{HvaRange, PAGE_SIZE};
-use uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
 
 /// Messages that a handler reads at once if there is no other: more than there are vCPUs to fault in most guests.
 const BATCH: usize = 64;

@@ -2,8 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::away::outside;
 use guest_mem::HvaRange;
+
+use crate::away::outside;
 
 /// Ranges whose removal was begun here and not yet reported by the kernel.
 ///

@@ -4,6 +4,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use guest_mem::{
+    Backing, Hva, HvaRange, Memory, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageRun, PageScanner,
+    RangeError, Region, ScanError,
+};
+use uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};
+
 use crate::away::Away;
 use crate::fate::{BLOCK_PAGES, Block, Blocks, Fate, Then};
 use crate::own_drops::OwnDrops;
@@ -12,11 +18,6 @@ use crate::store::{BufferError, PageBuffer, Store};
 use crate::used::Used;
 use crate::waiting::Waiting;
 use crate::window::{FaultAround, Window};
-use guest_mem::{
-    Backing, Hva, HvaRange, Memory, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageRun, PageScanner,
-    RangeError, Region, ScanError,
-};
-use uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};
 
 /// How a [`Swapper`] works.
 #[derive(Clone, Debug)]
@@ -89,7 +90,7 @@ impl std::fmt::Debug for Swapper {
 
 impl Swapper {
     /// Takes a region over: from now on every first touch of a page that is not there waits for a handler
-    /// ([`Handlers::start`]).
+    /// ([`crate::Handlers::start`]).
     ///
     /// # Errors
     /// [`AttachError`].
@@ -194,7 +195,7 @@ impl Swapper {
         self.count(|fate| matches!(fate, Fate::Resident | Fate::Leaving(_))) * PAGE_SIZE
     }
 
-    /// Cuts a range of the region at block boundaries: what [`Evictor::claim`] takes.
+    /// Cuts a range of the region at block boundaries: what [`crate::Evictor::claim`] takes.
     pub fn blocks_of(&self, range: HvaRange) -> impl Iterator<Item = HvaRange> {
         range.block_pieces()
     }

@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use guest_mem::remedy::{self, Asked};
 use rustix::fs::OFlags;
 
 use crate::features::Features;
 use crate::handle::Userfault;
-use guest_mem::remedy::{self, Asked};
 
 /// Why a descriptor from elsewhere cannot be used.
 #[derive(Debug, thiserror::Error)]

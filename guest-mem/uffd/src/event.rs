@@ -10,8 +10,9 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 
-use crate::abi;
 use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE};
+
+use crate::abi;
 
 /// The bytes of one message, `struct uffd_msg`.
 pub type Message = [u8; abi::MESSAGE];

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use guest_mem::{Hva, HvaRange, Region};
 use rustix::io::Errno;
 
 use crate::abi::{self, UffdioCopy, UffdioFill, UffdioRange, UffdioWriteprotect};
@@ -10,7 +11,6 @@ use crate::features::Features;
 use crate::open::{self, Faults, OpenError};
 use crate::resolve::{Action, ResolveError, outcome};
 use crate::sys;
-use guest_mem::{Hva, HvaRange, Region};
 
 /// Whether threads that wait for the pages of a range are woken, or stay asleep for [`Userfault::wake`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -13,12 +13,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use guest_mem::remedy::{self, Asked};
 use rustix::io::Errno;
 
 use crate::abi::{UFFD_API, UffdioApi};
 use crate::features::Features;
 use crate::sys;
-use guest_mem::remedy::{self, Asked};
 
 /// Whose faults a userfaultfd has to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

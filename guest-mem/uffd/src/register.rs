@@ -2,13 +2,13 @@
 
 use std::os::fd::AsFd;
 
+use guest_mem::{HvaRange, RangeError, Region};
 use rustix::io::Errno;
 
 use crate::abi::{self, UffdioRegister};
 use crate::handle::{Userfault, plain};
 use crate::resolve::Action;
 use crate::sys;
-use guest_mem::{HvaRange, RangeError, Region};
 
 /// Which pages of a registered range make their reader wait. At least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]

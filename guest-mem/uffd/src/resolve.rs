@@ -17,9 +17,8 @@
 
 use std::fmt;
 
-use rustix::io::Errno;
-
 use guest_mem::HvaRange;
+use rustix::io::Errno;
 
 /// What was to be done to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,9 +11,10 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE};
+
 use crate::handle::{MapAs, Userfault, Wake, destination};
 use crate::resolve::{ResolveError, ResolveKind};
-use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE};
 
 /// What to do when a mapping changes under a call.
 ///

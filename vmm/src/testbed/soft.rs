@@ -26,9 +26,8 @@ use guest_mem::{
     SlotTable, SlotTableBuilder,
 };
 use notifier_bridge::{AccessError, HostMmu, ResolveError, ShadowingMmu, SoftMmu, Worker};
-use uffd::Faults;
-
 use rustix::thread::{Pid, gettid};
+use uffd::Faults;
 
 use super::{Breaker, Testbed};
 use crate::choice::{Listener, Reclaim};

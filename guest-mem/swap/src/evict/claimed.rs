@@ -3,14 +3,15 @@
 use std::ops::Range;
 use std::sync::RwLockReadGuard;
 
+use guest_mem::waits::{Overdue, Patience, WAKE};
+use guest_mem::{HvaRange, is_zero_page};
+use uffd::{ResolveError, ResolveKind, Wake};
+
 use super::error::EvictError;
 use super::evictor::{Evictor, Share};
 use crate::fate::{BLOCK_PAGES, Fate};
 use crate::runs::runs;
 use crate::store::{Slot, checksum};
-use guest_mem::waits::{Overdue, Patience, WAKE};
-use guest_mem::{HvaRange, is_zero_page};
-use uffd::{ResolveError, ResolveKind, Wake};
 
 /// Pages that are claimed and write-protected. Dropped, they are what they were before.
 #[derive(Debug)]

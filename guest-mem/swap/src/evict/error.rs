@@ -1,12 +1,12 @@
 //! Why an eviction fails.
 
-use rustix::io::Errno;
-
-use crate::store::StoreError;
 use guest_mem::remedy::{self, Asked};
 use guest_mem::waits::Overdue;
 use guest_mem::{HvaRange, RangeError, ReclaimError};
+use rustix::io::Errno;
 use uffd::ResolveError;
+
+use crate::store::StoreError;
 
 /// Why pages could not be evicted. They are where they were, and can be written to; of a [`EvictError::Drop`] some may be
 /// out, and come back like any other.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use guest_mem::waits::{Overdue, Patience, WAKE};
+use guest_mem::{HvaRange, Operation, PAGE_SIZE, Page, ReclaimError, perform_unmeasured};
 use rustix::io::Errno;
+use uffd::{ResolveError, ResolveKind};
 
 use super::error::EvictError;
 use crate::swapper::Swapper;
-use guest_mem::waits::{Overdue, Patience, WAKE};
-use guest_mem::{HvaRange, Operation, PAGE_SIZE, Page, ReclaimError, perform_unmeasured};
-use uffd::{ResolveError, ResolveKind};
 
 impl Swapper {
     /// Calls until a mapping no longer changes, and returns what came of it. No lock is held: whoever reads the event that

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use guest_mem::HvaRange;
+
 use super::claimed::Claimed;
 use super::error::EvictError;
 use super::evicted::Evicted;
 use super::evictor::{Evictor, Share};
 use crate::fate::{Fate, Then};
 use crate::runs::runs;
-use guest_mem::HvaRange;
 
 /// Pages that are claimed and stored. Dropped, they stay, and the store forgets them.
 #[derive(Debug)]

@@ -1,8 +1,9 @@
 //! Why a page does not come back: not yet, or never.
 
-use crate::store::StoreError;
 use guest_mem::Hva;
 use uffd::{ResolveError, ResolveKind};
+
+use crate::store::StoreError;
 
 /// A page that cannot be given back. Whoever waits for it still waits, and must not go on.
 #[derive(Debug, thiserror::Error)]

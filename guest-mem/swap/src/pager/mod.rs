@@ -20,12 +20,13 @@ mod returning;
 
 use std::sync::atomic::Ordering;
 
+use error::Obstacle;
+
 use super::Swapper;
 use super::fate::{BLOCK_PAGES, Block, Fate};
 use super::fill::Source;
 use super::huge::HugeStage;
 use crate::store::{BufferError, PageBuffer, Slot};
-use error::Obstacle;
 pub use error::{Lost, LostWhy};
 use guest_mem::{HvaRange, PAGE_SIZE};
 use uffd::{Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};

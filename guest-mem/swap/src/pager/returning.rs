@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
+use guest_mem::{PAGE_SIZE, Page};
+use uffd::{ResolveKind, Wake};
+
 use super::error::Obstacle;
 use super::{LostWhy, Pager, Served};
 use crate::fate::{BLOCK_PAGES, Block, Fate};
 use crate::fill::Source;
 use crate::runs::runs;
 use crate::store::checksum;
-use guest_mem::{PAGE_SIZE, Page};
-use uffd::{ResolveKind, Wake};
 
 impl Pager<'_> {
     /// Brings back what is out in the window. `page` is the one that is wanted, and out: its run comes first, and what is

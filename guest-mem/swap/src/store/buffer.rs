@@ -2,11 +2,11 @@
 
 use std::ops::{Deref, DerefMut};
 
+use guest_mem::remedy::{self, Asked};
+use guest_mem::{PAGE_SIZE, Page};
 use rustix::io::Errno;
 
 use super::mapping::Mapping;
-use guest_mem::remedy::{self, Asked};
-use guest_mem::{PAGE_SIZE, Page};
 
 /// No buffer could be had.
 #[derive(Debug, thiserror::Error)]

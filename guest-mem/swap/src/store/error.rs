@@ -1,10 +1,10 @@
 //! Why a store did not keep a page, or did not give it back.
 
+use guest_mem::PAGE_SIZE;
 use rustix::io::Errno;
 
 use super::Usage;
 use super::slot::Slot;
-use guest_mem::PAGE_SIZE;
 
 /// What went wrong in a store. Where it concerns one page, `index` is that page's place in the batch.
 #[derive(Debug, thiserror::Error)]

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
+use guest_mem::Page;
 use proptest::prelude::*;
 
 use super::{Slot, Store, StoreError};
-use guest_mem::Page;
 
 /// A generator good enough to fill pages.
 pub(super) struct Random(pub(super) u64);

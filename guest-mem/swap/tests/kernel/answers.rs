@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 
-use crate::support::{Rig, Spoiler, attach, lz4, read, rig, value};
 use guest_mem::{Backing, Operation, PMD_SIZE, Page, PageScanner, Region, perform_unmeasured};
 use rustix::mm::{MprotectFlags, mprotect};
 use swap::{Evicted, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Pager, Served, Store};
 use test_memory::stores::DiscardStore;
 use uffd::{Event, Fault, FaultKind, MapAs, Userfault, Wake};
+
+use crate::support::{Rig, Spoiler, attach, lz4, read, rig, value};
 
 test_memory::tests! {
     a_page_in_the_cache_is_mapped_or_was_already: [Userfault],

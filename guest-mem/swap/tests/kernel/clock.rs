@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Rig, attach, lz4, rig, value};
 use guest_mem::{Backing, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageScanner, Region};
 use swap::{Clock, Evictor, Fate, FaultAround};
 use test_memory::Need;
 use test_memory::allow;
+
+use crate::support::{Rig, attach, lz4, rig, value};
 
 test_memory::tests! {
     what_is_used_stays_and_the_rest_goes: [Userfault],

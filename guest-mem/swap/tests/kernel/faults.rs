@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use crate::support::{Rig, assert_lost, idle, lz4, read, rig, value};
 use guest_mem::{Backing, PAGE_SIZE, PAGES_PER_PMD};
 use swap::{
     Codec, CompressedStore, EvictError, Evicted, Evictor, Fate, FaultAround, FileStore, HandlerError,
@@ -12,6 +11,8 @@ use swap::{
 };
 use test_memory::stores::{FaultyStore, StoreCall};
 use uffd::{Event, Fault};
+
+use crate::support::{Rig, assert_lost, idle, lz4, read, rig, value};
 
 test_memory::tests! {
     what_cannot_be_stored_stays_as_if_nothing_had_been: [Userfault],

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::support::{Ear, Heard, Owner, Rig, idle, lz4, rig, value};
 use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, perform_unmeasured,
 };
@@ -10,6 +9,8 @@ use swap::{
     Clock, Evicted, Evictor, Fate, FaultAround, HandOverError, Handlers, Kept, Options, Slot, Swapper,
     checksum,
 };
+
+use crate::support::{Ear, Heard, Owner, Rig, idle, lz4, rig, value};
 
 test_memory::tests! {
     what_is_handed_over_comes_at_its_first_fault: [Userfault],

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use crate::support::{Spoiler, assert_lost, lz4, rig};
 use guest_mem::{Backing, Operation, perform_unmeasured};
 use proptest::prelude::*;
 use swap::{Evictor, Fate, FaultAround, LostWhy, Packed};
+
+use crate::support::{Spoiler, assert_lost, lz4, rig};
 
 test_memory::tests! {
     private_pages_are_what_the_table_says: [Userfault],

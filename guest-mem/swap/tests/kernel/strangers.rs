@@ -4,7 +4,6 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 
-use crate::support::{self, Owner, attach, idle, lz4, rig, value};
 use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, perform_unmeasured,
 };
@@ -13,6 +12,8 @@ use swap::{EvictError, Evicted, Evictor, Fate, FaultAround, Handlers, Hears, Los
 use test_memory::Need;
 use test_memory::stores::DiscardStore;
 use uffd::{Event, Fault, FaultKind, MapAs, Wake};
+
+use crate::support::{self, Owner, attach, idle, lz4, rig, value};
 
 test_memory::tests! {
     a_claim_that_is_given_up_leaves_the_next_one_protected: [Userfault],

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{self, Spoiler, assert_lost};
 use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Region, perform_unmeasured,
 };
@@ -14,6 +13,8 @@ use swap::{
 };
 use test_memory::Need;
 use uffd::{Event, Fault};
+
+use crate::support::{self, Spoiler, assert_lost};
 
 test_memory::tests! {
     what_leaves_comes_back_the_same: [Userfault],

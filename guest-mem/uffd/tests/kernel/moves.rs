@@ -1,11 +1,11 @@
 //! Pages that move: what arrives, what is left, and how large they are. No test forks meanwhile: see the last one.
 
 use guest_mem::{Backing, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageScanner, Region};
+use test_memory::Need;
 use uffd::{Features, ResolveKind, Wake};
 
 use super::calls::{fork_a_child, forking_alone, wait_for};
 use super::{MISSING, Reader, memory, open, page};
-use test_memory::Need;
 
 test_memory::tests! {
     a_page_moves_and_leaves_nothing: [Feature(Features::MOVE)],

@@ -4,10 +4,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use guest_mem::{PAGE_SIZE, Page};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
-
-use guest_mem::{PAGE_SIZE, Page};
 
 /// How a file store reaches its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use guest_mem::{PAGE_SIZE, Page};
+
 use super::disk::Disk;
 use crate::store::{Slot, Store, StoreError, Usage, check_shape};
-use guest_mem::{PAGE_SIZE, Page};
 
 const NAME: &str = "snapshot";
 

@@ -15,13 +15,13 @@ use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use guest_mem::PMD_SIZE;
 use rustix::io::Errno;
 
 use super::classes::Class;
 use super::segment::{Objects, SEGMENT_BYTES};
 use super::stock::{CHUNK, Stock, Taken};
 use crate::store::mapping::Mapping;
-use guest_mem::PMD_SIZE;
 
 /// Segments are described in tables of this many, made when they are first needed.
 const TABLE: usize = 256;

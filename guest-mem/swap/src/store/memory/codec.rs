@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
+use guest_mem::Page;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 use rustix::io::Errno;
 use zstd_safe::{CCtx, CParameter, DCtx};
 
 use super::classes::LARGEST_PACKED;
-use guest_mem::Page;
 
 /// How a page is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,11 +7,12 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use guest_mem::PAGE_SIZE;
+
 use super::arena::{Arena, NoSegment, Segment};
 use super::classes::{COUNT, Class};
 use super::segment::{Left, SEGMENT_BYTES};
 use crate::store::slot::Slot;
-use guest_mem::PAGE_SIZE;
 
 /// Where an object is, and how long it is: what a slot says, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,8 +15,9 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::segment::SEGMENT_BYTES;
 use guest_mem::PMD_SIZE;
+
+use super::segment::SEGMENT_BYTES;
 
 /// Segments of a chunk, which is as long as a huge page.
 pub(super) const CHUNK: u32 = (PMD_SIZE / SEGMENT_BYTES as u64) as u32;
