@@ -219,7 +219,7 @@ pub(crate) fn plain(range: HvaRange) -> UffdioRange {
 }
 
 /// What an error names. The kernel refuses what wraps, and the name is then empty.
-pub(crate) fn destination(dst: Hva, len: u64) -> HvaRange {
+fn destination(dst: Hva, len: u64) -> HvaRange {
     HvaRange::with_len(dst, len).unwrap_or(HvaRange::empty(dst))
 }
 

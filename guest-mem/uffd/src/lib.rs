@@ -9,7 +9,7 @@
 //!        │                           │
 //!        │  messages                 └─ copy, zero, continue_, move_pages, poison, write_protect, wake
 //!        v                                │
-//!   Waiter ─> Woken                       └─> ResolveError { done, kind } ─> copy_all … : what to do about it
+//!   Waiter ─> Woken                       └─> ResolveError { done, kind }: how far it came, and what to do about it
 //!   read_events ─> EventBuffer ─> Event
 //! ```
 //!
@@ -25,7 +25,6 @@ mod handle;
 mod open;
 mod register;
 mod resolve;
-mod retry;
 mod sys;
 mod wait;
 
@@ -37,7 +36,6 @@ pub use handle::{MapAs, Userfault, Wake};
 pub use open::{Access, Faults, OpenError, probe};
 pub use register::{Modes, RegisterError, RegisteredIoctls};
 pub use resolve::{Action, ResolveError, ResolveKind};
-pub use retry::{Filled, Retry};
 pub use wait::{Stop, Waiter, Woken};
 
 #[cfg(test)]

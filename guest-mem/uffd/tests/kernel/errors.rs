@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use guest_mem::{Address, HvaRange, PAGE_SIZE, Region};
 use uffd::{
-    Event, EventBuffer, Features, Filled, MapAs, Modes, OpenError, RegisterError, ResolveKind, Retry,
-    Userfault, Wake, probe,
+    Event, EventBuffer, Features, MapAs, Modes, OpenError, RegisterError, ResolveKind, Userfault, Wake, probe,
 };
 
 use super::calls::{Mapping, discard, forking_alone, in_a_child_with_our_descriptors, left_behind};
+use super::retry::{Filled, Retry, copy_all};
 use super::{MISSING, PROTECTED, Reader, content, memory, open, page, word};
 
 test_memory::tests! {
@@ -40,9 +40,8 @@ fn a_partial_copy_counts_what_it_did() {
     assert_eq!((error.kind, error.done), (ResolveKind::Exists, 0));
     // The policy passes over what is there and keeps its content.
     let mut no_change = || panic!("no mapping changes");
-    let filled = userfault
-        .copy_all(start, &content(8), MapAs::Writable, Wake::Yes, &mut Retry::draining(&mut no_change))
-        .unwrap();
+    let filled =
+        copy_all(&userfault, start, &content(8), Wake::Yes, &mut Retry::draining(&mut no_change)).unwrap();
     assert_eq!(filled, Filled { filled: 4 * PAGE_SIZE, existed: 4 * PAGE_SIZE });
     let words: Vec<_> = (0..8).map(|at| region.read_u64(page(&region, at).start()).unwrap()).collect();
     assert_eq!(words, [word(0), word(1), 0, 0, word(4), word(5), word(6), word(7)]);
@@ -60,7 +59,7 @@ fn an_existing_page_is_woken_by_the_policy() {
         userfault.copy(at, &content(1), MapAs::Writable, Wake::No).unwrap();
         let mut no_change = || panic!("no mapping changes");
         let mut retry = Retry::draining(&mut no_change);
-        let filled = userfault.copy_all(at, &content(1), MapAs::Writable, Wake::Yes, &mut retry).unwrap();
+        let filled = copy_all(&userfault, at, &content(1), Wake::Yes, &mut retry).unwrap();
         assert_eq!(filled, Filled { filled: 0, existed: PAGE_SIZE });
         assert_eq!(touch.join().unwrap(), Ok(word(0)));
     });
@@ -89,8 +88,7 @@ fn nothing_is_done_while_a_mapping_changes_and_all_of_it_after() {
         // Nobody reads: patience ends, and did not sleep through it.
         let mut nobody = || ControlFlow::Continue(());
         let mut retry = Retry { patience: Duration::ZERO, ..Retry::draining(&mut nobody) };
-        let error =
-            userfault.copy_all(four.start(), &source, MapAs::Writable, Wake::Yes, &mut retry).unwrap_err();
+        let error = copy_all(&userfault, four.start(), &source, Wake::Yes, &mut retry).unwrap_err();
         assert_eq!((error.kind, error.done), again);
 
         let (mut buffer, mut seen) = (EventBuffer::new(4), Vec::new());
@@ -100,8 +98,7 @@ fn nothing_is_done_while_a_mapping_changes_and_all_of_it_after() {
             ControlFlow::Continue(())
         };
         let mut retry = Retry::draining(&mut read);
-        let filled =
-            userfault.copy_all(four.start(), &source, MapAs::Writable, Wake::Yes, &mut retry).unwrap();
+        let filled = copy_all(&userfault, four.start(), &source, Wake::Yes, &mut retry).unwrap();
         assert_eq!(filled, Filled { filled: 4 * PAGE_SIZE, existed: 0 });
         assert!(matches!(seen[..], [Event::Remove(range)] if range == victim), "{seen:?}");
         discarding.join().unwrap();
@@ -177,8 +174,7 @@ fn a_process_that_is_gone_is_dead() {
     assert_eq!(left.write_protect(range).unwrap_err().kind, ResolveKind::Dead);
     let mut no_change = || panic!("no mapping changes");
     let mut retry = Retry::draining(&mut no_change);
-    let error =
-        left.copy_all(range.start(), &content(4), MapAs::Writable, Wake::Yes, &mut retry).unwrap_err();
+    let error = copy_all(&left, range.start(), &content(4), Wake::Yes, &mut retry).unwrap_err();
     assert_eq!((error.kind, error.done), dead);
     // SAFETY: memory of a test, into which there are no references.
     let again = unsafe { left.register_mapping(range, MISSING) };
