@@ -14,6 +14,8 @@
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 
+use linux_raw_sys::general::page_region;
+
 use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
 use crate::data_finder::DataFinder;
 use crate::entries::EntryReader;
@@ -47,7 +49,7 @@ pub struct PageScanner {
     method: ScanMethod,
     entries: EntryReader,
     folios: FolioReader,
-    buffer: Box<[sys::PageRegion]>,
+    buffer: Box<[page_region]>,
     incore: Vec<u8>,
     raw: Vec<PageRun>,
     counted: Vec<PageRun>,
@@ -57,6 +59,8 @@ const ANY: u64 = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
 const REPORT: u64 = ANY | PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_HUGE;
 /// Runs taken from the kernel at a time: the size of its own bounce buffer.
 const BATCH: usize = 512;
+/// Room for one run.
+const NO_PAGES: page_region = page_region { start: 0, end: 0, categories: 0 };
 
 impl PageScanner {
     /// A scanner by the best method this kernel has.
@@ -89,7 +93,7 @@ impl PageScanner {
             method,
             entries: EntryReader::new(open()?),
             folios: FolioReader::new(open()?),
-            buffer: vec![sys::PageRegion::default(); BATCH].into(),
+            buffer: vec![NO_PAGES; BATCH].into(),
             incore: Vec::new(),
             raw: Vec::new(),
             counted: Vec::new(),
@@ -235,7 +239,7 @@ impl PageScanner {
         if self.method == ScanMethod::Entries {
             return self.entries.page(page);
         }
-        let mut found = [sys::PageRegion::default()];
+        let mut found = [NO_PAGES];
         let (filled, _) = sys::pagemap_scan(&self.pagemap, page, ANY, REPORT, &mut found)
             .map_err(|source| ScanError::Call { call: "PAGEMAP_SCAN", range: page, source })?;
         Ok(if filled == 0 { PageState::Absent } else { state_of_categories(found[0].categories) })

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use linux_raw_sys::general::{self, page_region, pm_scan_arg};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
@@ -14,53 +15,21 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use crate::address::{Address, Hva};
 use crate::range::HvaRange;
 
-/// `struct page_region` of `<linux/fs.h>`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PageRegion {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    pub(crate) categories: u64,
-}
-
-/// `struct pm_scan_arg` of `<linux/fs.h>`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-struct PmScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-pub(crate) const PAGE_IS_FILE: u64 = 1 << 2;
-pub(crate) const PAGE_IS_PRESENT: u64 = 1 << 3;
-pub(crate) const PAGE_IS_SWAPPED: u64 = 1 << 4;
-pub(crate) const PAGE_IS_PFNZERO: u64 = 1 << 5;
-pub(crate) const PAGE_IS_HUGE: u64 = 1 << 6;
+pub(crate) const PAGE_IS_FILE: u64 = general::PAGE_IS_FILE as u64;
+pub(crate) const PAGE_IS_PRESENT: u64 = general::PAGE_IS_PRESENT as u64;
+pub(crate) const PAGE_IS_SWAPPED: u64 = general::PAGE_IS_SWAPPED as u64;
+pub(crate) const PAGE_IS_PFNZERO: u64 = general::PAGE_IS_PFNZERO as u64;
+pub(crate) const PAGE_IS_HUGE: u64 = general::PAGE_IS_HUGE as u64;
 
 /// `_IOWR(type, nr, size)` of `<asm-generic/ioctl.h>`.
 const fn iowr(kind: u8, nr: u8, size: usize) -> u64 {
     (3 << 30) | ((size as u64) << 16) | ((kind as u64) << 8) | nr as u64
 }
 
-const PAGEMAP_SCAN: u64 = iowr(b'f', 16, size_of::<PmScanArg>());
+const PAGEMAP_SCAN: u64 = iowr(b'f', 16, size_of::<pm_scan_arg>());
 
-// What the kernel's headers say, so that a slip here does not compile.
+// What a C compiler says, so that a slip here does not compile.
 const _: () = assert!(PAGEMAP_SCAN == 0xc060_6610);
-const _: () = assert!(size_of::<PmScanArg>() == 96);
-const _: () = assert!(std::mem::offset_of!(PmScanArg, walk_end) == 32);
-const _: () = assert!(std::mem::offset_of!(PmScanArg, return_mask) == 88);
-const _: () = assert!(size_of::<PageRegion>() == 24);
-const _: () = assert!(std::mem::offset_of!(PageRegion, categories) == 16);
 
 /// The `MADV_*` calls this crate makes, `MADV_COLLAPSE` among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,19 +50,23 @@ pub(crate) fn pagemap_scan(
     range: HvaRange,
     any_of: u64,
     report: u64,
-    out: &mut [PageRegion],
+    out: &mut [page_region],
 ) -> Result<(usize, Hva), Errno> {
-    let mut arg = PmScanArg {
-        size: size_of::<PmScanArg>() as u64,
+    let mut arg = pm_scan_arg {
+        size: size_of::<pm_scan_arg>() as u64,
         start: range.start().get(),
         end: range.end().get(),
         vec: out.as_mut_ptr() as u64,
         vec_len: out.len() as u64,
         category_anyof_mask: any_of,
         return_mask: report,
-        ..PmScanArg::default()
+        flags: 0,
+        walk_end: 0,
+        max_pages: 0,
+        category_inverted: 0,
+        category_mask: 0,
     };
-    // SAFETY: `arg` is laid out as the kernel's `struct pm_scan_arg` (asserted above), and `vec`/`vec_len`
+    // SAFETY: `arg` is the kernel's `struct pm_scan_arg`, and `vec`/`vec_len`
     // describe `out`, which is exclusively borrowed; without PM_SCAN_WP_MATCHING the walk changes nothing.
     let filled = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
     if filled < 0 {

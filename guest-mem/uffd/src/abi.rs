@@ -1,83 +1,37 @@
-//! `<linux/userfaultfd.h>` as of Linux 6.12, by hand: numbers, layouts and bits, and nothing that decides.
+//! `<linux/userfaultfd.h>` as of Linux 6.12: numbers, layouts and bits, and nothing that decides.
 //!
-//! The crates that carry these bindings stop at the features of older kernels (no MOVE, no POISON). Each number
-//! is built as the header builds it and then compared with the literal value a C compiler gives, each layout
-//! offset by offset, so that a slip here does not compile.
+//! The structures and what is a plain number are those of `linux-raw-sys`. The rest of the header is macros: each request
+//! is built as the header builds it and then compared with the literal value that a C compiler gives, so that a slip here
+//! does not compile.
 
 use std::mem::offset_of;
 
+use linux_raw_sys::general;
+// Both the structure of `UFFDIO_COPY` and that of `UFFDIO_MOVE`; its last member, like that of the one for
+// `UFFDIO_ZEROPAGE`, is written by the kernel: bytes, or a negative errno, or nothing at all where the arguments were
+// refused.
+pub(crate) use linux_raw_sys::general::{
+    uffd_msg, uffdio_api as UffdioApi, uffdio_copy as UffdioCopy, uffdio_range as UffdioRange,
+    uffdio_register as UffdioRegister, uffdio_writeprotect as UffdioWriteprotect,
+    uffdio_zeropage as UffdioFill,
+};
+
 /// The only version of the protocol there is.
-pub(crate) const UFFD_API: u64 = 0xaa;
+pub(crate) const UFFD_API: u64 = general::UFFD_API as u64;
 /// Flag of the system call: faults from user mode alone, which a guest's never are.
-pub(crate) const UFFD_USER_MODE_ONLY: i32 = 1;
-
-/// `struct uffdio_api`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct UffdioApi {
-    pub(crate) api: u64,
-    pub(crate) features: u64,
-    pub(crate) ioctls: u64,
-}
-
-/// `struct uffdio_range`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct UffdioRange {
-    pub(crate) start: u64,
-    pub(crate) len: u64,
-}
-
-/// `struct uffdio_register`. `ioctls` is written by the kernel.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct UffdioRegister {
-    pub(crate) range: UffdioRange,
-    pub(crate) mode: u64,
-    pub(crate) ioctls: u64,
-}
-
-/// `struct uffdio_copy`, and `struct uffdio_move`, which is laid out the same. `done` is written by the kernel:
-/// bytes, or a negative errno, or nothing at all where the arguments were refused.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct UffdioCopy {
-    pub(crate) dst: u64,
-    pub(crate) src: u64,
-    pub(crate) len: u64,
-    pub(crate) mode: u64,
-    pub(crate) done: i64,
-}
-
-/// `struct uffdio_zeropage`, and `struct uffdio_continue` and `struct uffdio_poison`, which are laid out the
-/// same. `done` as in [`UffdioCopy`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct UffdioFill {
-    pub(crate) range: UffdioRange,
-    pub(crate) mode: u64,
-    pub(crate) done: i64,
-}
-
-/// `struct uffdio_writeprotect`: the one that resolves faults and has no count.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct UffdioWriteprotect {
-    pub(crate) range: UffdioRange,
-    pub(crate) mode: u64,
-}
+pub(crate) const UFFD_USER_MODE_ONLY: i32 = general::UFFD_USER_MODE_ONLY as i32;
 
 const NONE: u64 = 0;
 const READ: u64 = 2;
 const READ_WRITE: u64 = 3;
 
-/// `_IOC` of `<asm-generic/ioctl.h>`, of type 0xAA.
+/// `_IOC` of `<asm-generic/ioctl.h>`, of the type that is userfaultfd's.
 const fn ioc(direction: u64, nr: u8, size: usize) -> u64 {
-    (direction << 30) | ((size as u64) << 16) | (0xaa << 8) | nr as u64
+    (direction << 30) | ((size as u64) << 16) | ((general::UFFDIO as u64) << 8) | nr as u64
 }
 
 pub(crate) const USERFAULTFD_IOC_NEW: u64 = ioc(NONE, 0x00, 0);
-pub(crate) const UFFDIO_API: u64 = ioc(READ_WRITE, 0x3f, size_of::<UffdioApi>());
+pub(crate) const UFFDIO_API: u64 = ioc(READ_WRITE, general::_UFFDIO_API as u8, size_of::<UffdioApi>());
 pub(crate) const UFFDIO_REGISTER: u64 = ioc(READ_WRITE, NR_REGISTER, size_of::<UffdioRegister>());
 // The kernel reads these two, but the header has always said `_IOR`.
 pub(crate) const UFFDIO_UNREGISTER: u64 = ioc(READ, NR_UNREGISTER, size_of::<UffdioRange>());
@@ -90,19 +44,19 @@ pub(crate) const UFFDIO_CONTINUE: u64 = ioc(READ_WRITE, NR_CONTINUE, size_of::<U
 pub(crate) const UFFDIO_POISON: u64 = ioc(READ_WRITE, NR_POISON, size_of::<UffdioFill>());
 
 // `_UFFDIO_*`: numbers, and bits of the masks of ioctls that `UFFDIO_API` and `UFFDIO_REGISTER` answer with.
-pub(crate) const NR_REGISTER: u8 = 0x00;
-pub(crate) const NR_UNREGISTER: u8 = 0x01;
-pub(crate) const NR_WAKE: u8 = 0x02;
-pub(crate) const NR_COPY: u8 = 0x03;
-pub(crate) const NR_ZEROPAGE: u8 = 0x04;
-pub(crate) const NR_MOVE: u8 = 0x05;
-pub(crate) const NR_WRITEPROTECT: u8 = 0x06;
-pub(crate) const NR_CONTINUE: u8 = 0x07;
-pub(crate) const NR_POISON: u8 = 0x08;
+pub(crate) const NR_REGISTER: u8 = general::_UFFDIO_REGISTER as u8;
+pub(crate) const NR_UNREGISTER: u8 = general::_UFFDIO_UNREGISTER as u8;
+pub(crate) const NR_WAKE: u8 = general::_UFFDIO_WAKE as u8;
+pub(crate) const NR_COPY: u8 = general::_UFFDIO_COPY as u8;
+pub(crate) const NR_ZEROPAGE: u8 = general::_UFFDIO_ZEROPAGE as u8;
+pub(crate) const NR_MOVE: u8 = general::_UFFDIO_MOVE as u8;
+pub(crate) const NR_WRITEPROTECT: u8 = general::_UFFDIO_WRITEPROTECT as u8;
+pub(crate) const NR_CONTINUE: u8 = general::_UFFDIO_CONTINUE as u8;
+pub(crate) const NR_POISON: u8 = general::_UFFDIO_POISON as u8;
 
-pub(crate) const UFFDIO_REGISTER_MODE_MISSING: u64 = 1 << 0;
-pub(crate) const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
-pub(crate) const UFFDIO_REGISTER_MODE_MINOR: u64 = 1 << 2;
+pub(crate) const UFFDIO_REGISTER_MODE_MISSING: u64 = general::UFFDIO_REGISTER_MODE_MISSING as u64;
+pub(crate) const UFFDIO_REGISTER_MODE_WP: u64 = general::UFFDIO_REGISTER_MODE_WP as u64;
+pub(crate) const UFFDIO_REGISTER_MODE_MINOR: u64 = general::UFFDIO_REGISTER_MODE_MINOR as u64;
 
 /// `UFFDIO_{COPY,ZEROPAGE,CONTINUE,POISON,MOVE}_MODE_DONTWAKE`, all the same bit.
 pub(crate) const UFFDIO_MODE_DONTWAKE: u64 = 1 << 0;
@@ -113,30 +67,29 @@ pub(crate) const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 pub(crate) const UFFDIO_WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
 
 /// Bytes of `struct uffd_msg`.
-pub(crate) const MESSAGE: usize = 32;
+pub(crate) const MESSAGE: usize = size_of::<uffd_msg>();
 
-pub(crate) const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
-pub(crate) const UFFD_EVENT_FORK: u8 = 0x13;
-pub(crate) const UFFD_EVENT_REMAP: u8 = 0x14;
-pub(crate) const UFFD_EVENT_REMOVE: u8 = 0x15;
-pub(crate) const UFFD_EVENT_UNMAP: u8 = 0x16;
+pub(crate) const UFFD_EVENT_PAGEFAULT: u8 = general::UFFD_EVENT_PAGEFAULT as u8;
+pub(crate) const UFFD_EVENT_FORK: u8 = general::UFFD_EVENT_FORK as u8;
+pub(crate) const UFFD_EVENT_REMAP: u8 = general::UFFD_EVENT_REMAP as u8;
+pub(crate) const UFFD_EVENT_REMOVE: u8 = general::UFFD_EVENT_REMOVE as u8;
+pub(crate) const UFFD_EVENT_UNMAP: u8 = general::UFFD_EVENT_UNMAP as u8;
 
-pub(crate) const UFFD_PAGEFAULT_FLAG_WRITE: u64 = 1 << 0;
-pub(crate) const UFFD_PAGEFAULT_FLAG_WP: u64 = 1 << 1;
-pub(crate) const UFFD_PAGEFAULT_FLAG_MINOR: u64 = 1 << 2;
+pub(crate) const UFFD_PAGEFAULT_FLAG_WRITE: u64 = general::UFFD_PAGEFAULT_FLAG_WRITE as u64;
+pub(crate) const UFFD_PAGEFAULT_FLAG_WP: u64 = general::UFFD_PAGEFAULT_FLAG_WP as u64;
+pub(crate) const UFFD_PAGEFAULT_FLAG_MINOR: u64 = general::UFFD_PAGEFAULT_FLAG_MINOR as u64;
 
-// Where a message's members lie. The structure is packed and its union aligned by hand: 8 bytes of header, then
-// the argument.
-pub(crate) const AT_EVENT: usize = 0;
-pub(crate) const AT_PAGEFAULT_FLAGS: usize = 8;
-pub(crate) const AT_PAGEFAULT_ADDRESS: usize = 16;
-pub(crate) const AT_PAGEFAULT_PTID: usize = 24;
-pub(crate) const AT_FORK_UFD: usize = 8;
-pub(crate) const AT_REMAP_FROM: usize = 8;
-pub(crate) const AT_REMAP_TO: usize = 16;
-pub(crate) const AT_REMAP_LEN: usize = 24;
-pub(crate) const AT_REMOVE_START: usize = 8;
-pub(crate) const AT_REMOVE_END: usize = 16;
+// Where the members of a message lie.
+pub(crate) const AT_EVENT: usize = offset_of!(uffd_msg, event);
+pub(crate) const AT_PAGEFAULT_FLAGS: usize = offset_of!(uffd_msg, arg.pagefault.flags);
+pub(crate) const AT_PAGEFAULT_ADDRESS: usize = offset_of!(uffd_msg, arg.pagefault.address);
+pub(crate) const AT_PAGEFAULT_PTID: usize = offset_of!(uffd_msg, arg.pagefault.feat.ptid);
+pub(crate) const AT_FORK_UFD: usize = offset_of!(uffd_msg, arg.fork.ufd);
+pub(crate) const AT_REMAP_FROM: usize = offset_of!(uffd_msg, arg.remap.from);
+pub(crate) const AT_REMAP_TO: usize = offset_of!(uffd_msg, arg.remap.to);
+pub(crate) const AT_REMAP_LEN: usize = offset_of!(uffd_msg, arg.remap.len);
+pub(crate) const AT_REMOVE_START: usize = offset_of!(uffd_msg, arg.remove.start);
+pub(crate) const AT_REMOVE_END: usize = offset_of!(uffd_msg, arg.remove.end);
 
 /// What the C compiler says of the kernel's header.
 mod asserted {
@@ -154,79 +107,24 @@ mod asserted {
     const _: () = assert!(UFFDIO_CONTINUE == 0xc020_aa07);
     const _: () = assert!(UFFDIO_POISON == 0xc020_aa08);
 
-    const _: () = assert!(size_of::<UffdioApi>() == 24);
-    const _: () = assert!(offset_of!(UffdioApi, api) == 0);
-    const _: () = assert!(offset_of!(UffdioApi, features) == 8);
-    const _: () = assert!(offset_of!(UffdioApi, ioctls) == 16);
+    // One structure stands for several requests: they are laid out the same.
+    const _: () = assert!(size_of::<UffdioCopy>() == size_of::<general::uffdio_move>());
+    const _: () = assert!(offset_of!(UffdioCopy, dst) == offset_of!(general::uffdio_move, dst));
+    const _: () = assert!(offset_of!(UffdioCopy, src) == offset_of!(general::uffdio_move, src));
+    const _: () = assert!(offset_of!(UffdioCopy, len) == offset_of!(general::uffdio_move, len));
+    const _: () = assert!(offset_of!(UffdioCopy, mode) == offset_of!(general::uffdio_move, mode));
+    const _: () = assert!(offset_of!(UffdioCopy, copy) == offset_of!(general::uffdio_move, move_));
 
-    const _: () = assert!(size_of::<UffdioRange>() == 16);
-    const _: () = assert!(offset_of!(UffdioRange, start) == 0);
-    const _: () = assert!(offset_of!(UffdioRange, len) == 8);
+    const _: () = assert!(size_of::<UffdioFill>() == size_of::<general::uffdio_continue>());
+    const _: () = assert!(offset_of!(UffdioFill, mode) == offset_of!(general::uffdio_continue, mode));
+    const _: () = assert!(offset_of!(UffdioFill, zeropage) == offset_of!(general::uffdio_continue, mapped));
+    const _: () = assert!(size_of::<UffdioFill>() == size_of::<general::uffdio_poison>());
+    const _: () = assert!(offset_of!(UffdioFill, mode) == offset_of!(general::uffdio_poison, mode));
+    const _: () = assert!(offset_of!(UffdioFill, zeropage) == offset_of!(general::uffdio_poison, updated));
 
-    const _: () = assert!(size_of::<UffdioRegister>() == 32);
-    const _: () = assert!(offset_of!(UffdioRegister, range) == 0);
-    const _: () = assert!(offset_of!(UffdioRegister, mode) == 16);
-    const _: () = assert!(offset_of!(UffdioRegister, ioctls) == 24);
-
-    const _: () = assert!(size_of::<UffdioCopy>() == 40);
-    const _: () = assert!(offset_of!(UffdioCopy, dst) == 0);
-    const _: () = assert!(offset_of!(UffdioCopy, src) == 8);
-    const _: () = assert!(offset_of!(UffdioCopy, len) == 16);
-    const _: () = assert!(offset_of!(UffdioCopy, mode) == 24);
-    const _: () = assert!(offset_of!(UffdioCopy, done) == 32);
-
-    const _: () = assert!(size_of::<UffdioFill>() == 32);
-    const _: () = assert!(offset_of!(UffdioFill, range) == 0);
-    const _: () = assert!(offset_of!(UffdioFill, mode) == 16);
-    const _: () = assert!(offset_of!(UffdioFill, done) == 24);
-
-    const _: () = assert!(size_of::<UffdioWriteprotect>() == 24);
-    const _: () = assert!(offset_of!(UffdioWriteprotect, range) == 0);
-    const _: () = assert!(offset_of!(UffdioWriteprotect, mode) == 16);
-
-    /// `struct uffd_msg` as C lays it out, one structure for each member of its union.
-    #[repr(C, packed)]
-    struct Header {
-        event: u8,
-        reserved1: u8,
-        reserved2: u16,
-        reserved3: u32,
-    }
-    #[repr(C, packed)]
-    struct Pagefault {
-        header: Header,
-        flags: u64,
-        address: u64,
-        ptid: u32,
-    }
-    #[repr(C, packed)]
-    struct Fork {
-        header: Header,
-        ufd: u32,
-    }
-    #[repr(C, packed)]
-    struct Remap {
-        header: Header,
-        from: u64,
-        to: u64,
-        len: u64,
-    }
-    #[repr(C, packed)]
-    struct Remove {
-        header: Header,
-        start: u64,
-        end: u64,
-    }
-
-    const _: () = assert!(size_of::<Remap>() == MESSAGE, "its largest member");
-    const _: () = assert!(offset_of!(Header, event) == AT_EVENT);
-    const _: () = assert!(offset_of!(Pagefault, flags) == AT_PAGEFAULT_FLAGS);
-    const _: () = assert!(offset_of!(Pagefault, address) == AT_PAGEFAULT_ADDRESS);
-    const _: () = assert!(offset_of!(Pagefault, ptid) == AT_PAGEFAULT_PTID);
-    const _: () = assert!(offset_of!(Fork, ufd) == AT_FORK_UFD);
-    const _: () = assert!(offset_of!(Remap, from) == AT_REMAP_FROM);
-    const _: () = assert!(offset_of!(Remap, to) == AT_REMAP_TO);
-    const _: () = assert!(offset_of!(Remap, len) == AT_REMAP_LEN);
-    const _: () = assert!(offset_of!(Remove, start) == AT_REMOVE_START);
-    const _: () = assert!(offset_of!(Remove, end) == AT_REMOVE_END);
+    const _: () = assert!(MESSAGE == 32);
+    const _: () = assert!(AT_EVENT == 0 && AT_FORK_UFD == 8);
+    const _: () = assert!(AT_PAGEFAULT_FLAGS == 8 && AT_PAGEFAULT_ADDRESS == 16 && AT_PAGEFAULT_PTID == 24);
+    const _: () = assert!(AT_REMAP_FROM == 8 && AT_REMAP_TO == 16 && AT_REMAP_LEN == 24);
+    const _: () = assert!(AT_REMOVE_START == 8 && AT_REMOVE_END == 16);
 }

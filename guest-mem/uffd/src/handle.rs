@@ -71,9 +71,9 @@ impl Userfault {
     pub fn copy(&self, dst: Hva, src: &[u8], map_as: MapAs, wake: Wake) -> Result<(), ResolveError> {
         let range = destination(dst, src.len() as u64);
         let (len, mode) = (src.len() as u64, map_as_bits(map_as) | wake_bits(wake));
-        let mut argument = UffdioCopy { dst: dst.get(), src: src.as_ptr() as u64, len, mode, done: 0 };
+        let mut argument = UffdioCopy { dst: dst.get(), src: src.as_ptr() as u64, len, mode, copy: 0 };
         let returned = sys::copy(self.fd.as_fd(), &mut argument);
-        outcome(Action::Copy, range, returned, argument.done)
+        outcome(Action::Copy, range, returned, argument.copy)
     }
 
     /// Fills missing pages with zeroes: with the zero page, which costs no memory, where the memory is anonymous.
@@ -108,9 +108,9 @@ impl Userfault {
             Action::Poison => abi::UFFDIO_POISON,
             _ => abi::UFFDIO_ZEROPAGE,
         };
-        let mut argument = UffdioFill { range: plain(range), mode, done: 0 };
+        let mut argument = UffdioFill { range: plain(range), mode, zeropage: 0 };
         let returned = sys::fill(self.fd.as_fd(), request, &mut argument);
-        outcome(action, range, returned, argument.done)
+        outcome(action, range, returned, argument.zeropage)
     }
 
     /// Fills the missing pages at `dst` with the pages of `src` themselves, which is empty afterwards. Both are
@@ -155,10 +155,10 @@ impl Userfault {
             return outcome(Action::Move, range, Err(Errno::INVAL), 0);
         }
         let mut argument =
-            UffdioCopy { dst: dst.get(), src: src.start().get(), len: src.len(), mode, done: 0 };
+            UffdioCopy { dst: dst.get(), src: src.start().get(), len: src.len(), mode, copy: 0 };
         // SAFETY: pages of a region, into which no reference ever exists.
         let returned = unsafe { sys::move_pages(self.fd.as_fd(), &mut argument) };
-        outcome(Action::Move, range, returned, argument.done)
+        outcome(Action::Move, range, returned, argument.copy)
     }
 
     /// Makes the next write to each page a fault. It wakes nobody.

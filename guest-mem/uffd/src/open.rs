@@ -177,7 +177,7 @@ pub(crate) fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Featur
 
 /// Asking for no feature is answered with all that there are.
 fn offered(fd: BorrowedFd<'_>) -> Result<Features, Errno> {
-    let mut argument = UffdioApi { api: UFFD_API, ..UffdioApi::default() };
+    let mut argument = UffdioApi { api: UFFD_API, features: 0, ioctls: 0 };
     sys::api(fd, &mut argument)?;
     Ok(Features::from_bits(argument.features))
 }

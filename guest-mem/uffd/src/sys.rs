@@ -1,7 +1,7 @@
-//! The system calls of this module: the only place with `unsafe` ioctls, each with a typed structure.
+//! The system calls of this crate: the only place with `unsafe` ioctls, each with a typed structure.
 //!
-//! What makes them sound is the same for all: the structure is laid out as the kernel's (asserted in
-//! [`crate::abi`]) and lives across the call. What the *effect* on memory may be is the business of the safe
+//! What makes them sound is the same for all: the structure is the kernel's, or laid out like it (asserted in
+//! [`crate::abi`]), and lives across the call. What the *effect* on memory may be is the business of the safe
 //! functions above: only mappings that were registered are ever filled, and registering says whose memory it is.
 
 use std::fs::OpenOptions;
@@ -26,27 +26,27 @@ unsafe trait Argument {
     const REQUESTS: &'static [u64];
 }
 
-// SAFETY: asserted in `abi`, as for each below.
+// SAFETY: it is the structure of this request.
 unsafe impl Argument for UffdioApi {
     const REQUESTS: &'static [u64] = &[abi::UFFDIO_API];
 }
-// SAFETY: asserted in `abi`.
+// SAFETY: it is the structure of this request.
 unsafe impl Argument for UffdioRegister {
     const REQUESTS: &'static [u64] = &[abi::UFFDIO_REGISTER];
 }
-// SAFETY: asserted in `abi`.
+// SAFETY: it is the structure of both requests.
 unsafe impl Argument for UffdioRange {
     const REQUESTS: &'static [u64] = &[abi::UFFDIO_UNREGISTER, abi::UFFDIO_WAKE];
 }
-// SAFETY: asserted in `abi`.
+// SAFETY: it is the structure of the first, and `abi` asserts that the others are laid out the same.
 unsafe impl Argument for UffdioCopy {
     const REQUESTS: &'static [u64] = &[abi::UFFDIO_COPY, abi::UFFDIO_MOVE];
 }
-// SAFETY: asserted in `abi`.
+// SAFETY: it is the structure of the first, and `abi` asserts that the others are laid out the same.
 unsafe impl Argument for UffdioFill {
     const REQUESTS: &'static [u64] = &[abi::UFFDIO_ZEROPAGE, abi::UFFDIO_CONTINUE, abi::UFFDIO_POISON];
 }
-// SAFETY: asserted in `abi`.
+// SAFETY: it is the structure of this request.
 unsafe impl Argument for UffdioWriteprotect {
     const REQUESTS: &'static [u64] = &[abi::UFFDIO_WRITEPROTECT];
 }
