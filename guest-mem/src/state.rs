@@ -144,11 +144,6 @@ impl PageCounts {
     pub fn resident_bytes(&self) -> u64 {
         self.resident() * PAGE_SIZE
     }
-    /// The part of the resident memory that is PMD-mapped, between 0 and 1: the label a report may claim.
-    /// `None` where nothing is resident.
-    pub fn pmd_fraction(&self) -> Option<f64> {
-        (self.resident() > 0).then(|| self.pmd_mapped as f64 / self.resident() as f64)
-    }
 }
 
 #[cfg(test)]
@@ -194,6 +189,5 @@ mod tests {
             PageCounts { present: 515, pmd_mapped: 512, swapped: 3, zero: 1, cached: 1, absent: 5 };
         assert_eq!(counts, expected);
         assert_eq!((counts.total(), counts.resident()), (524, 515));
-        assert_eq!(PageCounts::default().pmd_fraction(), None);
     }
 }

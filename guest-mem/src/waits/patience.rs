@@ -27,12 +27,6 @@ impl Patience {
         std::thread::yield_now();
         None
     }
-
-    /// What was waited for comes nearer: it begins anew.
-    pub fn renew(&mut self) {
-        self.looked = false;
-        self.since = None;
-    }
 }
 
 #[cfg(test)]
@@ -40,10 +34,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_ends_and_begins_anew() {
+    fn it_ends() {
         let mut none = Patience::new(Duration::ZERO);
-        assert_eq!((none.over(), none.over()), (None, Some(Duration::ZERO)));
-        none.renew();
         assert_eq!((none.over(), none.over()), (None, Some(Duration::ZERO)));
         let mut long = Patience::new(Duration::from_secs(1000));
         assert!((0..100).all(|_| long.over().is_none()));
