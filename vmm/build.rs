@@ -9,11 +9,9 @@ fn main() {
     for watched in [
         "../.git/HEAD",
         "../.git/index",
-        "src",
-        "../guest-mem/src",
-        "../guest-mem/swap/src",
-        "../guest-mem/uffd/src",
-        "../notifier-bridge/src",
+        ".",
+        "../guest-mem",
+        "../notifier-bridge",
         "../resources",
     ] {
         if Path::new(watched).exists() {

@@ -1,12 +1,14 @@
 //! What happens to the primary MMU.
 
 use guest_mem::{HvaRange, PMD_SIZE, Victim};
+use serde::{Deserialize, Serialize};
 
 use crate::names::named_enum;
 use crate::policy::Policy;
 
 named_enum! {
     /// Why a mapping changes.
+    #[derive(Serialize, Deserialize)]
     #[non_exhaustive]
     pub enum Cause ("cause") {
         /// `MADV_PAGEOUT` of a folio.

@@ -14,16 +14,19 @@
 //! To read how an invalidation travels, take the files in that order.
 
 mod bridge;
+mod by;
 pub mod calls;
 mod chain;
 mod clock;
 mod count;
 mod event;
+pub mod hook;
 mod host_mmu;
 pub mod listener;
 mod names;
 pub mod policy;
 mod primary;
+mod ranges;
 mod record;
 pub mod sequence;
 pub mod shared_tlb;
@@ -34,6 +37,7 @@ mod sync;
 mod doubles;
 
 pub use bridge::{Bridge, BridgeBuilder};
+pub use by::By;
 pub use calls::{Call, Calls};
 pub use clock::monotonic_ns;
 pub use count::Count;
@@ -45,6 +49,7 @@ pub use listener::{
 pub use names::UnknownName;
 pub use policy::Policy;
 pub use primary::{Frame, Mapping, PrimaryMmu, ResolveError};
+pub use ranges::{GivenBack, Ranges};
 pub use record::{InvalidationRecord, Outcome};
 pub use sequence::Sequence;
 pub use shared_tlb::{SharedTlb, SharedTlbStats};

@@ -64,8 +64,8 @@ if [ ! -e "$peer" ] || { [ -n "$version" ] && [ "$(cat "$place/key")" != "$versi
 fi
 [ -r /dev/kvm ] && [ -w /dev/kvm ] || missing "/dev/kvm cannot be opened"
 
-(cd "$here" && CARGO_TARGET_DIR=$target cargo bench -q -p vmm --bench userfault --no-run) >&2
-bench() { (cd "$here" && CARGO_TARGET_DIR=$target "${@:2}" cargo bench -q -p vmm --bench userfault -- "$1"); }
+(cd "$here" && CARGO_TARGET_DIR=$target cargo bench -q -p machine --bench userfault --no-run) >&2
+bench() { (cd "$here" && CARGO_TARGET_DIR=$target "${@:2}" cargo bench -q -p machine --bench userfault -- "$1"); }
 
 allowed=$(taskset -pc $$ | sed 's/.*: //')
 mapfile -t cpus < <(tr ',' '\n' <<<"$allowed" | while IFS=- read -r first last; do seq "$first" "${last:-$first}"; done)

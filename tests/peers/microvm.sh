@@ -162,7 +162,7 @@ python3 "$place/rig.py" taskset -c "$cpu" qemu-system-x86_64 -accel tcg,thread=s
 	-serial "file:$place/console.log" -serial stdio || failed=1
 
 for name in 6.1 6.12; do
-	ZAPSCOPE_KERNEL=$rig/guests/$name cargo bench -q -p vmm --bench unpack --locked -- --noplot >"$place/unpack-$name" 2>&1 ||
+	ZAPSCOPE_KERNEL=$rig/guests/$name cargo bench -q -p linux-boot --bench unpack --locked -- --noplot >"$place/unpack-$name" 2>&1 ||
 		{ cat "$place/unpack-$name"; exit 1; }
 	python3 - "$target/criterion/unpack/$name/new/sample.json" "$name" "$most_ms" <<'UNPACK' || failed=1
 import json, sys

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use guest_mem::{Backing, CgroupPlace, HostThp, PMD_SIZE, PageScanner, Region, SwapInfo};
+use host::kvm_module::MmuKind;
+use host::{Capability, HostChanges, HostFacts, Rights};
+use machine::Kvm;
 use rustix::fs::{Access, access};
+use tap::{Interest, Tap, Via};
 use uffd::{Faults, Features, Userfault};
-use vmm::host::kvm_module::MmuKind;
-use vmm::host::{Capability, HostChanges, HostFacts, Rights};
-use vmm::kvm::Kvm;
-use vmm::tap::{Interest, Tap, Via};
 
 use crate::hugetlb::Group;
 use crate::nobody::{self, Lent};
@@ -140,7 +140,7 @@ impl Need {
                 "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`",
             ),
             Self::Tracefs => (
-                vmm::host::Tracefs::open().is_ok(),
+                host::Tracefs::open().is_ok(),
                 "tracefs cannot be mounted or read: be root, or see `zapscope doctor`",
             ),
             Self::Bpf => (

@@ -3,8 +3,8 @@
 use std::fs;
 
 use guest_mem::{HvaRange, PAGE_SIZE, Region};
-use vmm::host::Tracefs;
-use vmm::tap::{Collector, Event, Interest, Tap, TapError, Via, What};
+use host::Tracefs;
+use tap::{Collector, Event, Interest, Tap, TapError, Via, What};
 
 /// A tracefs instance of a test's own, removed when dropped.
 pub struct Instance {

@@ -6,8 +6,8 @@ use guest_abi::block::{Outcome, Stall};
 use guest_abi::layout::{AREA_SIZE, ARENA_GPA, PAGE_SIZE, STALLS_OFFSET, area_gpa};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::{Backing, HvaRange};
-use vmm::kvm::Kvm;
-use vmm::kvm::{Machine, VmConfig};
+use machine::Kvm;
+use machine::{Machine, VmConfig};
 
 /// How long a test waits for a guest without a sign of life.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use vmm::linux::cpio::{CpioError, Writer};
+use linux_boot::cpio::{CpioError, Writer};
 
 use crate::Trouble;
 

@@ -13,7 +13,7 @@
 
 use std::path::{Path, PathBuf};
 
-use vmm::linux::modules::{Module, load_order};
+use linux_boot::modules::{Module, load_order};
 
 use crate::archive::{Content, Entry, archive};
 use crate::packages::{Kernel, Packages};

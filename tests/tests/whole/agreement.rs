@@ -9,10 +9,10 @@ use std::sync::Arc;
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::Access;
 use guest_mem::{Backing, HvaRange, MapLevel, Order, Victim};
+use machine::{Accounting, KvmSlots, VmConfig, ZapMethod};
 use notifier_bridge::{Bridge, Cause, Invalidation, Policy};
 use tests::machine::{Bare, config};
 use tests::naive;
-use vmm::kvm::{Accounting, KvmSlots, VmConfig, ZapMethod};
 
 crate::tests! {
     a_memslot_goes_whole_and_alone: [Kvm, SlotZap],

@@ -4,10 +4,10 @@
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Task, Walk};
 use guest_mem::{Address, Backing, Hva, HvaRange, Operation, perform_unmeasured, toggle_protection};
+use host::Tracefs;
+use tap::{Bpf, Call, Deed, Heard, Interest, Layout, Source, Tap, Via, What, Work};
 use tests::kernel::{Instance, ranges};
 use tests::machine::{Bare, config};
-use vmm::host::Tracefs;
-use vmm::tap::{Bpf, Call, Deed, Heard, Interest, Layout, Source, Tap, Via, What, Work};
 
 crate::tests! {
     the_tap_sees_what_the_kernel_prints: [Kvm, Tap],

@@ -211,13 +211,13 @@ fn faults_are_counted_of_the_watched_vm_alone() {
     );
     let all = said.lines().last().filter(|line| !line.contains("record")).map(str::to_owned);
     let all = all.unwrap_or_else(|| said.lines().rev().nth(1).unwrap().to_owned());
-    let shown = vmm::units::count(counted);
+    let shown = common::units::count(counted);
     assert!(all.split_whitespace().any(|cell| cell == shown), "{shown} in {all}");
 }
 
 /// Folios of 64 KiB, one range each. Where they leave page by page, the split is as wide as the folio, and a page needs a page.
 fn folios_of_any_size_are_what_had_to_go() {
-    let changes = vmm::host::HostChanges::new(|_| ());
+    let changes = host::HostChanges::new(|_| ());
     let backing = Backing::mthp(64 << 10).unwrap();
     tests::host::allow(&changes, backing);
     for swap in [64 << 20, 4 << 20] {

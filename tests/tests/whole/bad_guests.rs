@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use guest::{CrashKind, CrashReport, GuestError};
 use guest_abi::layout::{ARENA_GPA, CONTROL_GPA, DOORBELL_PORT, PAGE_SIZE, doorbell};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::Backing;
+use machine::Kvm;
+use machine::{Accounting, KvmSlots, Machine, ZapMethod};
 use tests::elf;
 use tests::machine::{Bare, PATIENCE, config};
-use vmm::guest::{CrashKind, CrashReport, GuestError};
-use vmm::kvm::Kvm;
-use vmm::kvm::{Accounting, KvmSlots, Machine, ZapMethod};
 
 crate::tests! {
     a_page_fault_in_the_guest_is_reported_with_registers: [Kvm, SlotZap],

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use linux_boot::cpio::{Node, Writer};
 use tests::host::MINIMAL_KERNEL;
 use tests::{code, elf, program};
-use vmm::linux::cpio::{Node, Writer};
 
 crate::tests! {
     a_minimal_linux_comes_to_its_first_process: [Pvm, MinimalKernel] within 1200,

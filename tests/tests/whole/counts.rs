@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use experiment::scenario::Scenario;
 use guest_abi::layout::PAGE_SIZE;
 use serde_json::Value;
 use tests::record::{self, number, rows};
 use tests::{naive, program};
-use vmm::scenario::Scenario;
 
 crate::tests! {
     sparse_victims_cost_what_enumeration_says: [Kvm, SlotZap],

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use guest_abi::block::Outcome;
 use guest_abi::layout::{DOORBELL_PORT, area_gpa, doorbell};
 use guest_abi::order::RawOrder;
+use machine::snapshot::header::HEADER_BYTES;
 use tests::{elf, program, scenario, xz};
-use vmm::snapshot::header::HEADER_BYTES;
 
 use crate::restore::snapshot;
 

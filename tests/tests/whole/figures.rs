@@ -1,11 +1,11 @@
 //! Whose figures a row has: the kernel's where it alone announces, and none that nobody measured.
 
 use guest_mem::Backing;
+use host::HostChanges;
 use serde_json::Value;
 use tests::host::{Need, allow};
 use tests::record::{self, number, rows};
 use tests::{program, scenario};
-use vmm::host::HostChanges;
 
 crate::tests! {
     what_a_cgroup_takes_is_the_kernels_figure: [Kvm, Tap, Zram],

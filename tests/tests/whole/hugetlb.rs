@@ -7,11 +7,11 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use guest_mem::{Backing, HugetlbPool};
+use host::HostChanges;
 use serde_json::Value;
 use tests::host::{Need, allow};
 use tests::hugetlb::{Group, POOL};
 use tests::{program, scenario};
-use vmm::host::HostChanges;
 
 crate::tests! {
     a_limit_of_a_cgroup_costs_its_row(backend in BACKENDS): [Has(Backing::Hugetlb2m), HugetlbGroup, of(backend)],

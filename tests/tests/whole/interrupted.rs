@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
+use ::host::Tracefs;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, test_kill_process_group};
 use serde_json::Value;
 use tests::pty::Terminal;
 use tests::{host, program};
-use vmm::host::Tracefs;
 
 crate::tests! {
     finished_rows_are_kept_and_the_host_is_as_it_was(way in Way::ALL): [Zram, Cgroup] within 600,
@@ -467,7 +467,7 @@ fn guardian_of(pid: i32) -> Option<String> {
         File::open(process.path().join("cmdline")).ok()?.read_to_string(&mut text).ok()?;
         Some(text)
     };
-    let ends = format!("{}\0{pid}\0", vmm::host::guardian::GUARDIAN_ARGUMENT);
+    let ends = format!("{}\0{pid}\0", ::host::guardian::GUARDIAN_ARGUMENT);
     processes
         .filter_map(arguments)
         .find(|text| text.ends_with(&ends))

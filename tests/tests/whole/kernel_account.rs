@@ -27,15 +27,15 @@ use guest_mem::{
     Address, Backing, Hva, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Region, ZramSwap,
     drain_lru, perform_unmeasured,
 };
+use host::HostChanges;
 use kvm_ioctls::VmFd;
+use machine::Kvm;
 use serde_json::Value;
+use tap::Collector;
 use tests::host::allow;
 use tests::kernel::{in_pages, listen, ranges, version};
 use tests::program;
 use tests::record::{number, rows, run};
-use vmm::host::HostChanges;
-use vmm::kvm::Kvm;
-use vmm::tap::Collector;
 
 crate::tests! {
     every_operation_announces_what_is_written(case in cases()): [Kvm, Tap, Zram, Has(case.memory())],
@@ -504,7 +504,7 @@ fn a_killed_run_leaves_no_instance() {
         Some(line.split_once("made the tracefs instance ")?.1.split(' ').next()?.to_owned())
     });
     let name = name.expect("it says what it makes");
-    let tracefs = vmm::host::Tracefs::open().unwrap();
+    let tracefs = host::Tracefs::open().unwrap();
     let there = || tracefs.directory(&format!("instances/{name}")).is_ok();
     let was_there = there();
     child.kill().unwrap();

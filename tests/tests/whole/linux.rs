@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use experiment::scenario::LinuxGuest;
 use guest_mem::{Backing, PageCounts, PageScanner};
+use lab::testbed::{LinuxMachine, LinuxSetup};
+use machine::Kvm;
 use serde_json::Value;
 use tests::console::Console;
 use tests::{host, program};
-use vmm::kvm::Kvm;
-use vmm::scenario::LinuxGuest;
-use vmm::testbed::{LinuxMachine, LinuxSetup};
 
 crate::tests! {
     every_kernel_has_a_shell_on_its_console: [LinuxGuest],

@@ -52,7 +52,7 @@ macro_rules! tests {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = vmm::host::guardian_main::run_if_asked(std::env::args_os()) {
+    if let Some(code) = host::guardian_main::run_if_asked(std::env::args_os()) {
         return code;
     }
     if let Some(arguments) = program::asked_to_be_zapscope() {

@@ -8,8 +8,8 @@ use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Access, Task, Walk};
 use guest_abi::work::SplitMix64;
 use guest_mem::Backing;
+use machine::{Accounting, KvmSlots, VmConfig, ZapMethod};
 use tests::machine::{Bare, PATIENCE, config};
-use vmm::kvm::{Accounting, KvmSlots, VmConfig, ZapMethod};
 
 crate::tests! {
     under_slot_zaps_and_toggles: [Kvm, SlotZap],

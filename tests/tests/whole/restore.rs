@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ::host::HostChanges;
 use guest_abi::layout::{PAGE_SIZE, low_memory};
 use guest_mem::Backing;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::{host, program};
-use vmm::host::HostChanges;
 
 crate::tests! {
     a_restored_guest_is_as_it_was(backing in ["4k", "thp", "memfd"]): [Kvm, Userfault, Has(backing.parse().unwrap())],

@@ -7,12 +7,12 @@ use std::process::Output;
 
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_mem::Backing;
+use machine::snapshot::file::Snapshot;
+use machine::snapshot::header::{HEADER_BYTES, Header};
+use machine::snapshot::index::Entry;
+use machine::snapshot::vcpu;
+use machine::state::VcpuState;
 use tests::program;
-use vmm::kvm::state::VcpuState;
-use vmm::snapshot::file::Snapshot;
-use vmm::snapshot::header::{HEADER_BYTES, Header};
-use vmm::snapshot::index::Entry;
-use vmm::snapshot::vcpu;
 
 use crate::restore::snapshot;
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use guest_mem::{Address, HvaRange, LargeFolio, MapLevel, PAGE_SIZE, PMD_SIZE, PageRun, PageState};
 
-use crate::tap::{AtWork, Call, Event, Ranges, Task, Work, advice_name, cause};
+use notifier_bridge::Ranges;
+use tap::{AtWork, Call, Event, Task, Work, advice_name, cause};
 
 /// How large ranges are: up to so much.
 pub const SIZES: [(&str, u64); 5] =
@@ -210,8 +211,8 @@ impl Layout<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tap::What;
     use guest_mem::{Hva, Order};
+    use tap::What;
 
     const HOLDER: u32 = 100;
     const OURS: u32 = 200;

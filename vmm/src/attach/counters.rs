@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::host::tracefs::mounted_nowhere;
 use guest_mem::remedy::{self, Asked};
+use host::tracefs::mounted_nowhere;
 
 /// The counters that are read, as far as this KVM has them: leaf SPTEs now, and what was done so far.
 pub const NAMES: [&str; 9] = [

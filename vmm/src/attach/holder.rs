@@ -1,7 +1,7 @@
 //! A process that holds virtual machines, as far as another process can see.
 
-use crate::exit::{Class, Classified};
-use crate::output::visible;
+use common::exit::{Class, Classified};
+use common::output::visible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

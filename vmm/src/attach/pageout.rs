@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::holder::Holder;
 use super::memory::{Memory, needs_swap};
-use crate::exit::{Class, Classified};
-use crate::host::tracefs::last_errno;
-use crate::units;
+use common::exit::{Class, Classified};
+use common::units;
+use host::tracefs::last_errno;
 
 /// Why memory could not be pushed out.
 #[derive(Debug, thiserror::Error)]

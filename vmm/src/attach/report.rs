@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::account::{Account, SIZES};
 use super::pageout::Pushed;
 use super::session::{Session, Span};
-use crate::tap::Deed;
-use crate::units::{self, Charset};
+use common::units::{self, Charset};
+use tap::Deed;
 
 /// The version of the record.
 const SCHEMA: u32 = 1;

@@ -18,10 +18,10 @@ use super::account::{Account, Layout, Parties};
 use super::counters::Counters;
 use super::holder::{Holder, HolderError};
 use super::memory::{Memory, NotMapped, guest_memory, mapping_of, named};
-use crate::exit::{Class, Classified};
-use crate::tap::source::SourceError;
-use crate::tap::{AtWork, Collector, Deed, Event, Interest, Tap, TapError, Via};
-use crate::units;
+use common::exit::{Class, Classified};
+use common::units;
+use tap::source::SourceError;
+use tap::{AtWork, Collector, Deed, Event, Interest, Tap, TapError, Via};
 
 /// The most memory mapped by PTEs whose frames' flags are read at every look: some 40 ms.
 const MOST_FLAGS: u64 = 1 << 30;

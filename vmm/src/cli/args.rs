@@ -7,9 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_mem::{Backing, HvaRange};
 use swap::FaultAround;
 
-use crate::choice::{ByteRange, PolicyChoice, Size, TimeSpan};
-use crate::exit::CODES;
-use crate::run::TapChoice;
+use common::exit::CODES;
+use experiment::choice::{ByteRange, PolicyChoice, Size, TimeSpan};
+use lab::TapChoice;
 
 /// What does it cost a guest when the host takes its memory away?
 #[derive(Debug, Parser)]

@@ -11,15 +11,15 @@ use super::changes;
 use super::interrupt::cancel_on_signal;
 use super::record_file::RecordFile;
 use crate::attach::{self, Ended, Holder, Memory, Record, Session, Span};
-use crate::choice::ByteRange;
-use crate::exit::{Class, Classified, Exit, Failure};
-use crate::host::HostChanges;
-use crate::host::signals::Cancel;
-use crate::output;
-use crate::record::utc;
-use crate::run::NotKept;
-use crate::tap::Via;
-use crate::units::Charset;
+use common::exit::{Class, Classified, Exit, Failure};
+use common::output;
+use common::units::Charset;
+use experiment::choice::ByteRange;
+use experiment::record::utc;
+use host::HostChanges;
+use host::signals::Cancel;
+use lab::NotKept;
+use tap::Via;
 
 /// Lines after which the heads of the columns come again.
 const PAGE: u32 = 24;

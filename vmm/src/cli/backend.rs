@@ -1,10 +1,10 @@
 //! Choosing who accesses the memory, and saying so.
 
 use super::args::BackendChoice;
-use crate::exit::{Class, Classified};
-use crate::kvm::{Kvm, NoKvm};
-use crate::run::Backend;
+use common::exit::{Class, Classified};
 use guest_mem::with_causes;
+use lab::Backend;
+use machine::{Kvm, NoKvm};
 
 /// KVM was asked for and cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, Parser};
 
 use super::args::Arguments;
-use crate::record::Row;
-use crate::report::fixture;
-use crate::scenario::Scenario;
+use analysis::report::fixture;
+use experiment::record::Row;
+use experiment::scenario::Scenario;
 
 /// The README and the book's chapters in the order of its summary, each with its path.
 fn pages() -> Vec<(PathBuf, String)> {

@@ -8,27 +8,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::kvm::Kvm;
 use guest_mem::{Backing, Earned, PAGE_SIZE, PMD_SIZE, PageScanner};
+use machine::Kvm;
 
 use super::args::BootArguments;
 use super::interrupt::cancel_on_signal;
 use super::tuned::Wanted;
-use crate::choice::Size;
-use crate::devices::terminal::RawMode;
-use crate::devices::virtio::block::Disk;
-use crate::events::Ranges;
-use crate::exit::{Class, Classified, Exit, Failure};
-use crate::host::kvm_module::{KvmFacts, MmuKind};
-use crate::host::signals::Cancel;
-use crate::host::{Root, facts};
-use crate::input::{self, Input, What};
-use crate::kvm::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
-use crate::linux::initrd::InitrdError;
-use crate::linux::{BootFile, Initrd, Kernel};
-use crate::output;
-use crate::output::Sink;
-use crate::units;
+use common::exit::{Class, Classified, Exit, Failure};
+use common::input::{self, Input, What};
+use common::output;
+use common::output::Sink;
+use common::units;
+use devices::terminal::RawMode;
+use devices::virtio::block::Disk;
+use experiment::choice::Size;
+use experiment::events::Ranges;
+use host::kvm_module::{KvmFacts, MmuKind};
+use host::signals::Cancel;
+use host::{Root, facts};
+use linux_boot::initrd::InitrdError;
+use linux_boot::{BootFile, Initrd, Kernel};
+use machine::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
 
 /// Before the user's own.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
@@ -41,7 +41,7 @@ const LEAST_MEMORY: u64 = 16 << 20;
 #[derive(Debug, thiserror::Error)]
 enum BootError {
     #[error("the kernel {} {refusal}", path.display())]
-    Kernel { path: PathBuf, refusal: crate::linux::Refusal },
+    Kernel { path: PathBuf, refusal: linux_boot::Refusal },
     #[error("{}", path.display())]
     Initrd { path: PathBuf, source: InitrdError },
     #[error("{}", path.display())]
@@ -218,7 +218,7 @@ fn end_on_signal(cancel: Cancel, life: &Arc<Life>) -> Result<(), Failure> {
 }
 
 /// `FILE` or `FILE:ro`.
-fn open_disk((index, text): (usize, &OsString)) -> Result<Disk, crate::devices::virtio::block::DiskError> {
+fn open_disk((index, text): (usize, &OsString)) -> Result<Disk, devices::virtio::block::DiskError> {
     let bytes = text.as_bytes();
     let (path, read_only) = match bytes.strip_suffix(b":ro") {
         Some(path) => (path, true),

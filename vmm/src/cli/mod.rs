@@ -27,14 +27,14 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::doctor::{self, Report};
-use crate::exit::{Exit, Failure};
-use crate::host::signals::ignore_file_size_signal;
-use crate::host::{bus_error, guardian_main};
-use crate::output;
-use crate::report::ktap;
+use analysis::report::ktap;
 use args::{Arguments, Command, Format};
+use common::exit::{Exit, Failure};
+use common::output;
 use guest_mem::waits::Overdue;
 use guest_mem::with_causes;
+use host::signals::ignore_file_size_signal;
+use host::{bus_error, guardian_main};
 
 /// The whole program, with the process's own arguments.
 pub fn main() -> ExitCode {

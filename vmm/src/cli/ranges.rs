@@ -2,7 +2,7 @@
 
 use guest_mem::{Hva, HvaRange, PAGE_SIZE};
 
-use crate::choice::{BadRange, ByteRange};
+use experiment::choice::{BadRange, ByteRange};
 
 /// A text that is no range of whole pages.
 #[derive(Debug, thiserror::Error)]

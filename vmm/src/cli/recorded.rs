@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use crate::events::{self, EventLog, EventLogError, RowEvents};
-use crate::exit::{Class, Classified};
-use crate::input::{self, Input, InputError, What};
-use crate::record::{RecordError, Row, RunRecord};
+use common::exit::{Class, Classified};
+use common::input::{self, Input, InputError, What};
+use experiment::events::{self, EventLog, EventLogError, RowEvents};
+use experiment::record::{RecordError, Row, RunRecord};
 
 /// Why a run cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -8,16 +8,16 @@ use super::args::{Format, ReplayArguments};
 use super::interrupt::cancel_on_signal;
 use super::recorded::{Recorded, RecordedError};
 use super::run;
-use crate::choice::{Combination, Granule, PolicyChoice, Size, ZapChoice};
-use crate::events::{Event, RowEvents};
-use crate::exit::{Class, Classified, Exit, Failure};
-use crate::output;
-use crate::record::{Row, RowLabel, RunRecord};
-use crate::replay::{self, Predicted};
-use crate::report::{self, ktap};
-use crate::run::{Ended, TapChoice};
-use crate::scenario::{RowPlan, Scenario};
-use crate::units::{self, Charset};
+use analysis::replay::{self, Predicted};
+use analysis::report::{self, ktap};
+use common::exit::{Class, Classified, Exit, Failure};
+use common::output;
+use common::units::{self, Charset};
+use experiment::choice::{Combination, Granule, PolicyChoice, Size, ZapChoice};
+use experiment::events::{Event, RowEvents};
+use experiment::record::{Row, RowLabel, RunRecord};
+use experiment::scenario::{RowPlan, Scenario};
+use lab::{Ended, TapChoice};
 
 /// How many of the recorded rows --validate takes, each under every policy.
 const SAMPLE: usize = 3;

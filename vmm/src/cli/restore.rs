@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::kvm::Kvm;
+use machine::Kvm;
 use notifier_bridge::monotonic_ns;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -10,14 +10,14 @@ use super::args::RestoreArguments;
 use super::interrupt::cancel_on_signal;
 use super::snapshot::stop_when_told;
 use super::tuned::Wanted;
-use crate::exit::{Exit, Failure};
-use crate::host::signals::Cancel;
-use crate::output;
-use crate::snapshot::SnapshotError;
-use crate::snapshot::file::Snapshot;
-use crate::snapshot::record::{RestoreRecord, measure};
-use crate::snapshot::restore::{How, Restored};
-use crate::units::{self, Charset};
+use common::exit::{Exit, Failure};
+use common::output;
+use common::units::{self, Charset};
+use host::signals::Cancel;
+use machine::snapshot::SnapshotError;
+use machine::snapshot::file::Snapshot;
+use machine::snapshot::record::{RestoreRecord, measure};
+use machine::snapshot::restore::{How, Restored};
 
 pub fn restore(path: &Path, arguments: &RestoreArguments, tune: bool) -> Result<Exit, Failure> {
     let started = started();

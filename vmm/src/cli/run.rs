@@ -7,16 +7,16 @@ use super::args::{BackendChoice, Format, GuestChoice, RunArguments};
 use super::interrupt::cancel_on_signal;
 use super::run_directory::RunDirectory;
 use super::{backend, changes, progress::Shown, zram};
-use crate::choice::Size;
-use crate::exit::{Class, Classified, Exit, Failure};
-use crate::host::{Cancel, Neighbours};
-use crate::output;
-use crate::record::{RowLabel, utc};
-use crate::report::{self, ktap};
-use crate::run::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
-use crate::scenario::{RowPlan, Scenario};
-use crate::units::{self, Charset};
+use analysis::report::{self, ktap};
+use common::exit::{Class, Classified, Exit, Failure};
+use common::output;
+use common::units::{self, Charset};
+use experiment::choice::Size;
+use experiment::record::{RowLabel, utc};
+use experiment::scenario::{RowPlan, Scenario};
 use guest_mem::with_causes;
+use host::{Cancel, Neighbours};
+use lab::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
 
 /// What tells of accounts that disagree.
 const DIFFERENCES: &str = "account_differences";

@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 
 use super::place::PlaceError;
 use super::record_file::RecordFile;
-use crate::events::{FILE_NAME, LogFile, Section};
-use crate::exit::{Class, Classified};
-use crate::record::RunRecord;
-use crate::run::{NotKept, RowSink};
+use common::exit::{Class, Classified};
+use experiment::events::{FILE_NAME, LogFile, Section};
+use experiment::record::RunRecord;
 use guest_mem::with_causes;
+use lab::{NotKept, RowSink};
 
 /// What the record is called in a run directory.
 pub const RECORD: &str = "run.json";
@@ -149,10 +149,10 @@ mod tests {
 
     use super::super::recorded::{Recorded, RecordedError};
     use super::*;
-    use crate::host::signals::Cancel;
-    use crate::record::Row;
-    use crate::run::{Backend, Progress, RunOutcome, Runner};
-    use crate::scenario::{RowPlan, Scenario};
+    use experiment::record::Row;
+    use experiment::scenario::{RowPlan, Scenario};
+    use host::signals::Cancel;
+    use lab::{Backend, Progress, RunOutcome, Runner};
 
     const SCENARIO: &str = "name = \"x\"\nmemory = \"4MiB\"\n[matrix]\nbacking = [\"4k\"]\n\
         policy = [\"kernel\", \"folio\", \"pmd\"]\nreclaim = [\"dontneed\"]\n[[case]]\nname = \"c\"\n\

@@ -3,27 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::kvm::Kvm;
 use guest_abi::layout::{ARENA_MAX, PAGE_SIZE};
 use guest_abi::order::Task;
 use guest_mem::{PMD_SIZE, with_causes};
+use machine::Kvm;
 
 use super::args::SnapshotArguments;
 use super::interrupt::cancel_on_signal;
 use super::tuned::Wanted;
-use crate::choice::Size;
-use crate::exit::{Class, Classified, Exit, Failure};
-use crate::guest::CrashKind;
-use crate::host::signals::Cancel;
-use crate::host::{Root, facts};
-use crate::kvm::{Machine, VmConfig};
-use crate::output;
-use crate::snapshot::SnapshotError;
-use crate::snapshot::stop::Stopper;
-use crate::snapshot::work;
-use crate::snapshot::write::{Pattern, Written, write};
-use crate::units;
-use crate::whole_file::{Existing, WholeFile, WholeFileError};
+use common::exit::{Class, Classified, Exit, Failure};
+use common::output;
+use common::units;
+use common::whole_file::{Existing, WholeFile, WholeFileError};
+use experiment::choice::Size;
+use guest::CrashKind;
+use host::signals::Cancel;
+use host::{Root, facts};
+use machine::snapshot::SnapshotError;
+use machine::snapshot::stop::Stopper;
+use machine::snapshot::work;
+use machine::snapshot::write::{Pattern, Written, write};
+use machine::{Machine, VmConfig};
 
 /// The generation of what the guest writes.
 const GENERATION: u64 = 1;

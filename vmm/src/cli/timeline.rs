@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::args::TimelineArguments;
 use super::recorded::Recorded;
-use crate::events::RowEvents;
-use crate::exit::{Class, Classified, Exit, Failure};
-use crate::output;
-use crate::report;
-use crate::timeline::{RowTime, write_trace};
-use crate::units::{self, Charset};
-use crate::whole_file::{Existing, WholeFile, WholeFileError};
+use analysis::report;
+use analysis::timeline::{RowTime, write_trace};
+use common::exit::{Class, Classified, Exit, Failure};
+use common::output;
+use common::units::{self, Charset};
+use common::whole_file::{Existing, WholeFile, WholeFileError};
+use experiment::events::RowEvents;
 
 #[derive(Debug, thiserror::Error)]
 enum TimelineError {

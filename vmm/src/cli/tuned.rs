@@ -3,9 +3,9 @@
 use guest_mem::{Backing, Unavailable};
 
 use super::changes;
-use crate::exit::{Class, Classified, Exit, Failure};
-use crate::output;
-use crate::run::{Tuner, offer_of_tune};
+use common::exit::{Class, Classified, Exit, Failure};
+use common::output;
+use lab::{Tuner, offer_of_tune};
 
 /// This host does not give a backing that the command line names.
 #[derive(Debug, thiserror::Error)]

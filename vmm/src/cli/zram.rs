@@ -2,9 +2,9 @@
 
 use guest_mem::{ZramError, check_swap_size, swap_on_device};
 
-use crate::exit::{Class, Classified};
-use crate::host::{Capability, ChangeError, HostChanges, Rights};
-use crate::output;
+use common::exit::{Class, Classified};
+use common::output;
+use host::{Capability, ChangeError, HostChanges, Rights};
 
 /// The device could not be had.
 #[derive(Debug, thiserror::Error)]

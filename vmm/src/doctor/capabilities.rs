@@ -1,14 +1,14 @@
 //! What KVM offers for telling zaps apart and for counting them.
 
-use crate::kvm::Kvm;
 use kvm_bindings::{
     KVM_CAP_BINARY_STATS_FD, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_EXIT_ON_EMULATION_FAILURE,
     KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_MEMORY_FAULT_INFO, KVM_CAP_NR_MEMSLOTS, KVM_X86_QUIRK_SLOT_ZAP_ALL,
 };
 use kvm_ioctls::VmFd;
+use machine::Kvm;
 
 use super::finding::Finding;
-use crate::host::kvm_stats::KvmStats;
+use host::kvm_stats::KvmStats;
 
 /// Statistics whose absence costs a column of the report.
 const VM_STATS: [&str; 5] = ["pages_4k", "pages_2m", "pages_1g", "mmu_shadow_zapped", "remote_tlb_flush"];

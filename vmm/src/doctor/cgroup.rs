@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::access::may_write;
 use super::finding::Finding;
-use crate::host::facts::CgroupVersion;
-use crate::host::{HostFacts, Root};
+use host::facts::CgroupVersion;
+use host::{HostFacts, Root};
 
 /// What the host says about the memory controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

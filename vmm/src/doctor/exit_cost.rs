@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::finding::Finding;
-use super::tiny_vm::{Program, TinyVm, TinyVmError};
+use machine::tiny_vm::{Program, TinyVm, TinyVmError};
 
 const ROUNDS: usize = 2000;
 const WARM_UP: usize = 100;

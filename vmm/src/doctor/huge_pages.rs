@@ -4,7 +4,7 @@
 use guest_mem::{Backing, HostThp, Order, ShmemSwitch, Switch, Unavailable};
 
 use super::finding::{Finding, Verdict};
-use crate::run::offer_of_tune;
+use lab::offer_of_tune;
 
 /// What a guest of a built-in scenario has.
 const GUEST: u64 = 256 << 20;

@@ -1,7 +1,7 @@
 //! The doctor's findings as KTAP.
 
 use super::{Finding, Report, Verdict};
-use crate::report::ktap::Test;
+use analysis::report::ktap::Test;
 
 /// A test of each of the doctor's subjects: what this host cannot measure is skipped, with the remedy.
 pub fn of_doctor(report: &Report) -> Vec<Test> {

@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 
 use super::finding::Finding;
-use crate::host::kvm_module::{KvmFacts, MmuKind};
-use crate::kvm::{Kvm, NoKvm};
+use host::kvm_module::{KvmFacts, MmuKind};
+use machine::{Kvm, NoKvm};
 
 const DEVICE: &str = "/dev/kvm";
 

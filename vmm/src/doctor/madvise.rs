@@ -8,9 +8,9 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 
 use super::finding::Finding;
-use super::scratch::{HUGE, PAGE, Scratch};
-use crate::host::HostFacts;
-use crate::host::tracefs::last_errno;
+use host::HostFacts;
+use host::scratch::{HUGE, PAGE, Scratch};
+use host::tracefs::last_errno;
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`, whose twelve words are all `u64`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;

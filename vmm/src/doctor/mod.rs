@@ -18,10 +18,8 @@ mod others;
 #[cfg(test)]
 mod remedies;
 mod report;
-mod scratch;
 mod strangers;
 mod swap;
-pub(crate) mod tiny_vm;
 mod tracing;
 mod uffd;
 mod undoing;

@@ -4,7 +4,7 @@ use rustix::io::Errno;
 
 use super::finding::Finding;
 use crate::attach::Readable;
-use crate::host::{Capability, Rights, Root};
+use host::{Capability, Rights, Root};
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use super::{
     capabilities, cgroup, exit_cost, huge_pages, kvm_device, madvise, others, strangers, swap, tracing, uffd,
     undoing,
 };
-use crate::host::HostFacts;
-use crate::output::visible;
+use common::output::visible;
+use host::HostFacts;
 
 /// Everything the doctor found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

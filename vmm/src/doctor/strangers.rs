@@ -1,7 +1,7 @@
 //! Who reclaims on this host on its own.
 
 use super::finding::Finding;
-use crate::host::HostFacts;
+use host::HostFacts;
 
 const SUBJECT: &str = "quiet host";
 
@@ -24,12 +24,8 @@ fn as_finding(warning: &str) -> Finding {
 /// One finding of each kind that has a remedy.
 #[cfg(test)]
 pub(super) fn samples() -> Vec<Finding> {
-    let swap = |path: &str| crate::host::swaps::SwapDevice {
-        path: path.to_owned(),
-        bytes: 1,
-        used_bytes: 0,
-        priority: 0,
-    };
+    let swap =
+        |path: &str| host::swaps::SwapDevice { path: path.to_owned(), bytes: 1, used_bytes: 0, priority: 0 };
     let host = HostFacts {
         ksm_running: Some(true),
         numa_balancing: Some(1),

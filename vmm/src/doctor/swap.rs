@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::access::may_read;
 use super::finding::Finding;
-use crate::host::rights::Lacking;
-use crate::host::swaps::SwapDevice;
-use crate::host::{Capability, HostFacts, Rights, Root};
+use host::rights::Lacking;
+use host::swaps::SwapDevice;
+use host::{Capability, HostFacts, Rights, Root};
 
 const CONTROL: &str = "/sys/class/zram-control";
 

@@ -5,10 +5,10 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
 use super::finding::Finding;
-use crate::host::tracefs::last_errno;
-use crate::host::{Capability, Rights, Root};
-use crate::host::{Tracefs, in_initial_pid_namespace};
-use crate::tap::{Bpf, Interest, Layout};
+use host::tracefs::last_errno;
+use host::{Capability, Rights, Root};
+use host::{Tracefs, in_initial_pid_namespace};
+use tap::{Bpf, Interest, Layout};
 
 /// The event that shows each range KVM was told to drop.
 const UNMAP_EVENT: &str = "kvm/kvm_unmap_hva_range";

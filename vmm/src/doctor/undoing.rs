@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use super::finding::{Finding, Verdict};
-use crate::host::in_initial_pid_namespace;
-use crate::host::{Leftover, change_log, undo_leftovers};
+use host::in_initial_pid_namespace;
+use host::{Leftover, change_log, undo_leftovers};
 
 /// What the host says about undoing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,0 +1,28 @@
+//! Sums of ranges.
+
+use serde::{Deserialize, Serialize};
+
+/// Ranges and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ranges {
+    /// How many ranges.
+    pub ranges: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Ranges {
+    fn add_assign(&mut self, other: Self) {
+        self.ranges = self.ranges.saturating_add(other.ranges);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
+/// What a guest's operating system gave back of its own accord.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenBack {
+    /// By its balloon.
+    pub balloon: Ranges,
+    /// By reporting pages as free.
+    pub reported: Ranges,
+}

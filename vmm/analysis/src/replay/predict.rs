@@ -1,0 +1,284 @@
+//! One row under one policy: the operations of the log, announced as the policy says, against the model.
+
+mod play;
+
+use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, SlotError, SlotTable};
+use notifier_bridge::Policy;
+
+use super::machine::{Faults, Machine, Pace};
+use super::median::median;
+use super::sptes::Dropped;
+use super::zapping::{Zapping, begins_seamed};
+use common::exit::{Class, Classified};
+use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
+use experiment::events::{
+    Announcement, Counter, Event, GuestKind, HotLoops, Operation, Refill, RowEvents, SecondaryMmu, Setting,
+    Step, Zapped,
+};
+use experiment::fold::RowFold;
+use experiment::record::RowLabel;
+
+/// What is asked of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Whose range is announced.
+    pub policy: PolicyChoice,
+    /// How the listener zaps it.
+    pub zap: Zap,
+    /// How large a memslot is, if not as in the row.
+    pub granule: Option<Granule>,
+}
+
+/// How far the hot loops come between two operations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Running {
+    /// As far as the recorded times and the measured pace let them.
+    Recorded,
+    /// Nowhere.
+    Never,
+    /// All the way round.
+    Around,
+}
+
+/// What would have happened in the row: its events, folded, and what they do not say.
+#[derive(Debug, Default)]
+pub struct Prediction {
+    /// The events.
+    pub fold: RowFold,
+    /// Faults by the hot loops while memory is taken and until they are stopped.
+    pub live: Faults,
+    /// Faults when all that was taken is touched.
+    pub refaults: Faults,
+    /// Faults when all else is touched.
+    pub sweep: Faults,
+    /// How often the hot loops ran when the guest's own pages had been dropped: each costs faults on them.
+    pub own_rounds: u64,
+    /// Nanoseconds that the hot loops had from one operation to the next, all together.
+    pub had_ns: u64,
+    /// And what they needed of them to come round; 0 where the log does not say how fast they are.
+    pub needed_ns: u64,
+}
+
+impl Prediction {
+    /// Guest faults on pages that had left.
+    pub fn refaults(&self) -> u64 {
+        self.live.taken.saturating_add(self.refaults.all())
+    }
+    /// Guest faults on pages that never left.
+    pub fn collateral_faults(&self) -> u64 {
+        self.live.others.saturating_add(self.sweep.all())
+    }
+}
+
+/// A row ready to be put through policies.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    pub(super) setting: &'a Setting,
+    /// The events of its first trial.
+    pub(super) events: &'a [Event],
+    pub(super) arena: HvaRange,
+    slots: SlotTable,
+    granule: u64,
+}
+
+/// Why a row cannot be replayed.
+#[derive(Debug, thiserror::Error)]
+#[error("with memslots of {granule} bytes: use a larger --granule")]
+pub struct ReplayError {
+    /// Bytes of each.
+    granule: u64,
+    /// No VM has such slots.
+    source: SlotError,
+}
+
+impl Classified for ReplayError {
+    fn class(&self) -> Class {
+        Class::Mistake
+    }
+}
+
+impl<'a> Replay<'a> {
+    /// Prepares a row, under slots of another size if `granule` says so.
+    ///
+    /// # Errors
+    /// [`ReplayError`].
+    pub fn new(row: &'a RowEvents, granule: Option<Granule>) -> Result<Self, ReplayError> {
+        let (setting, events) = (row.setting(), row.first_trial());
+        let bytes = granule.unwrap_or(setting.label.tried.granule).bytes();
+        let slots = setting.slot_table(granule).map_err(|source| ReplayError { granule: bytes, source })?;
+        let arena = setting.arena.range().unwrap_or(HvaRange::empty(guest_mem::Hva::new(0)));
+        Ok(Self { setting, events, arena, slots, granule: bytes })
+    }
+
+    /// What would have happened under `policy`, zapped by `zap`, as events of a row with this label.
+    pub fn predict(&self, policy: PolicyChoice, zap: Zap, running: Running) -> Prediction {
+        let mut play = self.play(policy, zap, running);
+        play.all();
+        if play.found.own_rounds > 0 {
+            let own = play.found.own_rounds.saturating_mul(self.own_faults());
+            play.found.live.others = play.found.live.others.saturating_add(own);
+        }
+        let known = self.unknown_faults(zap).is_none();
+        for (counter, count) in [
+            (Counter::Refaults, play.found.refaults()),
+            (Counter::CollateralFaults, play.found.collateral_faults()),
+        ] {
+            play.found.fold.add(&Event::Reading { counter, count: known.then_some(count) });
+        }
+        play.found.fold.add(&Event::Reading { counter: Counter::RemoteTlbFlushes, count: None });
+        play.found
+    }
+
+    /// Why faults cannot be predicted, if they cannot.
+    pub fn unknown_faults(&self, zap: Zap) -> Option<&'static str> {
+        match self.setting.label.tried.reclaim {
+            Reclaim::Uffd => return Some("how pages come back through userfaultfd is not in the model"),
+            Reclaim::Cgroup => return Some("the kernel chose for itself, and may choose otherwise"),
+            Reclaim::By(_) => {}
+        }
+        if self.setting.mmu == SecondaryMmu::Unknown {
+            return Some("the log does not say which secondary MMU translated: /sys did not");
+        }
+        if self.setting.guest == GuestKind::Linux {
+            return Some("a Linux guest touches memory of its own accord, which the log does not have");
+        }
+        if zap == Zap::Unmap {
+            return Some("what the host maps after an unmapping zap is not in the model");
+        }
+        let drawn = self.hot_loops().any(HotLoops::draws);
+        drawn.then_some("the hot loop draws its pages, and the log does not have them")
+    }
+
+    fn play(&self, policy: PolicyChoice, zap: Zap, running: Running) -> Play<'_> {
+        let setting = self.setting;
+        let large = setting.large_guest_pages || setting.mmu != SecondaryMmu::Shadow;
+        let aligned = (setting.arena.hva ^ setting.arena.gpa).is_multiple_of(PMD_SIZE);
+        let machine = Machine::new(setting.pages(), setting.mmu, self.granule / PAGE_SIZE, large && aligned);
+        let seamed = begins_seamed(setting.label.tried.backing, zap);
+        let zapping =
+            Zapping::new(zap, (setting.mmu, setting.slot_zap_drops_all, seamed), self.arena, &self.slots);
+        let granule = Granule::new(self.granule).unwrap_or(setting.label.tried.granule);
+        let tried = Combination { policy, granule, zap, ..setting.label.tried };
+        let label = RowLabel { case: setting.label.case.clone(), tried, listener: Listener::Replay };
+        let mut found = Prediction::default();
+        found.fold.add(&Event::Trial(Box::new(Setting { label, ..setting.clone() })));
+        Play {
+            replay: self,
+            machine,
+            zapping,
+            rule: policy.announced().unwrap_or(Policy::Modern),
+            // What the kernel alone drops is counted around the operation; what a listener drops, by itself.
+            kernel_alone: zap == Zap::Nothing && setting.mmu != SecondaryMmu::Soft,
+            counts_leaves: self.unknown_faults(zap).is_none(),
+            recut: setting.seamed != seamed,
+            seamed,
+            running,
+            pace: self.pace(),
+            entering: self.entering().filter(|_| zap == Zap::Memslot).unwrap_or(0.0),
+            low_dropped: false,
+            operation: None,
+            announced: Vec::new(),
+            by_kernel: Dropped::default(),
+            zapped: Zapped::default(),
+            zapped_leaves: Dropped::default(),
+            found,
+        }
+    }
+
+    /// The hot loops of all steps.
+    pub(super) fn hot_loops(&self) -> impl Iterator<Item = &'a HotLoops> {
+        self.events.iter().filter_map(|event| match event {
+            Event::StepBegan { step: Step::Hot(hot), .. } => Some(hot),
+            _ => None,
+        })
+    }
+
+    /// How fast they get their translations back, where that was measured.
+    pub(super) fn refill(&self) -> Option<&'a Refill> {
+        self.events.iter().rev().find_map(|event| match event {
+            Event::Refill(refill) => Some(refill),
+            _ => None,
+        })
+    }
+
+    /// Touches by all of them while nothing was done to them, and in how many nanoseconds.
+    pub(super) fn undisturbed(&self) -> Option<(u64, u64)> {
+        let mut sum: Option<(u64, u64)> = None;
+        for event in self.events {
+            if let Event::Touched { disturbed: false, touches, ns } = event {
+                let (all, time) = sum.unwrap_or_default();
+                sum = Some((all.saturating_add(*touches), time.saturating_add(*ns)));
+            }
+        }
+        sum.filter(|(touches, ns)| *touches > 0 && *ns > 0)
+    }
+
+    /// Whether a hot loop runs while memory is taken.
+    pub fn is_hot(&self) -> bool {
+        let mut hot = false;
+        self.events.iter().any(|event| {
+            let Event::StepBegan { step, .. } = event else { return false };
+            match step {
+                Step::Hot(_) => hot = true,
+                Step::Stop => hot = false,
+                _ => {}
+            }
+            hot && matches!(step, Step::Reclaim(_))
+        })
+    }
+
+    /// Visits that all hot loops make if they come round after every operation.
+    pub fn rounds_of_all_loops(&self) -> u64 {
+        let visits = |hot: &HotLoops| hot.visits(self.setting.pages()).saturating_mul(u64::from(hot.loops));
+        let all = self.hot_loops().map(visits).fold(0, u64::saturating_add);
+        let operations = self.events.iter().filter(|event| matches!(event, Event::OperationBegan(_)));
+        all.saturating_mul(operations.count() as u64)
+    }
+
+    /// Faults on the guest's own pages each time all of them are dropped under its loops: what was counted until the loops
+    /// had come round, less what the model says of the loops themselves.
+    pub fn own_faults(&self) -> u64 {
+        let counted = self.refill().and_then(|refill| median(refill.around.clone()));
+        let Some(counted) = counted.filter(|_| self.setting.mmu != SecondaryMmu::Soft) else { return 0 };
+        // They were counted after the row: what it did to the host's mappings is done.
+        let tried = self.setting.label.tried;
+        let mut play = self.play(tried.policy, tried.zap, Running::Around);
+        play.all();
+        play.machine.stop();
+        let Some(last) = self.hot_loops().last() else { return 0 };
+        play.start(last);
+        play.machine.zap(0..self.setting.pages());
+        counted.saturating_sub(play.machine.run_loops(None, None).all())
+    }
+}
+
+/// One pass through a row.
+struct Play<'r> {
+    replay: &'r Replay<'r>,
+    machine: Machine,
+    zapping: Zapping,
+    rule: Policy,
+    kernel_alone: bool,
+    /// Whether the model knows which entries go.
+    counts_leaves: bool,
+    /// Whether system calls are cut by VMA boundaries that the recorded row had and this one has not, or the reverse.
+    recut: bool,
+    seamed: bool,
+    running: Running,
+    pace: Option<Pace>,
+    entering: f64,
+    /// Whether the guest's own pages were dropped since the loops last ran.
+    low_dropped: bool,
+    /// The last operation, after which the loops have not run yet, and what the recorded row announced in it.
+    operation: Option<Operation>,
+    announced: Vec<Announcement>,
+    /// What the kernel alone dropped in the operation in progress.
+    by_kernel: Dropped,
+    /// What the listener dropped for the announcement in progress.
+    zapped: Zapped,
+    zapped_leaves: Dropped,
+    found: Prediction,
+}
+
+#[cfg(test)]
+mod tests;

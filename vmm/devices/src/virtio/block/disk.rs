@@ -1,0 +1,155 @@
+//! The file behind a block device: a raw image, or a block device of the host.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+
+use super::{Failure, SECTOR};
+use common::exit::{Class, Classified};
+use common::input::{self, InputError, What};
+
+/// A disk that cannot be given to the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// It cannot be opened, or is a directory, a pipe, a socket, a character device.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// It may only be read.
+    #[error("the disk {} cannot be written: attach it read-only, or change its permissions", path.display())]
+    NotWritable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It holds nothing.
+    #[error("the disk {} is empty: a raw image has at least one sector of 512 bytes", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its last sector is not whole.
+    #[error("the disk {} has {len} bytes, not a multiple of 512: it is no raw image, or was cut short", path.display())]
+    Unaligned {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
+    /// Its end cannot be found.
+    #[error("cannot find the end of the disk {}", path.display())]
+    End {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Classified for DiskError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Input(error) => error.class(),
+            Self::NotWritable { .. } | Self::Empty { .. } | Self::Unaligned { .. } => Class::Mistake,
+            Self::End { .. } => Class::Fault,
+        }
+    }
+}
+
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// Its position belongs to the request being served.
+    file: File,
+    sectors: u64,
+    read_only: bool,
+    id: [u8; VIRTIO_BLK_ID_BYTES as usize],
+}
+
+impl Disk {
+    /// Opens the raw image or block device at `path`. `id` is the serial number that the guest sees: its first 20 bytes.
+    pub fn open(path: &Path, read_only: bool, id: &str) -> Result<Self, DiskError> {
+        let owned = || path.to_owned();
+        let file = input::open_for(What::Disk, path, OpenOptions::new().read(true).write(!read_only));
+        let mut file = file.map_err(|error| match error {
+            InputError::Open { source, .. } if !read_only && is_refused(&source) => {
+                DiskError::NotWritable { path: owned() }
+            }
+            other => other.into(),
+        })?;
+        // The end, because a block device has no length.
+        let len = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::End { path: owned(), source })?;
+        if len == 0 {
+            return Err(DiskError::Empty { path: owned() });
+        }
+        if !len.is_multiple_of(SECTOR) {
+            return Err(DiskError::Unaligned { path: owned(), len });
+        }
+        let mut serial = [0u8; VIRTIO_BLK_ID_BYTES as usize];
+        serial.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
+        Ok(Self { file, sectors: len / SECTOR, read_only, id: serial })
+    }
+
+    /// Its size, in sectors of 512 bytes. The guest is told this once.
+    pub const fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Whether the guest may only read it.
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    pub(super) const fn id(&self) -> &[u8] {
+        &self.id
+    }
+
+    /// The file, to read or write at its position.
+    pub(super) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The bytes of a request, if they are whole sectors of this disk.
+    pub(super) fn range(&self, sector: u64, len: u64) -> Result<Range<u64>, Failure> {
+        let end = sector.checked_add(len / SECTOR).filter(|&end| end <= self.sectors);
+        match end {
+            Some(end) if len.is_multiple_of(SECTOR) => Ok(sector * SECTOR..end * SECTOR),
+            _ => Err(Failure::Io),
+        }
+    }
+
+    pub(super) fn seek(&mut self, to: u64) -> Result<(), Failure> {
+        self.file.seek(SeekFrom::Start(to)).map(drop).map_err(|_| Failure::Io)
+    }
+
+    /// Gives the bytes back to the file system; they read as zeroes.
+    pub(super) fn punch_hole(&mut self, range: Range<u64>) -> Result<(), Failure> {
+        self.allocate(FallocateFlags::PUNCH_HOLE, range)
+    }
+
+    /// Makes the bytes zeroes and keeps them allocated.
+    pub(super) fn write_zeroes(&mut self, range: Range<u64>) -> Result<(), Failure> {
+        self.allocate(FallocateFlags::ZERO_RANGE, range)
+    }
+
+    fn allocate(&mut self, how: FallocateFlags, range: Range<u64>) -> Result<(), Failure> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let len = range.end - range.start;
+        match fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, range.start, len) {
+            Ok(()) => Ok(()),
+            // The guest's kernel then writes the zeroes itself, or leaves out the discard.
+            Err(Errno::OPNOTSUPP) => Err(Failure::Unsupported),
+            Err(_) => Err(Failure::Io),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The kernel's account of the steps that took memory: its ranges by cause, and the steps' own, call by call, against what
+//! was expected.
+
+use guest_mem::{Hva, HvaRange, Order, PAGE_SIZE, PMD_SIZE};
+
+use crate::events::{Called, ExpectedKind, KernelRange, Promise, Ranges};
+use notifier_bridge::By;
+
+/// How often a split may be announced beside the first time: by the split of the PMD and by that of the folio (Linux 6.12 and
+/// older), and each of them for both mappings that a seam cuts the folio into.
+const MOST_REPEATS: usize = 3;
+
+/// Sentences kept about operations that disagree; all are counted.
+const MOST_SENTENCES: usize = 3;
+
+/// The kernel's account of some reclaim steps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Ranges by cause, in the order of [`By::ALL`].
+    by_cause: [Ranges; By::ALL.len()],
+    /// Events that were lost.
+    pub lost: u64,
+    /// Operations whose ranges were compared with what was expected.
+    pub compared: u64,
+    /// Those that differed.
+    pub differed: u64,
+    /// Where and how, of the first few.
+    pub sentences: Vec<String>,
+    /// Folios of several pages that were to leave whole and left page by page.
+    pub fallbacks: u64,
+    /// The step that is not complete: its calls, and what the kernel announced for them.
+    calls: Vec<Call>,
+    of_calls: Vec<(usize, HvaRange)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Call {
+    promise: Promise,
+    expected: Vec<Expected>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Expected {
+    range: HvaRange,
+    kind: ExpectedKind,
+}
+
+impl Account {
+    /// Ranges of one cause.
+    pub fn of(&self, cause: By) -> Ranges {
+        self.by_cause[cause as usize]
+    }
+
+    /// Ranges of all causes that `wanted` picks.
+    pub fn sum(&self, wanted: impl Fn(By) -> bool) -> Ranges {
+        let mut sum = Ranges::default();
+        By::ALL.iter().copied().filter(|cause| wanted(*cause)).for_each(|cause| sum += self.of(cause));
+        sum
+    }
+
+    /// A call of the step, on the memory under test.
+    pub(super) fn called(&mut self, arena: HvaRange, call: &Called) {
+        let range = |first_page: u64, pages: u64| {
+            let start = Hva::new(arena.start().get().wrapping_add(first_page.wrapping_mul(PAGE_SIZE)));
+            HvaRange::with_len(start, pages.saturating_mul(PAGE_SIZE))
+        };
+        let expected = call
+            .expected
+            .iter()
+            .filter_map(|one| Some(Expected { range: range(one.first_page, one.pages)?, kind: one.kind }));
+        self.calls.push(Call { promise: call.promise, expected: expected.collect() });
+    }
+
+    /// A range that the kernel announced in the step.
+    pub(super) fn announced(&mut self, arena: HvaRange, range: &KernelRange) {
+        self.by_cause[range.cause as usize] += Ranges { ranges: 1, bytes: range.bytes };
+        let start = Hva::new(arena.start().get().wrapping_add_signed(range.start));
+        if let (Some(call), Some(range)) = (range.call, HvaRange::with_len(start, range.bytes)) {
+            self.of_calls.push((call as usize, range));
+        }
+    }
+
+    /// The account of the step is complete, but for so many events.
+    pub(super) fn close(&mut self, lost: u64) {
+        self.lost = self.lost.saturating_add(lost);
+        let (calls, mut announced) = (std::mem::take(&mut self.calls), std::mem::take(&mut self.of_calls));
+        announced.sort_by_key(|(call, _)| *call);
+        let mut rest = announced.as_slice();
+        for (index, call) in calls.iter().enumerate() {
+            let (its, others) = rest.split_at(rest.partition_point(|(of, _)| *of <= index));
+            rest = others;
+            if call.promise.is_compared() {
+                self.compare(index, call, its.iter().map(|(_, range)| *range).collect());
+            }
+        }
+    }
+
+    fn compare(&mut self, index: usize, call: &Call, mut announced: Vec<HvaRange>) {
+        self.compared += 1;
+        self.fallbacks += fold_fallbacks(&call.expected, &mut announced);
+        if let Some(how) = difference(&call.expected, announced, call.promise) {
+            self.differed += 1;
+            if self.sentences.len() < MOST_SENTENCES {
+                self.sentences.push(format!("operation {index}: {how}"));
+            }
+        }
+    }
+
+    /// Adds what another account of the same steps says of losses and differences; ranges are of one.
+    pub(super) fn pool(&mut self, other: &Self) {
+        self.lost = self.lost.saturating_add(other.lost);
+        self.compared += other.compared;
+        self.differed += other.differed;
+        self.fallbacks += other.fallbacks;
+        let room = MOST_SENTENCES.saturating_sub(self.sentences.len());
+        self.sentences.extend(other.sentences.iter().take(room).cloned());
+    }
+}
+
+/// Puts folios that were announced as their split and each of their pages in place of these, and says how many there were.
+fn fold_fallbacks(expected: &[Expected], announced: &mut Vec<HvaRange>) -> u64 {
+    if !expected.iter().any(|expected| matches!(expected.kind, ExpectedKind::Folio(_))) {
+        return 0;
+    }
+    let mut folded = 0;
+    announced.sort_by_key(key);
+    for &Expected { range: whole, kind } in expected {
+        let ExpectedKind::Folio(order) = kind else { continue };
+        let starts_before = |at| announced.partition_point(|range| range.start() < at);
+        let inside = starts_before(whole.start())..starts_before(whole.end());
+        let its = &announced[inside.clone()];
+        let splits = its.iter().filter(|range| **range == whole).count();
+        // Up to Linux 6.12 the split of a folio that a PMD could map is announced for its mapping, too, mapped so or not.
+        let most_splits = if order == Order::PMD { 2 } else { 1 };
+        let pages = its.iter().copied().filter(|range| *range != whole);
+        if (1..=most_splits).contains(&splits) && pages.eq(whole.pages()) {
+            announced.splice(inside, [whole]);
+            folded += 1;
+        }
+    }
+    folded
+}
+
+fn key(range: &HvaRange) -> (Hva, Hva) {
+    (range.start(), range.end())
+}
+
+/// How what was announced differs from what was expected, as sets with multiplicity; `None` if it does not.
+fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, promise: Promise) -> Option<String> {
+    // In order, as they usually are: then there is nothing to sort.
+    if announced.len() == expected.len() && announced.iter().zip(expected).all(|(is, was)| *is == was.range) {
+        return None;
+    }
+    let was = expected.iter().map(|expected| expected.range);
+    let mut expected: Vec<Expected> = expected.to_vec();
+    announced.sort_by_key(key);
+    expected.sort_by_key(|expected| key(&expected.range));
+    let (mut missing, mut extra) = (Vec::new(), Vec::new());
+    let mut rest = announced.into_iter().peekable();
+    // The last that was found, and how often it may come again.
+    let mut last: Option<(HvaRange, usize)> = None;
+    let mut beside = |range: HvaRange, last: &mut Option<(HvaRange, usize)>| match last {
+        Some((again, spare)) if *again == range && *spare > 0 => *spare -= 1,
+        _ => extra.push(range),
+    };
+    for expected in expected {
+        while let Some(early) = rest.next_if(|range| key(range) < key(&expected.range)) {
+            beside(early, &mut last);
+        }
+        match rest.next_if_eq(&expected.range) {
+            Some(range) => {
+                last = Some((range, if expected.kind == ExpectedKind::Split { MOST_REPEATS } else { 0 }))
+            }
+            None => missing.push(expected.range),
+        }
+    }
+    rest.for_each(|late| beside(late, &mut last));
+    if promise == Promise::AtLeast {
+        let blocks: Vec<_> = was.filter_map(|range| range.checked_align_outward(PMD_SIZE)).collect();
+        extra.retain(|range| !blocks.iter().any(|block| block.covers(*range)));
+    }
+    let listed = |ranges: &[HvaRange]| {
+        let some: Vec<_> =
+            ranges.iter().take(2).map(|range| format!("{range} ({} bytes)", range.len())).collect();
+        some.join(", ")
+    };
+    let told = |what: &str, ranges: &[HvaRange]| {
+        (!ranges.is_empty()).then(|| format!("{} {what}: {}", ranges.len(), listed(ranges)))
+    };
+    let parts: Vec<String> = [
+        told("that the kernel did not announce", &missing),
+        told("that the kernel announced beside", &extra),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+#[cfg(test)]
+#[path = "kernel_tests.rs"]
+mod tests;

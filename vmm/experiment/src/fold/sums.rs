@@ -1,0 +1,294 @@
+//! What the events of a trial come to: counts, which must be the same every time, and times, which are pooled.
+
+use std::collections::BTreeMap;
+
+use notifier_bridge::Count;
+
+use super::kernel::Account;
+use crate::choice::Listener;
+use crate::events::{
+    Announcement, Counter, DeviceCounts, Dropped, Event, GivenBack, OperationEnd, Ranges, Setting, StallOn,
+    Swapped, Was, Zapped,
+};
+use common::distribution::Samples;
+use notifier_bridge::By;
+
+/// A hot loop's speed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Rate {
+    pub touches: u64,
+    pub ns: u64,
+}
+
+impl Rate {
+    /// Touches a second; `None` before anything was measured.
+    pub fn per_second(self) -> Option<f64> {
+        (self.ns > 0).then(|| self.touches as f64 * 1e9 / self.ns as f64)
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { touches: self.touches.saturating_add(other.touches), ns: self.ns.saturating_add(other.ns) }
+    }
+}
+
+/// All announcements together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// As the policy has it.
+    pub ranges: Ranges,
+    /// What had to be covered.
+    pub needed_bytes: u64,
+    pub sharing_calls: u64,
+    pub double_calls: u64,
+    pub slots_zapped: u64,
+    pub zapped_bytes: u64,
+}
+
+/// The events of a trial, or of several pooled.
+#[derive(Clone, Debug)]
+pub(super) struct Sums {
+    setting: Setting,
+    pub victims: u64,
+    pub victim_bytes: u64,
+    pub evicted_bytes: u64,
+    /// What was expected of the kernel; unknown once an operation named no address.
+    pub expected: (Count, Count),
+    pub told: Told,
+    pub sptes_zapped_4k: Count,
+    pub sptes_zapped_2m: Count,
+    pub remote_tlb_flushes: Count,
+    pub refaults: Count,
+    pub collateral_faults: Count,
+    pub was: Was,
+    pub returned_bytes: Option<u64>,
+    pub repeated: u64,
+    pub lost_stalls: u64,
+    pub wrong_pages: Option<u64>,
+    pub device: Option<DeviceCounts>,
+    pub given_back: Option<GivenBack>,
+    pub swapped: Option<Swapped>,
+    pub guest_counters: Option<BTreeMap<String, u64>>,
+    /// Each zap by a listener.
+    pub zap_ns: Samples,
+    /// Each operation.
+    pub reclaim_ns: Samples,
+    /// Each stall, by what it was on.
+    pub refault_ns: Samples,
+    pub collateral_ns: Samples,
+    pub undisturbed_ns: Samples,
+    /// The hot loops undisturbed, and while memory was taken; `None` where none ran.
+    pub before: Option<Rate>,
+    pub during: Option<Rate>,
+    /// The kernel's account of the steps that took memory.
+    pub kernel: Option<Account>,
+    /// Why there is none.
+    pub no_account: Option<String>,
+    pub warnings: Vec<String>,
+}
+
+impl Sums {
+    /// Of a trial that begins.
+    pub fn of(setting: &Setting) -> Self {
+        Self {
+            setting: setting.clone(),
+            victims: 0,
+            victim_bytes: 0,
+            evicted_bytes: 0,
+            expected: (Count::ZERO, Count::ZERO),
+            told: Told::default(),
+            sptes_zapped_4k: Count::ZERO,
+            sptes_zapped_2m: Count::ZERO,
+            remote_tlb_flushes: Count::ZERO,
+            refaults: Count::ZERO,
+            collateral_faults: Count::ZERO,
+            was: Was { as_said: Some(0), ..Was::default() },
+            returned_bytes: None,
+            repeated: 0,
+            lost_stalls: 0,
+            wrong_pages: None,
+            device: None,
+            given_back: None,
+            swapped: None,
+            guest_counters: None,
+            zap_ns: Samples::default(),
+            reclaim_ns: Samples::default(),
+            refault_ns: Samples::default(),
+            collateral_ns: Samples::default(),
+            undisturbed_ns: Samples::default(),
+            before: None,
+            during: None,
+            kernel: None,
+            no_account: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Adds an event of the trial.
+    pub fn add(&mut self, event: &Event) {
+        match event {
+            Event::Asked { victims, bytes } => {
+                self.victims = self.victims.saturating_add(*victims);
+                self.victim_bytes = self.victim_bytes.saturating_add(*bytes);
+            }
+            Event::Announced(one) => self.announced(one),
+            Event::OperationEnded(end) => self.operation(end),
+            Event::Touched { disturbed, touches, ns } => {
+                let rate = if *disturbed { &mut self.during } else { &mut self.before };
+                *rate = Some(rate.unwrap_or_default().and(Rate { touches: *touches, ns: *ns }));
+            }
+            Event::Reading { counter, count } => self.reading(*counter, *count),
+            Event::Stall(stall) => {
+                let samples = match stall.on {
+                    StallOn::Taken => &mut self.refault_ns,
+                    StallOn::Other => &mut self.collateral_ns,
+                    StallOn::Undisturbed => &mut self.undisturbed_ns,
+                };
+                samples.record(stall.ns);
+            }
+            Event::Called(call) => {
+                if let Some(arena) = self.setting.arena.range() {
+                    self.kernel.get_or_insert_default().called(arena, call);
+                }
+            }
+            Event::KernelRange(range) => {
+                if let Some(arena) = self.setting.arena.range() {
+                    self.kernel.get_or_insert_default().announced(arena, range);
+                }
+            }
+            Event::KernelSpan { lost } => self.kernel.get_or_insert_default().close(*lost),
+            Event::NoAccount(why) => self.no_account = Some(why.clone()),
+            Event::Device(counts) => self.device = Some(*counts),
+            Event::GivenBack(back) => self.given_back = Some(*back),
+            Event::Swapped(swapped) => self.swapped = Some(*swapped),
+            Event::GuestCounters(counters) => self.guest_counters = Some(counters.clone()),
+            Event::Verified { wrong } => self.wrong_pages = Some(*wrong),
+            Event::Warned(text) => self.warnings.push(text.clone()),
+            Event::Trial(_)
+            | Event::StepBegan { .. }
+            | Event::StepEnded { .. }
+            | Event::OperationBegan(_)
+            | Event::Refill(_)
+            | Event::Clock { .. } => {}
+        }
+    }
+
+    /// The kernel's account, where one was kept to the end.
+    pub fn account(&self) -> Option<&Account> {
+        self.kernel.as_ref().filter(|_| self.no_account.is_none())
+    }
+
+    /// Why there is none.
+    pub fn why_no_account(&self) -> String {
+        self.no_account.clone().unwrap_or_else(|| "no step took memory".to_owned())
+    }
+
+    fn announced(&mut self, one: &Announcement) {
+        let needed = self.setting.arena.range().map_or(0, |arena| one.invalidation(arena).needed_bytes());
+        let Told { ranges, needed_bytes, sharing_calls, double_calls, slots_zapped, zapped_bytes } =
+            &mut self.told;
+        let Zapped { slots, bytes, leaves } = one.zapped;
+        *ranges += one.told;
+        for (sum, more) in [
+            (needed_bytes, needed),
+            (sharing_calls, one.sharing_calls),
+            (double_calls, one.double_calls),
+            (slots_zapped, slots),
+            (zapped_bytes, bytes),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+        self.sptes_zapped_4k += Count::from(leaves.map(|leaves| leaves.small));
+        self.sptes_zapped_2m += Count::from(leaves.map(|leaves| leaves.large));
+        if matches!(self.setting.label.listener, Listener::KvmSlots | Listener::SoftMmu) {
+            self.zap_ns.record(one.zap_ns);
+        }
+    }
+
+    fn operation(&mut self, end: &OperationEnd) {
+        self.evicted_bytes = self.evicted_bytes.saturating_add(end.evicted_bytes);
+        self.expected.0 += Count::from(end.expected.map(|expected| expected.ranges));
+        self.expected.1 += Count::from(end.expected.map(|expected| expected.bytes));
+        let (small, large) = match end.dropped {
+            Dropped::ByListeners => (Count::ZERO, Count::ZERO),
+            Dropped::Unknown => (Count::UNKNOWN, Count::UNKNOWN),
+            Dropped::ByKernel(leaves) => (Count::of(leaves.small), Count::of(leaves.large)),
+        };
+        self.sptes_zapped_4k += small;
+        self.sptes_zapped_2m += large;
+        let Was { resident, by_pmd, as_said } = end.was;
+        self.was = Was {
+            resident: self.was.resident.saturating_add(resident),
+            by_pmd: self.was.by_pmd.saturating_add(by_pmd),
+            as_said: self.was.as_said.zip(as_said).map(|(a, b)| a.saturating_add(b)),
+        };
+        end.spent_ns.into_iter().for_each(|ns| self.reclaim_ns.record(ns));
+        self.repeated += u64::from(end.repeated);
+    }
+
+    fn reading(&mut self, counter: Counter, count: Option<u64>) {
+        match counter {
+            Counter::RemoteTlbFlushes => self.remote_tlb_flushes += Count::from(count),
+            Counter::Refaults => self.refaults += Count::from(count),
+            Counter::CollateralFaults => self.collateral_faults += Count::from(count),
+            Counter::ReturnedBytes => self.returned_bytes = count,
+            Counter::LostStalls => self.lost_stalls = self.lost_stalls.saturating_add(count.unwrap_or(0)),
+        }
+    }
+
+    /// Adds another trial of the same row: its times, its rates, its warnings; its counts must agree.
+    pub fn pool(&mut self, other: Self) {
+        let mut differences = self.differences(&other);
+        if let (Some(mine), Some(theirs)) = (&mut self.kernel, &other.kernel) {
+            let [a, b] = [&*mine, theirs].map(|account| account.of(By::Step).ranges);
+            if a != b {
+                differences.push(format!("kernel_ranges {a} and {b}"));
+            }
+            mine.pool(theirs);
+        }
+        if !differences.is_empty() {
+            self.warnings.push(format!("counts differ between repetitions: {}", differences.join(", ")));
+        }
+        self.repeated += other.repeated;
+        self.lost_stalls += other.lost_stalls;
+        self.wrong_pages = self.wrong_pages.zip(other.wrong_pages).map(|(a, b)| a.saturating_add(b));
+        for (mine, theirs) in [
+            (&mut self.zap_ns, &other.zap_ns),
+            (&mut self.reclaim_ns, &other.reclaim_ns),
+            (&mut self.refault_ns, &other.refault_ns),
+            (&mut self.collateral_ns, &other.collateral_ns),
+            (&mut self.undisturbed_ns, &other.undisturbed_ns),
+        ] {
+            mine.merge(theirs);
+        }
+        self.guest_counters = other.guest_counters.or(self.guest_counters.take());
+        self.no_account = other.no_account.or(self.no_account.take());
+        let both = |a: Option<Rate>, b: Option<Rate>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.and(b)),
+            (one, other) => one.or(other),
+        };
+        self.before = both(self.before, other.before);
+        self.during = both(self.during, other.during);
+        for warning in other.warnings {
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
+    }
+
+    /// The names and both values of the counts in which another trial of the same row differs. Only those that
+    /// depend on nothing but the scenario: what the guest faulted in while the host worked varies.
+    fn differences(&self, other: &Self) -> Vec<String> {
+        let counts = |sums: &Self| {
+            [
+                ("victims", sums.victims),
+                ("evicted_bytes", sums.evicted_bytes),
+                ("invalidations", sums.told.ranges.ranges),
+                ("needed_bytes", sums.told.needed_bytes),
+                ("invalidated_bytes", sums.told.ranges.bytes),
+                ("slots_zapped", sums.told.slots_zapped),
+            ]
+        };
+        let pairs = counts(self).into_iter().zip(counts(other));
+        pairs.filter(|(a, b)| a != b).map(|((name, a), (_, b))| format!("{name} {a} and {b}")).collect()
+    }
+}

@@ -1,0 +1,24 @@
+//! Whoever carries out work orders: vCPUs of the bare guest, or workers on the software MMU.
+//!
+//! ```text
+//!   engine ── Mailbox::submit(order) ──> worker thread ── runs the guest ── Mailbox::next_order / fail
+//!     └───── Mailbox::wait ◄─────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The engine and a worker share one [`Mailbox`] and one control area each; the engine never waits without a
+//! deadline, because a guest may do anything, including nothing.
+
+pub mod agent;
+mod area;
+mod crash;
+pub mod elf;
+mod mailbox;
+mod ram;
+
+pub use area::Area;
+pub use crash::{CrashKind, CrashReport, Registers};
+pub use mailbox::{GuestError, Mailbox, Phase};
+pub use ram::{GuestRam, RamPart};
+
+#[cfg(test)]
+harness::watch_libtest!();

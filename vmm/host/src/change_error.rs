@@ -1,0 +1,104 @@
+//! Why a change to the host was not made.
+
+use std::io;
+use std::path::PathBuf;
+
+use guest_mem::remedy::{self, Asked};
+use rustix::io::Errno;
+
+use super::guardian::GuardianError;
+use super::tracefs::TracefsError;
+use common::exit::{Class, Classified};
+
+/// A change that was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The old value could not be read, so it could not be restored.
+    #[error("cannot read {path} and could not restore it later, so it is not changed")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The new value was not accepted.
+    #[error("cannot write '{value}' to {path}{}", write_remedy(source))]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The value.
+        value: String,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// Another run has changed it, and would restore it under our feet.
+    #[error("{path} is changed by another zapscope (pid {pid}) at the moment: run one after the other")]
+    Taken {
+        /// The file.
+        path: PathBuf,
+        /// The other run, in its PID namespace.
+        pid: u32,
+    },
+    /// The cgroup exists already or could not be made.
+    #[error("cannot make cgroup {path}{}", remedy::after_io(Asked::Cgroup, source))]
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// No instance of tracefs.
+    #[error(transparent)]
+    TraceInstance(TracefsError),
+    /// Nobody could undo it after a crash.
+    #[error(transparent)]
+    Guardian(#[from] GuardianError),
+}
+
+/// What to do about a switch that does not take a value.
+fn write_remedy(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::ACCESS | Errno::PERM) => ": it is for root",
+        Some(Errno::ROFS) => ": it is mounted read-only here; run outside the container",
+        Some(Errno::INVAL) => ": this kernel does not know the value",
+        _ => "",
+    }
+}
+
+impl Classified for ChangeError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } | Self::Cgroup { source, .. } => {
+                Class::of_refused_io(source)
+            }
+            Self::Taken { .. } => Class::Host,
+            Self::TraceInstance(error) => Class::of_refusal(error.source),
+            Self::Guardian(error) => error.class(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_of_a_switch_has_its_own_remedy() {
+        let said = |errno: Errno| {
+            let (path, value) = (PathBuf::from("/sys/x"), "1".to_owned());
+            ChangeError::Write { path, value, source: errno.into() }.to_string()
+        };
+        for (errno, words) in [
+            (Errno::ACCESS, "for root"),
+            (Errno::PERM, "for root"),
+            (Errno::ROFS, "outside the container"),
+            (Errno::INVAL, "does not know the value"),
+        ] {
+            assert!(said(errno).contains(words), "{errno}: {}", said(errno));
+        }
+        assert_eq!(said(Errno::IO), "cannot write '1' to /sys/x", "nothing is known");
+    }
+}

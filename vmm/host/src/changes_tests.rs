@@ -1,0 +1,523 @@
+//! Every way out, with real processes: a child of this test binary makes changes and is ended in some way,
+//! another is its guardian. What counts is what the file says afterwards.
+
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::guardian_message::Answer;
+use crate::root::Root;
+
+const MODE: &str = "ZAPSCOPE_TEST_CHILD";
+const TARGET: &str = "ZAPSCOPE_TEST_TARGET";
+const CHILD: &str = "host::changes::tests::not_a_test_but_a_child";
+
+fn this_binary() -> PathBuf {
+    std::env::current_exe().unwrap()
+}
+
+/// A guardian made of this test binary.
+fn guardian_program() -> GuardianProgram {
+    GuardianProgram::new(this_binary())
+        .arg("--exact")
+        .arg(CHILD)
+        .arg("--nocapture")
+        .env(MODE, format!("guardian {}", std::process::id()))
+}
+
+fn changes() -> (HostChanges, Arc<Mutex<Vec<String>>>) {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&said);
+    let announce = move |text: &str| sink.lock().unwrap().push(text.to_owned());
+    (HostChanges::noted_in(state_directories(std::process::id()), guardian_program(), announce), said)
+}
+
+/// Of one process of these tests alone: no zapscope on this host undoes what it leaves.
+fn state_directories(pid: u32) -> Vec<PathBuf> {
+    vec![std::env::temp_dir().join(format!("zapscope-test-{pid}"))]
+}
+
+struct SwitchFile {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl SwitchFile {
+    fn saying(text: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("switch");
+        fs::write(&path, text).unwrap();
+        Self { _dir: dir, path }
+    }
+
+    fn says(&self) -> String {
+        fs::read_to_string(&self.path).unwrap()
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn is_running(pid: u32) -> bool {
+    // A zombie is done running.
+    Root::default()
+        .text(&format!("/proc/{pid}/stat"))
+        .is_some_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim().starts_with('Z')))
+}
+
+fn guardian_of(changes: &HostChanges) -> u32 {
+    changes.lock().guardian.as_ref().unwrap().pid()
+}
+
+/// Starts a child in `mode` and waits until it says, with its guardian's pid, that its changes are made.
+fn run_child(mode: &str, target: &Path) -> (Child, u32, String) {
+    let mut child = Command::new(this_binary())
+        .args(["--exact", CHILD, "--nocapture"])
+        .env(MODE, mode)
+        .env(TARGET, target)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let stdout = child.stdout.as_mut().unwrap();
+    while !said.contains(" made\n") {
+        let mut byte = [0; 1];
+        assert_eq!(stdout.read(&mut byte).unwrap(), 1, "the child ended early: {said}");
+        said.push(char::from(byte[0]));
+    }
+    let line = said.lines().last().unwrap();
+    let mut words = line.rsplit(' ').skip(1);
+    let detail = words.next().unwrap().to_owned();
+    (child, words.next().unwrap().parse().unwrap(), detail)
+}
+
+/// Not a test: what the tests below start as another process. Does nothing in an ordinary run.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a way out that runs no destructor")]
+fn not_a_test_but_a_child() {
+    let Ok(mode) = std::env::var(MODE) else { return };
+    if let Some(owner) = mode.strip_prefix("guardian ") {
+        crate::guardian_main::guard(owner.parse().unwrap());
+        return;
+    }
+    let target = PathBuf::from(std::env::var_os(TARGET).unwrap());
+    let changes =
+        HostChanges::noted_in(state_directories(std::process::id()), guardian_program(), |_: &str| {});
+    let mut detail = "-".to_owned();
+    match mode.as_str() {
+        "zram" => detail = Disk::of(changes.add_zram("a test").unwrap().number).to_string(),
+        "zram-unheard" => {
+            // The death between the device's creation and the news of it: the answer stays unread.
+            let mut state = changes.lock();
+            let id = state.next_id().0;
+            let guardian = state.guard(&changes.0).unwrap();
+            guardian.tell(&Request::AddZram { id }).unwrap();
+            let answer = guardian.peek();
+            let Answer::Zram { number, .. } = answer else { panic!("{answer:?}") };
+            detail = Disk::of(number).to_string();
+        }
+        "planned" => {
+            let action = UndoAction::WriteFile {
+                path: target.clone(),
+                value: "madvise".to_owned(),
+                set: "never".to_owned(),
+            };
+            changes.plan(action).unwrap();
+        }
+        _ => {
+            changes.change_sysfs(&target, "always", "a test").unwrap();
+            changes.change_sysfs(&target, "never", "another test").unwrap();
+        }
+    }
+    common::output::result(format_args!("\nchanges {} {detail} made\n", guardian_of(&changes)));
+    common::output::finish();
+    match mode.as_str() {
+        "abort" => std::process::abort(),
+        "exit" => std::process::exit(0),
+        "panic" => panic!("on purpose"),
+        "interrupt-guardian" => {
+            let guardian = guardian_of(&changes) as i32;
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                // SAFETY: a signal to our own child, which has not been waited for.
+                unsafe { libc::kill(guardian, signal) };
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            std::process::abort();
+        }
+        _ => std::thread::sleep(Duration::from_secs(60)),
+    }
+}
+
+#[test]
+fn a_switch_is_set_announced_and_restored() {
+    let file = SwitchFile::saying("always [madvise] never\n");
+    let (changes, said) = changes();
+    let now = changes.change_sysfs(&file.path, "always", "to see huge pages").unwrap().now;
+    assert_eq!((now.as_str(), file.says().as_str()), ("always", "always"));
+    assert_eq!(changes.outstanding().len(), 1);
+    drop(changes);
+    assert_eq!(file.says(), "madvise");
+    let said = said.lock().unwrap();
+    assert!(said[0].contains("madvise -> always (to see huge pages)"), "{said:?}");
+    assert!(said[1].contains("undone: write 'madvise' back"), "{said:?}");
+}
+
+#[test]
+fn changes_to_one_switch_are_undone_backwards() {
+    let file = SwitchFile::saying("1");
+    let (changes, _) = changes();
+    for value in ["2", "3", "4"] {
+        changes.change_sysfs(&file.path, value, "a test").unwrap();
+    }
+    assert!(changes.undo_all().is_empty());
+    assert_eq!(file.says(), "1");
+}
+
+#[test]
+fn a_switch_that_says_so_already_is_no_change() {
+    let file = SwitchFile::saying("always [madvise] never\n");
+    let (changes, said) = changes();
+    let expected = Switched { change: None, now: "madvise".to_owned() };
+    assert_eq!(changes.change_sysfs(&file.path, "madvise", "a test").unwrap(), expected);
+    assert!(changes.lock().guardian.is_none(), "nothing to guard, no guardian");
+    assert!(said.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_change_that_fails_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let (changes, _) = changes();
+    let absent = changes.change_sysfs(dir.path().join("absent"), "1", "a test");
+    assert!(matches!(absent, Err(ChangeError::Read { .. })), "{absent:?}");
+    let refused = changes.change_sysfs("/proc/version", "1", "a test");
+    assert!(matches!(refused, Err(ChangeError::Write { .. })), "{refused:?}");
+    let taken = changes.make_cgroup(dir.path(), "/", "a test");
+    assert!(matches!(taken, Err(ChangeError::Cgroup { .. })), "{taken:?}");
+    assert_eq!(changes.outstanding(), []);
+}
+
+#[test]
+fn without_a_guardian_nothing_is_changed() {
+    let file = SwitchFile::saying("0");
+    for program in ["/nonexistent/guardian", "/bin/true"] {
+        let changes = HostChanges::guarded_by(GuardianProgram::new(program), |_: &str| {});
+        let refused = changes.change_sysfs(&file.path, "1", "a test");
+        assert!(matches!(refused, Err(ChangeError::Guardian(GuardianError::Start(_)))), "{refused:?}");
+        assert_eq!(file.says(), "0");
+    }
+}
+
+#[test]
+fn one_change_can_be_undone_early_and_once() {
+    let file = SwitchFile::saying("0");
+    let (changes, _) = changes();
+    let action =
+        UndoAction::WriteFile { path: file.path.clone(), value: "0".to_owned(), set: "1".to_owned() };
+    let change = changes.plan(action).unwrap();
+    fs::write(&file.path, "1").unwrap();
+    changes.undo(change).unwrap();
+    assert_eq!(file.says(), "0");
+    fs::write(&file.path, "somebody else").unwrap();
+    changes.undo(change).unwrap();
+    drop(changes);
+    assert_eq!(file.says(), "somebody else");
+}
+
+#[test]
+fn a_guardian_ends_with_its_purpose() {
+    let file = SwitchFile::saying("0");
+    let (changes, _) = changes();
+    changes.change_sysfs(&file.path, "1", "a test").unwrap();
+    let guardian = guardian_of(&changes);
+    assert!(is_running(guardian));
+    drop(changes);
+    assert!(!is_running(guardian), "dismissed guardians are gone when drop returns");
+}
+
+#[test]
+fn a_killed_run_is_cleaned_up_after() {
+    let file = SwitchFile::saying("always [madvise] never\n");
+    let (mut child, guardian, _) = run_child("sleep", &file.path);
+    assert_eq!(file.says(), "never");
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    eventually("the guardian ends", || !is_running(guardian));
+    assert_eq!(file.says(), "madvise");
+}
+
+#[test]
+fn a_run_killed_between_plan_and_change_is_harmless() {
+    let file = SwitchFile::saying("madvise");
+    let (mut child, guardian, _) = run_child("planned", &file.path);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the guardian ends", || !is_running(guardian));
+    assert_eq!(file.says(), "madvise");
+}
+
+#[test]
+fn abort_exit_and_panic_are_cleaned_up_after() {
+    for mode in ["abort", "exit", "panic", "interrupt-guardian"] {
+        let file = SwitchFile::saying("always [madvise] never\n");
+        let (mut child, guardian, _) = run_child(mode, &file.path);
+        child.wait().unwrap();
+        eventually(mode, || !is_running(guardian));
+        assert_eq!(file.says(), "madvise", "{mode}");
+    }
+}
+
+fn kill(pid: u32, signal: i32) {
+    // SAFETY: a signal to a process of these tests, by its number.
+    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+}
+
+/// The processes whose parent is `pid` and that run.
+fn children_of(pid: u32) -> Vec<u32> {
+    let root = Root::default();
+    let parent = |child: u32| {
+        let stat = root.text(&format!("/proc/{child}/stat"))?;
+        // After the name: state, parent.
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<u32>().ok()
+    };
+    let processes = root.names("/proc").into_iter().filter_map(|name| name.parse().ok());
+    processes.filter(|child| parent(*child) == Some(pid) && is_running(*child)).collect()
+}
+
+#[test]
+fn a_guardian_that_was_killed_is_replaced_and_the_next_one_undoes() {
+    let file = SwitchFile::saying("always [madvise] never\n");
+    let (mut child, first, _) = run_child("sleep", &file.path);
+    kill(first, libc::SIGKILL);
+    let another = || children_of(child.id()).into_iter().find(|pid| *pid != first);
+    eventually("another guardian", || another().is_some());
+    let second = another().unwrap();
+    // From then on it survives what ends its run; what it was not told it finds in the log.
+    eventually("the guardian holds the log", || {
+        let descriptors = fs::read_dir(format!("/proc/{second}/fd")).into_iter().flatten().flatten();
+        let mut files = descriptors.filter_map(|one| fs::read_link(one.path()).ok());
+        files.any(|file| file.starts_with(&state_directories(child.id())[0]))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the guardian ends", || !is_running(second));
+    assert_eq!(file.says(), "madvise");
+    assert!(!state_directories(child.id())[0].exists());
+}
+
+#[test]
+fn a_change_after_the_guardians_death_is_guarded_by_another() {
+    let file = SwitchFile::saying("0");
+    let (changes, said) = changes();
+    changes.change_sysfs(&file.path, "1", "a test").unwrap();
+    let first = guardian_of(&changes);
+    kill(first, libc::SIGKILL);
+    // It may be dying still while it is told; then the one that takes its place is told as well.
+    changes.change_sysfs(&file.path, "2", "a test").unwrap();
+    eventually("another guardian", || guardian_of(&changes) != first);
+    assert_eq!(changes.outstanding().len(), 2);
+    assert!(said.lock().unwrap().iter().any(|text| text.contains("another one took its place")), "{said:?}");
+    drop(changes);
+    assert_eq!(file.says(), "0");
+}
+
+/// As the end of a PID namespace does it: the guardian has no moment left.
+#[test]
+fn what_is_left_by_both_the_next_one_undoes() {
+    let file = SwitchFile::saying("always [madvise] never\n");
+    let (mut child, guardian, _) = run_child("sleep", &file.path);
+    let directories = state_directories(child.id());
+    let undo = || crate::leftovers::undo_those_in(&directories);
+    assert_eq!(undo(), [], "both are alive");
+    kill(guardian, libc::SIGSTOP);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(undo(), [], "the guardian is");
+    kill(guardian, libc::SIGKILL);
+    eventually("the guardian's end", || !is_running(guardian));
+    assert_eq!(file.says(), "never");
+    let mut left = Vec::new();
+    // The kernel lets go of a dead process's files soon.
+    eventually("somebody undoes it", || {
+        left.extend(undo());
+        !left.is_empty()
+    });
+    assert_eq!((left.len(), left.iter().all(|one| one.is_gone)), (2, true), "{left:?}");
+    assert_eq!(file.says(), "madvise");
+    assert!(!directories[0].exists());
+}
+
+#[test]
+fn two_runs_do_not_change_one_switch() {
+    let file = SwitchFile::saying("0");
+    let ((first, _), (second, _)) = (changes(), changes());
+    first.change_sysfs(&file.path, "1", "a test").unwrap();
+    let refused = second.change_sysfs(&file.path, "2", "a test");
+    assert!(matches!(refused, Err(ChangeError::Taken { .. })), "{refused:?}");
+    assert_eq!((file.says().as_str(), second.outstanding().len()), ("1", 0));
+    drop(first);
+    second.change_sysfs(&file.path, "2", "a test").unwrap();
+    drop(second);
+    assert_eq!(file.says(), "0");
+}
+
+#[test]
+fn where_nobody_can_undo_nothing_is_changed() {
+    let file = SwitchFile::saying("0");
+    let nowhere = vec![PathBuf::from("/proc/nowhere")];
+    let changes = HostChanges::noted_in(nowhere, guardian_program(), |_: &str| {});
+    let outcome = changes.change_sysfs(&file.path, "1", "a test");
+    if in_initial_pid_namespace() {
+        outcome.expect("the guardian outlives this process");
+    } else {
+        assert!(matches!(outcome, Err(ChangeError::Guardian(GuardianError::Mortal(_)))), "{outcome:?}");
+        assert_eq!(file.says(), "0");
+    }
+}
+
+#[test]
+fn what_was_made_is_told_once_and_said_once() {
+    let file = SwitchFile::saying("0");
+    let (changes, said) = changes();
+    for _ in 0..3 {
+        let switched = changes.change_sysfs(&file.path, "1", "a test").unwrap();
+        changes.undo(switched.change.unwrap()).unwrap();
+    }
+    assert_eq!((changes.made().len(), said.lock().unwrap().len()), (1, 2));
+    assert!(matches!(&changes.made()[0], HostChange::Switch { from, to, .. } if from == "0" && to == "1"));
+}
+
+#[test]
+fn ctrl_c_at_the_terminal_does_not_reach_the_guardian() {
+    let file = SwitchFile::saying("madvise");
+    let (mut child, guardian, _) = run_child("sleep", &file.path);
+    let session = |pid: u32| {
+        let stat = Root::default().text(&format!("/proc/{pid}/stat")).unwrap();
+        // After the name: state, parent, process group, session.
+        let after_name = stat.rsplit(')').next().unwrap().to_owned();
+        after_name.split_whitespace().nth(3).unwrap().parse::<u32>().unwrap()
+    };
+    assert_eq!(session(guardian), guardian);
+    assert_ne!(session(child.id()), guardian);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the guardian ends", || !is_running(guardian));
+}
+
+/// One zram device and no other: numbers are given again, and other programs make devices too.
+#[derive(Debug)]
+struct Disk {
+    number: u32,
+    diskseq: u64,
+}
+
+impl Disk {
+    fn of(number: u32) -> Self {
+        Self { number, diskseq: crate::zram::diskseq_of(number).unwrap() }
+    }
+
+    fn parse(text: &str) -> Self {
+        let (number, diskseq) = text.split_once(':').unwrap();
+        Self { number: number.parse().unwrap(), diskseq: diskseq.parse().unwrap() }
+    }
+
+    fn exists(&self) -> bool {
+        crate::zram::diskseq_of(self.number) == Some(self.diskseq)
+    }
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.number, self.diskseq)
+    }
+}
+
+#[test]
+#[ignore = "needs: Zram"]
+fn a_killed_run_leaves_no_zram_behind() {
+    let (mut child, guardian, disk) = run_child("zram", Path::new("/"));
+    let disk = Disk::parse(&disk);
+    let name = format!("zram{}", disk.number);
+    fs::write(format!("/sys/block/{name}/disksize"), "16M").unwrap();
+    let formatted = Command::new("mkswap").arg(format!("/dev/{name}")).stdout(Stdio::null()).status();
+    let swapped = Command::new("swapon").args(["-p", "0", &format!("/dev/{name}")]).status();
+    let in_use = formatted.is_ok_and(|status| status.success()) && swapped.is_ok_and(|one| one.success());
+    assert!(disk.exists());
+    common::output::message(format_args!(
+        "the device is {} when its run is killed",
+        if in_use { "swapped to" } else { "idle" }
+    ));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the guardian ends", || !is_running(guardian));
+    assert!(!disk.exists(), "{disk} is left");
+}
+
+#[test]
+#[ignore = "needs: Zram"]
+fn a_zram_whose_number_nobody_heard_is_removed() {
+    let (mut child, guardian, disk) = run_child("zram-unheard", Path::new("/"));
+    let disk = Disk::parse(&disk);
+    assert!(disk.exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the guardian ends", || !is_running(guardian));
+    assert!(!disk.exists(), "{disk} is left");
+}
+
+#[test]
+#[ignore = "needs: Zram"]
+fn a_zram_is_removed_in_the_ordinary_way() {
+    let (changes, said) = changes();
+    let added = changes.add_zram("a test").unwrap();
+    let disk = Disk::of(added.number);
+    assert!(disk.exists());
+    changes.undo(added.change).unwrap();
+    assert!(!disk.exists());
+    drop(changes);
+    assert_eq!(said.lock().unwrap().len(), 2);
+}
+
+/// A cgroup for this process to make. What earlier ones left that were killed together with their guardians is removed.
+fn cgroup_in(parent: &Path) -> PathBuf {
+    const NAME: &str = "zapscope-test-";
+    for old in fs::read_dir(parent).unwrap().flatten() {
+        let owner = old.file_name().to_str().and_then(|name| name.strip_prefix(NAME)?.parse().ok());
+        if owner.is_some_and(|owner| !is_running(owner)) {
+            let _ = UndoAction::RemoveCgroup { path: old.path(), home: parent.to_owned() }.perform();
+        }
+    }
+    parent.join(format!("{NAME}{}", std::process::id()))
+}
+
+#[test]
+#[ignore = "needs: Cgroup"]
+fn a_cgroup_is_removed_with_a_process_still_in_it() {
+    let parent = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|parent| Path::new(parent).join("cgroup.procs").exists())
+        .unwrap();
+    // One of a process that is no more: there is none with the highest of numbers.
+    let left = Path::new(parent).join(format!("zapscope-test-{}", i32::MAX));
+    fs::create_dir(&left).unwrap();
+    let (changes, _) = changes();
+    let path = cgroup_in(Path::new(parent));
+    assert!(!left.exists(), "what a killed test left is removed by the next one");
+    changes.make_cgroup(&path, parent, "a test").unwrap();
+    let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+    fs::write(path.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
+    drop(changes);
+    assert!(!path.exists());
+    assert!(sleeper.try_wait().unwrap().is_none(), "its process lives on");
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+}

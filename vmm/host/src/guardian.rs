@@ -1,0 +1,264 @@
+//! The guardian: a child process that undoes what a killed run left behind.
+//!
+//! ```text
+//!  run                                      guardian (own session, ignores SIGINT, SIGTERM, SIGHUP, SIGQUIT)
+//!   ├─ start, log ────────────────────────►   │  joins in holding the log (`change_log`)
+//!   │ ◄──────────────────────────── ready ──  │
+//!   ├─ plan 1: write 'madvise' back ──────►   │  outstanding: 1        the change is made after this
+//!   ├─ add-zram 2 ────────────────────────►   │  makes the device, outstanding: 1, 2
+//!   │ ◄─────────────────────── zram 3 ──────  │
+//!   ├─ forget 2 (the run undid it) ───────►   │  outstanding: 1
+//!   ├─ done ──────────────────────────────►   └─ exits
+//!   ╳ killed: the socket closes ──────────►      waits for the death, undoes 1, exits
+//! ```
+//!
+//! There is no moment at which a change exists and the guardian does not know of it: a plan is in the socket
+//! before the change is made, and stays readable after the sender's death; a zram device, whose number nobody
+//! knows before it exists, is made by the guardian itself. A run whose guardian dies starts another one and tells it all
+//! that is outstanding. Whoever kills both, as the end of a PID namespace does, leaves the log, by which the next zapscope
+//! undoes ([`super::leftovers`]).
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use guest_mem::remedy::{self, Asked};
+use rustix::process::{Pid, PidfdFlags};
+
+use super::change_log::LogError;
+use super::guardian_message::{Answer, Request, to_line};
+use common::exit::{Class, Classified};
+
+/// The hidden argument that makes the program a guardian; the owner's pid follows it.
+pub const GUARDIAN_ARGUMENT: &str = "__guardian";
+
+/// A guardian answers within microseconds, on an emulated host within a second; this bounds what a broken one can
+/// cost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What can go wrong between a run and its guardian.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardianError {
+    /// It could not be started.
+    #[error("cannot start the process that would undo changes after a crash, so nothing is changed{}", remedy::after_io(Asked::Thread, .0))]
+    Start(#[source] io::Error),
+    /// It is gone, or silent.
+    #[error(
+        "the process that would undo changes after a crash is gone, so nothing more is changed; start again"
+    )]
+    Gone(#[source] io::Error),
+    /// It made no zram device.
+    #[error("reading /sys/class/zram-control/hot_add made no zram device: {}", hot_add_remedy(*.errno))]
+    NoZram {
+        /// What the kernel answered, if it was the kernel.
+        errno: Option<i32>,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// It would die with this process, and nobody would know what to undo.
+    #[error(
+        "in this PID namespace the end of its first process ends whoever would undo a change, and it cannot be noted for a \
+         later zapscope, so nothing is changed: give it a directory of its own by ZAPSCOPE_STATE_DIR, or a writable /run"
+    )]
+    Mortal(#[source] LogError),
+}
+
+/// What to do about a zram device that the kernel does not make.
+fn hot_add_remedy(errno: Option<i32>) -> &'static str {
+    match errno {
+        Some(libc::ENOENT) => "the driver is not there: `modprobe zram num_devices=0`",
+        Some(libc::EACCES | libc::EPERM) => "it is for root: run as root",
+        Some(libc::EBUSY) => "the driver is busy with another device, or about to be unloaded: try again",
+        Some(libc::ENOMEM | libc::ENOSPC) => {
+            "the kernel has no room for one more: remove zram devices that nobody uses"
+        }
+        _ => "see the kernel's log (`dmesg`)",
+    }
+}
+
+impl Classified for GuardianError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Start(source) => Class::of_refused_io(source),
+            Self::Gone(_) => Class::Fault,
+            Self::NoZram { .. } | Self::Mortal(_) => Class::Host,
+        }
+    }
+}
+
+/// How to start a guardian: the running program itself with [`GUARDIAN_ARGUMENT`], unless a test says else.
+#[derive(Clone, Debug)]
+pub struct GuardianProgram {
+    program: OsString,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Default for GuardianProgram {
+    fn default() -> Self {
+        // Not the path: the file may have been replaced since.
+        Self::new("/proc/self/exe").arg(GUARDIAN_ARGUMENT).arg(std::process::id().to_string())
+    }
+}
+
+impl GuardianProgram {
+    /// A program that will call [`super::guardian_main::guard`].
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self { program: program.as_ref().to_owned(), arguments: Vec::new(), environment: Vec::new() }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds a variable to its environment.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+}
+
+/// A run's end of the line to its guardian.
+#[derive(Debug)]
+pub(crate) struct Guardian {
+    child: Child,
+    channel: BufReader<UnixStream>,
+}
+
+impl Guardian {
+    /// Starts one and waits until it is out of reach of Ctrl-C, and holds the log.
+    pub(crate) fn start(program: &GuardianProgram, log: Option<&Path>) -> Result<Self, GuardianError> {
+        let (ours, theirs) = UnixStream::pair().map_err(GuardianError::Start)?;
+        ours.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(GuardianError::Start)?;
+        // The command keeps `theirs` open until it is dropped: it must be gone before we wait for an answer,
+        // or a guardian that fails to start would look like a slow one.
+        let child = Command::new(&program.program)
+            .arg0("zapscope-guardian")
+            .args(&program.arguments)
+            .envs(program.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(GuardianError::Start)?;
+        let mut guardian = Self { child, channel: BufReader::new(ours) };
+        guardian.expect_ready()?;
+        if let Some(path) = log {
+            guardian.tell(&Request::Log { path: path.to_owned() })?;
+            guardian.expect_ready()?;
+        }
+        Ok(guardian)
+    }
+
+    fn expect_ready(&mut self) -> Result<(), GuardianError> {
+        match self.answer() {
+            Ok(Answer::Ready) => Ok(()),
+            Ok(other) => Err(GuardianError::Start(io::Error::other(format!("it said {other:?}")))),
+            Err(error) => Err(GuardianError::Start(error)),
+        }
+    }
+
+    /// Whether it has ended, which it does not do by itself as long as it is needed.
+    pub(crate) fn is_dead(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    /// Readable once it is dead; `None` on kernels before 5.3.
+    pub(crate) fn death(&self) -> Option<OwnedFd> {
+        rustix::process::pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).ok()
+    }
+
+    /// Tells it something; when this returns, the guardian will know even if we die.
+    pub(crate) fn tell(&mut self, request: &Request) -> Result<(), GuardianError> {
+        let line = to_line(request).map_err(GuardianError::Gone)?;
+        self.channel.get_mut().write_all(line.as_bytes()).map_err(GuardianError::Gone)
+    }
+
+    /// Has it make a zram device. Its number and serial number.
+    pub(crate) fn add_zram(&mut self, id: u64) -> Result<(u32, Option<u64>), GuardianError> {
+        self.tell(&Request::AddZram { id })?;
+        match self.answer().map_err(GuardianError::Gone)? {
+            Answer::Zram { number, diskseq } => Ok((number, diskseq)),
+            Answer::Failed { errno, why } => {
+                let source = errno.map_or_else(|| io::Error::other(why), io::Error::from_raw_os_error);
+                Err(GuardianError::NoZram { errno, source })
+            }
+            Answer::Ready => Err(GuardianError::Gone(io::Error::other("it answered out of turn"))),
+        }
+    }
+
+    /// Lets it go: all is undone.
+    pub(crate) fn dismiss(mut self) {
+        if self.tell(&Request::Done).is_ok() {
+            let deadline = Instant::now() + EXIT_TIMEOUT;
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next answer, left unread.
+    #[cfg(test)]
+    pub(crate) fn peek(&self) -> Answer {
+        let mut bytes = [0u8; 1024];
+        let flags = rustix::net::RecvFlags::PEEK;
+        let (length, _) = rustix::net::recv(self.channel.get_ref(), &mut bytes, flags).unwrap();
+        serde_json::from_slice(&bytes[..length]).unwrap()
+    }
+
+    fn answer(&mut self) -> io::Result<Answer> {
+        let mut line = String::new();
+        if self.channel.read_line(&mut line)? == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended without a word"));
+        }
+        serde_json::from_str(&line).map_err(io::Error::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel answers, or the guardian where it was not the kernel: each has a sentence, and no other's.
+    #[test]
+    fn each_answer_of_hot_add_has_its_own_remedy() {
+        const KNOWN: [(&[i32], &str); 4] = [
+            (&[libc::ENOENT], "`modprobe zram num_devices=0`"),
+            (&[libc::EACCES, libc::EPERM], "run as root"),
+            (&[libc::EBUSY], "try again"),
+            (&[libc::ENOMEM, libc::ENOSPC], "remove zram devices that nobody uses"),
+        ];
+        let said = |errno: Option<i32>| {
+            let source =
+                errno.map_or_else(|| io::ErrorKind::InvalidData.into(), io::Error::from_raw_os_error);
+            GuardianError::NoZram { errno, source }.to_string()
+        };
+        for (errnos, words) in KNOWN {
+            for &errno in errnos {
+                let said = said(Some(errno));
+                assert!(said.starts_with("reading /sys/class/zram-control/hot_add made no zram device: "));
+                let others = KNOWN.iter().filter(|(_, other)| said.contains(other)).count();
+                assert!(said.contains(words) && others == 1, "{errno}: {said}");
+            }
+        }
+        for errno in [Some(libc::EIO), Some(libc::EINVAL), None] {
+            let said = said(errno);
+            assert!(said.contains("`dmesg`"), "{errno:?}: {said}");
+            assert!(KNOWN.iter().all(|(_, words)| !said.contains(words)), "{errno:?}: {said}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Which KVM this host runs, and with what kind of secondary MMU.
+
+use serde::Serialize;
+
+use super::root::Root;
+
+/// How KVM translates guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum MmuKind {
+    /// Intel's second level of page tables.
+    #[serde(rename = "EPT")]
+    Ept,
+    /// AMD's.
+    #[serde(rename = "NPT")]
+    Npt,
+    /// KVM shadows the guest's own page tables: each guest page-table write costs.
+    #[serde(rename = "shadow")]
+    Shadow,
+    /// Shadowing without hardware virtualisation: guest ring 0 is emulated as well.
+    #[serde(rename = "shadow (pvm)")]
+    ShadowPvm,
+}
+
+impl MmuKind {
+    /// The field's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ept => "EPT",
+            Self::Npt => "NPT",
+            Self::Shadow => "shadow",
+            Self::ShadowPvm => "shadow (pvm)",
+        }
+    }
+
+    /// Whether a guest operating system runs here at native speed in ring 0.
+    pub fn runs_guest_kernels_natively(self) -> bool {
+        self != Self::ShadowPvm
+    }
+}
+
+impl std::fmt::Display for MmuKind {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+/// KVM's module and its MMU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct KvmFacts {
+    /// `kvm_intel`, `kvm_amd`, `kvm_pvm`; `None` if none is loaded.
+    pub module: Option<String>,
+    /// The kind of its MMU; `None` where `/sys` does not say.
+    pub mmu: Option<MmuKind>,
+    /// Whether two-dimensional paging uses the newer, mostly lockless TDP MMU.
+    pub tdp_mmu: Option<bool>,
+    /// Whether KVM splits huge pages against the iTLB multihit erratum where the guest executes.
+    pub nx_huge_pages: Option<String>,
+}
+
+impl KvmFacts {
+    /// The same, of a host whose files are below `root`.
+    pub fn read_from(root: &Root) -> Self {
+        let modules = root.names("/sys/module");
+        let two_dimensional = |module: &str| {
+            let parameter = if module == "kvm_intel" { "ept" } else { "npt" };
+            root.flag(&format!("/sys/module/{module}/parameters/{parameter}"))
+        };
+        let module = vendor_module(&modules);
+        Self {
+            module: module.map(str::to_owned),
+            mmu: module.and_then(|module| match module {
+                // It has no such parameter: nothing but shadowing can be done without hardware.
+                "kvm_pvm" => Some(MmuKind::ShadowPvm),
+                module => mmu_kind(module, two_dimensional(module)),
+            }),
+            tdp_mmu: root.flag("/sys/module/kvm/parameters/tdp_mmu"),
+            nx_huge_pages: root.text("/sys/module/kvm/parameters/nx_huge_pages"),
+        }
+    }
+}
+
+/// The vendor module among the loaded ones. KVM takes the first that registers and refuses the others.
+fn vendor_module(modules: &[String]) -> Option<&str> {
+    let vendors = ["kvm_intel", "kvm_amd", "kvm_pvm"];
+    modules.iter().map(String::as_str).find(|module| vendors.contains(module))
+}
+
+/// The kind of MMU that goes with a module and its `ept` or `npt` parameter, if that can be read.
+fn mmu_kind(module: &str, two_dimensional: Option<bool>) -> Option<MmuKind> {
+    Some(match (module, two_dimensional?) {
+        ("kvm_intel", true) => MmuKind::Ept,
+        ("kvm_amd", true) => MmuKind::Npt,
+        _ => MmuKind::Shadow,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_module_and_its_parameter_name_the_mmu() {
+        assert_eq!(mmu_kind("kvm_intel", Some(true)), Some(MmuKind::Ept));
+        assert_eq!(mmu_kind("kvm_amd", Some(true)), Some(MmuKind::Npt));
+    }
+
+    #[test]
+    fn without_two_dimensional_paging_it_shadows() {
+        assert_eq!(mmu_kind("kvm_intel", Some(false)), Some(MmuKind::Shadow));
+        assert_eq!(mmu_kind("kvm_amd", Some(false)), Some(MmuKind::Shadow));
+    }
+
+    #[test]
+    fn helper_modules_are_not_kvm() {
+        let loaded = ["irqbypass", "kvm", "kvm_amd", "kvmgt"].map(str::to_owned);
+        assert_eq!(vendor_module(&loaded), Some("kvm_amd"));
+        assert_eq!(vendor_module(&loaded[..2]), None);
+    }
+}

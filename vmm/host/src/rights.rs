@@ -1,0 +1,138 @@
+//! What this process may do to the host, judged as the kernel judges it: by the capability that an operation asks for, held
+//! in the user namespace that the kernel asks about. Who is user 0 says neither: root of a container may lack
+//! capabilities, root of a user namespace has all of them and none of the host's.
+
+use std::fmt;
+
+use super::root::Root;
+
+/// `PROC_USER_INIT_INO` of the kernel, the same on every one.
+const INITIAL: &str = "user:[4026531837]";
+
+/// A capability, by its number in `<linux/capability.h>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Capability {
+    /// To look at other users' processes.
+    SysPtrace = 19,
+    /// swapon, swapoff, mount, and most switches of the host.
+    SysAdmin = 21,
+    /// process_madvise on other processes.
+    SysNice = 23,
+    /// perf events of the kernel and of all processes.
+    Perfmon = 38,
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::SysPtrace => "CAP_SYS_PTRACE",
+            Self::SysAdmin => "CAP_SYS_ADMIN",
+            Self::SysNice => "CAP_SYS_NICE",
+            Self::Perfmon => "CAP_PERFMON",
+        })
+    }
+}
+
+/// A capability that is asked for and not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lacking {
+    /// The process does not have it.
+    #[error("{0} is missing: be root, or root with that capability")]
+    Capability(Capability),
+    /// It has it where it does not count.
+    #[error(
+        "{0} counts in the initial user namespace only, and this process is in another: run outside of it"
+    )]
+    Namespace(Capability),
+}
+
+/// The effective capabilities of this process, and whether they are the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    effective: u64,
+    initial_user_namespace: bool,
+}
+
+impl Rights {
+    /// Those of this process.
+    pub fn read() -> Self {
+        Self::read_from(&Root::default())
+    }
+
+    /// Those that the files of a host tell.
+    pub fn read_from(root: &Root) -> Self {
+        let effective = root.text("/proc/self/status").as_deref().and_then(parse_effective).unwrap_or(0);
+        // A kernel without user namespaces has no such link.
+        let namespace = std::fs::read_link(root.path("/proc/self/ns/user"));
+        let initial_user_namespace = namespace.map_or(true, |link| link.as_os_str() == INITIAL);
+        Self { effective, initial_user_namespace }
+    }
+
+    /// Whether the host grants what asks for this capability.
+    pub fn has(&self, capability: Capability) -> bool {
+        self.lacks(capability).is_none()
+    }
+
+    /// Why the host refuses what asks for this capability, if it does.
+    pub fn lacks(&self, capability: Capability) -> Option<Lacking> {
+        let effective = self.effective >> capability as u8 & 1 == 1;
+        match (effective, self.initial_user_namespace) {
+            (true, true) => None,
+            (true, false) => Some(Lacking::Namespace(capability)),
+            (false, _) => Some(Lacking::Capability(capability)),
+        }
+    }
+
+    /// Capabilities by their bits, as in `CapEff`, in the initial user namespace.
+    #[cfg(any(test, feature = "fixture"))]
+    pub fn of_bits(effective: u64) -> Self {
+        Self { effective, initial_user_namespace: true }
+    }
+}
+
+fn parse_effective(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: &str = "Name:\tx\nCapPrm:\t0\nCapEff:\t000001ffffffffff\n";
+    const NOBODY: &str = "CapPrm:\t000001ffffffffff\nCapEff:\t0000000000000000\n";
+
+    fn rights(status: &str, namespace: Option<&str>) -> Rights {
+        let tree = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(tree.path().join("proc/self/ns")).unwrap();
+        std::fs::write(tree.path().join("proc/self/status"), status).unwrap();
+        if let Some(namespace) = namespace {
+            std::os::unix::fs::symlink(namespace, tree.path().join("proc/self/ns/user")).unwrap();
+        }
+        Rights::read_from(&Root::at(tree.path()))
+    }
+
+    #[test]
+    fn the_effective_set_counts_in_the_initial_namespace() {
+        let root = rights(ROOT, Some(INITIAL));
+        assert!(root.has(Capability::SysAdmin) && root.has(Capability::Perfmon));
+        assert!(rights(ROOT, None).has(Capability::SysAdmin), "there are no user namespaces");
+        let nobody = rights(NOBODY, Some(INITIAL));
+        assert_eq!(nobody.lacks(Capability::SysNice), Some(Lacking::Capability(Capability::SysNice)));
+    }
+
+    #[test]
+    fn root_of_a_user_namespace_is_not_the_hosts() {
+        let contained = rights(ROOT, Some("user:[4026532201]"));
+        let why = contained.lacks(Capability::SysAdmin).unwrap();
+        assert_eq!(why, Lacking::Namespace(Capability::SysAdmin));
+        assert!(why.to_string().contains("CAP_SYS_ADMIN counts in the initial user namespace"), "{why}");
+    }
+
+    #[test]
+    fn a_host_that_shows_nothing_grants_nothing() {
+        assert!(!Rights::read_from(&Root::at("/nonexistent")).has(Capability::SysAdmin));
+        assert_eq!(parse_effective("CapEff: none\n"), None);
+    }
+}

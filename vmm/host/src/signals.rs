@@ -1,0 +1,384 @@
+//! Ctrl-C as a cancel token: a run ends early by returning, and what it changed is undone on the way.
+//!
+//! ```text
+//! main: cancel_on_signal(): the signals are blocked ─► threads start, inherit the mask
+//!                                 │
+//! SIGINT, SIGTERM, SIGHUP ─► signalfd ─► the signal thread ─► Cancel: a flag that steps poll,
+//!                                            │               an eventfd that wakes sleepers
+//!                                            └─ then, whatever comes of it: the announcement
+//! ```
+//!
+//! A signal thread that cannot go on lets the signals through: then they end the process, and the guardian undoes.
+
+use guest_mem::remedy::{self, Asked};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
+use super::changes::Announce;
+use common::exit::{Class, Classified};
+use common::stop_signals::stop_signals;
+
+/// The signal thread reads, and says a line.
+const STACK: usize = 64 << 10;
+
+/// The cancel token's or the signals' descriptor could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up {what} for Ctrl-C{}", remedy::after_io(*asked, source))]
+pub struct SignalError {
+    /// What was being set up.
+    pub what: &'static str,
+    /// What that takes.
+    pub asked: Asked,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Classified for SignalError {
+    fn class(&self) -> Class {
+        Class::of_refused_io(&self.source)
+    }
+}
+
+/// The run was told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped by a signal; what was measured so far is kept")]
+pub struct Cancelled;
+
+/// A token that says whether to go on. Clones are the same token.
+#[derive(Clone, Debug)]
+pub struct Cancel(Arc<Token>);
+
+#[derive(Debug)]
+struct Token {
+    is_set: AtomicBool,
+    /// Readable once cancelled; never read, so that it wakes everybody and for good.
+    wake: OwnedFd,
+}
+
+impl Cancel {
+    /// A token that says to go on.
+    pub fn new() -> Result<Self, SignalError> {
+        let wake =
+            rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| {
+                SignalError { what: "an eventfd", asked: Asked::Descriptor, source: errno.into() }
+            })?;
+        Ok(Self(Arc::new(Token { is_set: AtomicBool::new(false), wake })))
+    }
+
+    /// Tells everybody to end.
+    pub fn cancel(&self) {
+        // Release, paired with the load in `is_cancelled`: whoever ends sees what led to it.
+        self.0.is_set.store(true, Ordering::Release);
+        // Can only fail if the counter is full, and then it is readable already.
+        let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0.wake, &1u64.to_ne_bytes()));
+    }
+
+    /// Whether to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.is_set.load(Ordering::Acquire)
+    }
+
+    /// For the `?` of a step.
+    pub fn check(&self) -> Result<(), Cancelled> {
+        if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
+    }
+
+    /// Sleeps, unless told to end.
+    pub fn sleep(&self, duration: Duration) -> Result<(), Cancelled> {
+        let end = std::time::Instant::now() + duration;
+        loop {
+            self.check()?;
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            // A duration longer than a time_t can hold is cut to a day, and the loop goes on.
+            let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 86_400, tv_nsec: 0 });
+            match rustix::event::poll(&mut [PollFd::new(&self.0.wake, PollFlags::IN)], Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                // Cannot wait on the descriptor: wait without it, in pieces.
+                Err(_) => std::thread::sleep(left.min(Duration::from_millis(10))),
+            }
+        }
+    }
+}
+
+impl AsFd for Cancel {
+    /// Readable once cancelled; must not be read.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.wake.as_fd()
+    }
+}
+
+/// A token that SIGINT, SIGTERM and SIGHUP cancel. Call it before the first thread is started: a thread without the
+/// mask would be ended by the signal, and all others with it.
+///
+/// `announce` hears of each signal after the token does.
+///
+/// # Errors
+/// [`SignalError`]; the signals are then as they were.
+pub fn cancel_on_signal(announce: impl FnMut(&str) + Send + 'static) -> Result<Cancel, SignalError> {
+    let cancel = Cancel::new()?;
+    block_stop_signals()?;
+    let started = StopSignals::new(cancel.clone(), announce).and_then(StopSignals::start);
+    if let Err(error) = started {
+        // Without a thread that takes them they end the process at once, as they do before this call.
+        let _ = unblock_stop_signals();
+        return Err(error);
+    }
+    Ok(cancel)
+}
+
+/// Blocks the stop signals in this thread and in those it starts.
+fn block_stop_signals() -> Result<(), SignalError> {
+    change_mask(libc::SIG_BLOCK)
+}
+
+fn unblock_stop_signals() -> Result<(), SignalError> {
+    change_mask(libc::SIG_UNBLOCK)
+}
+
+/// Has a write beyond `ulimit -f` fail with EFBIG, as one fails on a full disk, in place of ending this process. Children
+/// inherit it: the only one is the guardian, whose messages may go to such a file.
+pub fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal runs no code of ours in a handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+fn change_mask(how: i32) -> Result<(), SignalError> {
+    let set = stop_signals();
+    // SAFETY: the set is initialised; the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        errno => Err(SignalError {
+            what: "the signal mask",
+            asked: Asked::Descriptor,
+            source: io::Error::from_raw_os_error(errno),
+        }),
+    }
+}
+
+/// Receives the stop signals on behalf of a [`Cancel`].
+struct StopSignals {
+    fd: OwnedFd,
+    cancel: Cancel,
+    announce: Announce,
+}
+
+impl StopSignals {
+    /// Takes the signals, which [`block_stop_signals`] must have blocked.
+    fn new(cancel: Cancel, announce: impl FnMut(&str) + Send + 'static) -> Result<Self, SignalError> {
+        let set = stop_signals();
+        // SAFETY: the set is initialised and only read; -1 asks for a new descriptor.
+        let raw = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
+        if raw < 0 {
+            return Err(SignalError {
+                what: "a signalfd",
+                asked: Asked::Descriptor,
+                source: io::Error::last_os_error(),
+            });
+        }
+        // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(Self { fd, cancel, announce: Box::new(announce) })
+    }
+
+    /// Starts the signal thread. It ends with the process.
+    fn start(mut self) -> Result<(), SignalError> {
+        let serve = move || {
+            while self.receive().is_ok() {}
+            // The mask is each thread's own: as long as this thread lives, the signals end the process through it.
+            let _ = unblock_stop_signals();
+            loop {
+                std::thread::park();
+            }
+        };
+        let thread = std::thread::Builder::new().name("signals".to_owned()).stack_size(STACK).spawn(serve);
+        thread.map(drop).map_err(|source| SignalError { what: "a thread", asked: Asked::Thread, source })
+    }
+
+    /// Waits for a signal and acts on it.
+    fn receive(&mut self) -> io::Result<()> {
+        let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
+        let length = loop {
+            match rustix::io::read(&self.fd, &mut record) {
+                Err(Errno::INTR) => {}
+                read => break read?,
+            }
+        };
+        if length < record.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // `ssi_signo` is the first field.
+        let number = u32::from_ne_bytes([record[0], record[1], record[2], record[3]]);
+        let again = self.cancel.is_cancelled();
+        self.cancel.cancel();
+        // This thread outlives whatever the announcement does: the next signal is heard as well.
+        let _ = catch_unwind(AssertUnwindSafe(|| (self.announce)(&announcement(number, again))));
+        Ok(())
+    }
+}
+
+const _: () = assert!(std::mem::offset_of!(libc::signalfd_siginfo, ssi_signo) == 0);
+const _: () = assert!(size_of::<libc::signalfd_siginfo>() == 128);
+
+/// What to say about a signal, depending on whether it is the first.
+fn announcement(number: u32, again: bool) -> String {
+    let name = match number as i32 {
+        libc::SIGINT => "Ctrl-C",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGHUP => "SIGHUP",
+        _ => "a signal",
+    };
+    // What is undone on the host is announced by whoever undoes it: here it is not known whether anything was changed.
+    if again {
+        format!("{name} again: stopping already, a moment please")
+    } else {
+        format!("{name}: stopping")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Instant;
+
+    use super::*;
+    use common::stop_signals::{STOP_SIGNALS, with_stop_signals_blocked};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_token_is_shared_and_stays_set() {
+        let cancel = Cancel::new().unwrap();
+        let other = cancel.clone();
+        assert_eq!(other.check(), Ok(()));
+        cancel.cancel();
+        cancel.cancel();
+        assert_eq!(other.check(), Err(Cancelled));
+        assert_eq!(other.sleep(LONG), Err(Cancelled));
+        assert_eq!(other.sleep(LONG), Err(Cancelled), "the wake-up is for good");
+    }
+
+    #[test]
+    fn sleepers_are_woken() {
+        let cancel = Cancel::new().unwrap();
+        let sleepers: Vec<_> = (0..3)
+            .map(|_| {
+                let cancel = cancel.clone();
+                std::thread::spawn(move || cancel.sleep(LONG))
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(20));
+        cancel.cancel();
+        for sleeper in sleepers {
+            assert_eq!(sleeper.join().unwrap(), Err(Cancelled));
+        }
+    }
+
+    #[test]
+    fn an_undisturbed_sleep_is_as_long_as_asked() {
+        let (cancel, start) = (Cancel::new().unwrap(), Instant::now());
+        assert_eq!(cancel.sleep(Duration::from_millis(30)), Ok(()));
+        assert!(start.elapsed() >= Duration::from_millis(30));
+    }
+
+    /// Raises a signal in this one thread, in which it is blocked: other tests are not disturbed.
+    fn raise(signal: i32) {
+        // SAFETY: takes nothing and cannot fail.
+        let this_thread = unsafe { libc::pthread_self() };
+        // SAFETY: the thread is alive; the signal is blocked in it, so it only becomes pending.
+        unsafe { libc::pthread_kill(this_thread, signal) };
+    }
+
+    #[test]
+    fn a_signal_cancels_and_a_second_one_asks_for_patience() {
+        std::thread::spawn(|| {
+            block_stop_signals().unwrap();
+            let (said, heard) = channel();
+            let cancel = Cancel::new().unwrap();
+            let told = cancel.clone();
+            let announce = move |text: &str| said.send((text.to_owned(), told.is_cancelled())).unwrap();
+            let mut signals = StopSignals::new(cancel.clone(), announce).unwrap();
+            for (signal, words) in [(libc::SIGINT, "Ctrl-C: stopping"), (libc::SIGTERM, "SIGTERM again")] {
+                raise(signal);
+                signals.receive().unwrap();
+                let (said, cancelled) = heard.try_recv().unwrap();
+                assert!(said.starts_with(words), "{said}");
+                assert!(cancelled, "cancelled before it is announced");
+            }
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn an_announcement_that_panics_costs_no_signal() {
+        std::thread::spawn(|| {
+            block_stop_signals().unwrap();
+            let cancel = Cancel::new().unwrap();
+            let mut announced = 0;
+            let (said, heard) = channel();
+            let mut signals = StopSignals::new(cancel.clone(), move |_| {
+                announced += 1;
+                said.send(announced).unwrap();
+                std::panic::resume_unwind(Box::new("standard error is gone"));
+            });
+            for signal in STOP_SIGNALS {
+                raise(signal);
+                signals.as_mut().unwrap().receive().unwrap();
+            }
+            assert!(cancel.is_cancelled());
+            assert_eq!(heard.try_iter().collect::<Vec<_>>(), [1, 2, 3]);
+        })
+        .join()
+        .unwrap();
+    }
+
+    /// The blocked signals of the thread of this process with this id, as a bit mask.
+    fn blocked(thread: i32) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn signals_that_cannot_be_received_any_more_are_let_through() {
+        let known = |thread: &i32| {
+            std::fs::read_to_string(format!("/proc/self/task/{thread}/comm"))
+                .is_ok_and(|name| name.trim() == "signals")
+        };
+        let threads = || {
+            let entries = std::fs::read_dir("/proc/self/task").unwrap();
+            let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+            ids.filter(known).collect::<Vec<_>>()
+        };
+        let before = threads();
+        // A directory in the place of the signalfd: reading it fails.
+        let signals = || StopSignals {
+            fd: std::fs::File::open("/").unwrap().into(),
+            cancel: Cancel::new().unwrap(),
+            announce: Box::new(|_| {}),
+        };
+        with_stop_signals_blocked(|| signals().start().unwrap());
+        let deadline = Instant::now() + LONG;
+        loop {
+            let ours: Vec<_> = threads().into_iter().filter(|thread| !before.contains(thread)).collect();
+            if let [thread] = ours[..]
+                && STOP_SIGNALS.iter().all(|signal| blocked(thread) & 1 << (signal - 1) == 0)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the threads {ours:?} still block the signals");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

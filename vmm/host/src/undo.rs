@@ -1,0 +1,275 @@
+//! What takes one change to the host back, as data: it can be kept, printed, and sent to another process.
+//!
+//! Each action is harmless if the change was never made or is already undone, because it is written down
+//! before the change.
+
+use std::fmt;
+use std::fs::{self};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::switch_file::{read_switch, write_switch};
+use super::zram;
+use crate::tracefs::{self, Tracefs};
+
+/// How long a cgroup may take to notice that its last process is gone.
+const CGROUP_TRIES: u32 = 20;
+const CGROUP_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes one change back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "undo", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum UndoAction {
+    /// Write the old value back into a switch of sysfs or procfs, unless somebody else has set it meanwhile.
+    WriteFile {
+        /// The file.
+        path: PathBuf,
+        /// What it said before.
+        value: String,
+        /// What the change wrote. A number may have been granted in part, as `nr_hugepages` is.
+        set: String,
+    },
+    /// Stop swapping to a zram device and remove it.
+    RemoveZram {
+        /// Its number.
+        number: u32,
+        /// The kernel's serial number of the disk, which is never given twice: the next device of the same
+        /// number may be somebody else's. `None` on kernels before 5.15.
+        diskseq: Option<u64>,
+    },
+    /// Move the processes of a cgroup back to where they came from and remove it.
+    RemoveCgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// The directory of the group that they came from.
+        home: PathBuf,
+    },
+    /// Remove an instance of tracefs.
+    RemoveTraceInstance {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What became of a change that was to be taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Undone {
+    /// The host is as it was, as far as this change goes.
+    Restored,
+    /// Somebody else has set the switch meanwhile, to this: it stays so.
+    LeftAlone(String),
+}
+
+/// A change that could not be taken back.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action}; by hand: {by_hand}")]
+pub struct UndoError {
+    /// What was tried.
+    pub action: String,
+    /// The commands that do it.
+    pub by_hand: String,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl UndoAction {
+    /// Does it.
+    pub fn perform(&self) -> Result<Undone, UndoError> {
+        let restored = |()| Undone::Restored;
+        let done = match self {
+            Self::WriteFile { path, value, set } => restore(path, value, set),
+            Self::RemoveZram { number, diskseq } => zram::remove(*number, *diskseq).map(restored),
+            Self::RemoveCgroup { path, home } => ignore_absent(remove_cgroup(path, home)).map(restored),
+            Self::RemoveTraceInstance { name } => remove_trace_instance(name).map(restored),
+        };
+        done.map_err(|source| UndoError { action: self.to_string(), by_hand: self.by_hand(), source })
+    }
+
+    /// The shell commands that do the same.
+    pub fn by_hand(&self) -> String {
+        match self {
+            Self::WriteFile { path, value, .. } => format!("echo '{value}' > {}", path.display()),
+            Self::RemoveZram { number, .. } => format!(
+                "swapoff /dev/zram{number}; echo 1 > /sys/block/zram{number}/reset; \
+                 echo {number} > /sys/class/zram-control/hot_remove"
+            ),
+            Self::RemoveCgroup { path, .. } => format!("rmdir {}", path.display()),
+            Self::RemoveTraceInstance { name } => format!(
+                "mount -t tracefs nodev /sys/kernel/tracing; rmdir {}",
+                tracefs::instance_for_people(name).display()
+            ),
+        }
+    }
+}
+
+impl fmt::Display for UndoAction {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WriteFile { path, value, .. } => write!(out, "write '{value}' back to {}", path.display()),
+            Self::RemoveZram { number, .. } => write!(out, "remove zram{number}"),
+            Self::RemoveCgroup { path, .. } => write!(out, "remove cgroup {}", path.display()),
+            Self::RemoveTraceInstance { name } => write!(out, "remove the tracefs instance {name}"),
+        }
+    }
+}
+
+fn remove_trace_instance(name: &str) -> io::Result<()> {
+    let tracefs = Tracefs::open().map_err(|error| io::Error::from(error.source))?;
+    tracefs.remove_instance(name).map_err(|error| error.source.into())
+}
+
+fn ignore_absent(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        // ENODEV: a cgroup's file whose cgroup is just being removed.
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Writes `old` back where a change wrote `set`.
+fn restore(path: &Path, old: &str, set: &str) -> io::Result<Undone> {
+    let now = match read_switch(path) {
+        Ok(now) => now,
+        Err(error) => return ignore_absent(Err(error)).map(|()| Undone::Restored),
+    };
+    if now == old {
+        return Ok(Undone::Restored);
+    }
+    if now != set && !is_part_of(&now, old, set) {
+        return Ok(Undone::LeftAlone(now));
+    }
+    ignore_absent(write_switch(path, old)).map(|()| Undone::Restored)
+}
+
+/// Whether a number is what the kernel grants of a change from one number to another.
+fn is_part_of(now: &str, old: &str, set: &str) -> bool {
+    let number = |text: &str| text.parse::<u64>().ok();
+    match (number(now), number(old), number(set)) {
+        (Some(now), Some(old), Some(set)) => (old.min(set)..=old.max(set)).contains(&now),
+        _ => false,
+    }
+}
+
+fn remove_cgroup(path: &Path, home: &Path) -> io::Result<()> {
+    let members = fs::read_to_string(path.join("cgroup.procs"))?;
+    for pid in members.lines() {
+        // A process that just ended is no obstacle; any other failure shows in rmdir.
+        let _ = write_switch(&home.join("cgroup.procs"), pid);
+    }
+    let mut last = fs::remove_dir(path);
+    for _ in 1..CGROUP_TRIES {
+        match &last {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => std::thread::sleep(CGROUP_PAUSE),
+            _ => break,
+        }
+        last = fs::remove_dir(path);
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_saying(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("switch");
+        fs::write(&path, text).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn an_action_survives_the_way_to_another_process() {
+        let path = PathBuf::from("/sys/a \"quoted\"\nname");
+        let actions = [
+            UndoAction::WriteFile { path, value: "ma\ndvise\\".to_owned(), set: "x".to_owned() },
+            UndoAction::RemoveZram { number: 3, diskseq: Some(11) },
+            UndoAction::RemoveCgroup { path: "/sys/fs/cgroup/x".into(), home: "/sys/fs/cgroup".into() },
+            UndoAction::RemoveTraceInstance { name: "zapscope-1-0".to_owned() },
+        ];
+        for action in actions {
+            let line = serde_json::to_string(&action).unwrap();
+            assert!(!line.contains('\n'), "one line an action: {line}");
+            assert_eq!(serde_json::from_str::<UndoAction>(&line).unwrap(), action);
+        }
+        assert!(serde_json::from_str::<UndoAction>(r#"{"undo":"format-disk"}"#).is_err());
+    }
+
+    fn write(path: &Path, value: &str, set: &str) -> UndoAction {
+        UndoAction::WriteFile { path: path.to_owned(), value: value.to_owned(), set: set.to_owned() }
+    }
+
+    #[test]
+    fn the_old_value_is_written_back() {
+        let (_dir, path) = file_saying("never-and-longer");
+        assert_eq!(write(&path, "madvise", "never-and-longer").perform().unwrap(), Undone::Restored);
+        assert_eq!(fs::read_to_string(path).unwrap(), "madvise");
+    }
+
+    #[test]
+    fn what_somebody_else_has_set_meanwhile_stays() {
+        let (_dir, path) = file_saying("always [inherit] never");
+        let done = write(&path, "never", "always").perform().unwrap();
+        assert_eq!(done, Undone::LeftAlone("inherit".to_owned()));
+        assert_eq!(fs::read_to_string(path).unwrap(), "always [inherit] never");
+    }
+
+    #[test]
+    fn a_number_that_was_granted_in_part_is_ours() {
+        for (now, ours) in
+            [("64", true), ("17", true), ("16", true), ("65", false), ("3", false), ("x", false)]
+        {
+            let (_dir, path) = file_saying(now);
+            let done = write(&path, "16", "64").perform().unwrap();
+            assert_eq!(done == Undone::Restored, ours, "{now}");
+            let says = fs::read_to_string(path).unwrap();
+            assert_eq!(says, if ours { "16" } else { now });
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever a switch said, and whatever a run makes of it step by step: undone backwards it says the same.
+        #[test]
+        fn undoing_backwards_restores_any_state(
+            first in "[a-z]{1,8}|[0-9]{1,6}",
+            values in proptest::collection::vec("[a-z]{1,8}|[0-9]{1,6}", 1..6),
+        ) {
+            let (_dir, path) = file_saying(&first);
+            let mut actions = Vec::new();
+            for value in &values {
+                let old = read_switch(&path).unwrap();
+                actions.push(write(&path, &old, value));
+                write_switch(&path, value).unwrap();
+            }
+            for action in actions.iter().rev() {
+                proptest::prop_assert_eq!(action.perform().unwrap(), Undone::Restored);
+            }
+            proptest::prop_assert_eq!(read_switch(&path).unwrap(), first);
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_needs_no_undoing() {
+        let (dir, path) = file_saying("");
+        fs::remove_file(&path).unwrap();
+        write(&path, "x", "y").perform().unwrap();
+        assert!(!path.exists(), "an undo never creates a file");
+        UndoAction::RemoveCgroup { path: dir.path().join("gone"), home: dir.path().into() }
+            .perform()
+            .unwrap();
+        UndoAction::RemoveZram { number: 4_000_000_000, diskseq: None }.perform().unwrap();
+    }
+
+    #[test]
+    fn a_failed_undo_says_how_to_do_it_by_hand() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = write(dir.path(), "madvise", "never").perform().unwrap_err().to_string();
+        assert!(error.contains("echo 'madvise' > "), "{error}");
+    }
+}

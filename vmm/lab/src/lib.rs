@@ -1,0 +1,46 @@
+//! Running a scenario: every row a trial (or several), every trial a fresh machine.
+//!
+//! ```text
+//!   Scenario ── rows ──> Trial: testbed, bridge, plan
+//!                          fill ─ hot ─ baseline ─ reclaim ─ stop ─ refault ─ sweep ─ verify
+//!                                                    │
+//!                                     Attack: plan the victim, Bridge::invalidate(operation), look what left
+//!                          ──> Event, Event, … ── RowFold ──> row of the run record
+//! ```
+
+mod attack;
+mod attribute;
+mod calibrate;
+mod ended;
+mod errors;
+mod fate;
+mod journal;
+mod no_row;
+mod notes;
+mod orders;
+mod own_swap;
+mod pressure;
+mod refill;
+mod runner;
+mod sink;
+mod so_far;
+mod swap_watch;
+mod tapping;
+pub mod testbed;
+mod trial;
+mod tune;
+mod wiring;
+
+pub use ended::{Ended, RunError};
+pub use errors::TrialError;
+pub use no_row::describe;
+pub use own_swap::{OwnSwap, OwnSwapError};
+pub use runner::{Backend, Progress, RunOutcome, Runner};
+pub use sink::{NotKept, RowSink};
+pub use tapping::{TapChoice, Tapping, Watch};
+pub use trial::{Trial, TrialSetup};
+pub use tune::{Tuner, offer_of_tune};
+pub use wiring::{Device, Wiring};
+
+#[cfg(test)]
+harness::watch_libtest!();

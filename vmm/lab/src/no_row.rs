@@ -1,0 +1,74 @@
+//! Why a row has no numbers, and what that means for the rows after it.
+
+use guest_mem::{Operation, SwapInfo, with_causes};
+use swap::AttachError;
+
+use super::ended::RunError;
+use super::errors::TrialError;
+use super::own_swap::OwnSwapError;
+use super::tune::offer_of_tune;
+use experiment::choice::Reclaim;
+use experiment::scenario::RowPlan;
+
+/// What fills a store sooner than its user may have thought.
+const INCOMPRESSIBLE: &str = "the guest fills its pages with a pattern that does not compress, so that `limit` under [uffd] \
+                              is to be more than all that is taken";
+
+/// Why a row has no numbers.
+pub enum NoRow {
+    /// This host cannot run it.
+    Unavailable(String),
+    /// It was tried and failed.
+    Failed(String),
+    Cancelled,
+    Fatal(RunError),
+}
+
+/// What an error costs, of a guest that may have met a limit of the host: that row, since the next one has another
+/// guest, or memory of its own.
+pub fn failure(plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -> NoRow {
+    match (error, one_row) {
+        (TrialError::Cancelled, _) => NoRow::Cancelled,
+        (TrialError::Guest(_), Some(limit)) => NoRow::Failed(limit),
+        (error @ TrialError::Guest(_), None) => NoRow::Fatal(RunError::Guest {
+            case: plan.case.name.clone(),
+            row: describe(plan),
+            source: Box::new(error),
+        }),
+        // What this host does not give, and how it would.
+        (TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))), _) => {
+            NoRow::Unavailable(with_causes(&why))
+        }
+        (TrialError::OwnSwap(error), _) if error.is_full_store() => {
+            NoRow::Failed(format!("{}; {INCOMPRESSIBLE}", with_causes(&error)))
+        }
+        (error, _) => NoRow::Failed(with_causes(&error)),
+    }
+}
+
+/// Whether what this row takes goes to the host's swap.
+pub fn uses_swap(plan: &RowPlan<'_>) -> bool {
+    matches!(plan.combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup)
+}
+
+/// What this row needs and the host has not, with the remedy.
+pub fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<String> {
+    let combination = &plan.combination;
+    if let Some(why) = combination.backing.unavailable_here(memory) {
+        let tune = if tuned { "" } else { offer_of_tune(&why) };
+        return Some(format!("{why}{tune}"));
+    }
+    if uses_swap(plan) && SwapInfo::read().free() == 0 {
+        let what = combination.reclaim.to_string();
+        return Some(format!(
+            "{what} needs swap and there is none: run as root with `--zram 1GiB`, or `swapon` a device"
+        ));
+    }
+    None
+}
+
+/// A row in words: `4k, folio, pageout, granule 2 MiB, zap protect`.
+pub fn describe(plan: &RowPlan<'_>) -> String {
+    let c = &plan.combination;
+    format!("{}, {}, {}, granule {}, zap {}", c.backing, c.policy, c.reclaim, c.granule, c.zap)
+}

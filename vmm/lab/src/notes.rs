@@ -1,0 +1,127 @@
+//! What happens in an operation, before it goes into the stream: nothing is encoded while a bracket is open.
+
+use guest_mem::{HvaRange, Order, PAGE_SIZE, Planned, Region};
+use notifier_bridge::InvalidationRecord;
+
+use super::journal::Journal;
+use crate::attribute::Calls;
+use experiment::events::{
+    Announcement, Called, Event, Expected, ExpectedKind, Leaves, OperationEnd, Promise, Ranges, Zapped,
+};
+
+/// A system call as it was made.
+#[derive(Clone, Debug)]
+struct Call {
+    begin_ns: u64,
+    end_ns: u64,
+    promise: Promise,
+    expected: Vec<Expected>,
+}
+
+/// The notes of the operation in progress.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// What was announced.
+    pub records: Vec<InvalidationRecord>,
+    calls: Vec<Call>,
+    /// The calls of the step so far, where the kernel's account of it is kept.
+    of_step: Option<Calls>,
+}
+
+impl Notes {
+    /// A reclaim step begins of which the kernel's account is kept: system calls are noted, by this thread.
+    pub fn begin_step(&mut self) {
+        self.of_step = Some(Calls::of_thread(rustix::thread::gettid().as_raw_nonzero().get() as u32));
+    }
+
+    /// It is over: its system calls.
+    pub fn end_step(&mut self) -> Option<Calls> {
+        self.of_step.take()
+    }
+
+    /// Whether system calls are noted.
+    pub const fn calls_are_noted(&self) -> bool {
+        self.of_step.is_some()
+    }
+
+    /// A system call was made, which was to announce `expected` in `region`.
+    pub fn called(
+        &mut self,
+        begin_ns: u64,
+        end_ns: u64,
+        promise: Promise,
+        (region, planned): (&Region, &[Planned]),
+    ) {
+        let Some(of_step) = &mut self.of_step else { return };
+        of_step.note(begin_ns, end_ns, promise);
+        let compared = if promise.is_compared() { planned } else { &[] };
+        let expected = compared.iter().filter_map(|planned| expected(region.range(), planned)).collect();
+        self.calls.push(Call { begin_ns, end_ns, promise, expected });
+    }
+
+    /// The last system call was made again: what the two announce between them is not known beforehand.
+    pub fn called_again(&mut self, begin_ns: u64, end_ns: u64) {
+        let Some(of_step) = &mut self.of_step else { return };
+        of_step.note(begin_ns, end_ns, Promise::Open);
+        if let Some(last) = self.calls.last_mut() {
+            last.promise = Promise::Open;
+            last.expected.clear();
+        }
+        self.calls.push(Call { begin_ns, end_ns, promise: Promise::Open, expected: Vec::new() });
+    }
+
+    /// The operation is over.
+    pub fn end(&mut self, arena: HvaRange, end: &OperationEnd, journal: &mut Journal) {
+        for record in self.records.drain(..) {
+            let announced = announcement(arena, journal.at(record.start_ns), &record);
+            journal.push(&Event::Announced(announced));
+        }
+        for Call { begin_ns, end_ns, promise, expected } in self.calls.drain(..) {
+            let (at_ns, ns) = (journal.at(begin_ns), end_ns.saturating_sub(begin_ns));
+            journal.push(&Event::Called(Called { at_ns, ns, promise, expected }));
+        }
+        journal.push(&Event::OperationEnded(*end));
+    }
+}
+
+/// What was planned for one operation.
+pub fn planned_ranges(planned: &[Planned]) -> Ranges {
+    let bytes = planned.iter().map(|planned| planned.range().len()).sum();
+    Ranges { ranges: planned.len() as u64, bytes }
+}
+
+fn expected(arena: HvaRange, planned: &Planned) -> Option<Expected> {
+    let kind = match planned {
+        Planned::SplitPmd(_) | Planned::SplitFolio(_) => ExpectedKind::Split,
+        Planned::Take(victim) if victim.order > Order::BASE => ExpectedKind::Folio(victim.order),
+        Planned::Take(_) | Planned::Exact(_) => ExpectedKind::Once,
+    };
+    let range = planned.range();
+    let offset = range.start().get().checked_sub(arena.start().get())?;
+    Some(Expected { first_page: offset / PAGE_SIZE, pages: range.page_count(), kind })
+}
+
+fn announcement(arena: HvaRange, at_ns: u64, record: &InvalidationRecord) -> Announcement {
+    let offset = record.victim.start().get().saturating_sub(arena.start().get());
+    let leaves = record.zapped.sptes_4k.get().zip(record.zapped.sptes_2m.get());
+    Announcement {
+        at_ns,
+        first_page: offset / PAGE_SIZE,
+        pages: record.victim.page_count(),
+        order: record.order,
+        level: record.level,
+        anonymous: record.anonymous,
+        cause: record.cause,
+        told: Ranges { ranges: record.ranges, bytes: record.invalidated_bytes },
+        sharing_calls: record.sharing_calls,
+        double_calls: record.double_calls,
+        zapped: Zapped {
+            slots: record.zapped.slots,
+            bytes: record.zapped.bytes,
+            leaves: leaves.map(|(small, large)| Leaves { small, large }),
+        },
+        zap_ns: record.zap_ns,
+        operation_ns: record.operation_ns,
+        end_ns: record.end_ns,
+    }
+}

@@ -1,0 +1,547 @@
+//! A PC with a Linux guest in it, whose agent carries out work orders.
+//!
+//! ```text
+//!   kernel file ── identify ─┐
+//!   modules ── load order ───┤             Pc ── serial ──> Tail (for reports)
+//!   agent ── initramfs ──────┴──> boot ──>    ── balloon ─> BalloonHandle, GiveBack
+//!                                             ── port ────> Link ── courier for each vCPU ── Mailbox
+//!   Hello ── MapArena ── Mapped: where the memory under test and the control areas lie
+//!   lend_arena(backing, granule) ── for each row ──> VmCore
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use guest_abi::layout::AREA_SIZE;
+use guest_abi::link::Pages;
+use guest_mem::remedy::{self, Asked};
+use guest_mem::waits::Thread;
+use guest_mem::{Backing, GpaRange, PAGE_SIZE};
+use machine::Kvm;
+
+use super::ShellEnd;
+use common::exit::{Class, Classified};
+use common::input::{self, InputError, What};
+use common::output::Sink;
+use common::output::visible;
+use devices::virtio::balloon::BalloonHandle;
+use devices::virtio::block::{Disk, DiskError};
+use experiment::events::GivenBack;
+use experiment::scenario::{GuestPages, LinuxGuest};
+use guest::agent::initramfs::{self, Kind};
+use guest::agent::{AgentError, Link};
+use guest::{GuestError, Mailbox};
+use host::Root;
+use host::kvm_module::{KvmFacts, MmuKind};
+use linux_boot::cpio::{CpioError, Node, Writer};
+use linux_boot::modules::{self, ModuleError};
+use linux_boot::{BootFile, Initrd, Kernel, LoadError, Refusal};
+use machine::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, PcVcpu, prefault};
+use machine::{FaultCounts, VmCore, VmError};
+
+/// Bytes of modules at most, whatever the guest has. Those of a distribution have some 10 MiB.
+const MODULES_MOST: u64 = 1 << 30;
+/// Before the user's own: the memory under test comes from a node of its own, and stays where it is.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 movable_node numa_balancing=disable";
+/// What the agent talks through, what it is measured with, and what its disk needs.
+const MODULES: [&str; 3] = ["virtio_mmio", "virtio_console", "virtio_balloon"];
+const DISK_MODULE: &str = "virtio_blk";
+/// More than the memory under test, so that the agent finds one piece of its size; and what a zone keeps back.
+const SLACK: u64 = 64 << 20;
+/// What Linux divides memory by: a node ends at a multiple of it.
+const SECTION: u64 = 128 << 20;
+/// How long a kernel may take to its agent's first word, on a slow host.
+const BOOT_PATIENCE: Duration = Duration::from_secs(300);
+/// How long the agent may take to answer anything else.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a balloon may stand still before it is given up.
+const BALLOON_PATIENCE: Duration = Duration::from_secs(30);
+/// How much of the console is kept for a report.
+const TAIL: usize = 2048;
+
+/// What is to be booted.
+#[derive(Clone, Copy, Debug)]
+pub struct LinuxSetup<'a> {
+    /// The kernel's file.
+    pub kernel: &'a Path,
+    /// What the guest is made of.
+    pub guest: &'a LinuxGuest,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Bytes of the memory under test.
+    pub arena: u64,
+    /// Whether KVM keeps its default of dropping every SPTE when one memslot is deleted.
+    pub slot_zap_all_quirk: bool,
+}
+
+/// Why there is no Linux guest.
+#[derive(Debug, thiserror::Error)]
+pub enum LinuxError {
+    /// No user space under this KVM.
+    #[error(
+        "this host's KVM is kvm_pvm, under which a Linux guest reaches no user space: use the bare guest here \
+         (`--guest bare`), or a host with kvm_intel or kvm_amd"
+    )]
+    Emulated,
+    /// A file cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Nothing can be put where others type.
+    #[error("the guest's serial port cannot be given /dev/null to read")]
+    Silence(#[source] std::io::Error),
+    /// A file that is no kernel.
+    #[error("the kernel {} {refusal}", path.display())]
+    Kernel {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        refusal: Refusal,
+    },
+    /// A kernel that cannot be loaded.
+    #[error("{}", path.display())]
+    Load {
+        /// The file or directory.
+        path: PathBuf,
+        /// What went wrong there.
+        source: LoadError,
+    },
+    /// No modules for this kernel.
+    #[error(
+        "no modules for the kernel {}: none in {}; name their directory with `--modules`, or `modules` in [linux]",
+        kernel.display(),
+        looked.join(", ")
+    )]
+    NoModules {
+        /// Which kernel.
+        kernel: PathBuf,
+        /// Where they were looked for.
+        looked: Vec<String>,
+    },
+    /// A module that is needed and not there, or no module.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// The initramfs could not be made.
+    #[error("the guest's initramfs cannot be made")]
+    Initramfs(#[from] CpioError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] PcError),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The agent.
+    #[error("the Linux guest did not come up{}; its vCPUs:{vcpus}\nbecause", console_tail(console))]
+    Agent {
+        /// What it said.
+        source: AgentError,
+        /// Where its vCPUs are.
+        vcpus: String,
+        /// The end of its console.
+        console: String,
+    },
+    /// A thread for the agent could not be started.
+    #[error("no thread can be started for the guest's agent{}", remedy::after_io(Asked::Thread, .0))]
+    Thread(#[source] std::io::Error),
+    /// The kernel has not brought up every vCPU.
+    #[error("the Linux guest has {online} of {wanted} vCPUs online: its console says why")]
+    Vcpus {
+        /// How many there are.
+        wanted: u32,
+        /// How many it has.
+        online: usize,
+    },
+}
+
+impl Classified for LinuxError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Emulated => Class::Host,
+            Self::Input(error) => error.class(),
+            Self::Silence(source) => Class::of_refused_io(source),
+            Self::Kernel { .. } | Self::NoModules { .. } => Class::Mistake,
+            Self::Load { source, .. } => source.class(),
+            Self::Module(error) => error.class(),
+            Self::Initramfs(error) => error.class(),
+            Self::Machine(error) => error.class(),
+            Self::Disk(error) => error.class(),
+            Self::Agent { source, .. } => source.class(),
+            Self::Thread(source) => Class::of_refused_io(source),
+            Self::Vcpus { .. } => Class::Wrong,
+        }
+    }
+}
+
+fn console_tail(console: &str) -> String {
+    if console.trim().is_empty() {
+        return "; its console is empty".to_owned();
+    }
+    format!("; the end of its console:{}", visible::quoted(console.trim_end()))
+}
+
+/// The end of what a console printed.
+#[derive(Clone, Debug, Default)]
+struct Tail(Arc<Mutex<Vec<u8>>>);
+
+impl Tail {
+    fn text(&self) -> String {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = bytes.len().saturating_sub(TAIL);
+        String::from_utf8_lossy(&bytes[from..]).into_owned()
+    }
+}
+
+impl Sink for Tail {
+    fn take(&mut self, more: &[u8]) {
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.extend_from_slice(more);
+        if bytes.len() > 2 * TAIL {
+            let surplus = bytes.len() - TAIL;
+            bytes.drain(..surplus);
+        }
+    }
+}
+
+/// A Linux guest, up.
+pub struct LinuxMachine {
+    mailboxes: Vec<Arc<Mailbox>>,
+    link: Arc<Link>,
+    /// One thread for each mailbox; they end when it does.
+    couriers: Vec<Thread<()>>,
+    pc: Pc,
+    balloon: BalloonHandle,
+    release: String,
+    arena: GpaRange,
+}
+
+impl LinuxMachine {
+    /// Whether this host can run a Linux guest at all, and this file be its kernel: before anything is changed for it.
+    ///
+    /// # Errors
+    /// [`LinuxError::Emulated`], [`LinuxError::Input`], [`LinuxError::Kernel`].
+    pub fn check(kernel: &Path) -> Result<(), LinuxError> {
+        if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
+            return Err(LinuxError::Emulated);
+        }
+        let image = input::read(What::Kernel, kernel)?;
+        identify(kernel, &image).map(drop)
+    }
+
+    /// Boots the guest and waits until its agent has the memory under test.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn start(kvm: &Kvm, setup: &LinuxSetup<'_>) -> Result<Self, LinuxError> {
+        if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
+            return Err(LinuxError::Emulated);
+        }
+        let image = input::read(What::Kernel, setup.kernel)?;
+        let kernel = identify(setup.kernel, &image)?;
+        let archive = archive(setup, &kernel)?;
+        let areas = u64::from(setup.vcpus) * AREA_SIZE;
+        let mut pc = Pc::new(
+            kvm,
+            &PcConfig {
+                vcpus: setup.vcpus,
+                memory: setup.guest.memory,
+                backing: setup.guest.backing,
+                arena_node: (setup.arena + areas + SLACK).next_multiple_of(SECTION),
+                slot_zap_all_quirk: setup.slot_zap_all_quirk,
+            },
+        )?;
+        let console = Tail::default();
+        let serial = pc.add_serial(Box::new(console.clone()))?;
+        // Nobody types; whoever feeds the port also sees to it that what it prints comes out.
+        let silence = File::open("/dev/null");
+        pc.feed_serial(serial, silence.map_err(LinuxError::Silence)?.into());
+        let stream = pc.add_agent()?;
+        let balloon = pc.add_balloon(setup.guest.free_page_reporting)?;
+        if let Some(path) = &setup.guest.disk {
+            pc.add_disk(Disk::open(path, true, "tools")?)?;
+        }
+        let cmdline = [COMMAND_LINE, &setup.guest.cmdline].join(" ");
+        let initrd = Some(Initrd::Bytes(&archive));
+        pc.boot(&BootSpec {
+            kernel: &kernel,
+            initrd,
+            cmdline: cmdline.trim(),
+            in_guest_decompression: false,
+        })
+        .map_err(|error| match error {
+            PcError::Load(source) if source.file() == Some(BootFile::Kernel) => {
+                LinuxError::Load { path: setup.kernel.to_owned(), source }
+            }
+            error => error.into(),
+        })?;
+        drop(archive);
+
+        let link = Arc::new(Link::new(stream, PATIENCE, |_| ()).map_err(LinuxError::Thread)?);
+        end_with(&pc, &link, console.clone());
+        let pages = match setup.guest.pages {
+            GuestPages::Huge => Pages::Huge,
+            GuestPages::Small => Pages::Small,
+        };
+        let is_ram = |range| pc.memory().host_parts(range).is_some_and(|parts| parts.len() == 1);
+        let up = link
+            .wait_hello(BOOT_PATIENCE)
+            .and_then(|hello| Ok((hello, link.map_arena(setup.arena, pages, &is_ram)?)));
+        let (hello, mapped) = up.map_err(|source| {
+            let vcpus = pc.vcpus().iter().filter_map(PcVcpu::registers).map(|at| format!("\n{at}")).collect();
+            LinuxError::Agent { source, vcpus, console: console.text() }
+        })?;
+        if mapped.areas.len() != setup.vcpus as usize {
+            return Err(LinuxError::Vcpus { wanted: setup.vcpus, online: mapped.areas.len() });
+        }
+        let (mut mailboxes, mut couriers) = (Vec::new(), Vec::new());
+        for (vcpu, &area) in (0..).zip(&mapped.areas) {
+            let area = pc.memory().control_area(area).expect("checked when the agent named it");
+            let area = area.map_err(PcError::Vm)?;
+            let mailbox = Arc::new(Mailbox::new(vcpu, area));
+            couriers.push(link.courier(mailbox.clone()).map_err(LinuxError::Thread)?);
+            mailboxes.push(mailbox);
+        }
+        let (release, arena) = (hello.release, mapped.arena);
+        Ok(Self { mailboxes, link, couriers, pc, balloon, release, arena })
+    }
+
+    /// The kernel's release.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+    /// The vCPUs' mailboxes.
+    pub fn mailboxes(&self) -> &[Arc<Mailbox>] {
+        &self.mailboxes
+    }
+    /// The machine.
+    pub fn pc(&self) -> &Pc {
+        &self.pc
+    }
+    /// The balloon.
+    pub fn balloon(&self) -> &BalloonHandle {
+        &self.balloon
+    }
+    /// Faults so far, all vCPUs together; `None` where KVM does not count them.
+    pub fn fault_counts(&self) -> Option<FaultCounts> {
+        self.pc.fault_counts()
+    }
+
+    /// Whether its guest still runs, and may.
+    pub fn is_alive(&self) -> bool {
+        self.pc.life().ending().is_none() && self.pc.memory().surroundings().gate.shut().is_none()
+    }
+
+    /// What ended the guest, if the next need not meet it: see [`CrashKind::costs_one_row`](guest::CrashKind::costs_one_row).
+    pub fn costs_one_row(&self) -> Option<String> {
+        match self.pc.life().ending() {
+            Some(Ending::Crash(report)) => report.kind.costs_one_row(),
+            _ => None,
+        }
+    }
+
+    /// Puts a fresh arena in place of the memory under test.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn lend_arena(&self, backing: Backing, granule: u64) -> Result<Arc<VmCore>, VmError> {
+        self.pc.memory().lend_arena(ArenaSpec { range: self.arena, backing, granule })
+    }
+
+    /// Takes it back. Where KVM refuses, the guest keeps it, or is at its end.
+    pub fn take_arena_back(&self) {
+        let _ = self.pc.memory().take_arena_back();
+    }
+
+    /// Has the secondary MMU map everything but the memory under test, as far as this KVM can.
+    pub fn map_own_memory(&self) {
+        let memory = self.pc.memory();
+        if !memory.take_low_zapped() {
+            return;
+        }
+        let Some(vcpu) = self.pc.vcpus().first() else { return };
+        for (node, region) in memory.nodes().iter().zip(memory.ram()) {
+            if node.movable {
+                continue;
+            }
+            // Only what is there can be mapped for writing. A host short of memory has what it has.
+            let _ = region.populate(region.range());
+            let range = node.range;
+            // Where KVM cannot, the guest's own faults are counted with the others.
+            let _ = vcpu.with(move |fd| prefault::map(fd, range));
+        }
+    }
+
+    /// Runs a shell command to its end.
+    ///
+    /// # Errors
+    /// [`GuestError::System`].
+    pub fn shell(&self, command: &str) -> Result<ShellEnd, GuestError> {
+        let mut output = Vec::new();
+        let status = self
+            .link
+            .shell(command, &mut |bytes| {
+                output.extend_from_slice(bytes);
+                let surplus = output.len().saturating_sub(TAIL);
+                output.drain(..surplus);
+            })
+            .map_err(|error| self.failed(&error))?;
+        let status = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
+        Ok(ShellEnd { status, tail: String::from_utf8_lossy(&output).into_owned() })
+    }
+
+    /// Sets the balloon's size and waits until the guest has it.
+    ///
+    /// # Errors
+    /// [`GuestError::System`].
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), GuestError> {
+        let refused = |error: &dyn std::error::Error| GuestError::System(format!("balloon: {error}"));
+        let pages = u32::try_from(bytes / PAGE_SIZE).unwrap_or(u32::MAX);
+        self.balloon.set_target(pages).map_err(|error| refused(&error))?;
+        let (mut last, mut since) = (self.balloon.actual(), Instant::now());
+        while last != pages {
+            if let Some(ending) = self.pc.life().ending() {
+                return Err(GuestError::System(describe(&ending)));
+            }
+            let now = self.balloon.wait_change(last, BALLOON_PATIENCE.saturating_sub(since.elapsed()));
+            if now == last {
+                let why = format!("the balloon stands at {last} of {pages} pages and moves no more");
+                return Err(GuestError::System(why));
+            }
+            (last, since) = (now, Instant::now());
+        }
+        match self.balloon.take_error() {
+            Some(error) => Err(refused(&error)),
+            None => Ok(()),
+        }
+    }
+
+    /// What the guest gave back since this was last asked.
+    pub fn take_given_back(&self) -> GivenBack {
+        self.pc.give_back().take()
+    }
+
+    /// The guest's own counters, if every page under test is still where it was.
+    ///
+    /// # Errors
+    /// [`GuestError::System`].
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>, GuestError> {
+        let counters = self.link.counters().map_err(|error| self.failed(&error))?;
+        if counters.moved_pages > 0 {
+            let moved = counters.moved_pages;
+            return Err(GuestError::System(format!(
+                "its kernel has moved {moved} pages of the memory under test"
+            )));
+        }
+        Ok(values(&counters.text))
+    }
+
+    fn failed(&self, error: &AgentError) -> GuestError {
+        match self.pc.life().ending() {
+            Some(ending) => GuestError::System(describe(&ending)),
+            None => GuestError::System(guest_mem::with_causes(error)),
+        }
+    }
+}
+
+fn identify<'a>(path: &Path, image: &'a [u8]) -> Result<Kernel<'a>, LinuxError> {
+    Kernel::identify(image).map_err(|refusal| LinuxError::Kernel { path: path.to_owned(), refusal })
+}
+
+/// The files of the guest's first file system: what the user gives it, the modules, the agent.
+fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec<u8>, LinuxError> {
+    let mut archive = match &setup.guest.initrd {
+        Some(path) => input::read(What::Initrd, path)?,
+        None => Vec::new(),
+    };
+    // Where one archive follows another the kernel looks at multiples of four.
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    let mut wanted = MODULES.to_vec();
+    wanted.extend(setup.guest.disk.as_ref().map(|_| DISK_MODULE));
+    let directory = modules_of(setup, kernel)?;
+    let modules = modules::load_order(&directory, &wanted, setup.guest.memory.min(MODULES_MOST))?;
+    let modules: Vec<_> = modules.into_iter().map(|module| (module.name, module.image)).collect();
+    let bytes: usize = modules.iter().map(|(_, image)| image.len()).sum();
+    let none = |_| ModuleError::NoMemory { path: directory.clone(), bytes: bytes as u64 };
+    archive.try_reserve(bytes).map_err(none)?;
+    let mut writer = Writer::new(archive);
+    for entry in initramfs::entries(resources::AGENT, &modules) {
+        let path = &entry.path;
+        match entry.kind {
+            Kind::Directory => writer.directory(path, 0o755)?,
+            Kind::File(mut bytes) => writer.file(path, 0o644, bytes.len() as u64, &mut bytes)?,
+            Kind::Program(mut bytes) => writer.file(path, 0o755, bytes.len() as u64, &mut bytes)?,
+            Kind::Device { major, minor } => writer.node(path, 0o600, Node::Char { major, minor })?,
+        }
+    }
+    Ok(writer.finish()?)
+}
+
+/// Where the kernel's modules are.
+fn modules_of(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<PathBuf, LinuxError> {
+    if let Some(directory) = &setup.guest.modules {
+        return Ok(directory.clone());
+    }
+    let beside = setup.kernel.parent().unwrap_or(Path::new("."));
+    let mut places = vec![beside.join("modules")];
+    if let Some(release) = kernel.release() {
+        places.push(beside.join("lib/modules").join(release));
+        places.push(beside.join("../lib/modules").join(release));
+        places.push(Path::new("/lib/modules").join(release));
+    }
+    let found = places.iter().find(|place| place.is_dir()).cloned();
+    found.ok_or_else(|| LinuxError::NoModules {
+        kernel: setup.kernel.to_owned(),
+        looked: places.iter().map(|place| place.display().to_string()).collect(),
+    })
+}
+
+/// Whoever waits for the agent hears of the machine's end.
+fn end_with(pc: &Pc, link: &Arc<Link>, console: Tail) {
+    let link = Arc::downgrade(link);
+    pc.life().at_end(move |ending| {
+        if let Some(link) = link.upgrade() {
+            link.end(&format!("{}{}", describe(ending), console_tail(&console.text())));
+        }
+    });
+}
+
+impl std::fmt::Debug for LinuxMachine {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("LinuxMachine").field("release", &self.release).finish_non_exhaustive()
+    }
+}
+
+impl Drop for LinuxMachine {
+    fn drop(&mut self) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.quit());
+        self.link.end("the run is over");
+        Thread::end_all_or_tell(std::mem::take(&mut self.couriers));
+    }
+}
+
+/// The numbers of the lines `name value`, or `name: value kB`, in bytes then.
+fn values(text: &str) -> BTreeMap<String, u64> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace().rev();
+        let last = words.next()?;
+        let (number, unit) = if last == "kB" { (words.next()?, 1024) } else { (last, 1) };
+        let value = number.parse::<u64>().ok()?.checked_mul(unit)?;
+        let name: Vec<_> = words.collect::<Vec<_>>().into_iter().rev().collect();
+        let name = name.join(" ").trim_end_matches(':').to_owned();
+        (!name.is_empty()).then_some((name, value))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+fn describe(ending: &Ending) -> String {
+    match ending {
+        Ending::PowerOff => "it switched itself off".to_owned(),
+        Ending::Reset => "it asked for a reset".to_owned(),
+        Ending::Crash(report) => report.to_string(),
+        Ending::Device(what) => what.clone(),
+        Ending::HostLimit => "this host can run it no further".to_owned(),
+        Ending::Stopped => "it was stopped".to_owned(),
+    }
+}

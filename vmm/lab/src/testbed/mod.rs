@@ -1,0 +1,133 @@
+//! What a trial runs on: a guest under KVM, or workers on the software MMU. The engine sees no difference.
+
+mod kvm;
+mod linux;
+mod linux_machine;
+mod soft;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guest_abi::block::Outcome;
+use guest_mem::{Memory, Region, SlotTable};
+use notifier_bridge::ShadowingMmu;
+use rustix::thread::Pid;
+use uffd::Faults;
+
+pub use kvm::KvmTestbed;
+pub use linux::LinuxTestbed;
+pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
+pub use soft::{SoftError, SoftTestbed};
+
+use experiment::choice::{Listener, Reclaim};
+use experiment::events::GivenBack;
+use guest::{CrashReport, GuestError, Mailbox};
+use machine::{FaultCounts, Leaves, Surroundings, ZapMethod};
+
+/// An operating system in a guest, as far as a scenario uses it.
+pub trait GuestSystem {
+    /// Runs a shell command to its end, and returns how it ended and the last lines of what it printed.
+    ///
+    /// # Errors
+    /// There is no shell, the guest failed, or the user wants to stop.
+    fn shell(&self, command: &str) -> Result<ShellEnd, GuestError>;
+    /// Sets the balloon's size and waits until it has it.
+    ///
+    /// # Errors
+    /// The guest has no balloon, makes no progress with it, or failed.
+    fn set_balloon(&self, bytes: u64) -> Result<(), GuestError>;
+    /// The guest's own counters, by name.
+    ///
+    /// # Errors
+    /// The guest failed, or its kernel has moved pages of the memory under test.
+    fn counters(&self) -> Result<BTreeMap<String, u64>, GuestError>;
+    /// What the balloon and the guest's free page reports gave back to the host since this was last asked.
+    fn take_given_back(&self) -> GivenBack;
+}
+
+/// Stops a guest for good: none of its workers comes back to it.
+#[derive(Clone)]
+pub struct Breaker {
+    /// Keeps vCPUs out; workers of the software MMU have none, and wait for the page that nobody brings.
+    surroundings: Option<Arc<Surroundings>>,
+    mailboxes: Vec<Arc<Mailbox>>,
+}
+
+impl Breaker {
+    /// Stops it, with a report for each worker.
+    pub fn stop(&self, report: impl Fn(u32) -> CrashReport) {
+        if let Some(surroundings) = &self.surroundings {
+            // Held or not, nobody comes in again.
+            let _hold = surroundings.gate.hold();
+            surroundings.gate.shut_for_good(report(0).kind);
+        }
+        self.mailboxes.iter().for_each(|mailbox| mailbox.fail(report(mailbox.vcpu())));
+    }
+}
+
+/// How a shell command in a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShellEnd {
+    /// Its exit code, or 128 and the signal.
+    pub status: i32,
+    /// The end of what it printed.
+    pub tail: String,
+}
+
+/// A machine with memory under test, workers that use it, and a secondary MMU between the two.
+pub trait Testbed {
+    /// The memory under test.
+    fn arena(&self) -> &Region;
+    /// Its memslots, and those of the memory below.
+    fn slots(&self) -> &Arc<SlotTable>;
+    /// How many workers there are.
+    fn vcpus(&self) -> u32;
+    /// A worker's mailbox.
+    fn mailbox(&self, vcpu: u32) -> &Mailbox;
+    /// Waits for the end of a worker's order, at most `patience` without a sign of life.
+    ///
+    /// # Errors
+    /// As [`Mailbox::wait`].
+    fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError>;
+    /// The listener that keeps the secondary MMU in step under an announced policy, and which it is. Without a
+    /// method no range but the kernel's own is wanted: `None` from a secondary MMU that has a notifier of its
+    /// own in the kernel, and from one that has not, the listener it cannot do without.
+    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)>;
+    /// Performs `call`, which takes memory of the arena so, in a way that no worker is harmed by the moment in which its
+    /// memory is read-only, elsewhere, or not to be had.
+    fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut());
+    /// The memory under test, for whoever swaps it.
+    fn memory(&self) -> Memory;
+    /// Whose faults that has to be.
+    fn faults(&self) -> Faults {
+        Faults::All
+    }
+    /// The means to stop the guest for good, from any thread.
+    fn breaker(&self) -> Breaker;
+    /// What ended the guest, if whoever comes after it need not meet it: what the host did not give, a page that was lost.
+    fn costs_one_row(&self) -> Option<String> {
+        (0..self.vcpus()).find_map(|vcpu| self.mailbox(vcpu).failure()?.kind.costs_one_row())
+    }
+    /// The thread that runs a vCPU, or is a worker; `None` before it has begun.
+    fn thread(&self, vcpu: u32) -> Option<Pid>;
+    /// Leaf translations in the secondary MMU now, where it counts them.
+    fn leaves(&self) -> Option<Leaves>;
+    /// Faults so far, where they are counted.
+    fn fault_counts(&self) -> Option<FaultCounts>;
+    /// Those that installed a translation.
+    fn faults_fixed(&self) -> Option<u64> {
+        self.fault_counts().map(|faults| faults.fixed)
+    }
+    /// Remote TLB flushes so far, where they are counted.
+    fn remote_tlb_flushes(&self) -> Option<u64>;
+    /// Maps in the secondary MMU, as far as this host can, what the guest needs besides the memory under test: its
+    /// first use does not count as a fault of the experiment then.
+    fn warm(&self) {}
+    /// The operating system in the guest, if it has one.
+    fn system(&self) -> Option<&dyn GuestSystem> {
+        None
+    }
+    /// When the guest was first entered, `CLOCK_MONOTONIC` nanoseconds; `None` where there is none.
+    fn first_entry_ns(&self) -> Option<u64>;
+}

@@ -1,0 +1,408 @@
+//! One trial: a case, in one combination, on a machine of its own.
+
+mod faults;
+mod verify;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guest_abi::order::{Access, Task, Walk};
+use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, PMD_SIZE, SwapInfo, drain_lru};
+use notifier_bridge::{Bridge, monotonic_ns};
+
+use super::attack::{Attacker, Listening, Method};
+use super::errors::TrialError;
+use super::fate::{Fates, left_by};
+use super::journal::{self, Journal};
+use super::orders::{self, PATIENCE};
+use super::own_swap::OwnSwap;
+use super::refill;
+use super::tapping::Watch;
+use super::wiring::Wiring;
+use crate::testbed::{GuestSystem, Testbed};
+use common::clock::TscRate;
+use common::output::visible;
+use experiment::choice::{Combination, Listener, Reclaim, Zap};
+use experiment::events::{Counter, Event, STALL, Setting, StallOn, Step as StepKind};
+use experiment::scenario::{Attack, HotPages, HotSet, HotWalk, Idle, Plan, Step, Uffd, VictimChoice};
+use guest::GuestError;
+use host::signals::Cancel;
+
+/// The generation that every fill writes: a machine lives for one trial.
+const GENERATION: u64 = 1;
+
+/// What a trial is given.
+pub struct TrialSetup<'a> {
+    /// The machine.
+    pub testbed: &'a dyn Testbed,
+    /// What is tried.
+    pub combination: Combination,
+    /// The case's steps.
+    pub steps: &'a [Step],
+    /// Which pages each of them concerns.
+    pub plan: &'a Plan,
+    /// The cgroup this process is in, where the combination squeezes one.
+    pub cgroup: Option<&'a MemoryCgroup>,
+    /// How memory is taken where this process swaps it.
+    pub uffd: &'a Uffd,
+    /// The processor of each vCPU, if it has one.
+    pub processors: &'a [Option<usize>],
+    /// Who keeps the kernel's account, where the kernel has a listener.
+    pub tap: Option<&'a dyn Watch>,
+    /// The TSC's rate.
+    pub clock: TscRate,
+    /// Whether to find out afterwards how fast the hot loops get their translations back.
+    pub refill: bool,
+    /// Whether to stop.
+    pub cancel: &'a Cancel,
+    /// What it begins with.
+    pub setting: Setting,
+}
+
+/// A case, in one combination, on a machine of its own.
+pub struct Trial<'a> {
+    setup: TrialSetup<'a>,
+    attacker: Attacker<'a>,
+    bridge: &'a Arc<Bridge>,
+    /// Once memory was filled: what swaps it, where this process does.
+    own_swap: Option<OwnSwap>,
+    journal: &'a mut Journal,
+    /// The last hot step: its number, its access, its vCPUs.
+    last_hot: Option<(usize, Access, &'a [u32])>,
+    fates: Fates,
+    /// vCPUs that run a hot loop.
+    hot: Vec<u32>,
+    /// Whether every hot loop keeps away from all victims: then each of its faults is collateral.
+    hot_apart: bool,
+    /// Since the first reclaim step with hot loops running: the faults counted before it.
+    live_since: Option<Option<u64>>,
+    stall_cycles: u64,
+}
+
+impl<'a> Trial<'a> {
+    /// Prepares a trial over `wiring`, which was made for the same testbed and combination.
+    ///
+    /// # Errors
+    /// Page state cannot be read, or the memory cannot be prepared.
+    pub fn new(
+        setup: TrialSetup<'a>,
+        wiring: &'a Wiring,
+        journal: &'a mut Journal,
+    ) -> Result<Self, TrialError> {
+        let listening = match (wiring.listener, setup.combination.zap) {
+            (Listener::Kernel, _) => Listening::KernelAlone,
+            (_, Zap::Unmap) => Listening::Unmaps,
+            _ => Listening::Spares,
+        };
+        let attacker = Attacker::new(setup.testbed, wiring, listening, setup.cancel)?;
+        let arena = setup.testbed.arena();
+        // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first
+        // toggle of a part breaks the mapping, and that is its price.
+        let small = matches!(setup.combination.backing, Backing::Base4k | Backing::Memfd);
+        if setup.combination.zap == Zap::Protect && small {
+            arena.seam(arena.range())?;
+        }
+        Ok(Self {
+            stall_cycles: setup.clock.ticks(STALL),
+            fates: Fates::new(setup.plan.pages()),
+            attacker,
+            bridge: &wiring.bridge,
+            own_swap: None,
+            journal,
+            last_hot: None,
+            hot: Vec::new(),
+            // A cgroup takes what it likes, the hot pages too, and a clock what it finds idle.
+            hot_apart: setup.combination.reclaim != Reclaim::Cgroup && !setup.steps.iter().any(takes_idle),
+            live_since: None,
+            setup,
+        })
+    }
+
+    /// Carries the steps out and verifies every page: what happens goes into the journal. Returns whether it was measured how
+    /// fast the hot loops get their translations back.
+    ///
+    /// # Errors
+    /// [`TrialError`]: the guest's failure, the kernel's refusal, or the user's wish to stop.
+    pub fn run(mut self) -> Result<bool, TrialError> {
+        self.journal.trial(self.setup.setting.clone());
+        for (index, step) in self.setup.steps.iter().enumerate() {
+            self.setup.cancel.check().map_err(|_| TrialError::Cancelled)?;
+            self.step(index, step)?;
+            self.journal.step_ended(self.testbed());
+        }
+        self.stop()?;
+        self.verify()?;
+        if let Some(swap) = self.own_swap.take() {
+            self.journal.push(&Event::Swapped(swap.finish()?));
+        }
+        if let Some(system) = self.testbed().system() {
+            self.journal.push(&Event::GuestCounters(system.counters()?));
+        }
+        let refilled = self.measure_refill()?;
+        self.finish();
+        Ok(refilled)
+    }
+
+    fn step(&mut self, index: usize, step: &'a Step) -> Result<(), TrialError> {
+        let testbed = self.testbed();
+        let kind = match step {
+            // What prepares for it is none of its time.
+            Step::Reclaim(attack) => return self.reclaim(index, attack),
+            Step::Hot(hot) => {
+                let set = self.setup.plan.hot(index).expect("the plan has every hot step");
+                StepKind::Hot(journal::hot_loops(set, hot.access, hot.vcpus.len()))
+            }
+            Step::Fill => StepKind::Fill,
+            Step::Baseline(_) => StepKind::Baseline,
+            Step::Stop => StepKind::Stop,
+            Step::Refault { .. } => StepKind::Refault,
+            Step::Sweep { .. } => StepKind::Sweep,
+            Step::Shell(_) | Step::Inflate(_) | Step::Deflate => StepKind::Other,
+        };
+        self.journal.step_began(kind, testbed);
+        match step {
+            Step::Hot(hot) => {
+                let set = self.setup.plan.hot(index).expect("the plan has every hot step");
+                self.hot_apart &= matches!(hot.walk, HotWalk::List { pages: HotPages::Others, .. });
+                self.start_hot(set, hot.access, &hot.vcpus)?;
+                self.last_hot = Some((index, hot.access, &hot.vcpus));
+            }
+            Step::Fill => self.fill()?,
+            Step::Baseline(time) => self.baseline(*time)?,
+            Step::Reclaim(_) => {}
+            Step::Stop => self.stop()?,
+            Step::Refault { vcpu } => self.refault(*vcpu)?,
+            Step::Sweep { vcpu } => self.sweep(*vcpu)?,
+            Step::Shell(command) => self.shell(command)?,
+            Step::Inflate(bytes) => self.system().set_balloon(*bytes)?,
+            Step::Deflate => self.system().set_balloon(0)?,
+        }
+        Ok(())
+    }
+
+    /// Once nothing is left to be measured or verified: what a replay must know of the hot loops. A Linux guest's own
+    /// pages would go with the rest; there it is not done.
+    fn measure_refill(&mut self) -> Result<bool, TrialError> {
+        let Some((step, access, vcpus)) = self.last_hot.filter(|_| self.setup.refill) else {
+            return Ok(false);
+        };
+        if self.testbed().system().is_some() {
+            return Ok(false);
+        }
+        let set = self.setup.plan.hot(step).expect("the plan has every hot step");
+        let refill = refill::measure(self.testbed(), (set, access, vcpus), self.setup.cancel)?;
+        Ok(refill.map(|refill| self.journal.push(&Event::Refill(refill))).is_some())
+    }
+
+    fn system(&self) -> &'a dyn GuestSystem {
+        self.testbed().system().expect("a scenario with such a step has a Linux guest: it was checked")
+    }
+
+    fn shell(&mut self, command: &str) -> Result<(), TrialError> {
+        let end = self.system().shell(command)?;
+        if end.status != 0 {
+            let (status, tail) = (end.status, visible::quoted(end.tail.trim_end()));
+            self.journal.warn(format!("sh: `{command}` ended with {status}:{tail}"));
+        }
+        Ok(())
+    }
+
+    fn testbed(&self) -> &'a dyn Testbed {
+        self.setup.testbed
+    }
+
+    fn fill(&mut self) -> Result<(), TrialError> {
+        let fill = Task::Fill { generation: GENERATION };
+        let order = orders::arena_order(self.testbed(), Walk::Sequential, fill);
+        orders::run(self.testbed(), 0, &order)?;
+        self.fates.filled();
+        if !self.makes_huge_pages() {
+            self.testbed().arena().settle()?;
+        }
+        // Pages in a CPU's batch on their way to the LRU would be passed over by reclaim. Where the kernel
+        // has no way to flush the batches, what stays shows in `evicted_bytes`.
+        let _ = drain_lru();
+        // After the fill: its first touches are the kernel's to serve, with whatever folios the backing has.
+        if self.setup.combination.reclaim == Reclaim::Uffd && self.own_swap.is_none() {
+            self.own_swap =
+                Some(OwnSwap::start(self.testbed(), self.bridge, self.setup.uffd, self.setup.processors)?);
+        }
+        Ok(())
+    }
+
+    /// Whether huge pages come into being after the fill: by a collapse, or because whole ones come back.
+    fn makes_huge_pages(&self) -> bool {
+        let combination = &self.setup.combination;
+        let whole = |step: &Step| matches!(step, Step::Reclaim(attack) if attack.unit_bytes(combination.backing).is_multiple_of(PMD_SIZE));
+        match combination.reclaim {
+            Reclaim::By(operation) => operation == Operation::Collapse,
+            Reclaim::Uffd => combination.backing == Backing::Thp && self.setup.steps.iter().any(whole),
+            Reclaim::Cgroup => false,
+        }
+    }
+
+    fn start_hot(&mut self, set: &HotSet, access: Access, vcpus: &[u32]) -> Result<(), TrialError> {
+        let task = Task::Touch { access, passes: None, stall_cycles: self.stall_cycles };
+        let order = orders::arena_order(self.testbed(), set.walk, task);
+        for &vcpu in vcpus {
+            orders::warm_control_area(self.testbed(), vcpu)?;
+            let area = self.testbed().mailbox(vcpu).area();
+            for (index, &entry) in (0u64..).zip(&set.table) {
+                area.set_table(index, entry);
+            }
+            self.testbed().mailbox(vcpu).submit(&order)?;
+            self.hot.push(vcpu);
+        }
+        // Two passes: then every page of the loop has been touched, and its table is in the caches.
+        let warm = 2 * (set.table.len() as u64).max(1);
+        for &vcpu in vcpus {
+            self.until_touched(vcpu, warm)?;
+        }
+        self.forget_stalls()
+    }
+
+    /// Waits until a hot loop has made so many touches.
+    fn until_touched(&self, vcpu: u32, touches: u64) -> Result<(), TrialError> {
+        let deadline = monotonic_ns() + PATIENCE.as_nanos() as u64;
+        while self.testbed().mailbox(vcpu).area().touches() < touches {
+            self.setup.cancel.sleep(Duration::from_micros(200)).map_err(|_| TrialError::Cancelled)?;
+            self.testbed().mailbox(vcpu).alive()?;
+            if monotonic_ns() > deadline {
+                // It is not stuck, then, only slow beyond reason; or it is, and the report says where.
+                self.testbed().mailbox(vcpu).area().request_stop();
+                self.testbed().wait(vcpu, PATIENCE)?;
+                return Err(GuestError::Silent { vcpu, waited: PATIENCE, touches }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn touches(&self) -> u64 {
+        self.hot.iter().map(|&vcpu| self.testbed().mailbox(vcpu).area().touches()).sum()
+    }
+
+    /// Runs `during` and tells how fast the hot loops were meanwhile; under pressure, if any ran.
+    fn rated<R>(
+        &mut self,
+        disturbed: bool,
+        during: impl FnOnce(&mut Self) -> Result<R, TrialError>,
+    ) -> Result<(), TrialError> {
+        let (touches, begun) = (self.touches(), monotonic_ns());
+        during(self)?;
+        let (touches, ns) = (self.touches() - touches, monotonic_ns() - begun);
+        if !disturbed || !self.hot.is_empty() {
+            self.journal.push(&Event::Touched { disturbed, touches, ns });
+        }
+        Ok(())
+    }
+
+    fn baseline(&mut self, time: Duration) -> Result<(), TrialError> {
+        self.rated(false, |trial| trial.setup.cancel.sleep(time).map_err(|_| TrialError::Cancelled))?;
+        let mut noise = Vec::new();
+        for &vcpu in &self.hot {
+            self.testbed().mailbox(vcpu).take_stalls(|stall| noise.push((vcpu, stall)))?;
+        }
+        for (vcpu, stall) in noise {
+            let ns = self.setup.clock.nanoseconds(stall.cycles);
+            self.journal.stall(vcpu, stall, ns, StallOn::Undisturbed);
+        }
+        Ok(())
+    }
+
+    /// Takes memory. The step begins when all is prepared for it.
+    fn reclaim(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
+        // First: to open a tap takes a while, in which the hot loops run on.
+        let arena = self.testbed().arena().range();
+        let tap = self.setup.tap.filter(|tap| tap.begin(arena));
+        if tap.is_some() {
+            self.attacker.notes().begin_step();
+        }
+        let layout = journal::layout(self.attacker.layout()?);
+        self.attacker.beside(&self.hot);
+        if !self.hot.is_empty() && self.live_since.is_none() {
+            self.live_since = Some(self.testbed().faults_fixed());
+        }
+        self.journal.step_began(StepKind::Reclaim(layout), self.testbed());
+        let flushes = self.testbed().remote_tlb_flushes();
+        self.rated(true, |trial| trial.attack(index, attack))?;
+        let flushed = flushes.zip(self.testbed().remote_tlb_flushes()).map(|(before, after)| after - before);
+        self.journal.reading(Counter::RemoteTlbFlushes, flushed);
+        if let Some((tap, calls)) = tap.zip(self.attacker.notes().end_step()) {
+            tap.end(arena, &calls, self.journal);
+        }
+        self.look_for_room();
+        Ok(())
+    }
+
+    /// Whether what stayed had anywhere to go. Asked at once: whoever filled the swap device may make room again.
+    fn look_for_room(&mut self) {
+        let swaps = match self.setup.combination.reclaim {
+            Reclaim::By(operation) => operation == Operation::PageOut,
+            Reclaim::Cgroup => true,
+            Reclaim::Uffd => false,
+        };
+        let stayed = self.attacker.stayed_bytes();
+        let free = SwapInfo::read().free();
+        if swaps && free < stayed {
+            self.journal.warn(format!(
+                "swap is full: {} KiB stayed and {} KiB are free; give it more (`--zram SIZE`), or stop who else swaps out",
+                stayed >> 10,
+                free >> 10
+            ));
+        }
+    }
+
+    fn attack(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
+        if let VictimChoice::Idle(idle) = attack.victims {
+            return self.take_idle(attack, idle);
+        }
+        let victims = self.setup.plan.victims(index).expect("the plan has every reclaim step");
+        let shared = self.testbed().arena().backing().is_shared();
+        let (method, left) = match (self.setup.combination.reclaim, self.setup.cgroup) {
+            (Reclaim::By(operation), _) => (Method::Call(operation), left_by(operation, shared)),
+            (Reclaim::Cgroup, Some(cgroup)) => (Method::Squeeze(cgroup), None),
+            (Reclaim::Cgroup, None) => unreachable!("whoever squeezes enters a cgroup first"),
+            (Reclaim::Uffd, _) => {
+                let swap = self.own_swap.as_ref().expect("a checked case fills the memory first");
+                (Method::Own(swap), None)
+            }
+        };
+        let fates = &mut self.fates;
+        let taken = |pages: Range<u64>| fates.take(pages, left);
+        self.attacker.take_all(victims, method, attack.pace, self.journal, taken)
+    }
+
+    fn take_idle(&mut self, attack: &Attack, idle: Idle) -> Result<(), TrialError> {
+        let swap = self.own_swap.as_ref().expect("a checked case fills the memory first");
+        let unit_pages = attack.unit_bytes(self.setup.combination.backing) / PAGE_SIZE;
+        let fates = &mut self.fates;
+        let taken = |pages: Range<u64>| fates.take(pages, None);
+        let missed = self.attacker.take_idle(swap, idle, unit_pages, attack.pace, self.journal, taken)?;
+        if missed > 0 {
+            let (missed, target) = (missed >> 10, idle.target >> 10);
+            self.journal.warn(format!(
+                "{missed} KiB more than the target of {target} KiB stayed in memory: they were in use whenever they were watched"
+            ));
+        }
+        Ok(())
+    }
+
+    fn finish(self) {
+        let testbed = self.setup.testbed;
+        if let Some(system) = testbed.system() {
+            self.journal.push(&Event::GivenBack(system.take_given_back()));
+        }
+        if let Some(counts) = self.attacker.device_counts() {
+            self.journal.push(&Event::Device(counts));
+        }
+        let lost = (0..testbed.vcpus()).map(|vcpu| testbed.mailbox(vcpu).area().stalls_dropped()).sum();
+        self.journal.reading(Counter::LostStalls, Some(lost));
+        self.journal.trial_ended(testbed, &self.setup.clock);
+    }
+}
+
+/// Whether a step takes whatever nobody uses.
+fn takes_idle(step: &Step) -> bool {
+    matches!(step, Step::Reclaim(Attack { victims: VictimChoice::Idle(_), .. }))
+}

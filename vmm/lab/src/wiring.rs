@@ -1,0 +1,82 @@
+//! Who listens in a trial: the bridge of a combination, and a device on the host's own page tables if one is
+//! wanted.
+
+use std::sync::Arc;
+
+use guest_mem::{HvaRange, MapLevel, PAGE_SIZE};
+use notifier_bridge::{Bridge, HostMmu, Policy, ResolveError, SharedTlb, SharedTlbStats};
+
+use crate::testbed::Testbed;
+use experiment::choice::{Combination, Listener, Zap};
+use machine::ZapMethod;
+
+/// Pages that the device caches: more than a trial takes in one operation, far fewer than an arena has.
+const TLB_ENTRIES: usize = 1024;
+
+type Tlb = SharedTlb<HostMmu<fn(guest_mem::Hva) -> MapLevel>>;
+
+/// A device that walks the host's own page tables and caches what it found, as an IOMMU doing SVA does: the
+/// sharing listener, told by flushes alone.
+pub struct Device(Arc<Tlb>);
+
+impl Device {
+    fn over(testbed: &dyn Testbed) -> Self {
+        // The level makes no difference to a TLB of 4 KiB pages.
+        let probe: fn(guest_mem::Hva) -> MapLevel = |_| MapLevel::Pte;
+        let primary = HostMmu::new([testbed.memory()], probe);
+        Self(Arc::new(SharedTlb::new(primary, TLB_ENTRIES)))
+    }
+
+    /// Reads a byte of each page of `range`, at most as many pages as it can cache: a transfer that has just
+    /// ended when the pages are taken.
+    ///
+    /// # Errors
+    /// The kernel gives no page.
+    pub fn read(&self, range: HvaRange) -> Result<(), ResolveError> {
+        let mut pages = range.chunks(PAGE_SIZE).take(TLB_ENTRIES);
+        pages.try_for_each(|page| self.0.access(page.start(), false, |_, _| ()))
+    }
+
+    /// What its TLB did.
+    pub fn stats(&self) -> SharedTlbStats {
+        self.0.stats()
+    }
+}
+
+/// See the module's text.
+pub struct Wiring {
+    /// What every operation goes through.
+    pub bridge: Arc<Bridge>,
+    /// Who zaps.
+    pub listener: Listener,
+    /// The device, if one is wanted.
+    pub device: Option<Device>,
+    /// Whether nothing is announced but what the kernel of today announces: then it must say the same.
+    pub exact: bool,
+}
+
+impl Wiring {
+    /// The listeners of `combination` on `testbed`, with a sharing device beside them if `shared_tlb`.
+    pub fn new(testbed: &dyn Testbed, combination: &Combination, shared_tlb: bool) -> Self {
+        let method = match combination.zap {
+            Zap::Nothing => None,
+            Zap::Memslot => Some(ZapMethod::Memslot),
+            Zap::Protect => Some(ZapMethod::Protect),
+            Zap::Unmap => Some(ZapMethod::Unmap),
+        };
+        // The kernel of today announces as `modern` does; alone, it is only written down.
+        let policy = combination.policy.announced().unwrap_or(Policy::Modern);
+        let mut builder = Bridge::builder(policy, Arc::clone(testbed.slots()));
+        let mut listener = Listener::Kernel;
+        if let Some((shadowing, which)) = testbed.listener(method) {
+            builder = builder.shadowing(shadowing);
+            listener = which;
+        }
+        let device = shared_tlb.then(|| Device::over(testbed));
+        if let Some(device) = &device {
+            builder = builder.sharing(device.0.clone());
+        }
+        let exact = matches!(policy, Policy::Modern | Policy::Folio);
+        Self { bridge: Arc::new(builder.build()), listener, device, exact }
+    }
+}

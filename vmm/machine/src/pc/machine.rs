@@ -1,0 +1,364 @@
+//! Putting a PC together, in the order in which its parts need one another.
+//!
+//! | step | needs | gives |
+//! | --- | --- | --- |
+//! | [`Pc::new`] | KVM, the memory map | a VM with memory, interrupt controllers, timer, power control |
+//! | [`Pc::add_serial`], [`Pc::add_disk`], [`Pc::add_balloon`], [`Pc::add_agent`] | interrupts | devices on the buses |
+//! | [`Pc::boot`] | the devices' places | tables and kernel in memory, vCPUs running, devices served |
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use crate::Kvm;
+use guest_mem::Backing;
+use guest_mem::remedy::{self, Asked};
+use kvm_ioctls::IoEventAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::give_back::{GiveBack, Taker};
+use super::guarded::Guarded;
+use super::life::Life;
+use super::memory::PcMemory;
+use super::setup::{self, Processor};
+use super::vcpu::{Buses, PcVcpu, Shared};
+use super::watch::LifeWatch;
+use crate::stats::{FaultCounts, VcpuStats};
+use crate::vm_error::{VmError, failed};
+use common::exit::{Class, Classified};
+use common::output::Sink;
+use devices::bus::{Bus, BusError};
+use devices::loop_thread::{DeviceLoop, LoopError, Served};
+use devices::power::{ACPI_PORTS, AcpiPower, I8042, I8042_PORTS, PowerSwitch};
+use devices::serial::{COM1_IRQ, COM1_PORTS, SerialInput, SerialPort};
+use devices::virtio::balloon::{Balloon, BalloonHandle};
+use devices::virtio::block::{Block, Disk};
+use devices::virtio::console::Console;
+use devices::virtio::mmio::{QUEUE_NOTIFY, VirtioMmio};
+use devices::virtio::{Interrupt, VirtioDevice};
+use linux_boot::acpi::{self, AcpiError};
+use linux_boot::layout::{self, MemoryNode, Platform, VirtioSlot};
+use linux_boot::registers::{self, RegistersError};
+use linux_boot::{self, Boot, Initrd, Kernel, LoadError};
+
+/// What a PC is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct PcConfig {
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Bytes of the kernel's own memory, a multiple of 2 MiB.
+    pub memory: u64,
+    /// What fills it.
+    pub backing: Backing,
+    /// Bytes of a node for the memory under test, a multiple of 2 MiB; 0 for none.
+    pub arena_node: u64,
+    /// Whether KVM's default stays, by which one slot's zap drops every translation of the VM.
+    pub slot_zap_all_quirk: bool,
+}
+
+/// Why there is no PC, or why it does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum PcError {
+    /// The VM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Too much memory for the address space.
+    #[error("{0} bytes of memory do not fit into the guest's address space")]
+    TooMuchMemory(u64),
+    /// A descriptor could not be made.
+    #[error("the {device} cannot be made{}", remedy::after_io(Asked::Descriptor, source))]
+    Device {
+        /// The device's name.
+        device: &'static str,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+    /// More devices than places.
+    #[error("there is room for {} virtio devices, and this is one more", layout::MAX_VIRTIO)]
+    TooManyDevices,
+    /// Two devices in one place: a fault of the layout.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// Page state cannot be read.
+    #[error(transparent)]
+    Scan(#[from] guest_mem::ScanError),
+    /// The tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// The kernel.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The first registers.
+    #[error(transparent)]
+    Registers(#[from] RegistersError),
+    /// The device thread.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+}
+
+impl Classified for PcError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Vm(error) => error.class(),
+            Self::TooMuchMemory(_) | Self::TooManyDevices => Class::Mistake,
+            Self::Device { source, .. } => Class::of_refused_io(source),
+            Self::Bus(_) | Self::Acpi(_) => Class::Fault,
+            Self::Scan(error) => error.class(),
+            Self::Load(error) => error.class(),
+            Self::Registers(error) => Class::of_refused_ioctl(error.source),
+            Self::Loop(error) => error.class(),
+        }
+    }
+}
+
+/// What is booted.
+#[derive(Clone, Copy)]
+pub struct BootSpec<'a> {
+    /// The kernel.
+    pub kernel: &'a Kernel<'a>,
+    /// Its initrd.
+    pub initrd: Option<Initrd<'a>>,
+    /// Its command line.
+    pub cmdline: &'a str,
+    /// Whether a bzImage unpacks itself.
+    pub in_guest_decompression: bool,
+}
+
+/// A PC.
+pub struct Pc {
+    // In order of their end: nobody runs when the devices go, nobody uses the memory when it goes.
+    vcpus: Vec<PcVcpu>,
+    vcpu_stats: Vec<VcpuStats>,
+    watch: Option<LifeWatch>,
+    devices: Option<DeviceLoop>,
+    served: Vec<Box<dyn Served>>,
+    buses: Buses,
+    virtio: Vec<VirtioSlot>,
+    interrupts: Vec<(&'static str, Arc<Interrupt>)>,
+    switch: Arc<PowerSwitch>,
+    life: Arc<Life>,
+    processor: Processor,
+    give_back: GiveBack,
+    memory: Arc<PcMemory>,
+}
+
+impl Pc {
+    /// Memory, interrupt controllers, timer and power control.
+    ///
+    /// # Errors
+    /// [`PcError`].
+    pub fn new(kvm: &Kvm, config: &PcConfig) -> Result<Self, PcError> {
+        let too_much = || PcError::TooMuchMemory(config.memory.saturating_add(config.arena_node));
+        let mut nodes: Vec<MemoryNode> = layout::node0(config.memory).ok_or_else(too_much)?;
+        if config.arena_node > 0 {
+            let node = layout::arena_node(&nodes, config.arena_node, guest_mem::PMD_SIZE);
+            nodes.push(node.ok_or_else(too_much)?);
+        }
+        let memory = PcMemory::new(kvm, config.vcpus, nodes, config.backing, config.slot_zap_all_quirk)?;
+        setup::chipset(memory.vm().file())?;
+        let switch = PowerSwitch::new().map_err(device("power switch"))?;
+        let mut ports = Bus::new("port");
+        ports.insert(I8042_PORTS, Arc::new(Mutex::new(I8042::new(switch.clone()))))?;
+        ports.insert(ACPI_PORTS, Arc::new(Mutex::new(AcpiPower::new(switch.clone()))))?;
+        Ok(Self {
+            vcpus: Vec::new(),
+            vcpu_stats: Vec::new(),
+            watch: None,
+            devices: None,
+            served: Vec::new(),
+            buses: Buses { ports, mmio: Bus::new("MMIO") },
+            virtio: Vec::new(),
+            interrupts: Vec::new(),
+            switch,
+            life: Arc::new(Life::default()),
+            processor: Processor::of(kvm, config.vcpus)?,
+            give_back: GiveBack::new(&memory),
+            memory: Arc::new(memory),
+        })
+    }
+
+    /// The first serial port, printed to `output`. It wants to be fed, be it from `/dev/null`.
+    ///
+    /// # Errors
+    /// [`PcError`].
+    pub fn add_serial(&mut self, output: Box<dyn Sink>) -> Result<Arc<Mutex<SerialPort>>, PcError> {
+        let port = SerialPort::new(event("serial port")?, output).map_err(device("serial port"))?;
+        let register = self.memory.vm().file().register_irqfd(port.irq(), COM1_IRQ);
+        register.map_err(failed("KVM_IRQFD"))?;
+        let port = Arc::new(Mutex::new(port));
+        self.buses.ports.insert(COM1_PORTS, port.clone())?;
+        Ok(port)
+    }
+
+    /// Input for the serial port from a pipe or file.
+    pub fn feed_serial(&mut self, port: Arc<Mutex<SerialPort>>, input: OwnedFd) {
+        self.served.push(Box::new(SerialInput::from_pipe(port, input)));
+    }
+
+    /// Input for the serial port from a terminal, where Ctrl-A speaks to the VMM.
+    pub fn type_to_serial(&mut self, port: Arc<Mutex<SerialPort>>, terminal: OwnedFd) {
+        self.served.push(Box::new(SerialInput::from_terminal(port, terminal, self.switch.clone())));
+    }
+
+    /// A disk.
+    ///
+    /// # Errors
+    /// [`PcError`].
+    pub fn add_disk(&mut self, disk: Disk) -> Result<(), PcError> {
+        let interrupt = self.interrupt("disk")?;
+        self.add_virtio("disk", Box::new(Block::new(disk)), interrupt)
+    }
+
+    /// A balloon, which also takes what the guest reports as free, if `reports`.
+    ///
+    /// # Errors
+    /// [`PcError`].
+    pub fn add_balloon(&mut self, reports: bool) -> Result<BalloonHandle, PcError> {
+        let interrupt = self.interrupt("balloon")?;
+        let taker = Box::new(Taker::new(self.memory.clone(), self.give_back.clone())?);
+        let (balloon, handle) =
+            Balloon::new(&self.memory.device_view(), taker, interrupt.clone()).map_err(device("balloon"))?;
+        let balloon = if reports { balloon } else { balloon.without_reports() };
+        self.add_virtio("balloon", Box::new(balloon), interrupt)?;
+        Ok(handle)
+    }
+
+    /// The way to the guest's agent: the stream's other end is the port in the guest.
+    ///
+    /// # Errors
+    /// [`PcError`].
+    pub fn add_agent(&mut self) -> Result<UnixStream, PcError> {
+        let (ours, ports) = UnixStream::pair().map_err(device("agent's port"))?;
+        let console = Console::new(ports).map_err(device("agent's port"))?;
+        let interrupt = self.interrupt("agent's port")?;
+        self.add_virtio("agent's port", Box::new(console), interrupt)?;
+        Ok(ours)
+    }
+
+    fn interrupt(&mut self, name: &'static str) -> Result<Arc<Interrupt>, PcError> {
+        let interrupt = Arc::new(Interrupt::new(event(name)?));
+        self.interrupts.push((name, interrupt.clone()));
+        Ok(interrupt)
+    }
+
+    fn add_virtio(
+        &mut self,
+        name: &'static str,
+        virtio: Box<dyn VirtioDevice>,
+        interrupt: Arc<Interrupt>,
+    ) -> Result<(), PcError> {
+        let slot = VirtioSlot::nth(self.virtio.len() as u32).ok_or(PcError::TooManyDevices)?;
+        let vm = self.memory.vm().file();
+        vm.register_irqfd(interrupt.irq(), slot.gsi).map_err(failed("KVM_IRQFD"))?;
+        let (transport, worker) =
+            VirtioMmio::new(virtio, self.memory.device_view(), interrupt).map_err(device(name))?;
+        let notify = IoEventAddress::Mmio(slot.base.get() + QUEUE_NOTIFY);
+        for (index, event) in (0u32..).zip(transport.queue_events()) {
+            vm.register_ioevent(event, &notify, index).map_err(failed("KVM_IOEVENTFD"))?;
+        }
+        let range = slot.range();
+        let range = range.start().get()..range.end().get();
+        self.buses.mmio.insert(range, Arc::new(Mutex::new(transport)))?;
+        self.served.push(Box::new(worker));
+        self.virtio.push(slot);
+        Ok(())
+    }
+
+    /// Puts tables and kernel into memory, starts the device thread, and then the vCPUs.
+    ///
+    /// # Errors
+    /// [`PcError`].
+    pub fn boot(&mut self, spec: &BootSpec<'_>) -> Result<(), PcError> {
+        let (memory, vcpus) = (self.memory.device_view(), self.processor.vcpus());
+        let platform = Platform { vcpus, memory: self.memory.nodes().to_vec(), virtio: self.virtio.clone() };
+        let rsdp = acpi::write(&memory, &platform)?;
+        let boot = Boot {
+            platform: &platform,
+            kernel: spec.kernel,
+            initrd: spec.initrd,
+            cmdline: spec.cmdline,
+            rsdp,
+            in_guest_decompression: spec.in_guest_decompression,
+        };
+        let start = linux_boot::load(&memory, &boot)?;
+        let files = (0..vcpus)
+            .map(|index| self.processor.make(self.memory.vm(), index))
+            .collect::<Result<Vec<_>, _>>()?;
+        if let Some(first) = files.first() {
+            registers::set_registers(first, &start)?;
+        }
+        let surroundings = self.memory.surroundings();
+        let served = self.served.drain(..);
+        let served =
+            served.map(|served| Box::new(Guarded { served, surroundings: surroundings.clone() }) as _);
+        let devices = DeviceLoop::start(served.collect())?;
+        self.watch = Some(
+            LifeWatch::start(self.life.clone(), self.switch.clone(), &devices).map_err(device("watch"))?,
+        );
+        self.devices = Some(devices);
+        let shared = Shared {
+            surroundings: self.memory.surroundings().clone(),
+            buses: Arc::new(std::mem::take(&mut self.buses)),
+            life: self.life.clone(),
+        };
+        for (index, fd) in (0..).zip(files) {
+            self.vcpu_stats.push(VcpuStats::of(&fd));
+            let vcpu = PcVcpu::start(index, fd, shared.clone())
+                .map_err(|source| VmError::Thread { vcpu: index, source })?;
+            self.vcpus.push(vcpu);
+        }
+        Ok(())
+    }
+
+    /// How it ends.
+    pub fn life(&self) -> &Arc<Life> {
+        &self.life
+    }
+    /// Its memory.
+    pub fn memory(&self) -> &Arc<PcMemory> {
+        &self.memory
+    }
+    /// Its vCPUs, once it runs.
+    pub fn vcpus(&self) -> &[PcVcpu] {
+        &self.vcpus
+    }
+    /// What it gave back of its memory.
+    pub fn give_back(&self) -> &GiveBack {
+        &self.give_back
+    }
+    /// Faults so far, all vCPUs together; `None` where KVM does not count them.
+    pub fn fault_counts(&self) -> Option<FaultCounts> {
+        VcpuStats::faults_of_all(&self.vcpu_stats)
+    }
+    /// What went wrong with each device whose driver broke the rules, and with the memory that devices were to reach.
+    pub fn faults(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let broken = |(name, interrupt): &(_, Arc<Interrupt>)| Some((*name, interrupt.last_fault()?));
+        let refused = self.memory.device_view().refused().map(|why| ("memory of the devices", why));
+        self.interrupts.iter().filter_map(broken).chain(refused)
+    }
+}
+
+impl Drop for Pc {
+    /// All are told before the first is waited for.
+    fn drop(&mut self) {
+        self.vcpus.iter_mut().for_each(PcVcpu::quit);
+    }
+}
+
+impl std::fmt::Debug for Pc {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Pc").field("vcpus", &self.vcpus).field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+fn event(name: &'static str) -> Result<EventFd, PcError> {
+    devices::new_event().map_err(device(name))
+}
+
+fn device(device: &'static str) -> impl FnOnce(std::io::Error) -> PcError {
+    move |source| PcError::Device { device, source }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

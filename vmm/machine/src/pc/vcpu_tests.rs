@@ -1,0 +1,178 @@
+use std::time::Instant;
+
+use super::*;
+use crate::VmCore;
+use crate::testing::{about_to_run, in_ring_3};
+use guest::GuestRam;
+use guest_abi::layout::IMAGE_GPA;
+use guest_mem::{Gpa, GpaRange, HvaRange, PAGE_SIZE, protect};
+
+/// A guest that runs in a circle.
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+/// Where no memslot is.
+const HOLE: u64 = 0xc000_0000;
+
+/// mov [address], eax; hlt
+fn writes_to(address: u64) -> Vec<u8> {
+    [&[0xa3], &(address as u32).to_le_bytes()[..], &[0xf4]].concat()
+}
+
+/// mov eax, [address]; hlt
+fn reads_from(address: u64) -> Vec<u8> {
+    [&[0xa1], &(address as u32).to_le_bytes()[..], &[0xf4]].concat()
+}
+
+/// A PC's vCPU that runs this code, without interrupt controllers: a halt is its end.
+struct Prepared {
+    core: VmCore,
+    fd: GuestCpu,
+    shared: Shared,
+}
+
+/// One to which `ram` is promised.
+fn prepared(code: &[u8], ram: &[GpaRange]) -> Prepared {
+    let (core, fd) = about_to_run(code);
+    sys::prepare_signal().unwrap();
+    let surroundings = Arc::new(Surroundings::new(1, ram.to_vec()));
+    Prepared { core, fd, shared: Shared { surroundings, buses: Arc::default(), life: Arc::default() } }
+}
+
+impl Prepared {
+    fn runner(self) -> (Runner, VmCore) {
+        let (_, commands) = channel();
+        let Self { core, fd, shared } = self;
+        (Runner { index: 0, fd, shared, told: Arc::default(), commands }, core)
+    }
+
+    /// Runs it to its end, and says what that was.
+    fn crash(self, meanwhile: impl FnOnce(&Shared)) -> CrashKind {
+        let Self { core: _core, fd, shared } = self;
+        let (send, ended) = channel();
+        shared.life.at_end(move |ending| send.send(ending.clone()).unwrap());
+        let _vcpu = PcVcpu::start(0, fd, shared.clone()).unwrap();
+        meanwhile(&shared);
+        match ended.recv_timeout(WAKE).expect("it ends") {
+            Ending::Crash(report) => report.kind.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_vcpu_that_runs_says_where_and_goes_on() {
+    let Prepared { core: _core, fd, shared } = prepared(&SPIN, &[]);
+    let surroundings = Arc::downgrade(&shared.surroundings);
+    let life = shared.life.clone();
+    let vcpu = PcVcpu::start(0, fd, shared).unwrap();
+    for _ in 0..20 {
+        assert_eq!(vcpu.registers().expect("it runs").rip, IMAGE_GPA);
+    }
+    drop(vcpu);
+    assert!(life.ending().is_none());
+    assert!(surroundings.upgrade().is_none(), "its thread has ended");
+}
+
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_command_may_take_longer_than_the_way_to_it() {
+    let Prepared { core: _core, fd, shared } = prepared(&SPIN, &[]);
+    let vcpu = PcVcpu::start(0, fd, shared).unwrap();
+    let patience = Duration::from_secs(2);
+    let work = move |_: &VcpuFd| std::thread::sleep(patience / COMMANDS * 2);
+    assert_eq!(vcpu.with_patience(patience, work).unwrap(), Some(()));
+}
+
+/// Nobody kicks it: whoever told it so had found it outside of the guest.
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_vcpu_that_was_told_something_does_not_enter() {
+    for tell in [
+        |told: &Told| told.quit.store(true, Ordering::SeqCst),
+        |told: &Told| {
+            told.command.store(true, Ordering::SeqCst);
+        },
+    ] {
+        let (mut runner, _core) = prepared(&[0xf4], &[]).runner();
+        let surroundings = runner.shared.surroundings.clone();
+        let immediate_exit = &raw mut runner.fd.file_mut().get_kvm_run().immediate_exit;
+        // SAFETY: the page is mapped until the runner is dropped, after the seat.
+        let seated = unsafe { surroundings.gate.sit(0, immediate_exit) };
+        tell(&runner.told);
+        assert!(matches!(runner.enter(&seated), Next::Enter));
+        runner.told = Arc::default();
+        assert!(matches!(runner.enter(&seated), Next::Crash(CrashKind::Halted)));
+        drop(seated);
+    }
+}
+
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_hole_is_a_crash_where_memory_was_promised_and_a_device_elsewhere() {
+    let promised = [GpaRange::with_len(Gpa::new(HOLE), PAGE_SIZE).unwrap()];
+    for (code, write) in [(reads_from(HOLE), false), (writes_to(HOLE), true)] {
+        let crash = |ram| prepared(&code, ram).crash(|_| ());
+        assert_eq!(crash(&promised), CrashKind::NoMemory { gpa: HOLE, write, promised: true });
+        assert_eq!(crash(&[]), CrashKind::Halted);
+    }
+}
+
+#[test]
+#[ignore = "needs: Kvm"]
+fn what_kvm_cannot_emulate_is_told() {
+    // mov eax, HOLE; jmp eax: nobody fetches instructions from a device.
+    let code = [&[0xb8], &(HOLE as u32).to_le_bytes()[..], &[0xff, 0xe0]].concat();
+    let crash = prepared(&code, &[]).crash(|_| ());
+    assert!(matches!(crash, CrashKind::InternalError { suberror: 1, .. }), "{crash:?}");
+}
+
+/// One in ring 3 that writes to a page and is then at its end.
+fn writes_in_ring_3() -> (Prepared, HvaRange) {
+    let prepared = prepared(&[], &[]);
+    let low = prepared.core.low()[0].clone();
+    let memory = GuestRam::new([(Gpa::new(0), low.clone())]);
+    // inc byte [rdi]; hlt, which ring 3 must not
+    in_ring_3(&memory, &prepared.fd, &[0xfe, 0x07, 0xf4]);
+    let regs = prepared.fd.get_regs().unwrap();
+    prepared.fd.set_regs(&kvm_bindings::kvm_regs { rdi: IMAGE_GPA, ..regs }).unwrap();
+    let page = low.slice(IMAGE_GPA, PAGE_SIZE).unwrap();
+    (prepared, page)
+}
+
+#[test]
+#[ignore = "needs: Kvm"]
+fn memory_that_is_read_only_without_a_reason_is_a_crash() {
+    let (prepared, page) = writes_in_ring_3();
+    let low = prepared.core.low()[0].clone();
+    let _read_only = protect(&low, page).unwrap();
+    assert_eq!(prepared.crash(|_| ()), CrashKind::HostFault);
+}
+
+#[test]
+#[ignore = "needs: Kvm"]
+fn a_write_during_a_toggle_is_done_after_it() {
+    let (prepared, page) = writes_in_ring_3();
+    let low = prepared.core.low()[0].clone();
+    let surroundings = prepared.shared.surroundings.clone();
+    let toggle = surroundings.window.open();
+    let read_only = protect(&low, page).unwrap();
+    let crash = prepared.crash(|shared| {
+        wait_for_futex(&shared.surroundings.gate);
+        drop((read_only, toggle));
+    });
+    assert_eq!(crash, CrashKind::TripleFault);
+}
+
+/// Waits until the vCPU's thread waits for somebody.
+fn wait_for_futex(gate: &crate::gate::Gate) {
+    let deadline = Instant::now() + WAKE;
+    let waits = || {
+        let thread = gate.thread(0)?.as_raw_nonzero();
+        let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).ok()?;
+        call.starts_with(&format!("{} ", libc::SYS_futex)).then_some(())
+    };
+    while waits().is_none() {
+        assert!(Instant::now() < deadline, "the vCPU does not wait for the end of the toggle");
+        std::thread::yield_now();
+    }
+}

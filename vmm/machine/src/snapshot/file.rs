@@ -1,0 +1,99 @@
+//! A snapshot that was read as far as it takes to start: everything but the pages.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use guest_mem::PAGE_SIZE;
+use swap::ImageStore;
+
+use super::header::{HEADER_BYTES, Header, HeaderError};
+use super::index::{Entry, Index};
+use super::{Bad, SnapshotError, vcpu};
+use crate::state::VcpuState;
+use common::input::{Input, What};
+
+/// A snapshot file, opened and checked.
+#[derive(Debug)]
+pub struct Snapshot {
+    path: PathBuf,
+    /// Its header.
+    pub header: Header,
+    /// The vCPUs' states.
+    pub vcpus: Vec<VcpuState>,
+    index: Index,
+    file: File,
+}
+
+impl Snapshot {
+    /// Opens a snapshot and reads its header, states and index. The pages are neither read nor known to be sound.
+    ///
+    /// # Errors
+    /// [`SnapshotError`], naming the file and what is wrong with it.
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        let failed = |attempt| move |source| SnapshotError::Io { attempt, path: path.to_owned(), source };
+        let bad = |why| SnapshotError::Bad { path: path.to_owned(), why };
+        let input = Input::open(What::Snapshot, path)?;
+        let len = input.len();
+        let file = input.into_file();
+        if len < PAGE_SIZE {
+            return Err(bad(short(&file, len).into()));
+        }
+        let mut page = [0; HEADER_BYTES];
+        file.read_exact_at(&mut page, 0).map_err(failed("reading"))?;
+        let header = Header::decode(&page, len).map_err(|why| bad(why.into()))?;
+        // Both are parts of a file as long as that, so as large as what somebody has stored.
+        let part = |range: std::ops::Range<u64>| {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            file.read_exact_at(&mut bytes, range.start).map_err(failed("reading")).map(|()| bytes)
+        };
+        let layout = header.layout();
+        let states = part(layout.state)?;
+        let (expected, found) = (header.state.1, crc32fast::hash(&states));
+        if expected != found {
+            return Err(bad(Bad::States { expected, found }));
+        }
+        let vcpus = vcpu::decode(&states, header.vcpus).map_err(|why| bad(why.into()))?;
+        let index = part(layout.index)?;
+        let index = Index::decode(&index, header.index_crc, header.pages(), header.stored)
+            .map_err(|why| bad(why.into()))?;
+        Ok(Self { path: path.to_owned(), header, vcpus, index, file })
+    }
+
+    /// The file's name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its pages as a store.
+    ///
+    /// # Errors
+    /// No further descriptor.
+    pub fn store(&self) -> Result<ImageStore, SnapshotError> {
+        let failed = |source| SnapshotError::Io { attempt: "opening", path: self.path.clone(), source };
+        let data = self.header.layout().data;
+        let file = self.file.try_clone().map_err(failed)?;
+        Ok(ImageStore::new(file.into(), data.start / PAGE_SIZE..data.end / PAGE_SIZE))
+    }
+
+    /// Every page of memory, low memory's first.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.index.entries()
+    }
+
+    /// Which page of the file a stored page is.
+    pub fn file_page(&self, rank: u64) -> u64 {
+        self.header.layout().data.start / PAGE_SIZE + rank
+    }
+}
+
+/// What to say of a file that is shorter than a header: whether it is a snapshot at all.
+fn short(file: &File, len: u64) -> HeaderError {
+    let mut page = [0; HEADER_BYTES];
+    // What cannot be read stays zero, which is no snapshot's beginning.
+    let _ = file.read_at(&mut page, 0);
+    match Header::decode(&page, len) {
+        Err(why @ (HeaderError::Magic | HeaderError::Version(_))) => why,
+        _ => HeaderError::Length { expected: PAGE_SIZE, found: len },
+    }
+}

@@ -1,0 +1,158 @@
+//! The commands of bpf(2) that the tap needs, as `linux/bpf.h` has them: each a number and a structure, of which the
+//! kernel takes what is given and reads zeros for the rest.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
+
+use super::program::Insn;
+use host::tracefs::last_errno;
+
+const MAP_CREATE: i32 = 0;
+const PROG_LOAD: i32 = 5;
+const OBJ_GET_INFO_BY_FD: i32 = 15;
+const RAW_TRACEPOINT_OPEN: i32 = 17;
+
+const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_RINGBUF: u32 = 27;
+const MMAPABLE: u32 = 1 << 10;
+const PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
+
+/// None of the helpers that are called is for programs under the GPL alone.
+const LICENSE: &CStr = c"MIT OR Apache-2.0";
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+}
+
+#[repr(C)]
+struct RawTracepointOpen {
+    name: u64,
+    prog_fd: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+struct GetInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// `struct bpf_prog_info`, up to the word that is read.
+type ProgInfo = [u64; 27];
+/// `recursion_misses`.
+const MISSES: usize = 26;
+
+/// # Safety
+/// `attributes` is what `command` takes, its addresses are good for as long as the call lasts.
+unsafe fn bpf<T>(command: i32, mut attributes: T) -> Result<i32, Errno> {
+    // The kernel writes back how much it told of a program.
+    let at = std::ptr::from_mut(&mut attributes);
+    // SAFETY: the structure is as long as it is said to be and nobody else's; what it points to the caller answers for.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, at, size_of::<T>()) };
+    if done < 0 { Err(last_errno()) } else { Ok(done as i32) }
+}
+
+/// # Safety
+/// As [`bpf`], and `command` gives a descriptor.
+unsafe fn descriptor<T>(command: i32, attributes: T) -> Result<OwnedFd, Errno> {
+    // SAFETY: by the caller's promise.
+    let raw = unsafe { bpf(command, attributes) }?;
+    // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Before Linux 5.11 maps count as locked memory, root's too: where there is no room the limit is lifted, by whoever may.
+fn create(wanted: MapCreate) -> Result<OwnedFd, Errno> {
+    // SAFETY: it points to nothing.
+    let made = unsafe { descriptor(MAP_CREATE, wanted) };
+    let Err(Errno::PERM) = made else { return made };
+    let unlimited = Rlimit { current: None, maximum: None };
+    if rustix::process::setrlimit(Resource::Memlock, unlimited).is_err() {
+        return made;
+    }
+    // SAFETY: as above.
+    unsafe { descriptor(MAP_CREATE, wanted) }
+}
+
+/// An array of `entries` values of `size` bytes each, which can be mapped.
+pub(super) fn mappable_array(entries: u32, size: u32) -> Result<OwnedFd, Errno> {
+    let wanted = MapCreate {
+        map_type: MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: size,
+        max_entries: entries,
+        map_flags: MMAPABLE,
+    };
+    create(wanted)
+}
+
+/// A BPF ring of `size` bytes.
+pub(super) fn ring(size: u32) -> Result<OwnedFd, Errno> {
+    let wanted =
+        MapCreate { map_type: MAP_TYPE_RINGBUF, key_size: 0, value_size: 0, max_entries: size, map_flags: 0 };
+    create(wanted)
+}
+
+/// Has the kernel verify and compile a program for raw tracepoints.
+pub(super) fn load(program: &[Insn]) -> Result<OwnedFd, Errno> {
+    let mut prog_name = [0; 16];
+    prog_name[..8].copy_from_slice(b"zapscope");
+    let wanted = ProgLoad {
+        prog_type: PROG_TYPE_RAW_TRACEPOINT,
+        insn_cnt: program.len() as u32,
+        insns: program.as_ptr() as u64,
+        license: LICENSE.as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name,
+    };
+    // SAFETY: instructions and licence are only read, and outlive the call.
+    unsafe { descriptor(PROG_LOAD, wanted) }
+}
+
+/// Runs `program` at each hit of the tracepoint, until what is returned is closed.
+pub(super) fn attach(program: BorrowedFd<'_>, tracepoint: &CStr) -> Result<OwnedFd, Errno> {
+    let wanted =
+        RawTracepointOpen { name: tracepoint.as_ptr() as u64, prog_fd: program.as_raw_fd() as u32, pad: 0 };
+    // SAFETY: the name ends with a NUL, is only read, and outlives the call.
+    unsafe { descriptor(RAW_TRACEPOINT_OPEN, wanted) }
+}
+
+/// How often a program did not run because it was running on that CPU already. Kernels before 5.12 do not tell.
+pub(super) fn misses(program: &OwnedFd) -> u64 {
+    let mut info: ProgInfo = [0; MISSES + 1];
+    let wanted = GetInfo {
+        bpf_fd: program.as_fd().as_raw_fd() as u32,
+        info_len: size_of::<ProgInfo>() as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: as many bytes as are named are there to be written, and nobody else looks at them meanwhile.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, wanted) }.map_or(0, |_| info[MISSES])
+}
