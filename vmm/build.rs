@@ -6,14 +6,9 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     // Whatever changes the commit or makes the tree differ from it.
-    for watched in [
-        "../.git/HEAD",
-        "../.git/index",
-        ".",
-        "../guest-mem",
-        "../notifier-bridge",
-        "../resources",
-    ] {
+    for watched in
+        ["../.git/HEAD", "../.git/index", ".", "../guest-mem", "../notifier-bridge", "../resources"]
+    {
         if Path::new(watched).exists() {
             println!("cargo:rerun-if-changed={watched}");
         }

@@ -2,7 +2,7 @@
 
 use guest_mem::{Address, Hva, HvaRange, MapLevel, Memory, PAGE_SIZE, RegionError};
 
-use crate::primary::{Mapping, PrimaryMmu, ResolveError};
+use crate::primary::{Mapping, NotGiven, PrimaryMmu, ResolveError};
 
 /// This process's own memory, seen through the page tables the kernel keeps for it. It keeps the memory mapped.
 ///
@@ -30,7 +30,7 @@ impl<L: Fn(Hva) -> MapLevel + Send + Sync> HostMmu<L> {
 /// Why a page of a region could not be touched.
 fn untouched(page: Hva, error: RegionError) -> ResolveError {
     match error {
-        RegionError::NotGiven { limit, .. } => ResolveError::NotGiven { at: page, limit: limit.into() },
+        RegionError::NotGiven { limit, .. } => ResolveError::NotGiven(NotGiven { at: page, limit }.into()),
         _ => ResolveError::Unmapped(page),
     }
 }
@@ -80,7 +80,7 @@ mod tests {
         let range = HvaRange::with_len(page, PAGE_SIZE).unwrap();
         let limit = HugetlbLimit::Elsewhere { available: 7 };
         let refused = RegionError::NotGiven { range, limit: limit.clone(), source: Errno::FAULT };
-        assert_eq!(untouched(page, refused), ResolveError::NotGiven { at: page, limit: limit.into() });
+        assert_eq!(untouched(page, refused), ResolveError::NotGiven(NotGiven { at: page, limit }.into()));
         let elsewhere = RangeError::Outside { range, region: HvaRange::empty(page) };
         assert_eq!(untouched(page, elsewhere.into()), ResolveError::Unmapped(page));
     }

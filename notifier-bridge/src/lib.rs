@@ -48,7 +48,7 @@ pub use listener::{
 };
 pub use names::UnknownName;
 pub use policy::Policy;
-pub use primary::{Frame, Mapping, PrimaryMmu, ResolveError};
+pub use primary::{Frame, Mapping, NotGiven, PrimaryMmu, ResolveError};
 pub use ranges::{GivenBack, Ranges};
 pub use record::{InvalidationRecord, Outcome};
 pub use sequence::Sequence;

@@ -47,16 +47,22 @@ pub enum ResolveError {
     #[error("host address {0} may not be written")]
     ReadOnly(Hva),
     /// It is mapped and not there, and the kernel gives no page for it.
-    #[error("the kernel gives no memory for host address {at}: {limit}")]
-    NotGiven {
-        /// The address that was touched.
-        at: Hva,
-        /// What forbids it. In a box: an access that succeeds returns this type too.
-        limit: Box<HugetlbLimit>,
-    },
+    /// In a box, which keeps the error at two words: every access returns it or its absence.
+    #[error(transparent)]
+    NotGiven(Box<NotGiven>),
     /// Invalidations keep it out without an end.
     #[error(transparent)]
     Overdue(#[from] Overdue),
+}
+
+/// A page for which the kernel has no memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the kernel gives no memory for host address {at}: {limit}")]
+pub struct NotGiven {
+    /// The address that was touched.
+    pub at: Hva,
+    /// The limit that forbids it.
+    pub limit: HugetlbLimit,
 }
 
 /// The primary MMU: the host's page tables, or a model of them.

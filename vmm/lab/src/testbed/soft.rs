@@ -144,8 +144,8 @@ fn serve(core: &Core, mailbox: &Mailbox) {
             Ok(outcome) => area.set_outcome(outcome),
             Err(error) => {
                 let kind = match error {
-                    AccessError::Resolve(ResolveError::NotGiven { limit, .. }) => {
-                        CrashKind::HostLimit(limit.to_string())
+                    AccessError::Resolve(ResolveError::NotGiven(of)) => {
+                        CrashKind::HostLimit(of.limit.to_string())
                     }
                     AccessError::Resolve(ResolveError::Overdue(overdue)) => CrashKind::Overdue(overdue),
                     error => CrashKind::Worker(error.to_string()),
