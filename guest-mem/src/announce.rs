@@ -306,5 +306,4 @@ fn page_at(at: Hva) -> HvaRange {
 }
 
 #[cfg(test)]
-#[path = "announce_tests.rs"]
 mod tests;

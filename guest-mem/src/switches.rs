@@ -295,5 +295,4 @@ impl HostThp {
 }
 
 #[cfg(test)]
-#[path = "switches_tests.rs"]
 mod tests;

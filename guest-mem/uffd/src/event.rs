@@ -216,5 +216,4 @@ fn word32(message: &Message, at: usize) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "event_tests.rs"]
 pub(crate) mod tests;

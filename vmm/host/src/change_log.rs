@@ -343,5 +343,4 @@ impl Held {
 }
 
 #[cfg(test)]
-#[path = "change_log_tests.rs"]
 mod tests;

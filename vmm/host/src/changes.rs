@@ -478,5 +478,4 @@ impl fmt::Debug for HostChanges {
 }
 
 #[cfg(test)]
-#[path = "changes_tests.rs"]
 mod tests;

@@ -92,5 +92,4 @@ fn cause_of(event: &Event, calls: &Calls, at_work: &AtWork, tasks: &[Task], pid:
 }
 
 #[cfg(test)]
-#[path = "attribute_tests.rs"]
 mod tests;

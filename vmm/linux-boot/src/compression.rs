@@ -287,5 +287,4 @@ fn locate_zstd_failure(input: &[u8], room: usize) -> Failure {
 }
 
 #[cfg(test)]
-#[path = "compression_tests.rs"]
 mod tests;

@@ -237,5 +237,4 @@ fn check(name: &str) -> Result<(), CpioError> {
 }
 
 #[cfg(test)]
-#[path = "cpio_tests.rs"]
 mod tests;

@@ -143,5 +143,4 @@ fn pe_machine(file: &[u8]) -> String {
 }
 
 #[cfg(test)]
-#[path = "image_tests.rs"]
 mod tests;

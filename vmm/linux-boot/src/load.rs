@@ -323,5 +323,4 @@ fn write_cmdline(memory: &GuestRam, cmdline: &str, limit: u64) -> Result<(), Loa
 }
 
 #[cfg(test)]
-#[path = "load_tests.rs"]
 mod tests;

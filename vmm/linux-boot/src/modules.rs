@@ -155,5 +155,4 @@ fn describe(compression: Compression, Failure { at, fault }: Failure) -> String 
 }
 
 #[cfg(test)]
-#[path = "modules/tests.rs"]
 mod tests;

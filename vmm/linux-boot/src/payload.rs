@@ -142,5 +142,4 @@ fn room(bytes: u64) -> Result<Vec<u8>, PayloadError> {
 }
 
 #[cfg(test)]
-#[path = "payload_tests.rs"]
 mod tests;

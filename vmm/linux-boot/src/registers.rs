@@ -81,5 +81,4 @@ fn task_32() -> kvm_segment {
 }
 
 #[cfg(test)]
-#[path = "registers_tests.rs"]
 mod tests;

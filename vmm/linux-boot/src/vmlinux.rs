@@ -157,5 +157,4 @@ fn segments(
 }
 
 #[cfg(test)]
-#[path = "vmlinux_tests.rs"]
 mod tests;

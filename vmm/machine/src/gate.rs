@@ -335,5 +335,4 @@ impl Drop for Leave<'_> {
 }
 
 #[cfg(test)]
-#[path = "gate_tests.rs"]
 mod tests;

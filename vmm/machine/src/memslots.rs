@@ -238,5 +238,4 @@ fn set(slots: &dyn SetSlot, slot: &Memslot, direction: Direction) -> Result<(), 
 }
 
 #[cfg(test)]
-#[path = "memslots_tests.rs"]
 mod tests;

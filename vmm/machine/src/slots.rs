@@ -186,5 +186,4 @@ impl ShadowingMmu for KvmSlots {
 }
 
 #[cfg(test)]
-#[path = "slots_tests.rs"]
 mod tests;

@@ -281,5 +281,4 @@ fn each_msr(
 }
 
 #[cfg(test)]
-#[path = "state_tests.rs"]
 mod tests;

@@ -262,5 +262,4 @@ pub(super) fn registers(fd: &VcpuFd) -> Option<Registers> {
 }
 
 #[cfg(test)]
-#[path = "vcpu_tests.rs"]
 mod tests;

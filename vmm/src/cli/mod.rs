@@ -133,4 +133,4 @@ mod tests {
 }
 
 #[cfg(test)]
-mod book_tests;
+mod book;

@@ -312,5 +312,4 @@ impl Drop for Collector {
 }
 
 #[cfg(test)]
-#[path = "collector_tests.rs"]
 mod tests;

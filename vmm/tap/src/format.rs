@@ -218,5 +218,4 @@ impl Named {
 }
 
 #[cfg(test)]
-#[path = "format_tests.rs"]
 mod tests;

@@ -114,5 +114,4 @@ impl PageLayout {
 }
 
 #[cfg(test)]
-#[path = "page_tests.rs"]
 mod tests;

@@ -119,5 +119,4 @@ impl AsRef<Mapping> for Mapping {
 }
 
 #[cfg(test)]
-#[path = "ring_tests.rs"]
 mod tests;

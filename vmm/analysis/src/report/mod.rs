@@ -4,14 +4,10 @@
 //! it.
 
 mod account;
-#[cfg(test)]
-mod announced_tests;
 mod caption;
 mod comparison;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
-#[cfg(test)]
-mod foreign_tests;
 pub mod ktap;
 mod names;
 mod swaps;
@@ -26,5 +22,4 @@ pub use timeline::timeline;
 pub use words::words;
 
 #[cfg(test)]
-#[path = "arbitrary_tests.rs"]
-mod arbitrary;
+mod tests;

@@ -270,5 +270,4 @@ impl RowTime {
 }
 
 #[cfg(test)]
-#[path = "account_tests.rs"]
 mod tests;

@@ -177,5 +177,4 @@ impl RowTrace<'_> {
 }
 
 #[cfg(test)]
-#[path = "trace_tests.rs"]
 mod tests;

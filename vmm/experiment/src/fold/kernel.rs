@@ -198,5 +198,4 @@ fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, promise: Prom
 }
 
 #[cfg(test)]
-#[path = "kernel_tests.rs"]
 mod tests;

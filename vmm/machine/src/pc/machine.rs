@@ -360,5 +360,4 @@ fn device(device: &'static str) -> impl FnOnce(std::io::Error) -> PcError {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;

@@ -295,5 +295,4 @@ fn hole(gpa: u64, write: bool) -> Next {
 }
 
 #[cfg(test)]
-#[path = "vcpu_tests.rs"]
 mod tests;

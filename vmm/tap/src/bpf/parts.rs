@@ -99,5 +99,4 @@ impl Parts {
 }
 
 #[cfg(test)]
-#[path = "parts_tests.rs"]
 mod tests;

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::fixture::{row, run};
-use super::ktap::{Test, ktap};
-use super::{comparison, table, words};
+use crate::report::fixture::{row, run};
+use crate::report::ktap::{Test, ktap};
+use crate::report::{comparison, table, words};
 use common::units::Charset;
 use experiment::record::Row;
 

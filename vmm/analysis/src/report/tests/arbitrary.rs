@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{comparison, ktap, table, timeline, words};
 use crate::replay::{self, Predicted};
+use crate::report::{comparison, ktap, table, timeline, words};
 use crate::timeline::{RowTime, write_trace};
 use common::units::Charset;
 use experiment::events::fixture;
@@ -182,7 +182,7 @@ proptest! {
 
     #[test]
     fn any_record_is_reported(rows in prop::collection::vec(row(), 0..6)) {
-        let record: RunRecord = super::fixture::run(rows);
+        let record: RunRecord = crate::report::fixture::run(rows);
         for charset in [Charset::Utf8, Charset::Ascii] {
             sane(&table(&record, charset))?;
             sane(&words(&record, charset))?;
@@ -215,7 +215,7 @@ proptest! {
         for policy in ["kernel", "page", "pmd", "folio", "slot", "vm"] {
             let question = replay::question(policy.parse().unwrap(), None);
             if let Ok(predicted) = replay::row(&events, question) {
-                sane(&table(&super::fixture::run(vec![predicted.row]), Charset::Ascii))?;
+                sane(&table(&crate::report::fixture::run(vec![predicted.row]), Charset::Ascii))?;
             }
         }
     }

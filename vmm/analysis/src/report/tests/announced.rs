@@ -2,7 +2,7 @@
 
 use guest_mem::PAGE_SIZE;
 
-use super::{ktap, table, words};
+use crate::report::{ktap, table, words};
 use common::units::Charset;
 use experiment::events::fixture as made;
 use experiment::events::{
@@ -85,7 +85,7 @@ fn untold(label: RowLabel, announced: Width, squeezed: bool) -> Row {
 }
 
 fn run(rows: Vec<Row>) -> RunRecord {
-    super::fixture::run(rows)
+    crate::report::fixture::run(rows)
 }
 
 #[test]
