@@ -211,7 +211,7 @@ fn faults_are_counted_of_the_watched_vm_alone() {
     );
     let all = said.lines().last().filter(|line| !line.contains("record")).map(str::to_owned);
     let all = all.unwrap_or_else(|| said.lines().rev().nth(1).unwrap().to_owned());
-    let shown = common::units::count(counted);
+    let shown = ::program::units::count(counted);
     assert!(all.split_whitespace().any(|cell| cell == shown), "{shown} in {all}");
 }
 

@@ -18,7 +18,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{lock, new_event, signal};
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 
 /// How many ready descriptors one round takes: more than a machine has queues.
 const ROUND: usize = 32;

@@ -11,7 +11,7 @@ mod output;
 #[cfg(test)]
 mod tests;
 
-use common::output::Sink;
+use program::output::Sink;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;

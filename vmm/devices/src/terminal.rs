@@ -2,7 +2,7 @@
 
 mod escape;
 
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -7,7 +7,7 @@ use guest_mem::remedy::{self, Asked};
 use guest_mem::waits::Overdue;
 use rustix::io::Errno;
 
-use common::exit::Class;
+use program::exit::Class;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Whether a file is an executable of this machine's.
 
-use common::input;
+use program::input;
 
 /// It is not, but what stands here.
 #[derive(Debug, thiserror::Error)]

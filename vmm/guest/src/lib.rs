@@ -10,6 +10,7 @@
 
 pub mod agent;
 mod area;
+pub mod clock;
 mod crash;
 pub mod elf;
 mod mailbox;

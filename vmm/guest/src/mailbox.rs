@@ -17,8 +17,8 @@ use guest_mem::waits::Overdue;
 
 use super::area::Area;
 use super::crash::{CrashKind, CrashReport};
-use common::clock::{Offset, OffsetBounds, tsc};
-use common::exit::{Class, Classified};
+use crate::clock::{Offset, OffsetBounds, tsc};
+use program::exit::{Class, Classified};
 
 /// What a worker is doing.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::guardian::GuardianError;
 use super::tracefs::TracefsError;
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 
 /// A change that was not made.
 #[derive(Debug, thiserror::Error)]

@@ -32,7 +32,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::change_log::LogError;
 use super::guardian_message::{Answer, Request, to_line};
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 
 /// The hidden argument that makes the program a guardian; the owner's pid follows it.
 pub const GUARDIAN_ARGUMENT: &str = "__guardian";

@@ -19,7 +19,7 @@ use super::guardian_message::{Answer, Request, to_line};
 use super::switch_file::write_switch;
 use super::undo::{UndoAction, UndoError, Undone};
 use super::zram;
-use common::output;
+use program::output;
 
 /// How long an owner that closed the socket may take to die. It is dying already, or it left us a change it
 /// could not undo itself because it still used the device.

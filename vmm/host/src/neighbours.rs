@@ -225,7 +225,7 @@ mod tests {
     fn not_a_test_but_a_neighbour() {
         let Ok(prefix) = std::env::var(CHILD_PREFIX) else { return };
         let _run = Neighbours::join_as(&prefix, Run::this(), live_sockets).unwrap();
-        common::output::result("\njoined\n");
+        program::output::result("\njoined\n");
         std::thread::sleep(std::time::Duration::from_secs(60));
     }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::root::Root;
-use common::output::visible;
+use program::output::visible;
 
 /// A thread or daemon that takes memory from processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

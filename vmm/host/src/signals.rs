@@ -22,8 +22,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::changes::Announce;
-use common::exit::{Class, Classified};
-use common::stop_signals::stop_signals;
+use program::exit::{Class, Classified};
+use program::stop_signals::stop_signals;
 
 /// The signal thread reads, and says a line.
 const STACK: usize = 64 << 10;
@@ -252,7 +252,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use common::stop_signals::{STOP_SIGNALS, with_stop_signals_blocked};
+    use program::stop_signals::{STOP_SIGNALS, with_stop_signals_blocked};
 
     const LONG: Duration = Duration::from_secs(60);
 

@@ -6,9 +6,9 @@ use guest_mem::with_causes;
 
 use super::errors::TrialError;
 use crate::testbed::LinuxError;
-use common::exit::{Class, Classified};
-use common::input::InputError;
 use machine::VmError;
+use program::exit::{Class, Classified};
+use program::input::InputError;
 
 /// Why a run ended before its last row.
 #[derive(Debug, thiserror::Error)]

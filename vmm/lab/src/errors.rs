@@ -4,8 +4,8 @@ use guest_mem::{CgroupError, ReclaimError, RegionError, ScanError, SeamError};
 use notifier_bridge::{ResolveError, WouldBlock};
 
 use super::own_swap::OwnSwapError;
-use common::exit::{Class, Classified};
 use guest::GuestError;
+use program::exit::{Class, Classified};
 
 /// Why a trial did not come to its end.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,6 @@ use guest_mem::{Backing, PAGE_SIZE, PageRun};
 use notifier_bridge::monotonic_ns;
 
 use crate::testbed::Testbed;
-use common::clock::{Moment, Offset, TscRate};
 use experiment::choice::Zap;
 use experiment::events::{
     Counted, Counter, Event, GuestKind, HotLoops, LayoutRun, SecondaryMmu, Setting, Span, Stall, StallOn,
@@ -18,6 +17,7 @@ use experiment::events::{
 };
 use experiment::record::RowLabel;
 use experiment::scenario::{GuestPages, HotSet, Scenario};
+use guest::clock::{Moment, Offset, TscRate};
 use host::processors;
 use machine::FaultCounts;
 

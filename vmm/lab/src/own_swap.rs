@@ -23,11 +23,11 @@ use uffd::{Event, Fault};
 
 use super::notes::{Notes, planned_ranges};
 use crate::testbed::{Breaker, Testbed};
-use common::exit::{Class, Classified};
 use experiment::events::{Promise, Ranges, Swapped};
 use experiment::scenario::{Uffd, UffdStore};
 use guest::{CrashKind, CrashReport};
 use notifier_bridge::hook;
+use program::exit::{Class, Classified};
 
 /// Why there is no swap in user space.
 #[derive(Debug, thiserror::Error)]

@@ -22,8 +22,6 @@ use super::wiring::Wiring;
 use crate::testbed::{
     KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SoftError, SoftTestbed, Testbed,
 };
-use common::clock::TscRate;
-use common::input::{self, What};
 use experiment::choice::Listener;
 use experiment::choice::{Reclaim, Zap};
 use experiment::events::{Event, SecondaryMmu, Section};
@@ -31,6 +29,7 @@ use experiment::fold::RowFold;
 use experiment::record::{Row, RunRecord, utc};
 use experiment::scenario::expect::check_all;
 use experiment::scenario::{LinuxGuest, RowPlan, Scenario};
+use guest::clock::TscRate;
 use guest::elf;
 use host::HostChange;
 use host::kvm_module::KvmFacts;
@@ -41,6 +40,7 @@ use host::{HostChanges, Root};
 use machine::boot::BootError;
 use machine::pc::PcError;
 use machine::{Machine, VmConfig, VmError};
+use program::input::{self, What};
 
 /// Who accesses the memory.
 pub enum Backend {

@@ -21,13 +21,13 @@ use super::refill;
 use super::tapping::Watch;
 use super::wiring::Wiring;
 use crate::testbed::{GuestSystem, Testbed};
-use common::clock::TscRate;
-use common::output::visible;
 use experiment::choice::{Combination, Listener, Reclaim, Zap};
 use experiment::events::{Counter, Event, STALL, Setting, StallOn, Step as StepKind};
 use experiment::scenario::{Attack, HotPages, HotSet, HotWalk, Idle, Plan, Step, Uffd, VictimChoice};
 use guest::GuestError;
+use guest::clock::TscRate;
 use host::signals::Cancel;
+use program::output::visible;
 
 /// The generation that every fill writes: a machine lives for one trial.
 const GENERATION: u64 = 1;

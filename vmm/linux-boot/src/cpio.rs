@@ -7,7 +7,7 @@
 //! Linux unpacks in order: a directory must come before what is in it. Owner, group and time are 0, so that the
 //! same contents make the same archive.
 
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 use std::io::{self, Read, Write};
 
 /// The name that ends an archive.

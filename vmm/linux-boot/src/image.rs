@@ -2,8 +2,8 @@
 
 use super::bzimage::{self, BzImage, HeaderError};
 use super::compression::Compression;
-use common::input;
 use guest::elf::{self, NotAGuest};
+use program::input;
 
 /// Why a file is not a kernel that this machine boots. The text completes "the kernel FILE …".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! The initrd: as high as kernel and memory allow, read from its file into guest memory and nowhere else.
 
-use common::exit::{Class, Classified};
-use common::input::Input;
+use program::exit::{Class, Classified};
+use program::input::Input;
 use std::fs::File;
 use std::io::Seek;
 
@@ -160,7 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use common::input::What;
+    use program::input::What;
 
     proptest! {
         #[test]

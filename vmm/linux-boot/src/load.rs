@@ -24,9 +24,9 @@ use super::payload::PayloadError;
 use super::vmlinux::{self, VmlinuxError};
 use super::zero_page::{self, Contents};
 use super::{long_mode, reset_vector, start_info};
-use common::exit::{Class, Classified};
 use guest::GuestRam;
 use guest::elf::{self, NotAGuest};
+use program::exit::{Class, Classified};
 
 /// `COMMAND_LINE_SIZE` of x86 less the NUL, for kernels that do not say it.
 const CMDLINE_MAX: u64 = 2047;

@@ -20,7 +20,7 @@ use index::{Index, normal};
 pub use error::ModuleError;
 
 use super::compression::{Compression, Failure, Fault, zeroed};
-use common::input::{self, What};
+use program::input::{self, What};
 
 /// A module to be loaded.
 #[derive(Clone, PartialEq, Eq)]

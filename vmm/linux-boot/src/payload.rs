@@ -8,7 +8,7 @@
 //! The claim itself is held against what the guest has, and against [`LARGEST`].
 
 use super::compression::{Compression, Failure, Fault, zeroed};
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 
 /// The largest kernel unpacked. One with everything in it has some 100 MiB.
 pub const LARGEST: u64 = 512 << 20;

@@ -11,7 +11,7 @@
 //! segments, EBX the address of `hvm_start_info`. What EDI and ESI say beyond it is the guest's own
 //! agreement with this VMM, see [`guest_abi::layout::CONTROL_MAGIC`].
 
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 use std::io::Cursor;
 
 use guest_abi::layout;

@@ -4,9 +4,9 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::io::Errno;
 
-use common::exit::{Class, Classified};
 use host::Root;
 use host::kvm_module::KvmFacts;
+use program::exit::{Class, Classified};
 
 /// Where KVM's device is.
 pub const DEVICE: &str = "/dev/kvm";

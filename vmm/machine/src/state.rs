@@ -11,12 +11,12 @@
 use std::arch::x86_64::CpuidResult;
 
 use crate::Kvm;
-use common::exit::{Class, Classified};
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, VcpuFd};
+use program::exit::{Class, Classified};
 
 /// All of a vCPU that is not memory. What a KVM does not offer is `None`.
 #[derive(Debug)]

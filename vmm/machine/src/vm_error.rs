@@ -6,8 +6,8 @@ use rustix::io::Errno;
 
 use super::boot::BootError;
 use super::no_kvm::NoKvm;
-use common::exit::{Class, Classified};
 use guest::CrashKind;
+use program::exit::{Class, Classified};
 
 /// Why a VM could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! A process that holds virtual machines, as far as another process can see.
 
-use common::exit::{Class, Classified};
-use common::output::visible;
+use program::exit::{Class, Classified};
+use program::output::visible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

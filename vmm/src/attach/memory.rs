@@ -5,7 +5,7 @@
 
 use guest_mem::{Hva, HvaRange};
 
-use common::output::visible;
+use program::output::visible;
 
 /// The least that private memory must have to be taken for a guest's: thread stacks and heaps have less.
 const LEAST_PRIVATE: u64 = 16 << 20;

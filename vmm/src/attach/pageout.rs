@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::holder::Holder;
 use super::memory::{Memory, needs_swap};
-use common::exit::{Class, Classified};
-use common::units;
 use host::tracefs::last_errno;
+use program::exit::{Class, Classified};
+use program::units;
 
 /// Why memory could not be pushed out.
 #[derive(Debug, thiserror::Error)]

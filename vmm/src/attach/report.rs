@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::account::{Account, SIZES};
 use super::pageout::Pushed;
 use super::session::{Session, Span};
-use common::units::{self, Charset};
+use program::units::{self, Charset};
 use tap::Deed;
 
 /// The version of the record.

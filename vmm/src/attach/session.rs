@@ -18,8 +18,8 @@ use super::account::{Account, Layout, Parties};
 use super::counters::Counters;
 use super::holder::{Holder, HolderError};
 use super::memory::{Memory, NotMapped, guest_memory, mapping_of, named};
-use common::exit::{Class, Classified};
-use common::units;
+use program::exit::{Class, Classified};
+use program::units;
 use tap::source::SourceError;
 use tap::{AtWork, Collector, Deed, Event, Interest, Tap, TapError, Via};
 

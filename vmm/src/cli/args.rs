@@ -7,9 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_mem::{Backing, HvaRange};
 use swap::FaultAround;
 
-use common::exit::CODES;
 use experiment::choice::{ByteRange, PolicyChoice, Size, TimeSpan};
 use lab::TapChoice;
+use program::exit::CODES;
 
 /// What does it cost a guest when the host takes its memory away?
 #[derive(Debug, Parser)]

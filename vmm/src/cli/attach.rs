@@ -11,14 +11,14 @@ use super::changes;
 use super::interrupt::cancel_on_signal;
 use super::record_file::RecordFile;
 use crate::attach::{self, Ended, Holder, Memory, Record, Session, Span};
-use common::exit::{Class, Classified, Exit, Failure};
-use common::output;
-use common::units::Charset;
 use experiment::choice::ByteRange;
 use experiment::record::utc;
 use host::HostChanges;
 use host::signals::Cancel;
 use lab::NotKept;
+use program::exit::{Class, Classified, Exit, Failure};
+use program::output;
+use program::units::Charset;
 use tap::Via;
 
 /// Lines after which the heads of the columns come again.

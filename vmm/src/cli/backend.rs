@@ -1,10 +1,10 @@
 //! Choosing who accesses the memory, and saying so.
 
 use super::args::BackendChoice;
-use common::exit::{Class, Classified};
 use guest_mem::with_causes;
 use lab::Backend;
 use machine::{Kvm, NoKvm};
+use program::exit::{Class, Classified};
 
 /// KVM was asked for and cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -14,11 +14,6 @@ use machine::Kvm;
 use super::args::BootArguments;
 use super::interrupt::cancel_on_signal;
 use super::tuned::Wanted;
-use common::exit::{Class, Classified, Exit, Failure};
-use common::input::{self, Input, What};
-use common::output;
-use common::output::Sink;
-use common::units;
 use devices::terminal::RawMode;
 use devices::virtio::block::Disk;
 use experiment::choice::Size;
@@ -29,6 +24,11 @@ use host::{Root, facts};
 use linux_boot::initrd::InitrdError;
 use linux_boot::{BootFile, Initrd, Kernel};
 use machine::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
+use program::exit::{Class, Classified, Exit, Failure};
+use program::input::{self, Input, What};
+use program::output;
+use program::output::Sink;
+use program::units;
 
 /// Before the user's own.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1";

@@ -1,7 +1,7 @@
 //! Changes to the host, for the commands that make some.
 
-use common::output;
 use host::{HostChanges, undo_leftovers};
+use program::output;
 
 /// No changes yet, and none left of a zapscope that was killed.
 pub fn begin() -> HostChanges {

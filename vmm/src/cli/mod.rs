@@ -29,12 +29,12 @@ use clap::Parser;
 use crate::doctor::{self, Report};
 use analysis::report::ktap;
 use args::{Arguments, Command, Format};
-use common::exit::{Exit, Failure};
-use common::output;
 use guest_mem::waits::Overdue;
 use guest_mem::with_causes;
 use host::signals::ignore_file_size_signal;
 use host::{bus_error, guardian_main};
+use program::exit::{Exit, Failure};
+use program::output;
 
 /// The whole program, with the process's own arguments.
 pub fn main() -> ExitCode {

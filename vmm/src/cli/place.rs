@@ -9,7 +9,7 @@ use guest_mem::remedy::{self, Asked};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 
 /// Where directories go unless told otherwise.
 const PARENT: &str = "zapscope-runs";

@@ -1,10 +1,10 @@
 //! Progress on standard error: the row that is being made, and what is to be said of those before.
 
-use common::output;
 use experiment::record::{Row, Verdict};
 use experiment::scenario::RowPlan;
 use guest_mem::with_causes;
 use lab::{NotKept, Progress, describe};
+use program::output;
 
 /// Progress on standard error.
 #[derive(Default)]

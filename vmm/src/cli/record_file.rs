@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::place::{Place, PlaceError};
-use common::whole_file::{Existing, WholeFile, WholeFileError};
 use lab::NotKept;
+use program::whole_file::{Existing, WholeFile, WholeFileError};
 
 /// A record that is written again and again: at any moment there is a whole one, or none yet.
 #[derive(Debug)]

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use common::exit::{Class, Classified};
-use common::input::{self, Input, InputError, What};
 use experiment::events::{self, EventLog, EventLogError, RowEvents};
 use experiment::record::{RecordError, Row, RunRecord};
+use program::exit::{Class, Classified};
+use program::input::{self, Input, InputError, What};
 
 /// Why a run cannot be read.
 #[derive(Debug, thiserror::Error)]

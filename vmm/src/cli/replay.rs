@@ -10,14 +10,14 @@ use super::recorded::{Recorded, RecordedError};
 use super::run;
 use analysis::replay::{self, Predicted};
 use analysis::report::{self, ktap};
-use common::exit::{Class, Classified, Exit, Failure};
-use common::output;
-use common::units::{self, Charset};
 use experiment::choice::{Combination, Granule, PolicyChoice, Size, ZapChoice};
 use experiment::events::{Event, RowEvents};
 use experiment::record::{Row, RowLabel, RunRecord};
 use experiment::scenario::{RowPlan, Scenario};
 use lab::{Ended, TapChoice};
+use program::exit::{Class, Classified, Exit, Failure};
+use program::output;
+use program::units::{self, Charset};
 
 /// How many of the recorded rows --validate takes, each under every policy.
 const SAMPLE: usize = 3;

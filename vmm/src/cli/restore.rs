@@ -10,14 +10,14 @@ use super::args::RestoreArguments;
 use super::interrupt::cancel_on_signal;
 use super::snapshot::stop_when_told;
 use super::tuned::Wanted;
-use common::exit::{Exit, Failure};
-use common::output;
-use common::units::{self, Charset};
 use host::signals::Cancel;
 use machine::snapshot::SnapshotError;
 use machine::snapshot::file::Snapshot;
 use machine::snapshot::record::{RestoreRecord, measure};
 use machine::snapshot::restore::{How, Restored};
+use program::exit::{Exit, Failure};
+use program::output;
+use program::units::{self, Charset};
 
 pub fn restore(path: &Path, arguments: &RestoreArguments, tune: bool) -> Result<Exit, Failure> {
     let started = started();

@@ -8,15 +8,15 @@ use super::interrupt::cancel_on_signal;
 use super::run_directory::RunDirectory;
 use super::{backend, changes, progress::Shown, zram};
 use analysis::report::{self, ktap};
-use common::exit::{Class, Classified, Exit, Failure};
-use common::output;
-use common::units::{self, Charset};
 use experiment::choice::Size;
 use experiment::record::{RowLabel, utc};
 use experiment::scenario::{RowPlan, Scenario};
 use guest_mem::with_causes;
 use host::{Cancel, Neighbours};
 use lab::{Ended, RowSink, RunOutcome, Runner, TapChoice, Tapping};
+use program::exit::{Class, Classified, Exit, Failure};
+use program::output;
+use program::units::{self, Charset};
 
 /// What tells of accounts that disagree.
 const DIFFERENCES: &str = "account_differences";

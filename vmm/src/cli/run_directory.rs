@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 
 use super::place::PlaceError;
 use super::record_file::RecordFile;
-use common::exit::{Class, Classified};
 use experiment::events::{FILE_NAME, LogFile, Section};
 use experiment::record::RunRecord;
 use guest_mem::with_causes;
 use lab::{NotKept, RowSink};
+use program::exit::{Class, Classified};
 
 /// What the record is called in a run directory.
 pub const RECORD: &str = "run.json";

@@ -11,10 +11,6 @@ use machine::Kvm;
 use super::args::SnapshotArguments;
 use super::interrupt::cancel_on_signal;
 use super::tuned::Wanted;
-use common::exit::{Class, Classified, Exit, Failure};
-use common::output;
-use common::units;
-use common::whole_file::{Existing, WholeFile, WholeFileError};
 use experiment::choice::Size;
 use guest::CrashKind;
 use host::signals::Cancel;
@@ -24,6 +20,10 @@ use machine::snapshot::stop::Stopper;
 use machine::snapshot::work;
 use machine::snapshot::write::{Pattern, Written, write};
 use machine::{Machine, VmConfig};
+use program::exit::{Class, Classified, Exit, Failure};
+use program::output;
+use program::units;
+use program::whole_file::{Existing, WholeFile, WholeFileError};
 
 /// The generation of what the guest writes.
 const GENERATION: u64 = 1;

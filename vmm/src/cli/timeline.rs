@@ -7,11 +7,11 @@ use super::args::TimelineArguments;
 use super::recorded::Recorded;
 use analysis::report;
 use analysis::timeline::{RowTime, write_trace};
-use common::exit::{Class, Classified, Exit, Failure};
-use common::output;
-use common::units::{self, Charset};
-use common::whole_file::{Existing, WholeFile, WholeFileError};
 use experiment::events::RowEvents;
+use program::exit::{Class, Classified, Exit, Failure};
+use program::output;
+use program::units::{self, Charset};
+use program::whole_file::{Existing, WholeFile, WholeFileError};
 
 #[derive(Debug, thiserror::Error)]
 enum TimelineError {

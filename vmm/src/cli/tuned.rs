@@ -3,9 +3,9 @@
 use guest_mem::{Backing, Unavailable};
 
 use super::changes;
-use common::exit::{Class, Classified, Exit, Failure};
-use common::output;
 use lab::{Tuner, offer_of_tune};
+use program::exit::{Class, Classified, Exit, Failure};
+use program::output;
 
 /// This host does not give a backing that the command line names.
 #[derive(Debug, thiserror::Error)]

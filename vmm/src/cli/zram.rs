@@ -2,9 +2,9 @@
 
 use guest_mem::{ZramError, check_swap_size, swap_on_device};
 
-use common::exit::{Class, Classified};
-use common::output;
 use host::{Capability, ChangeError, HostChanges, Rights};
+use program::exit::{Class, Classified};
+use program::output;
 
 /// The device could not be had.
 #[derive(Debug, thiserror::Error)]

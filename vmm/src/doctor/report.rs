@@ -9,8 +9,8 @@ use super::{
     capabilities, cgroup, exit_cost, huge_pages, kvm_device, madvise, others, strangers, swap, tracing, uffd,
     undoing,
 };
-use common::output::visible;
 use host::HostFacts;
+use program::output::visible;
 
 /// Everything the doctor found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -9,7 +9,6 @@ use super::machine::{Faults, Machine, Pace};
 use super::median::median;
 use super::sptes::Dropped;
 use super::zapping::{Zapping, begins_seamed};
-use common::exit::{Class, Classified};
 use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
 use experiment::events::{
     Announcement, Counter, Event, GuestKind, HotLoops, Operation, Refill, RowEvents, SecondaryMmu, Setting,
@@ -17,6 +16,7 @@ use experiment::events::{
 };
 use experiment::fold::RowFold;
 use experiment::record::RowLabel;
+use program::exit::{Class, Classified};
 
 /// What is asked of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use experiment::record::Row;
 use notifier_bridge::By;
 
-use common::units;
+use program::units;
 
 /// How many rows a sentence names before it counts the rest.
 const NAMED: usize = 3;

@@ -1,12 +1,12 @@
 //! What stands above and below a case's table: what its rows share, and what they could not say.
 
-use common::output::visible;
 use experiment::choice::Listener;
 use experiment::record::Row;
+use program::output::visible;
 
 use super::account;
 use super::names::{Differences, grouped, which};
-use common::units;
+use program::units;
 
 /// `sparse: pageout, slots of 2 MiB, 256 victims of 4 KiB`: what all rows of the case share. Whether a guest ran at all
 /// comes first.

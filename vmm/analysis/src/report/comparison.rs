@@ -1,10 +1,10 @@
 //! Predicted against measured, row by row.
 
 use crate::replay::{Check, Judgement};
-use common::output::visible;
 use experiment::record::Row;
+use program::output::visible;
 
-use common::units::{self, Charset};
+use program::units::{self, Charset};
 
 /// A line for each row: the counts that must be equal, then refaults and collateral faults, predicted and measured; below
 /// it why something cannot be said.

@@ -18,9 +18,9 @@ use std::fmt::Write;
 
 use super::account;
 use crate::replay::{Check, Judgement};
-use common::output::visible;
-use common::units;
 use experiment::record::{Row, RunRecord, Verdict, Warning};
+use program::output::visible;
+use program::units;
 
 /// A test and what came of it.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,7 +2,7 @@
 
 use experiment::record::Row;
 
-use common::units;
+use program::units;
 
 /// Which parts of the label tell the rows of a group apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use experiment::choice::Reclaim;
 use experiment::record::Row;
 
 use super::names::{enumerate, grouped};
-use common::units::{self, Charset};
+use program::units::{self, Charset};
 
 /// The kernel's swap, and that of this process.
 const KERNELS: Reclaim = Reclaim::By(Operation::PageOut);

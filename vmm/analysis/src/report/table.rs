@@ -14,7 +14,7 @@ use experiment::record::{Measured, Row, RunRecord};
 
 use super::caption;
 use super::names::{Differences, grouped};
-use common::units::{self, Charset};
+use program::units::{self, Charset};
 
 /// A column: its heading, the key it shows, and the cell of a row.
 struct Column {
@@ -181,7 +181,7 @@ fn sptes(row: &Row, charset: Charset) -> Option<String> {
     known.then(|| format!("{} / {}", part(&row.sptes_zapped_4k), part(&row.sptes_zapped_2m)))
 }
 
-fn p50(times: &Measured<common::distribution::Distribution>, charset: Charset) -> Option<String> {
+fn p50(times: &Measured<program::distribution::Distribution>, charset: Charset) -> Option<String> {
     times.get()?.p50.map(|time| units::nanoseconds(time as f64, charset))
 }
 

@@ -4,10 +4,10 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use super::names::grouped;
 use crate::timeline::{CauseTime, RowTime, Stalled};
-use common::units::{self, Charset};
 use experiment::choice::Listener;
 use experiment::choice::PolicyChoice;
 use experiment::choice::Reclaim;
+use program::units::{self, Charset};
 
 /// Columns of words; the others are numbers.
 const WORDS: usize = 4;

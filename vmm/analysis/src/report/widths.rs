@@ -4,7 +4,7 @@ use experiment::choice::{PolicyChoice, Reclaim};
 use experiment::record::Row;
 
 use super::names::{Differences, enumerate};
-use common::units;
+use program::units;
 
 /// A width as it is printed, whether it is exactly what had to go, and the rows that have it.
 struct Step {

@@ -2,15 +2,15 @@
 
 use guest_mem::Backing;
 
-use common::output::visible;
 use experiment::choice::{Combination, Listener};
 use experiment::record::{Row, RowLabel, RunRecord, saturating_sum};
+use program::output::visible;
 
 use super::account::{account, differences, not_measured};
 use super::names::{Differences, enumerate, grouped};
 use super::swaps::{side_by_side, told_beside};
 use super::widths::{split, widths};
-use common::units::{self, Charset};
+use program::units::{self, Charset};
 
 /// A hot loop that keeps this much of its rate has not noticed: two runs of the same differ by as much.
 const UNNOTICED: f64 = 0.95;

@@ -8,7 +8,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-use common::output::Sink;
+use program::output::Sink;
 
 /// So much is gathered before it is passed on in the middle of a line.
 const GATHER: usize = 1024;

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use super::{MAGIC, MOST_BYTES, RowEvents, VERSION, stream};
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 
 /// Why a file is no event log, or a damaged one. Bytes are counted from the begin of the file.
 #[derive(Debug, thiserror::Error)]

@@ -34,7 +34,7 @@ pub(super) mod label {
 
     use crate::choice::{Combination, Listener, word};
     use crate::record::RowLabel;
-    use common::output::visible;
+    use program::output::visible;
 
     #[derive(Serialize)]
     struct Written<'a> {

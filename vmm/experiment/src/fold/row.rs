@@ -11,9 +11,9 @@ use super::sums::{Rate, Sums};
 use crate::choice::{Listener, Reclaim, Zap};
 use crate::events::{DeviceCounts, Ranges, STALL, Swapped, Was};
 use crate::record::{CauseTotals, Measured, Row, RowLabel, Warnings};
-use common::distribution::Samples;
-use common::units;
 use notifier_bridge::By;
+use program::distribution::Samples;
+use program::units;
 
 /// What the kernel's own account says.
 const ACCOUNT: [&str; 11] = [

@@ -10,8 +10,8 @@ use crate::events::{
     Announcement, Counter, DeviceCounts, Dropped, Event, GivenBack, OperationEnd, Ranges, Setting, StallOn,
     Swapped, Was, Zapped,
 };
-use common::distribution::Samples;
 use notifier_bridge::By;
+use program::distribution::Samples;
 
 /// A hot loop's speed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::checked::Checked;
 use super::measured::{Measured, Warnings};
 use crate::choice::{Combination, Listener, PolicyChoice, word};
-use common::distribution::Distribution;
-use common::output::visible;
+use program::distribution::Distribution;
+use program::output::visible;
 
 /// What tells a row from the others of its run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

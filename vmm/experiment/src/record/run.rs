@@ -6,8 +6,8 @@ use serde_json::Value;
 use super::checked::Verdict;
 use super::measured::{Measured, Warnings, saturating_sum};
 use super::row::Row;
-use common::exit::{Class, Classified};
 use host::HostChange;
+use program::exit::{Class, Classified};
 
 /// The version of the record that this program writes, and the newest it reads.
 pub const SCHEMA: u32 = 1;
@@ -189,7 +189,7 @@ impl RunRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::distribution::{Distribution, Samples};
+    use program::distribution::{Distribution, Samples};
 
     use crate::record::{RowLabel, fixture};
 

@@ -7,8 +7,8 @@ use guest_mem::{Backing, Unit};
 use super::expect::BadExpectation;
 use super::vocabulary::Action;
 use crate::choice::{Reclaim, Size};
-use common::exit::{Class, Classified};
-use common::input::InputError;
+use program::exit::{Class, Classified};
+use program::input::InputError;
 
 /// Why no scenario came of a file or a text.
 #[derive(Debug, thiserror::Error)]

@@ -128,8 +128,8 @@ use guest_mem::{PAGE_SIZE, PMD_SIZE};
 use crate::choice::{Combination, Listener, Reclaim, Size, Zap};
 use crate::record::RowLabel;
 use at::At;
-use common::input::{self, What};
 use error::{Checked, Fault, Lines};
+use program::input::{self, What};
 use syntax::{CaseText, ScenarioText};
 
 pub use axes::Axes;

@@ -9,7 +9,7 @@ use guest_abi::link::{ABI_VERSION, LinkError, Request};
 use guest_mem::waits::Overdue;
 
 use super::mapped::Misplaced;
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 
 /// A message that is well formed, and that the agent had no business to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -238,7 +238,7 @@ fn take_in(shared: &Shared, message: FromAgent<'_>, log: &mut dyn FnMut(&str)) -
             match shared.wait("room for what a command prints", None, room) {
                 Err(AgentError::Ended(end)) => return Err(end),
                 // There is room.
-                Err(error) => common::output::message(error),
+                Err(error) => program::output::message(error),
                 Ok(_) => {}
             }
         }
@@ -253,7 +253,7 @@ fn take_in(shared: &Shared, message: FromAgent<'_>, log: &mut dyn FnMut(&str)) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::exit::{Class, Classified};
+    use program::exit::{Class, Classified};
 
     fn link() -> (Link, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -139,8 +139,8 @@ fn not_a_test_but_a_child() {
             changes.change_sysfs(&target, "never", "another test").unwrap();
         }
     }
-    common::output::result(format_args!("\nchanges {} {detail} made\n", guardian_of(&changes)));
-    common::output::finish();
+    program::output::result(format_args!("\nchanges {} {detail} made\n", guardian_of(&changes)));
+    program::output::finish();
     match mode.as_str() {
         "abort" => std::process::abort(),
         "exit" => std::process::exit(0),
@@ -452,7 +452,7 @@ fn a_killed_run_leaves_no_zram_behind() {
     let swapped = Command::new("swapon").args(["-p", "0", &format!("/dev/{name}")]).status();
     let in_use = formatted.is_ok_and(|status| status.success()) && swapped.is_ok_and(|one| one.success());
     assert!(disk.exists());
-    common::output::message(format_args!(
+    program::output::message(format_args!(
         "the device is {} when its run is killed",
         if in_use { "swapped to" } else { "idle" }
     ));

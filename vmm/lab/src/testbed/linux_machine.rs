@@ -24,10 +24,6 @@ use guest_mem::{Backing, GpaRange, PAGE_SIZE};
 use machine::Kvm;
 
 use super::ShellEnd;
-use common::exit::{Class, Classified};
-use common::input::{self, InputError, What};
-use common::output::Sink;
-use common::output::visible;
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::block::{Disk, DiskError};
 use experiment::events::GivenBack;
@@ -42,6 +38,10 @@ use linux_boot::modules::{self, ModuleError};
 use linux_boot::{BootFile, Initrd, Kernel, LoadError, Refusal};
 use machine::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, PcVcpu, prefault};
 use machine::{FaultCounts, VmCore, VmError};
+use program::exit::{Class, Classified};
+use program::input::{self, InputError, What};
+use program::output::Sink;
+use program::output::visible;
 
 /// Bytes of modules at most, whatever the guest has. Those of a distribution have some 10 MiB.
 const MODULES_MOST: u64 = 1 << 30;

@@ -175,7 +175,7 @@ impl Machine for SoftMachine<'_> {
     }
 
     fn tsc(&self) -> u64 {
-        common::clock::tsc()
+        guest::clock::tsc()
     }
     fn table(&self, index: u64) -> u32 {
         self.mailbox.area().table(index)

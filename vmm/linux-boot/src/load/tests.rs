@@ -6,8 +6,8 @@ use super::super::compression::Compression;
 use super::super::fixture::{self, KERNEL_AT, Load, PACKED, bzimage, payload};
 use super::super::layout::{arena_node, node0};
 use super::*;
-use common::input::{Input, What};
 use guest::GuestRam;
+use program::input::{Input, What};
 
 const MIB: u64 = 1 << 20;
 const INIT_SIZE: u32 = 8 << 20;

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use common::exit::{Class, Classified};
-use common::input::InputError;
-use common::units;
+use program::exit::{Class, Classified};
+use program::input::InputError;
+use program::units;
 
 /// Files at most in a directory of modules. Debian's has 4,400.
 pub(super) const MAX_FILES: usize = 200_000;

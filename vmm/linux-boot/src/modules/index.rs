@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::error::{MAX_FILES, ModuleError};
-use common::input::{self, What};
+use program::input::{self, What};
 
 /// How deep below `kernel/` modules lie at most; on Debian it is seven.
 const MAX_DEPTH: u32 = 32;

@@ -25,8 +25,6 @@ use super::vcpu::{Buses, PcVcpu, Shared};
 use super::watch::LifeWatch;
 use crate::stats::{FaultCounts, VcpuStats};
 use crate::vm_error::{VmError, failed};
-use common::exit::{Class, Classified};
-use common::output::Sink;
 use devices::bus::{Bus, BusError};
 use devices::loop_thread::{DeviceLoop, LoopError, Served};
 use devices::power::{ACPI_PORTS, AcpiPower, I8042, I8042_PORTS, PowerSwitch};
@@ -40,6 +38,8 @@ use linux_boot::acpi::{self, AcpiError};
 use linux_boot::layout::{self, MemoryNode, Platform, VirtioSlot};
 use linux_boot::registers::{self, RegistersError};
 use linux_boot::{self, Boot, Initrd, Kernel, LoadError};
+use program::exit::{Class, Classified};
+use program::output::Sink;
 
 /// What a PC is made of.
 #[derive(Clone, Copy, Debug)]

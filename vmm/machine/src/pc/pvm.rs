@@ -1,7 +1,7 @@
 //! Linux on `kvm_pvm`, which has no hardware virtualisation: the guest's ring 0 is emulated, its ring 3 runs natively,
 //! and what CPUID is told to hide is seen all the same. A kernel gets as far as its first process.
 
-use common::output::Sink;
+use program::output::Sink;
 
 /// What KVM's emulator lacks and Linux would use in ring 0, and two calibrations that take a real timer.
 ///

@@ -11,7 +11,7 @@ use super::header::{HEADER_BYTES, Header, HeaderError};
 use super::index::{Entry, Index};
 use super::{Bad, SnapshotError, vcpu};
 use crate::state::VcpuState;
-use common::input::{Input, What};
+use program::input::{Input, What};
 
 /// A snapshot file, opened and checked.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::ops::Range;
 use guest_abi::layout::{ARENA_MAX, MAX_VCPUS, low_memory};
 use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE};
 
-use common::units;
+use program::units;
 
 /// What a snapshot begins with.
 const MAGIC: [u8; 8] = *b"ZAPSNAP\0";

@@ -31,10 +31,10 @@ use swap::{AttachError, BufferError, HandOverError, HandlerError, StoreError};
 
 use crate::VmError;
 use crate::state::StateError;
-use common::exit::{Class, Classified};
-use common::input::InputError;
-use common::whole_file::WholeFileError;
 use guest::GuestError;
+use program::exit::{Class, Classified};
+use program::input::InputError;
+use program::whole_file::WholeFileError;
 
 /// Why there is no snapshot, or no guest from one.
 #[derive(Debug, thiserror::Error)]

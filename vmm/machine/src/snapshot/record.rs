@@ -17,10 +17,10 @@ use super::SnapshotError;
 use super::file::Snapshot;
 use super::restore::{Brought, How, Restored};
 use super::work::{self, Pages};
-use common::clock::TscRate;
-use common::distribution::{Distribution, Samples};
 use guest::GuestError;
+use guest::clock::TscRate;
 use host::HostFacts;
+use program::distribution::{Distribution, Samples};
 
 /// The version of the record.
 const SCHEMA: u32 = 1;

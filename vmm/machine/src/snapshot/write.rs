@@ -13,8 +13,8 @@ use super::index::Index;
 use super::{SnapshotError, vcpu};
 use crate::Machine;
 use crate::state::{VcpuState, come_to_rest};
-use common::whole_file::WholeFile;
 use host::signals::Cancel;
+use program::whole_file::WholeFile;
 
 /// What the memory holds, as its guest was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

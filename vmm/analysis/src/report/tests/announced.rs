@@ -3,7 +3,6 @@
 use guest_mem::PAGE_SIZE;
 
 use crate::report::{ktap, table, words};
-use common::units::Charset;
 use experiment::events::fixture as made;
 use experiment::events::{
     Called, Event, Expected, ExpectedKind, KernelRange, OperationEnd, Promise, Setting,
@@ -12,6 +11,7 @@ use experiment::fold::RowFold;
 use experiment::record::{Row, RowLabel, RunRecord, Verdict, fixture};
 use experiment::scenario::expect::{Expectation, check_all};
 use notifier_bridge::{By, Ranges};
+use program::units::Charset;
 
 /// Victims of a row.
 const VICTIMS: u64 = 32;

@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 use crate::replay::{self, Predicted};
 use crate::report::{comparison, ktap, table, timeline, words};
 use crate::timeline::{RowTime, write_trace};
-use common::units::Charset;
 use experiment::events::fixture;
 use experiment::events::{Counter, Event, EventLog, KernelRange, RowEvents, Stall, StallOn};
 use experiment::fold::RowFold;
 use experiment::record::{KeyKind, Row, RunRecord};
+use program::units::Charset;
 
 /// Keys whose numbers have a fraction.
 const FRACTIONS: [&str; 4] =

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use crate::report::fixture::{row, run};
 use crate::report::ktap::{Test, ktap};
 use crate::report::{comparison, table, words};
-use common::units::Charset;
 use experiment::record::Row;
+use program::units::Charset;
 
 /// Text that tries to be more than text.
 fn foreign() -> impl Strategy<Value = String> {

@@ -11,7 +11,7 @@ use super::reclaimer::ReclaimError;
 use super::stats::BalloonStats;
 use crate::virtio::Interrupt;
 use crate::{lock, new_event, signal};
-use common::exit::{Class, Classified};
+use program::exit::{Class, Classified};
 
 /// What has gone through a balloon, in pages of 4 KiB unless the name says otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

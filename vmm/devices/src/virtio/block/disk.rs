@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::{Failure, SECTOR};
-use common::exit::{Class, Classified};
-use common::input::{self, InputError, What};
+use program::exit::{Class, Classified};
+use program::input::{self, InputError, What};
 
 /// A disk that cannot be given to the guest.
 #[derive(Debug, thiserror::Error)]

@@ -215,7 +215,7 @@ fn key(word: &str) -> Result<Expression, BadExpectation> {
         (KeyKind::Times, None) => {
             Err(BadExpectation::NoNumber(key, "count, min, p50, p90, p99, p999, max or sum"))
         }
-        (KeyKind::Times, Some(field)) => match common::distribution::Distribution::FIELDS.contains(&field) {
+        (KeyKind::Times, Some(field)) => match program::distribution::Distribution::FIELDS.contains(&field) {
             true => Ok(Expression::Key { key, field: Some(field.to_owned()) }),
             false => Err(BadExpectation::Field { key, field: field.to_owned() }),
         },

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use common::distribution::Samples;
+use program::distribution::Samples;
 
 use crate::record::{Measured, fixture};
 
