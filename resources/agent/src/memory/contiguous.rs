@@ -16,10 +16,14 @@ use guest_abi::link::Pages;
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MlockFlags, ProtFlags};
 
+use super::error::MemoryError;
+use super::node::Node;
 use super::node::Reserve;
+use super::pagemap;
 use super::runs::{self, Page};
-use super::{HUGE, MemoryError, Node, pagemap};
 
+/// Bytes of a huge page.
+pub const HUGE: u64 = 2 << 20;
 /// Pages in a huge page.
 const PER_HUGE: usize = (HUGE / PAGE_SIZE) as usize;
 const PAGE: usize = PAGE_SIZE as usize;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::MemoryError;
+use super::error::MemoryError;
 
 const NODES: &str = "/sys/devices/system/node";
 const PAGE: u64 = 4096;

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::MemoryError;
+use super::error::MemoryError;
 
 const PATH: &str = "/proc/self/pagemap";
 const PRESENT: u64 = 1 << 63;
