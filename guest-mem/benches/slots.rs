@@ -6,7 +6,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use guest_mem::{Gfn, Gpa, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable, SlotTableBuilder};
+use guest_mem::{Gpa, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable, SlotTableBuilder};
 
 const SLOTS: u64 = 32_000;
 const BASE: u64 = 0x7f00_0000_0000;
@@ -53,10 +53,10 @@ fn slots(c: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
-    group.bench_function("find_gfn", |b| {
+    group.bench_function("find_gpa", |b| {
         b.iter_batched(
-            || Gfn::new(random.below(pages)),
-            |gfn| black_box(table.find_gfn(gfn).map(|slot| slot.id())),
+            || Gpa::new(random.below(pages) * PAGE_SIZE),
+            |gpa| black_box(table.find_gpa(gpa).map(|slot| slot.id())),
             BatchSize::SmallInput,
         );
     });

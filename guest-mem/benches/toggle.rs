@@ -2,7 +2,7 @@
 //!
 //! Four ways, each over pages of a region of its own: the toggle with its checks and seams; the bare pair on a
 //! region seamed in the same way (the same VMAs, so the difference is this crate's own overhead); and the bare
-//! pair and this crate's own form of it on regions without seams, where every call splits and merges a VMA
+//! pair and [`Operation::Protect`] on regions without seams, where every call splits and merges a VMA
 //! that spans its 2 MiB.
 //!
 //! The four take turns, call by call, and each row counts only its own: whatever else the machine does falls
@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use guest_mem::{Backing, HvaRange, PAGE_SIZE, PMD_SIZE, Region, toggle_protection, toggle_without_seams};
+use guest_mem::{Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, Region, perform, toggle_protection};
 
 const LEN: u64 = 64 * PMD_SIZE;
 
@@ -39,7 +39,7 @@ const WAYS: [Way; 4] = [
     ("toggle_protection", true, |region, page| toggle_protection(region, page).expect("inside")),
     ("two mprotect calls, seamed", true, |_, page| bare(page)),
     ("two mprotect calls, no seams", false, |_, page| bare(page)),
-    ("toggle_without_seams", false, |region, page| toggle_without_seams(region, page).expect("inside")),
+    ("operation protect", false, |region, page| perform(region, Operation::Protect, page).expect("inside")),
 ];
 
 /// Times way `counted` over `rounds` rounds in which all four take their turn on the same page.

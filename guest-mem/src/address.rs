@@ -113,13 +113,6 @@ impl Gpa {
     }
 }
 
-impl Gfn {
-    /// The first address of the frame, or `None` past 2^64 bytes.
-    pub fn gpa(self) -> Option<Gpa> {
-        self.0.checked_mul(PAGE_SIZE).map(Gpa)
-    }
-}
-
 impl Hva {
     /// The address of a pointer.
     pub fn of<T>(pointer: *const T) -> Self {
@@ -142,12 +135,10 @@ mod tests {
         assert_eq!(Hva::new(8).checked_offset_from(Hva::new(9)), None);
         assert_eq!(Hva::new(9).checked_offset_from(Hva::new(8)), Some(1));
         assert_eq!(Hva::new(u64::MAX).checked_align_up(PAGE_SIZE), None);
-        assert_eq!(Gfn::new(u64::MAX).gpa(), None);
     }
 
     #[test]
     fn a_gfn_is_its_gpa_shifted() {
         assert_eq!(Gpa::new(0x1fff).gfn(), Gfn::new(1));
-        assert_eq!(Gfn::new(1).gpa(), Some(Gpa::new(0x1000)));
     }
 }

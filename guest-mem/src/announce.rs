@@ -1,7 +1,7 @@
 //! The prediction behind a plan: given runs, folios and VMA boundaries, the ranges an operation announces.
 //! No system calls.
 //!
-//! | operation | for each piece of each call |
+//! | operation | for each piece of the call |
 //! | --- | --- |
 //! | pageout | each folio that lies whole in the piece, at its order; else its split, then its pages one by one (shared memory: the split only, which unmaps it all and leaves nothing to take) |
 //! | cold | the splits only |
@@ -14,7 +14,7 @@
 
 use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
 use crate::folios::LargeFolio;
-use crate::planned::{Call, Planned, Unit};
+use crate::planned::Planned;
 use crate::range::HvaRange;
 use crate::reclaim::Operation;
 use crate::region::Region;
@@ -74,71 +74,24 @@ struct Part {
     whole: bool,
 }
 
-/// Appends the calls that `operation` on `range` takes in pieces of `unit`, and what they announce.
-pub(crate) fn announce(
-    layout: &Layout<'_>,
-    range: HvaRange,
-    unit: Unit,
-    operation: Operation,
-    calls: &mut Vec<Call>,
-    out: &mut Vec<Planned>,
-) {
-    let mut teller = Teller { layout, calls, out, split_block: None, split_folio: None };
-    match unit {
-        Unit::Page => range.chunks(layout.region.granule()).for_each(|call| teller.call(operation, call)),
-        Unit::Region => range.block_pieces().for_each(|call| teller.call(operation, call)),
-        Unit::Range if range.is_empty() => {}
-        Unit::Range => teller.call(operation, range),
-        Unit::Folio => {
-            for run in layout.runs_in(range) {
-                folios_of(layout, run, range).for_each(|call| teller.call(operation, call));
-            }
-        }
+/// Appends what `operation` on `range` announces.
+pub(crate) fn announce(layout: &Layout<'_>, range: HvaRange, operation: Operation, out: &mut Vec<Planned>) {
+    if !range.is_empty() {
+        Prediction { layout, out, split_block: None, split_folio: None }.call(operation, range);
     }
 }
 
-/// A run of mapped pages cut into folios, as far as `range` has them. Nothing for pages that hold no memory.
-fn folios_of(layout: &Layout<'_>, run: PageRun, range: HvaRange) -> impl Iterator<Item = HvaRange> {
-    let mut rest = match run.state {
-        PageState::Mapped { .. } => run.range,
-        _ => HvaRange::empty(run.range.end()),
-    };
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let at = rest.start();
-        let folio = match layout.folio_at(at) {
-            _ if run.state.is_pmd_mapped() => block_of(at),
-            Some(folio) => folio.pages,
-            None => page_at(at),
-        };
-        // A folio with a hole in it spans several runs; each has its part.
-        let call = folio.intersection(rest)?.intersection(range)?;
-        rest = HvaRange::new(call.end(), rest.end())?;
-        Some(call)
-    })
-}
-
-/// Writes announcements down, each split once.
-struct Teller<'a, 'l> {
+/// The announcements predicted so far, each split once.
+struct Prediction<'a, 'l> {
     layout: &'a Layout<'l>,
-    calls: &'a mut Vec<Call>,
     out: &'a mut Vec<Planned>,
-    /// The last block and folio split: calls go up in address, so the last is enough to remember.
+    /// The last block and folio split: a call goes up in address, so the last is enough to remember.
     split_block: Option<HvaRange>,
     split_folio: Option<HvaRange>,
 }
 
-impl Teller<'_, '_> {
-    /// One system call.
+impl Prediction<'_, '_> {
     fn call(&mut self, operation: Operation, call: HvaRange) {
-        let first = self.out.len();
-        self.announce_call(operation, call);
-        self.calls.push(Call { range: call, announces: first..self.out.len() });
-    }
-
-    fn announce_call(&mut self, operation: Operation, call: HvaRange) {
         let region = self.layout.region;
         for piece in region.vma_pieces(call) {
             match operation {

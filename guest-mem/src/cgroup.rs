@@ -1,4 +1,4 @@
-//! A memory cgroup of one's own, to squeeze this process and nobody else.
+//! A memory cgroup of this process alone, by which its memory is reclaimed.
 //!
 //! Memory is charged to the group of whoever touches it first and stays there: enter the group before the
 //! memory is populated.
@@ -6,8 +6,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::Duration;
 
 use crate::causes::with_causes;
 use crate::cgroup_mounts::{ControllerMount, Version, find_controller};
@@ -85,14 +83,12 @@ impl CgroupPlace {
     }
 }
 
-/// A group made for this process, which is inside as long as this lives.
+/// A memory cgroup that this process is in as long as this lives.
 #[derive(Debug)]
 pub struct MemoryCgroup {
     version: Version,
     path: PathBuf,
     home: PathBuf,
-    /// Whether it goes with this, or its maker removes it.
-    removed_here: bool,
 }
 
 /// What squeezing came to.
@@ -114,27 +110,13 @@ impl Squeezed {
 }
 
 impl MemoryCgroup {
-    /// Makes a group `name` (see [`CgroupPlace::find`]) and moves this process, all its threads, into it.
+    /// Moves this process, all its threads, into a group that the caller has made there and will remove.
     ///
     /// # Errors
-    /// No memory controller, or no right to use it. Nothing stays behind then.
-    pub fn enter(name: &str) -> Result<Self, CgroupError> {
-        let place = CgroupPlace::find(name)?;
-        fs::create_dir(&place.path).map_err(|source| failed("making", &place.path, source))?;
-        Self::enter_as(place, true)
-    }
-
-    /// Moves this process, all its threads, into a group that somebody has made there and will remove again.
-    ///
-    /// # Errors
-    /// As [`MemoryCgroup::enter`].
-    pub fn enter_made(place: CgroupPlace) -> Result<Self, CgroupError> {
-        Self::enter_as(place, false)
-    }
-
-    fn enter_as(place: CgroupPlace, removed_here: bool) -> Result<Self, CgroupError> {
+    /// No memory controller, or no right to use it. The process is then where it was.
+    pub fn enter(place: CgroupPlace) -> Result<Self, CgroupError> {
         let CgroupPlace { version, path, home } = place;
-        let group = Self { version, path, home, removed_here };
+        let group = Self { version, path, home };
         // From here on the drop of `group` undoes what was done.
         if !group.file(group.usage_file()).exists() {
             return Err(CgroupError::NotDelegated(group.path.clone()));
@@ -237,41 +219,13 @@ impl MemoryCgroup {
         let pid = std::process::id().to_string();
         fs::write(&procs, pid).map_err(|source| failed("moving this process by", &procs, source))
     }
-
-    /// Moves the process back where it was and removes the group, if nobody else does. Memory charged to it stays charged
-    /// to its parent.
-    ///
-    /// # Errors
-    /// The first step that failed.
-    pub fn leave(self) -> Result<(), CgroupError> {
-        let outcome = self.undo();
-        std::mem::forget(self);
-        outcome
-    }
-
-    fn undo(&self) -> Result<(), CgroupError> {
-        self.adopt(&self.home)?;
-        if !self.removed_here {
-            return Ok(());
-        }
-        // A thread that is just exiting keeps the group busy for a moment.
-        let mut outcome = Ok(());
-        for _ in 0..50 {
-            outcome = fs::remove_dir(&self.path);
-            match &outcome {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => sleep(Duration::from_millis(20)),
-                _ => break,
-            }
-        }
-        outcome.map_err(|source| failed("removing", &self.path, source))
-    }
 }
 
 impl Drop for MemoryCgroup {
+    /// Moves the process back where it was. Memory charged to the group stays charged to its parent.
     fn drop(&mut self) {
-        if let Err(error) = self.undo() {
-            // A destructor can only say it; `leave` is for callers who want to know.
-            tell(&format!("cgroup {} stays behind: {}", self.path.display(), with_causes(&error)));
+        if let Err(error) = self.adopt(&self.home) {
+            tell(&format!("this process stays in cgroup {}: {}", self.path.display(), with_causes(&error)));
         }
     }
 }
@@ -291,7 +245,7 @@ mod tests {
     #[test]
     fn names_that_would_climb_out_are_refused() {
         for name in ["", ".", "..", "a/b", "../x", "a b"] {
-            assert!(matches!(MemoryCgroup::enter(name), Err(CgroupError::Name(_))), "{name}");
+            assert!(matches!(CgroupPlace::find(name), Err(CgroupError::Name(_))), "{name}");
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 
-use crate::entry::{Entry, entries, read_entries};
+use crate::entry::{entries, read_entries};
 use crate::kpageflags::{Frames, KPageFlags};
 use crate::range::HvaRange;
 use crate::scan_error::ScanError;
@@ -46,14 +46,6 @@ impl FolioReader {
 
     pub(crate) fn is_available(&self) -> bool {
         self.available
-    }
-
-    /// The folio of one mapped page; `None` if nothing is mapped or frames are hidden.
-    pub(crate) fn folio_at(&mut self, page: HvaRange) -> Result<Option<Frames>, ScanError> {
-        read_entries(&self.pagemap, page, &mut self.buffer)?;
-        let entry = entries(&self.buffer).next().unwrap_or(Entry(0));
-        self.kpageflags.forget();
-        Ok(entry.pfn().and_then(|pfn| self.kpageflags.folio_of(pfn)))
     }
 
     /// Appends the large folios mapped by PTEs in `range`, in order of address.

@@ -6,10 +6,10 @@
 //!
 //! ```text
 //!   Backing ─> Region ─┬─> PageScanner ─> PageRun, PageCounts      what the pages are
-//!                      ├─> Planner     ─> Planned, Call            what an operation will announce
-//!                      ├─> perform, page_out_fully ─> Outcome      the operation, and what it really did
-//!                      └─> protect, unmap_shared                   drop translations, keep the pages
-//!   ZramSwap, MemoryCgroup                                         where pages go, and what makes them go
+//!                      ├─> Planner     ─> Planned                  what an operation will announce
+//!                      ├─> perform                                 the operation
+//!                      └─> toggle_protection, unmap_shared         drop translations, keep the pages
+//!   swap_on_device, MemoryCgroup                                   where pages go, and what makes them go
 //!   waits::Thread, Patience, Overdue                               waits for ourselves, with a deadline
 //! ```
 //!
@@ -69,12 +69,9 @@ pub use lru::drain_lru;
 pub use page::{Page, is_zero_page};
 pub use pagemap::{PageScanner, ScanMethod};
 pub use plan::Planner;
-pub use planned::{Call, Planned, Unit, UnknownUnit};
+pub use planned::Planned;
 pub use range::{AddressRange, Chunks, GfnRange, GpaRange, HvaRange, RangeError};
-pub use reclaim::{
-    Operation, Outcome, PageOutReport, ReclaimError, UnknownOperation, page_out_fully, perform,
-    perform_unmeasured,
-};
+pub use reclaim::{Operation, ReclaimError, Remains, perform};
 pub use region::{Memory, Region, RegionError};
 pub use scan_error::ScanError;
 pub use seam::SeamError;
@@ -84,10 +81,8 @@ pub use swaps::{SwapArea, SwapInfo};
 pub use switches::{Knob, Remedy, Setting, Unavailable, Value};
 pub use thp::{HostThp, HugetlbPool, ShmemSwitch, Switch};
 pub use victim::{MapLevel, Order, Victim};
-pub use zap::{
-    Protected, ZapError, protect, toggle_protection, toggle_unit, toggle_without_seams, unmap_shared,
-};
-pub use zram::{MmStat, ZramError, ZramSwap, check_swap_size, swap_on_device, undo_by_number};
+pub use zap::{ZapError, toggle_protection, unmap_shared};
+pub use zram::{ZramError, check_swap_size, swap_on_device};
 
 #[cfg(test)]
 harness::watch_libtest!();

@@ -26,7 +26,7 @@ use crate::region::Region;
 use crate::scan_error::ScanError;
 use crate::state::{PageCounts, PageRun, PageState, push_run};
 use crate::sys::{self, PAGE_IS_FILE, PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED};
-use crate::victim::{MapLevel, Order};
+use crate::victim::MapLevel;
 
 /// How page tables are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,22 +248,6 @@ impl PageScanner {
     /// Whether folio orders below the PMD can be known here: `/proc/kpageflags` is for root.
     pub fn knows_folios(&self) -> bool {
         self.folios.is_available()
-    }
-
-    /// The order of the folio mapped at `at`: from the PMD entry where there is one, else from the flags of
-    /// its page frame. `None` where nothing is mapped, or where it cannot be known without root.
-    ///
-    /// # Errors
-    /// A kernel that refuses.
-    pub fn folio_order(&mut self, at: Hva) -> Result<Option<Order>, ScanError> {
-        let state = self.page(at)?;
-        match state {
-            PageState::Mapped { level: MapLevel::Pmd, .. } => Ok(Some(Order::PMD)),
-            PageState::Mapped { level: MapLevel::Pte, .. } => {
-                Ok(self.folios.folio_at(page_of(at))?.map(|folio| folio.order))
-            }
-            _ => Ok(None),
-        }
     }
 
     /// Appends the folios of more than one page that PTEs map in `range`, in order of address. One that goes on beyond the

@@ -1,14 +1,13 @@
 //! What an operation will announce, named before it is done.
 //!
-//! Reclaim by address is a list of system calls ([`Unit`] says how large each is), and each announces ranges
-//! to every secondary MMU. A plan predicts them from what pagemap says of the memory now:
+//! Reclaim by address is a system call, which announces ranges to every secondary MMU. A plan predicts them from what
+//! pagemap says of the memory now:
 //!
 //! ```text
-//!   range ── cut by unit ── cut at seams (VMA boundaries) ── each piece against runs and folios ── Planned
+//!   range ── cut at seams (VMA boundaries) ── each piece against runs and folios ── Planned
 //! ```
 //!
-//! The prediction itself is a pure function ([`crate::announce`]); this file has its words, and the scan that
-//! feeds it.
+//! The prediction itself is a pure function ([`crate::announce`]); this file has the scan that feeds it.
 //!
 //! What a plan cannot know: folio orders below the PMD where `/proc/kpageflags` is closed
 //! ([`PageScanner::knows_folios`]): such pages count as base pages. Whether an empty block still has a page
@@ -20,7 +19,7 @@ use crate::announce::{Layout, announce};
 use crate::backing::Backing;
 use crate::folios::LargeFolio;
 use crate::pagemap::PageScanner;
-use crate::planned::{Call, Planned, Unit};
+use crate::planned::Planned;
 use crate::range::HvaRange;
 use crate::reclaim::Operation;
 use crate::region::Region;
@@ -33,7 +32,6 @@ use crate::victim::MapLevel;
 pub struct Planner {
     runs: Vec<PageRun>,
     folios: Vec<LargeFolio>,
-    calls: Vec<Call>,
 }
 
 impl Planner {
@@ -42,7 +40,7 @@ impl Planner {
         Self::default()
     }
 
-    /// Plans an operation; `out` is cleared first. [`Planner::calls`] has the system calls to make, in order.
+    /// Plans an operation, one system call on `range`; `out` is cleared first.
     ///
     /// # Errors
     /// A range that does not fit the region, or a kernel that refuses.
@@ -51,13 +49,11 @@ impl Planner {
         scanner: &mut PageScanner,
         region: &Region,
         range: HvaRange,
-        unit: Unit,
         operation: Operation,
         out: &mut Vec<Planned>,
     ) -> Result<(), ScanError> {
         out.clear();
         self.folios.clear();
-        self.calls.clear();
         region.check(range)?;
         // Whole blocks: what lies beside the range decides what is split.
         let blocks = range.checked_align_outward(PMD_SIZE).and_then(|wide| wide.intersection(region.range()));
@@ -67,7 +63,7 @@ impl Planner {
             scanner.folios().large_folios(blocks, &mut self.folios)?;
         }
         let layout = Layout { runs: &self.runs, folios: &self.folios, region };
-        announce(&layout, range, unit, operation, &mut self.calls, out);
+        announce(&layout, range, operation, out);
         Ok(())
     }
 
@@ -82,23 +78,5 @@ impl Planner {
             Backing::Base4k | Backing::Memfd | Backing::Hugetlb2m => false,
             Backing::Mthp(_) | Backing::Thp | Backing::MemfdThp => self.runs.iter().any(by_pte),
         }
-    }
-
-    /// The system calls of the last plan.
-    pub fn calls(&self) -> &[Call] {
-        &self.calls
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn units_read_back_as_they_print() {
-        for unit in Unit::ALL {
-            assert_eq!(unit.to_string().parse(), Ok(unit));
-        }
-        assert!("pages".parse::<Unit>().unwrap_err().to_string().contains("page, folio"));
     }
 }

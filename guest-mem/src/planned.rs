@@ -1,23 +1,7 @@
-//! The words of a plan: how large a system call is, and what it announces.
-
-use std::fmt;
-use std::str::FromStr;
+//! What a plan is made of.
 
 use crate::range::HvaRange;
 use crate::victim::Victim;
-
-/// How much of the range one system call takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Unit {
-    /// `page`: 4 KiB each, whatever they are a part of.
-    Page,
-    /// `folio`: each folio whole, as far as the range has it; memory that holds nothing is left out.
-    Folio,
-    /// `region`: each aligned 2 MiB.
-    Region,
-    /// `range`: everything at once.
-    Range,
-}
 
 /// One announcement to come, in the order the kernel makes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,49 +24,5 @@ impl Planned {
             Self::SplitPmd(range) | Self::SplitFolio(range) | Self::Exact(range) => *range,
             Self::Take(victim) => victim.pages,
         }
-    }
-}
-
-/// One system call of a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// What it is asked for.
-    pub range: HvaRange,
-    /// Which of the plan's announcements it makes.
-    pub announces: std::ops::Range<usize>,
-}
-
-/// A text that names no unit.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown unit `{0}`: use page, folio, region or range")]
-pub struct UnknownUnit(pub String);
-
-impl Unit {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Page, Self::Folio, Self::Region, Self::Range];
-
-    /// The name in scenarios and reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Page => "page",
-            Self::Folio => "folio",
-            Self::Region => "region",
-            Self::Range => "range",
-        }
-    }
-}
-
-impl fmt::Display for Unit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Unit {
-    type Err = UnknownUnit;
-
-    fn from_str(text: &str) -> Result<Self, UnknownUnit> {
-        let known = Self::ALL.into_iter().find(|unit| unit.name() == text);
-        known.ok_or_else(|| UnknownUnit(text.to_owned()))
     }
 }

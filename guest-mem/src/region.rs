@@ -106,7 +106,6 @@ const LARGEST: u64 = 64 << 40;
 pub struct Region {
     range: HvaRange,
     backing: Backing,
-    label: String,
     memfd: Option<OwnedFd>,
     seams: Seams,
 }
@@ -147,7 +146,7 @@ impl Region {
             MapFailed::Map(source) => setup("mapping")(source),
         })?;
         let seams = Seams::new(range, seam_len(backing));
-        let region = Self { range, backing, label: backing.to_string(), memfd, seams };
+        let region = Self { range, backing, memfd, seams };
         region.advise_backing()?;
         region.reach(range).map_err(|error| match error {
             RegionError::NotGiven { limit, source, .. } => RegionError::Hugetlb { len, limit, source },
@@ -177,21 +176,11 @@ impl Region {
             && HostThp::read().anonymous_switch(Order::PMD).serves_madvised()
         {
             let backing = self.backing;
-            self.seams.guard().map_err(|source| RegionError::Guard { backing, source })?;
+            self.seams.install(self.range).map_err(|source| RegionError::Guard { backing, source })?;
         }
         Ok(())
     }
 
-    /// The region with another label.
-    #[must_use]
-    pub fn with_label(mut self, label: impl Into<String>) -> Self {
-        self.label = label.into();
-        self
-    }
-    /// What reports call the region; its backing unless something else was said.
-    pub fn label(&self) -> &str {
-        &self.label
-    }
     /// Where it is mapped.
     pub fn range(&self) -> HvaRange {
         self.range
@@ -295,7 +284,7 @@ impl Region {
             return Ok(());
         }
         match range.checked_align_outward(PAGE_SIZE).map(|pages| (pages, self.fault_in(pages))) {
-            // Before 5.14 there is no such call; and what is read-only for a moment (see `protect`) is there.
+            // Before 5.14 there is no such call; and what is read-only for a moment (see `toggle_protection`) is there.
             None | Some((_, Ok(()) | Err(Errno::INVAL))) => Ok(()),
             Some((pages, Err(source))) => Err(self.not_given(pages, source)),
         }
@@ -339,7 +328,7 @@ impl Region {
     }
 
     /// Writes the word at `at`, faulting it in if it must be. While `at` is read-only by
-    /// [`crate::protect`] this is a segmentation fault: stop whoever writes first, as for a guest.
+    /// [`crate::toggle_protection`] this is a segmentation fault: stop whoever writes first, as for a guest.
     ///
     /// # Errors
     /// An address that is no aligned word of this region, or the kernel gives no page.
@@ -448,10 +437,10 @@ mod tests {
 
     #[test]
     fn a_region_is_aligned_and_answers_for_its_addresses() {
-        let region = Region::map(3 * PMD_SIZE, Backing::Base4k).unwrap().with_label("ram");
+        let region = Region::map(3 * PMD_SIZE, Backing::Base4k).unwrap();
         let range = region.range();
         assert!(range.start().is_aligned(PMD_SIZE));
-        assert_eq!((range.len(), region.label()), (3 * PMD_SIZE, "ram"));
+        assert_eq!(range.len(), 3 * PMD_SIZE);
         assert_eq!(region.hva_at(3 * PMD_SIZE), None);
         assert_eq!(region.offset_of(range.end()), None);
         assert_eq!(region.slice(PMD_SIZE, 2 * PMD_SIZE).map(|part| part.end()), Some(range.end()));

@@ -25,7 +25,7 @@ use crate::range::{HvaRange, RangeError};
 use crate::remedy::{self, Asked};
 use crate::sys::{self, Madvise};
 
-/// Why seams could not be put in or taken out.
+/// Why seams could not be put in.
 #[derive(Debug, thiserror::Error)]
 pub enum SeamError {
     /// The process would have too many VMAs.
@@ -48,10 +48,8 @@ pub enum SeamError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// madvise failed.
-    #[error("{call} on the seam at {at}{}", remedy::after(Asked::Mapping, *source))]
+    #[error("MADV_DONTDUMP on the seam at {at}{}", remedy::after(Asked::Mapping, *source))]
     Call {
-        /// Which advice.
-        call: &'static str,
         /// Where the seam was to be.
         at: Hva,
         /// What the kernel said.
@@ -72,22 +70,13 @@ pub(crate) struct Seams {
     strip: u64,
     /// One bit a block.
     blocks: Box<[AtomicU64]>,
-    /// Set where seams keep 2 MiB folios out of an mTHP region: then they stay.
-    guarded: AtomicU64,
 }
 
 impl Seams {
     pub(crate) fn new(region: HvaRange, strip: u64) -> Self {
         let words = (region.len() / PMD_SIZE).div_ceil(64);
         let blocks = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Self { region, strip, blocks, guarded: AtomicU64::new(0) }
-    }
-
-    /// Puts a seam into every block, to stay.
-    pub(crate) fn guard(&self) -> Result<(), SeamError> {
-        self.install(self.region)?;
-        self.guarded.store(1, Ordering::Relaxed);
-        Ok(())
+        Self { region, strip, blocks }
     }
 
     fn bit(&self, block: HvaRange) -> (&AtomicU64, u64) {
@@ -113,40 +102,16 @@ impl Seams {
         }
         check_vmas(wanted)?;
         for block in range.block_pieces().filter(|&block| !self.has(block)) {
-            self.advise(block, Advice::LinuxDontDump, "MADV_DONTDUMP")?;
+            let strip = self.strip_of(block);
+            // SAFETY: the strip lies in the region's own mapping, and the advice changes no content.
+            unsafe { sys::madvise(strip, Madvise::Known(Advice::LinuxDontDump)) }
+                .map_err(|source| SeamError::Call { at: strip.start(), source })?;
             let (word, bit) = self.bit(block);
             if word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
                 IN_PLACE.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(wanted)
-    }
-
-    /// Takes the seam out of each block `range` touches. Returns how many there were.
-    pub(crate) fn remove(&self, range: HvaRange) -> Result<u64, SeamError> {
-        if self.guarded.load(Ordering::Relaxed) != 0 {
-            return Ok(0);
-        }
-        let mut removed = 0;
-        for block in range.block_pieces().filter(|&block| self.has(block)) {
-            self.advise(block, Advice::LinuxDoDump, "MADV_DODUMP")?;
-            let (word, bit) = self.bit(block);
-            if word.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
-                IN_PLACE.fetch_sub(1, Ordering::Relaxed);
-                removed += 1;
-            }
-        }
-        Ok(removed)
-    }
-
-    fn advise(&self, block: HvaRange, advice: Advice, call: &'static str) -> Result<(), SeamError> {
-        let strip = self.strip_of(block);
-        // SAFETY: the strip lies in the region's own mapping, and the advice changes no content.
-        unsafe { sys::madvise(strip, Madvise::Known(advice)) }.map_err(|source| SeamError::Call {
-            call,
-            at: strip.start(),
-            source,
-        })
     }
 
     /// Takes the seams out of the account: their mapping goes.

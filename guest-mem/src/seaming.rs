@@ -1,4 +1,4 @@
-//! Seams in a region: put in, taken out, asked for.
+//! The seams of a region: where they are put, and how they cut a range.
 
 use crate::address::PMD_SIZE;
 use crate::address::{Address, Hva};
@@ -20,22 +20,6 @@ impl Region {
             return Err(SeamError::Hugetlb);
         }
         self.seams().install(range)
-    }
-
-    /// Takes the seams of each 2 MiB block that `range` touches out again, so that huge pages can form.
-    /// Returns how many there were. Seams that keep 2 MiB folios out of an mTHP region stay.
-    ///
-    /// # Errors
-    /// A range that does not fit, or a kernel that refuses.
-    pub fn unseam(&self, range: HvaRange) -> Result<u64, SeamError> {
-        self.check(range)?;
-        self.seams().remove(range)
-    }
-
-    /// Whether the 2 MiB block that holds `at` has a seam.
-    pub fn is_seamed(&self, at: Hva) -> bool {
-        let byte = HvaRange::with_len(at, 1);
-        byte.is_some_and(|byte| self.range().covers(byte) && self.seams().has(byte))
     }
 
     /// The 2 MiB blocks without a seam of which `range` covers a part only: a toggle of `range` puts a seam
@@ -62,18 +46,14 @@ mod tests {
     use crate::address::{PAGE_SIZE, PMD_SIZE};
 
     #[test]
-    fn seams_are_remembered_and_counted_back() {
+    fn seams_are_put_once() {
         let region = Region::map(4 * PMD_SIZE, Backing::Base4k).unwrap();
         let part = region.slice(PMD_SIZE + PAGE_SIZE, PMD_SIZE).unwrap();
         assert_eq!(region.unseamed_edges(part).count(), 2);
         assert_eq!(region.seam(part).unwrap(), 2);
         assert_eq!(region.seam(part).unwrap(), 0);
-        let seamed: Vec<bool> =
-            (0..4).map(|block| region.is_seamed(region.hva_at(block * PMD_SIZE).unwrap())).collect();
-        assert_eq!(seamed, [false, true, true, false]);
         assert_eq!(region.unseamed_edges(part).count(), 0);
-        assert_eq!(region.unseam(region.range()).unwrap(), 2);
-        assert!(!region.is_seamed(part.start()));
+        assert_eq!(region.vma_pieces(region.range()).count(), 5, "two blocks have a seam");
     }
 
     #[test]

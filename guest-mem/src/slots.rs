@@ -3,7 +3,7 @@
 //! A memslot is the unit in which KVM lets user space drop translations, so its size is the precision of
 //! a zap. This module only describes and finds slots; `vmm` issues the ioctls.
 
-use crate::address::{Address, Gfn, Gpa, Hva, PAGE_SIZE};
+use crate::address::{Address, Gpa, Hva, PAGE_SIZE};
 use crate::range::{GpaRange, HvaRange};
 
 /// A slot's number, as in `kvm_userspace_memory_region::slot`.
@@ -213,25 +213,11 @@ impl SlotTable {
         }
         &rest[..near + rest[near..].partition_point(|slot| slot.hva < range.end())]
     }
-    /// The slot that holds a guest frame.
-    pub fn find_gfn(&self, gfn: Gfn) -> Option<&Memslot> {
-        self.find_gpa(gfn.gpa()?)
-    }
     /// The slot that holds a guest physical address.
     pub fn find_gpa(&self, gpa: Gpa) -> Option<&Memslot> {
         let after = self.gpas.partition_point(|&start| start <= gpa);
         let slot = &self.by_hva[self.by_gpa[after.checked_sub(1)?] as usize];
         slot.gpa_range().contains(gpa).then_some(slot)
-    }
-    /// The host address behind a guest physical address.
-    pub fn hva_of(&self, gpa: Gpa) -> Option<Hva> {
-        let slot = self.find_gpa(gpa)?;
-        slot.hva.checked_add(gpa.checked_offset_from(slot.gpa)?)
-    }
-    /// The guest physical address that a host address backs.
-    pub fn gpa_of(&self, hva: Hva) -> Option<Gpa> {
-        let slot = self.covering(HvaRange::with_len(hva, 1)?).first()?;
-        slot.gpa.checked_add(hva.checked_offset_from(slot.hva)?)
     }
 }
 
@@ -270,9 +256,6 @@ mod tests {
             let in_slot = slots.as_slice().iter().any(|s| s.hva_range().covers(page));
             prop_assert_eq!(slots.runs().iter().any(|run| run.covers(page)), in_slot);
             prop_assert!(slots.runs().windows(2).all(|pair| pair[0].end() < pair[1].start()));
-            if let Some(hva) = slots.hva_of(gpa) {
-                prop_assert_eq!(slots.gpa_of(hva), Some(gpa));
-            }
         }
     }
 
@@ -281,9 +264,9 @@ mod tests {
         let slots = table(&[(0, 1 << 40, 32_000 << 21, 2 << 20)]).unwrap();
         for (index, slot) in slots.as_slice().iter().enumerate() {
             assert_eq!(slots.covering(slot.hva_range()), std::slice::from_ref(slot));
-            assert_eq!(slots.find_gfn(Gfn::new(index as u64 * 512 + 511)), Some(slot));
+            assert_eq!(slots.find_gpa(Gpa::new((index as u64) << 21 | 0x1f_ffff)), Some(slot));
         }
-        assert_eq!(slots.find_gfn(Gfn::new(32_000 * 512)), None);
+        assert_eq!(slots.find_gpa(Gpa::new(32_000 << 21)), None);
     }
 
     #[test]

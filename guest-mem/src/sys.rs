@@ -265,13 +265,6 @@ pub(crate) fn swapon(device: &CStr, priority: i16) -> Result<(), Errno> {
     if done < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
-/// swapoff: reads everything back in, so it can take long and can run out of memory.
-pub(crate) fn swapoff(device: &CStr) -> Result<(), Errno> {
-    // SAFETY: the path is NUL-terminated and only read.
-    let done = unsafe { libc::swapoff(device.as_ptr()) };
-    if done < 0 { Err(last_errno()) } else { Ok(()) }
-}
-
 /// Reads the word at `at`.
 ///
 /// # Safety

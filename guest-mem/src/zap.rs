@@ -4,15 +4,14 @@
 //!
 //! | way | for | what it does to the primary MMU |
 //! | --- | --- | --- |
-//! | [`protect`], then [`Protected::unprotect`] | every backing | takes the write permission and gives it back |
+//! | [`toggle_protection`] | every backing | takes the write permission and gives it back |
 //! | [`unmap_shared`] | `memfd`, `memfd:thp` | drops the page-table entries; the pages stay in the page cache |
 //!
-//! Between the two halves of a toggle a write fault fails: KVM_RUN returns EFAULT. Hold off the vCPUs, or retry.
+//! During a toggle a write fault fails: KVM_RUN returns EFAULT. Stop the vCPUs before, or run them again after it.
 
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
-use crate::address::Hva;
 use crate::backing::Backing;
 use crate::range::HvaRange;
 use crate::range::RangeError;
@@ -57,61 +56,21 @@ pub enum ZapError {
     },
 }
 
-/// A range that is read-only for now. Dropping it gives the write permission back.
-#[derive(Debug)]
-#[must_use = "the range stays read-only as long as this lives"]
-pub struct Protected<'r> {
-    region: &'r Region,
-    range: HvaRange,
-}
-
-impl Protected<'_> {
-    /// What is read-only.
-    pub fn range(&self) -> HvaRange {
-        self.range
-    }
-
-    /// Gives the write permission back: the second half of [`protect`].
-    ///
-    /// # Errors
-    /// A kernel that refuses. The range is then still read-only, and the next write to it is fatal.
-    pub fn unprotect(self) -> Result<(), ZapError> {
-        let (region, range) = (self.region, self.range);
-        std::mem::forget(self);
-        set_protection(region, range, Protection::ReadWrite)
-    }
-}
-
-impl Drop for Protected<'_> {
-    fn drop(&mut self) {
-        // Second and last chance: a failure here shows as a fault on the next write, not as lost data.
-        let _ = set_protection(self.region, self.range, Protection::ReadWrite);
-    }
-}
-
-/// Makes `range` read-only, which drops its writable translations in every MMU: the first half of a toggle.
-/// Puts seams where the range begins or ends inside a 2 MiB block, so that no more than `range` is announced;
-/// [`Region::unseamed_edges`] tells beforehand which blocks pay for that, once.
+/// Takes the write permission of `range` and gives it back, which drops its writable translations in every MMU. Puts seams
+/// where the range begins or ends inside a 2 MiB block, so that no more than `range` is announced;
+/// [`Region::unseamed_edges`] tells beforehand which blocks are announced for their seam, once.
 ///
 /// One caller at a time for any one range.
 ///
 /// # Errors
-/// A range that does not fit, no seam to be had, or a kernel that refuses. The range is then writable.
-pub fn protect(region: &Region, range: HvaRange) -> Result<Protected<'_>, ZapError> {
+/// A range that does not fit, no seam to be had, or a kernel that refuses. If it refuses to give the permission back, the
+/// next write to the range is a segmentation fault.
+pub fn toggle_protection(region: &Region, range: HvaRange) -> Result<(), ZapError> {
     region.check(range)?;
     seam_edges(region, range)?;
-    let guard = Protected { region, range };
-    // On failure a part may be read-only already; the drop of the guard restores it.
-    set_protection(region, range, Protection::ReadOnly)?;
-    Ok(guard)
-}
-
-/// Both halves of a toggle, for when nobody else uses the memory: [`protect`] and [`Protected::unprotect`].
-///
-/// # Errors
-/// As the two.
-pub fn toggle_protection(region: &Region, range: HvaRange) -> Result<(), ZapError> {
-    protect(region, range)?.unprotect()
+    let protected = set_protection(region, range, Protection::ReadOnly);
+    // If the first call failed, it may have protected a part of the range: the second gives that back.
+    protected.and(set_protection(region, range, Protection::ReadWrite))
 }
 
 /// Drops the page-table entries of a range of shared memory. Its pages stay in the page cache (or in swap), so
@@ -154,21 +113,4 @@ fn set_protection(region: &Region, range: HvaRange, protection: Protection) -> R
     };
     // SAFETY: inside the region's mapping, to which no Rust reference exists; it stays readable throughout.
     unsafe { sys::mprotect(range, protection) }.map_err(|source| ZapError::Call { call, range, source })
-}
-
-/// The bare pair of calls, without seams: what a toggle is measured against.
-///
-/// # Errors
-/// A range that does not fit, or a kernel that refuses.
-pub fn toggle_without_seams(region: &Region, range: HvaRange) -> Result<(), ZapError> {
-    region.check(range)?;
-    let guard = Protected { region, range };
-    set_protection(region, range, Protection::ReadOnly)?;
-    guard.unprotect()
-}
-
-/// The page that a toggle of one address covers.
-pub fn toggle_unit(region: &Region, at: Hva) -> Option<HvaRange> {
-    let start = crate::address::Address::align_down(at, region.granule());
-    HvaRange::with_len(start, region.granule()).filter(|&page| region.range().covers(page))
 }

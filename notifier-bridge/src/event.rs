@@ -1,6 +1,6 @@
 //! What happens to the primary MMU.
 
-use guest_mem::{HvaRange, PMD_SIZE, Victim};
+use guest_mem::{HvaRange, Operation, PMD_SIZE, Victim};
 use serde::{Deserialize, Serialize};
 
 use crate::names::named_enum;
@@ -45,6 +45,22 @@ named_enum! {
         CopyOnWrite = "copy-on-write",
         /// The source does not say.
         Unknown = "unknown",
+    }
+}
+
+impl Cause {
+    /// The cause that an operation on memory is announced with.
+    pub const fn of(operation: Operation) -> Self {
+        match operation {
+            Operation::PageOut => Self::PageOut,
+            Operation::DontNeed => Self::DontNeed,
+            Operation::Cold => Self::Cold,
+            Operation::Free => Self::Free,
+            Operation::Collapse => Self::Collapse,
+            Operation::PunchHole | Operation::Fallocate => Self::PunchHole,
+            Operation::Protect => Self::Protect,
+            Operation::Remap => Self::Remap,
+        }
     }
 }
 

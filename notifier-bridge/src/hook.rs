@@ -10,7 +10,7 @@
 //! kernel makes them one after another inside the call; here they are made one after another before it, since no
 //! other place can be had from outside.
 
-use guest_mem::{HvaRange, MapLevel, Operation, Order, Planned, Region, Victim};
+use guest_mem::{HvaRange, MapLevel, Order, Planned, Region, Victim};
 
 use crate::{Bridge, Cause, Invalidation, InvalidationRecord, WouldBlock};
 
@@ -52,19 +52,5 @@ fn invalidation(region: &Region, planned: &Planned, cause: Cause) -> Invalidatio
         Planned::SplitFolio(pages) => Invalidation::hook(Cause::FolioSplit, exact(pages), vma),
         Planned::Take(victim) => Invalidation::hook(cause, victim, vma),
         Planned::Exact(pages) => Invalidation::hook(cause, exact(pages), vma),
-    }
-}
-
-/// Why memory goes in a scenario's step.
-pub fn cause_of(operation: Operation) -> Cause {
-    match operation {
-        Operation::PageOut => Cause::PageOut,
-        Operation::DontNeed => Cause::DontNeed,
-        Operation::Cold => Cause::Cold,
-        Operation::Free => Cause::Free,
-        Operation::Collapse => Cause::Collapse,
-        Operation::PunchHole | Operation::Fallocate => Cause::PunchHole,
-        Operation::Protect => Cause::Protect,
-        Operation::Remap => Cause::Remap,
     }
 }

@@ -119,43 +119,29 @@ impl World {
         heads.into_iter().map(folio).collect()
     }
 
-    fn announced(&self, unit: Unit, operation: Operation) -> Vec<Planned> {
+    fn announced(&self, operation: Operation) -> Vec<Planned> {
         let (runs, folios) = (self.runs(), self.folios());
         let layout = Layout { runs: &runs, folios: &folios, region: &self.region };
-        let (mut calls, mut out) = (Vec::new(), Vec::new());
-        announce(&layout, self.span(self.range.0, self.range.1), unit, operation, &mut calls, &mut out);
-        // Calls go up in address without overlap, and share the announcements out among them.
-        assert!(calls.windows(2).all(|pair| pair[0].range.end() <= pair[1].range.start()));
-        assert!(calls.windows(2).all(|pair| pair[0].announces.end == pair[1].announces.start));
-        assert_eq!(calls.last().map_or(0, |call| call.announces.end), out.len());
+        let mut out = Vec::new();
+        announce(&layout, self.span(self.range.0, self.range.1), operation, &mut out);
         out
     }
 
-    /// Which system call, and which VMA, has a page: two pages share both or the kernel sees them apart.
-    fn place(&self, page: u64, unit: Unit) -> (u64, u64) {
-        let call = match (unit, self.pages[page as usize]) {
-            (Unit::Page, _) => page,
-            (Unit::Region, _) => page / 512,
-            (Unit::Range, _) => 0,
-            (Unit::Folio, Page::Large { head, .. }) => head,
-            (Unit::Folio, Page::Huge) => page / 512 * 512,
-            (Unit::Folio, _) => page,
-        };
+    /// Which VMA has a page, by the number of seams' edges below it.
+    fn vma(&self, page: u64) -> usize {
         let cuts =
             (0..BLOCKS).filter(|&block| self.seamed[block as usize]).flat_map(|b| [b * 512, b * 512 + 1]);
-        (call, cuts.filter(|&cut| cut <= page).count() as u64)
+        cuts.filter(|&cut| cut <= page).count()
     }
 
-    /// Whether all of `first..end` lies in the range, in one call and one VMA.
-    fn together(&self, first: u64, end: u64, unit: Unit) -> bool {
-        (first..end).all(|page| {
-            (self.range.0..self.range.1).contains(&page) && self.place(page, unit) == self.place(first, unit)
-        })
+    /// Whether all of `first..end` lies in the range and in one VMA.
+    fn together(&self, first: u64, end: u64) -> bool {
+        (first..end)
+            .all(|page| (self.range.0..self.range.1).contains(&page) && self.vma(page) == self.vma(first))
     }
 
-    /// The oracle for pageout: page by page, and for the pages that one call finds in one VMA and one block
-    /// the splits first.
-    fn naive_page_out(&self, unit: Unit) -> Vec<Planned> {
+    /// The oracle for pageout: page by page, and for the pages of one VMA and one block the splits first.
+    fn naive_page_out(&self) -> Vec<Planned> {
         let anonymous = self.region.backing().is_anonymous();
         let victim = |from, to, order, level| {
             Planned::Take(Victim { pages: self.span(from, to), order, level, anonymous })
@@ -164,9 +150,7 @@ impl World {
         let mut split = BTreeSet::new();
         let mut batch = None;
         for page in self.range.0..self.range.1 {
-            if batch.replace((self.place(page, unit), page / 512))
-                != Some((self.place(page, unit), page / 512))
-            {
+            if batch.replace((self.vma(page), page / 512)) != Some((self.vma(page), page / 512)) {
                 out.append(&mut takes);
             }
             let (head, size, level, whole) = match self.pages[page as usize] {
@@ -176,7 +160,7 @@ impl World {
                 Page::Huge => (page / 512 * 512, 512, MapLevel::Pmd, true),
             };
             let end = head + size;
-            if whole && self.together(head, end, unit) {
+            if whole && self.together(head, end) {
                 if page == head {
                     takes.push(victim(head, end, Order::of_bytes(size * PAGE_SIZE).unwrap(), level));
                 }
@@ -196,13 +180,13 @@ impl World {
         out
     }
 
-    /// The oracle for dontneed: stretches of one call and one VMA, each with the blocks it breaks.
-    fn naive_dontneed(&self, unit: Unit) -> Vec<Planned> {
+    /// The oracle for dontneed: stretches of one VMA, each with the blocks it breaks.
+    fn naive_dontneed(&self) -> Vec<Planned> {
         let mut out = Vec::new();
         let mut split = BTreeSet::new();
         let mut from = self.range.0;
         while from < self.range.1 {
-            let same = |page: &u64| self.place(*page, unit) == self.place(from, unit);
+            let same = |page: &u64| self.vma(*page) == self.vma(from);
             let to = (from..self.range.1).take_while(same).last().unwrap() + 1;
             out.push(Planned::Exact(self.span(from, to)));
             for block in
@@ -220,52 +204,47 @@ impl World {
     }
 }
 
-fn unit() -> impl Strategy<Value = Unit> {
-    proptest::sample::select(Unit::ALL.to_vec())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
     fn pageout_agrees_with_looking_at_each_page(
         shared: bool, draws in proptest::collection::vec((0u8..5, 0u8..6), 1..40),
-        huge: [bool; 3], seams: [bool; 3], a in 0..=PAGES, b in 0..=PAGES, unit in unit(),
+        huge: [bool; 3], seams: [bool; 3], a in 0..=PAGES, b in 0..=PAGES,
     ) {
         let backing = if shared { Backing::MemfdThp } else { Backing::Thp };
         let world = world(backing, &draws, huge, seams, (a, b));
-        prop_assert_eq!(world.announced(unit, Operation::PageOut), world.naive_page_out(unit));
+        prop_assert_eq!(world.announced(Operation::PageOut), world.naive_page_out());
     }
 
     #[test]
     fn cold_is_pageout_without_the_taking(
         draws in proptest::collection::vec((0u8..5, 0u8..6), 1..40),
-        huge: [bool; 3], seams: [bool; 3], a in 0..=PAGES, b in 0..=PAGES, unit in unit(),
+        huge: [bool; 3], seams: [bool; 3], a in 0..=PAGES, b in 0..=PAGES,
     ) {
         let world = world(Backing::Thp, &draws, huge, seams, (a, b));
-        let mut splits = world.naive_page_out(unit);
+        let mut splits = world.naive_page_out();
         splits.retain(|planned| !matches!(planned, Planned::Take(_)));
-        prop_assert_eq!(world.announced(unit, Operation::Cold), splits);
+        prop_assert_eq!(world.announced(Operation::Cold), splits);
     }
 
     #[test]
     fn dontneed_agrees_with_looking_at_each_page(
         draws in proptest::collection::vec((0u8..5, 0u8..6), 1..40),
         huge: [bool; 3], seams: [bool; 3], a in 0..=PAGES, b in 0..=PAGES,
-        unit in proptest::sample::select(vec![Unit::Page, Unit::Region, Unit::Range]),
     ) {
         let world = world(Backing::Thp, &draws, huge, seams, (a, b));
-        prop_assert_eq!(world.announced(unit, Operation::DontNeed), world.naive_dontneed(unit));
+        prop_assert_eq!(world.announced(Operation::DontNeed), world.naive_dontneed());
     }
 
     #[test]
     fn pageout_takes_each_mapped_page_once(
         draws in proptest::collection::vec((0u8..5, 0u8..6), 1..40),
-        huge: [bool; 3], a in 0..=PAGES, b in 0..=PAGES, unit in unit(),
+        huge: [bool; 3], a in 0..=PAGES, b in 0..=PAGES,
     ) {
         let world = world(Backing::Thp, &draws, huge, [false; 3], (a, b));
         let mut taken = Vec::new();
-        for planned in world.announced(unit, Operation::PageOut) {
+        for planned in world.announced(Operation::PageOut) {
             if let Planned::Take(victim) = planned {
                 prop_assert_eq!(victim.pages.len(), victim.order.bytes());
                 taken.extend(victim.pages.pages().map(|page| page.start()));
@@ -290,24 +269,23 @@ fn one_page_of_a_huge_page_is_a_split_and_a_page_and_the_next_only_a_page() {
         })
     };
     let expected = [Planned::SplitPmd(world.span(0, 512)), take(3), take(4)];
-    assert_eq!(world.announced(Unit::Page, Operation::PageOut), expected);
-    assert_eq!(world.announced(Unit::Range, Operation::PageOut), expected);
+    assert_eq!(world.announced(Operation::PageOut), expected);
 }
 
 #[test]
 fn protect_and_remap_split_the_vma_where_no_seam_is() {
     let bare = world(Backing::Base4k, &[(4, 0)], [false; 3], [false; 3], (515, 516));
     let (block, page) = (bare.span(512, 1024), Planned::Exact(bare.span(515, 516)));
-    assert_eq!(bare.announced(Unit::Range, Operation::Protect), [Planned::SplitPmd(block), page, page]);
-    assert_eq!(bare.announced(Unit::Range, Operation::Remap), [page, Planned::SplitPmd(block), page]);
+    assert_eq!(bare.announced(Operation::Protect), [Planned::SplitPmd(block), page, page]);
+    assert_eq!(bare.announced(Operation::Remap), [page, Planned::SplitPmd(block), page]);
     let seamed = world(Backing::Base4k, &[(4, 0)], [false; 3], [true; 3], (515, 516));
     let page = Planned::Exact(seamed.span(515, 516));
-    assert_eq!(seamed.announced(Unit::Range, Operation::Protect), [page, page]);
+    assert_eq!(seamed.announced(Operation::Protect), [page, page]);
 }
 
 #[test]
 fn collapse_announces_blocks_that_are_not_huge_yet() {
     let world = world(Backing::Thp, &[(4, 0)], [true, false, true], [false; 3], (0, PAGES));
     let expected = [Planned::Exact(world.span(512, 1024))];
-    assert_eq!(world.announced(Unit::Range, Operation::Collapse), expected);
+    assert_eq!(world.announced(Operation::Collapse), expected);
 }

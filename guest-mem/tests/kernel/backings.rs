@@ -4,7 +4,9 @@ use guest_mem::{
     Backing, HostThp, Operation, Order, PAGE_SIZE, PMD_SIZE, PageCounts, PageRun, PageScanner, PageState,
     Region, ScanMethod, perform,
 };
-use test_memory::{allow, alone, assert_intact, backings, counts, fill, filled, pages, swap, vmas};
+use test_memory::{
+    allow, alone, assert_folios, assert_intact, backings, counts, fill, filled, pages, swap, vmas,
+};
 
 test_memory::tests! {
     each_backing_is_what_it_says(backing in backings()): [Has(backing)],
@@ -25,12 +27,7 @@ fn each_backing_is_what_it_says(backing: Backing) {
     let got = counts(&mut scanner, &region, region.range());
     let pmd_mapped = if backing.wanted_order() == Order::PMD { PAGES } else { 0 };
     assert_eq!((got.present, got.pmd_mapped), (PAGES, pmd_mapped), "{backing}");
-    if scanner.knows_folios() {
-        for page in [0, 1, 700, PAGES - 1] {
-            let order = scanner.folio_order(pages(&region, page, 1).start()).unwrap();
-            assert_eq!(order, Some(backing.wanted_order()), "{backing}, page {page}");
-        }
-    }
+    assert_folios(&region);
     assert_eq!(region.memfd().is_some(), backing.is_shared());
     assert_intact(&region, region.range());
 }
@@ -49,14 +46,8 @@ fn mthp_beside_enabled_thp_stays_mthp(backing: Backing) {
     let region = filled(LEN, backing);
     let mut scanner = PageScanner::new().unwrap();
     assert_eq!(counts(&mut scanner, &region, region.range()).pmd_mapped, 0);
-    assert!(region.is_seamed(region.range().start()));
-    // Two VMAs a block; and they are there to stay.
-    assert_eq!(vmas(&region), 8, "{backing}");
-    assert_eq!(region.unseam(region.range()).unwrap(), 0);
-    for page in (0..PAGES).step_by(4) {
-        let order = scanner.folio_order(pages(&region, page, 1).start()).unwrap();
-        assert_eq!(order, Some(backing.wanted_order()), "{backing}, page {page}");
-    }
+    assert_eq!(vmas(&region), 8, "{backing}: two a block");
+    assert_folios(&region);
 }
 
 fn scanned(scanner: &mut PageScanner, region: &Region) -> Vec<PageRun> {
@@ -86,9 +77,9 @@ fn both_ways_to_scan_agree(backing: Backing) {
     region.populate(pages(&region, 0, 3 * 512)).unwrap();
     if backing != Backing::Hugetlb2m {
         region.read_u64(pages(&region, 3 * 512 + 7, 1).start()).unwrap();
-        perform(&mut by_ioctl, &region, Operation::PageOut, pages(&region, 512, 512)).unwrap();
+        perform(&region, Operation::PageOut, pages(&region, 512, 512)).unwrap();
     }
-    perform(&mut by_ioctl, &region, Operation::DontNeed, pages(&region, 1024, 512)).unwrap();
+    perform(&region, Operation::DontNeed, pages(&region, 1024, 512)).unwrap();
     let runs = scanned(&mut by_ioctl, &region);
     assert_eq!(runs, scanned(&mut by_entries, &region), "{backing}");
     for run in &runs {
@@ -107,8 +98,8 @@ fn shared_memory_is_looked_at_behind_the_page_tables() {
     let region = Region::map(LEN, Backing::Memfd).unwrap();
     fill(&region, pages(&region, 0, 200));
     let _ = guest_mem::drain_lru();
-    perform(&mut scanner, &region, Operation::PageOut, pages(&region, 0, 50)).unwrap();
-    perform(&mut scanner, &region, Operation::DontNeed, pages(&region, 100, 30)).unwrap();
+    perform(&region, Operation::PageOut, pages(&region, 0, 50)).unwrap();
+    perform(&region, Operation::DontNeed, pages(&region, 100, 30)).unwrap();
     let mut raw = Vec::new();
     scanner.scan(pages(&region, 0, 50), &mut raw).unwrap();
     assert_eq!(raw[0].state, PageState::Absent, "the page tables alone do not tell");

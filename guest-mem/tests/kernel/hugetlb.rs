@@ -2,7 +2,7 @@
 
 use guest_mem::{
     Backing, ContentError, HostThp, HugetlbLimit, HugetlbPool, Operation, PAGE_SIZE, PMD_SIZE, Page, Region,
-    RegionError, perform_unmeasured,
+    RegionError, perform,
 };
 use test_memory::{SysfsSwitch, allow, alone};
 
@@ -50,7 +50,7 @@ fn content_goes_in_and_out_in_pages_of_4_kib() {
     region.populate(region.slice(PAGE_SIZE, PAGE_SIZE).unwrap()).unwrap();
     // An operation still takes whole pages only.
     let part = region.slice(0, PAGE_SIZE).unwrap();
-    assert!(perform_unmeasured(&region, Operation::DontNeed, part).is_err());
+    assert!(perform(&region, Operation::DontNeed, part).is_err());
 }
 
 /// Every way in which the host gets at memory, over a page that is mapped and that the pool cannot give again.
@@ -63,7 +63,7 @@ fn a_page_that_the_pool_cannot_give_is_an_error_at_every_touch() {
     region.write_u64(region.hva_at(PMD_SIZE).unwrap(), 7).unwrap();
     // Lowered, every page is a surplus one, and goes back to the host when it is dropped.
     let _lowered = SysfsSwitch::set(POOL, "0").unwrap();
-    perform_unmeasured(&region, Operation::DontNeed, region.slice(0, PMD_SIZE).unwrap()).unwrap();
+    perform(&region, Operation::DontNeed, region.slice(0, PMD_SIZE).unwrap()).unwrap();
     assert_eq!(HugetlbPool::read().unwrap().free, 0, "another process has pages of the pool to spare");
 
     let gone = region.hva_at(PAGE_SIZE).unwrap();

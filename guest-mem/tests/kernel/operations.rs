@@ -2,18 +2,19 @@
 
 use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Planned, Planner, ReclaimError, Region,
-    Unit, page_out_fully, perform, perform_unmeasured,
+    drain_lru, perform,
 };
 use test_memory::announced::Announcements;
 use test_memory::{
-    allow, alone, assert_intact, backings, counts, filled, pages, swap, swappable, without_khugepaged,
+    allow, alone, assert_intact, backings, counts, filled, page_out, pages, swap, swappable,
+    without_khugepaged,
 };
 
 test_memory::tests! {
     plans_are_what_the_kernel_announces(backing in backings()): [Swap, Announcements, FolioOrders, Has(backing)],
     plans_hold_for_memory_with_a_past(backing in with_a_past()): [Swap, Announcements, FolioOrders, Has(backing)],
     page_out_leaves_and_comes_back_whole(backing in swappable()): [Swap, Has(backing)],
-    page_out_fully_gets_what_another_cpu_holds: [Swap],
+    what_another_cpu_holds_leaves_once_its_batch_is_drained: [Swap, Collapse],
     page_out_without_swap_gets_nothing: [NoSwap],
     dontneed_discards_anonymous_and_only_unmaps_shared(backing in [Backing::Base4k, Backing::Thp, Backing::Memfd]): [Has(backing)],
     cold_takes_nothing: [],
@@ -30,19 +31,18 @@ const LEN: u64 = 4 * PMD_SIZE;
 /// moment (kdamond, a shrinker, an LRU batch), announces nothing for them, and says nothing.
 const TRIES: u32 = 5;
 
-/// Plans, performs call by call, and compares with the kernel's tracepoint. `fresh` makes the memory. A page-out
+/// Plans, performs, and compares with the kernel's tracepoint. `fresh` makes the memory. A page-out
 /// that left resident what it was planned to take proves nothing, and is tried again.
 fn assert_announced_as_planned(
     kernel: &Announcements,
     fresh: impl Fn() -> Region,
     span: (u64, u64),
-    unit: Unit,
     operation: Operation,
 ) {
     for left in (0..TRIES).rev() {
         let region = fresh();
         let range = pages(&region, span.0, span.1);
-        let Err(difference) = announced_as_planned(kernel, &region, range, unit, operation) else { return };
+        let Err(difference) = announced_as_planned(kernel, &region, range, operation) else { return };
         let mut scanner = PageScanner::new().unwrap();
         let stayed = counts(&mut scanner, &region, range).resident() > 0;
         assert!(operation == Operation::PageOut && stayed && left > 0, "{difference}");
@@ -54,21 +54,18 @@ fn announced_as_planned(
     kernel: &Announcements,
     region: &Region,
     range: HvaRange,
-    unit: Unit,
     operation: Operation,
 ) -> Result<(), String> {
-    let what = format!("{operation} of {} pages by {unit} in {}", range.page_count(), region.backing());
+    let what = format!("{operation} of {} pages in {}", range.page_count(), region.backing());
     let (mut scanner, mut planner) = (PageScanner::new().unwrap(), Planner::new());
     let mut plan = Vec::new();
-    planner.plan(&mut scanner, region, range, unit, operation, &mut plan).unwrap();
+    planner.plan(&mut scanner, region, range, operation, &mut plan).unwrap();
     kernel.clear();
-    for call in planner.calls() {
-        match perform_unmeasured(region, operation, call.range) {
-            Ok(()) => {}
-            // A block that is already huge, or less than a block: nothing to collapse.
-            Err(ReclaimError::Call { .. }) if operation == Operation::Collapse => {}
-            Err(error) => panic!("{what}: {error}"),
-        }
+    match perform(region, operation, range) {
+        Ok(()) => {}
+        // A block that is already huge, or less than a block: nothing to collapse.
+        Err(ReclaimError::Call { .. }) if operation == Operation::Collapse => {}
+        Err(error) => panic!("{what}: {error}"),
     }
     let splits: Vec<HvaRange> =
         plan.iter().filter(|p| matches!(p, Planned::SplitFolio(_))).map(Planned::range).collect();
@@ -98,6 +95,14 @@ fn announced_as_planned(
     Err(format!("{what}: (page, pages) announced {announced:?}, planned {planned:?}"))
 }
 
+/// Performs an operation, and counts what it got.
+fn got(region: &Region, operation: Operation, range: HvaRange) -> u64 {
+    let mut scanner = PageScanner::new().unwrap();
+    let before = counts(&mut scanner, region, range);
+    perform(region, operation, range).unwrap();
+    operation.got_bytes(region.backing(), &before, &counts(&mut scanner, region, range))
+}
+
 fn plans_are_what_the_kernel_announces(backing: Backing) {
     let _alone = alone();
     let _swap = swap();
@@ -105,19 +110,13 @@ fn plans_are_what_the_kernel_announces(backing: Backing) {
     let kernel = Announcements::listen().unwrap();
     let parts = [(515, 1), (528, 16), (520, 40), (512, 512), (0, 2048), (500, 600)];
     let _switches = allow(backing);
-    for operation in Operation::ALL.into_iter().filter(|op| op.refused_on(backing).is_none()) {
-        for unit in Unit::ALL {
-            for (first, count) in parts {
-                if backing == Backing::Hugetlb2m && (first % 512, count % 512) != (0, 0) {
-                    continue;
-                }
-                // The largest case is large for each page alone, and tells nothing new.
-                if count == 2048 && unit != Unit::Range {
-                    continue;
-                }
-                let fresh = || filled(LEN, backing);
-                assert_announced_as_planned(&kernel, fresh, (first, count), unit, operation);
+    for &operation in Operation::ALL.iter().filter(|op| op.refused_on(backing).is_none()) {
+        for (first, count) in parts {
+            if backing == Backing::Hugetlb2m && (first % 512, count % 512) != (0, 0) {
+                continue;
             }
+            let fresh = || filled(LEN, backing);
+            assert_announced_as_planned(&kernel, fresh, (first, count), operation);
         }
     }
 }
@@ -145,17 +144,16 @@ fn plans_hold_for_memory_with_a_past(backing: Backing) {
         if operation.refused_on(backing).is_some() {
             continue;
         }
-        for unit in Unit::ALL {
-            let fresh = || {
-                let region = filled(LEN, backing);
-                let mut scanner = PageScanner::new().unwrap();
-                perform(&mut scanner, &region, Operation::DontNeed, pages(&region, 20, 3)).unwrap();
-                perform(&mut scanner, &region, Operation::PageOut, pages(&region, 560, 7)).unwrap();
-                perform(&mut scanner, &region, Operation::Protect, pages(&region, 1100, 9)).unwrap();
-                region.seam(pages(&region, 1024, 512)).unwrap();
-                region
-            };
-            assert_announced_as_planned(&kernel, fresh, (8, 1300), unit, operation);
+        let fresh = || {
+            let region = filled(LEN, backing);
+            perform(&region, Operation::DontNeed, pages(&region, 20, 3)).unwrap();
+            perform(&region, Operation::PageOut, pages(&region, 560, 7)).unwrap();
+            perform(&region, Operation::Protect, pages(&region, 1100, 9)).unwrap();
+            region.seam(pages(&region, 1024, 512)).unwrap();
+            region
+        };
+        for part in [(8, 1300), (561, 1), (1030, 40), (512, 512)] {
+            assert_announced_as_planned(&kernel, fresh, part, operation);
         }
     }
 }
@@ -168,16 +166,17 @@ fn page_out_leaves_and_comes_back_whole(backing: Backing) {
     for (first, count) in [(515, 1), (528, 16), (512, 512), (0, 2048), (500, 600)] {
         let region = filled(LEN, backing);
         let range = pages(&region, first, count);
-        let report = page_out_fully(&mut scanner, &region, range).unwrap();
-        assert_eq!(report.outcome.got_bytes, range.len(), "{backing} {first}+{count}: {report:?}");
-        assert_eq!(report.outcome.after.swapped, count);
+        let before = counts(&mut scanner, &region, range);
+        let after = page_out(&mut scanner, &region, range);
+        let got = Operation::PageOut.got_bytes(backing, &before, &after);
+        assert_eq!((got, after.swapped), (range.len(), count), "{backing} {first}+{count}");
         assert_intact(&region, region.range());
         assert_eq!(counts(&mut scanner, &region, range).swapped, 0);
     }
 }
 
 /// Pages that another CPU faulted in a moment ago wait in its batch, where MADV_PAGEOUT does not look.
-fn page_out_fully_gets_what_another_cpu_holds() {
+fn what_another_cpu_holds_leaves_once_its_batch_is_drained() {
     let _alone = alone();
     let _swap = swap();
     let mut scanner = PageScanner::new().unwrap();
@@ -189,10 +188,8 @@ fn page_out_fully_gets_what_another_cpu_holds() {
         });
     });
     run_on(0);
-    let bare = perform(&mut scanner, &region, Operation::PageOut, pages(&region, 0, 5)).unwrap();
-    eprintln!("the bare call got {} of 5 pages", bare.got_bytes / PAGE_SIZE);
-    page_out_fully(&mut scanner, &region, pages(&region, 0, 5)).unwrap();
-    assert_eq!(counts(&mut scanner, &region, pages(&region, 0, 5)).swapped, 5);
+    drain_lru().unwrap();
+    assert_eq!(page_out(&mut scanner, &region, pages(&region, 0, 5)).swapped, 5);
     assert_intact(&region, pages(&region, 0, 5));
 }
 
@@ -202,25 +199,21 @@ fn run_on(cpu: usize) {
     rustix::thread::sched_setaffinity(None, &set).unwrap();
 }
 
-/// With nowhere to go nothing leaves, the call succeeds all the same, and the outcome says so.
+/// With nowhere to go nothing leaves, and the call succeeds all the same.
 fn page_out_without_swap_gets_nothing() {
     let _alone = alone();
     let mut scanner = PageScanner::new().unwrap();
     let region = filled(PMD_SIZE, Backing::Base4k);
-    let report = page_out_fully(&mut scanner, &region, region.range()).unwrap();
-    assert_eq!((report.outcome.got_bytes, report.attempts), (0, 4));
+    assert_eq!(page_out(&mut scanner, &region, region.range()).resident(), 512);
     assert_intact(&region, region.range());
 }
 
 fn dontneed_discards_anonymous_and_only_unmaps_shared(backing: Backing) {
     let _alone = alone();
-    let mut scanner = PageScanner::new().unwrap();
     let _switches = allow(backing);
     let region = filled(LEN, backing);
     let (gone, rest) = (pages(&region, 10, 20), pages(&region, 30, 2000));
-    let outcome = perform(&mut scanner, &region, Operation::DontNeed, gone).unwrap();
-    assert_eq!(outcome.got_bytes, gone.len(), "{backing}");
-    assert_eq!(Operation::DontNeed.keeps_content(backing), backing.is_shared());
+    assert_eq!(got(&region, Operation::DontNeed, gone), gone.len(), "{backing}");
     if backing.is_shared() {
         assert_intact(&region, gone);
     } else {
@@ -233,8 +226,9 @@ fn cold_takes_nothing() {
     let _alone = alone();
     let mut scanner = PageScanner::new().unwrap();
     let region = filled(LEN, Backing::Base4k);
-    let outcome = perform(&mut scanner, &region, Operation::Cold, region.range()).unwrap();
-    assert_eq!((outcome.got_bytes, outcome.after), (0, outcome.before));
+    let before = counts(&mut scanner, &region, region.range());
+    assert_eq!(got(&region, Operation::Cold, region.range()), 0);
+    assert_eq!(counts(&mut scanner, &region, region.range()), before);
     assert_intact(&region, region.range());
 }
 
@@ -245,11 +239,9 @@ fn free_pages_go_without_being_written_to_swap() {
     let mut scanner = PageScanner::new().unwrap();
     let region = filled(PMD_SIZE, Backing::Base4k);
     let freed = pages(&region, 0, 100);
-    let outcome = perform(&mut scanner, &region, Operation::Free, freed).unwrap();
-    assert_eq!(outcome.got_bytes, 0, "lazily");
+    assert_eq!(got(&region, Operation::Free, freed), 0, "lazily");
     test_memory::fill(&region, pages(&region, 0, 10));
-    page_out_fully(&mut scanner, &region, freed).unwrap();
-    let after = counts(&mut scanner, &region, freed);
+    let after = page_out(&mut scanner, &region, freed);
     assert_eq!((after.swapped, after.absent), (10, 90));
     assert_intact(&region, pages(&region, 0, 10));
     assert_eq!(region.read_u64(pages(&region, 50, 1).start()).unwrap(), 0);
@@ -261,26 +253,24 @@ fn collapse_makes_split_and_swapped_memory_huge_again(backing: Backing) {
     let mut scanner = PageScanner::new().unwrap();
     let _switches = allow(backing);
     let region = filled(LEN, backing);
-    page_out_fully(&mut scanner, &region, pages(&region, 0, 512)).unwrap();
-    page_out_fully(&mut scanner, &region, pages(&region, 600, 3)).unwrap();
+    page_out(&mut scanner, &region, pages(&region, 0, 512));
+    page_out(&mut scanner, &region, pages(&region, 600, 3));
     assert_intact(&region, region.range());
     let before = counts(&mut scanner, &region, region.range());
     assert!(before.pmd_mapped < 2048, "{backing}: a refault does not restore the mapping");
-    let outcome = perform(&mut scanner, &region, Operation::Collapse, region.range()).unwrap();
-    assert_eq!(outcome.after.pmd_mapped, 2048, "{backing}: {outcome:?}");
-    assert_eq!(outcome.got_bytes, (2048 - before.pmd_mapped) * PAGE_SIZE);
+    let got = got(&region, Operation::Collapse, region.range());
+    assert_eq!(got, (2048 - before.pmd_mapped) * PAGE_SIZE, "{backing}");
+    assert_eq!(counts(&mut scanner, &region, region.range()).pmd_mapped, 2048);
     assert_intact(&region, region.range());
 }
 
 fn holes_empty_the_file_by_either_way(backing: Backing) {
     let _alone = alone();
-    let mut scanner = PageScanner::new().unwrap();
     let _switches = allow(backing);
     for operation in [Operation::PunchHole, Operation::Fallocate] {
         let region = filled(LEN, backing);
         let hole = pages(&region, 700, 33);
-        let outcome = perform(&mut scanner, &region, operation, hole).unwrap();
-        assert_eq!(outcome.got_bytes, hole.len(), "{operation} of {backing}");
+        assert_eq!(got(&region, operation, hole), hole.len(), "{operation} of {backing}");
         assert_eq!(region.read_u64(hole.start()).unwrap(), 0);
         assert_intact(&region, pages(&region, 0, 700));
         assert_intact(&region, pages(&region, 733, 1000));
@@ -294,10 +284,11 @@ fn remap_and_protect_keep_content_and_leave_writable_memory(backing: Backing) {
     for operation in [Operation::Remap, Operation::Protect] {
         let region = filled(LEN, backing);
         let before = counts(&mut scanner, &region, region.range());
-        let whole = perform(&mut scanner, &region, operation, region.range()).unwrap();
-        assert_eq!(whole.after, before, "{operation} of all of {backing} splits nothing");
+        perform(&region, operation, region.range()).unwrap();
+        let after = counts(&mut scanner, &region, region.range());
+        assert_eq!(after, before, "{operation} of all of {backing} splits nothing");
         region.seam(pages(&region, 1024, 1)).unwrap();
-        perform(&mut scanner, &region, operation, pages(&region, 500, 700)).unwrap();
+        perform(&region, operation, pages(&region, 500, 700)).unwrap();
         assert_intact(&region, region.range());
         test_memory::fill(&region, region.range());
         assert_eq!(test_memory::vmas(&region), region.vma_pieces(region.range()).count(), "{operation}");
@@ -305,16 +296,15 @@ fn remap_and_protect_keep_content_and_leave_writable_memory(backing: Backing) {
 }
 
 fn refusals_name_what_and_why() {
-    let mut scanner = PageScanner::new().unwrap();
     let region = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
-    let refused = perform(&mut scanner, &region, Operation::PunchHole, region.range()).unwrap_err();
+    let refused = perform(&region, Operation::PunchHole, region.range()).unwrap_err();
     assert!(refused.to_string().starts_with("remove of `4k`: only a file"), "{refused}");
     let odd = HvaRange::with_len(region.range().start(), 100).unwrap();
-    assert!(matches!(perform_unmeasured(&region, Operation::DontNeed, odd), Err(ReclaimError::Range(_))));
+    assert!(matches!(perform(&region, Operation::DontNeed, odd), Err(ReclaimError::Range(_))));
     let elsewhere = HvaRange::with_len(region.range().end(), PAGE_SIZE).unwrap();
-    assert!(matches!(page_out_fully(&mut scanner, &region, elsewhere), Err(ReclaimError::Range(_))));
+    assert!(matches!(perform(&region, Operation::PageOut, elsewhere), Err(ReclaimError::Range(_))));
     let nothing = HvaRange::empty(region.range().start());
-    for operation in Operation::ALL.into_iter().filter(|op| op.refused_on(Backing::Base4k).is_none()) {
-        assert!(perform_unmeasured(&region, operation, nothing).is_ok(), "{operation} of nothing");
+    for &operation in Operation::ALL.iter().filter(|op| op.refused_on(Backing::Base4k).is_none()) {
+        assert!(perform(&region, operation, nothing).is_ok(), "{operation} of nothing");
     }
 }

@@ -2,17 +2,18 @@
 
 use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Region, SeamError, ZapError, perform,
-    protect, toggle_protection, toggle_without_seams, unmap_shared,
+    toggle_protection, unmap_shared,
 };
 use test_memory::announced::Announcements;
-use test_memory::{allow, alone, assert_intact, backings, counts, fill, filled, pages, swappable, vmas};
+use test_memory::{
+    allow, alone, assert_folios, assert_intact, backings, counts, fill, filled, pages, swappable, vmas,
+};
 
 test_memory::tests! {
     toggles_keep_content_and_give_write_permission_back(backing in backings()): [Has(backing)],
     a_seamed_toggle_announces_exactly_its_range(backing in swappable()): [Announcements, Has(backing)],
     only_a_part_of_a_block_costs_its_huge_page: [Has(Backing::Thp)],
     seams_do_not_cut_folios_and_toggles_leave_no_vmas_behind(backing in with_small_folios()): [Has(backing)],
-    between_the_phases_memory_is_read_only: [],
     private_memory_is_not_unmapped: [],
     unmapped_shared_memory_keeps_its_content(backing in [Backing::Memfd, Backing::MemfdThp]): [Has(backing)],
     what_cannot_be_toggled_or_seamed_is_refused: [],
@@ -46,7 +47,7 @@ fn a_seamed_toggle_announces_exactly_its_range(backing: Backing) {
     let guarded = matches!(backing, Backing::Mthp(_));
     let page = pages(&region, 515, 1);
     kernel.clear();
-    toggle_without_seams(&region, page).unwrap();
+    perform(&region, Operation::Protect, page).unwrap();
     let block = pages(&region, 512, 512);
     assert_eq!(kernel.inside(region.range()).contains(&block), !guarded, "{backing} without a seam");
 
@@ -73,11 +74,6 @@ fn only_a_part_of_a_block_costs_its_huge_page() {
     assert_eq!(vmas(&region), 1);
     toggle_protection(&region, pages(&region, 600, 1)).unwrap();
     assert_eq!(counts(&mut scanner, &region, region.range()).pmd_mapped, 3 * 512);
-    // With the seam out again the block can be huge again.
-    assert_eq!(region.unseam(region.range()).unwrap(), 1);
-    assert_eq!(vmas(&region), 1);
-    let collapsed = perform(&mut scanner, &region, Operation::Collapse, region.range()).unwrap();
-    assert_eq!(collapsed.after.pmd_mapped, 2048);
     assert_intact(&region, region.range());
 }
 
@@ -87,7 +83,6 @@ fn with_small_folios() -> [Backing; 3] {
 
 fn seams_do_not_cut_folios_and_toggles_leave_no_vmas_behind(backing: Backing) {
     let _alone = alone();
-    let mut scanner = PageScanner::new().unwrap();
     let _switches = allow(backing);
     let region = filled(LEN, backing);
     region.seam(region.range()).unwrap();
@@ -96,36 +91,8 @@ fn seams_do_not_cut_folios_and_toggles_leave_no_vmas_behind(backing: Backing) {
         toggle_protection(&region, pages(&region, page, 1)).unwrap();
     }
     assert_eq!(vmas(&region), 8, "{backing}");
-    if scanner.knows_folios() {
-        for page in [0, 15, 16, 1000] {
-            let order = scanner.folio_order(pages(&region, page, 1).start()).unwrap();
-            assert_eq!(order, Some(backing.wanted_order()), "{backing}, page {page}");
-        }
-    }
-    let left = region.unseam(region.range()).unwrap();
-    assert_eq!(vmas(&region), if left == 0 { 8 } else { 1 }, "{backing}");
+    assert_folios(&region);
     assert_intact(&region, region.range());
-}
-
-/// The two phases: between them the memory reads, and a write by the kernel on our behalf is refused.
-fn between_the_phases_memory_is_read_only() {
-    let _alone = alone();
-    let region = filled(PMD_SIZE, Backing::Base4k);
-    let page = pages(&region, 7, 1);
-    let zero = std::fs::File::open("/dev/zero").unwrap();
-    let kernel_writes = || {
-        // SAFETY: the kernel checks the permission; the eight bytes are inside the region.
-        let got = unsafe { libc::read(std::os::fd::AsRawFd::as_raw_fd(&zero), page.start().as_ptr(), 8) };
-        got == 8
-    };
-    let protected = protect(&region, page).unwrap();
-    assert_eq!(protected.range(), page);
-    assert_intact(&region, page);
-    assert!(!kernel_writes());
-    protected.unprotect().unwrap();
-    assert!(kernel_writes());
-    drop(protect(&region, page).unwrap());
-    assert!(kernel_writes(), "a dropped guard restores too");
 }
 
 fn unmapped_shared_memory_keeps_its_content(backing: Backing) {
@@ -153,7 +120,7 @@ fn what_cannot_be_toggled_or_seamed_is_refused() {
     let odd = HvaRange::with_len(region.range().start(), 17).unwrap();
     assert!(matches!(toggle_protection(&region, odd), Err(ZapError::Range(_))));
     let beyond = HvaRange::with_len(region.range().end(), PAGE_SIZE).unwrap();
-    assert!(matches!(protect(&region, beyond), Err(ZapError::Range(_))));
+    assert!(matches!(toggle_protection(&region, beyond), Err(ZapError::Range(_))));
     toggle_protection(&region, HvaRange::empty(region.range().start())).unwrap();
 }
 

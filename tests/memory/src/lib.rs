@@ -3,21 +3,27 @@
 //!
 //! ```text
 //!   tests! ─> Need ──> harness            what a test needs, asked of the host once
-//!   alone, allow, swap, filled            the host for one test at a time, and memory on it
+//!   alone, allow, swap, OwnCgroup, filled  the host for one test at a time, and memory on it
 //!   Announcements                         what the kernel announces to a VM of this process
 //!   FaultyStore, DiscardStore             a store around a store in which a plan of faults comes true; one that keeps nothing
 //! ```
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod announced;
+mod cgroup;
 mod host;
 mod memory;
 mod needs;
 pub mod stores;
+mod zram;
 
+pub use cgroup::OwnCgroup;
 pub use host::{Alone, SysfsSwitch, alone, switches, without_khugepaged};
-pub use memory::{assert_intact, backings, counts, fill, filled, pages, swap, swappable, vmas};
+pub use memory::{
+    assert_folios, assert_intact, backings, counts, fill, filled, page_out, pages, swappable, vmas,
+};
 pub use needs::{Need, allow};
+pub use zram::{ZramSwap, swap};
 
 /// Declares the tests of a module, with what each needs.
 #[macro_export]

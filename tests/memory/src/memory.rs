@@ -1,13 +1,9 @@
 //! Memory in a known state.
 
 use guest_mem::{
-    Address, Backing, Hva, HvaRange, PAGE_SIZE, PageCounts, PageScanner, Region, ZramSwap, drain_lru,
+    Address, Backing, Hva, HvaRange, Operation, Order, PAGE_SIZE, PageCounts, PageScanner, PageState, Region,
+    drain_lru, perform,
 };
-
-/// A swap device for one test.
-pub fn swap() -> ZramSwap {
-    ZramSwap::create(512 << 20, None).unwrap()
-}
 
 /// A populated region. Each page holds its own address.
 pub fn filled(len: u64, backing: Backing) -> Region {
@@ -39,6 +35,41 @@ pub fn assert_intact(region: &Region, range: HvaRange) {
 /// How many pages are in which state.
 pub fn counts(scanner: &mut PageScanner, region: &Region, range: HvaRange) -> PageCounts {
     scanner.counts(region, range).unwrap()
+}
+
+/// Pages a range out, and again what stayed: MADV_PAGEOUT passes over pages that are in another CPU's LRU batch or in
+/// motion, and over shared pages that are in the page cache and not mapped. Returns what there is then.
+pub fn page_out(scanner: &mut PageScanner, region: &Region, range: HvaRange) -> PageCounts {
+    let mut runs = Vec::new();
+    for _ in 0..4 {
+        let _ = drain_lru();
+        scanner.scan_region(region, range, &mut runs).unwrap();
+        for page in runs.iter().filter(|run| run.state == PageState::Cached).flat_map(|run| run.range.pages())
+        {
+            region.touch(page.start(), false).unwrap();
+        }
+        perform(region, Operation::PageOut, range).unwrap();
+        if counts(scanner, region, range).resident() == 0 {
+            break;
+        }
+    }
+    counts(scanner, region, range)
+}
+
+/// Checks that all of a populated region is in folios of its backing's size, where that can be seen.
+pub fn assert_folios(region: &Region) {
+    let (mut scanner, order, backing) =
+        (PageScanner::new().unwrap(), region.backing().wanted_order(), region.backing());
+    let pmd_mapped = counts(&mut scanner, region, region.range()).pmd_mapped;
+    assert_eq!(pmd_mapped, if order == Order::PMD { region.range().page_count() } else { 0 }, "{backing}");
+    if order != Order::PMD && scanner.knows_folios() {
+        let mut folios = Vec::new();
+        scanner.large_folios(region.range(), &mut folios).unwrap();
+        assert!(folios.iter().all(|folio| folio.order == order && folio.is_whole()), "{backing}: {folios:?}");
+        let of_size: u64 = folios.iter().map(|folio| folio.mapped).sum();
+        let expected = if order == Order::BASE { 0 } else { region.range().page_count() };
+        assert_eq!(of_size, expected, "{backing}");
+    }
 }
 
 /// Page `index` of the region, `pages` of them.

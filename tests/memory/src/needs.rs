@@ -1,13 +1,12 @@
 //! What these tests need of the host.
 
-use guest_mem::{
-    Backing, HugetlbPool, MemoryCgroup, PMD_SIZE, PageScanner, Region, ScanMethod, SwapInfo, ZramSwap,
-    drain_lru,
-};
+use guest_mem::{Backing, HugetlbPool, PMD_SIZE, PageScanner, Region, ScanMethod, SwapInfo, drain_lru};
 use uffd::{Faults, Features, OpenError, Userfault};
 
 use crate::announced::Announcements;
+use crate::cgroup::OwnCgroup;
 use crate::host::{SysfsSwitch, alone, switches};
+use crate::zram::ZramSwap;
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +47,7 @@ impl harness::Need for Need {
     fn missing(self) -> Option<String> {
         let why = |error: &dyn std::fmt::Display| error.to_string();
         match self {
-            Self::Swap => ZramSwap::create(PMD_SIZE, None).err().map(|error| why(&error)),
+            Self::Swap => ZramSwap::create(PMD_SIZE, None).err(),
             Self::NoSwap => {
                 (!SwapInfo::read().areas.is_empty()).then(|| "this host has swap: `swapoff -a`".to_owned())
             }
@@ -60,7 +59,7 @@ impl harness::Need for Need {
             Self::PagemapScan => PageScanner::with_method(ScanMethod::Scan).err().map(|error| why(&error)),
             Self::Cgroup => {
                 let name = format!("guest-mem-probe-{}", std::process::id());
-                MemoryCgroup::enter(&name).err().map(|error| why(&error))
+                OwnCgroup::enter(&name).err()
             }
             Self::Has(backing) => has(backing).err(),
             Self::HugetlbPool => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::Access;
-use guest_mem::{Backing, HvaRange, MapLevel, Order, Victim};
+use guest_mem::{Backing, HvaRange, MapLevel, Operation, Order, Victim};
 use machine::{Accounting, KvmSlots, VmConfig, ZapMethod};
 use notifier_bridge::{Bridge, Cause, Invalidation, Policy};
 use tests::machine::{Bare, config};
@@ -90,7 +90,7 @@ fn a_toggle_takes_exactly_its_range() {
 fn without_a_seam_a_toggle_takes_its_block() {
     let bare = touched(config(1, 4, Backing::Base4k));
     let before = bare.leaves().0;
-    guest_mem::toggle_without_seams(bare.machine.core().arena(), bare.pages(5, 1)).unwrap();
+    guest_mem::perform(bare.machine.core().arena(), Operation::Protect, bare.pages(5, 1)).unwrap();
     assert_eq!(before - bare.leaves().0, BLOCK);
 }
 

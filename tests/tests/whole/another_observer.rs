@@ -3,7 +3,7 @@
 
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Task, Walk};
-use guest_mem::{Address, Backing, Hva, HvaRange, Operation, perform_unmeasured, toggle_protection};
+use guest_mem::{Address, Backing, Hva, HvaRange, Operation, perform, toggle_protection};
 use host::Tracefs;
 use tap::{Bpf, Call, Deed, Heard, Interest, Layout, Source, Tap, Via, What, Work};
 use tests::kernel::{Instance, ranges};
@@ -65,7 +65,7 @@ fn agree_with_the_text(vias: &[(&str, Via)]) {
         if page % 2 == 0 {
             toggle_protection(arena, range).unwrap();
         } else {
-            perform_unmeasured(arena, Operation::DontNeed, range).unwrap();
+            perform(arena, Operation::DontNeed, range).unwrap();
         }
     }
     bare.machine.vcpus()[0].mailbox().area().request_stop();
@@ -88,9 +88,9 @@ fn the_tap_sees_no_other_addresses() {
     let tap = tests::kernel::listen(&[watched]).unwrap();
     bare.fill(1);
     for page in [50, 99, 100, 105, 109, 110, 600] {
-        perform_unmeasured(arena, Operation::DontNeed, bare.pages(page, 1)).unwrap();
+        perform(arena, Operation::DontNeed, bare.pages(page, 1)).unwrap();
     }
-    perform_unmeasured(arena, Operation::DontNeed, bare.pages(90, 40)).unwrap();
+    perform(arena, Operation::DontNeed, bare.pages(90, 40)).unwrap();
     let heard: Vec<_> =
         ranges(&tap).into_iter().map(|(_, range)| tests::kernel::in_pages(arena, range)).collect();
     assert_eq!(heard, [(100, 1), (105, 1), (109, 1), (90, 40)]);
@@ -117,7 +117,7 @@ fn calls_stand_around_their_ranges_and_faults_are_counted() {
     assert!(answered >= 1024, "a fault for each page, whatever the MMU: {ours:?}");
     assert!(tap.deeds_of(1).iter().all(|(_, count)| *count == 0), "whoever else there is did nothing for us");
     let page = bare.pages(7, 1);
-    perform_unmeasured(arena, Operation::DontNeed, page).unwrap();
+    perform(arena, Operation::DontNeed, page).unwrap();
     toggle_protection(arena, page).unwrap();
     events.clear();
     tap.take(&mut events).unwrap();

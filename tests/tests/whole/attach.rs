@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use guest_mem::{Address, Backing, HvaRange, PageCounts, PageScanner, ZramSwap};
+use guest_mem::{Address, Backing, HvaRange, PageCounts, PageScanner};
 use serde_json::Value;
+use test_memory::ZramSwap;
 use tests::machine::{Bare, config};
 use tests::nobody::{self, Lent};
 use tests::{program, scenario};
@@ -111,7 +112,7 @@ fn a_qemu_loses_memory_and_every_range_has_a_name() {
     let zram = ZramSwap::create(128 << 20, None).unwrap();
     push(pid, "QEMU's");
     drop(qemu);
-    zram.remove().unwrap();
+    drop(zram);
 }
 
 /// Bytes of a process's guest memory that are there.
@@ -142,7 +143,7 @@ fn a_vm_of_ours_is_watched_from_another_process() {
     push(std::process::id(), "ours");
     assert_eq!(bare.verify(1).wrong_pages, 0, "what was pushed out comes back as it was");
     drop(bare);
-    zram.remove().unwrap();
+    drop(zram);
 }
 
 /// A watcher that has begun to watch: it has printed the heads of its columns.
@@ -194,7 +195,7 @@ fn faults_are_counted_of_the_watched_vm_alone() {
     let watching = Watching::begin(place.path(), &["--for", "3s", "--every", "500ms"]);
     let before = bare.machine.fault_counts().unwrap().fixed;
     let arena = bare.machine.core().arena();
-    guest_mem::perform_unmeasured(arena, guest_mem::Operation::DontNeed, bare.pages(512, 2048)).unwrap();
+    guest_mem::perform(arena, guest_mem::Operation::DontNeed, bare.pages(512, 2048)).unwrap();
     bare.touch_all(guest_abi::order::Access::Read, u64::MAX);
     let fixed = bare.machine.fault_counts().unwrap().fixed - before;
     assert!(fixed >= 2048, "{fixed}");
@@ -237,7 +238,7 @@ fn folios_of_any_size_are_what_had_to_go() {
         );
         assert!(total["ranges"].as_u64().unwrap() >= 32, "{total:#}");
         drop(bare);
-        zram.remove().unwrap();
+        drop(zram);
     }
     assert!(changes.undo_all().is_empty());
 }

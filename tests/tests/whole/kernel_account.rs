@@ -24,14 +24,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use guest_mem::{
-    Address, Backing, Hva, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Region, ZramSwap,
-    drain_lru, perform_unmeasured,
+    Address, Backing, Hva, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Region, drain_lru, perform,
 };
 use host::HostChanges;
 use kvm_ioctls::VmFd;
 use machine::Kvm;
 use serde_json::Value;
 use tap::Collector;
+use test_memory::ZramSwap;
 use tests::host::allow;
 use tests::kernel::{in_pages, listen, ranges, version};
 use tests::program;
@@ -83,7 +83,7 @@ impl fmt::Display for Case {
 }
 
 fn by(operation: Operation) -> impl Fn(&Region, HvaRange) {
-    move |region, range| perform_unmeasured(region, operation, range).unwrap()
+    move |region, range| perform(region, operation, range).unwrap()
 }
 
 fn page_out(region: &Region, range: HvaRange) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Access, Task, Walk};
 use guest_abi::work::SplitMix64;
-use guest_mem::{Backing, Operation, PMD_SIZE, perform_unmeasured};
+use guest_mem::{Backing, Operation, PMD_SIZE, perform};
 use serde_json::Value;
 use swap::{
     Codec, CompressedStore, Evictor, FaultAround, HandlerReport, Handlers, Hears, Lost, Options, Served,
@@ -324,17 +324,17 @@ fn disturb(bare: &Bare, swapper: &Swapper, written: u64, random: &mut SplitMix64
     match random.below(3) {
         0 if !arena.backing().is_shared() => {
             // With events the kernel says it, in time.
-            perform_unmeasured(arena, Operation::DontNeed, strangers).unwrap();
+            perform(arena, Operation::DontNeed, strangers).unwrap();
         }
         1 if !arena.backing().is_shared() => {
             let range = bare.pages(random.below(written - 16), 16);
             let _still = swapper.hold_still();
             let _hold = bare.machine.core().surroundings.gate.hold();
-            perform_unmeasured(arena, Operation::Remap, range).unwrap();
+            perform(arena, Operation::Remap, range).unwrap();
         }
         _ if arena.backing().is_shared() => {
             swapper.discard(strangers).unwrap();
-            perform_unmeasured(arena, Operation::Fallocate, strangers).unwrap();
+            perform(arena, Operation::Fallocate, strangers).unwrap();
         }
         _ => {
             Evictor::new(swapper).unwrap().evict(strangers).unwrap();

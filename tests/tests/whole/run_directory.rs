@@ -323,7 +323,7 @@ fn an_account_that_is_killed_is_there_as_far_as_it_came() {
     // It watches when there is a record without a range.
     await_ranges(0);
     let arena = bare.machine.core().arena();
-    guest_mem::perform_unmeasured(arena, guest_mem::Operation::DontNeed, bare.pages(0, 512)).unwrap();
+    guest_mem::perform(arena, guest_mem::Operation::DontNeed, bare.pages(0, 512)).unwrap();
     let seen = await_ranges(1);
     watching.kill().unwrap();
     let output = watching.wait_with_output().unwrap();

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use guest_mem::{SwapInfo, ZramSwap};
+use guest_mem::SwapInfo;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use test_memory::ZramSwap;
 use tests::host::{Need, emulated};
 use tests::record::{number, rows};
 use tests::{program, scenario};
@@ -59,8 +60,8 @@ fn pages_that_went_to_somebody_elses_device_are_told() {
     kill_process(pid, Signal::CONT).unwrap();
     let theirs = theirs.unwrap();
     // The device's own count of what is stored: slots that a CPU keeps for later are in use, too.
-    until("the run swaps to the other device", &|_| theirs.mm_stat().unwrap().original >= 128 << 10);
-    theirs.remove().unwrap();
+    until("the run swaps to the other device", &|_| theirs.stored_bytes() >= 128 << 10);
+    drop(theirs);
     let output = {
         let _waiting = harness::waiting("the end of the run");
         run.wait_with_output().unwrap()

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use guest_mem::{
     Backing, Earned, HvaRange, MapLevel, MemoryCgroup, NamedFolios, Operation, Order, PAGE_SIZE, PageCounts,
-    PageRun, PageScanner, Planned, Planner, Region, Unit, Victim, drain_lru, perform_unmeasured,
+    PageRun, PageScanner, Planned, Planner, Region, Victim, drain_lru, perform,
 };
 use notifier_bridge::{Bridge, Cause, Invalidation, monotonic_ns};
 
@@ -245,7 +245,7 @@ impl<'a> Attacker<'a> {
         let before = self.page_counts(range)?;
         let was = self.what_it_was(range)?;
         let mut planned = std::mem::take(&mut self.planned);
-        self.planner.plan(&mut self.scanner, arena, range, Unit::Range, operation, &mut planned)?;
+        self.planner.plan(&mut self.scanner, arena, range, operation, &mut planned)?;
         let leaves = self.leaves();
         let (spent, repeated) = self.announce(&planned, range, operation)?;
         let (expected, dropped) = (planned_ranges(&planned), self.dropped_since(leaves));
@@ -298,7 +298,7 @@ impl<'a> Attacker<'a> {
                 arena.populate(range)?;
             }
             if replans && cuts && promise != Promise::Open {
-                planner.plan(scanner, arena, range, Unit::Range, operation, replanned)?;
+                planner.plan(scanner, arena, range, operation, replanned)?;
             } else {
                 replanned.clear();
                 replanned.extend_from_slice(planned);
@@ -310,7 +310,7 @@ impl<'a> Attacker<'a> {
                 let begun = monotonic_ns();
                 let mut performed = Ok(());
                 let reclaim = Reclaim::By(operation);
-                testbed.around(reclaim, &mut || performed = perform_unmeasured(arena, operation, range));
+                testbed.around(reclaim, &mut || performed = perform(arena, operation, range));
                 performed?;
                 let ended = monotonic_ns();
                 spent += ended - begun;
@@ -325,7 +325,7 @@ impl<'a> Attacker<'a> {
             }
             Ok(())
         };
-        let cause = hook::cause_of(operation);
+        let cause = Cause::of(operation);
         hook::announce(self.bridge, &mut self.notes.records, arena, planned, cause, call)??;
         for (attempt, &(begun, ended)) in made.iter().enumerate() {
             match attempt {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use guest_mem::{
     Backing, Hva, HvaRange, MapLevel, Operation, Order, PAGE_SIZE, PMD_SIZE, Region, SlotTableBuilder,
-    Victim, perform_unmeasured,
+    Victim, perform,
 };
 use kvm_ioctls::VmFd;
 use machine::Kvm;
@@ -64,7 +64,7 @@ impl Announcer {
         let page = self.region.slice(0, PAGE_SIZE).expect("the region has a page");
         fastest(|| {
             // Of nothing there is nothing to refuse.
-            let _ = black_box(perform_unmeasured(&self.region, Operation::DontNeed, black_box(page)));
+            let _ = black_box(perform(&self.region, Operation::DontNeed, black_box(page)));
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use guest_mem::Operation;
+use guest_mem::{Backing, Operation, Remains};
 
 /// What a page holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,17 +87,11 @@ impl Fates {
 }
 
 /// What an operation leaves in the pages it takes; `None` if their content stays.
-pub fn left_by(operation: Operation, shared: bool) -> Option<Content> {
-    match operation {
-        // Shared memory keeps its content in the page cache.
-        Operation::DontNeed => (!shared).then_some(Content::Zeros),
-        Operation::PunchHole | Operation::Fallocate => Some(Content::Zeros),
-        Operation::Free => Some(Content::Either),
-        Operation::PageOut
-        | Operation::Cold
-        | Operation::Collapse
-        | Operation::Protect
-        | Operation::Remap => None,
+pub fn left_by(operation: Operation, backing: Backing) -> Option<Content> {
+    match operation.remains(backing) {
+        Remains::Content => None,
+        Remains::Zeros => Some(Content::Zeros),
+        Remains::Either => Some(Content::Either),
     }
 }
 
@@ -109,19 +103,19 @@ mod tests {
     fn what_is_taken_and_what_is_left_are_told_apart() {
         let mut fates = Fates::new(4);
         fates.filled();
-        fates.take(1..2, left_by(Operation::PageOut, false));
-        fates.take(2..3, left_by(Operation::DontNeed, false));
+        fates.take(1..2, left_by(Operation::PageOut, Backing::Thp));
+        fates.take(2..3, left_by(Operation::DontNeed, Backing::Thp));
         assert_eq!(fates.others().collect::<Vec<_>>(), [0, 3]);
         assert_eq!(fates.with(Content::Zeros).collect::<Vec<_>>(), [2]);
         assert_eq!(fates.with(Content::Pattern).count(), 3);
         assert!(fates.is_taken(1) && !fates.is_taken(3) && !fates.is_taken(99));
-        fates.take(2..3, left_by(Operation::Free, false));
+        fates.take(2..3, left_by(Operation::Free, Backing::Thp));
         assert_eq!(fates.with(Content::Zeros).count(), 1, "what is gone cannot come back");
     }
 
     #[test]
     fn shared_memory_keeps_its_content_unless_a_hole_is_punched() {
-        assert_eq!(left_by(Operation::DontNeed, true), None);
-        assert_eq!(left_by(Operation::PunchHole, true), Some(Content::Zeros));
+        assert_eq!(left_by(Operation::DontNeed, Backing::Memfd), None);
+        assert_eq!(left_by(Operation::PunchHole, Backing::Memfd), Some(Content::Zeros));
     }
 }

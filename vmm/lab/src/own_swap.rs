@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use guest_mem::{
     HvaRange, MapLevel, Operation, Order, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Planned, Planner,
-    Region, ScanError, Unit, Victim,
+    Region, ScanError, Victim,
 };
 use notifier_bridge::{Bridge, Cause, Invalidation, InvalidationRecord, WouldBlock, monotonic_ns};
 use swap::{
@@ -191,7 +191,7 @@ impl OwnEvictor<'_> {
         for block in self.swapper.blocks_of(range) {
             match operation {
                 Operation::Protect => protection(scanner, self.swapper, block, &mut self.planned)?,
-                _ => planner.plan(scanner, region, block, Unit::Range, operation, &mut self.planned)?,
+                _ => planner.plan(scanner, region, block, operation, &mut self.planned)?,
             }
             noting(notes, region, |records, call| {
                 let watch = || call.time(|| clock.watch(block));
@@ -228,11 +228,11 @@ impl OwnEvictor<'_> {
             let operation = self.swapper.drop_operation();
             let mut announcements = Vec::new();
             for run in packed.ranges() {
-                planner.plan(scanner, region, run, Unit::Range, operation, &mut self.planned)?;
+                planner.plan(scanner, region, run, operation, &mut self.planned)?;
                 announcements.append(&mut self.planned);
             }
             expected += planned_ranges(&announcements);
-            let cause = hook::cause_of(operation);
+            let cause = Cause::of(operation);
             all += noting(notes, region, |records, call| {
                 let drop_pages = || call.time(|| timed(&mut spent, || packed.drop_pages()));
                 hook::announce(bridge, records, region, &announcements, cause, drop_pages)

@@ -26,7 +26,7 @@ impl<'c> Pressure<'c> {
         let made = changes.make_cgroup(place.path(), place.home(), "to reclaim from this process alone");
         // It knows of its undoing before the process is inside.
         let made = Made { changes, change: made.map_err(|error| with_causes(&error))? };
-        let group = MemoryCgroup::enter_made(place).map_err(|error| with_causes(&error))?;
+        let group = MemoryCgroup::enter(place).map_err(|error| with_causes(&error))?;
         Ok(Self { group, _made: made })
     }
 

@@ -358,9 +358,9 @@ impl<'a> Trial<'a> {
             return self.take_idle(attack, idle);
         }
         let victims = self.setup.plan.victims(index).expect("the plan has every reclaim step");
-        let shared = self.testbed().arena().backing().is_shared();
+        let backing = self.testbed().arena().backing();
         let (method, left) = match (self.setup.combination.reclaim, self.setup.cgroup) {
-            (Reclaim::By(operation), _) => (Method::Call(operation), left_by(operation, shared)),
+            (Reclaim::By(operation), _) => (Method::Call(operation), left_by(operation, backing)),
             (Reclaim::Cgroup, Some(cgroup)) => (Method::Squeeze(cgroup), None),
             (Reclaim::Cgroup, None) => unreachable!("whoever squeezes enters a cgroup first"),
             (Reclaim::Uffd, _) => {

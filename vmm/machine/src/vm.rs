@@ -75,8 +75,8 @@ impl VmCore {
     /// [`VmError`].
     pub fn new(kvm: &Kvm, config: &VmConfig) -> Result<Self, VmError> {
         let (file, slot_zap_drops_all) = create(kvm, config.slot_zap_all_quirk)?;
-        let low = Region::map(low_memory(config.vcpus), Backing::Base4k)?.with_label("low memory");
-        let arena = Region::map(config.arena, config.backing)?.with_label("arena");
+        let low = Region::map(low_memory(config.vcpus), Backing::Base4k)?;
+        let arena = Region::map(config.arena, config.backing)?;
         let mut builder = SlotTableBuilder::new(kvm.get_nr_memslots() as u64);
         builder.add_region(Gpa::new(0), low.range(), low.range().len().next_power_of_two())?;
         builder.add_region(Gpa::new(ARENA_GPA), arena.range(), config.granule)?;

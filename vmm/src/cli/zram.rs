@@ -39,7 +39,7 @@ pub fn add_if_allowed(changes: &HostChanges, bytes: u64) -> Result<(), ZramSetup
         return Ok(());
     }
     let device = changes.add_zram("swap for this run")?;
-    swap_on_device(device.number, bytes, None).map_err(|error| {
+    swap_on_device(device.number, bytes).map_err(|error| {
         // What cannot be undone is said there, and tried again at the end.
         let _ = changes.undo(device.change);
         error.into()

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::{Task, Walk, WorkOrder};
-use guest_mem::{Backing, Hva, HvaRange, Operation, PageScanner, ZramSwap, drain_lru, perform_unmeasured};
+use guest_mem::{Backing, Hva, HvaRange, Operation, PageScanner, drain_lru, perform};
 use host::{Tracefs, TracefsError};
 use machine::Kvm;
 use machine::{Machine, VmConfig};
@@ -146,7 +146,7 @@ impl Guest {
         drain_lru().expect("the LRU batches can be flushed");
         let arena = self.machine.core().arena();
         let (begun, ran) = (Instant::now(), thread_time());
-        perform_unmeasured(arena, Operation::PageOut, arena.range()).expect("it is paged out");
+        perform(arena, Operation::PageOut, arena.range()).expect("it is paged out");
         let (spent, ran) = (begun.elapsed(), thread_time() - ran);
         let left = self.scanner.counts(arena, arena.range()).expect("pagemap can be read");
         (spent, ran, left.resident() == 0)
@@ -181,7 +181,7 @@ impl Drop for OwnInstance {
 
 /// Whether the tap that a run takes holds the bound, and no tap misses a range.
 fn paired_pageouts() -> bool {
-    let _swap = match ZramSwap::create(256 << 20, None) {
+    let _swap = match test_memory::ZramSwap::create(256 << 20, None) {
         Ok(swap) => swap,
         Err(error) => {
             println!("SKIPPED: pageout: no swap: {error}");

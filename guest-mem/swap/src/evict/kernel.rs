@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use guest_mem::waits::{Overdue, Patience, WAKE};
-use guest_mem::{HvaRange, Operation, PAGE_SIZE, Page, ReclaimError, perform_unmeasured};
+use guest_mem::{HvaRange, Operation, PAGE_SIZE, Page, ReclaimError, perform};
 use rustix::io::Errno;
 use uffd::{ResolveError, ResolveKind};
 
@@ -65,7 +65,7 @@ impl Swapper {
     pub(super) fn drop_run(&self, range: HvaRange) -> Result<(), ReclaimError> {
         let operation = self.drop_operation();
         if operation == Operation::Fallocate {
-            return perform_unmeasured(self.region(), operation, range);
+            return perform(self.region(), operation, range);
         }
         self.drop_mapping(range)
     }
@@ -73,7 +73,7 @@ impl Swapper {
     /// `MADV_DONTNEED`, whose events are known for our own.
     pub(crate) fn drop_mapping(&self, range: HvaRange) -> Result<(), ReclaimError> {
         self.own_drops.expect(range);
-        let dropped = perform_unmeasured(self.region(), Operation::DontNeed, range);
+        let dropped = perform(self.region(), Operation::DontNeed, range);
         // Each event was read, or the call would not have ended. Only when it is acted on as well is it known for ours.
         self.reading.settle()?;
         self.own_drops.is_over(range);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 
-use guest_mem::{Backing, Operation, PMD_SIZE, Page, PageScanner, Region, perform_unmeasured};
+use guest_mem::{Backing, Operation, PMD_SIZE, Page, PageScanner, Region, perform};
 use rustix::mm::{MprotectFlags, mprotect};
 use swap::{Evicted, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Pager, Served, Store};
 use test_memory::stores::DiscardStore;
@@ -37,9 +37,9 @@ fn a_page_in_the_cache_is_mapped_or_was_already() {
     let mut pager = Pager::new(&rig.swapper).unwrap();
     let mut serve = |page, write| pager.serve(&fault(&rig, page, FaultKind::Minor, write)).unwrap();
     assert_eq!(serve(3, true), Served::Present, "somebody was faster");
-    perform_unmeasured(rig.region(), Operation::Fallocate, rig.range(3, 1)).unwrap();
+    perform(rig.region(), Operation::Fallocate, rig.range(3, 1)).unwrap();
     assert_eq!(serve(3, true), Served::Present, "gone meanwhile: whoever wants it faults again");
-    perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(0, 3)).unwrap();
+    perform(rig.region(), Operation::DontNeed, rig.range(0, 3)).unwrap();
     assert_eq!(serve(0, true), Served::Present, "it was not on its way out");
     let mut evictor = Evictor::new(&rig.swapper).unwrap();
     let packed = evictor.claim(rig.range(1, 2)).unwrap().store().unwrap();
@@ -163,7 +163,7 @@ fn what_was_discarded_is_told_before_a_fault_that_was_read_with_it() {
         }
         scope.spawn(|| {
             sends.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
-            perform_unmeasured(&memory.0, Operation::DontNeed, discarded).unwrap();
+            perform(&memory.0, Operation::DontNeed, discarded).unwrap();
         });
         let thread = harness::receive(&thread, "the thread that discards");
         while !sleeps_fast(thread) {

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use guest_mem::{
-    Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, perform_unmeasured,
-};
+use guest_mem::{Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, perform};
 use swap::{
     Clock, Evicted, Evictor, Fate, FaultAround, HandOverError, Handlers, Kept, Options, Slot, Swapper,
     checksum,
@@ -70,7 +68,7 @@ fn what_will_be_dropped_is_known_before() {
     let mut evictor = Evictor::new(&rig.swapper).unwrap();
     let claimed = evictor.claim(rig.range(0, 16)).unwrap();
     assert_eq!((claimed.len(), claimed.is_empty()), (10, false));
-    perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(8, 1)).unwrap();
+    perform(rig.region(), Operation::DontNeed, rig.range(8, 1)).unwrap();
     let packed = claimed.store().unwrap();
     let ranges: Vec<HvaRange> = packed.ranges().collect();
     assert_eq!(ranges, [rig.range(0, 4), rig.range(6, 6)]);
@@ -84,7 +82,7 @@ fn cached_pages_are_mapped_by_the_window_until_they_are_watched() {
     let rig = rig(1, Backing::Memfd, lz4(), FaultAround::Fixed(16), false);
     (0..16).for_each(|page| rig.write(page, value(page)));
     let read_all = || (0..16).for_each(|page| assert_eq!(rig.read(page), value(page)));
-    perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(0, 16)).unwrap();
+    perform(rig.region(), Operation::DontNeed, rig.range(0, 16)).unwrap();
     read_all();
     Clock::new(&rig.swapper, 1).watch(rig.range(0, 16)).unwrap();
     read_all();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use guest_mem::{Backing, Operation, perform_unmeasured};
+use guest_mem::{Backing, Operation, perform};
 use proptest::prelude::*;
 use swap::{Evictor, Fate, FaultAround, LostWhy, Packed};
 
@@ -109,7 +109,7 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
             Step::Finish { .. } => {}
             Step::Discard { first, pages } => {
                 rig.swapper.discard(rig.range(first, pages)).unwrap();
-                perform_unmeasured(region, hole, rig.range(first, pages)).unwrap();
+                perform(region, hole, rig.range(first, pages)).unwrap();
                 (first..first + pages).for_each(|page| holds.retain(|held, _| *held != page));
             }
             Step::Spoil { page } => {
@@ -125,7 +125,7 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
             // Of private memory it takes the content, and has to be told by an event.
             Step::DontNeed { .. } if !backing.is_shared() && !events => {}
             Step::DontNeed { first, pages } => {
-                perform_unmeasured(region, Operation::DontNeed, rig.range(first, pages)).unwrap();
+                perform(region, Operation::DontNeed, rig.range(first, pages)).unwrap();
                 if !backing.is_shared() {
                     (first..first + pages).for_each(|page| holds.retain(|held, _| *held != page));
                 }
@@ -136,7 +136,7 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
                 // Evictions that were begun here would be waited for by this thread.
                 begun.clear();
                 let _still = rig.swapper.hold_still();
-                perform_unmeasured(region, Operation::Remap, rig.range(first, pages)).unwrap();
+                perform(region, Operation::Remap, rig.range(first, pages)).unwrap();
             }
         }
         // A stranger goes on when the handler has read of it, so what he discarded may be forgotten between these lines.

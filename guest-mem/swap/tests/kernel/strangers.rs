@@ -4,9 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 
-use guest_mem::{
-    Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, perform_unmeasured,
-};
+use guest_mem::{Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, perform};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use swap::{EvictError, Evicted, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Pager, Served};
 use test_memory::Need;
@@ -158,13 +156,13 @@ fn shared_memory_that_is_only_unmapped_keeps_what_is_out() {
     let rig = rig(1, Backing::Memfd, lz4(), FaultAround::Fixed(4), true);
     (0..16).for_each(|page| rig.write(page, value(page)));
     assert_eq!(rig.evict(0, 8), 8);
-    perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(0, 16)).unwrap();
+    perform(rig.region(), Operation::DontNeed, rig.range(0, 16)).unwrap();
     (0..16).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
     assert_eq!(rig.heard.events.load(Ordering::SeqCst), 1, "it is told all the same");
     // In the middle of an eviction: a page that is mapped again is protected still.
     let mut evictor = Evictor::new(&rig.swapper).unwrap();
     let packed = evictor.claim(rig.range(0, 4)).unwrap().store().unwrap();
-    perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(0, 4)).unwrap();
+    perform(rig.region(), Operation::DontNeed, rig.range(0, 4)).unwrap();
     assert_eq!(rig.read(0), value(0));
     rig.write(0, 7);
     rig.write(1, 7);
@@ -321,7 +319,7 @@ fn what_was_discarded_does_not_come_back() {
             rig.write(0, round);
             (1..16).for_each(|page| rig.write(page, 1));
             rig.evict(0, 16);
-            perform_unmeasured(rig.region(), Operation::DontNeed, rig.range(0, 1)).unwrap();
+            perform(rig.region(), Operation::DontNeed, rig.range(0, 1)).unwrap();
             let found = rig.read(0);
             if found != 0 {
                 came_back = Some((round, found));

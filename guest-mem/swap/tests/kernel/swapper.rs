@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use guest_mem::{
-    Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Region, perform_unmeasured,
+    Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Region, perform,
 };
 use swap::{
     Codec, CompressedStore, Evictor, Fate, FaultAround, Handlers, Hears, Lost, LostWhy, Options, Served,
@@ -213,7 +213,7 @@ fn a_page_that_is_written_to_on_its_way_stays() {
         rig.write(4, value(4, 1));
         // Discarded and written anew: not the page that was claimed.
         rig.swapper.discard(rig.page(6)).unwrap();
-        perform_unmeasured(rig.region(), drop_of(backing), rig.page(6)).unwrap();
+        perform(rig.region(), drop_of(backing), rig.page(6)).unwrap();
         rig.write(6, value(6, 1));
         let evicted = packed.drop_pages().unwrap();
         assert_eq!((evicted.pages, evicted.stayed), (5, 3), "{backing}");
@@ -245,7 +245,7 @@ fn what_strangers_discard_is_zero() {
         (0..16).for_each(|page| rig.write(page, value(page, 0)));
         let sixteen = rig.region().slice(0, 16 * PAGE_SIZE).unwrap();
         Evictor::new(&rig.swapper).unwrap().evict(rig.region().slice(0, 8 * PAGE_SIZE).unwrap()).unwrap();
-        perform_unmeasured(rig.region(), Operation::DontNeed, sixteen).unwrap();
+        perform(rig.region(), Operation::DontNeed, sixteen).unwrap();
         (0..16).for_each(|page| assert_eq!(rig.read(page), 0, "page {page} of {backing}"));
         assert_eq!(rig.swapper.store().usage().pages, 0);
         assert_eq!(rig.heard.events.load(Ordering::Relaxed), 1);
@@ -259,7 +259,7 @@ fn memory_that_moves_and_comes_back_keeps_its_pages() {
     Evictor::new(&rig.swapper).unwrap().evict(eight.unwrap()).unwrap();
     {
         let _still = rig.swapper.hold_still();
-        perform_unmeasured(rig.region(), Operation::Remap, sixteen.unwrap()).unwrap();
+        perform(rig.region(), Operation::Remap, sixteen.unwrap()).unwrap();
     }
     (0..16).for_each(|page| assert_eq!(rig.read(page), value(page, 0), "page {page}"));
     assert_eq!(Evictor::new(&rig.swapper).unwrap().evict(sixteen.unwrap()).unwrap().pages, 16);
@@ -333,7 +333,7 @@ fn no_write_is_lost_in_a_storm() {
                 let first = 512 + random() % 500;
                 let range = rig.region().slice(first * PAGE_SIZE, 12 * PAGE_SIZE).unwrap();
                 rig.swapper.discard(range).unwrap();
-                perform_unmeasured(rig.region(), drop_of(backing), range).unwrap();
+                perform(rig.region(), drop_of(backing), range).unwrap();
                 // No page comes back while a mapping changes: without a pause nobody would get anywhere.
                 let (before, discarded) = (writes.load(Ordering::Relaxed), Instant::now());
                 while writes.load(Ordering::Relaxed) == before && discarded.elapsed() < PAUSE {

@@ -166,7 +166,7 @@ pub enum Reclaim {
 
 impl Reclaim {
     /// The word for it.
-    pub const fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Self::By(operation) => operation.name(),
             Self::Cgroup => "cgroup",
@@ -300,7 +300,11 @@ mod tests {
 
     #[test]
     fn every_word_finds_its_member_again() {
-        for reclaim in Operation::ALL.into_iter().map(Reclaim::By).chain([Reclaim::Cgroup, Reclaim::Uffd]) {
+        for reclaim in Operation::ALL
+            .iter()
+            .map(|&operation| Reclaim::By(operation))
+            .chain([Reclaim::Cgroup, Reclaim::Uffd])
+        {
             assert_eq!(reclaim.to_string().parse(), Ok(reclaim));
         }
         assert_eq!("punch-hole".parse(), Ok(Reclaim::By(Operation::PunchHole)));

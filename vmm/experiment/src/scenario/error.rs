@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use guest_mem::{Backing, Unit};
+use guest_mem::Backing;
 
 use super::expect::BadExpectation;
-use super::vocabulary::Action;
+use super::vocabulary::{Action, Unit};
 use crate::choice::{Reclaim, Size};
 use program::exit::{Class, Classified};
 use program::input::InputError;

@@ -139,7 +139,7 @@ pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
 pub use step::{Attack, HotLoop, HotWalk, Idle, Step, VictimChoice};
 pub use uffd::Uffd;
-pub use vocabulary::{Action, Guest, GuestPages, HotPages, UffdStore};
+pub use vocabulary::{Action, Guest, GuestPages, HotPages, UffdStore, Unit};
 
 /// A checked scenario: it can be carried out, if the host gives what it needs.
 #[derive(Clone, Debug)]

@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use guest_abi::layout::TABLE_ENTRIES;
-use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE, Unit};
+use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE};
 use rangemap::RangeSet;
 
 use super::error::Problem;
 use super::select::{hot_pages, sparse_victims, step_seed, zipf_table};
 use super::step::{Attack, HotLoop, HotWalk, Step, VictimChoice};
-use super::vocabulary::HotPages;
+use super::vocabulary::{HotPages, Unit};
 use crate::choice::Size;
 
 /// The victims of one reclaim step, in the order of attack. Pages count from the beginning of the arena.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use guest_abi::layout::TABLE_ENTRIES;
 use guest_abi::order::{Access, Walk};
-use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE, Unit};
+use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE};
 
 use super::at::At;
 use super::error::{Checked, Fault, Lines, Problem};
 use super::syntax::StepText;
-use super::vocabulary::{AccessKind, Action, HotPages, VictimKind, WalkKind};
+use super::vocabulary::{AccessKind, Action, HotPages, Unit, VictimKind, WalkKind};
 use crate::choice::{ByteRange, Size, TimeSpan, Word};
 
 /// A step of a case.
@@ -163,7 +163,7 @@ impl Attack {
             (Unit::Page, _) => PAGE_SIZE,
             (Unit::Folio, _) => backing.wanted_order().bytes(),
             (Unit::Range, VictimChoice::Range(range)) => range.end - range.start,
-            (Unit::Region | Unit::Range, _) => PMD_SIZE,
+            (Unit::Block | Unit::Range, _) => PMD_SIZE,
         }
     }
 }

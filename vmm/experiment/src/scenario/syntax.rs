@@ -3,13 +3,13 @@
 
 use std::path::PathBuf;
 
-use guest_mem::{Backing, Unit};
+use guest_mem::Backing;
 use serde::Deserialize;
 
 use super::at::At;
 use super::linux::LinuxText;
 use super::uffd::UffdText;
-use super::vocabulary::{AccessKind, Action, Guest, HotPages, VictimKind, WalkKind};
+use super::vocabulary::{AccessKind, Action, Guest, HotPages, Unit, VictimKind, WalkKind};
 use crate::choice::{ByteRange, PolicyChoice, Reclaim, Size, TimeSpan, Word, ZapChoice};
 
 /// The values of one axis.

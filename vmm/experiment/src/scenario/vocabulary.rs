@@ -41,6 +41,20 @@ vocabulary! {
 }
 
 vocabulary! {
+    /// How much of a range one reclaim operation takes.
+    Unit ("unit") {
+        /// 4 KiB each, whatever they are a part of.
+        Page = "page",
+        /// Each folio whole, as far as the range has it.
+        Folio = "folio",
+        /// Each aligned 2 MiB.
+        Block = "region",
+        /// Everything at once.
+        Range = "range",
+    }
+}
+
+vocabulary! {
     /// How victims are named.
     VictimKind ("choice of victims") {
         /// Distinct units at seeded places.

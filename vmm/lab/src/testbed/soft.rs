@@ -84,8 +84,8 @@ impl SoftTestbed {
     /// # Errors
     /// [`SoftError`].
     pub fn start(workers: u32, arena: u64, backing: Backing, granule: u64) -> Result<Self, SoftError> {
-        let low = Region::map(low_memory(workers), Backing::Base4k)?.with_label("control areas");
-        let arena = Region::map(arena, backing)?.with_label("arena");
+        let low = Region::map(low_memory(workers), Backing::Base4k)?;
+        let arena = Region::map(arena, backing)?;
         let mut builder = SlotTableBuilder::new(guest_mem::MOST_SLOTS);
         builder.add_region(Gpa::new(0), low.range(), low.range().len().next_power_of_two())?;
         builder.add_region(Gpa::new(ARENA_GPA), arena.range(), granule)?;

@@ -6,9 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use guest_mem::{
-    Backing, HvaRange, Operation, PAGE_SIZE, PageScanner, Region, ZramSwap, drain_lru, perform_unmeasured,
-};
+use guest_mem::{Backing, HvaRange, Operation, PAGE_SIZE, PageScanner, Region, drain_lru, perform};
 use swap::{Evictor, FaultAround};
 
 use super::ROUNDS;
@@ -56,7 +54,7 @@ fn refill(guest: &Guest, data: &Data, range: HvaRange) {
 pub fn evict() {
     let data = Data::read();
     for backing in [Backing::Base4k, Backing::Thp] {
-        match ZramSwap::create(2 * ARENA, Some("lz4")) {
+        match test_memory::ZramSwap::create(2 * ARENA, Some("lz4")) {
             Ok(_zram) => rates(&data, backing),
             Err(error) => eprintln!("SKIPPED: eviction against zram: {error}"),
         }
@@ -75,7 +73,7 @@ fn rates(data: &Data, backing: Backing) {
         refill(&guest, data, range);
         if who == 0 {
             let begun = Instant::now();
-            perform_unmeasured(guest.arena(), Operation::PageOut, range).expect("it takes the range");
+            perform(guest.arena(), Operation::PageOut, range).expect("it takes the range");
             let took = begun.elapsed();
             let counts = scanner.counts(guest.arena(), range).expect("pagemap reads");
             left[0] = counts.resident();

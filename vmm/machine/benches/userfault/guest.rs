@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
-use guest_mem::{Backing, HvaRange, Operation, Region, perform_unmeasured};
+use guest_mem::{Backing, HvaRange, Operation, Region, perform};
 use machine::Kvm;
 use machine::{Machine, VmConfig, VmCore};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -111,7 +111,7 @@ impl Guest {
     pub fn empty(&self) {
         let shared = self.arena().backing().is_shared();
         let operation = if shared { Operation::Fallocate } else { Operation::DontNeed };
-        perform_unmeasured(self.arena(), operation, self.arena().range()).expect("it is all ours");
+        perform(self.arena(), operation, self.arena().range()).expect("it is all ours");
     }
 
     /// The host range of the first `len` bytes.

@@ -8,9 +8,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_mem::{
-    GpaRange, HvaRange, Operation, PageScanner, Planner, Region, ScanError, Unit, perform_unmeasured,
-};
+use guest_mem::{GpaRange, HvaRange, Operation, PageScanner, Planner, Region, ScanError, perform};
 use notifier_bridge::{Bridge, Cause, InvalidationRecord, Policy};
 
 use super::memory::PcMemory;
@@ -78,10 +76,10 @@ impl Taker {
         // Pages of a file leave only with a hole in it.
         let operation = if region.backing().is_shared() { Operation::PunchHole } else { Operation::DontNeed };
         let mut planned = Vec::new();
-        self.planner.plan(&mut self.scanner, region, range, Unit::Range, operation, &mut planned)?;
+        self.planner.plan(&mut self.scanner, region, range, operation, &mut planned)?;
         let mut state = self.given.lock();
         let State { bridge, given, records } = &mut *state;
-        let call = || perform_unmeasured(region, operation, range);
+        let call = || perform(region, operation, range);
         let done = hook::announce(bridge, records, region, &planned, cause, call);
         let sum = if cause == Cause::Balloon { &mut given.balloon } else { &mut given.reported };
         for record in records.drain(..) {

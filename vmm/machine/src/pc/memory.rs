@@ -86,10 +86,7 @@ impl PcMemory {
         let file = Arc::new(file);
         let ram = nodes
             .iter()
-            .map(|node| {
-                let region = Region::map(node.range.len(), backing)?;
-                Ok(Arc::new(region.with_label(format!("node {}", node.node))))
-            })
+            .map(|node| Ok(Arc::new(Region::map(node.range.len(), backing)?)))
             .collect::<Result<Arc<[_]>, VmError>>()?;
         let stats = Arc::new(VmStats::of(&file));
         let surroundings = Surroundings::new(vcpus, nodes.iter().map(|node| node.range).collect());
@@ -173,7 +170,7 @@ impl PcMemory {
     /// # Errors
     /// [`VmError`]: the range is not memory of a movable node, or the arena cannot be made.
     pub fn lend_arena(&self, spec: ArenaSpec) -> Result<Arc<VmCore>, VmError> {
-        let arena = Arc::new(Region::map(spec.range.len(), spec.backing)?.with_label("arena"));
+        let arena = Arc::new(Region::map(spec.range.len(), spec.backing)?);
         let slots = self.exchange(Some((&spec, &arena)))?;
         Ok(Arc::new(VmCore::from_parts(vm::Parts {
             vm: self.vm.clone(),
@@ -298,7 +295,9 @@ mod tests {
             // Every address of the node has memory: the arena's inside of it, the node's own around it.
             for page in node.start().get() / 4096..node.end().get() / 4096 {
                 let gpa = Gpa::new(page * 4096);
-                let hva = slots.hva_of(gpa).unwrap();
+                let slot = slots.find_gpa(gpa).unwrap();
+                let offset = gpa.get() - slot.gpa_range().start().get();
+                let hva = slot.hva_range().start().checked_add(offset).unwrap();
                 assert_eq!(core.arena().range().contains(hva), wanted.contains(gpa), "{gpa}");
             }
             let in_arena = |slot: &&Memslot| core.arena().range().covers(slot.hva_range());

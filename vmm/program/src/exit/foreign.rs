@@ -17,9 +17,9 @@ impl Classified for ZramError {
     fn class(&self) -> Class {
         match self {
             Self::Size(_) => Class::Mistake,
-            Self::NoDriver(_) | Self::Algorithm { .. } | Self::NoNode(_) | Self::Table { .. } => Class::Host,
+            Self::NoNode(_) | Self::Table { .. } => Class::Host,
             Self::File { source, .. } => Class::of_refused_io(source),
-            Self::SwapOn { source, .. } | Self::SwapOff { source, .. } => Class::of_refusal(*source),
+            Self::SwapOn { source, .. } => Class::of_refusal(*source),
         }
     }
 }
@@ -92,7 +92,6 @@ impl Classified for ReclaimError {
             Self::Refused { .. } | Self::Stranded { .. } | Self::Range(_) => Class::Fault,
             // A madvise that a kernel does not know is EINVAL as well.
             Self::Call { .. } => Class::Host,
-            Self::Scan { source, .. } => source.class(),
             Self::Overdue(overdue) => overdue.class(),
         }
     }

@@ -5,7 +5,8 @@ use crate::VmCore;
 use crate::testing::{about_to_run, in_ring_3};
 use guest::GuestRam;
 use guest_abi::layout::IMAGE_GPA;
-use guest_mem::{Gpa, GpaRange, HvaRange, PAGE_SIZE, protect};
+use guest_mem::{Gpa, GpaRange, HvaRange, PAGE_SIZE};
+use rustix::mm::MprotectFlags;
 
 /// A guest that runs in a circle.
 const SPIN: [u8; 2] = [0xeb, 0xfe];
@@ -143,8 +144,7 @@ fn writes_in_ring_3() -> (Prepared, HvaRange) {
 #[ignore = "needs: Kvm"]
 fn memory_that_is_read_only_without_a_reason_is_a_crash() {
     let (prepared, page) = writes_in_ring_3();
-    let low = prepared.core.low()[0].clone();
-    let _read_only = protect(&low, page).unwrap();
+    set_access(page, MprotectFlags::READ);
     assert_eq!(prepared.crash(|_| ()), CrashKind::HostFault);
 }
 
@@ -152,15 +152,21 @@ fn memory_that_is_read_only_without_a_reason_is_a_crash() {
 #[ignore = "needs: Kvm"]
 fn a_write_during_a_toggle_is_done_after_it() {
     let (prepared, page) = writes_in_ring_3();
-    let low = prepared.core.low()[0].clone();
     let surroundings = prepared.shared.surroundings.clone();
     let toggle = surroundings.window.open();
-    let read_only = protect(&low, page).unwrap();
+    set_access(page, MprotectFlags::READ);
     let crash = prepared.crash(|shared| {
         wait_for_futex(&shared.surroundings.gate);
-        drop((read_only, toggle));
+        set_access(page, MprotectFlags::READ | MprotectFlags::WRITE);
+        drop(toggle);
     });
     assert_eq!(crash, CrashKind::TripleFault);
+}
+
+/// Changes the access to a page of guest memory.
+fn set_access(page: HvaRange, access: MprotectFlags) {
+    // SAFETY: a page of guest memory, to which no reference exists.
+    unsafe { rustix::mm::mprotect(page.start().as_ptr(), page.len() as usize, access) }.unwrap();
 }
 
 /// Waits until the vCPU's thread waits for somebody.
