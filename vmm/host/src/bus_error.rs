@@ -63,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    const NAME: &str = "host::bus_error::tests::a_page_that_is_not_there_is_named_at_the_end";
+    const NAME: &str = "bus_error::tests::a_page_that_is_not_there_is_named_at_the_end";
 
     /// The test starts itself again, to be what dies.
     #[test]

@@ -234,7 +234,7 @@ mod tests {
         let prefix = prefix("process");
         let mut run = Neighbours::join_as(&prefix, run(1), live_sockets).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "host::neighbours::tests::not_a_test_but_a_neighbour", "--nocapture"])
+            .args(["--exact", "neighbours::tests::not_a_test_but_a_neighbour", "--nocapture"])
             .env(CHILD_PREFIX, &prefix)
             .stdout(Stdio::piped())
             .spawn()

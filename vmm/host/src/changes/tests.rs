@@ -13,7 +13,7 @@ use crate::root::Root;
 
 const MODE: &str = "ZAPSCOPE_TEST_CHILD";
 const TARGET: &str = "ZAPSCOPE_TEST_TARGET";
-const CHILD: &str = "host::changes::tests::not_a_test_but_a_child";
+const CHILD: &str = "changes::tests::not_a_test_but_a_child";
 
 fn this_binary() -> PathBuf {
     std::env::current_exe().unwrap()
