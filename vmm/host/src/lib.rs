@@ -19,7 +19,6 @@ mod reclaimers;
 pub mod resident;
 pub mod rights;
 pub mod root;
-pub mod scratch;
 pub mod signals;
 pub mod strangers;
 pub mod swaps;

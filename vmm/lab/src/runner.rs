@@ -344,9 +344,10 @@ impl<'a> Runner<'a> {
                     VmError::NoKvm(_) | VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
                         NoRow::Unavailable(with_causes(&error))
                     }
-                    VmError::Slot { .. } | VmError::Broken(_) | VmError::Thread { .. } => {
-                        NoRow::Failed(with_causes(&error))
-                    }
+                    VmError::Slot { .. }
+                    | VmError::Broken(_)
+                    | VmError::Thread { .. }
+                    | VmError::ThreadLost => NoRow::Failed(with_causes(&error)),
                     VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
                 })?;
                 let testbed = KvmTestbed::new(machine);

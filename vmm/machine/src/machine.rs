@@ -84,11 +84,14 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Ends the vCPUs' threads, and gives the VM and the vCPUs as they left the guest. `None` if a thread panicked.
-    pub fn stop(mut self) -> Option<(Arc<VmCore>, Vec<GuestCpu>)> {
+    /// Ends the vCPUs' threads, and gives the VM and the vCPUs as they left the guest.
+    ///
+    /// # Errors
+    /// [`VmError::ThreadLost`].
+    pub fn stop(mut self) -> Result<(Arc<VmCore>, Vec<GuestCpu>), VmError> {
         self.vcpus.iter_mut().for_each(Vcpu::quit);
-        let vcpus = self.vcpus.drain(..).map(Vcpu::stop).collect::<Option<Vec<_>>>()?;
-        Some((self.core.clone(), vcpus))
+        let vcpus = self.vcpus.drain(..).map(Vcpu::stop).collect::<Option<Vec<_>>>();
+        Ok((self.core.clone(), vcpus.ok_or(VmError::ThreadLost)?))
     }
 
     /// Waits until every vCPU has reported for work.
@@ -160,7 +163,7 @@ mod tests {
         assert_eq!(touch_all(&machine).visits, pages);
         assert!(faults() > before, "new memory without a fault");
         let core = machine.core().clone();
-        let (of_whom, vcpus) = machine.stop().expect("no thread panicked");
+        let (of_whom, vcpus) = machine.stop().unwrap();
         assert!(Arc::ptr_eq(&of_whom, &core));
         assert_eq!(vcpus.len(), 1);
         let resumed = Machine::resume(core, vcpus, &[]).unwrap();

@@ -63,6 +63,9 @@ pub enum VmError {
         /// What the system answered.
         source: std::io::Error,
     },
+    /// A vCPU thread panicked or did not end, and has said so.
+    #[error("a vCPU's thread is gone")]
+    ThreadLost,
 }
 
 fn kvm_remedy(error: kvm_ioctls::Error) -> &'static str {
@@ -79,6 +82,7 @@ impl Classified for VmError {
             Self::Slots(error) => error.class(),
             Self::Boot(error) => error.class(),
             Self::Thread { source, .. } => Class::of_refused_io(source),
+            Self::ThreadLost => Class::Fault,
         }
     }
 }

@@ -1,14 +1,18 @@
 //! What leaving KVM and coming back costs here, and what a fault of the secondary MMU costs on top.
 //!
-//! A vCPU leaves KVM a few thousand times; every second series touches a new page before it leaves. The
-//! difference of the medians is the fault. All of it is a price of this host at this moment, idle: use it as a
-//! ratio.
+//! A bare guest carries out a few thousand orders of one page, one for each `KVM_RUN`: in the first series always on the
+//! same page, in the others on another page each. The difference of the medians is the fault. All of it is a price of this
+//! host at this moment, idle: use it as a ratio.
 
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
+use guest_abi::order::{Access, Task, Walk, WorkOrder};
+use guest_mem::{Backing, PMD_SIZE};
 
 use super::finding::Finding;
-use machine::tiny_vm::{Program, TinyVm, TinyVmError};
+use machine::{Kvm, Machine, Stepped, VmConfig};
 
 const ROUNDS: usize = 2000;
 const WARM_UP: usize = 100;
@@ -47,26 +51,55 @@ pub(super) fn probe() -> Result<Costs, String> {
     }
 }
 
-fn measure() -> Result<Costs, TinyVmError> {
+fn measure() -> Result<Costs, Box<dyn std::error::Error>> {
     Ok(Costs {
-        exit: series(Program::Ring, false)?,
-        first_touch: series(Program::TouchAndRing, false)?,
-        spte_only: series(Program::TouchAndRing, true)?,
+        exit: series(Touched::OnePage)?,
+        first_touch: series(Touched::NewPages)?,
+        spte_only: series(Touched::ResidentPages)?,
     })
 }
 
-fn series(program: Program, resident: bool) -> Result<Spread, TinyVmError> {
-    let mut vm = TinyVm::new(program, WARM_UP + ROUNDS, resident)?;
-    for _ in 0..WARM_UP {
-        vm.run_to_ring()?;
+/// The pages that the orders of a series touch, one page an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Touched {
+    /// The same page each time: what is left is the exit.
+    OnePage,
+    /// A page that neither the host's page tables nor KVM's have.
+    NewPages,
+    /// A page that only KVM's lack.
+    ResidentPages,
+}
+
+/// From one touched page to the next, in pages. A fault also installs the SPTEs of resident neighbours, in aligned groups
+/// of eight: with a shorter stride most touches would not fault.
+const STRIDE: u64 = 8 * PAGE_SIZE;
+
+fn series(touched: Touched) -> Result<Spread, Box<dyn std::error::Error>> {
+    let pages = (WARM_UP + ROUNDS) as u64;
+    let arena = (pages * STRIDE).next_multiple_of(PMD_SIZE);
+    let config = VmConfig {
+        vcpus: 1,
+        arena,
+        backing: Backing::Base4k,
+        granule: arena.next_power_of_two(),
+        slot_zap_all_quirk: true,
+    };
+    let machine = Machine::start(&Kvm::open()?, &config, resources::GUEST)?;
+    machine.wait_up()?;
+    let mut guest = Stepped::new(machine)?;
+    if touched == Touched::ResidentPages {
+        let arena = guest.core().arena();
+        arena.range().chunks(STRIDE).try_for_each(|page| arena.touch(page.start(), true))?;
     }
-    let mut times = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        let start = Instant::now();
-        vm.run_to_ring()?;
-        times.push(start.elapsed().as_nanos() as u64);
+    let task = Task::Touch { access: Access::Write, passes: Some(1), stall_cycles: u64::MAX };
+    let mut times = Vec::with_capacity(pages as usize);
+    for page in 0..pages {
+        let offset = if touched == Touched::OnePage { 0 } else { page * STRIDE };
+        let order = WorkOrder { start: ARENA_GPA + offset, len: PAGE_SIZE, walk: Walk::Sequential, task };
+        let took = guest.run(&order).map_err(|kind| kind.to_string())?;
+        times.push(took.as_nanos() as u64);
     }
-    Ok(Spread::of(&mut times))
+    Ok(Spread::of(&mut times[WARM_UP..]))
 }
 
 impl Spread {

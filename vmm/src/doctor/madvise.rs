@@ -1,25 +1,13 @@
-//! The calls by which pages are taken and looked at, each tried on memory of the doctor's own.
+//! The calls by which pages are taken and looked at, each tried on a region of the doctor's own.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
-
+use guest_mem::{
+    Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, ReclaimError, Region, RegionError,
+    ScanError, ScanMethod, perform,
+};
 use rustix::io::Errno;
-use rustix::mm::Advice;
 
 use super::finding::Finding;
 use host::HostFacts;
-use host::scratch::{HUGE, PAGE, Scratch};
-use host::tracefs::last_errno;
-
-/// `_IOWR('f', 16, struct pm_scan_arg)`, whose twelve words are all `u64`.
-const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
-const PM_SCAN_ARG_WORDS: usize = 12;
-const _: () = assert!(PAGEMAP_SCAN >> 16 & 0x3fff == (PM_SCAN_ARG_WORDS * size_of::<u64>()) as libc::c_ulong);
-const PAGE_IS_PRESENT: u64 = 1 << 3;
-
-/// Bit 62 of a word of `/proc/self/pagemap`.
-const PAGEMAP_SWAPPED: u64 = 1 << 62;
 
 /// What the calls did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,61 +22,62 @@ pub(super) struct Trials {
 
 pub(super) fn probe(host: &HostFacts) -> Trials {
     Trials {
-        pageout: try_pageout(),
-        scan: try_scan(),
-        collapse: try_collapse(),
+        pageout: try_pageout().map_err(Failure::errno),
+        scan: try_scan().map_err(Failure::errno),
+        collapse: try_collapse().map_err(Failure::errno),
         has_swap: !host.swaps.is_empty(),
     }
 }
 
-fn try_pageout() -> Result<bool, Errno> {
-    let mut scratch = Scratch::new(PAGE)?;
-    scratch.advise(PAGE, Advice::LinuxNoHugepage)?;
-    scratch.populate();
-    scratch.advise(PAGE, Advice::LinuxPageOut)?;
-    let pagemap = File::open("/proc/self/pagemap").map_err(|error| errno_of(&error))?;
-    let mut word = [0; 8];
-    pagemap
-        .read_exact_at(&mut word, scratch.address() / PAGE as u64 * 8)
-        .map_err(|error| errno_of(&error))?;
-    Ok(u64::from_ne_bytes(word) & PAGEMAP_SWAPPED != 0)
+/// A step of a trial that failed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+enum Failure {
+    Region(#[from] RegionError),
+    Reclaim(#[from] ReclaimError),
+    Scan(#[from] ScanError),
 }
 
-fn try_scan() -> Result<u64, Errno> {
-    let mut scratch = Scratch::new(PAGE)?;
-    scratch.populate();
-    let pagemap = File::open("/proc/self/pagemap").map_err(|error| errno_of(&error))?;
-    // One `struct page_region`: start, end, categories.
-    let mut region = [0u64; 3];
-    let mut arg = [0u64; PM_SCAN_ARG_WORDS];
-    arg[0] = size_of_val(&arg) as u64;
-    arg[2] = scratch.address();
-    arg[3] = scratch.address() + scratch.len() as u64;
-    arg[5] = region.as_mut_ptr() as u64;
-    arg[6] = 1;
-    arg[10] = PAGE_IS_PRESENT;
-    arg[11] = PAGE_IS_PRESENT;
-    // SAFETY: `arg` has the size it says, its one-entry vector is `region`, and without a write-protect flag
-    // the walk changes nothing.
-    let filled = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, arg.as_mut_ptr()) };
-    match filled {
-        0 => Ok(0),
-        1.. => Ok((region[1] - region[0]) / PAGE as u64),
-        _ => Err(last_errno()),
+impl Failure {
+    /// The system's answer at the bottom of the chain.
+    fn errno(self) -> Errno {
+        let mut error: &dyn std::error::Error = &self;
+        while let Some(source) = error.source() {
+            error = source;
+        }
+        let io = error.downcast_ref().and_then(Errno::from_io_error);
+        error.downcast_ref().copied().or(io).unwrap_or(Errno::IO)
     }
 }
 
-fn try_collapse() -> Result<(), Errno> {
-    let mut scratch = Scratch::new(HUGE)?;
-    scratch.advise(HUGE, Advice::LinuxNoHugepage)?;
-    scratch.populate();
-    // It obeys a mapping's "never"; the host's switch it ignores.
-    scratch.advise(HUGE, Advice::LinuxHugepage)?;
-    scratch.collapse()
+/// A region with its first page touched.
+fn one_page() -> Result<(Region, HvaRange), RegionError> {
+    let region = Region::map(PMD_SIZE, Backing::Base4k)?;
+    let page = region.slice(0, PAGE_SIZE).expect("a region has at least 2 MiB");
+    region.touch(page.start(), true)?;
+    Ok((region, page))
 }
 
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
+fn try_pageout() -> Result<bool, Failure> {
+    let (region, page) = one_page()?;
+    perform(&region, Operation::PageOut, page)?;
+    Ok(PageScanner::new()?.page(page.start())?.is_swapped())
+}
+
+fn try_scan() -> Result<u64, Failure> {
+    let (region, _page) = one_page()?;
+    let mut scanner = PageScanner::with_method(ScanMethod::Scan)?;
+    Ok(scanner.counts(&region, region.range())?.present)
+}
+
+fn try_collapse() -> Result<(), Failure> {
+    let region = Region::map(PMD_SIZE, Backing::Thp)?;
+    // The touch may have brought a huge page. Without its first 4 KiB it is none.
+    region.touch(region.range().start(), true)?;
+    let first = region.slice(0, PAGE_SIZE).expect("a region has at least 2 MiB");
+    perform(&region, Operation::DontNeed, first)?;
+    region.range().pages().try_for_each(|page| region.touch(page.start(), true))?;
+    Ok(perform(&region, Operation::Collapse, region.range())?)
 }
 
 pub(super) fn judge(trials: &Trials) -> Vec<Finding> {

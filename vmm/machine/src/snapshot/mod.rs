@@ -86,9 +86,6 @@ pub enum SnapshotError {
     /// The guest did not do its work.
     #[error(transparent)]
     Guest(#[from] GuestError),
-    /// A vCPU's thread panicked, and has said so.
-    #[error("a vCPU's thread is gone")]
-    Thread,
     /// Memory could not be read or written.
     #[error(transparent)]
     Content(#[from] ContentError),
@@ -128,7 +125,6 @@ impl Classified for SnapshotError {
             Self::Vm(error) => error.class(),
             Self::State(error) => error.class(),
             Self::Guest(error) => error.class(),
-            Self::Thread => Class::Fault,
             Self::Content(error) => error.class(),
             Self::Scan(error) => error.class(),
             Self::Buffer(error) => error.class(),

@@ -51,7 +51,7 @@ pub fn write(
 ) -> Result<Written, SnapshotError> {
     // Before its pages are read: that maps the zero page where nothing is.
     let earned = Earned::of(&mut PageScanner::new()?, machine.core().arena())?;
-    let (core, mut vcpus) = machine.stop().ok_or(SnapshotError::Thread)?;
+    let (core, mut vcpus) = machine.stop()?;
     let mut states = Vec::new();
     for (index, fd) in (0..).zip(&mut vcpus) {
         come_to_rest(fd.file_mut(), index)?;
