@@ -10,12 +10,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use analysis::replay;
+use experiment::choice::RowLabel;
 use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
 use experiment::events::{
     Announcement, Counted, Event, GuestKind, HostState, HotLoops, LayoutRun, Operation as OperationBegan,
     OperationEnd, Ranges, Refill, RefillRound, RowEvents, SecondaryMmu, Setting, SlotRun, Span, Step, Zapped,
 };
-use experiment::record::RowLabel;
 use experiment::scenario::select::sparse_victims;
 use guest_mem::{Backing, MapLevel, Operation, Order, PAGE_SIZE};
 use notifier_bridge::{Cause, Policy};

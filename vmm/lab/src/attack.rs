@@ -26,7 +26,8 @@ use super::notes::{Notes, planned_ranges};
 use super::own_swap::OwnSwap;
 use super::wiring::{Device, Wiring};
 use crate::testbed::Testbed;
-use experiment::choice::Reclaim;
+use experiment::choice::RowLabel;
+use experiment::choice::{Listener, Reclaim, Zap};
 use experiment::events::{
     DeviceCounts, Dropped, Event, Leaves as LeafCounts, Operation as OperationBegan, OperationEnd, Promise,
     Was,
@@ -57,17 +58,6 @@ pub enum Method<'a> {
     Squeeze(&'a MemoryCgroup),
     /// This process takes each to a store of its own.
     Own(&'a OwnSwap),
-}
-
-/// Who drops translations besides the kernel, as far as it matters to how memory is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listening {
-    /// Nobody.
-    KernelAlone,
-    /// A listener that leaves the host's mappings in place.
-    Spares,
-    /// A listener that unmaps shared memory to zap it.
-    Unmaps,
 }
 
 /// Takes memory from one testbed.
@@ -105,15 +95,15 @@ impl<'a> Attacker<'a> {
     pub fn new(
         testbed: &'a dyn Testbed,
         wiring: &'a Wiring,
-        listener: Listening,
+        label: &RowLabel,
         cancel: &'a Cancel,
     ) -> Result<Self, TrialError> {
         Ok(Self {
             testbed,
             bridge: &wiring.bridge,
             device: wiring.device.as_ref(),
-            kernel_alone: listener == Listening::KernelAlone,
-            zaps_unmap: listener == Listening::Unmaps,
+            kernel_alone: label.listener == Listener::Kernel,
+            zaps_unmap: label.tried.zap == Zap::Unmap,
             cancel,
             patience: PATIENCE,
             scanner: PageScanner::new()?,

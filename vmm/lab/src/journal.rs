@@ -6,16 +6,15 @@
 use guest_abi::block::Stall as GuestStall;
 use guest_abi::layout::ARENA_GPA;
 use guest_abi::order::{Access, Walk};
-use guest_mem::{Backing, PAGE_SIZE, PageRun};
+use guest_mem::{PAGE_SIZE, PageRun};
 use notifier_bridge::monotonic_ns;
 
 use crate::testbed::Testbed;
-use experiment::choice::Zap;
+use experiment::choice::RowLabel;
 use experiment::events::{
     Counted, Counter, Event, GuestKind, HotLoops, LayoutRun, SecondaryMmu, Setting, Span, Stall, StallOn,
     Step, Stream, slot_runs,
 };
-use experiment::record::RowLabel;
 use experiment::scenario::{GuestPages, HotSet, Scenario};
 use guest::clock::{Moment, Offset, TscRate};
 use host::processors;
@@ -166,8 +165,6 @@ pub fn layout(runs: &[PageRun]) -> Vec<LayoutRun> {
 /// The setting of a row's trials.
 pub fn setting(scenario: &Scenario, label: RowLabel, testbed: &dyn Testbed, mmu: SecondaryMmu) -> Setting {
     let arena = testbed.arena().range();
-    let (backing, zap) = (label.tried.backing, label.tried.zap);
-    let small_backing = matches!(backing, Backing::Base4k | Backing::Memfd);
     let large_guest_pages = match (&scenario.linux, testbed.system()) {
         (Some(linux), Some(_)) => linux.pages == GuestPages::Huge,
         _ => true,
@@ -178,6 +175,7 @@ pub fn setting(scenario: &Scenario, label: RowLabel, testbed: &dyn Testbed, mmu:
         (_, None) => GuestKind::Bare,
     };
     Setting {
+        seamed: label.tried.is_seamed(),
         label,
         mmu,
         guest,
@@ -186,7 +184,6 @@ pub fn setting(scenario: &Scenario, label: RowLabel, testbed: &dyn Testbed, mmu:
         slot_zap_drops_all: scenario.slot_zap_all_quirk,
         arena: Span { hva: arena.start().get(), gpa: ARENA_GPA, bytes: arena.len() },
         slots: slot_runs(testbed.slots()),
-        seamed: (zap == Zap::Protect && small_backing) || matches!(backing, Backing::Mthp(_)),
         began_ns: 0,
     }
 }

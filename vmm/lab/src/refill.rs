@@ -23,11 +23,11 @@ use notifier_bridge::{Bridge, Cause, Invalidation, Policy, monotonic_ns};
 use super::errors::TrialError;
 use super::orders::{self, PATIENCE};
 use crate::testbed::Testbed;
+use experiment::choice::Zap;
 use experiment::events::{Refill, RefillRound};
 use experiment::scenario::HotSet;
 use guest::GuestError;
 use host::signals::Cancel;
-use machine::ZapMethod;
 
 /// The two gaps, nanoseconds: a few faults, and a few dozen.
 const GAPS: [u64; 2] = [100_000, 500_000];
@@ -47,7 +47,7 @@ pub fn measure(
     if testbed.faults_fixed().is_none() || testbed.slots().as_slice().len() > MOST_SLOTS {
         return Ok(None);
     }
-    let Some((listener, _)) = testbed.listener(Some(ZapMethod::Memslot)) else { return Ok(None) };
+    let Some(listener) = testbed.shadowing(Zap::Memslot) else { return Ok(None) };
     let bridge = Bridge::builder(Policy::Vm, Arc::clone(testbed.slots())).shadowing(listener).build();
     start(testbed, (set, access, vcpus), cancel)?;
     let refill = zap_and_look(testbed, &bridge, (set, vcpus), cancel);

@@ -22,10 +22,10 @@ use super::wiring::Wiring;
 use crate::testbed::{
     KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SoftError, SoftTestbed, Testbed,
 };
-use experiment::choice::Listener;
-use experiment::choice::{Reclaim, Zap};
+use experiment::choice::RowLabel;
+use experiment::choice::{Listener, Reclaim, Zap};
 use experiment::events::{Event, SecondaryMmu, Section};
-use experiment::fold::RowFold;
+use experiment::record::RowFold;
 use experiment::record::{Row, RunRecord, utc};
 use experiment::scenario::expect::check_all;
 use experiment::scenario::{LinuxGuest, RowPlan, Scenario};
@@ -176,7 +176,7 @@ impl<'a> Runner<'a> {
         for (index, plan) in plans.iter().enumerate() {
             self.row = index as u32;
             progress.row(index, plans.len(), plan);
-            let label = plan.label(self.listener(plan));
+            let label = self.label(plan);
             let mut row = match self.row(plan) {
                 Ok(row) => row,
                 Err(NoRow::Unavailable(why)) => Row::could_not_run(label, why),
@@ -210,12 +210,8 @@ impl<'a> Runner<'a> {
         self.end(run, ended, failed)
     }
 
-    fn listener(&self, plan: &RowPlan<'_>) -> Listener {
-        match (&self.backend, plan.combination.policy.announced()) {
-            (Backend::Soft, _) => Listener::SoftMmu,
-            (Backend::Kvm(_), None) => Listener::Kernel,
-            (Backend::Kvm(_), Some(_)) => Listener::KvmSlots,
-        }
+    fn label(&self, plan: &RowPlan<'_>) -> RowLabel {
+        plan.label(Listener::of(plan.combination.policy, matches!(self.backend, Backend::Kvm(_))))
     }
 
     /// One row: as many trials as the scenario repeats, each on a machine of its own.
@@ -277,7 +273,6 @@ impl<'a> Runner<'a> {
         let refill = !self.refilled.contains(&kind);
         let setup = TrialSetup {
             testbed: &*testbed,
-            combination: plan.combination,
             steps: &plan.case.steps,
             plan: &pages,
             cgroup: pressure.as_ref().map(Pressure::group),
@@ -287,7 +282,7 @@ impl<'a> Runner<'a> {
             clock: self.clock,
             refill,
             cancel: self.cancel,
-            setting: journal::setting(self.scenario, plan.label(wiring.listener), &*testbed, mmu),
+            setting: journal::setting(self.scenario, self.label(plan), &*testbed, mmu),
         };
         let swaps = uses_swap(plan).then(|| SwapWatch::begin(self.own_swap_areas()));
         let refilled = Trial::new(setup, &wiring, &mut self.journal)

@@ -11,7 +11,7 @@ use guest_abi::order::{Access, Task, Walk};
 use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, PMD_SIZE, SwapInfo, drain_lru};
 use notifier_bridge::{Bridge, monotonic_ns};
 
-use super::attack::{Attacker, Listening, Method};
+use super::attack::{Attacker, Method};
 use super::errors::TrialError;
 use super::fate::{Fates, left_by};
 use super::journal::{self, Journal};
@@ -21,7 +21,7 @@ use super::refill;
 use super::tapping::Watch;
 use super::wiring::Wiring;
 use crate::testbed::{GuestSystem, Testbed};
-use experiment::choice::{Combination, Listener, Reclaim, Zap};
+use experiment::choice::{Combination, Reclaim};
 use experiment::events::{Counter, Event, STALL, Setting, StallOn, Step as StepKind};
 use experiment::scenario::{Attack, HotPages, HotSet, HotWalk, Idle, Plan, Step, Uffd, VictimChoice};
 use guest::GuestError;
@@ -36,8 +36,6 @@ const GENERATION: u64 = 1;
 pub struct TrialSetup<'a> {
     /// The machine.
     pub testbed: &'a dyn Testbed,
-    /// What is tried.
-    pub combination: Combination,
     /// The case's steps.
     pub steps: &'a [Step],
     /// Which pages each of them concerns.
@@ -90,17 +88,9 @@ impl<'a> Trial<'a> {
         wiring: &'a Wiring,
         journal: &'a mut Journal,
     ) -> Result<Self, TrialError> {
-        let listening = match (wiring.listener, setup.combination.zap) {
-            (Listener::Kernel, _) => Listening::KernelAlone,
-            (_, Zap::Unmap) => Listening::Unmaps,
-            _ => Listening::Spares,
-        };
-        let attacker = Attacker::new(setup.testbed, wiring, listening, setup.cancel)?;
+        let attacker = Attacker::new(setup.testbed, wiring, &setup.setting.label, setup.cancel)?;
         let arena = setup.testbed.arena();
-        // Where nothing is mapped by PMDs, exact toggles cost nothing more; where something is, the first
-        // toggle of a part breaks the mapping, and that is its price.
-        let small = matches!(setup.combination.backing, Backing::Base4k | Backing::Memfd);
-        if setup.combination.zap == Zap::Protect && small {
+        if setup.setting.label.tried.needs_seams() {
             arena.seam(arena.range())?;
         }
         Ok(Self {
@@ -113,7 +103,8 @@ impl<'a> Trial<'a> {
             last_hot: None,
             hot: Vec::new(),
             // A cgroup takes what it likes, the hot pages too, and a clock what it finds idle.
-            hot_apart: setup.combination.reclaim != Reclaim::Cgroup && !setup.steps.iter().any(takes_idle),
+            hot_apart: setup.setting.label.tried.reclaim != Reclaim::Cgroup
+                && !setup.steps.iter().any(takes_idle),
             live_since: None,
             setup,
         })
@@ -212,6 +203,10 @@ impl<'a> Trial<'a> {
         self.setup.testbed
     }
 
+    fn tried(&self) -> &Combination {
+        &self.setup.setting.label.tried
+    }
+
     fn fill(&mut self) -> Result<(), TrialError> {
         let fill = Task::Fill { generation: GENERATION };
         let order = orders::arena_order(self.testbed(), Walk::Sequential, fill);
@@ -224,7 +219,7 @@ impl<'a> Trial<'a> {
         // has no way to flush the batches, what stays shows in `evicted_bytes`.
         let _ = drain_lru();
         // After the fill: its first touches are the kernel's to serve, with whatever folios the backing has.
-        if self.setup.combination.reclaim == Reclaim::Uffd && self.own_swap.is_none() {
+        if self.tried().reclaim == Reclaim::Uffd && self.own_swap.is_none() {
             self.own_swap =
                 Some(OwnSwap::start(self.testbed(), self.bridge, self.setup.uffd, self.setup.processors)?);
         }
@@ -233,11 +228,11 @@ impl<'a> Trial<'a> {
 
     /// Whether huge pages come into being after the fill: by a collapse, or because whole ones come back.
     fn makes_huge_pages(&self) -> bool {
-        let combination = &self.setup.combination;
-        let whole = |step: &Step| matches!(step, Step::Reclaim(attack) if attack.unit_bytes(combination.backing).is_multiple_of(PMD_SIZE));
-        match combination.reclaim {
+        let tried = self.tried();
+        let whole = |step: &Step| matches!(step, Step::Reclaim(attack) if attack.unit_bytes(tried.backing).is_multiple_of(PMD_SIZE));
+        match tried.reclaim {
             Reclaim::By(operation) => operation == Operation::Collapse,
-            Reclaim::Uffd => combination.backing == Backing::Thp && self.setup.steps.iter().any(whole),
+            Reclaim::Uffd => tried.backing == Backing::Thp && self.setup.steps.iter().any(whole),
             Reclaim::Cgroup => false,
         }
     }
@@ -337,7 +332,7 @@ impl<'a> Trial<'a> {
 
     /// Whether what stayed had anywhere to go. Asked at once: whoever filled the swap device may make room again.
     fn look_for_room(&mut self) {
-        let swaps = match self.setup.combination.reclaim {
+        let swaps = match self.tried().reclaim {
             Reclaim::By(operation) => operation == Operation::PageOut,
             Reclaim::Cgroup => true,
             Reclaim::Uffd => false,
@@ -359,7 +354,7 @@ impl<'a> Trial<'a> {
         }
         let victims = self.setup.plan.victims(index).expect("the plan has every reclaim step");
         let backing = self.testbed().arena().backing();
-        let (method, left) = match (self.setup.combination.reclaim, self.setup.cgroup) {
+        let (method, left) = match (self.tried().reclaim, self.setup.cgroup) {
             (Reclaim::By(operation), _) => (Method::Call(operation), left_by(operation, backing)),
             (Reclaim::Cgroup, Some(cgroup)) => (Method::Squeeze(cgroup), None),
             (Reclaim::Cgroup, None) => unreachable!("whoever squeezes enters a cgroup first"),
@@ -375,7 +370,7 @@ impl<'a> Trial<'a> {
 
     fn take_idle(&mut self, attack: &Attack, idle: Idle) -> Result<(), TrialError> {
         let swap = self.own_swap.as_ref().expect("a checked case fills the memory first");
-        let unit_pages = attack.unit_bytes(self.setup.combination.backing) / PAGE_SIZE;
+        let unit_pages = attack.unit_bytes(self.tried().backing) / PAGE_SIZE;
         let fates = &mut self.fates;
         let taken = |pages: Range<u64>| fates.take(pages, None);
         let missed = self.attacker.take_idle(swap, idle, unit_pages, attack.pace, self.journal, taken)?;

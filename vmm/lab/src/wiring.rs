@@ -7,8 +7,7 @@ use guest_mem::{HvaRange, MapLevel, PAGE_SIZE};
 use notifier_bridge::{Bridge, HostMmu, Policy, ResolveError, SharedTlb, SharedTlbStats};
 
 use crate::testbed::Testbed;
-use experiment::choice::{Combination, Listener, Zap};
-use machine::ZapMethod;
+use experiment::choice::Combination;
 
 /// Pages that the device caches: more than a trial takes in one operation, far fewer than an arena has.
 const TLB_ENTRIES: usize = 1024;
@@ -47,8 +46,6 @@ impl Device {
 pub struct Wiring {
     /// What every operation goes through.
     pub bridge: Arc<Bridge>,
-    /// Who zaps.
-    pub listener: Listener,
     /// The device, if one is wanted.
     pub device: Option<Device>,
     /// Whether nothing is announced but what the kernel of today announces: then it must say the same.
@@ -58,25 +55,17 @@ pub struct Wiring {
 impl Wiring {
     /// The listeners of `combination` on `testbed`, with a sharing device beside them if `shared_tlb`.
     pub fn new(testbed: &dyn Testbed, combination: &Combination, shared_tlb: bool) -> Self {
-        let method = match combination.zap {
-            Zap::Nothing => None,
-            Zap::Memslot => Some(ZapMethod::Memslot),
-            Zap::Protect => Some(ZapMethod::Protect),
-            Zap::Unmap => Some(ZapMethod::Unmap),
-        };
         // The kernel of today announces as `modern` does; alone, it is only written down.
         let policy = combination.policy.announced().unwrap_or(Policy::Modern);
         let mut builder = Bridge::builder(policy, Arc::clone(testbed.slots()));
-        let mut listener = Listener::Kernel;
-        if let Some((shadowing, which)) = testbed.listener(method) {
+        if let Some(shadowing) = testbed.shadowing(combination.zap) {
             builder = builder.shadowing(shadowing);
-            listener = which;
         }
         let device = shared_tlb.then(|| Device::over(testbed));
         if let Some(device) = &device {
             builder = builder.sharing(device.0.clone());
         }
         let exact = matches!(policy, Policy::Modern | Policy::Folio);
-        Self { bridge: Arc::new(builder.build()), listener, device, exact }
+        Self { bridge: Arc::new(builder.build()), device, exact }
     }
 }

@@ -8,14 +8,14 @@ use notifier_bridge::Policy;
 use super::machine::{Faults, Machine, Pace};
 use super::median::median;
 use super::sptes::Dropped;
-use super::zapping::{Zapping, begins_seamed};
+use super::zapping::Zapping;
+use experiment::choice::RowLabel;
 use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
 use experiment::events::{
     Announcement, Counter, Event, GuestKind, HotLoops, Operation, Refill, RowEvents, SecondaryMmu, Setting,
     Step, Zapped,
 };
-use experiment::fold::RowFold;
-use experiment::record::RowLabel;
+use experiment::record::RowFold;
 use program::exit::{Class, Classified};
 
 /// What is asked of a row.
@@ -154,11 +154,11 @@ impl<'a> Replay<'a> {
         let large = setting.large_guest_pages || setting.mmu != SecondaryMmu::Shadow;
         let aligned = (setting.arena.hva ^ setting.arena.gpa).is_multiple_of(PMD_SIZE);
         let machine = Machine::new(setting.pages(), setting.mmu, self.granule / PAGE_SIZE, large && aligned);
-        let seamed = begins_seamed(setting.label.tried.backing, zap);
-        let zapping =
-            Zapping::new(zap, (setting.mmu, setting.slot_zap_drops_all, seamed), self.arena, &self.slots);
         let granule = Granule::new(self.granule).unwrap_or(setting.label.tried.granule);
         let tried = Combination { policy, granule, zap, ..setting.label.tried };
+        let seamed = tried.is_seamed();
+        let zapping =
+            Zapping::new(zap, (setting.mmu, setting.slot_zap_drops_all, seamed), self.arena, &self.slots);
         let label = RowLabel { case: setting.label.case.clone(), tried, listener: Listener::Replay };
         let mut found = Prediction::default();
         found.fold.add(&Event::Trial(Box::new(Setting { label, ..setting.clone() })));
@@ -168,7 +168,7 @@ impl<'a> Replay<'a> {
             zapping,
             rule: policy.announced().unwrap_or(Policy::Modern),
             // What the kernel alone drops is counted around the operation; what a listener drops, by itself.
-            kernel_alone: zap == Zap::Nothing && setting.mmu != SecondaryMmu::Soft,
+            kernel_alone: Listener::of(policy, setting.mmu.has_guest()) == Listener::Kernel,
             counts_leaves: self.unknown_faults(zap).is_none(),
             recut: setting.seamed != seamed,
             seamed,

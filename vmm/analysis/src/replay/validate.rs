@@ -124,7 +124,8 @@ fn rushed(predicted: &Predicted) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use experiment::record::{Measured, fixture};
+    use experiment::choice::fixture;
+    use experiment::record::Measured;
 
     fn row(collateral: u64) -> Row {
         let label = fixture::label(["a", "4k", "vm", "pageout", "memslot", "kvm-slots"]);

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use guest_mem::{Address, Backing, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable};
+use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable};
 
 use super::machine::Machine;
 use super::sptes::{BLOCK, Bits, Dropped};
@@ -44,15 +44,6 @@ impl std::ops::AddAssign for Zapped {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.dropped += other.dropped;
         self.low |= other.low;
-    }
-}
-
-/// Whether a row of this backing and this zap begins with a VMA boundary in each block.
-pub fn begins_seamed(backing: Backing, how: Zap) -> bool {
-    match backing {
-        Backing::Base4k | Backing::Memfd => how == Zap::Protect,
-        Backing::Mthp(_) => true,
-        Backing::Thp | Backing::Hugetlb2m | Backing::MemfdThp => false,
     }
 }
 

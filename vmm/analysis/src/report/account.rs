@@ -145,7 +145,8 @@ pub(super) fn not_measured(ran: &[&Row]) -> Option<String> {
 mod tests {
     use super::super::fixture::{announcing, row};
     use super::*;
-    use experiment::record::{CauseTotals, Measured};
+    use experiment::events::Ranges;
+    use experiment::record::Measured;
 
     #[test]
     fn agreement_is_told_as_far_as_it_goes() {
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn strangers_are_told_by_cause_and_by_rows() {
         let mut row = row("4k", "kernel");
-        let totals = |ranges| CauseTotals { ranges, bytes: 4096 * ranges };
+        let totals = |ranges| Ranges { ranges, bytes: 4096 * ranges };
         row.kernel_causes = Measured::of(
             [
                 ("kswapd".to_owned(), totals(7)),

@@ -1,6 +1,5 @@
 //! What stands above and below a case's table: what its rows share, and what they could not say.
 
-use experiment::choice::Listener;
 use experiment::record::Row;
 use program::output::visible;
 
@@ -12,11 +11,11 @@ use program::units;
 /// comes first.
 pub(super) fn heading(case: &str, rows: &[&Row], differences: Differences) -> String {
     let mut parts = Vec::new();
-    if rows.iter().any(|row| row.label.listener == Listener::SoftMmu && row.could_not_run.is_none()) {
-        parts.push("NO GUEST RAN, worker threads used the memory through the software MMU".to_owned());
-    }
-    if rows.iter().any(|row| row.label.listener == Listener::Replay) {
-        parts.push("NO ROW RAN, all is predicted by a replay".to_owned());
+    let ran = rows.iter().filter(|row| row.could_not_run.is_none());
+    for notice in ran.filter_map(|row| row.label.listener.notice()) {
+        if !parts.iter().any(|known| known == notice) {
+            parts.push(notice.to_owned());
+        }
     }
     if let Some(row) = rows.first() {
         if !differences.reclaim {

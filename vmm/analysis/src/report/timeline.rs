@@ -4,9 +4,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use super::names::grouped;
 use crate::timeline::{CauseTime, RowTime, Stalled};
-use experiment::choice::Listener;
-use experiment::choice::PolicyChoice;
-use experiment::choice::Reclaim;
+use experiment::choice::{PolicyChoice, Reclaim};
 use program::units::{self, Charset};
 
 /// Columns of words; the others are numbers.
@@ -62,7 +60,7 @@ pub fn timeline(rows: &[RowTime], charset: Charset) -> String {
 }
 
 fn has_guest(rows: &[&RowTime]) -> bool {
-    rows.is_empty() || rows.iter().any(|row| row.label.listener != Listener::SoftMmu)
+    rows.is_empty() || rows.iter().any(|row| row.label.listener.has_guest())
 }
 
 fn draw(rows: &[&RowTime], charset: Charset) -> Table {
@@ -163,6 +161,7 @@ mod tests {
     use notifier_bridge::Cause;
 
     use super::*;
+    use experiment::choice::Listener;
     use experiment::events::fixture::{bracket, range, row, stall};
     use experiment::events::{Counter, Event};
     use notifier_bridge::By;

@@ -2,8 +2,9 @@
 
 use guest_mem::Backing;
 
-use experiment::choice::{Combination, Listener};
-use experiment::record::{Row, RowLabel, RunRecord, saturating_sum};
+use experiment::choice::Combination;
+use experiment::choice::RowLabel;
+use experiment::record::{Row, RunRecord, saturating_sum};
 use program::output::visible;
 
 use super::account::{account, differences, not_measured};
@@ -82,7 +83,7 @@ fn taking(row: &Row) -> String {
 
 /// Who used the memory.
 fn user(rows: &[&Row]) -> &'static str {
-    let guest = rows.iter().all(|row| row.label.listener != Listener::SoftMmu);
+    let guest = rows.iter().all(|row| row.label.listener.has_guest());
     if guest { "the guest" } else { "the worker threads" }
 }
 

@@ -3,10 +3,10 @@
 use notifier_bridge::Cause;
 use serde::Serialize;
 
+use experiment::choice::RowLabel;
 use experiment::events::{
     Announcement, Counted, Counter, Event, KernelRange, RowEvents, Stall, StallOn, Step,
 };
-use experiment::record::RowLabel;
 use notifier_bridge::By;
 
 /// What one cause took, host and guest. Times are nanoseconds.

@@ -10,6 +10,8 @@
 //!
 //! One value of each is a [`Combination`]; with the case it is tried in, and who listened, the label of a row.
 
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
 mod quantity;
 mod words;
 
@@ -18,6 +20,8 @@ use std::fmt;
 use guest_mem::{Backing, PAGE_SIZE};
 use notifier_bridge::Policy;
 use serde::{Deserialize, Serialize};
+
+use program::output::visible;
 
 pub use quantity::{BadNumber, BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
 pub use words::{Listener, PolicyChoice, Reclaim, UnknownWord, Zap, ZapChoice};
@@ -89,6 +93,20 @@ pub struct Combination {
     pub zap: Zap,
 }
 
+/// What tells a row from the others of its run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowLabel {
+    /// The case. It is a heading and the name of rows, so it is of one line wherever it was read from.
+    #[serde(deserialize_with = "visible::read_line")]
+    pub case: String,
+    /// What was tried.
+    #[serde(flatten)]
+    pub tried: Combination,
+    /// Who listened.
+    #[serde(with = "word")]
+    pub listener: Listener,
+}
+
 /// Why a listener cannot zap so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CannotZap {
@@ -99,6 +117,21 @@ pub enum CannotZap {
 }
 
 impl Combination {
+    /// Whether a listener puts a VMA boundary into each 2 MiB block before the first zap, so that every toggle is exact. Not
+    /// where PMD entries map the memory: there the first toggle of a part breaks the mapping, and the row pays for it.
+    pub fn needs_seams(&self) -> bool {
+        let small = match self.backing {
+            Backing::Base4k | Backing::Memfd => true,
+            Backing::Thp | Backing::Mthp(_) | Backing::Hugetlb2m | Backing::MemfdThp => false,
+        };
+        small && self.zap == Zap::Protect
+    }
+
+    /// Whether each 2 MiB block has such a boundary when a trial begins: mTHP memory is made with them.
+    pub fn is_seamed(&self) -> bool {
+        self.needs_seams() || matches!(self.backing, Backing::Mthp(_))
+    }
+
     /// Whether a listener can zap so, and memory be taken so.
     pub fn is_possible(&self) -> bool {
         let zap = self.policy.announced().and_then(|policy| self.zap.refused_for(policy, self.backing));

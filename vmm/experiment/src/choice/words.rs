@@ -108,6 +108,42 @@ vocabulary! {
     }
 }
 
+impl Listener {
+    /// The listener of a row under `policy`, with a guest under KVM or without one.
+    pub const fn of(policy: PolicyChoice, guest: bool) -> Self {
+        match (guest, policy) {
+            (false, _) => Self::SoftMmu,
+            (true, PolicyChoice::Kernel) => Self::Kernel,
+            (true, PolicyChoice::Announced(_)) => Self::KvmSlots,
+        }
+    }
+
+    /// Whether it is a listener of this program, whose zaps are timed and counted.
+    pub const fn is_ours(self) -> bool {
+        match self {
+            Self::KvmSlots | Self::SoftMmu => true,
+            Self::Kernel | Self::Replay => false,
+        }
+    }
+
+    /// Whether a guest used the memory, or would have in a replay.
+    pub const fn has_guest(self) -> bool {
+        match self {
+            Self::Kernel | Self::KvmSlots | Self::Replay => true,
+            Self::SoftMmu => false,
+        }
+    }
+
+    /// What stands above a table with such rows, before anything else: that they are not of a guest that ran.
+    pub const fn notice(self) -> Option<&'static str> {
+        match self {
+            Self::Kernel | Self::KvmSlots => None,
+            Self::SoftMmu => Some("NO GUEST RAN, worker threads used the memory through the software MMU"),
+            Self::Replay => Some("NO ROW RAN, all is predicted by a replay"),
+        }
+    }
+}
+
 /// Whose range is announced: the kernel's alone, or one widened by a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PolicyChoice {

@@ -7,7 +7,7 @@ use notifier_bridge::Cause;
 use super::section::PREAMBLE;
 use super::stream::Stream;
 use super::*;
-use crate::record::fixture;
+use crate::choice::fixture;
 use notifier_bridge::By;
 
 /// Pages of a trial.

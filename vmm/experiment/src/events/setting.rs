@@ -4,15 +4,14 @@ use guest_mem::{Gpa, Hva, HvaRange, PAGE_SIZE, SlotError, SlotTable, SlotTableBu
 use serde::{Deserialize, Serialize};
 
 use super::wire;
-use crate::choice::Granule;
-use crate::record::RowLabel;
+use crate::choice::{Granule, RowLabel};
 use host::kvm_module::{KvmFacts, MmuKind};
 
 /// What a trial begins with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
     /// What was tried.
-    #[serde(with = "wire::label")]
+    #[serde(with = "wire::Label")]
     pub label: RowLabel,
     /// Who translated.
     pub mmu: SecondaryMmu,

@@ -1,4 +1,9 @@
-//! How values of other crates stand in an event: by a number.
+//! How values stand in an event that have another form elsewhere.
+
+use serde::{Deserialize, Serialize};
+
+use crate::choice::{Combination, Listener, RowLabel, word};
+use program::output::visible;
 
 /// A folio's order.
 pub(super) mod order {
@@ -29,37 +34,12 @@ pub(super) mod level {
 }
 
 /// A row's label. In JSON its combination's keys stand beside the others, and here one after another.
-pub(super) mod label {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use crate::choice::{Combination, Listener, word};
-    use crate::record::RowLabel;
-    use program::output::visible;
-
-    #[derive(Serialize)]
-    struct Written<'a> {
-        case: &'a str,
-        tried: Combination,
-        #[serde(with = "word")]
-        listener: Listener,
-    }
-
-    #[derive(Deserialize)]
-    struct Read {
-        #[serde(deserialize_with = "visible::read_line")]
-        case: String,
-        tried: Combination,
-        #[serde(with = "word")]
-        listener: Listener,
-    }
-
-    pub(in crate::events) fn serialize<S: Serializer>(label: &RowLabel, to: S) -> Result<S::Ok, S::Error> {
-        let RowLabel { case, tried, listener } = label;
-        Written { case, tried: *tried, listener: *listener }.serialize(to)
-    }
-
-    pub(in crate::events) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<RowLabel, D::Error> {
-        let Read { case, tried, listener } = Read::deserialize(from)?;
-        Ok(RowLabel { case, tried, listener })
-    }
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "RowLabel")]
+pub(super) struct Label {
+    #[serde(deserialize_with = "visible::read_line")]
+    case: String,
+    tried: Combination,
+    #[serde(with = "word")]
+    listener: Listener,
 }

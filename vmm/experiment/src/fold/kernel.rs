@@ -58,6 +58,11 @@ impl Account {
         sum
     }
 
+    /// Operations that differed, if any was compared and no event was lost.
+    pub fn differences(&self) -> Option<u64> {
+        (self.lost == 0 && self.compared > 0).then_some(self.differed)
+    }
+
     /// A call of the step, on the memory under test.
     pub(super) fn called(&mut self, arena: HvaRange, call: &Called) {
         let range = |first_page: u64, pages: u64| {

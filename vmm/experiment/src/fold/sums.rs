@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use notifier_bridge::Count;
 
 use super::kernel::Account;
-use crate::choice::Listener;
 use crate::events::{
     Announcement, Counter, DeviceCounts, Dropped, Event, GivenBack, OperationEnd, Ranges, Setting, StallOn,
     Swapped, Was, Zapped,
@@ -15,7 +14,7 @@ use program::distribution::Samples;
 
 /// A hot loop's speed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     pub touches: u64,
     pub ns: u64,
 }
@@ -33,7 +32,7 @@ impl Rate {
 
 /// All announcements together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Told {
+pub(crate) struct Told {
     /// As the policy has it.
     pub ranges: Ranges,
     /// What had to be covered.
@@ -46,13 +45,13 @@ pub(super) struct Told {
 
 /// The events of a trial, or of several pooled.
 #[derive(Clone, Debug)]
-pub(super) struct Sums {
+pub(crate) struct Sums {
     setting: Setting,
     pub victims: u64,
     pub victim_bytes: u64,
     pub evicted_bytes: u64,
     /// What was expected of the kernel; unknown once an operation named no address.
-    pub expected: (Count, Count),
+    pub expected: Option<Ranges>,
     pub told: Told,
     pub sptes_zapped_4k: Count,
     pub sptes_zapped_2m: Count,
@@ -94,7 +93,7 @@ impl Sums {
             victims: 0,
             victim_bytes: 0,
             evicted_bytes: 0,
-            expected: (Count::ZERO, Count::ZERO),
+            expected: Some(Ranges::default()),
             told: Told::default(),
             sptes_zapped_4k: Count::ZERO,
             sptes_zapped_2m: Count::ZERO,
@@ -172,6 +171,13 @@ impl Sums {
         }
     }
 
+    /// What left, over the time in the operations of so many trials.
+    pub fn evicted_bytes_per_second(&self, trials: u32) -> Option<f64> {
+        let evicted = self.evicted_bytes.saturating_mul(u64::from(trials));
+        let times = self.reclaim_ns.summary();
+        (times.sum > 0).then(|| evicted as f64 * 1e9 / times.sum as f64)
+    }
+
     /// The kernel's account, where one was kept to the end.
     pub fn account(&self) -> Option<&Account> {
         self.kernel.as_ref().filter(|_| self.no_account.is_none())
@@ -199,15 +205,17 @@ impl Sums {
         }
         self.sptes_zapped_4k += Count::from(leaves.map(|leaves| leaves.small));
         self.sptes_zapped_2m += Count::from(leaves.map(|leaves| leaves.large));
-        if matches!(self.setting.label.listener, Listener::KvmSlots | Listener::SoftMmu) {
+        if self.setting.label.listener.is_ours() {
             self.zap_ns.record(one.zap_ns);
         }
     }
 
     fn operation(&mut self, end: &OperationEnd) {
         self.evicted_bytes = self.evicted_bytes.saturating_add(end.evicted_bytes);
-        self.expected.0 += Count::from(end.expected.map(|expected| expected.ranges));
-        self.expected.1 += Count::from(end.expected.map(|expected| expected.bytes));
+        self.expected = self.expected.zip(end.expected).map(|(mut sum, more)| {
+            sum += more;
+            sum
+        });
         let (small, large) = match end.dropped {
             Dropped::ByListeners => (Count::ZERO, Count::ZERO),
             Dropped::Unknown => (Count::UNKNOWN, Count::UNKNOWN),

@@ -15,6 +15,11 @@ impl<T> Measured<T> {
         Self(Some(value))
     }
 
+    /// The value if there is one; whoever makes the row gives the reason for the null.
+    pub(crate) const fn known(value: Option<T>) -> Self {
+        Self(value)
+    }
+
     /// The value if there is one; else null, with the reason noted under `key`.
     pub fn or_why(value: Option<T>, warnings: &mut Warnings, key: &str, why: impl Into<String>) -> Self {
         match value {
@@ -51,20 +56,6 @@ impl<T> Measured<T> {
 /// A sum that stays at the largest number where it does not fit: a record may have been made by anybody.
 pub fn saturating_sum(values: impl IntoIterator<Item = u64>) -> u64 {
     values.into_iter().fold(0, u64::saturating_add)
-}
-
-impl Measured<f64> {
-    /// `over / under`, or null where that has no value.
-    pub fn quotient(
-        over: f64,
-        under: f64,
-        warnings: &mut Warnings,
-        key: &str,
-        why: impl Into<String>,
-    ) -> Self {
-        // JSON has no number for the others, and would show them as a null that nobody explained.
-        Self::or_why(Some(over / under).filter(|quotient| quotient.is_finite()), warnings, key, why)
-    }
 }
 
 /// One warning.
@@ -116,9 +107,14 @@ impl Warnings {
         }
     }
 
+    /// The first warning about `key`.
+    pub fn about(&self, key: &str) -> Option<&Warning> {
+        self.0.iter().find(|warning| warning.keys.iter().any(|known| known == key))
+    }
+
     /// Whether some warning is about `key`.
     pub fn explains(&self, key: &str) -> bool {
-        self.0.iter().any(|warning| warning.keys.iter().any(|known| known == key))
+        self.about(key).is_some()
     }
 
     /// The warnings, oldest first.
@@ -145,17 +141,6 @@ mod tests {
         assert!(warnings.explains("lost_events") && !warnings.explains("zap_ns"));
         assert_eq!(Measured::or_why(Some(3), &mut warnings, "zap_ns", "never said").get(), Some(3));
         assert!(!warnings.explains("zap_ns"));
-    }
-
-    #[test]
-    fn a_quotient_over_nothing_is_null_and_says_so() {
-        let mut warnings = Warnings::default();
-        let mut quotient = |over, under| {
-            Measured::quotient(over, under, &mut warnings, "amplification", "nothing was needed").get()
-        };
-        assert_eq!(quotient(3.0, 2.0), Some(1.5));
-        assert_eq!((quotient(3.0, 0.0), quotient(0.0, 0.0)), (None, None));
-        assert_eq!(warnings.iter().count(), 1);
     }
 
     #[test]

@@ -20,16 +20,18 @@
 //! assert!(warnings.explains("remote_tlb_flushes"));
 //! ```
 
+mod announced;
 mod checked;
-#[cfg(any(test, feature = "fixture"))]
-pub mod fixture;
 mod measured;
+mod notes;
 mod row;
+mod row_fold;
 mod run;
 mod time;
 
 pub use checked::{Checked, Verdict};
 pub use measured::{Measured, Warning, Warnings, saturating_sum};
-pub use row::{CauseTotals, KeyKind, Row, RowLabel};
+pub use row::{KeyKind, Row};
+pub use row_fold::RowFold;
 pub use run::{ENDED, Host, Overhead, RecordError, RunRecord, SCHEMA};
 pub use time::utc;

@@ -1,31 +1,25 @@
-//! One row: a case in one combination, and what it cost.
+//! One row: a case in one combination, and what it cost. Each key of it has one place: its meaning, its value in the sums of
+//! the row's events, and the reason for a null.
 
 use std::collections::BTreeMap;
 
+use notifier_bridge::By;
 use serde::{Deserialize, Serialize};
 
 use super::checked::Checked;
 use super::measured::{Measured, Warnings};
-use crate::choice::{Combination, Listener, PolicyChoice, word};
-use program::distribution::Distribution;
-use program::output::visible;
+use crate::choice::{Listener, PolicyChoice, RowLabel};
+use crate::events::{Ranges, STALL};
+use crate::fold::{Account, Rate, Sums, achieved};
+use program::distribution::{Distribution, Samples};
 
-/// What tells a row from the others of its run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RowLabel {
-    /// The case. It is a heading and the name of rows, so it is of one line wherever it was read from.
-    #[serde(deserialize_with = "visible::read_line")]
-    pub case: String,
-    /// What was tried.
-    #[serde(flatten)]
-    pub tried: Combination,
-    /// Who listened.
-    #[serde(with = "word")]
-    pub listener: Listener,
-}
-
+/// Declares the row: for each key its doc, type, value and, after `else`, the reason for a null. Both have the label, the
+/// number of trials, and the sums of all events; the value has what was announced, too.
 macro_rules! row {
-    ($( $(#[$doc:meta])* $key:ident: $type:ty, )+) => {
+    (
+        |$label:ident, $trials:ident, $sums:ident, $announced:ident|
+        $( $(#[$doc:meta])* $key:ident: $type:ty = $value:expr $(, else $why:expr)?; )+
+    ) => {
         /// One row of a run. In `run.json` the label's keys stand beside the others.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct Row {
@@ -64,6 +58,28 @@ macro_rules! row {
                 }
             }
 
+            /// The row of so many trials, for which so much was announced. It has no warnings yet.
+            pub(crate) fn of_sums($label: RowLabel, $trials: u32, $sums: &Sums, $announced: Option<Ranges>) -> Self {
+                $( let $key = Measured::known($value); )+
+                Self {
+                    label: $label,
+                    trials: $trials,
+                    $( $key, )+
+                    could_not_run: None,
+                    warnings: Warnings::default(),
+                    expectations: Vec::new(),
+                    switches: Vec::new(),
+                }
+            }
+
+            /// Why a key of a row with these sums is null.
+            pub(crate) fn why_null(key: &str, $sums: &Sums) -> String {
+                match key {
+                    $($( stringify!($key) => String::from($why), )?)+
+                    _ => "this KVM has no such statistic".to_owned(),
+                }
+            }
+
             /// Every key that a row has values under, and what they are.
             pub const KEYS: &[(&str, KeyKind)] =
                 &[("granule", KeyKind::Number), ("trials", KeyKind::Number), $( (stringify!($key), <$type as Value>::KIND), )+];
@@ -90,14 +106,15 @@ macro_rules! row {
     };
 }
 
-/// Ranges of one cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CauseTotals {
-    /// How many ranges.
-    pub ranges: u64,
-    /// Bytes of all of them.
-    pub bytes: u64,
-}
+/// Why nothing of a sharing listener's TLB is in a row.
+const NO_DEVICE: &str = "no device shares the host's page tables: set `shared_tlb = true` in the scenario";
+/// Why no balloon's doings are in a row.
+const NO_SYSTEM: &str = "no operating system runs in the guest that could give memory back";
+/// Why nothing of userfaultfd is in a row.
+const NO_OWN_SWAP: &str = "the kernel swaps in this row: `reclaim = [\"uffd\"]` is swap in user space";
+/// Why it is not known what came back by itself.
+const NOT_LOOKED: &str = "it is looked for where the kernel swaps, before a step `refault`";
+const NO_OPERATION: &str = "no operation by address was performed";
 
 fn one() -> u32 {
     1
@@ -150,140 +167,164 @@ impl<V> Value for BTreeMap<String, V> {
     }
 }
 
+/// Times, if there are any.
+fn times(samples: &Samples) -> Option<Distribution> {
+    (samples.count() > 0).then(|| samples.summary())
+}
+
+/// The number of some ranges.
+fn ranges(of: Ranges) -> u64 {
+    of.ranges
+}
+
+/// The bytes of some ranges.
+fn bytes(of: Ranges) -> u64 {
+    of.bytes
+}
+
+/// The kernel's ranges by cause, of those that have any.
+fn by_cause(account: &Account) -> BTreeMap<String, Ranges> {
+    let all = By::ALL.iter().map(|&cause| (cause, account.of(cause)));
+    all.filter(|(_, of)| of.ranges > 0).map(|(cause, of)| (cause.name().to_owned(), of)).collect()
+}
+
 row! {
+    |label, trials, sums, announced|
     /// What the memory was when it was taken: a fraction for each name, `{"thp": 0.97, "4k": 0.03}`. By pagemap, and of
     /// `mthp` by the flags of page frames: `other` is what was in no whole folio of the size asked for.
-    achieved: BTreeMap<String, f64>,
+    achieved: BTreeMap<String, f64> = achieved(&label.tried, sums).ok();
     /// Operations asked for.
-    victims: u64,
+    victims: u64 = Some(sums.victims);
     /// Bytes asked for.
-    victim_bytes: u64,
+    victim_bytes: u64 = Some(sums.victim_bytes);
     /// Bytes really gone.
-    evicted_bytes: u64,
+    evicted_bytes: u64 = Some(sums.evicted_bytes);
     /// Bytes of those that had been swapped out and were back in memory when the guest was asked to touch them, whoever
     /// brought them: a swap device that was taken away, for one. Pages of memory that is there may come back several at
     /// one fault, so `refaults` can be fewer by as many pages.
-    returned_bytes: u64,
+    returned_bytes: u64 = sums.returned_bytes, else NOT_LOOKED;
     /// `evicted_bytes` over the time in the operations that took them: `reclaim_ns`, so without the listener's zaps.
-    evicted_bytes_per_second: f64,
+    evicted_bytes_per_second: f64 = sums.evicted_bytes_per_second(trials), else NO_OPERATION;
     /// Ranges announced for the steps. Under a policy of ours: those that we announced. Under `kernel`: those that the
     /// kernel announced, by its own account, for the steps' operations and, where this process swaps, for its handlers.
     /// Where that account was not kept or is incomplete, `expected_ranges` stands here, with a warning, see
     /// [`Row::is_expected`]; null where that is unknown, too.
-    invalidations: u64,
+    invalidations: u64 = announced.map(ranges);
     /// Bytes that had to be covered, whoever announced what. What is needed is decided in one place:
     /// [`notifier_bridge::Invalidation::needed_bytes`].
-    needed_bytes: u64,
+    needed_bytes: u64 = Some(sums.told.needed_bytes);
     /// Bytes of the ranges that `invalidations` counts.
-    invalidated_bytes: u64,
+    invalidated_bytes: u64 = announced.map(bytes);
     /// `invalidated_bytes` over `needed_bytes`, so 1 or more; null where nothing had to be covered, or less was announced.
-    amplification: f64,
+    amplification: f64 = announced.and_then(|of| amplification(of.bytes, sums.told.needed_bytes).ok());
     /// Ranges that the kernel was expected to announce for the steps' operations, as pagemap stood before each. Null where
     /// an operation names no address: a cgroup's squeeze, a target.
-    expected_ranges: u64,
+    expected_ranges: u64 = sums.expected.filter(|_| label.listener != Listener::Replay).map(ranges);
     /// Bytes of them.
-    expected_bytes: u64,
+    expected_bytes: u64 = sums.expected.filter(|_| label.listener != Listener::Replay).map(bytes);
     /// Calls to listeners that share the host's page tables, as the policy makes them.
-    sharing_calls: u64,
+    sharing_calls: u64 = Some(sums.told.sharing_calls);
     /// Those of them that only repeat an earlier one: the double call of the eras before 6.6.
-    double_calls: u64,
+    double_calls: u64 = Some(sums.told.double_calls);
     /// Cached translations that a device on the host's page tables dropped at these calls.
-    tlb_entries_dropped: u64,
+    tlb_entries_dropped: u64 = sums.device.map(|of| of.entries_dropped), else NO_DEVICE;
     /// Calls at which it found nothing to drop.
-    tlb_empty_flushes: u64,
+    tlb_empty_flushes: u64 = sums.device.map(|of| of.empty_flushes), else NO_DEVICE;
     /// Ranges announced because a Linux guest's balloon gave memory back.
-    balloon_invalidations: u64,
+    balloon_invalidations: u64 = sums.given_back.map(|of| of.balloon.ranges), else NO_SYSTEM;
     /// Bytes of them.
-    balloon_bytes: u64,
+    balloon_bytes: u64 = sums.given_back.map(|of| of.balloon.bytes), else NO_SYSTEM;
     /// Ranges announced because a Linux guest reported pages as free.
-    reported_invalidations: u64,
+    reported_invalidations: u64 = sums.given_back.map(|of| of.reported.ranges), else NO_SYSTEM;
     /// Bytes of them.
-    reported_bytes: u64,
+    reported_bytes: u64 = sums.given_back.map(|of| of.reported.bytes), else NO_SYSTEM;
     /// Faults that userfaultfd handlers served, where this process swaps.
-    uffd_faults: u64,
+    uffd_faults: u64 = sums.swapped.map(|of| of.faults), else NO_OWN_SWAP;
     /// Pages they brought back from the store; more than faults, if each brings its neighbours.
-    uffd_returned: u64,
+    uffd_returned: u64 = sums.swapped.map(|of| of.returned), else NO_OWN_SWAP;
     /// Blocks of 2 MiB among them that came back as one huge page.
-    uffd_huge_returns: u64,
+    uffd_huge_returns: u64 = sums.swapped.map(|of| of.huge), else NO_OWN_SWAP;
     /// Pages that stayed because they were written to on their way out.
-    uffd_kept: u64,
+    uffd_kept: u64 = sums.swapped.map(|of| of.kept), else NO_OWN_SWAP;
     /// Times a handler was woken.
-    uffd_wakes: u64,
+    uffd_wakes: u64 = sums.swapped.map(|of| of.wakes), else NO_OWN_SWAP;
     /// Ranges that userfaultfd's events announced: what others did to the mapping.
-    uffd_invalidations: u64,
+    uffd_invalidations: u64 = sums.swapped.map(|of| of.events.ranges), else NO_OWN_SWAP;
     /// Bytes of them.
-    uffd_bytes: u64,
+    uffd_bytes: u64 = sums.swapped.map(|of| of.events.bytes), else NO_OWN_SWAP;
     /// A Linux guest's own counters at the end: of `/proc/vmstat` and of its memory.
-    guest_counters: BTreeMap<String, u64>,
+    guest_counters: BTreeMap<String, u64> = sums.guest_counters.clone(), else NO_SYSTEM;
     /// Memslots that the listener dropped.
-    slots_zapped: u64,
+    slots_zapped: u64 = Some(sums.told.slots_zapped);
     /// Bytes the listener dropped. A memslot goes whole, so this can be more than was announced.
-    zapped_bytes: u64,
+    zapped_bytes: u64 = Some(sums.told.zapped_bytes);
     /// Leaf entries of 4 KiB that were dropped.
-    sptes_zapped_4k: u64,
+    sptes_zapped_4k: u64 = sums.sptes_zapped_4k.get();
     /// Leaf entries of 2 MiB that were dropped.
-    sptes_zapped_2m: u64,
+    sptes_zapped_2m: u64 = sums.sptes_zapped_2m.get();
     /// Remote TLB flushes.
-    remote_tlb_flushes: u64,
+    remote_tlb_flushes: u64 = sums.remote_tlb_flushes.get();
     /// Guest faults on pages that had left.
-    refaults: u64,
+    refaults: u64 = sums.refaults.get();
     /// Guest faults on pages that never left.
-    collateral_faults: u64,
+    collateral_faults: u64 = sums.collateral_faults.get();
     /// Time in the listener's zaps.
-    zap_ns: Distribution,
+    zap_ns: Distribution = times(&sums.zap_ns), else "no listener but the kernel's own, whose zap is part of the operation";
     /// Time in the operations that took the memory.
-    reclaim_ns: Distribution,
+    reclaim_ns: Distribution = times(&sums.reclaim_ns), else NO_OPERATION;
     /// How long the guest stood still at each refault.
-    refault_ns: Distribution,
+    refault_ns: Distribution = times(&sums.refault_ns), else no_stall();
     /// How long it stood still at each collateral fault.
-    collateral_ns: Distribution,
+    collateral_ns: Distribution = times(&sums.collateral_ns), else no_stall();
     /// Touches a second by the hot loops, undisturbed.
-    guest_touches_before: f64,
+    guest_touches_before: f64 = sums.before.and_then(Rate::per_second), else "the case has no baseline";
     /// Touches a second by the hot loops, under pressure.
-    guest_touches_during: f64,
+    guest_touches_during: f64 = sums.during.and_then(Rate::per_second), else "no hot loop ran while memory was taken";
     /// Ranges the kernel announced for the steps' own operations, by its own account.
-    kernel_ranges: u64,
+    kernel_ranges: u64 = sums.account().map(|of| of.of(By::Step).ranges), else sums.why_no_account();
     /// Bytes of them.
-    kernel_bytes: u64,
+    kernel_bytes: u64 = sums.account().map(|of| of.of(By::Step).bytes), else sums.why_no_account();
     /// Ranges it announced in the same span for what else this process did: listeners' zaps, a swapper's protection.
-    kernel_zap_ranges: u64,
+    kernel_zap_ranges: u64 = sums.account().map(|of| of.sum(By::is_ours).ranges), else sums.why_no_account();
     /// Bytes of them.
-    kernel_zap_bytes: u64,
+    kernel_zap_bytes: u64 = sums.account().map(|of| of.sum(By::is_ours).bytes), else sums.why_no_account();
     /// Ranges it announced in the same span for others: kswapd, khugepaged, another process.
-    stranger_ranges: u64,
+    stranger_ranges: u64 = sums.account().map(|of| of.sum(By::is_stranger).ranges), else sums.why_no_account();
     /// Bytes of them.
-    stranger_bytes: u64,
-    /// Ranges of which nobody knows why they were announced.
-    unattributed_ranges: u64,
+    stranger_bytes: u64 = sums.account().map(|of| of.sum(By::is_stranger).bytes), else sums.why_no_account();
+    /// Ranges whose cause is unknown.
+    unattributed_ranges: u64 = sums.account().map(|of| of.of(By::Unattributed).ranges), else sums.why_no_account();
     /// Bytes of them.
-    unattributed_bytes: u64,
+    unattributed_bytes: u64 = sums.account().map(|of| of.of(By::Unattributed).bytes), else sums.why_no_account();
     /// All these ranges by cause: `{"step": {"ranges": 256, "bytes": 1048576}}`.
-    kernel_causes: BTreeMap<String, CauseTotals>,
+    kernel_causes: BTreeMap<String, Ranges> = sums.account().map(by_cause), else sums.why_no_account();
     /// Operations of which the kernel announced something else than was expected, which the warnings tell of.
-    account_differences: u64,
+    account_differences: u64 = sums.account().and_then(Account::differences), else sums.why_no_account();
     /// Events of that account that were lost.
-    lost_events: u64,
+    lost_events: u64 = sums.account().map(|of| of.lost), else sums.why_no_account();
     /// Pages that came back wrong.
-    integrity_errors: u64,
+    integrity_errors: u64 = sums.wrong_pages, else "no page was looked at";
+}
+
+fn no_stall() -> String {
+    format!("no touch took {} us or longer", STALL.as_micros())
+}
+
+/// How much was announced for each byte that was needed, or why that is no number. Less than was needed is no amplification:
+/// then not all went.
+pub(crate) fn amplification(announced: u64, needed: u64) -> Result<f64, &'static str> {
+    match (announced, needed) {
+        (announced, needed) if announced < needed => {
+            Err("less was announced than had to be covered: not all that was to go went")
+        }
+        (_, 0) => Err("nothing had to be invalidated"),
+        (announced, needed) => Ok(announced as f64 / needed as f64),
+    }
 }
 
 impl Row {
     /// The keys of what was announced, and of what follows from it.
     pub const ANNOUNCED: [&str; 3] = ["invalidations", "invalidated_bytes", "amplification"];
-
-    /// Fills in [`Row::ANNOUNCED`]: what was announced, and how much that is for each byte that was needed. Less than was
-    /// needed is no amplification: then not all went.
-    pub fn announce(&mut self, ranges: u64, bytes: u64, needed_bytes: u64, warnings: &mut Warnings) {
-        self.invalidations = Measured::of(ranges);
-        self.invalidated_bytes = Measured::of(bytes);
-        self.amplification = if bytes < needed_bytes {
-            let why = "less was announced than had to be covered: not all that was to go went";
-            warnings.not_measured("amplification", why)
-        } else {
-            let why = "nothing had to be invalidated";
-            Measured::quotient(bytes as f64, needed_bytes as f64, warnings, "amplification", why)
-        };
-    }
 
     /// Whether what stands under [`Row::ANNOUNCED`] is what was expected of the kernel, and nobody measured it.
     pub fn is_expected(&self) -> bool {
@@ -322,16 +363,9 @@ mod tests {
 
     #[test]
     fn less_than_was_needed_is_no_amplification() {
-        let of = |bytes, needed| {
-            let label = super::super::fixture::label(["a", "4k", "kernel", "pageout", "none", "kernel"]);
-            let (mut row, mut warnings) = (Row::could_not_run(label, ""), Warnings::default());
-            row.announce(1, bytes, needed, &mut warnings);
-            (row.amplification.get(), warnings.explains("amplification"))
-        };
-        assert_eq!(of(4096, 4096), (Some(1.0), false));
-        assert_eq!(of(0, 4096), (None, true), "an expectation of it is skipped, and does not come true");
-        assert_eq!(of(4095, 4096), (None, true));
-        assert_eq!(of(0, 0), (None, true));
+        assert_eq!(amplification(6144, 4096), Ok(1.5));
+        assert!(amplification(0, 4096).is_err(), "an expectation of it is skipped, and does not come true");
+        assert!(amplification(4095, 4096).is_err() && amplification(0, 0).is_err());
     }
 
     #[test]

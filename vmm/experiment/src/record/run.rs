@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use program::distribution::{Distribution, Samples};
 
-    use crate::record::{RowLabel, fixture};
+    use crate::choice::{RowLabel, fixture};
 
     fn label() -> RowLabel {
         fixture::label(["sparse", "thp", "folio", "pageout", "protect", "kvm-slots"])

@@ -125,8 +125,7 @@ use std::path::{Path, PathBuf};
 use guest_abi::layout::{ARENA_MAX, MAX_VCPUS};
 use guest_mem::{PAGE_SIZE, PMD_SIZE};
 
-use crate::choice::{Combination, Listener, Reclaim, Size, Zap};
-use crate::record::RowLabel;
+use crate::choice::{Combination, Listener, Reclaim, RowLabel, Size, Zap};
 use at::At;
 use error::{Checked, Fault, Lines};
 use program::input::{self, What};

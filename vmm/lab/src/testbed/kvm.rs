@@ -10,9 +10,9 @@ use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 
 use super::{Breaker, Testbed};
-use experiment::choice::{Listener, Reclaim};
+use experiment::choice::{Reclaim, Zap};
 use guest::{GuestError, Mailbox};
-use machine::{Accounting, FaultCounts, KvmSlots, Leaves, Machine, Surroundings, ZapMethod};
+use machine::{Accounting, FaultCounts, KvmSlots, Leaves, Machine, Surroundings, VmCore, ZapMethod};
 
 /// A bare guest under KVM.
 #[derive(Debug)]
@@ -51,9 +51,8 @@ impl Testbed for KvmTestbed {
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
         self.machine.wait(vcpu, patience)
     }
-    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)> {
-        let core = self.machine.core().clone();
-        Some((Arc::new(KvmSlots::new(core, method?, Accounting::On)), Listener::KvmSlots))
+    fn shadowing(&self, zap: Zap) -> Option<Arc<dyn ShadowingMmu>> {
+        shadowing(self.machine.core(), zap)
     }
     fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut()) {
         around(&self.machine.core().surroundings, reclaim, call);
@@ -81,6 +80,17 @@ impl Testbed for KvmTestbed {
         let at = self.machine.core().surroundings.first_entry_ns.load(Ordering::Relaxed);
         (at != 0).then_some(at)
     }
+}
+
+/// The listener that zaps memslots so.
+pub(super) fn shadowing(core: &Arc<VmCore>, zap: Zap) -> Option<Arc<dyn ShadowingMmu>> {
+    let method = match zap {
+        Zap::Nothing => return None,
+        Zap::Memslot => ZapMethod::Memslot,
+        Zap::Protect => ZapMethod::Protect,
+        Zap::Unmap => ZapMethod::Unmap,
+    };
+    Some(Arc::new(KvmSlots::new(core.clone(), method, Accounting::On)))
 }
 
 /// Performs `call`, which takes memory of running vCPUs so.

@@ -11,13 +11,13 @@ use guest_mem::{Backing, Memory, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 
-use super::kvm::around;
+use super::kvm::{around, shadowing};
 use super::linux_machine::LinuxMachine;
 use super::{Breaker, GuestSystem, ShellEnd, Testbed};
-use experiment::choice::{Listener, Reclaim};
+use experiment::choice::{Reclaim, Zap};
 use experiment::events::GivenBack;
 use guest::{GuestError, Mailbox};
-use machine::{Accounting, FaultCounts, KvmSlots, Leaves, VmCore, VmError, ZapMethod};
+use machine::{FaultCounts, Leaves, VmCore, VmError};
 
 /// A Linux guest with an arena.
 #[derive(Debug)]
@@ -59,8 +59,8 @@ impl Testbed for LinuxTestbed {
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
         self.mailbox(vcpu).wait(patience)
     }
-    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)> {
-        Some((Arc::new(KvmSlots::new(self.core.clone(), method?, Accounting::On)), Listener::KvmSlots))
+    fn shadowing(&self, zap: Zap) -> Option<Arc<dyn ShadowingMmu>> {
+        shadowing(&self.core, zap)
     }
     fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut()) {
         around(&self.core.surroundings, reclaim, call);

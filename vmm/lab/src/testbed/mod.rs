@@ -20,10 +20,10 @@ pub use linux::LinuxTestbed;
 pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
 pub use soft::{SoftError, SoftTestbed};
 
-use experiment::choice::{Listener, Reclaim};
+use experiment::choice::{Reclaim, Zap};
 use experiment::events::GivenBack;
 use guest::{CrashReport, GuestError, Mailbox};
-use machine::{FaultCounts, Leaves, Surroundings, ZapMethod};
+use machine::{FaultCounts, Leaves, Surroundings};
 
 /// An operating system in a guest, as far as a scenario uses it.
 pub trait GuestSystem {
@@ -90,10 +90,9 @@ pub trait Testbed {
     /// # Errors
     /// As [`Mailbox::wait`].
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError>;
-    /// The listener that keeps the secondary MMU in step under an announced policy, and which it is. Without a
-    /// method no range but the kernel's own is wanted: `None` from a secondary MMU that has a notifier of its
-    /// own in the kernel, and from one that has not, the listener it cannot do without.
-    fn listener(&self, method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)>;
+    /// The listener that zaps so, and keeps the secondary MMU in step. For [`Zap::Nothing`] it is `None` where the kernel has
+    /// a notifier of its own for this MMU; the software MMU has none, and always needs its listener.
+    fn shadowing(&self, zap: Zap) -> Option<Arc<dyn ShadowingMmu>>;
     /// Performs `call`, which takes memory of the arena so, in a way that no worker is harmed by the moment in which its
     /// memory is read-only, elsewhere, or not to be had.
     fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut());

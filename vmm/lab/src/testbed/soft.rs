@@ -30,9 +30,9 @@ use rustix::thread::{Pid, gettid};
 use uffd::Faults;
 
 use super::{Breaker, Testbed};
-use experiment::choice::{Listener, Reclaim};
+use experiment::choice::{Reclaim, Zap};
 use guest::{Area, CrashKind, CrashReport, GuestError, Mailbox};
-use machine::{FaultCounts, Leaves, ZapMethod};
+use machine::{FaultCounts, Leaves};
 
 /// How long a worker's thread may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -217,9 +217,9 @@ impl Testbed for SoftTestbed {
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
         self.workers[vcpu as usize].wait(patience)
     }
-    fn listener(&self, _method: Option<ZapMethod>) -> Option<(Arc<dyn ShadowingMmu>, Listener)> {
-        // A software table drops exactly what it is told, whatever the method, and nobody else tells it.
-        Some((self.core.mmu.clone(), Listener::SoftMmu))
+    fn shadowing(&self, _zap: Zap) -> Option<Arc<dyn ShadowingMmu>> {
+        // A software table drops exactly what it is told, and only this listener tells it.
+        Some(self.core.mmu.clone())
     }
     fn around(&self, _reclaim: Reclaim, call: &mut dyn FnMut()) {
         // Between start and end of the bracket around it no worker has, or gets, a translation of the range.

@@ -70,15 +70,14 @@ impl Trial<'_> {
     /// Counts what was swapped out by the kernel and is back already. With nobody of the guest's near it, somebody else
     /// brought it, and a fault may bring several of such pages back to the guest.
     fn look_for_returned(&mut self) -> Result<(), TrialError> {
-        let swaps =
-            matches!(self.setup.combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
+        let swaps = matches!(self.tried().reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
         if !swaps {
             return Ok(());
         }
         let fates = &self.fates;
         let here = self.attacker.resident(|page| fates.is_taken(page))? * PAGE_SIZE;
         // What a cgroup left alone is none of the pages that were taken.
-        let stayed = match self.setup.combination.reclaim {
+        let stayed = match self.tried().reclaim {
             Reclaim::Cgroup => 0,
             _ => self.attacker.stayed_bytes(),
         };

@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use super::play::recut;
 use super::*;
 use experiment::choice::ZapChoice;
+use experiment::choice::fixture;
 use experiment::events::{HostState, LayoutRun, OperationEnd, Ranges, RefillRound, SlotRun, Span};
-use experiment::record::{Row, fixture};
+use experiment::record::Row;
 
 const PAGES: u64 = 4 * 512;
 const HVA: u64 = 0x7f00_0000_0000;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::report::fixture::{announcing, expected, row, run, wider};
 use experiment::choice::{Granule, Listener, Zap};
-use experiment::record::CauseTotals;
+use experiment::events::Ranges;
 
 #[test]
 fn a_case_is_one_table_with_what_its_rows_share_above_it() {
@@ -142,7 +142,7 @@ fn a_row_that_others_disturbed_is_marked_and_the_mark_explained() {
     let disturbed = |backing, cause: &str, ranges| {
         let mut row = row(backing, "kernel");
         row.stranger_ranges = Measured::of(ranges);
-        let totals = CauseTotals { ranges, bytes: 4096 * ranges };
+        let totals = Ranges { ranges, bytes: 4096 * ranges };
         row.kernel_causes = Measured::of([(cause.to_owned(), totals)].into());
         row.warnings.note("stranger_ranges", "others took memory of the guest meanwhile");
         row

@@ -3,12 +3,13 @@
 use guest_mem::PAGE_SIZE;
 
 use crate::report::{ktap, table, words};
+use experiment::choice::{RowLabel, fixture};
 use experiment::events::fixture as made;
 use experiment::events::{
     Called, Event, Expected, ExpectedKind, KernelRange, OperationEnd, Promise, Setting,
 };
-use experiment::fold::RowFold;
-use experiment::record::{Row, RowLabel, RunRecord, Verdict, fixture};
+use experiment::record::RowFold;
+use experiment::record::{Row, RunRecord, Verdict};
 use experiment::scenario::expect::{Expectation, check_all};
 use notifier_bridge::{By, Ranges};
 use program::units::Charset;

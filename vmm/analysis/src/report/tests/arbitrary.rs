@@ -8,7 +8,7 @@ use crate::report::{comparison, ktap, table, timeline, words};
 use crate::timeline::{RowTime, write_trace};
 use experiment::events::fixture;
 use experiment::events::{Counter, Event, EventLog, KernelRange, RowEvents, Stall, StallOn};
-use experiment::fold::RowFold;
+use experiment::record::RowFold;
 use experiment::record::{KeyKind, Row, RunRecord};
 use program::units::Charset;
 

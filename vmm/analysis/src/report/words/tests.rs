@@ -1,6 +1,6 @@
 use super::*;
 use crate::report::fixture::{row, run, wider};
-use experiment::choice::{Granule, Reclaim};
+use experiment::choice::{Granule, Listener, Reclaim};
 use experiment::record::{Measured, Row};
 
 fn said(rows: Vec<Row>) -> String {

@@ -58,11 +58,8 @@ impl Expression {
         match self {
             Self::Number(number) => Ok(*number),
             Self::Key { key, field } => {
-                let why = || {
-                    let about =
-                        row.warnings.iter().find(|warning| warning.keys.iter().any(|known| known == key));
-                    about.map_or("nothing says why", |warning| warning.text.as_str())
-                };
+                let why =
+                    || row.warnings.about(key).map_or("nothing says why", |warning| warning.text.as_str());
                 // What was expected is no measurement: a line that it makes true says nothing of the row.
                 if row.is_expected() && Row::ANNOUNCED.contains(&key.as_str()) {
                     return Err(format!("{key} is {}", why()));

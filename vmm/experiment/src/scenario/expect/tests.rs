@@ -3,7 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use program::distribution::Samples;
 
-use crate::record::{Measured, fixture};
+use crate::choice::fixture;
+use crate::record::Measured;
 
 fn row(policy: &str) -> Row {
     let mut row = Row::could_not_run(fixture::label(["a", "thp", policy, "pageout", "none", "kernel"]), "");

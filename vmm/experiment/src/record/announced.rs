@@ -10,12 +10,13 @@
 //! What was expected stands beside each as `expected_ranges` and `expected_bytes`, and what had to be covered is
 //! [`notifier_bridge::Invalidation::needed_bytes`] in every row alike.
 
-use super::kernel::Account;
-use super::sums::Sums;
-use crate::choice::{Listener, PolicyChoice, Reclaim};
-use crate::events::Ranges;
-use crate::record::{Measured, Row, Warnings};
 use notifier_bridge::By;
+
+use super::measured::Warnings;
+use super::row::{Row, amplification};
+use crate::choice::{Listener, PolicyChoice, Reclaim, RowLabel};
+use crate::events::Ranges;
+use crate::fold::{Account, Sums};
 
 /// Why nothing was expected of the kernel.
 const NO_ADDRESS: &str = "an operation named no address: which pages go, and by how many ranges, the kernel or the use of \
@@ -28,7 +29,7 @@ const AFTERWARDS: &str = "announced after the fact, for what had gone by then: w
 
 /// Who says what was announced.
 #[derive(Clone, Debug, PartialEq)]
-enum Announced {
+pub(super) enum Announced {
     /// We did it, or the kernel's account says so.
     Known(Ranges),
     /// Nobody: it was expected, for want of an account for this reason.
@@ -38,13 +39,13 @@ enum Announced {
 }
 
 impl Announced {
-    fn of(row: &Row, sums: &Sums) -> Self {
-        let expected = sums.expected.0.get().zip(sums.expected.1.get());
+    pub(super) fn of(label: &RowLabel, sums: &Sums) -> Self {
+        let expected = sums.expected;
         let asked = sums.victims > 0 || sums.told.ranges.ranges > 0 || expected.is_none();
-        if row.label.tried.policy != PolicyChoice::Kernel || !asked {
+        if label.tried.policy != PolicyChoice::Kernel || !asked {
             return Self::Known(sums.told.ranges);
         }
-        if row.label.listener == Listener::Replay {
+        if label.listener == Listener::Replay {
             return match expected {
                 // By address the kernel announces what is needed, and that was announced again.
                 Some(_) => Self::Known(sums.told.ranges),
@@ -57,8 +58,45 @@ impl Announced {
             None => sums.why_no_account(),
         };
         match expected {
-            Some((ranges, bytes)) => Self::Expected(Ranges { ranges, bytes }, why),
+            Some(ranges) => Self::Expected(ranges, why),
             None => Self::Unknown(format!("{NO_ADDRESS}; and its own account is missing: {why}")),
+        }
+    }
+
+    /// What stands in the row as announced.
+    pub(super) const fn ranges(&self) -> Option<Ranges> {
+        match self {
+            Self::Known(ranges) | Self::Expected(ranges, _) => Some(*ranges),
+            Self::Unknown(_) => None,
+        }
+    }
+
+    /// Says of the row where these figures are from, and why one is missing.
+    pub(super) fn note(&self, row: &Row, warnings: &mut Warnings) {
+        if row.label.listener != Listener::Replay {
+            for (key, value) in
+                [("expected_ranges", row.expected_ranges), ("expected_bytes", row.expected_bytes)]
+            {
+                if value.is_null() {
+                    warnings.note(key, NO_ADDRESS);
+                }
+            }
+            if row.label.tried.policy != PolicyChoice::Kernel && row.label.tried.reclaim == Reclaim::Cgroup {
+                warnings.note("invalidations", AFTERWARDS);
+            }
+        }
+        let why = match self {
+            Self::Known(_) => None,
+            Self::Expected(_, why) => Some(format!(
+                "expected of the kernel, from pagemap before each operation, and not measured: {why}"
+            )),
+            Self::Unknown(why) => Some(why.clone()),
+        };
+        why.iter().for_each(|why| Row::ANNOUNCED.iter().for_each(|key| warnings.note(key, why.as_str())));
+        if let Some((announced, needed)) = self.ranges().zip(row.needed_bytes.get())
+            && let Err(why) = amplification(announced.bytes, needed)
+        {
+            warnings.note("amplification", why);
         }
     }
 }
@@ -67,34 +105,4 @@ impl Announced {
 /// handlers protect or let go of again.
 fn by_kernel(account: &Account) -> Ranges {
     account.sum(|cause| matches!(cause, By::Step | By::Userfault))
-}
-
-/// Fills in what was announced, what was expected and what was needed.
-pub(super) fn fill(row: &mut Row, sums: &Sums, warnings: &mut Warnings) {
-    row.needed_bytes = Measured::of(sums.told.needed_bytes);
-    if row.label.listener != Listener::Replay {
-        let expected = |count: Option<u64>, warnings: &mut Warnings, key| {
-            Measured::or_why(count, warnings, key, NO_ADDRESS)
-        };
-        row.expected_ranges = expected(sums.expected.0.get(), warnings, "expected_ranges");
-        row.expected_bytes = expected(sums.expected.1.get(), warnings, "expected_bytes");
-        if row.label.tried.policy != PolicyChoice::Kernel && row.label.tried.reclaim == Reclaim::Cgroup {
-            warnings.note("invalidations", AFTERWARDS);
-        }
-    }
-    let announced = match Announced::of(row, sums) {
-        Announced::Known(ranges) => ranges,
-        Announced::Expected(ranges, why) => {
-            let why = format!(
-                "expected of the kernel, from pagemap before each operation, and not measured: {why}"
-            );
-            Row::ANNOUNCED.iter().for_each(|key| warnings.note(key, why.as_str()));
-            ranges
-        }
-        Announced::Unknown(why) => {
-            Row::ANNOUNCED.iter().for_each(|key| warnings.note(key, why.as_str()));
-            return;
-        }
-    };
-    row.announce(announced.ranges, announced.bytes, sums.told.needed_bytes, warnings);
 }

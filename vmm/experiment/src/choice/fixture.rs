@@ -1,8 +1,7 @@
 //! Labels made by hand, for tests.
 #![allow(clippy::unwrap_used, reason = "for tests")]
 
-use super::RowLabel;
-use crate::choice::{Combination, Granule};
+use super::{Combination, Granule, RowLabel};
 
 /// The label of these words: case, backing, policy, reclaim, zap, listener. Memslots of 2 MiB.
 pub fn label(words: [&str; 6]) -> RowLabel {
