@@ -70,5 +70,5 @@ pub fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<Strin
 /// A row in words: `4k, folio, pageout, granule 2 MiB, zap protect`.
 pub fn describe(plan: &RowPlan<'_>) -> String {
     let c = &plan.combination;
-    format!("{}, {}, {}, granule {}, zap {}", c.backing, c.policy, c.reclaim, c.granule, c.zap)
+    format!("{c}, granule {}, zap {}", c.granule, c.zap)
 }

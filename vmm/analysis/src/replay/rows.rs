@@ -110,11 +110,8 @@ mod tests {
         assert_eq!((row.refaults.get(), row.sptes_zapped_4k.get()), (None, None));
         assert_eq!(row.invalidations.get(), Some(1));
         for key in ["refaults", "collateral_faults", "sptes_zapped_4k"] {
-            let of_key =
-                |warning: &&experiment::record::Warning| warning.keys.iter().any(|known| known == key);
-            let why: Vec<_> = row.warnings.iter().filter(of_key).collect();
-            assert_eq!(why.len(), 1, "{key}");
-            assert!(why[0].text.contains("does not say which secondary MMU"), "{}", why[0].text);
+            let why = row.warnings.about(key).unwrap();
+            assert!(why.text.contains("does not say which secondary MMU"), "{key}: {}", why.text);
         }
     }
 

@@ -130,14 +130,12 @@ fn is_exact(row: &Row) -> bool {
 pub(super) fn not_measured(ran: &[&Row]) -> Option<String> {
     let expected: Vec<&Row> = ran.iter().copied().filter(|row| row.is_expected()).collect();
     let first = expected.first()?;
-    let about =
-        |warning: &&experiment::record::Warning| warning.keys.iter().any(|key| key == "invalidations");
-    let why = first.warnings.iter().find(about).map_or("", |warning| warning.text.as_str());
+    let why = first.warnings.about("invalidations").filter(|warning| !warning.text.is_empty());
+    let why = why.map(|warning| format!(" ({})", warning.text)).unwrap_or_default();
     let rows = match expected.len() {
         1 => "one row".to_owned(),
         rows => format!("{rows} rows"),
     };
-    let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
     Some(format!("What the kernel announced under `kernel` was not measured in {rows}{why}."))
 }
 

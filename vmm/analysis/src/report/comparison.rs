@@ -11,11 +11,7 @@ use program::units::{self, Charset};
 pub fn comparison(rows: &[(&Row, Vec<Check>)], charset: Charset) -> String {
     let mut text = String::from("predicted / measured\n");
     for (row, checks) in rows {
-        let label = &row.label;
-        let name = format!(
-            "{}, {}, {}, {}",
-            label.case, label.tried.backing, label.tried.policy, label.tried.reclaim
-        );
+        let name = row.label.to_string();
         if let Some(why) = &row.could_not_run {
             text.extend([" ", &name, ": could not run: ", &visible::item(why), "\n"]);
             continue;

@@ -18,7 +18,7 @@ use std::fmt::Write;
 
 use super::account;
 use crate::replay::{Check, Judgement};
-use experiment::record::{Row, RunRecord, Verdict, Warning};
+use experiment::record::{Row, RunRecord, Verdict};
 use program::output::visible;
 use program::units;
 
@@ -118,19 +118,25 @@ fn plain(text: &str) -> String {
 
 /// A test of each row: that it ran, its own checks, and the case's expectations.
 pub fn of_run(record: &RunRecord) -> Vec<Test> {
-    record.rows.iter().map(of_row).collect()
+    record.rows.iter().map(|row| test_of(row, || tests_of(row))).collect()
 }
 
 /// What the kernel announced is what was announced for it.
 const ACCOUNTS: &str = "the kernel's account and ours agree";
 
 /// What the row says about a key: why it is null, or doubtful.
-fn reason_of(row: &Row, key: &str) -> String {
-    let about = |warning: &&Warning| warning.keys.iter().any(|known| known == key);
-    row.warnings
-        .iter()
-        .find(about)
-        .map_or("the row does not say why".to_owned(), |warning| warning.text.clone())
+fn reason_of<'r>(row: &'r Row, key: &str) -> &'r str {
+    row.warnings.about(key).map_or("the row does not say why", |warning| &warning.text)
+}
+
+/// The test of a row, which could not run or has these subtests.
+fn test_of(row: &Row, tests: impl FnOnce() -> Vec<Test>) -> Test {
+    let name = name(row);
+    match row.could_not_run.as_deref().map(|why| (why, why.strip_prefix("failed: "))) {
+        None => Test::parent(name, tests()),
+        Some((_, Some(failed))) => Test::not_ok(name, failed),
+        Some((why, None)) => Test::skip(name, why),
+    }
 }
 
 /// What the kernel announced in place of what was expected, and of which operations.
@@ -140,14 +146,7 @@ fn accounts_differ(row: &Row, differing: u64) -> String {
     format!("the kernel announced {how}: {}", reason_of(row, "account_differences"))
 }
 
-fn of_row(row: &Row) -> Test {
-    let name = name(row);
-    if let Some(why) = &row.could_not_run {
-        return match why.strip_prefix("failed: ") {
-            Some(why) => Test::not_ok(name, why),
-            None => Test::skip(name, why),
-        };
-    }
+fn tests_of(row: &Row) -> Vec<Test> {
     let mut tests = vec![
         match row.integrity_errors.get() {
             Some(0) => Test::ok("every page came back as it was"),
@@ -172,7 +171,7 @@ fn of_row(row: &Row) -> Test {
             Verdict::Skipped(why) => Test::skip(line, why.as_str()),
         }
     }));
-    Test::parent(name, tests)
+    tests
 }
 
 /// A test of each row that was predicted and run: that each count is as predicted.
@@ -186,14 +185,7 @@ pub fn of_comparison(rows: &[(&Row, Vec<Check>)]) -> Vec<Test> {
             Judgement::Open(why) => Test::skip(check.key, why.as_str()).note(format!("{ours} and {theirs}")),
         }
     };
-    let of_row = |(row, checks): &(&Row, Vec<Check>)| match &row.could_not_run {
-        Some(why) => match why.strip_prefix("failed: ") {
-            Some(why) => Test::not_ok(name(row), why),
-            None => Test::skip(name(row), why.as_str()),
-        },
-        None => Test::parent(name(row), checks.iter().map(of_check).collect()),
-    };
-    rows.iter().map(of_row).collect()
+    rows.iter().map(|(row, checks)| test_of(row, || checks.iter().map(of_check).collect())).collect()
 }
 
 /// `sparse 4k pmd pageout 2097152 protect`: stable, and without words that mean something to a parser.

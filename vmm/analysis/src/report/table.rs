@@ -65,13 +65,19 @@ fn case_table(case: &str, rows: &[&Row], charset: Charset) -> String {
     text
 }
 
-fn draw(columns: &[Column], rows: &[&Row], charset: Charset) -> Table {
+/// A table without borders, with a rule below its headings.
+pub(super) fn empty(charset: Charset) -> Table {
     let rule = match charset {
         Charset::Utf8 => '─',
         Charset::Ascii => '-',
     };
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::new(rule, rule, rule, rule)));
+    table
+}
+
+fn draw(columns: &[Column], rows: &[&Row], charset: Charset) -> Table {
+    let mut table = empty(charset);
     table.set_header(columns.iter().map(|column| column.heading));
     for row in rows {
         let missing = || charset.missing().to_owned();

@@ -1,8 +1,9 @@
 //! Where the time went, as a table for each case.
 
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::{CellAlignment, Table};
 
 use super::names::grouped;
+use super::table::empty;
 use crate::timeline::{CauseTime, RowTime, Stalled};
 use experiment::choice::{PolicyChoice, Reclaim};
 use program::units::{self, Charset};
@@ -64,12 +65,7 @@ fn has_guest(rows: &[&RowTime]) -> bool {
 }
 
 fn draw(rows: &[&RowTime], charset: Charset) -> Table {
-    let rule = match charset {
-        Charset::Utf8 => '─',
-        Charset::Ascii => '-',
-    };
-    let mut table = Table::new();
-    table.load_style(TableStyle::new().header_separator(LineStyle::new(rule, rule, rule, rule)));
+    let mut table = empty(charset);
     let guest = has_guest(rows);
     table.set_header(HEADINGS.map(|heading| if guest { heading.to_owned() } else { of_workers(heading) }));
     for row in rows {
@@ -127,7 +123,7 @@ fn stalled(stalled: Stalled, charset: Charset) -> String {
 /// Who else took memory in a row, and what its times lack.
 fn notes(row: &RowTime, charset: Charset) -> Vec<String> {
     let label = &row.label;
-    let name = format!("{}, {}, {}", label.tried.backing, label.tried.policy, label.tried.reclaim);
+    let name = label.tried.to_string();
     let mut notes = Vec::new();
     if !row.others.is_empty() {
         let each: Vec<String> = row

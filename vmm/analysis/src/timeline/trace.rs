@@ -69,12 +69,7 @@ struct RowTrace<'a> {
 
 impl RowTrace<'_> {
     fn write(&self, events: &[Event], sink: &mut Sink<'_>) -> io::Result<()> {
-        let label = &self.setting.label;
-        let name = format!(
-            "{}, {}, {}, {}",
-            label.case, label.tried.backing, label.tried.policy, label.tried.reclaim
-        );
-        self.name(sink, "process_name", 0, &name)?;
+        self.name(sink, "process_name", 0, &self.setting.label.to_string())?;
         let tracks = [(STEPS, "steps"), (OPERATIONS, "operations"), (KERNEL, "ranges, by the kernel")];
         for (track, name) in tracks {
             self.name(sink, "thread_name", track, name)?;

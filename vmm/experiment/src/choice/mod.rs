@@ -107,6 +107,20 @@ pub struct RowLabel {
     pub listener: Listener,
 }
 
+impl fmt::Display for RowLabel {
+    /// Without the granule and the zap: `sparse, 4k, pmd, pageout`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.case, self.tried)
+    }
+}
+
+impl fmt::Display for Combination {
+    /// Without the granule and the zap: `4k, pmd, pageout`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}, {}", self.backing, self.policy, self.reclaim)
+    }
+}
+
 /// Why a listener cannot zap so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CannotZap {
