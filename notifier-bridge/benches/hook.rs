@@ -1,4 +1,4 @@
-//! From hook to ledger: what an invalidation costs whose operation and listeners do nothing.
+//! From hook to record: what an invalidation costs whose operation and listeners do nothing.
 //!
 //! The target is 250 ns. Beside it stands what no implementation can avoid: the clock reads that separate
 //! zap, operation and end. A share of the rest is the record itself, three cache lines written once.
@@ -9,8 +9,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use guest_mem::{Gpa, Hva, HvaRange, MapLevel, Order, SlotTable, SlotTableBuilder, Victim};
 use notifier_bridge::{
-    Bridge, Cause, Invalidation, Listener, Policy, Shadowing, ShadowingMmu, SoftMmu, StartContext,
-    WouldBlock, Zapped, monotonic_ns,
+    Bridge, Cause, Invalidation, Listener, Policy, Shadowing, ShadowingMmu, SoftMmu, Zapped, monotonic_ns,
 };
 
 struct NoOp;
@@ -19,8 +18,8 @@ impl Listener for NoOp {
     type Kind = Shadowing;
 }
 impl ShadowingMmu for NoOp {
-    fn invalidate_range_start(&self, _: HvaRange, _: &StartContext) -> Result<Zapped, WouldBlock> {
-        Ok(Zapped::NOTHING)
+    fn invalidate_range_start(&self, _: HvaRange) -> Zapped {
+        Zapped::NOTHING
     }
     fn invalidate_range_end(&self, _: HvaRange) {}
 }
@@ -41,7 +40,7 @@ fn slots() -> Arc<SlotTable> {
 fn page_out(page: u64) -> Invalidation {
     let pages = HvaRange::with_len(Hva::new(RAM.0 + (page << 12)), 4096).expect("inside");
     let victim = Victim { pages, order: Order::BASE, level: MapLevel::Pte, anonymous: true };
-    Invalidation::hook(Cause::PageOut, victim, ram())
+    Invalidation { cause: Cause::PageOut, victim, vma: ram() }
 }
 
 fn clock(c: &mut Criterion) {
@@ -96,8 +95,8 @@ fn soft_mmu(c: &mut Criterion) {
     c.bench_function("soft mmu/invalidate one page, fault it back", |b| {
         b.iter(|| {
             records.clear();
-            let done = bridge.invalidate(&mut records, &page_out(7), || black_box(()));
-            (done, touch(&mut worker))
+            bridge.invalidate(&mut records, &page_out(7), || black_box(()));
+            touch(&mut worker)
         })
     });
 }

@@ -11,9 +11,9 @@
 //!     │                    End(r) ────────────────> Chain::end                            ┘
 //!     └─ InvalidationRecord ──> records
 //!
-//!   refused, or a start panicked:  Ends of what was started, innermost first; the operation is not run
-//!   the operation panicked:        the rest of the calls as if it had returned, since it may have changed
-//!                                  something; no record is made
+//!   a start panicked:        Ends of what was started, innermost first; the operation is not run
+//!   the operation panicked:  the rest of the calls as if it had returned, since it may have changed
+//!                            something; no record is made
 //! ```
 //!
 //! The bridge holds no lock and no state of its own: brackets of several threads overlap freely, as they
@@ -27,9 +27,9 @@ use crate::calls::{Call, Calls};
 use crate::chain::Chain;
 use crate::clock::monotonic_ns;
 use crate::event::Invalidation;
-use crate::listener::{ShadowingMmu, SharingMmu, StartContext, WouldBlock};
+use crate::listener::{ShadowingMmu, SharingMmu};
 use crate::policy::Policy;
-use crate::record::{InvalidationRecord, Outcome};
+use crate::record::InvalidationRecord;
 
 /// Makes a [`Bridge`].
 pub struct BridgeBuilder {
@@ -75,31 +75,24 @@ impl Bridge {
     ///
     /// `operation` is the change of the primary MMU (a `madvise`, a `munmap`). It must not wait for anything
     /// that faults through a listener of this bridge: such a fault waits for the end of the bracket.
-    ///
-    /// # Errors
-    /// [`WouldBlock`] if the invalidation is not blockable and a listener would have had to wait. Then the
-    /// operation was not performed, and every bracket that was opened is closed.
     pub fn invalidate<R>(
         &self,
         records: &mut Vec<InvalidationRecord>,
         invalidation: &Invalidation,
         operation: impl FnOnce() -> R,
-    ) -> Result<R, WouldBlock> {
+    ) -> R {
         let mut walk = Walk::new(self, invalidation);
-        if let Err(refused) = walk.open() {
-            records.push(*walk.refused());
-            return Err(refused);
-        }
+        walk.open();
         let result = operation();
         records.push(*walk.close());
-        Ok(result)
+        result
     }
 }
 
 /// Where a walk through the calls stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Before the operation: to stop here means that a start failed, and to end those before it.
+    /// Before the operation: to stop here means that a start panicked; those before it are ended.
     Opening,
     /// The operation may have changed something: to stop here is to make the rest of the calls.
     Operating,
@@ -111,7 +104,6 @@ enum Stage {
 struct Walk<'a> {
     chain: &'a Chain,
     calls: Calls<'a>,
-    context: StartContext,
     stage: Stage,
     record: InvalidationRecord,
     /// When the part being timed began.
@@ -128,7 +120,6 @@ impl<'a> Walk<'a> {
                 invalidation.vma,
                 &bridge.slots,
             ),
-            context: StartContext { blockable: invalidation.blockable, cause: invalidation.cause },
             stage: Stage::Opening,
             record: InvalidationRecord::begun(invalidation, lap_ns),
             lap_ns,
@@ -136,14 +127,13 @@ impl<'a> Walk<'a> {
     }
 
     /// Every call before the operation. Its other half is [`Walk::close`].
-    fn open(&mut self) -> Result<(), WouldBlock> {
+    fn open(&mut self) {
         while let Some(Call::Start(range)) = self.calls.next() {
             self.record.tell(range);
-            self.chain.start(range, &self.context, &mut self.record.zapped)?;
+            self.chain.start(range, &mut self.record.zapped);
         }
         self.record.zap_ns = self.lap();
         self.stage = Stage::Operating;
-        Ok(())
     }
 
     /// Every call after the operation. Its other half is [`Walk::open`].
@@ -153,7 +143,7 @@ impl<'a> Walk<'a> {
         while let Some(call) = self.calls.next() {
             if !ending && matches!(call, Call::InvalidateRangeAgain(_) | Call::End(_)) {
                 ending = true;
-                // With nobody there to be told, no time has passed, and the clock is the dearest part.
+                // Skip the clock read when there are no sharing listeners: it costs more than the rest of this step.
                 if !self.chain.sharing.is_empty() {
                     self.record.zap_ns += self.lap();
                 }
@@ -170,17 +160,7 @@ impl<'a> Walk<'a> {
         &self.record
     }
 
-    /// The record of an operation that was not performed, and so needed nothing.
-    fn refused(&mut self) -> &InvalidationRecord {
-        self.record.outcome = Outcome::Refused;
-        self.record.needed_bytes = 0;
-        self.record.zap_ns = self.lap();
-        self.abandon();
-        self.record.end_ns = self.lap();
-        &self.record
-    }
-
-    /// Ends every bracket opened before the one whose start failed. That one the chain has ended itself.
+    /// Ends every bracket opened before the one whose start panicked. That one the chain has ended itself.
     fn abandon(&mut self) {
         self.stage = Stage::Closed;
         self.calls.unwind().skip(1).for_each(|range| self.chain.end(range));
@@ -201,7 +181,7 @@ impl<'a> Walk<'a> {
             Call::InvalidatePage(page) => {
                 self.record.tell(page);
                 self.record.sharing_calls += 1;
-                self.record.zapped += self.chain.page(page, &self.context);
+                self.record.zapped += self.chain.page(page);
             }
             Call::End(range) => self.chain.end(range),
         }

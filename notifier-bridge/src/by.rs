@@ -2,53 +2,86 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::named_enum;
+use crate::names::UnknownName;
 
-named_enum! {
-    /// By whom a range was announced: whose work the thread that announced it was at. Beside it, [`Cause`](crate::Cause)
-    /// tells the operation, where that is known: this process knows its own, and the kernel's tracepoints tell none.
-    #[derive(Serialize, Deserialize)]
-    pub enum By ("maker of a range") {
-        /// A step's own operation.
-        Step = "step",
-        /// This process, beside its operations: a listener's zap, the write protection of a swapper.
-        Zap = "zap",
-        /// A vCPU's fault: copy-on-write, a NUMA hint.
-        GuestFault = "guest-fault",
-        /// A userfaultfd handler of ours.
-        Userfault = "userfaultfd",
-        /// A device of ours: the balloon.
-        Device = "device",
-        /// Another thread of ours.
-        OwnThread = "own-thread",
-        /// kswapd, on its own.
-        Kswapd = "kswapd",
-        /// khugepaged collapses.
-        Khugepaged = "khugepaged",
-        /// kcompactd compacts.
-        Kcompactd = "kcompactd",
-        /// ksmd merges.
-        Ksmd = "ksmd",
-        /// DAMON reclaims or moves.
-        Kdamond = "kdamond",
-        /// Another thread of the kernel.
-        KernelThread = "kernel-thread",
-        /// Somebody who found no free memory.
-        DirectReclaim = "direct-reclaim",
-        /// A cgroup's limit.
-        MemcgReclaim = "memcg-reclaim",
-        /// Somebody who made room for a large page.
-        Compaction = "compaction",
-        /// Somebody who moved pages.
-        Migration = "migration",
-        /// Another process.
-        AnotherProcess = "another-process",
-        /// Nobody knows.
-        Unattributed = "unattributed",
-    }
+/// By whom a range was announced: whose work the thread that announced it was at. Beside it, [`Cause`](crate::Cause)
+/// tells the operation, where that is known: this process knows its own, and the kernel's tracepoints tell none.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    strum::VariantNames,
+)]
+#[strum(serialize_all = "kebab-case", parse_err_ty = UnknownName, parse_err_fn = unknown)]
+pub enum By {
+    /// A step's own operation.
+    Step,
+    /// This process, beside its operations: a listener's zap, the write protection of a swapper.
+    Zap,
+    /// A vCPU's fault: copy-on-write, a NUMA hint.
+    GuestFault,
+    /// A userfaultfd handler of ours.
+    #[strum(serialize = "userfaultfd")]
+    Userfault,
+    /// A device of ours: the balloon.
+    Device,
+    /// Another thread of ours.
+    OwnThread,
+    /// kswapd, on its own.
+    Kswapd,
+    /// khugepaged collapses.
+    Khugepaged,
+    /// kcompactd compacts.
+    Kcompactd,
+    /// ksmd merges.
+    Ksmd,
+    /// DAMON reclaims or moves.
+    Kdamond,
+    /// Another thread of the kernel.
+    KernelThread,
+    /// Somebody who found no free memory.
+    DirectReclaim,
+    /// A cgroup's limit.
+    MemcgReclaim,
+    /// Somebody who made room for a large page.
+    Compaction,
+    /// Somebody who moved pages.
+    Migration,
+    /// Another process.
+    AnotherProcess,
+    /// Nobody knows.
+    Unattributed,
+}
+
+fn unknown(given: &str) -> UnknownName {
+    UnknownName::of::<By>("maker of a range", given)
 }
 
 impl By {
+    /// Every member, in order of declaration.
+    pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
+
+    /// The name used in reports and on the command line.
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+
+    /// The member's place in [`Self::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
     /// Whether this process made it, beside its steps.
     pub const fn is_ours(self) -> bool {
         matches!(self, Self::Zap | Self::GuestFault | Self::Userfault | Self::Device | Self::OwnThread)

@@ -5,7 +5,7 @@ mod primary;
 
 use guest_mem::{Gpa, Hva, HvaRange, MapLevel, Order, PAGE_SIZE, SlotTable, SlotTableBuilder, Victim};
 
-pub(crate) use listeners::{FaultInjecting, Injected, Journal, Told};
+pub(crate) use listeners::{Journal, PanicsOnce, Told};
 pub(crate) use primary::{FakePrimary, Pfn};
 
 /// `[start, start + len)`, in bytes.

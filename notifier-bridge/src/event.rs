@@ -3,52 +3,84 @@
 use guest_mem::{HvaRange, Operation, PMD_SIZE, Victim};
 use serde::{Deserialize, Serialize};
 
-use crate::names::named_enum;
+use crate::names::UnknownName;
 use crate::policy::Policy;
 
-named_enum! {
-    /// Why a mapping changes.
-    #[derive(Serialize, Deserialize)]
-    #[non_exhaustive]
-    pub enum Cause ("cause") {
-        /// `MADV_PAGEOUT` of a folio.
-        PageOut = "page-out",
-        /// A PMD mapping replaced by 512 PTEs, because something smaller is about to happen inside it.
-        PmdSplit = "pmd-split",
-        /// A folio mapped by PTEs is split, because a part of it is taken next.
-        FolioSplit = "folio-split",
-        /// `MADV_DONTNEED`.
-        DontNeed = "dont-need",
-        /// `MADV_FREE`.
-        Free = "free",
-        /// `MADV_COLD`.
-        Cold = "cold",
-        /// `MADV_REMOVE` or `fallocate(FALLOC_FL_PUNCH_HOLE)`.
-        PunchHole = "punch-hole",
-        /// khugepaged or `MADV_COLLAPSE` replaced 512 PTEs by a PMD mapping.
-        Collapse = "collapse",
-        /// `mprotect` or userfaultfd write protection.
-        Protect = "protect",
-        /// Whatever is done to memory only to see who uses it: nothing goes for it.
-        Watch = "watch",
-        /// `mremap`: the old range.
-        Remap = "remap",
-        /// `munmap`.
-        Unmap = "unmap",
-        /// Reclaim that a memory cgroup's limit or `memory.reclaim` asked for.
-        CgroupReclaim = "cgroup-reclaim",
-        /// The guest gave the pages back.
-        Balloon = "balloon",
-        /// The guest said that it does not use the pages at the moment: free page reporting.
-        FreePageReport = "free-page-report",
-        /// Copy-on-write, fork or KSM.
-        CopyOnWrite = "copy-on-write",
-        /// The source does not say.
-        Unknown = "unknown",
-    }
+/// Why a mapping changes.
+#[non_exhaustive]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    strum::VariantNames,
+)]
+#[strum(serialize_all = "kebab-case", parse_err_ty = UnknownName, parse_err_fn = unknown)]
+pub enum Cause {
+    /// `MADV_PAGEOUT` of a folio.
+    PageOut,
+    /// A PMD mapping replaced by 512 PTEs, because something smaller is about to happen inside it.
+    PmdSplit,
+    /// A folio mapped by PTEs is split, because a part of it is taken next.
+    FolioSplit,
+    /// `MADV_DONTNEED`.
+    DontNeed,
+    /// `MADV_FREE`.
+    Free,
+    /// `MADV_COLD`.
+    Cold,
+    /// `MADV_REMOVE` or `fallocate(FALLOC_FL_PUNCH_HOLE)`.
+    PunchHole,
+    /// khugepaged or `MADV_COLLAPSE` replaced 512 PTEs by a PMD mapping.
+    Collapse,
+    /// `mprotect` or userfaultfd write protection.
+    Protect,
+    /// Whatever is done to memory only to see who uses it: nothing goes for it.
+    Watch,
+    /// `mremap`: the old range.
+    Remap,
+    /// `munmap`.
+    Unmap,
+    /// Reclaim that a memory cgroup's limit or `memory.reclaim` asked for.
+    CgroupReclaim,
+    /// The guest gave the pages back.
+    Balloon,
+    /// The guest said that it does not use the pages at the moment: free page reporting.
+    FreePageReport,
+    /// Copy-on-write, fork or KSM.
+    CopyOnWrite,
+    /// The source does not say.
+    Unknown,
+}
+
+fn unknown(given: &str) -> UnknownName {
+    UnknownName::of::<Cause>("cause", given)
 }
 
 impl Cause {
+    /// Every member, in order of declaration.
+    pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
+
+    /// The name used in reports and on the command line.
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+
+    /// The member's place in [`Self::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
     /// The cause that an operation on memory is announced with.
     pub const fn of(operation: Operation) -> Self {
         match operation {
@@ -73,17 +105,9 @@ pub struct Invalidation {
     pub victim: Victim,
     /// The host mapping (VMA) the victim lies in: no era announces anything beyond its end.
     pub vma: HvaRange,
-    /// Whether listeners may wait. Where they may not, one that would have to refuses, and the operation
-    /// is not performed.
-    pub blockable: bool,
 }
 
 impl Invalidation {
-    /// An operation of this process that may wait for its listeners: the usual case.
-    pub const fn hook(cause: Cause, victim: Victim, vma: HvaRange) -> Self {
-        Self { cause, victim, vma, blockable: true }
-    }
-
     /// The policy whose rule this invalidation follows where `policy` is the one in force. A split was announced in
     /// a bracket even when the reverse map still told page by page: `__split_huge_pmd` had
     /// `mmu_notifier_invalidate_range_start`/`end` around it in 4.12.
@@ -125,7 +149,7 @@ mod tests {
         let (order, level) = (guest_mem::Order::BASE, guest_mem::MapLevel::Pte);
         let needed = |cause| {
             let victim = Victim { pages: page, order, level, anonymous: true };
-            Invalidation::hook(cause, victim, block).needed_bytes()
+            Invalidation { cause, victim, vma: block }.needed_bytes()
         };
         assert_eq!((needed(Cause::PageOut), needed(Cause::Protect)), (4096, 4096));
         assert_eq!((needed(Cause::PmdSplit), needed(Cause::Watch)), (PMD_SIZE, 0));
@@ -136,10 +160,13 @@ mod tests {
         let block = HvaRange::with_len(guest_mem::Hva::new(PMD_SIZE), PMD_SIZE).unwrap();
         let (order, level) = (guest_mem::Order::PMD, guest_mem::MapLevel::Pmd);
         let victim = Victim { pages: block, order, level, anonymous: true };
-        let rule = |cause| Invalidation::hook(cause, victim, block).rule(Policy::Page);
+        let rule = |cause| Invalidation { cause, victim, vma: block }.rule(Policy::Page);
         assert_eq!(rule(Cause::PmdSplit), Policy::Folio);
         assert_eq!(rule(Cause::FolioSplit), Policy::Folio);
         assert_eq!(rule(Cause::PageOut), Policy::Page);
-        assert_eq!(Invalidation::hook(Cause::PmdSplit, victim, block).rule(Policy::Pmd), Policy::Pmd);
+        assert_eq!(
+            Invalidation { cause: Cause::PmdSplit, victim, vma: block }.rule(Policy::Pmd),
+            Policy::Pmd
+        );
     }
 }

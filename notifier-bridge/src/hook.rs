@@ -12,13 +12,10 @@
 
 use guest_mem::{HvaRange, MapLevel, Order, Planned, Region, Victim};
 
-use crate::{Bridge, Cause, Invalidation, InvalidationRecord, WouldBlock};
+use crate::{Bridge, Cause, Invalidation, InvalidationRecord};
 
 /// Announces each planned range of `region`; the last bracket holds `call`, the system call. With nothing planned,
-/// nothing is announced. What was goes to `records`.
-///
-/// # Errors
-/// A listener refused, and the call was not made.
+/// nothing is announced. One record of each announcement goes to `records`.
 pub fn announce<R>(
     bridge: &Bridge,
     records: &mut Vec<InvalidationRecord>,
@@ -26,12 +23,12 @@ pub fn announce<R>(
     planned: &[Planned],
     cause: Cause,
     call: impl FnOnce() -> R,
-) -> Result<R, WouldBlock> {
+) -> R {
     let Some((last, first)) = planned.split_last() else {
-        return Ok(call());
+        return call();
     };
     for announcement in first {
-        bridge.invalidate(records, &invalidation(region, announcement, cause), || ())?;
+        bridge.invalidate(records, &invalidation(region, announcement, cause), || ());
     }
     bridge.invalidate(records, &invalidation(region, last, cause), call)
 }
@@ -47,10 +44,10 @@ fn invalidation(region: &Region, planned: &Planned, cause: Cause) -> Invalidatio
     match *planned {
         Planned::SplitPmd(pages) => {
             let victim = Victim { pages, order: Order::PMD, level: MapLevel::Pmd, anonymous };
-            Invalidation::hook(Cause::PmdSplit, victim, vma)
+            Invalidation { cause: Cause::PmdSplit, victim, vma }
         }
-        Planned::SplitFolio(pages) => Invalidation::hook(Cause::FolioSplit, exact(pages), vma),
-        Planned::Take(victim) => Invalidation::hook(cause, victim, vma),
-        Planned::Exact(pages) => Invalidation::hook(cause, exact(pages), vma),
+        Planned::SplitFolio(pages) => Invalidation { cause: Cause::FolioSplit, victim: exact(pages), vma },
+        Planned::Take(victim) => Invalidation { cause, victim, vma },
+        Planned::Exact(pages) => Invalidation { cause, victim: exact(pages), vma },
     }
 }

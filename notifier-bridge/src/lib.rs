@@ -43,14 +43,12 @@ pub use clock::monotonic_ns;
 pub use count::Count;
 pub use event::{Cause, Invalidation};
 pub use host_mmu::HostMmu;
-pub use listener::{
-    Listener, ListenerKind, Shadowing, ShadowingMmu, Sharing, SharingMmu, StartContext, WouldBlock, Zapped,
-};
+pub use listener::{Listener, ListenerKind, Shadowing, ShadowingMmu, Sharing, SharingMmu, Zapped};
 pub use names::UnknownName;
 pub use policy::Policy;
 pub use primary::{Frame, Mapping, NotGiven, PrimaryMmu, ResolveError};
 pub use ranges::{GivenBack, Ranges};
-pub use record::{InvalidationRecord, Outcome};
+pub use record::InvalidationRecord;
 pub use sequence::Sequence;
 pub use shared_tlb::{SharedTlb, SharedTlbStats};
 pub use soft_mmu::{AccessError, SoftMmu, SoftMmuStats, Worker, WorkerStats};

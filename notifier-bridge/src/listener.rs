@@ -11,7 +11,12 @@
 //!
 //! The kernel says in `__mmu_notifier_register`: "Subsystems should only register for
 //! invalidate_secondary_tlbs() or invalidate_range_start()/end() callbacks, not both", and warns at run
-//! time. Here a listener names its kind once, and neither "both" nor "none" compiles. One kind:
+//! time. Here a listener names its kind once, and neither "both" nor "none" compiles.
+//!
+//! The kernel also has starts that must not wait (`MMU_NOTIFIER_RANGE_BLOCKABLE` unset). Only the OOM reaper makes such
+//! a start, for a process that is about to end with its VMs, so no operation here does.
+//!
+//! One kind:
 //!
 //! ```
 //! use guest_mem::HvaRange;
@@ -35,7 +40,7 @@
 //!
 //! ```compile_fail,E0271
 //! use guest_mem::HvaRange;
-//! use notifier_bridge::{Listener, Sharing, ShadowingMmu, SharingMmu, StartContext, WouldBlock, Zapped};
+//! use notifier_bridge::{Listener, Sharing, ShadowingMmu, SharingMmu, Zapped};
 //!
 //! struct Greedy;
 //! impl Listener for Greedy {
@@ -45,8 +50,8 @@
 //!     fn invalidate_secondary_tlbs(&self, _range: HvaRange) {}
 //! }
 //! impl ShadowingMmu for Greedy {
-//!     fn invalidate_range_start(&self, _: HvaRange, _: &StartContext) -> Result<Zapped, WouldBlock> {
-//!         Ok(Zapped::NOTHING)
+//!     fn invalidate_range_start(&self, _: HvaRange) -> Zapped {
+//!         Zapped::NOTHING
 //!     }
 //!     fn invalidate_range_end(&self, _: HvaRange) {}
 //! }
@@ -68,7 +73,6 @@
 use guest_mem::HvaRange;
 
 use crate::count::Count;
-use crate::event::Cause;
 
 /// The kind of a listener that keeps its own translations.
 #[derive(Clone, Copy, Debug)]
@@ -93,22 +97,6 @@ impl ListenerKind for Sharing {}
 pub trait Listener: Send + Sync {
     /// [`Shadowing`] or [`Sharing`].
     type Kind: ListenerKind;
-}
-
-/// A non-blockable start would have had to wait: the kernel's `-EAGAIN`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a listener could not drop its translations without waiting, so the operation was not performed; try again"
-)]
-pub struct WouldBlock;
-
-/// What a start may do and what it is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StartContext {
-    /// Whether the listener may wait. One that may must not return [`WouldBlock`].
-    pub blockable: bool,
-    /// Why the primary MMU is about to change.
-    pub cause: Cause,
 }
 
 /// What a shadowing listener really dropped, which can be more than it was told to.
@@ -142,26 +130,16 @@ impl std::ops::AddAssign for Zapped {
 pub trait ShadowingMmu: Listener<Kind = Shadowing> {
     /// Drops every translation of `range` and lets none be installed there until
     /// [`invalidate_range_end`](Self::invalidate_range_end) with the same range. When it returns, nobody uses
-    /// a dropped translation any more.
-    ///
-    /// # Errors
-    /// [`WouldBlock`] where `context.blockable` is false and it would have to wait. A start that failed
-    /// gets no end, so it must leave nothing behind for one to undo.
-    fn invalidate_range_start(&self, range: HvaRange, context: &StartContext) -> Result<Zapped, WouldBlock>;
+    /// a dropped translation any more. It may wait for that.
+    fn invalidate_range_start(&self, range: HvaRange) -> Zapped;
 
     /// Lets translations of `range` be installed again. Called once for each
-    /// [`invalidate_range_start`](Self::invalidate_range_start) that succeeded.
+    /// [`invalidate_range_start`](Self::invalidate_range_start) that returned.
     fn invalidate_range_end(&self, range: HvaRange);
 
-    /// Drops every translation of one page whose mapping has *already* changed (up to 4.12). Too late to
-    /// refuse, so it always may wait.
-    ///
-    /// # Panics
-    /// Where the listener refuses a start that may wait, which no listener may.
-    fn invalidate_page(&self, page: HvaRange, context: &StartContext) -> Zapped {
-        let zapped = self
-            .invalidate_range_start(page, &StartContext { blockable: true, ..*context })
-            .expect("a listener that may wait does not refuse");
+    /// Drops every translation of one page whose mapping has *already* changed (up to 4.12).
+    fn invalidate_page(&self, page: HvaRange) -> Zapped {
+        let zapped = self.invalidate_range_start(page);
         self.invalidate_range_end(page);
         zapped
     }

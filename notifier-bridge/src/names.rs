@@ -1,73 +1,26 @@
-//! Enums whose members have a name in reports, and are found again by it.
+//! The error of a name that no member of an enum carries.
+
+use strum::VariantNames;
 
 /// A name that no member of the enum carries.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{given}` is no {what}: choose one of {known}")]
 pub struct UnknownName {
-    pub(crate) what: &'static str,
-    pub(crate) given: String,
-    pub(crate) known: String,
+    what: &'static str,
+    given: String,
+    known: String,
 }
 
-/// Declares an enum with `ALL`, `name`, `index`, `Display` and `FromStr`, so that no table of names can
-/// fall out of step with the members.
-macro_rules! named_enum {
-    (
-        $(#[$doc:meta])*
-        pub enum $name:ident ($what:literal) {
-            $( $(#[$member_doc:meta])* $member:ident = $text:literal, )+
-        }
-    ) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name {
-            $( $(#[$member_doc])* $member, )+
-        }
-
-        impl $name {
-            /// Every member, in order of declaration.
-            pub const ALL: &'static [Self] = &[$( Self::$member, )+];
-
-            /// The name used in reports and on the command line.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $( Self::$member => $text, )+
-                }
-            }
-
-            /// The member's place in [`Self::ALL`].
-            pub const fn index(self) -> usize {
-                self as usize
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.name())
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = $crate::names::UnknownName;
-
-            fn from_str(given: &str) -> Result<Self, Self::Err> {
-                Self::ALL.iter().copied().find(|member| member.name() == given).ok_or_else(|| {
-                    let known: Vec<&str> = Self::ALL.iter().map(|member| member.name()).collect();
-                    $crate::names::UnknownName {
-                        what: $what,
-                        given: given.to_owned(),
-                        known: known.join(", "),
-                    }
-                })
-            }
-        }
-    };
+impl UnknownName {
+    /// `given` names no member of `T`, which is a `what`.
+    pub(crate) fn of<T: VariantNames>(what: &'static str, given: &str) -> Self {
+        Self { what, given: given.to_owned(), known: T::VARIANTS.join(", ") }
+    }
 }
-pub(crate) use named_enum;
 
 #[cfg(test)]
 mod tests {
-    use crate::{Cause, Policy};
+    use crate::{By, Cause, Policy};
 
     #[test]
     fn every_name_finds_its_member_again() {
@@ -76,13 +29,21 @@ mod tests {
         assert!(Cause::ALL.iter().enumerate().all(|(index, c)| c.index() == index));
     }
 
+    /// They stand in recorded runs and in scenarios.
     #[test]
-    fn names_are_kebab_case_and_distinct() {
-        let mut names: Vec<_> = Cause::ALL.iter().map(|c| c.name()).collect();
-        assert!(names.iter().all(|n| n.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), Cause::ALL.len());
+    fn the_names_are_these() {
+        let names = |names: &[&str]| names.join(" ");
+        assert_eq!(names(<Policy as strum::VariantNames>::VARIANTS), "page pmd folio modern slot vm");
+        assert_eq!(
+            names(<Cause as strum::VariantNames>::VARIANTS),
+            "page-out pmd-split folio-split dont-need free cold punch-hole collapse protect watch remap unmap \
+             cgroup-reclaim balloon free-page-report copy-on-write unknown"
+        );
+        assert_eq!(
+            names(<By as strum::VariantNames>::VARIANTS),
+            "step zap guest-fault userfaultfd device own-thread kswapd khugepaged kcompactd ksmd kdamond kernel-thread \
+             direct-reclaim memcg-reclaim compaction migration another-process unattributed"
+        );
     }
 
     #[test]

@@ -25,27 +25,75 @@
 use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable, Victim};
 
 use crate::calls::{Brackets, Call, Calls, Inside};
-use crate::names::named_enum;
+use crate::names::UnknownName;
 
-named_enum! {
-    /// A rule for the range announced. See the [module](self) for the table.
-    pub enum Policy ("range policy") {
-        /// One call per 4 KiB page, no bracket.
-        Page = "page",
-        /// To the end of the 2 MiB region.
-        Pmd = "pmd",
-        /// The folio's own size, sharing listeners told twice.
-        Folio = "folio",
-        /// The folio's own size, sharing listeners told once.
-        Modern = "modern",
-        /// The memslots the victim touches.
-        Slot = "slot",
-        /// Every memslot of the VM.
-        Vm = "vm",
-    }
+/// A rule for the range announced. See the [module](self) for the table.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    strum::Display,
+    strum::EnumString,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+    strum::VariantNames,
+)]
+#[strum(serialize_all = "kebab-case", parse_err_ty = UnknownName, parse_err_fn = unknown)]
+pub enum Policy {
+    /// One call per 4 KiB page, no bracket.
+    Page,
+    /// To the end of the 2 MiB region.
+    Pmd,
+    /// The folio's own size, sharing listeners told twice.
+    Folio,
+    /// The folio's own size, sharing listeners told once.
+    Modern,
+    /// The memslots the victim touches.
+    Slot,
+    /// Every memslot of the VM.
+    Vm,
+}
+
+fn unknown(given: &str) -> UnknownName {
+    UnknownName::of::<Policy>("range policy", given)
 }
 
 impl Policy {
+    /// Every member, in order of declaration.
+    pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
+
+    /// The name used in reports and on the command line.
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+
+    /// The member's place in [`Self::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether the range is made of memslots, so that a listener which deletes slots drops exactly what is announced. The
+    /// others follow the victim.
+    pub const fn is_of_slots(self) -> bool {
+        match self {
+            Self::Slot | Self::Vm => true,
+            Self::Page | Self::Pmd | Self::Folio | Self::Modern => false,
+        }
+    }
+
+    /// Whether the range is the victim folio's own, as kernels since 4.13 announce it.
+    pub const fn is_the_folio(self) -> bool {
+        match self {
+            Self::Folio | Self::Modern => true,
+            Self::Page | Self::Pmd | Self::Slot | Self::Vm => false,
+        }
+    }
+
     /// The exact sequence of calls for this victim, in order. Allocates nothing.
     ///
     /// A victim that no slot covers (the memory of a device that is no guest RAM) must still be announced,
@@ -67,7 +115,8 @@ impl Policy {
     ///
     /// let told: Vec<Call> = Policy::Modern.calls(&victim, vma, &slots).collect();
     /// assert_eq!(told, [Call::Start(page), Call::Operation, Call::InvalidateRange(page), Call::End(page)]);
-    /// assert_eq!(Policy::Pmd.announced_bytes(&victim, vma, &slots), 0x40_0000 - 0x2f_f000);
+    /// let to_the_end = range(0x2f_f000, 0x40_0000 - 0x2f_f000);
+    /// assert_eq!(Policy::Pmd.ranges(&victim, vma, &slots).collect::<Vec<_>>(), [to_the_end]);
     /// # Ok(())
     /// # }
     /// ```
@@ -93,11 +142,6 @@ impl Policy {
             Call::Start(range) | Call::InvalidatePage(range) => Some(range),
             _ => None,
         })
-    }
-
-    /// Bytes told to shadowing listeners: the sum of [`Policy::ranges`].
-    pub fn announced_bytes(self, victim: &Victim, vma: HvaRange, slots: &SlotTable) -> u64 {
-        self.ranges(victim, vma, slots).map(HvaRange::len).sum()
     }
 }
 

@@ -5,16 +5,7 @@ use guest_mem::{HvaRange, MapLevel, Order, Victim};
 use crate::event::{Cause, Invalidation};
 use crate::listener::Zapped;
 
-/// How an invalidation went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Announced, performed, ended.
-    Performed,
-    /// A listener refused a non-blockable start: the operation was not performed.
-    Refused,
-}
-
-/// One invalidation, as it went.
+/// What one invalidation announced, dropped and took.
 ///
 /// ```text
 ///  start_ns
@@ -27,8 +18,6 @@ pub struct InvalidationRecord {
     pub start_ns: u64,
     /// What the pages were taken for.
     pub cause: Cause,
-    /// Whether the operation was performed.
-    pub outcome: Outcome,
     /// The pages taken.
     pub victim: HvaRange,
     /// The victim folio's order.
@@ -39,7 +28,7 @@ pub struct InvalidationRecord {
     pub anonymous: bool,
     /// Ranges told to shadowing listeners, however many listeners there are.
     pub ranges: u64,
-    /// What the operation had to cover, see [`Invalidation::needed_bytes`]; 0 if it was refused.
+    /// What the operation had to cover, see [`Invalidation::needed_bytes`].
     pub needed_bytes: u64,
     /// Bytes of all ranges told.
     pub invalidated_bytes: u64,
@@ -67,7 +56,6 @@ impl InvalidationRecord {
         Self {
             start_ns,
             cause: invalidation.cause,
-            outcome: Outcome::Performed,
             victim: pages,
             order,
             level,

@@ -128,22 +128,6 @@ impl<T, B: BarrierOrder> Sequence<T, B> {
     pub fn lock(&self) -> Locked<'_, T, B> {
         Locked { guarded: lock(&self.mmu_lock), sequence: self }
     }
-    /// Takes `mmu_lock` if nobody holds it.
-    #[cfg(not(loom))]
-    pub fn try_lock(&self) -> Option<Locked<'_, T, B>> {
-        use crate::sync::TryLockError;
-        let guarded = match self.mmu_lock.try_lock() {
-            Ok(guarded) => guarded,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        Some(Locked { guarded, sequence: self })
-    }
-    /// Takes `mmu_lock` if nobody holds it.
-    #[cfg(loom)]
-    pub fn try_lock(&self) -> Option<Locked<'_, T, B>> {
-        self.mmu_lock.try_lock().ok().map(|guarded| Locked { guarded, sequence: self })
-    }
 
     /// The sequence before a look-up. No load of the look-up moves before it (`smp_rmb` in
     /// `kvm_faultin_pfn`).

@@ -15,9 +15,6 @@ pub(crate) use loom::sync::{
     atomic::{AtomicU64, Ordering, fence},
 };
 
-#[cfg(not(loom))]
-pub(crate) use std::sync::TryLockError;
-
 /// The lock, whatever a thread that panicked while holding it may have left: every section under it leaves
 /// the data whole at each step that can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

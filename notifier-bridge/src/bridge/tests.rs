@@ -1,4 +1,4 @@
-//! The whole way: what every listener is told under each policy, what is refused, what a panic leaves.
+//! What every listener is told under each policy, and what a panic leaves.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use guest_mem::HvaRange;
 
 use super::*;
-use crate::doubles::{FaultInjecting, Injected, Journal, Told, folio_at, range, slots};
+use crate::doubles::{Journal, PanicsOnce, Told, folio_at, range, slots};
 use crate::event::Cause;
 
 const MIB: u64 = 1 << 20;
@@ -17,11 +17,8 @@ fn two_runs() -> Arc<SlotTable> {
 
 /// An order-1 folio 12 KiB below a 2 MiB boundary.
 fn page_out() -> Invalidation {
-    Invalidation::hook(Cause::PageOut, folio_at(6 * MIB - 0x3000, 1), range(4 * MIB, 4 * MIB))
-}
-
-fn non_blockable() -> Invalidation {
-    Invalidation { blockable: false, ..page_out() }
+    let victim = folio_at(6 * MIB - 0x3000, 1);
+    Invalidation { cause: Cause::PageOut, victim, vma: range(4 * MIB, 4 * MIB) }
 }
 
 /// A bridge with one listener of each kind, what they were told, and the record of it.
@@ -36,7 +33,7 @@ fn run(policy: Policy) -> (Vec<Told>, InvalidationRecord) {
         journal.write(Told::Operation);
         42
     });
-    assert_eq!(result, Ok(42));
+    assert_eq!(result, 42);
     (journal.take(), records[0])
 }
 
@@ -127,56 +124,6 @@ fn a_slot_whole_and_every_slot() {
 }
 
 #[test]
-fn every_listener_is_told_even_after_one_refused_and_only_the_others_are_ended() {
-    let journal = Journal::default();
-    let refusing = FaultInjecting::new(journal.shadowing("b"), [Injected::WouldBlock]);
-    let bridge = Bridge::builder(Policy::Modern, two_runs())
-        .shadowing(Arc::new(journal.shadowing("a")))
-        .shadowing(Arc::new(refusing))
-        .shadowing(Arc::new(journal.shadowing("c")))
-        .sharing(journal.sharing("iommu"))
-        .build();
-    let mut records = Vec::new();
-    let refused = bridge.invalidate(&mut records, &non_blockable(), || panic!("must not be performed"));
-    assert_eq!(refused, Err::<(), _>(WouldBlock));
-    let r = range(0x5f_d000, 0x2000);
-    assert_eq!(
-        journal.take(),
-        [Told::Start("a", r), Told::Start("c", r), Told::End("c", r), Told::End("a", r)]
-    );
-    let record = records[0];
-    assert_eq!((record.outcome, record.needed_bytes), (Outcome::Refused, 0));
-    assert_eq!((record.ranges, record.zapped.bytes), (1, 0x4000), "what was dropped was dropped");
-
-    assert_eq!(bridge.invalidate(&mut records, &non_blockable(), || 7), Ok(7), "the next one goes through");
-    assert_eq!(records[1].outcome, Outcome::Performed);
-}
-
-#[test]
-fn a_refusal_inside_nested_brackets_ends_those_around_it() {
-    let journal = Journal::default();
-    let plan = [Injected::Nothing, Injected::WouldBlock];
-    let bridge = Bridge::builder(Policy::Vm, two_runs())
-        .shadowing(Arc::new(journal.shadowing("a")))
-        .shadowing(Arc::new(FaultInjecting::new(journal.shadowing("b"), plan)))
-        .build();
-    let refused = bridge.invalidate(&mut Vec::new(), &non_blockable(), || ());
-    assert_eq!(refused, Err(WouldBlock));
-    let (first, second) = (range(4 * MIB, 4 * MIB), range(12 * MIB, MIB));
-    assert_eq!(
-        journal.take(),
-        [
-            Told::Start("a", first),
-            Told::Start("b", first),
-            Told::Start("a", second),
-            Told::End("a", second),
-            Told::End("a", first),
-            Told::End("b", first),
-        ]
-    );
-}
-
-#[test]
 fn an_operation_that_panics_is_told_to_the_end() {
     let journal = Journal::default();
     let bridge = Bridge::builder(Policy::Folio, two_runs())
@@ -185,7 +132,7 @@ fn an_operation_that_panics_is_told_to_the_end() {
         .build();
     let mut records = Vec::new();
     let unwound = catch_unwind(AssertUnwindSafe(|| {
-        bridge.invalidate(&mut records, &page_out(), || panic!("half done")).map(|(): ()| ())
+        bridge.invalidate(&mut records, &page_out(), || -> () { panic!("half done") })
     }));
     assert!(unwound.is_err());
     let r = range(0x5f_d000, 0x2000);
@@ -205,14 +152,13 @@ fn an_operation_that_panics_is_told_to_the_end() {
 #[test]
 fn a_start_that_panics_leaves_no_bracket_open() {
     let journal = Journal::default();
-    let plan = [Injected::Nothing, Injected::Panic];
     let bridge = Bridge::builder(Policy::Vm, two_runs())
         .shadowing(Arc::new(journal.shadowing("a")))
-        .shadowing(Arc::new(FaultInjecting::new(journal.shadowing("b"), plan)))
+        .shadowing(Arc::new(PanicsOnce::new(journal.shadowing("b"), 1)))
         .build();
     let mut records = Vec::new();
     let unwound = catch_unwind(AssertUnwindSafe(|| {
-        bridge.invalidate(&mut records, &page_out(), || unreachable!("no"))
+        bridge.invalidate(&mut records, &page_out(), || unreachable!("a start panics before"))
     }));
     assert!(unwound.is_err());
     let told = journal.take();
@@ -232,8 +178,8 @@ impl crate::Listener for BadEnd {
 }
 
 impl ShadowingMmu for BadEnd {
-    fn invalidate_range_start(&self, _: HvaRange, _: &StartContext) -> Result<crate::Zapped, WouldBlock> {
-        Ok(crate::Zapped::NOTHING)
+    fn invalidate_range_start(&self, _: HvaRange) -> crate::Zapped {
+        crate::Zapped::NOTHING
     }
     fn invalidate_range_end(&self, range: HvaRange) {
         self.0.write(Told::End("bad", range));
@@ -261,7 +207,7 @@ fn the_parts_of_an_invalidation_are_timed_apart() {
     let mut records = Vec::new();
     let before = monotonic_ns();
     let pause = std::time::Duration::from_millis(3);
-    bridge.invalidate(&mut records, &page_out(), || std::thread::sleep(pause)).unwrap();
+    bridge.invalidate(&mut records, &page_out(), || std::thread::sleep(pause));
     let after = monotonic_ns();
     let record = records[0];
     assert!((before..=after).contains(&record.start_ns));
@@ -290,13 +236,9 @@ impl<K: crate::ListenerKind> crate::Listener for Slow<K> {
 }
 
 impl ShadowingMmu for Slow<crate::Shadowing> {
-    fn invalidate_range_start(
-        &self,
-        _: HvaRange,
-        context: &StartContext,
-    ) -> Result<crate::Zapped, WouldBlock> {
+    fn invalidate_range_start(&self, _: HvaRange) -> crate::Zapped {
         std::thread::sleep(self.start);
-        if context.blockable { Ok(crate::Zapped::NOTHING) } else { Err(WouldBlock) }
+        crate::Zapped::NOTHING
     }
     fn invalidate_range_end(&self, _: HvaRange) {
         std::thread::sleep(self.end);
@@ -311,14 +253,14 @@ impl SharingMmu for Slow<crate::Sharing> {
 
 /// The record of an invalidation whose listeners take 2 ms for a start, 8 ms for an end and 4 ms for a flush. Its three
 /// times are no more than it took: what one of them has too much, the other two lack.
-fn timed(policy: Policy, sharing: bool, invalidation: &Invalidation) -> InvalidationRecord {
+fn timed(policy: Policy, sharing: bool) -> InvalidationRecord {
     let mut builder = Bridge::builder(policy, two_runs()).shadowing(Arc::new(Slow::new(2, 8, 0)));
     if sharing {
         builder = builder.sharing(Arc::new(Slow::new(0, 0, 4)));
     }
     let (bridge, mut records) = (builder.build(), Vec::new());
     let before = monotonic_ns();
-    let _ = bridge.invalidate(&mut records, invalidation, || std::thread::sleep(Duration::from_millis(16)));
+    bridge.invalidate(&mut records, &page_out(), || std::thread::sleep(Duration::from_millis(16)));
     let elapsed = monotonic_ns() - before;
     let record = records[0];
     assert!(record.zap_ns + record.operation_ns + record.end_ns <= elapsed, "{record:?} of {elapsed}");
@@ -335,21 +277,13 @@ fn assert_at_least(record: &InvalidationRecord, zap: u64, operation: u64, end: u
 #[test]
 fn each_part_has_the_time_of_its_own_calls() {
     // Two pages are flushed one by one, and the repeat belongs to the end.
-    assert_at_least(&timed(Policy::Folio, true, &page_out()), 2 + 2 * 4, 16, 4 + 8);
-    assert_at_least(&timed(Policy::Modern, true, &page_out()), 2 + 4, 16, 8);
-    assert_at_least(&timed(Policy::Modern, false, &page_out()), 2, 16, 8);
+    assert_at_least(&timed(Policy::Folio, true), 2 + 2 * 4, 16, 4 + 8);
+    assert_at_least(&timed(Policy::Modern, true), 2 + 4, 16, 8);
+    assert_at_least(&timed(Policy::Modern, false), 2, 16, 8);
     // A page call is a start and an end of its own, and there is no other end.
-    let page = timed(Policy::Page, true, &page_out());
+    let page = timed(Policy::Page, true);
     assert_at_least(&page, 2 * (2 + 8 + 4), 16, 0);
     assert_eq!(page.end_ns, 0);
-    assert_at_least(&timed(Policy::Modern, true, &non_blockable()), 2, 0, 0);
-}
-
-/// The page has changed already, so whoever is told of it waits, whatever the operation was allowed to.
-#[test]
-fn a_page_call_comes_too_late_to_be_refused() {
-    let record = timed(Policy::Page, false, &non_blockable());
-    assert_eq!((record.outcome, record.ranges), (Outcome::Performed, 2));
 }
 
 #[test]
@@ -364,7 +298,7 @@ fn several_threads_share_a_bridge() {
                 scope.spawn(|| {
                     let mut records = Vec::new();
                     for _ in 0..EACH {
-                        bridge.invalidate(&mut records, &page_out(), || ()).unwrap();
+                        bridge.invalidate(&mut records, &page_out(), || ());
                     }
                     records
                 })

@@ -1,13 +1,11 @@
-//! Listeners that write down what they are told, and one that misbehaves to a plan.
+//! Listeners that write down what they are told, and one that panics.
 
-use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use guest_mem::HvaRange;
 
-use crate::listener::{
-    Listener, Shadowing, ShadowingMmu, Sharing, SharingMmu, StartContext, WouldBlock, Zapped,
-};
+use crate::listener::{Listener, Shadowing, ShadowingMmu, Sharing, SharingMmu, Zapped};
 
 /// What somebody was told. The name says whom, since a journal can be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,14 +49,14 @@ impl<K: crate::listener::ListenerKind> Listener for Recording<K> {
 }
 
 impl ShadowingMmu for Recording<Shadowing> {
-    fn invalidate_range_start(&self, range: HvaRange, _: &StartContext) -> Result<Zapped, WouldBlock> {
+    fn invalidate_range_start(&self, range: HvaRange) -> Zapped {
         self.journal.write(Told::Start(self.name, range));
-        Ok(Zapped { slots: 1, bytes: range.len(), ..Zapped::NOTHING })
+        Zapped { slots: 1, bytes: range.len(), ..Zapped::NOTHING }
     }
     fn invalidate_range_end(&self, range: HvaRange) {
         self.journal.write(Told::End(self.name, range));
     }
-    fn invalidate_page(&self, page: HvaRange, _: &StartContext) -> Zapped {
+    fn invalidate_page(&self, page: HvaRange) -> Zapped {
         self.journal.write(Told::Page(self.name, page));
         Zapped { slots: 1, bytes: page.len(), ..Zapped::NOTHING }
     }
@@ -70,38 +68,27 @@ impl SharingMmu for Recording<Sharing> {
     }
 }
 
-/// What goes wrong with one start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Injected {
-    Nothing,
-    WouldBlock,
-    Panic,
-}
-
-/// Decorates a real listener: its starts go wrong to an ordered plan, and then go right for ever.
-pub(crate) struct FaultInjecting<L> {
+/// Decorates a real listener: its start number `panics_at`, from 0, panics.
+pub(crate) struct PanicsOnce<L> {
     inner: L,
-    plan: Mutex<VecDeque<Injected>>,
+    panics_at: u64,
+    starts: AtomicU64,
 }
 
-impl<L> FaultInjecting<L> {
-    pub(crate) fn new(inner: L, plan: impl IntoIterator<Item = Injected>) -> Self {
-        Self { inner, plan: Mutex::new(plan.into_iter().collect()) }
+impl<L> PanicsOnce<L> {
+    pub(crate) fn new(inner: L, panics_at: u64) -> Self {
+        Self { inner, panics_at, starts: AtomicU64::new(0) }
     }
 }
 
-impl<L: ShadowingMmu> Listener for FaultInjecting<L> {
+impl<L: ShadowingMmu> Listener for PanicsOnce<L> {
     type Kind = Shadowing;
 }
 
-impl<L: ShadowingMmu> ShadowingMmu for FaultInjecting<L> {
-    fn invalidate_range_start(&self, range: HvaRange, cx: &StartContext) -> Result<Zapped, WouldBlock> {
-        let next = self.plan.lock().unwrap().pop_front();
-        match next.unwrap_or(Injected::Nothing) {
-            Injected::Nothing => self.inner.invalidate_range_start(range, cx),
-            Injected::WouldBlock => Err(WouldBlock),
-            Injected::Panic => panic!("injected"),
-        }
+impl<L: ShadowingMmu> ShadowingMmu for PanicsOnce<L> {
+    fn invalidate_range_start(&self, range: HvaRange) -> Zapped {
+        assert_ne!(self.starts.fetch_add(1, Ordering::Relaxed), self.panics_at, "injected");
+        self.inner.invalidate_range_start(range)
     }
     fn invalidate_range_end(&self, range: HvaRange) {
         self.inner.invalidate_range_end(range);

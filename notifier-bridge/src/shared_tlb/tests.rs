@@ -141,8 +141,8 @@ fn swap_out(policy: Policy) -> SharedTlbStats {
     }
     for page in pages(first, 16).pages() {
         let victim = folio_at(page.start().get(), 0);
-        let out = Invalidation::hook(Cause::PageOut, victim, range(BASE, 4 << 20));
-        bridge.invalidate(&mut Vec::new(), &out, || tlb.primary.change(page)).unwrap();
+        let out = Invalidation { cause: Cause::PageOut, victim, vma: range(BASE, 4 << 20) };
+        bridge.invalidate(&mut Vec::new(), &out, || tlb.primary.change(page));
         assert_eq!(frame_of(&tlb, page.start()), tlb.primary.current(page.start()), "{policy}");
     }
     tlb.stats()

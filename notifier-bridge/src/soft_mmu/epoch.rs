@@ -65,27 +65,19 @@ impl<B: Barrier> Epoch<B> {
         Inside(&self.count)
     }
 
-    /// Waits until the worker has left the access it is in, if any. Entries have been cleared before.
-    /// Without `may_wait` it only asks. Whether the worker is outside: one that does not leave is told of, and is not waited
-    /// for any longer.
-    pub fn wait_outside(&self, may_wait: bool) -> bool {
-        match self.is_outside(may_wait.then_some(WAKE)) {
-            Ok(outside) => outside,
-            Err(overdue) => {
-                overdue.tell();
-                false
-            }
-        }
+    /// Waits until the worker has left the access it is in, if any. Entries have been cleared before. Returns `false`, and
+    /// reports it, if the worker has not left within [`WAKE`].
+    pub fn wait_outside(&self) -> bool {
+        self.wait_outside_for(WAKE).map_err(|overdue| overdue.tell()).is_ok()
     }
 
-    fn is_outside(&self, patience: Option<Duration>) -> Result<bool, Overdue> {
+    fn wait_outside_for(&self, patience: Duration) -> Result<(), Overdue> {
         // The cleared entries are out before the epoch is read. Pairs with the barrier in `enter`.
         B::full();
         let count = self.count.load(Ordering::Acquire);
         if count.is_multiple_of(2) {
-            return Ok(true);
+            return Ok(());
         }
-        let Some(patience) = patience else { return Ok(false) };
         let mut turns = Turns::new(patience);
         while self.count.load(Ordering::Acquire) == count {
             if let Some(waited) = turns.relax() {
@@ -95,7 +87,7 @@ impl<B: Barrier> Epoch<B> {
                 ));
             }
         }
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -111,32 +103,25 @@ impl Drop for Inside<'_> {
 mod tests {
     use super::*;
 
-    /// Who waits for the end of an access takes another one for another: it would wait for all that follow.
+    /// An invalidation that waits for the end of an access tells it from the next one by the count.
     #[test]
     fn no_two_accesses_have_the_same_epoch() {
         let epoch = Epoch::<SmpMb>::new();
-        let seen = [(); 3].map(|()| {
-            let inside = epoch.enter();
-            assert_eq!(epoch.is_outside(None), Ok(false));
-            let count = inside.0.load(Ordering::Relaxed);
-            drop(inside);
-            assert_eq!(epoch.is_outside(None), Ok(true));
-            count
-        });
+        let seen = [(); 3].map(|()| epoch.enter().0.load(Ordering::Relaxed));
         assert!(seen.is_sorted_by(|one, next| one < next), "{seen:?}");
+        assert_eq!(epoch.wait_outside_for(Duration::ZERO), Ok(()));
     }
 
     #[test]
-    fn a_worker_that_does_not_leave_is_not_waited_for_for_ever() {
+    fn the_wait_for_a_worker_that_does_not_leave_ends() {
         let epoch = Epoch::<SmpMb>::new();
         let inside = epoch.enter();
-        assert_eq!(epoch.is_outside(None), Ok(false));
-        let overdue = epoch.is_outside(Some(Duration::from_millis(20))).unwrap_err().to_string();
+        let overdue = epoch.wait_outside_for(Duration::from_millis(20)).unwrap_err().to_string();
         assert!(
             overdue.contains(" waited 20 ms for a worker of the software MMU to leave the page"),
             "{overdue}"
         );
         drop(inside);
-        assert_eq!(epoch.is_outside(None), Ok(true));
+        assert_eq!(epoch.wait_outside_for(Duration::ZERO), Ok(()));
     }
 }

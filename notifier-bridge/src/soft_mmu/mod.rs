@@ -14,9 +14,8 @@
 //!   invalidate_range_end:    mmu_lock { sequence + 1, count - 1 }                                fault.rs, epoch.rs
 //! ```
 //!
-//! Differences from KVM, all on the strict side: a 2 MiB entry is installed only if *no* page under it is in
-//! progress (`fault.rs` says why), and a start that may not block is refused, not spun out, while a worker is
-//! inside an access.
+//! A difference from KVM, on the strict side: a 2 MiB entry is installed only if *no* page under it is in progress
+//! (`fault.rs` says why).
 
 mod cell;
 #[cfg(not(loom))]
@@ -40,7 +39,7 @@ pub use self::worker::Worker;
 use self::cell::WorkerCell;
 use self::table::{Dropped, ShadowTable, gfns_of};
 use crate::count::Count;
-use crate::listener::{Listener, Shadowing, ShadowingMmu, StartContext, WouldBlock, Zapped};
+use crate::listener::{Listener, Shadowing, ShadowingMmu, Zapped};
 use crate::primary::{PrimaryMmu, ResolveError};
 use crate::sequence::Sequence;
 
@@ -69,8 +68,6 @@ pub struct SoftMmuStats {
     pub sptes_zapped_2m: u64,
     /// Times every worker was waited for.
     pub remote_tlb_flushes: u64,
-    /// Starts refused, since they could not wait and would have had to.
-    pub refused: u64,
     /// The sums over all workers, gone ones included.
     pub workers: WorkerStats,
 }
@@ -85,9 +82,7 @@ struct Guarded {
     pages_2m: u64,
     zapped: Dropped,
     remote_tlb_flushes: u64,
-    refused: u64,
-    /// Entries went without their users having been waited for: the next invalidation waits, whatever it
-    /// finds itself.
+    /// Entries were dropped and their users not waited for: the next invalidation waits, even if it drops none itself.
     flush_pending: bool,
 }
 
@@ -98,13 +93,11 @@ impl Guarded {
         self.pages_2m -= dropped.pmd;
     }
 
-    /// Waits until nobody uses a dropped entry any more. `false` if that would have meant waiting and
-    /// `may_wait` forbids it; then it stays pending.
-    fn flush_remote_tlbs(&mut self, may_wait: bool) -> bool {
-        let done = self.workers.iter().all(|worker| worker.epoch.wait_outside(may_wait));
+    /// Waits until no worker uses a dropped entry any more. It stays pending if a worker does not leave its access.
+    fn flush_remote_tlbs(&mut self) {
+        let done = self.workers.iter().all(|worker| worker.epoch.wait_outside());
         self.flush_pending = !done;
         self.remote_tlb_flushes += u64::from(done);
-        done
     }
 }
 
@@ -137,7 +130,6 @@ impl<P: PrimaryMmu> SoftMmu<P> {
             sptes_zapped_4k: locked.zapped.pte,
             sptes_zapped_2m: locked.zapped.pmd,
             remote_tlb_flushes: locked.remote_tlb_flushes,
-            refused: locked.refused,
             workers,
         }
     }
@@ -162,15 +154,12 @@ impl<P: PrimaryMmu> Listener for SoftMmu<P> {
 impl<P: PrimaryMmu> ShadowingMmu for SoftMmu<P> {
     /// As `kvm_mmu_notifier_invalidate_range_start`: the bracket begins only if a slot is found, which the
     /// end finds out in the same way, since slots do not change.
-    fn invalidate_range_start(&self, range: HvaRange, context: &StartContext) -> Result<Zapped, WouldBlock> {
+    fn invalidate_range_start(&self, range: HvaRange) -> Zapped {
         let covered = self.slots.covering(range);
         if covered.is_empty() {
-            return Ok(Zapped::NOTHING);
+            return Zapped::NOTHING;
         }
-        let mut locked = match context.blockable {
-            true => self.sequence.lock(),
-            false => self.sequence.try_lock().ok_or(WouldBlock)?,
-        };
+        let mut locked = self.sequence.lock();
         locked.invalidate_begin();
         let (mut dropped, mut slots) = (Dropped::default(), 0);
         for slot in covered {
@@ -182,19 +171,15 @@ impl<P: PrimaryMmu> ShadowingMmu for SoftMmu<P> {
         }
         locked.forget(dropped);
         locked.zapped += dropped;
-        let flush = locked.flush_pending || !dropped.is_nothing();
-        if flush && !locked.flush_remote_tlbs(context.blockable) {
-            // A start that failed gets no end, so it ends itself. What it dropped stays dropped.
-            locked.invalidate_end();
-            locked.refused += 1;
-            return Err(WouldBlock);
+        if locked.flush_pending || !dropped.is_nothing() {
+            locked.flush_remote_tlbs();
         }
-        Ok(Zapped {
+        Zapped {
             slots,
             bytes: dropped.bytes(),
             sptes_4k: Count::of(dropped.pte),
             sptes_2m: Count::of(dropped.pmd),
-        })
+        }
     }
 
     fn invalidate_range_end(&self, range: HvaRange) {

@@ -25,9 +25,6 @@ const PAGES: u64 = 1024;
 /// Page 768 on lies in a slot where guest and host addresses disagree modulo 2 MiB.
 const ODD_SLOT: u64 = 768;
 
-const MAY_WAIT: StartContext = StartContext { blockable: true, cause: Cause::PageOut };
-const MAY_NOT_WAIT: StartContext = StartContext { blockable: false, cause: Cause::PageOut };
-
 type Mmu = Arc<SoftMmu<FakePrimary>>;
 
 /// 3 MiB that begin on a 2 MiB boundary, so that one whole region may be large, and 1 MiB that may not.

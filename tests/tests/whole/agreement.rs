@@ -131,9 +131,9 @@ fn every_policy_drops_what_it_announces() {
         for page in [0, 77, BLOCK - 1, BLOCK, 3 * BLOCK + 200, 4 * BLOCK - 1] {
             let pages = bare.pages(page, 1);
             let victim = Victim { pages, order: Order::BASE, level: MapLevel::Pte, anonymous: true };
-            let invalidation = Invalidation::hook(Cause::PageOut, victim, arena.range());
+            let invalidation = Invalidation { cause: Cause::PageOut, victim, vma: arena.range() };
             let before = bare.leaves().0;
-            bridge.invalidate(&mut records, &invalidation, || ()).unwrap();
+            bridge.invalidate(&mut records, &invalidation, || ());
             let lost = naive::pages_lost(&policy.to_string(), page * PAGE_SIZE, arena.range().len(), 2 << 20);
             assert_eq!(before - bare.leaves().0, lost, "{policy}, page {page}");
             let record = records.last().unwrap();

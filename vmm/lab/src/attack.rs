@@ -316,7 +316,7 @@ impl<'a> Attacker<'a> {
             Ok(())
         };
         let cause = Cause::of(operation);
-        hook::announce(self.bridge, &mut self.notes.records, arena, planned, cause, call)??;
+        hook::announce(self.bridge, &mut self.notes.records, arena, planned, cause, call)?;
         for (attempt, &(begun, ended)) in made.iter().enumerate() {
             match attempt {
                 0 => self.notes.called(begun, ended, promise, (arena, &self.replanned)),
@@ -386,8 +386,8 @@ impl<'a> Attacker<'a> {
             };
             for pages in went.chunks(step) {
                 let victim = Victim { pages, order, level, anonymous: arena.backing().is_anonymous() };
-                let invalidation = Invalidation::hook(Cause::CgroupReclaim, victim, arena.range());
-                self.bridge.invalidate(&mut self.notes.records, &invalidation, || ())?;
+                let invalidation = Invalidation { cause: Cause::CgroupReclaim, victim, vma: arena.range() };
+                self.bridge.invalidate(&mut self.notes.records, &invalidation, || ());
             }
             evicted_bytes += went.len();
             was = was.and(self.folios.judge(arena.backing(), &[run]));

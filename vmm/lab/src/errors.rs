@@ -1,7 +1,7 @@
 //! Why a trial did not come to its end.
 
 use guest_mem::{CgroupError, ReclaimError, RegionError, ScanError, SeamError};
-use notifier_bridge::{ResolveError, WouldBlock};
+use notifier_bridge::ResolveError;
 
 use super::own_swap::OwnSwapError;
 use guest::GuestError;
@@ -34,9 +34,6 @@ pub enum TrialError {
     /// The device beside the guest could not reach a page.
     #[error("the device of `shared_tlb`")]
     Device(#[from] ResolveError),
-    /// A listener refused an operation that may wait.
-    #[error(transparent)]
-    Refused(#[from] WouldBlock),
     /// The user wants to stop.
     #[error("interrupted")]
     Cancelled,
@@ -55,7 +52,6 @@ impl Classified for TrialError {
             Self::Device(ResolveError::Overdue(overdue)) => overdue.class(),
             // Of a page of the arena: what is mapped there is not there.
             Self::Device(_) => Class::Host,
-            Self::Refused(error) => error.class(),
             Self::Cancelled => Class::Interrupted,
         }
     }

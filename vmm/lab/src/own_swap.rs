@@ -13,7 +13,7 @@ use guest_mem::{
     HvaRange, MapLevel, Operation, Order, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Planned, Planner,
     Region, ScanError, Victim,
 };
-use notifier_bridge::{Bridge, Cause, Invalidation, InvalidationRecord, WouldBlock, monotonic_ns};
+use notifier_bridge::{Bridge, Cause, Invalidation, InvalidationRecord, monotonic_ns};
 use swap::{
     AttachError, BufferError, Clock, Codec, CompressedStore, EvictError, Evicted, Evictor, FileStore,
     FileStoreError, HandlerError, HandlerReport, Handlers, Hears, Lost, Options, Served, Store, StoreError,
@@ -56,9 +56,6 @@ pub enum OwnSwapError {
     /// Page state could not be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
-    /// A listener refused.
-    #[error(transparent)]
-    Refused(#[from] WouldBlock),
 }
 
 impl Classified for OwnSwapError {
@@ -72,7 +69,6 @@ impl Classified for OwnSwapError {
             Self::Watch(error) => error.class(),
             Self::Evict(error) => error.class(),
             Self::Scan(error) => error.class(),
-            Self::Refused(error) => error.class(),
         }
     }
 }
@@ -196,7 +192,7 @@ impl OwnEvictor<'_> {
             noting(notes, region, |records, call| {
                 let watch = || call.time(|| clock.watch(block));
                 hook::announce(bridge, records, region, &self.planned, Cause::Watch, watch)
-            })??;
+            })?;
         }
         Ok(())
     }
@@ -223,7 +219,7 @@ impl OwnEvictor<'_> {
             let claimed = noting(notes, region, |records, call| {
                 let claim = || timed(&mut spent, || call.time(move || evictor.claim(block)));
                 hook::announce(bridge, records, region, planned, Cause::Protect, claim)
-            })??;
+            })?;
             let packed = timed(&mut spent, || claimed.store())?;
             let operation = self.swapper.drop_operation();
             let mut announcements = Vec::new();
@@ -236,7 +232,7 @@ impl OwnEvictor<'_> {
             all += noting(notes, region, |records, call| {
                 let drop_pages = || call.time(|| timed(&mut spent, || packed.drop_pages()));
                 hook::announce(bridge, records, region, &announcements, cause, drop_pages)
-            })??;
+            })?;
         }
         Ok((all, expected, spent))
     }
@@ -310,7 +306,7 @@ impl Hearer {
     fn invalidation(&self, cause: Cause, pages: HvaRange) -> Invalidation {
         let order = Order::of_bytes(pages.len()).unwrap_or(Order::BASE);
         let victim = Victim { pages, order, level: MapLevel::Pte, anonymous: self.anonymous };
-        Invalidation::hook(cause, victim, self.region)
+        Invalidation { cause, victim, vma: self.region }
     }
 }
 
@@ -329,8 +325,7 @@ impl Hears for Hearer {
         // Whatever of it lies elsewhere concerns none of our listeners.
         let Some(range) = range.intersection(self.region) else { return };
         let mut records = Vec::with_capacity(1);
-        // A blockable start is not refused.
-        let _ = self.bridge.invalidate(&mut records, &self.invalidation(cause, range), || ());
+        self.bridge.invalidate(&mut records, &self.invalidation(cause, range), || ());
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         for record in records {
             *heard += Ranges { ranges: record.ranges, bytes: record.invalidated_bytes };

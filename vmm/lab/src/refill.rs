@@ -117,12 +117,12 @@ fn zap_and_look(
 ) -> Result<Refill, TrialError> {
     let arena = testbed.arena().range();
     let victim = Victim { pages: arena, order: Order::BASE, level: MapLevel::Pte, anonymous: true };
-    let everything = Invalidation::hook(Cause::Unknown, victim, arena);
+    let everything = Invalidation { cause: Cause::Unknown, victim, vma: arena };
     let mut records = Vec::with_capacity(((TIMES + 1) * GAPS.len() as u64 + AROUND) as usize);
     let mut rounds = Vec::new();
     let faults = || testbed.faults_fixed().unwrap_or_default();
     for gap_ns in GAPS {
-        bridge.invalidate(&mut records, &everything, || ())?;
+        bridge.invalidate(&mut records, &everything, || ());
         let mut before = faults();
         for _ in 0..TIMES {
             cancel.check().map_err(|_| TrialError::Cancelled)?;
@@ -132,7 +132,7 @@ fn zap_and_look(
                 std::hint::spin_loop();
                 now = monotonic_ns();
             }
-            bridge.invalidate(&mut records, &everything, || ())?;
+            bridge.invalidate(&mut records, &everything, || ());
             let after = faults();
             rounds.push(RefillRound { gap_ns, ns: now - begun, faults: after.saturating_sub(before) });
             before = after;
@@ -140,7 +140,7 @@ fn zap_and_look(
     }
     let (mut around, mut around_ns) = (Vec::new(), Vec::new());
     for _ in 0..AROUND {
-        bridge.invalidate(&mut records, &everything, || ())?;
+        bridge.invalidate(&mut records, &everything, || ());
         let (before, begun) = (faults(), monotonic_ns());
         let twice = |&vcpu| testbed.mailbox(vcpu).area().touches() + 2 * visits(set);
         let wanted: Vec<u64> = vcpus.iter().map(twice).collect();

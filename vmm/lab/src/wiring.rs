@@ -65,7 +65,7 @@ impl Wiring {
         if let Some(device) = &device {
             builder = builder.sharing(device.0.clone());
         }
-        let exact = matches!(policy, Policy::Modern | Policy::Folio);
+        let exact = policy.is_the_folio();
         Self { bridge: Arc::new(builder.build()), device, exact }
     }
 }

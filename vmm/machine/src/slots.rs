@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use guest_mem::{HvaRange, Memslot, Region, with_causes};
-use notifier_bridge::{Count, Listener, Shadowing, ShadowingMmu, StartContext, WouldBlock, Zapped};
+use notifier_bridge::{Count, Listener, Shadowing, ShadowingMmu, Zapped};
 
 use super::memslots::Installed;
 use super::vm::VmCore;
@@ -171,13 +171,8 @@ impl Listener for KvmSlots {
 }
 
 impl ShadowingMmu for KvmSlots {
-    fn invalidate_range_start(&self, range: HvaRange, context: &StartContext) -> Result<Zapped, WouldBlock> {
-        // Every method sleeps in the kernel, so a start that may not wait is refused, as KVM's own would be
-        // if it had to.
-        if !context.blockable {
-            return Err(WouldBlock);
-        }
-        Ok(self.zap(range))
+    fn invalidate_range_start(&self, range: HvaRange) -> Zapped {
+        self.zap(range)
     }
 
     /// Nothing to do: KVM's own notifier keeps faults out while the kernel changes the mapping. This listener

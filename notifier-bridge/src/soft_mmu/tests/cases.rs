@@ -41,11 +41,11 @@ fn no_slot_is_an_error() {
 fn a_page_of_a_large_mapping_takes_the_whole_entry_and_says_so() {
     let mmu = mmu();
     frame_of(&mut mmu.worker(), 3);
-    let zapped = mmu.invalidate_range_start(memory(7, 1), &MAY_WAIT).unwrap();
+    let zapped = mmu.invalidate_range_start(memory(7, 1));
     let whole = Zapped { slots: 1, bytes: 2 * MIB, sptes_4k: Count::of(0), sptes_2m: Count::of(1) };
     assert_eq!(zapped, whole);
     mmu.invalidate_range_end(memory(7, 1));
-    assert_eq!(mmu.invalidate_range_start(memory(7, 1), &MAY_WAIT), Ok(Zapped::NOTHING));
+    assert_eq!(mmu.invalidate_range_start(memory(7, 1)), Zapped::NOTHING);
     mmu.invalidate_range_end(memory(7, 1));
     let stats = mmu.stats();
     assert_eq!((stats.pages_2m, stats.sptes_zapped_2m, stats.remote_tlb_flushes), (0, 1, 1));
@@ -58,7 +58,7 @@ fn where_nothing_was_dropped_nobody_is_waited_for() {
     frame_of(&mut worker, ODD_SLOT);
     assert_eq!((mmu.stats().pages_2m, mmu.stats().pages_4k), (0, 1));
     let neighbour = memory(ODD_SLOT + 1, 1);
-    assert_eq!(mmu.invalidate_range_start(neighbour, &MAY_WAIT), Ok(Zapped::NOTHING));
+    assert_eq!(mmu.invalidate_range_start(neighbour), Zapped::NOTHING);
     mmu.invalidate_range_end(neighbour);
     assert_eq!(mmu.stats().remote_tlb_flushes, 0);
 }
@@ -67,7 +67,7 @@ fn where_nothing_was_dropped_nobody_is_waited_for() {
 fn a_range_outside_every_slot_opens_no_bracket() {
     let mmu = mmu();
     let elsewhere = crate::doubles::range(0, PAGE_SIZE);
-    assert_eq!(mmu.invalidate_range_start(elsewhere, &MAY_WAIT), Ok(Zapped::NOTHING));
+    assert_eq!(mmu.invalidate_range_start(elsewhere), Zapped::NOTHING);
     assert_eq!(mmu.sequence.in_progress(), 0);
     mmu.invalidate_range_end(elsewhere);
 }
@@ -76,7 +76,7 @@ fn a_range_outside_every_slot_opens_no_bracket() {
 fn a_fault_overtaken_by_an_invalidation_installs_nothing() {
     let mmu = mmu();
     let resolved = fault(&mmu, 600).snapshot().resolve().unwrap();
-    mmu.invalidate_range_start(memory(600, 1), &MAY_WAIT).unwrap();
+    mmu.invalidate_range_start(memory(600, 1));
     mmu.primary.change(memory(600, 1));
     mmu.invalidate_range_end(memory(600, 1));
     assert_eq!(resolved.install(), Installed::Retry);
@@ -86,7 +86,7 @@ fn a_fault_overtaken_by_an_invalidation_installs_nothing() {
 #[test]
 fn inside_the_bracket_its_pages_wait_and_others_do_not() {
     let mmu = mmu();
-    mmu.invalidate_range_start(memory(600, 1), &MAY_WAIT).unwrap();
+    mmu.invalidate_range_start(memory(600, 1));
     assert!(fault(&mmu, 600).snapshot().is_hopeless());
     assert_eq!(fault(&mmu, 600).snapshot().resolve().unwrap().install(), Installed::Retry);
     assert!(!fault(&mmu, 601).snapshot().is_hopeless());
@@ -101,7 +101,7 @@ fn a_large_entry_is_not_made_over_a_page_in_progress() {
     // The look-up still finds the PMD; one page under it is then invalidated, and a check of the faulting
     // page alone would let the large entry cover it.
     let resolved = fault(&mmu, 3).snapshot().resolve().unwrap();
-    mmu.invalidate_range_start(memory(7, 1), &MAY_WAIT).unwrap();
+    mmu.invalidate_range_start(memory(7, 1));
     assert_eq!(resolved.install(), Installed::Fixed);
     assert_eq!((mmu.stats().pages_2m, mmu.stats().pages_4k), (0, 1));
     mmu.primary.change(memory(7, 1));
@@ -136,8 +136,8 @@ fn take_moved_folio(policy: Policy) -> usize {
         frame_of(&mut worker, page);
     }
     let bridge = Bridge::builder(policy, layout()).shadowing(mmu.clone()).build();
-    let out = Invalidation::hook(Cause::PageOut, victim, memory(0, PAGES));
-    bridge.invalidate(&mut Vec::new(), &out, || mmu.primary.change(victim.pages)).unwrap();
+    let out = Invalidation { cause: Cause::PageOut, victim, vma: memory(0, PAGES) };
+    bridge.invalidate(&mut Vec::new(), &out, || mmu.primary.change(victim.pages));
     stale_pages(&mmu).len()
 }
 
@@ -163,48 +163,10 @@ fn a_start_waits_for_the_access_it_would_pull_the_page_from() {
             })
         });
         entered.recv().unwrap();
-        mmu.invalidate_range_start(memory(600, 1), &MAY_WAIT).unwrap();
+        mmu.invalidate_range_start(memory(600, 1));
         assert!(left.load(Ordering::SeqCst), "the start returned with a worker inside");
         mmu.invalidate_range_end(memory(600, 1));
     });
-}
-
-#[test]
-fn a_start_that_may_not_wait_is_refused_leaves_nothing_open_and_the_next_one_waits() {
-    let mmu = mmu();
-    let left = AtomicBool::new(false);
-    let (inside, entered) = mpsc::channel();
-    let (leave, told) = mpsc::channel();
-    std::thread::scope(|scope| {
-        let (mmu, left) = (&mmu, &left);
-        scope.spawn(move || {
-            mmu.worker().access(gpa(600), true, |_, _| {
-                inside.send(()).unwrap();
-                told.recv().unwrap();
-                std::thread::sleep(std::time::Duration::from_millis(20));
-                left.store(true, Ordering::SeqCst);
-            })
-        });
-        entered.recv().unwrap();
-        assert_eq!(mmu.invalidate_range_start(memory(600, 1), &MAY_NOT_WAIT), Err(WouldBlock));
-        assert_eq!(mmu.sequence.in_progress(), 0);
-        assert_eq!((mmu.stats().refused, mmu.stats().remote_tlb_flushes), (1, 0));
-        // The entry went with the refusal, its user did not: a start that finds nothing must wait too.
-        leave.send(()).unwrap();
-        assert_eq!(mmu.invalidate_range_start(memory(600, 1), &MAY_WAIT), Ok(Zapped::NOTHING));
-        assert!(left.load(Ordering::SeqCst), "the start returned with a worker inside");
-        mmu.invalidate_range_end(memory(600, 1));
-    });
-}
-
-#[test]
-fn a_start_that_may_not_wait_does_not_wait_for_the_lock_and_goes_through_without_it() {
-    let mmu = mmu();
-    let held = mmu.sequence.lock();
-    assert_eq!(mmu.invalidate_range_start(memory(600, 1), &MAY_NOT_WAIT), Err(WouldBlock));
-    drop(held);
-    assert!(mmu.invalidate_range_start(memory(600, 1), &MAY_NOT_WAIT).is_ok());
-    mmu.invalidate_range_end(memory(600, 1));
 }
 
 #[test]
@@ -215,7 +177,7 @@ fn a_worker_that_panics_in_an_access_has_left_it() {
         worker.access(gpa(600), true, |_, _| panic!("in the access"))
     }));
     assert!(unwound.is_err());
-    assert!(mmu.invalidate_range_start(memory(600, 1), &MAY_NOT_WAIT).is_ok());
+    mmu.invalidate_range_start(memory(600, 1));
     mmu.invalidate_range_end(memory(600, 1));
 }
 
@@ -253,7 +215,7 @@ fn a_write_to_a_read_only_entry_faults_and_a_split_entry_is_still_waited_for() {
     let stats = mmu.stats();
     assert_eq!((stats.pages_2m, stats.pages_4k, stats.workers.pf_fixed), (0, 1, 2));
     // Page 5 has no entry any more, but somebody may be inside an access through the old one.
-    assert_eq!(mmu.invalidate_range_start(memory(5, 1), &MAY_WAIT), Ok(Zapped::NOTHING));
+    assert_eq!(mmu.invalidate_range_start(memory(5, 1)), Zapped::NOTHING);
     mmu.invalidate_range_end(memory(5, 1));
     assert_eq!(mmu.stats().remote_tlb_flushes, 1);
 }

@@ -91,7 +91,7 @@ impl<'m> Model<'m> {
     }
 
     fn start(&mut self, range: HvaRange) {
-        self.mmu.invalidate_range_start(range, &MAY_WAIT).unwrap();
+        self.mmu.invalidate_range_start(range);
         self.brackets.push(range);
     }
 
@@ -155,8 +155,8 @@ proptest! {
             }
             // Naturally aligned, as a folio is that nobody moved.
             let victim = folio_at(BASE + ((page >> order) << order) * PAGE_SIZE, order);
-            let out = Invalidation::hook(Cause::PageOut, victim, memory(0, PAGES));
-            bridge.invalidate(&mut records, &out, || mmu.primary.change(victim.pages)).unwrap();
+            let out = Invalidation { cause: Cause::PageOut, victim, vma: memory(0, PAGES) };
+            bridge.invalidate(&mut records, &out, || mmu.primary.change(victim.pages));
             prop_assert_eq!(stale_pages(&mmu), Vec::<u64>::new(), "{} {:?}", policy, victim);
         }
         let (mut zapped, stats) = (crate::Zapped::NOTHING, mmu.stats());

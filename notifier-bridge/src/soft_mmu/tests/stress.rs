@@ -38,7 +38,7 @@ fn device(mmu: &Mmu, seed: u64, stop: &AtomicBool) -> u64 {
     stale
 }
 
-/// Takes `count` random folios under `policy`; every tenth time may not wait, every 50th maps a region anew.
+/// Takes `count` random folios under `policy`; every 50th time it maps a region anew.
 fn reclaim(mmu: &Mmu, policy: Policy, seed: u64, count: u64) -> Vec<InvalidationRecord> {
     let bridge = Bridge::builder(policy, layout()).shadowing(mmu.clone()).build();
     let (mut records, mut random) = (Vec::new(), Random(seed));
@@ -46,9 +46,8 @@ fn reclaim(mmu: &Mmu, policy: Policy, seed: u64, count: u64) -> Vec<Invalidation
         let order = if turn % 50 == 0 { 9 } else { random.below(5) as u8 };
         let page = (random.below(PAGES) >> order) << order;
         let victim = folio_at(BASE + page * PAGE_SIZE, order);
-        let blockable = turn % 10 != 3;
-        let out = Invalidation { blockable, ..Invalidation::hook(Cause::PageOut, victim, memory(0, PAGES)) };
-        let _refused_or_done = bridge.invalidate(&mut records, &out, || match order {
+        let out = Invalidation { cause: Cause::PageOut, victim, vma: memory(0, PAGES) };
+        bridge.invalidate(&mut records, &out, || match order {
             9 => mmu.primary.collapse(page / 512),
             _ => mmu.primary.change(victim.pages),
         });

@@ -175,7 +175,7 @@ impl ZapChoice {
             (_, Self::Memslot) => Zap::Memslot,
             (_, Self::Protect) => Zap::Protect,
             (_, Self::Unmap) => Zap::Unmap,
-            (PolicyChoice::Announced(Policy::Slot | Policy::Vm), Self::Auto) => Zap::Memslot,
+            (PolicyChoice::Announced(policy), Self::Auto) if policy.is_of_slots() => Zap::Memslot,
             (PolicyChoice::Announced(_), Self::Auto) => Zap::Protect,
         }
     }

@@ -293,7 +293,7 @@ impl Announcement {
         let pages = HvaRange::with_len(start, self.pages.saturating_mul(PAGE_SIZE));
         let pages = pages.unwrap_or(HvaRange::empty(start));
         let victim = Victim { pages, order: self.order, level: self.level, anonymous: self.anonymous };
-        Invalidation::hook(self.cause, victim, arena)
+        Invalidation { cause: self.cause, victim, vma: arena }
     }
 
     /// From its first call to its last.

@@ -85,7 +85,7 @@ impl Taker {
         for record in records.drain(..) {
             *sum += Ranges { ranges: record.ranges, bytes: record.needed_bytes };
         }
-        Ok(done??)
+        Ok(done?)
     }
 }
 

@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use guest_mem::waits::WAKE;
 use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE};
-use notifier_bridge::Cause;
 
 use super::*;
 use crate::testing::{LEAST, bare_guest, bare_guest_in, touch_all};
@@ -93,18 +92,6 @@ fn without_its_quirk_kvm_drops_one_slot() {
         let left = core.stats.leaves().expect("a KVM with the quirk counts them").pages_4k;
         assert_eq!(left < PMD_SIZE / PAGE_SIZE, quirk, "{left} are left");
     }
-}
-
-#[test]
-#[ignore = "needs: Kvm"]
-fn a_start_that_may_not_wait_is_refused() {
-    let listener = listener(ZapMethod::Protect, Backing::Base4k);
-    let start = |blockable| {
-        let context = StartContext { blockable, cause: Cause::PageOut };
-        listener.invalidate_range_start(page_of(listener.core.arena()), &context)
-    };
-    assert_eq!(start(false), Err(WouldBlock));
-    assert_eq!(start(true).unwrap().bytes, PMD_SIZE, "nothing went before");
 }
 
 /// A device that writes to low memory would die of a toggle there. The arena has no devices.

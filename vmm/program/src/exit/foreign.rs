@@ -5,7 +5,6 @@ use guest_mem::{
     CgroupError, ContentError, RangeError, ReclaimError, RegionError, ScanError, SeamError, SlotError,
     ZramError,
 };
-use notifier_bridge::WouldBlock;
 use swap::{
     AttachError, BufferError, EvictError, FileStoreError, HandOverError, HandlerError, StoreError, WatchError,
 };
@@ -238,12 +237,6 @@ impl Classified for EvictError {
 
 /// A thread or a wake of this program's own.
 impl Classified for Overdue {
-    fn class(&self) -> Class {
-        Class::Fault
-    }
-}
-
-impl Classified for WouldBlock {
     fn class(&self) -> Class {
         Class::Fault
     }
