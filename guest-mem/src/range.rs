@@ -168,12 +168,12 @@ pub enum RangeError {
         region: HvaRange,
     },
     /// An end lies inside a page.
-    #[error("{range}: both ends must be multiples of {granule} bytes in this region")]
+    #[error("{range}: both ends must be multiples of {page_size} bytes in this region")]
     Unaligned {
         /// What was asked for.
         range: HvaRange,
         /// The region's page size.
-        granule: u64,
+        page_size: u64,
     },
     /// A word that is not one.
     #[error("no word of 8 aligned bytes at {at} in {region}")]

@@ -194,7 +194,7 @@ impl Region {
         self.memfd.as_ref().map(AsFd::as_fd)
     }
     /// The smallest page an operation can take: 2 MiB for hugetlb, else 4 KiB.
-    pub fn granule(&self) -> u64 {
+    pub fn page_size(&self) -> u64 {
         if self.backing == Backing::Hugetlb2m { PMD_SIZE } else { PAGE_SIZE }
     }
     /// Where in the region (and in its memfd) an address lies.
@@ -219,7 +219,7 @@ impl Region {
     /// # Errors
     /// It is not.
     pub fn check(&self, range: HvaRange) -> Result<(), RangeError> {
-        self.check_aligned(range, self.granule())
+        self.check_aligned(range, self.page_size())
     }
 
     /// Checks that `range` is made of pages of this region's content, which come in 4 KiB whatever the backing: a huge
@@ -231,12 +231,12 @@ impl Region {
         self.check_aligned(range, PAGE_SIZE)
     }
 
-    fn check_aligned(&self, range: HvaRange, granule: u64) -> Result<(), RangeError> {
+    fn check_aligned(&self, range: HvaRange, page_size: u64) -> Result<(), RangeError> {
         if !self.range.covers(range) {
             return Err(RangeError::Outside { range, region: self.range });
         }
-        if !range.start().is_aligned(granule) || !range.end().is_aligned(granule) {
-            return Err(RangeError::Unaligned { range, granule });
+        if !range.start().is_aligned(page_size) || !range.end().is_aligned(page_size) {
+            return Err(RangeError::Unaligned { range, page_size });
         }
         Ok(())
     }
@@ -465,7 +465,7 @@ mod tests {
         let region = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
         let start = region.range().start();
         let odd = HvaRange::with_len(start, 100).unwrap();
-        assert!(matches!(region.check(odd), Err(RangeError::Unaligned { granule: 4096, .. })));
+        assert!(matches!(region.check(odd), Err(RangeError::Unaligned { page_size: 4096, .. })));
         let wide = HvaRange::with_len(start, 2 * PMD_SIZE).unwrap();
         assert!(matches!(region.check(wide), Err(RangeError::Outside { .. })));
         assert!(matches!(region.populate(wide), Err(RegionError::Range(_))));

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use guest_mem::{Page, is_zero_page};
 use swap::{Codec, CompressedStore, FileStore, PageBuffer, Slot, Store, checksum};
-use test_memory::stores::DiscardStore;
 
 const BATCH: usize = 64;
 /// Pages that a store holds while it is measured: 32 MiB.
@@ -86,7 +85,6 @@ fn stores() -> Vec<Box<dyn Store>> {
         Box::new(CompressedStore::new(Codec::Lz4, limit).expect("64 MiB")),
         Box::new(CompressedStore::new(Codec::Zstd, limit).expect("64 MiB")),
         Box::new(FileStore::new(&std::env::temp_dir(), limit).expect("a file of 64 MiB")),
-        Box::new(DiscardStore::default()),
     ]
 }
 
@@ -116,22 +114,16 @@ fn bench_stores(c: &mut Criterion) {
             let mut group = c.benchmark_group(format!("{} {kind}", store.name()));
             group.throughput(Throughput::Bytes((BATCH * size_of::<Page>()) as u64));
             group.bench_function("put", |b| b.iter_custom(|batches| put(store, &pages, batches)));
-            if store.keeps_content() {
-                let mut slots = vec![Slot::default(); PAGES];
-                store.put(&pages, &mut slots).expect("there is room");
-                let mut back = PageBuffer::new(BATCH).expect("64 pages");
-                let mut batches = slots.chunks(BATCH).cycle();
-                group.bench_function("get", |b| {
-                    b.iter(|| store.get(batches.next().expect("it cycles"), &mut back).expect("it is there"));
-                });
-                let usage = store.usage();
-                eprintln!(
-                    "{} {kind}: {usage:?}, {} bytes a page",
-                    store.name(),
-                    usage.held_bytes / PAGES as u64
-                );
-                store.free(&slots);
-            }
+            let mut slots = vec![Slot::default(); PAGES];
+            store.put(&pages, &mut slots).expect("there is room");
+            let mut back = PageBuffer::new(BATCH).expect("64 pages");
+            let mut batches = slots.chunks(BATCH).cycle();
+            group.bench_function("get", |b| {
+                b.iter(|| store.get(batches.next().expect("it cycles"), &mut back).expect("it is there"));
+            });
+            let usage = store.usage();
+            eprintln!("{} {kind}: {usage:?}, {} bytes a page", store.name(), usage.held_bytes / PAGES as u64);
+            store.free(&slots);
             group.finish();
         }
     }

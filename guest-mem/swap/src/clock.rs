@@ -16,7 +16,7 @@ use guest_mem::waits::Overdue;
 use guest_mem::{HvaRange, Operation, PAGE_SIZE, RangeError, ReclaimError};
 use uffd::ResolveError;
 
-use crate::fate::{BLOCK_PAGES, Fate};
+use crate::state::{BLOCK_PAGES, SwapState};
 use crate::swapper::Swapper;
 
 /// Why a range cannot be watched.
@@ -64,7 +64,6 @@ impl<'s> Clock<'s> {
     pub fn watch(&self, range: HvaRange) -> Result<(), WatchError> {
         let swapper = self.swapper;
         swapper.region().check(range)?;
-        let _still = swapper.still();
         swapper.used.begin_to_watch();
         // Before access goes: what is used in between is used, and seen.
         for piece in range.block_pieces() {
@@ -99,6 +98,6 @@ impl<'s> Clock<'s> {
         let of_block = BLOCK_PAGES as u64;
         let block = self.swapper.blocks.lock((first / of_block) as usize);
         let first = (first % of_block) as usize;
-        (first..first + self.unit as usize).any(|page| block.fate(page) == Fate::Resident)
+        (first..first + self.unit as usize).any(|page| block.state(page) == SwapState::Resident)
     }
 }

@@ -4,7 +4,7 @@
 //!   Region, empty ── Swapper::attach ── hand_over ── Handlers::start ── the guest runs, and each page comes at its first fault
 //! ```
 
-use crate::fate::{BLOCK_PAGES, Fate};
+use crate::state::{BLOCK_PAGES, SwapState};
 use crate::store::Slot;
 use crate::swapper::Swapper;
 
@@ -42,15 +42,15 @@ impl Swapper {
             let mut block = self.blocks.lock(number);
             for index in 0..BLOCK_PAGES {
                 let page = first + index as u64;
-                if block.fate(index) != Fate::Absent {
+                if block.state(index) != SwapState::Absent {
                     return Err(HandOverError { page });
                 }
                 match content(page) {
                     Kept::Stored { slot, checksum } => {
                         block.set_checksum(index, checksum);
-                        block.set(index, Fate::Stored(slot));
+                        block.set(index, SwapState::Stored(slot));
                     }
-                    Kept::Zero => block.set(index, Fate::Zero),
+                    Kept::Zero => block.set(index, SwapState::Zero),
                 }
             }
         }

@@ -1,9 +1,9 @@
 //! Threads that serve faults and act on events.
 //!
 //! ```text
-//!   wait ──> read messages ──> faults: Pager::serve ──> woken      lost: Hears::lost
+//!   wait ──> read messages ──> faults: Pager::serve ──> woken      lost: Observer::lost
 //!     ▲                  │        └─ not yet: again after the next read
-//!     │                  └──> events: Hears::event, then the swapper forgets what was discarded
+//!     │                  └──> events: Observer::event, then the swapper forgets what was discarded
 //!     └── asleep, unless a fault is still to be served
 //! ```
 //!
@@ -26,11 +26,11 @@ use guest_mem::waits::{END, Overdue, Thread};
 use guest_mem::{HvaRange, PAGE_SIZE};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use uffd::{DecodeError, Event, EventBuffer, Fault, ReadError, Stop, Waiter, Woken};
+use uffd::{DecodeError, Event, EventBuffer, PageFault, ReadError, Stop, Waiter, Woken};
 
-use crate::fate::BLOCK_PAGES;
 use crate::pager::{Lost, Pager, Served};
 use crate::reading::Turn;
+use crate::state::BLOCK_PAGES;
 use crate::store::BufferError;
 use crate::swapper::Swapper;
 use crate::sys;
@@ -43,9 +43,9 @@ const BATCH: usize = 64;
 const ALL_WOKEN: usize = 4;
 
 /// Who hears what a handler reads. Each handler has its own.
-pub trait Hears: Send {
+pub trait Observer: Send {
     /// A fault was served.
-    fn fault(&mut self, fault: &Fault, served: Served);
+    fn fault(&mut self, fault: &PageFault, served: Served);
     /// Something else happened to the mapping, by somebody else's doing. The kernel sends a removal before the pages go,
     /// and goes on as soon as it is read.
     fn event(&mut self, event: &Event);
@@ -118,7 +118,7 @@ impl Handlers {
     ///
     /// # Errors
     /// [`HandlerError`]: none runs then.
-    pub fn start<H: Hears + 'static>(
+    pub fn start<H: Observer + 'static>(
         swapper: &Arc<Swapper>,
         hears: Vec<(H, Option<usize>)>,
     ) -> Result<Self, HandlerError> {
@@ -193,13 +193,13 @@ struct Handler<'s, H> {
     hears: H,
     buffer: EventBuffer,
     /// Faults that were read and not served.
-    faults: VecDeque<Fault>,
+    faults: VecDeque<PageFault>,
     /// Events that nobody was told yet.
     untold: Vec<Event>,
     report: HandlerReport,
 }
 
-impl<'s, H: Hears> Handler<'s, H> {
+impl<'s, H: Observer> Handler<'s, H> {
     fn new(swapper: &'s Swapper, hears: H, batch: usize) -> Result<Self, HandlerError> {
         let (pager, report) = (Pager::new(swapper)?, HandlerReport::default());
         let buffer = EventBuffer::new(batch);
@@ -249,8 +249,6 @@ impl<'s, H: Hears> Handler<'s, H> {
                 }
                 Event::Unmap(range) => swapper.forget_unless_away(range),
                 Event::Remap { from, to } => swapper.moved(from, to),
-                // Whoever owns a fork's descriptor answers for the child's pages; here nobody does.
-                Event::Fork(_) => {}
             }
             self.untold.push(event);
         }
@@ -274,7 +272,7 @@ impl<'s, H: Hears> Handler<'s, H> {
         }
     }
 
-    fn serve(&mut self, fault: Fault) {
+    fn serve(&mut self, fault: PageFault) {
         let report = &mut self.report;
         let served = match self.pager.serve(&fault) {
             Ok(served) => served,

@@ -3,7 +3,7 @@
 //! ```text
 //!   Evictor (any number of threads)                                  Pager (one in each handler thread)
 //!     claim ─ write-protect ─ copy out ─ Store::put ─ drop             fault ─ window ─ Store::get ─ checksum ─ fill, wake
-//!        └────────────────────────> Blocks: the fate of each page <────────────────────────┘
+//!        └────────────────────────> Blocks: the state of each page <────────────────────────┘
 //!                                        ▲
 //!                       discarded, moved away: userfaultfd's events, or whoever does it
 //!
@@ -22,7 +22,6 @@
 mod away;
 mod clock;
 mod evict;
-mod fate;
 mod fill;
 mod hand_over;
 mod handlers;
@@ -31,6 +30,7 @@ mod own_drops;
 mod pager;
 mod reading;
 mod runs;
+mod state;
 mod store;
 mod swapper;
 mod sys;
@@ -40,15 +40,15 @@ mod window;
 
 pub use clock::{Clock, WatchError};
 pub use evict::{Claimed, EvictError, Evicted, Evictor, Packed};
-pub use fate::{Fate, Then};
 pub use hand_over::{HandOverError, Kept};
-pub use handlers::{HandlerError, HandlerReport, Handlers, Hears};
+pub use handlers::{HandlerError, HandlerReport, Handlers, Observer};
 pub use pager::{Lost, LostWhy, Pager, Served};
+pub use state::{AfterDrop, SwapState};
 pub use store::{
     BufferError, Codec, CompressedStore, FileIo, FileStore, FileStoreError, ImageStore, PageBuffer, Slot,
     Store, StoreError, Usage, checksum,
 };
-pub use swapper::{AttachError, Options, Still, Swapper};
+pub use swapper::{AttachError, Options, Swapper};
 pub use window::{FaultAround, UnknownFaultAround};
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   reader     ├─ read ── forget ─┤            exclusive: the kernel lets the event's thread go on inside `read`
-//!   return     ├─ look at the fate ── fill ─┤  shared: no event is read between the look and the fill
+//!   return     ├─ look at the state ── fill ─┤  shared: no event is read between the look and the fill
 //!   claim      ├┤                             waits for a reader at work: what was read before it has been acted on
 //! ```
 //!
 //! Whoever discards or moves memory waits until the event is read, and goes on then, whatever the reader does next. If
 //! the reader had not yet forgotten the pages, a fault that another handler serves would bring back what was discarded;
-//! a claim would store new content under an old fate that is about to be forgotten; and of two events that two handlers
+//! a claim would store new content under an old state that is about to be forgotten; and of two events that two handlers
 //! have read, the second could be acted on first.
 
 use std::sync::atomic::{AtomicU64, Ordering};

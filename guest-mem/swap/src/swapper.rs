@@ -1,8 +1,8 @@
 //! The swap of one region: what has become of its pages, and what changes that.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use guest_mem::{
     Backing, Hva, HvaRange, Memory, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageRun, PageScanner,
@@ -11,9 +11,9 @@ use guest_mem::{
 use uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};
 
 use crate::away::Away;
-use crate::fate::{BLOCK_PAGES, Block, Blocks, Fate, Then};
 use crate::own_drops::OwnDrops;
 use crate::reading::Reading;
+use crate::state::{AfterDrop, BLOCK_PAGES, Block, Blocks, SwapState};
 use crate::store::{BufferError, PageBuffer, Store};
 use crate::used::Used;
 use crate::waiting::Waiting;
@@ -22,8 +22,7 @@ use crate::window::{FaultAround, Window};
 /// How a [`Swapper`] works.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where pages go. Those that go to one that keeps nothing ([`Store::keeps_content`]) come back as zeros: to evict
-    /// them is to say that their content does not matter.
+    /// Where pages go.
     pub store: Arc<dyn Store>,
     /// How many pages one fault brings back.
     pub around: FaultAround,
@@ -73,10 +72,6 @@ pub struct Swapper {
     pub(crate) reading: Reading,
     pub(crate) away: Away,
     pub(crate) used: Used,
-    /// Held for reading by evictions, for writing while the memory is somewhere else.
-    stillness: RwLock<()>,
-    /// Whether the memory is somewhere else, or about to be: nothing comes back then.
-    pub(crate) held_still: AtomicBool,
 }
 
 impl std::fmt::Debug for Swapper {
@@ -133,8 +128,6 @@ impl Swapper {
             reading: Reading::new(options.events),
             away: Away::default(),
             used: Used::new(len / PAGE_SIZE),
-            stillness: RwLock::default(),
-            held_still: AtomicBool::new(false),
         };
         // A page in the page cache is not missing, and a hole may leave one there: see `Pager`.
         let modes = Modes { missing: true, minor: shared, write_protect: true };
@@ -151,7 +144,7 @@ impl Swapper {
             for piece in run.block_pieces() {
                 let (block, pages) = self.place(piece).expect("chunks stay within a block of the region");
                 let mut block = self.blocks.lock(block);
-                pages.for_each(|page| block.set(page, Fate::Resident));
+                pages.for_each(|page| block.set(page, SwapState::Resident));
             }
         }
         Ok(())
@@ -179,20 +172,20 @@ impl Swapper {
     }
 
     /// What has become of the page at an address of the region.
-    pub fn fate(&self, at: Hva) -> Option<Fate> {
+    pub fn state(&self, at: Hva) -> Option<SwapState> {
         let (block, pages) = self.place(HvaRange::with_len(at, PAGE_SIZE)?)?;
-        Some(self.blocks.lock(block).fate(pages.start))
+        Some(self.blocks.lock(block).state(pages.start))
     }
 
-    /// How many pages have that fate.
-    pub fn count(&self, wanted: impl Fn(Fate) -> bool) -> u64 {
-        let of = |block: &Block| (0..BLOCK_PAGES).filter(|&page| wanted(block.fate(page))).count();
+    /// How many pages have that state.
+    pub fn count(&self, wanted: impl Fn(SwapState) -> bool) -> u64 {
+        let of = |block: &Block| (0..BLOCK_PAGES).filter(|&page| wanted(block.state(page))).count();
         self.blocks.iter().map(|block| of(&block) as u64).sum()
     }
 
     /// Bytes of the pages that are in memory.
     pub fn resident_bytes(&self) -> u64 {
-        self.count(|fate| matches!(fate, Fate::Resident | Fate::Leaving(_))) * PAGE_SIZE
+        self.count(|state| matches!(state, SwapState::Resident | SwapState::Leaving(_))) * PAGE_SIZE
     }
 
     /// Cuts a range of the region at block boundaries: what [`crate::Evictor::claim`] takes.
@@ -218,15 +211,18 @@ impl Swapper {
             let (block, pages) = self.place(piece).expect("a checked range, block by block");
             let mut block = self.blocks.lock(block);
             for page in pages {
-                let fate = block.fate(page);
-                if let Fate::Stored(slot) | Fate::Dropping(Then::Stored(slot)) = fate {
+                let state = block.state(page);
+                if let SwapState::Stored(slot) | SwapState::Dropping(AfterDrop::Stored(slot)) = state {
                     slots.push(slot);
                 }
                 // What is being dropped must be gone before anybody touches it again.
-                let dropping = matches!(fate, Fate::Dropping(_));
-                block.set(page, if dropping { Fate::Dropping(Then::Absent) } else { Fate::Absent });
+                let dropping = matches!(state, SwapState::Dropping(_));
+                block.set(
+                    page,
+                    if dropping { SwapState::Dropping(AfterDrop::Absent) } else { SwapState::Absent },
+                );
             }
-            // Before anybody sees their fates, who might count on the room.
+            // Before anybody sees their states, who might count on the room.
             self.store.free(&slots);
             slots.clear();
         }
@@ -262,21 +258,6 @@ impl Swapper {
         }
     }
 
-    /// Keeps evictions out, and pages from coming back, while the memory is elsewhere (`mremap` and back): a fault that
-    /// was read before would fill the empty place it left. The caller keeps everybody else from touching it, and is no
-    /// handler: evictions under way are waited for, and may wait for one.
-    pub fn hold_still(&self) -> Still<'_> {
-        let evictions = self.stillness.write().unwrap_or_else(PoisonError::into_inner);
-        self.held_still.store(true, Ordering::SeqCst);
-        // Who was filling a page by then has a block locked, and who comes later looks when it has.
-        self.blocks.iter().for_each(drop);
-        Still { swapper: self, _evictions: evictions }
-    }
-
-    pub(crate) fn still(&self) -> RwLockReadGuard<'_, ()> {
-        self.stillness.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A number that no claim had before.
     pub(crate) fn next_claim(&self) -> u64 {
         self.claims.fetch_add(1, Ordering::Relaxed)
@@ -306,19 +287,6 @@ impl Swapper {
     pub(crate) fn range_of(&self, block: usize, pages: &Range<usize>) -> HvaRange {
         let offset = (self.first_page(block) + pages.start as u64) * PAGE_SIZE;
         self.region().slice(offset, pages.len() as u64 * PAGE_SIZE).expect("pages of a block of the region")
-    }
-}
-
-/// Memory that stands still: see [`Swapper::hold_still`].
-#[derive(Debug)]
-pub struct Still<'s> {
-    swapper: &'s Swapper,
-    _evictions: RwLockWriteGuard<'s, ()>,
-}
-
-impl Drop for Still<'_> {
-    fn drop(&mut self) {
-        self.swapper.held_still.store(false, Ordering::SeqCst);
     }
 }
 

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use uffd::Fault;
+use uffd::PageFault;
 
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    faults: Mutex<Vec<Fault>>,
+    faults: Mutex<Vec<PageFault>>,
     count: AtomicUsize,
 }
 
@@ -21,14 +21,14 @@ impl Waiting {
     }
 
     /// Puts one there.
-    pub fn push(&self, fault: Fault) {
+    pub fn push(&self, fault: PageFault) {
         let mut faults = self.lock();
         faults.push(fault);
         self.count.store(faults.len(), Ordering::Relaxed);
     }
 
     /// Moves all of them to `to`.
-    pub fn take(&self, to: &mut VecDeque<Fault>) {
+    pub fn take(&self, to: &mut VecDeque<PageFault>) {
         if self.is_empty() {
             return;
         }
@@ -37,7 +37,7 @@ impl Waiting {
         self.count.store(0, Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Fault>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<PageFault>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Fault-around: how many pages a fault brings back besides its own.
+//! PageFault-around: how many pages a fault brings back besides its own.
 
 use std::fmt;
 use std::ops::Range;

@@ -41,28 +41,25 @@ pub(crate) const UFFDIO_ZEROPAGE: u64 = ioc(READ_WRITE, NR_ZEROPAGE, size_of::<U
 pub(crate) const UFFDIO_MOVE: u64 = ioc(READ_WRITE, NR_MOVE, size_of::<UffdioCopy>());
 pub(crate) const UFFDIO_WRITEPROTECT: u64 = ioc(READ_WRITE, NR_WRITEPROTECT, size_of::<UffdioWriteprotect>());
 pub(crate) const UFFDIO_CONTINUE: u64 = ioc(READ_WRITE, NR_CONTINUE, size_of::<UffdioFill>());
-pub(crate) const UFFDIO_POISON: u64 = ioc(READ_WRITE, NR_POISON, size_of::<UffdioFill>());
 
-// `_UFFDIO_*`: numbers, and bits of the masks of ioctls that `UFFDIO_API` and `UFFDIO_REGISTER` answer with.
-pub(crate) const NR_REGISTER: u8 = general::_UFFDIO_REGISTER as u8;
-pub(crate) const NR_UNREGISTER: u8 = general::_UFFDIO_UNREGISTER as u8;
-pub(crate) const NR_WAKE: u8 = general::_UFFDIO_WAKE as u8;
-pub(crate) const NR_COPY: u8 = general::_UFFDIO_COPY as u8;
-pub(crate) const NR_ZEROPAGE: u8 = general::_UFFDIO_ZEROPAGE as u8;
-pub(crate) const NR_MOVE: u8 = general::_UFFDIO_MOVE as u8;
-pub(crate) const NR_WRITEPROTECT: u8 = general::_UFFDIO_WRITEPROTECT as u8;
-pub(crate) const NR_CONTINUE: u8 = general::_UFFDIO_CONTINUE as u8;
-pub(crate) const NR_POISON: u8 = general::_UFFDIO_POISON as u8;
+// `_UFFDIO_*`.
+const NR_REGISTER: u8 = general::_UFFDIO_REGISTER as u8;
+const NR_UNREGISTER: u8 = general::_UFFDIO_UNREGISTER as u8;
+const NR_WAKE: u8 = general::_UFFDIO_WAKE as u8;
+const NR_COPY: u8 = general::_UFFDIO_COPY as u8;
+const NR_ZEROPAGE: u8 = general::_UFFDIO_ZEROPAGE as u8;
+const NR_MOVE: u8 = general::_UFFDIO_MOVE as u8;
+const NR_WRITEPROTECT: u8 = general::_UFFDIO_WRITEPROTECT as u8;
+const NR_CONTINUE: u8 = general::_UFFDIO_CONTINUE as u8;
 
 pub(crate) const UFFDIO_REGISTER_MODE_MISSING: u64 = general::UFFDIO_REGISTER_MODE_MISSING as u64;
 pub(crate) const UFFDIO_REGISTER_MODE_WP: u64 = general::UFFDIO_REGISTER_MODE_WP as u64;
 pub(crate) const UFFDIO_REGISTER_MODE_MINOR: u64 = general::UFFDIO_REGISTER_MODE_MINOR as u64;
 
-/// `UFFDIO_{COPY,ZEROPAGE,CONTINUE,POISON,MOVE}_MODE_DONTWAKE`, all the same bit.
+/// `UFFDIO_{COPY,ZEROPAGE,CONTINUE,MOVE}_MODE_DONTWAKE`, all the same bit.
 pub(crate) const UFFDIO_MODE_DONTWAKE: u64 = 1 << 0;
 /// `UFFDIO_{COPY,CONTINUE}_MODE_WP`, both the same bit.
 pub(crate) const UFFDIO_MODE_WP: u64 = 1 << 1;
-pub(crate) const UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
 pub(crate) const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 pub(crate) const UFFDIO_WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
 
@@ -70,7 +67,6 @@ pub(crate) const UFFDIO_WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
 pub(crate) const MESSAGE: usize = size_of::<uffd_msg>();
 
 pub(crate) const UFFD_EVENT_PAGEFAULT: u8 = general::UFFD_EVENT_PAGEFAULT as u8;
-pub(crate) const UFFD_EVENT_FORK: u8 = general::UFFD_EVENT_FORK as u8;
 pub(crate) const UFFD_EVENT_REMAP: u8 = general::UFFD_EVENT_REMAP as u8;
 pub(crate) const UFFD_EVENT_REMOVE: u8 = general::UFFD_EVENT_REMOVE as u8;
 pub(crate) const UFFD_EVENT_UNMAP: u8 = general::UFFD_EVENT_UNMAP as u8;
@@ -84,7 +80,6 @@ pub(crate) const AT_EVENT: usize = offset_of!(uffd_msg, event);
 pub(crate) const AT_PAGEFAULT_FLAGS: usize = offset_of!(uffd_msg, arg.pagefault.flags);
 pub(crate) const AT_PAGEFAULT_ADDRESS: usize = offset_of!(uffd_msg, arg.pagefault.address);
 pub(crate) const AT_PAGEFAULT_PTID: usize = offset_of!(uffd_msg, arg.pagefault.feat.ptid);
-pub(crate) const AT_FORK_UFD: usize = offset_of!(uffd_msg, arg.fork.ufd);
 pub(crate) const AT_REMAP_FROM: usize = offset_of!(uffd_msg, arg.remap.from);
 pub(crate) const AT_REMAP_TO: usize = offset_of!(uffd_msg, arg.remap.to);
 pub(crate) const AT_REMAP_LEN: usize = offset_of!(uffd_msg, arg.remap.len);
@@ -105,7 +100,6 @@ mod asserted {
     const _: () = assert!(UFFDIO_MOVE == 0xc028_aa05);
     const _: () = assert!(UFFDIO_WRITEPROTECT == 0xc018_aa06);
     const _: () = assert!(UFFDIO_CONTINUE == 0xc020_aa07);
-    const _: () = assert!(UFFDIO_POISON == 0xc020_aa08);
 
     // One structure stands for several requests: they are laid out the same.
     const _: () = assert!(size_of::<UffdioCopy>() == size_of::<general::uffdio_move>());
@@ -118,12 +112,9 @@ mod asserted {
     const _: () = assert!(size_of::<UffdioFill>() == size_of::<general::uffdio_continue>());
     const _: () = assert!(offset_of!(UffdioFill, mode) == offset_of!(general::uffdio_continue, mode));
     const _: () = assert!(offset_of!(UffdioFill, zeropage) == offset_of!(general::uffdio_continue, mapped));
-    const _: () = assert!(size_of::<UffdioFill>() == size_of::<general::uffdio_poison>());
-    const _: () = assert!(offset_of!(UffdioFill, mode) == offset_of!(general::uffdio_poison, mode));
-    const _: () = assert!(offset_of!(UffdioFill, zeropage) == offset_of!(general::uffdio_poison, updated));
 
     const _: () = assert!(MESSAGE == 32);
-    const _: () = assert!(AT_EVENT == 0 && AT_FORK_UFD == 8);
+    const _: () = assert!(AT_EVENT == 0);
     const _: () = assert!(AT_PAGEFAULT_FLAGS == 8 && AT_PAGEFAULT_ADDRESS == 16 && AT_PAGEFAULT_PTID == 24);
     const _: () = assert!(AT_REMAP_FROM == 8 && AT_REMAP_TO == 16 && AT_REMAP_LEN == 24);
     const _: () = assert!(AT_REMOVE_START == 8 && AT_REMOVE_END == 16);

@@ -3,12 +3,9 @@
 //! ```text
 //!   0        1        4        8                16                24                32
 //!   │ event  │ reserved        │ flags          │ address         │ thread          │  PAGEFAULT
-//!   │        │                 │ descriptor     │                 │                 │  FORK
 //!   │        │                 │ from           │ to              │ len             │  REMAP
 //!   │        │                 │ start          │ end             │                 │  REMOVE, UNMAP
 //! ```
-
-use std::os::fd::{OwnedFd, RawFd};
 
 use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE};
 
@@ -18,18 +15,10 @@ use crate::abi;
 pub type Message = [u8; abi::MESSAGE];
 
 /// One message of the kernel.
-///
-/// `D` is the descriptor of a `FORK` event. Decoding gives a number, [`Event<RawFd>`], which owns nothing and may
-/// be copied, made and dropped freely; [`crate::EventBuffer`] alone, which knows that the kernel has just put that
-/// descriptor into this process, turns each number into an [`OwnedFd`], once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event<D = OwnedFd> {
+pub enum Event {
     /// A thread waits for a page.
-    Fault(Fault),
-    /// The process forked: the child's registrations report to this new descriptor. The thread that forks waits
-    /// until the message is read, and glibc's fork(3) holds the locks of the allocator meanwhile: whoever reads
-    /// must not allocate before.
-    Fork(D),
+    Fault(PageFault),
     /// The pages of `from` are now at `to`, with their registration (`mremap`). After the fact, but the thread
     /// waits until the message is read. A mapping that grew or shrank on its way says so nowhere: `from` is what
     /// it was. An empty `from` is a duplicate of shared memory.
@@ -49,7 +38,7 @@ pub enum Event<D = OwnedFd> {
 
 /// A thread that waits for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct PageFault {
     /// The address of the access with [`crate::Features::EXACT_ADDRESS`], else the start of its page.
     pub address: Hva,
     /// What the page lacks.
@@ -61,7 +50,7 @@ pub struct Fault {
     pub thread: Option<u32>,
 }
 
-impl Fault {
+impl PageFault {
     /// Where the page starts.
     pub fn page(&self) -> Hva {
         self.address.align_down(PAGE_SIZE)
@@ -121,12 +110,9 @@ pub enum DecodeError {
         /// How long it would be.
         len: u64,
     },
-    /// A descriptor that is none.
-    #[error("userfaultfd fork event with descriptor {0:#x}")]
-    Descriptor(u32),
 }
 
-impl Event<RawFd> {
+impl Event {
     /// Decodes a message. What is reserved is not looked at: a later kernel may use it for what was not asked for.
     ///
     /// # Errors
@@ -135,11 +121,6 @@ impl Event<RawFd> {
         let event = message[abi::AT_EVENT];
         match event {
             abi::UFFD_EVENT_PAGEFAULT => decode_fault(message).map(Self::Fault),
-            abi::UFFD_EVENT_FORK => {
-                let descriptor = word32(message, abi::AT_FORK_UFD);
-                let raw = RawFd::try_from(descriptor).map_err(|_| DecodeError::Descriptor(descriptor))?;
-                Ok(Self::Fork(raw))
-            }
             abi::UFFD_EVENT_REMAP => {
                 let (from, to) = (word(message, abi::AT_REMAP_FROM), word(message, abi::AT_REMAP_TO));
                 let len = word(message, abi::AT_REMAP_LEN);
@@ -154,20 +135,7 @@ impl Event<RawFd> {
     }
 }
 
-impl<D> Event<D> {
-    /// The same event with another kind of descriptor.
-    pub(crate) fn map_descriptor<E>(self, own: impl FnOnce(D) -> E) -> Event<E> {
-        match self {
-            Self::Fault(fault) => Event::Fault(fault),
-            Self::Fork(descriptor) => Event::Fork(own(descriptor)),
-            Self::Remap { from, to } => Event::Remap { from, to },
-            Self::Remove(range) => Event::Remove(range),
-            Self::Unmap(range) => Event::Unmap(range),
-        }
-    }
-}
-
-fn decode_fault(message: &Message) -> Result<Fault, DecodeError> {
+fn decode_fault(message: &Message) -> Result<PageFault, DecodeError> {
     const KNOWN: u64 =
         abi::UFFD_PAGEFAULT_FLAG_WRITE | abi::UFFD_PAGEFAULT_FLAG_WP | abi::UFFD_PAGEFAULT_FLAG_MINOR;
     let flags = word(message, abi::AT_PAGEFAULT_FLAGS);
@@ -183,7 +151,7 @@ fn decode_fault(message: &Message) -> Result<Fault, DecodeError> {
         (true, true) => return Err(DecodeError::Contradictory { address }),
     };
     let thread = Some(word32(message, abi::AT_PAGEFAULT_PTID)).filter(|&thread| thread != 0);
-    Ok(Fault { address, kind, write: has(abi::UFFD_PAGEFAULT_FLAG_WRITE), thread })
+    Ok(PageFault { address, kind, write: has(abi::UFFD_PAGEFAULT_FLAG_WRITE), thread })
 }
 
 fn decode_range(event: &'static str, message: &Message) -> Result<HvaRange, DecodeError> {

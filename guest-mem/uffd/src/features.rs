@@ -20,7 +20,7 @@ macro_rules! features {
 features! {
     /// Write-protect faults of anonymous memory (5.7).
     PAGEFAULT_FLAG_WP = 0,
-    /// [`crate::Event::Fork`], which takes CAP_SYS_PTRACE.
+    /// Forks; not followed here.
     EVENT_FORK = 1,
     /// [`crate::Event::Remap`]. Without it a mapping that moves loses its registration.
     EVENT_REMAP = 2,
@@ -46,7 +46,7 @@ features! {
     WP_HUGETLBFS_SHMEM = 12,
     /// Write protection of anonymous pages that are not there, too (6.4).
     WP_UNPOPULATED = 13,
-    /// [`crate::Userfault::poison`] (6.6).
+    /// Pages whose access fails (6.6); not made here.
     POISON = 14,
     /// Write-protect faults resolve themselves and are only recorded (6.7). Brings
     /// [`Features::WP_UNPOPULATED`].

@@ -88,24 +88,14 @@ impl Userfault {
     /// Maps the pages that are in the page cache.
     ///
     /// # Errors
-    /// Not all were mapped: [`crate::ResolveKind::Fault`] is a page the cache does not have.
+    /// Not all were mapped: [`crate::ResolveKind::Unreadable`] is a page the cache does not have.
     pub fn continue_(&self, range: HvaRange, map_as: MapAs, wake: Wake) -> Result<(), ResolveError> {
         self.fill(Action::Continue, range, map_as_bits(map_as) | wake_bits(wake))
-    }
-
-    /// Makes missing pages fail whoever touches them, with SIGBUS, as broken memory does; a guest's access gives
-    /// it to the vCPU's thread. A system call gets EFAULT.
-    ///
-    /// # Errors
-    /// Not all were poisoned.
-    pub fn poison(&self, range: HvaRange, wake: Wake) -> Result<(), ResolveError> {
-        self.fill(Action::Poison, range, wake_bits(wake))
     }
 
     fn fill(&self, action: Action, range: HvaRange, mode: u64) -> Result<(), ResolveError> {
         let request = match action {
             Action::Continue => abi::UFFDIO_CONTINUE,
-            Action::Poison => abi::UFFDIO_POISON,
             _ => abi::UFFDIO_ZEROPAGE,
         };
         let mut argument = UffdioFill { range: plain(range), mode, zeropage: 0 };
@@ -131,29 +121,11 @@ impl Userfault {
         src: HvaRange,
         wake: Wake,
     ) -> Result<(), ResolveError> {
-        self.move_with(dst, region, src, wake_bits(wake))
-    }
-
-    /// [`Userfault::move_pages`] that passes over what is not there: a hole at the source leaves the page at the
-    /// destination missing, and counts as done.
-    ///
-    /// # Errors
-    /// Not all was moved, or `src` does not fit its region.
-    pub fn move_present(
-        &self,
-        dst: Hva,
-        region: &Region,
-        src: HvaRange,
-        wake: Wake,
-    ) -> Result<(), ResolveError> {
-        self.move_with(dst, region, src, wake_bits(wake) | abi::UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES)
-    }
-
-    fn move_with(&self, dst: Hva, region: &Region, src: HvaRange, mode: u64) -> Result<(), ResolveError> {
         let range = destination(dst, src.len());
         if region.check(src).is_err() {
             return outcome(Action::Move, range, Err(Errno::INVAL), 0);
         }
+        let mode = wake_bits(wake);
         let mut argument =
             UffdioCopy { dst: dst.get(), src: src.start().get(), len: src.len(), mode, copy: 0 };
         // SAFETY: pages of a region, into which no reference ever exists.
@@ -195,14 +167,14 @@ impl Userfault {
         outcome(Action::Wake, range, sys::wake(self.fd.as_fd(), &mut plain(range)), 0)
     }
 
-    /// Reads what messages there are behind what `buffer` still holds, without waiting, and gives how many it
-    /// holds then. Faults come before events, whatever came first; each kind is in order.
+    /// Reads what messages there are behind those that `buffer` still holds, without waiting. Faults come before events,
+    /// whichever came first; each kind is in order.
     ///
-    /// A message that is read is nobody else's: its fault waits for this reader, and its event goes on.
+    /// A message is read once: the thread of its fault waits for this reader, the thread of its event goes on.
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub fn read_events(&self, buffer: &mut EventBuffer) -> Result<usize, ReadError> {
+    pub fn read_events(&self, buffer: &mut EventBuffer) -> Result<(), ReadError> {
         buffer.fill(self.fd.as_fd())
     }
 }

@@ -5,19 +5,18 @@
 //!
 //! ```text
 //!   probe ─> Access                                what this host allows and has
-//!   Userfault::open(Features) ─> Userfault ── register(Modes) ─> RegisteredIoctls
+//!   Userfault::open(Features) ─> Userfault ── register(Modes)
 //!        │                           │
-//!        │  messages                 └─ copy, zero, continue_, move_pages, poison, write_protect, wake
+//!        │  messages                 └─ copy, zero, continue_, move_pages, write_protect, wake
 //!        v                                │
 //!   Waiter ─> Woken                       └─> ResolveError { done, kind }: how far it came, and what to do about it
 //!   read_events ─> EventBuffer ─> Event
 //! ```
 //!
-//! What one should know, beyond the manual pages, stands where it matters: who is woken in [`Waiter`], how far an
-//! ioctl came in [`ResolveKind`], who owns a fork's descriptor in [`Event`].
+//! What the manual pages do not say is documented where it applies: which thread is woken in [`Waiter`], how far an ioctl
+//! came in [`ResolveKind`]. Forks are not followed: `EVENT_FORK` is never asked for.
 
 mod abi;
-mod adopt;
 mod buffer;
 mod event;
 mod features;
@@ -28,13 +27,12 @@ mod resolve;
 mod sys;
 mod wait;
 
-pub use adopt::AdoptError;
 pub use buffer::{EventBuffer, ReadError};
-pub use event::{DecodeError, Event, Fault, FaultKind, Message};
+pub use event::{DecodeError, Event, FaultKind, Message, PageFault};
 pub use features::Features;
 pub use handle::{MapAs, Userfault, Wake};
 pub use open::{Access, Faults, OpenError, probe};
-pub use register::{Modes, RegisterError, RegisteredIoctls};
+pub use register::{Modes, RegisterError};
 pub use resolve::{Action, ResolveError, ResolveKind};
 pub use wait::{Stop, Waiter, Woken};
 

@@ -71,9 +71,6 @@ pub enum OpenError {
         /// What it has.
         offered: Features,
     },
-    /// Following forks takes a capability, however the descriptor was had.
-    #[error("userfaultfd with EVENT_FORK takes CAP_SYS_PTRACE: run as root, or do without the event")]
-    ForkPrivilege,
     /// The handshake failed in a way that no kernel is known for.
     #[error("userfaultfd handshake with {features}")]
     Handshake {
@@ -164,7 +161,6 @@ pub(crate) fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Featur
         // The kernel answers with all it has, not with what is on.
         Ok(()) if features.contains(Features::WP_ASYNC) => Ok(features | Features::WP_UNPOPULATED),
         Ok(()) => Ok(features),
-        Err(Errno::PERM) if features.contains(Features::EVENT_FORK) => Err(OpenError::ForkPrivilege),
         // A handshake that was refused may be repeated.
         Err(source) => match offered(fd) {
             Ok(offered) if !offered.contains(features) => {

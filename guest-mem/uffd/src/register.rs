@@ -7,7 +7,6 @@ use rustix::io::Errno;
 
 use crate::abi::{self, UffdioRegister};
 use crate::handle::{Userfault, plain};
-use crate::resolve::Action;
 use crate::sys;
 
 /// Which pages of a registered range make their reader wait. At least one.
@@ -27,27 +26,6 @@ impl Modes {
         bit(self.missing, abi::UFFDIO_REGISTER_MODE_MISSING)
             | bit(self.minor, abi::UFFDIO_REGISTER_MODE_MINOR)
             | bit(self.write_protect, abi::UFFDIO_REGISTER_MODE_WP)
-    }
-}
-
-/// What the kernel offers for a registered range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RegisteredIoctls(u64);
-
-impl RegisteredIoctls {
-    /// Whether this can be done to the range. 6.12 offers a move for every range but hugetlb, although it works on
-    /// private anonymous memory alone.
-    pub fn offers(self, action: Action) -> bool {
-        let nr = match action {
-            Action::Copy => abi::NR_COPY,
-            Action::Zero => abi::NR_ZEROPAGE,
-            Action::Move => abi::NR_MOVE,
-            Action::Continue => abi::NR_CONTINUE,
-            Action::Poison => abi::NR_POISON,
-            Action::WriteProtect | Action::WriteUnprotect => abi::NR_WRITEPROTECT,
-            Action::Wake => abi::NR_WAKE,
-        };
-        self.0 >> nr & 1 == 1
     }
 }
 
@@ -106,34 +84,12 @@ impl Userfault {
     ///
     /// # Errors
     /// The range does not fit, is taken, or cannot be watched so.
-    pub fn register(
-        &self,
-        region: &Region,
-        range: HvaRange,
-        modes: Modes,
-    ) -> Result<RegisteredIoctls, RegisterError> {
+    pub fn register(&self, region: &Region, range: HvaRange, modes: Modes) -> Result<(), RegisterError> {
         region.check(range)?;
+        let mut argument = UffdioRegister { range: plain(range), mode: modes.bits(), ioctls: 0 };
         // SAFETY: a region's memory, into which no reference ever exists; when it is unmapped, so is the
         // registration.
-        unsafe { self.register_mapping(range, modes) }
-    }
-
-    /// The same for any mapping, which with an adopted descriptor is one of another process.
-    ///
-    /// # Safety
-    /// As long as the range is registered and lies in this process, nobody makes a Rust reference into it.
-    ///
-    /// # Errors
-    /// The range is taken or cannot be watched so.
-    pub unsafe fn register_mapping(
-        &self,
-        range: HvaRange,
-        modes: Modes,
-    ) -> Result<RegisteredIoctls, RegisterError> {
-        let mut argument = UffdioRegister { range: plain(range), mode: modes.bits(), ioctls: 0 };
-        // SAFETY: the caller's contract.
-        let done = unsafe { sys::register(self.fd.as_fd(), &mut argument) };
-        done.map(|()| RegisteredIoctls(argument.ioctls)).map_err(|errno| match errno {
+        unsafe { sys::register(self.fd.as_fd(), &mut argument) }.map_err(|errno| match errno {
             Errno::BUSY => RegisterError::Taken { range },
             Errno::PERM => RegisterError::ReadOnly { range },
             Errno::INVAL => RegisterError::Unsupported { range, modes },
@@ -152,20 +108,5 @@ impl Userfault {
             Errno::NOMEM => RegisterError::NoMemoryOrDead { range },
             source => RegisterError::Other { range, source },
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_offered_is_read_by_number() {
-        // What 6.12 says of anonymous memory registered for missing pages.
-        let offered = RegisteredIoctls(0x13c);
-        assert!(
-            offered.offers(Action::Copy) && offered.offers(Action::Move) && offered.offers(Action::Poison)
-        );
-        assert!(!offered.offers(Action::WriteProtect) && !offered.offers(Action::Continue));
     }
 }

@@ -28,7 +28,6 @@ pub enum Action {
     Zero,
     Move,
     Continue,
-    Poison,
     WriteProtect,
     WriteUnprotect,
     Wake,
@@ -41,7 +40,6 @@ impl fmt::Display for Action {
             Self::Zero => "UFFDIO_ZEROPAGE",
             Self::Move => "UFFDIO_MOVE",
             Self::Continue => "UFFDIO_CONTINUE",
-            Self::Poison => "UFFDIO_POISON",
             Self::WriteProtect => "UFFDIO_WRITEPROTECT (on)",
             Self::WriteUnprotect => "UFFDIO_WRITEPROTECT (off)",
             Self::Wake => "UFFDIO_WAKE",
@@ -72,7 +70,7 @@ pub enum ResolveKind {
     /// `EAGAIN` without: a mapping is changing. Read the events, then try again.
     #[error("a mapping changes, until its event is read")]
     Changing,
-    /// `EEXIST`: the first page is there. For [`Action::Zero`], [`Action::Move`] and [`Action::Poison`] also: it
+    /// `EEXIST`: the first page is there. For [`Action::Zero`] and [`Action::Move`] also: it
     /// is not there, but write-protected all the same (see [`crate::Features::WP_UNPOPULATED`]); a copy fills it.
     #[error("the page is there already")]
     Exists,
@@ -93,7 +91,7 @@ pub enum ResolveKind {
     /// `EFAULT`: what was to be copied cannot be read, what was to be continued is not in the page cache, or the
     /// file ends before.
     #[error("nothing can be read at the source, or behind the end of the file")]
-    Fault,
+    Unreadable,
     /// `EINVAL`: an empty or unaligned range, or a mapping of a kind, or registered in a way, that does not
     /// allow it.
     #[error("the range is unaligned or empty, or its mapping is not of the kind or mode for it")]
@@ -124,7 +122,7 @@ pub(crate) fn outcome(
         Errno::SRCH => ResolveKind::Dead,
         Errno::NOMEM => ResolveKind::NoMemory,
         Errno::BUSY => ResolveKind::Busy,
-        Errno::FAULT => ResolveKind::Fault,
+        Errno::FAULT => ResolveKind::Unreadable,
         Errno::INVAL => ResolveKind::Invalid,
         other => ResolveKind::Other(other),
     };

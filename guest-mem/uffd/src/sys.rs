@@ -14,8 +14,7 @@ use crate::abi::{self, UffdioApi, UffdioCopy, UffdioFill, UffdioRange, UffdioReg
 /// Where a descriptor that sees all faults can be had without a privilege, by file permissions.
 pub(crate) const DEVICE: &str = "/dev/userfaultfd";
 
-/// `O_NONBLOCK` is given at birth, because poll(2) reports nothing but an error without it, and because the
-/// descriptor that comes with a fork inherits the flags of birth, not those of `fcntl`.
+/// `O_NONBLOCK`, because poll(2) reports nothing but an error without it.
 const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
 
 /// A structure that an ioctl of a userfaultfd takes, by the numbers it goes with.
@@ -44,7 +43,7 @@ unsafe impl Argument for UffdioCopy {
 }
 // SAFETY: it is the structure of the first, and `abi` asserts that the others are laid out the same.
 unsafe impl Argument for UffdioFill {
-    const REQUESTS: &'static [u64] = &[abi::UFFDIO_ZEROPAGE, abi::UFFDIO_CONTINUE, abi::UFFDIO_POISON];
+    const REQUESTS: &'static [u64] = &[abi::UFFDIO_ZEROPAGE, abi::UFFDIO_CONTINUE];
 }
 // SAFETY: it is the structure of this request.
 unsafe impl Argument for UffdioWriteprotect {
@@ -93,15 +92,6 @@ fn owned(raw: RawFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// Takes the descriptor that came with a fork event.
-///
-/// # Safety
-/// The number was read from a userfaultfd by this process and not given to this function before.
-pub(crate) unsafe fn own_forked(raw: RawFd) -> OwnedFd {
-    // SAFETY: the kernel installed it for whoever read the event, and the caller says that is us, once.
-    unsafe { OwnedFd::from_raw_fd(raw) }
-}
-
 /// The handshake: once for each descriptor, before anything else.
 pub(crate) fn api(fd: BorrowedFd<'_>, argument: &mut UffdioApi) -> Result<(), Errno> {
     // SAFETY: changes no memory but the argument.
@@ -145,7 +135,7 @@ pub(crate) unsafe fn move_pages(fd: BorrowedFd<'_>, argument: &mut UffdioCopy) -
     unsafe { ioctl(fd, abi::UFFDIO_MOVE, argument) }
 }
 
-/// `UFFDIO_ZEROPAGE`, `UFFDIO_CONTINUE` or `UFFDIO_POISON`.
+/// `UFFDIO_ZEROPAGE` or `UFFDIO_CONTINUE`.
 pub(crate) fn fill(fd: BorrowedFd<'_>, request: u64, argument: &mut UffdioFill) -> Result<(), Errno> {
     // SAFETY: as for a copy: only registered mappings are filled.
     unsafe { ioctl(fd, request, argument) }

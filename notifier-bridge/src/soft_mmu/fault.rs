@@ -1,7 +1,7 @@
 //! A fault of the secondary MMU, phase by phase. Each phase is a type, so none can be left out or swapped.
 //!
 //! ```text
-//!   Fault ── snapshot ──> Snapshotted ── resolve ──> Resolved ── install ──> Fixed
+//!   SoftFault ── snapshot ──> Snapshotted ── resolve ──> Resolved ── install ──> Fixed
 //!     ^      (no lock)       (no lock, may sleep)       (mmu_lock)      ├──> Spurious   somebody was faster
 //!     └─────────────────────────────────────────────────────────────────┴─── Retry      an invalidation was
 //! ```
@@ -24,7 +24,7 @@ use crate::sequence::Snapshot;
 const BRACKET: Duration = Duration::from_secs(300);
 
 /// One fault, before anything was looked at.
-pub(super) struct Fault<'m, P> {
+pub(super) struct SoftFault<'m, P> {
     pub(super) mmu: &'m SoftMmu<P>,
     pub(super) slot: Memslot,
     pub(super) gfn: Gfn,
@@ -33,13 +33,13 @@ pub(super) struct Fault<'m, P> {
 
 /// The sequence is known, the page is not.
 pub(super) struct Snapshotted<'m, P> {
-    fault: Fault<'m, P>,
+    fault: SoftFault<'m, P>,
     snapshot: Snapshot,
 }
 
 /// The page is known, and may be gone again.
 pub(super) struct Resolved<'m, P: PrimaryMmu> {
-    fault: Fault<'m, P>,
+    fault: SoftFault<'m, P>,
     snapshot: Snapshot,
     mapping: Mapping<P::Frame>,
 }
@@ -67,7 +67,7 @@ impl<P: PrimaryMmu> SoftMmu<P> {
         cell.pf_taken.raise();
         let mut patience = Patience::new(BRACKET);
         loop {
-            let fault = Fault { mmu: self, slot: *slot, gfn, write }.snapshot();
+            let fault = SoftFault { mmu: self, slot: *slot, gfn, write }.snapshot();
             let outcome = if fault.is_hopeless() { Installed::Retry } else { fault.resolve()?.install() };
             match outcome {
                 Installed::Fixed => cell.pf_fixed.raise(),
@@ -86,7 +86,7 @@ impl<P: PrimaryMmu> SoftMmu<P> {
     }
 }
 
-impl<'m, P: PrimaryMmu> Fault<'m, P> {
+impl<'m, P: PrimaryMmu> SoftFault<'m, P> {
     pub(super) fn snapshot(self) -> Snapshotted<'m, P> {
         let snapshot = self.mmu.sequence.snapshot();
         Snapshotted { fault: self, snapshot }
@@ -116,7 +116,7 @@ impl<'m, P: PrimaryMmu> Snapshotted<'m, P> {
 
 impl<P: PrimaryMmu> Resolved<'_, P> {
     pub(super) fn install(self) -> Installed {
-        let Fault { mmu, slot, gfn, write } = self.fault;
+        let SoftFault { mmu, slot, gfn, write } = self.fault;
         let mut locked = mmu.sequence.lock();
         if locked.retry_locked(self.snapshot, gfn) {
             return Installed::Retry;

@@ -7,7 +7,7 @@
 //!              Worker::access(gpa) ── entry? ── yes ──> use the frame, inside the worker's epoch
 //!                    ^                  no
 //!                    │                  v
-//!                    └── install <── Fault: snapshot, resolve (PrimaryMmu), mmu_lock, retry?
+//!                    └── install <── SoftFault: snapshot, resolve (PrimaryMmu), mmu_lock, retry?
 //!
 //!   invalidate_range_start:  mmu_lock { begin, add to the hull, zap, wait for workers inside }   spte.rs  the entry
 //!        … the primary MMU changes …                                                             table.rs the table

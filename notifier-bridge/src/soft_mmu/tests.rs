@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use guest_mem::{Gpa, Hva, HvaRange, PAGE_SIZE, SlotTable};
 
-use super::fault::{Fault, Installed};
+use super::fault::{Installed, SoftFault};
 use super::*;
 use crate::doubles::{FakePrimary, Pfn, slots};
 use crate::event::Cause;
@@ -59,9 +59,9 @@ fn shadow_of(mmu: &Mmu, page: u64) -> Option<Pfn> {
     spte.is_present().then(|| Pfn(spte.pfn()))
 }
 
-fn fault(mmu: &Mmu, page: u64) -> Fault<'_, FakePrimary> {
+fn fault(mmu: &Mmu, page: u64) -> SoftFault<'_, FakePrimary> {
     let slot = *mmu.slots.find_gpa(gpa(page)).unwrap();
-    Fault { mmu, slot, gfn: gpa(page).gfn(), write: true }
+    SoftFault { mmu, slot, gfn: gpa(page).gfn(), write: true }
 }
 
 /// Pages whose translation is not what the primary MMU says now.

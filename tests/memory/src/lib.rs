@@ -5,7 +5,7 @@
 //!   tests! ─> Need ──> harness            what a test needs, asked of the host once
 //!   alone, allow, swap, OwnCgroup, filled  the host for one test at a time, and memory on it
 //!   Announcements                         what the kernel announces to a VM of this process
-//!   FaultyStore, DiscardStore             a store around a store in which a plan of faults comes true; one that keeps nothing
+//!   FaultyStore                           a store around a store, of which calls fail as a plan says
 //! ```
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

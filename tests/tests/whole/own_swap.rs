@@ -11,14 +11,14 @@ use guest_abi::work::SplitMix64;
 use guest_mem::{Backing, Operation, PMD_SIZE, perform};
 use serde_json::Value;
 use swap::{
-    Codec, CompressedStore, Evictor, FaultAround, HandlerReport, Handlers, Hears, Lost, Options, Served,
+    Codec, CompressedStore, Evictor, FaultAround, HandlerReport, Handlers, Lost, Observer, Options, Served,
     Store, Swapper,
 };
-use test_memory::stores::FaultyStore;
+use test_memory::stores::{FaultyStore, StoreCall, StoreFault};
 use tests::host::Need;
 use tests::machine::{Bare, PATIENCE, config};
 use tests::{host, program};
-use uffd::{Event, Fault};
+use uffd::{Event, PageFault};
 
 crate::tests! {
     a_run_counts_what_it_takes_and_brings_back: [Kvm, Userfault],
@@ -34,8 +34,8 @@ crate::tests! {
 /// A handler that nobody needs to tell anything, unless a page is lost.
 struct Quiet;
 
-impl Hears for Quiet {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {}
+impl Observer for Quiet {
+    fn fault(&mut self, _fault: &PageFault, _served: Served) {}
     fn event(&mut self, _event: &Event) {}
     fn lost(&mut self, lost: Lost) {
         panic!("{lost}: {}", lost.why);
@@ -153,8 +153,8 @@ fn a_full_store_says_why_it_is_full() {
 /// Passes on which page is lost, and why.
 struct Losses(Sender<(u64, String)>);
 
-impl Hears for Losses {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {}
+impl Observer for Losses {
+    fn fault(&mut self, _fault: &PageFault, _served: Served) {}
     fn event(&mut self, _event: &Event) {}
     fn lost(&mut self, lost: Lost) {
         self.0.send((lost.page, lost.why.to_string())).unwrap();
@@ -166,8 +166,8 @@ fn a_guest_never_gets_what_its_store_has_spoiled() {
     const SPOILED: u64 = 37;
     let bare = Bare::start(config(1, 2, Backing::Base4k));
     bare.fill(1);
-    let plan = format!("put 1: flip {}", SPOILED * PAGE_SIZE * 8 + 16_001);
-    let store = Arc::new(FaultyStore::new(lz4(), plan.parse().unwrap()));
+    let flip = StoreFault::Flip(SPOILED * PAGE_SIZE * 8 + 16_001);
+    let store = Arc::new(FaultyStore::new(lz4(), &[(StoreCall::Put, 1, flip)]));
     let options = Options { store, around: FaultAround::Fixed(16), events: false };
     let swapper = Arc::new(Swapper::attach(bare.machine.core().arena().clone(), options).unwrap());
     let (send, losses) = channel();
@@ -321,16 +321,10 @@ fn nothing_is_lost_in_a_storm() {
 fn disturb(bare: &Bare, swapper: &Swapper, written: u64, random: &mut SplitMix64) {
     let arena = bare.machine.core().arena();
     let strangers = bare.pages(written + random.below(400), 1 + random.below(100));
-    match random.below(3) {
+    match random.below(2) {
         0 if !arena.backing().is_shared() => {
             // With events the kernel says it, in time.
             perform(arena, Operation::DontNeed, strangers).unwrap();
-        }
-        1 if !arena.backing().is_shared() => {
-            let range = bare.pages(random.below(written - 16), 16);
-            let _still = swapper.hold_still();
-            let _hold = bare.machine.core().surroundings.gate.hold();
-            perform(arena, Operation::Remap, range).unwrap();
         }
         _ if arena.backing().is_shared() => {
             swapper.discard(strangers).unwrap();

@@ -16,10 +16,10 @@ use guest_mem::{
 use notifier_bridge::{Bridge, Cause, Invalidation, InvalidationRecord, monotonic_ns};
 use swap::{
     AttachError, BufferError, Clock, Codec, CompressedStore, EvictError, Evicted, Evictor, FileStore,
-    FileStoreError, HandlerError, HandlerReport, Handlers, Hears, Lost, Options, Served, Store, StoreError,
-    Swapper, WatchError,
+    FileStoreError, HandlerError, HandlerReport, Handlers, Lost, Observer, Options, Served, Store,
+    StoreError, Swapper, WatchError,
 };
-use uffd::{Event, Fault};
+use uffd::{Event, PageFault};
 
 use super::notes::{Notes, planned_ranges};
 use crate::testbed::{Breaker, Testbed};
@@ -310,16 +310,14 @@ impl Hearer {
     }
 }
 
-impl Hears for Hearer {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {}
+impl Observer for Hearer {
+    fn fault(&mut self, _fault: &PageFault, _served: Served) {}
 
     fn event(&mut self, event: &Event) {
         let (cause, range) = match event {
             Event::Remove(range) => (Cause::DontNeed, *range),
             Event::Unmap(range) => (Cause::Unmap, *range),
             Event::Remap { from, .. } => (Cause::Remap, *from),
-            // The child's translations are its own; the parent's went by copy-on-write, which the kernel announces.
-            Event::Fork(_) => (Cause::CopyOnWrite, self.region),
             Event::Fault(_) => return,
         };
         // Whatever of it lies elsewhere concerns none of our listeners.

@@ -61,7 +61,7 @@ impl Backend {
     }
 }
 
-/// Hears of a run's progress.
+/// Observer of a run's progress.
 pub trait Progress {
     /// A row is about to be made: its number from 0, of how many, and what it is.
     fn row(&mut self, index: usize, of: usize, row: &RowPlan<'_>);

@@ -1,7 +1,6 @@
 //! Pages that a claim holds, and that stay where they are until it is done with them.
 
 use std::ops::Range;
-use std::sync::RwLockReadGuard;
 
 use guest_mem::waits::{Overdue, Patience, WAKE};
 use guest_mem::{HvaRange, is_zero_page};
@@ -9,8 +8,8 @@ use uffd::{ResolveError, ResolveKind, Wake};
 
 use super::error::EvictError;
 use super::evictor::{Evictor, Share};
-use crate::fate::{BLOCK_PAGES, Fate};
 use crate::runs::runs;
+use crate::state::{BLOCK_PAGES, SwapState};
 use crate::store::{Slot, checksum};
 
 /// Pages that are claimed and write-protected. Dropped, they are what they were before.
@@ -24,8 +23,6 @@ pub struct Claimed<'e, 's> {
     pages: Range<usize>,
     /// How many of them were claimed.
     count: usize,
-    /// Nobody moves the memory elsewhere meanwhile.
-    _still: RwLockReadGuard<'s, ()>,
 }
 
 impl<'s> Evictor<'s> {
@@ -44,10 +41,9 @@ impl<'e, 's> Claimed<'e, 's> {
     fn new(evictor: &'e mut Evictor<'s>, block: usize, pages: Range<usize>) -> Result<Self, EvictError> {
         let swapper = evictor.swapper;
         evictor.shares.clear();
-        let still = swapper.still();
         let number = swapper.next_claim();
         swapper.reading.settle()?;
-        let mut claimed = Self { evictor, number, block, pages, count: 0, _still: still };
+        let mut claimed = Self { evictor, number, block, pages, count: 0 };
         claimed.protect()?;
         Ok(claimed)
     }
@@ -87,9 +83,9 @@ impl<'e, 's> Claimed<'e, 's> {
         let Evictor { swapper, shares, .. } = &mut *self.evictor;
         {
             let mut block = swapper.blocks.lock(self.block);
-            shares.extend(self.pages.clone().map(|page| match block.fate(page) {
-                Fate::Resident => {
-                    block.set(page, Fate::Leaving(self.number));
+            shares.extend(self.pages.clone().map(|page| match block.state(page) {
+                SwapState::Resident => {
+                    block.set(page, SwapState::Leaving(self.number));
                     self.count += 1;
                     Share::Claimed
                 }
@@ -145,9 +141,9 @@ impl<'e, 's> Claimed<'e, 's> {
     fn give_up(&mut self) -> bool {
         let swapper = self.evictor.swapper;
         let mut block = swapper.blocks.lock(self.block);
-        let ours = Fate::Leaving(self.number);
+        let ours = SwapState::Leaving(self.number);
         for (share, page) in self.evictor.shares.iter_mut().zip(self.pages.clone()) {
-            if block.fate(page) != ours {
+            if block.state(page) != ours {
                 *share = Share::None;
             }
         }
@@ -155,7 +151,7 @@ impl<'e, 's> Claimed<'e, 's> {
             match swapper.userfault.write_unprotect(self.range_of(&run), Wake::Yes) {
                 Err(ResolveError { kind: ResolveKind::Changing, .. }) => return false,
                 // If the kernel refuses, the next write to each page finds it resident and asks again.
-                Ok(()) | Err(_) => self.in_block(&run).for_each(|page| block.set(page, Fate::Resident)),
+                Ok(()) | Err(_) => self.in_block(&run).for_each(|page| block.set(page, SwapState::Resident)),
             }
         }
         true

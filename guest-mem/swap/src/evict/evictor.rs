@@ -1,6 +1,6 @@
 //! What a thread needs to evict.
 
-use crate::fate::BLOCK_PAGES;
+use crate::state::BLOCK_PAGES;
 use crate::store::{BufferError, PageBuffer, Slot};
 use crate::swapper::Swapper;
 

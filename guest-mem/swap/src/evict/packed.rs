@@ -8,8 +8,8 @@ use super::claimed::Claimed;
 use super::error::EvictError;
 use super::evicted::Evicted;
 use super::evictor::{Evictor, Share};
-use crate::fate::{Fate, Then};
 use crate::runs::runs;
+use crate::state::{AfterDrop, SwapState};
 
 /// Pages that are claimed and stored. Dropped, they stay, and the store forgets them.
 #[derive(Debug)]
@@ -81,21 +81,22 @@ impl Packed<'_, '_> {
     /// Leaving -> Dropping, for the pages that are still claimed: who faults on one now waits until it is gone.
     fn leave(&mut self) -> Vec<Range<usize>> {
         let Claimed { evictor, number, block, .. } = &self.0;
-        let mut fates = evictor.swapper.blocks.lock(*block);
-        let ours = Fate::Leaving(*number);
-        let going =
-            |at: usize| (evictor.shares[at].is_packed() && fates.fate(self.0.page(at)) == ours).then_some(());
+        let mut states = evictor.swapper.blocks.lock(*block);
+        let ours = SwapState::Leaving(*number);
+        let going = |at: usize| {
+            (evictor.shares[at].is_packed() && states.state(self.0.page(at)) == ours).then_some(())
+        };
         let leaving: Vec<Range<usize>> = runs(evictor.shares.len(), going).map(|(run, ())| run).collect();
         for run in &leaving {
             for (page, &share) in self.0.in_block(run).zip(&evictor.shares[run.clone()]) {
                 let then = match share {
                     Share::Stored(slot, sum) => {
-                        fates.set_checksum(page, sum);
-                        Then::Stored(slot)
+                        states.set_checksum(page, sum);
+                        AfterDrop::Stored(slot)
                     }
-                    _ => Then::Zero,
+                    _ => AfterDrop::Zero,
                 };
-                fates.set(page, Fate::Dropping(then));
+                states.set(page, SwapState::Dropping(then));
             }
         }
         leaving
@@ -105,21 +106,21 @@ impl Packed<'_, '_> {
     fn settle(&mut self, run: Range<usize>, stayed: &[bool], evicted: &mut Evicted) {
         let pages = self.0.in_block(&run);
         let Claimed { evictor, number, block, .. } = &mut self.0;
-        let mut fates = evictor.swapper.blocks.lock(*block);
+        let mut states = evictor.swapper.blocks.lock(*block);
         for ((page, share), &stayed) in pages.zip(&mut evictor.shares[run]).zip(stayed) {
-            let Fate::Dropping(then) = fates.fate(page) else {
+            let SwapState::Dropping(then) = states.state(page) else {
                 unreachable!("nobody else changes a page that is being dropped, but by discarding it")
             };
-            // A slot goes from the share to the fate, or stays in the share and is given up with it, and the claim too;
+            // A slot goes from the share to the state, or stays in the share and is given up with it, and the claim too;
             // one that was discarded meanwhile is nobody's any more.
-            if stayed && then != Then::Absent {
-                fates.set(page, Fate::Leaving(*number));
+            if stayed && then != AfterDrop::Absent {
+                states.set(page, SwapState::Leaving(*number));
                 continue;
             }
             *share = Share::None;
-            fates.set(page, then.into());
+            states.set(page, then.into());
             evicted.pages += 1;
-            evicted.zeros += u64::from(then == Then::Zero);
+            evicted.zeros += u64::from(then == AfterDrop::Zero);
         }
     }
 }

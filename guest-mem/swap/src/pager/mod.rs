@@ -13,23 +13,21 @@
 //! Shared memory has a page cache, and a page that is there is not missing, though it may be mapped nowhere: the fault is
 //! a minor one. As a rule what is there is the page (somebody dropped the mapping alone). But a hole in a large folio that
 //! is in use for the moment (a reference by anybody is enough to keep it from being split) leaves the folio where it is
-//! and zeros in the hole. So a page of fate `Stored` that is in the cache is written over there, and mapped.
+//! and zeros in the hole. So a page of state `Stored` that is in the cache is written over there, and mapped.
 
 mod error;
 mod returning;
 
-use std::sync::atomic::Ordering;
-
 use error::Obstacle;
 
 use super::Swapper;
-use super::fate::{BLOCK_PAGES, Block, Fate};
 use super::fill::Source;
 use super::huge::HugeStage;
+use super::state::{BLOCK_PAGES, Block, SwapState};
 use crate::store::{BufferError, PageBuffer, Slot};
 pub use error::{Lost, LostWhy};
 use guest_mem::{HvaRange, PAGE_SIZE};
-use uffd::{Fault, FaultKind, MapAs, ResolveError, ResolveKind, Wake};
+use uffd::{FaultKind, MapAs, PageFault, ResolveError, ResolveKind, Wake};
 
 /// What came of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +75,7 @@ impl<'s> Pager<'s> {
     ///
     /// # Errors
     /// The page is lost. Who waits for it is not woken.
-    pub fn serve(&mut self, fault: &Fault) -> Result<Served, Lost> {
+    pub fn serve(&mut self, fault: &PageFault) -> Result<Served, Lost> {
         let at = fault.page();
         let place = HvaRange::with_len(at, PAGE_SIZE).and_then(|page| self.swapper.place(page));
         let Some((block, page)) = place else {
@@ -98,12 +96,12 @@ impl<'s> Pager<'s> {
         block_number: usize,
         page: usize,
         number: u64,
-        fault: &Fault,
+        fault: &PageFault,
     ) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
         let mut block = swapper.blocks.lock(block_number);
         // What comes from the store must not have been discarded meanwhile. In this order, always.
-        let _no_event = if block.fate(page).is_out() {
+        let _no_event = if block.state(page).is_out() {
             drop(block);
             let held_off = swapper.reading.hold_off();
             block = swapper.blocks.lock(block_number);
@@ -111,33 +109,34 @@ impl<'s> Pager<'s> {
         } else {
             None
         };
-        if swapper.held_still.load(Ordering::SeqCst) {
-            return Err(Obstacle::Later);
-        }
         let only = swapper.range_of(block_number, &(page..page + 1));
-        match block.fate(page) {
-            Fate::Stored(_) | Fate::Zero => {}
-            Fate::Absent | Fate::Resident | Fate::Leaving(_) if fault.kind == FaultKind::Minor => {
+        match block.state(page) {
+            SwapState::Stored(_) | SwapState::Zero => {}
+            SwapState::Absent | SwapState::Resident | SwapState::Leaving(_)
+                if fault.kind == FaultKind::Minor =>
+            {
                 return self.map_cached(&mut block, block_number, page, number, fault.write);
             }
-            Fate::Absent => return self.first_touch(&mut block, block_number, page, number, fault.write),
-            Fate::Dropping(_) => return Err(Obstacle::Later),
-            Fate::Lost => return Err(Obstacle::Lost(LostWhy::Before)),
-            Fate::Leaving(_) | Fate::Resident if fault.kind == FaultKind::WriteProtect => {
-                let kept = matches!(block.fate(page), Fate::Leaving(_));
-                block.set(page, Fate::Resident);
+            SwapState::Absent => {
+                return self.first_touch(&mut block, block_number, page, number, fault.write);
+            }
+            SwapState::Dropping(_) => return Err(Obstacle::Later),
+            SwapState::Lost => return Err(Obstacle::Lost(LostWhy::Before)),
+            SwapState::Leaving(_) | SwapState::Resident if fault.kind == FaultKind::WriteProtect => {
+                let kept = matches!(block.state(page), SwapState::Leaving(_));
+                block.set(page, SwapState::Resident);
                 // A huge page that is watched would come apart if one of its pages alone could be written to.
-                let leaving = |page| matches!(block.fate(page), Fate::Leaving(_));
+                let leaving = |page| matches!(block.state(page), SwapState::Leaving(_));
                 let whole = swapper.huge && swapper.used.is_watched() && !(0..BLOCK_PAGES).any(leaving);
                 let writable = if whole { swapper.range_of(block_number, &(0..BLOCK_PAGES)) } else { only };
                 swapper.userfault.write_unprotect(writable, Wake::Yes)?;
                 return Ok(if kept { Served::Kept } else { Served::Present });
             }
-            Fate::Leaving(_) | Fate::Resident => {
+            SwapState::Leaving(_) | SwapState::Resident => {
                 // There, or discarded behind our back: then it is zeros, and a claim on it is void.
                 let missing = self.zero(only, fault.write)?;
                 if missing {
-                    block.set(page, Fate::Resident);
+                    block.set(page, SwapState::Resident);
                 }
                 return Ok(if missing { Served::Zeroed(1) } else { Served::Present });
             }
@@ -148,13 +147,13 @@ impl<'s> Pager<'s> {
         if let Some(returned) = self.return_huge(&mut block, block_number)? {
             return Ok(returned);
         }
-        if !block.fate(page).is_out() {
+        if !block.state(page).is_out() {
             // Among those that moved before something was in the way.
             return Ok(Served::Returned(1));
         }
         match self.return_pages(&mut block, block_number, around.clone(), page, fault.write) {
             // The window is a courtesy: what it meets must not cost the page that is wanted.
-            Err(Obstacle::Lost(_)) if around.len() > 1 && block.fate(page).is_out() => {
+            Err(Obstacle::Lost(_)) if around.len() > 1 && block.state(page).is_out() => {
                 self.return_pages(&mut block, block_number, page..page + 1, page, fault.write)
             }
             result => result,
@@ -163,10 +162,10 @@ impl<'s> Pager<'s> {
             // What the kernel does not take, for want of memory, the store still has.
             let of_the_store =
                 matches!(obstacle, Obstacle::Lost(LostWhy::Store(_) | LostWhy::Checksum { .. }));
-            if let Fate::Stored(slot) = block.fate(page)
+            if let SwapState::Stored(slot) = block.state(page)
                 && of_the_store
             {
-                block.set(page, Fate::Lost);
+                block.set(page, SwapState::Lost);
                 swapper.store.free(&[slot]);
             }
         })
@@ -184,23 +183,23 @@ impl<'s> Pager<'s> {
         let swapper = self.swapper;
         let watched = swapper.used.is_watched();
         let ahead = if watched { 1 } else { (self.swapper.window.around(number).end - number) as usize };
-        let leaving = matches!(block.fate(page), Fate::Leaving(_));
+        let leaving = matches!(block.state(page), SwapState::Leaving(_));
         let (end, map_as) = match (leaving, write) {
             // It may be read on, and the next write must be seen.
             (true, false) => (page + 1, MapAs::WriteProtected),
             (true, true) => (page + 1, MapAs::Writable),
             (false, _) => {
-                let resident = |&page: &usize| block.fate(page) == Fate::Resident;
+                let resident = |&page: &usize| block.state(page) == SwapState::Resident;
                 (page + 1 + (page + 1..page + ahead).take_while(resident).count(), MapAs::Writable)
             }
         };
         if map_as == MapAs::Writable {
-            block.set(page, Fate::Resident);
+            block.set(page, SwapState::Resident);
         }
         match swapper.userfault.continue_(swapper.range_of(block_number, &(page..end)), map_as, Wake::Yes) {
             Ok(()) | Err(ResolveError { kind: ResolveKind::Stopped, .. }) => {}
             // Mapped by now, or gone from the cache: they look again.
-            Err(ResolveError { kind: ResolveKind::Exists | ResolveKind::Fault, .. }) => {
+            Err(ResolveError { kind: ResolveKind::Exists | ResolveKind::Unreadable, .. }) => {
                 swapper.userfault.wake(swapper.range_of(block_number, &(page..page + 1)))?;
             }
             Err(error) => return Err(error.into()),
@@ -221,7 +220,7 @@ impl<'s> Pager<'s> {
         let first = swapper.first_page(block_number);
         let around = self.swapper.window.around(number);
         let around = (around.start - first) as usize..(around.end - first) as usize;
-        let absent = |page: usize| block.fate(page) == Fate::Absent;
+        let absent = |page: usize| block.state(page) == SwapState::Absent;
         // The run of absent pages that the wanted one is in.
         let start =
             (around.start..page).rev().find(|&page| !absent(page)).map_or(around.start, |page| page + 1);
@@ -236,7 +235,7 @@ impl<'s> Pager<'s> {
             result = self.zero(swapper.range_of(block_number, &zeroed), write);
         }
         result?;
-        zeroed.clone().for_each(|page| block.set(page, Fate::Resident));
+        zeroed.clone().for_each(|page| block.set(page, SwapState::Resident));
         Ok(Served::Zeroed(zeroed.len() as u32))
     }
 

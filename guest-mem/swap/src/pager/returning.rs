@@ -7,9 +7,9 @@ use uffd::{ResolveKind, Wake};
 
 use super::error::Obstacle;
 use super::{LostWhy, Pager, Served};
-use crate::fate::{BLOCK_PAGES, Block, Fate};
 use crate::fill::Source;
 use crate::runs::runs;
+use crate::state::{BLOCK_PAGES, Block, SwapState};
 use crate::store::checksum;
 
 impl Pager<'_> {
@@ -23,13 +23,10 @@ impl Pager<'_> {
         page: usize,
         write: bool,
     ) -> Result<Served, Obstacle> {
-        let swapper = self.swapper;
-        let keeps = swapper.store.keeps_content();
-        let source = |place: usize| match block.fate(around.start + place) {
-            Fate::Stored(_) if keeps => Some(Source::Store),
-            Fate::Stored(_) | Fate::Zero if write && around.start + place == page => Some(Source::Zeros),
-            Fate::Stored(_) => Some(Source::ZeroPage),
-            Fate::Zero => Some(Source::ZeroPage),
+        let source = |place: usize| match block.state(around.start + place) {
+            SwapState::Stored(_) => Some(Source::Store),
+            SwapState::Zero if write && around.start + place == page => Some(Source::Zeros),
+            SwapState::Zero => Some(Source::ZeroPage),
             _ => None,
         };
         let mut pieces: Vec<(Range<usize>, Source)> = runs(around.len(), source).collect();
@@ -40,7 +37,7 @@ impl Pager<'_> {
             let pages = around.start + run.start..around.start + run.end;
             match self.return_run(block, block_number, pages, source) {
                 Ok(pages) => returned += pages,
-                Err(obstacle) if block.fate(page).is_out() => return Err(obstacle),
+                Err(obstacle) if block.state(page).is_out() => return Err(obstacle),
                 Err(_) => break,
             }
         }
@@ -70,8 +67,8 @@ impl Pager<'_> {
     /// Reads stored pages into their places in the buffer, and holds them to their checksums.
     fn fetch(&mut self, block: &Block, first: u64, pages: Range<usize>) -> Result<(), LostWhy> {
         self.slots.clear();
-        self.slots.extend(pages.clone().map(|page| match block.fate(page) {
-            Fate::Stored(slot) => slot,
+        self.slots.extend(pages.clone().map(|page| match block.state(page) {
+            SwapState::Stored(slot) => slot,
             _ => unreachable!("the run is of stored pages, and the block is locked"),
         }));
         let buffer = &mut self.buffer[pages.clone()];
@@ -83,10 +80,10 @@ impl Pager<'_> {
     fn forget(&mut self, block: &mut Block, pages: Range<usize>) {
         self.slots.clear();
         for page in pages {
-            if let Fate::Stored(slot) = block.fate(page) {
+            if let SwapState::Stored(slot) = block.state(page) {
                 self.slots.push(slot);
             }
-            block.set(page, Fate::Resident);
+            block.set(page, SwapState::Resident);
         }
         self.swapper.store.free(&self.slots);
     }
@@ -99,21 +96,23 @@ impl Pager<'_> {
     ) -> Result<Option<Served>, Obstacle> {
         let swapper = self.swapper;
         let Some(stage) = &mut self.stage else { return Ok(None) };
-        if !swapper.store.keeps_content() || !(0..BLOCK_PAGES).all(|page| block.fate(page).is_out()) {
+        if !(0..BLOCK_PAGES).all(|page| block.state(page).is_out()) {
             return Ok(None);
         }
         let first = swapper.first_page(block_number);
         let slots = &mut self.slots;
         let filled = stage.fill(|pages| {
-            for (run, stored) in runs(BLOCK_PAGES, |page| Some(matches!(block.fate(page), Fate::Stored(_)))) {
+            for (run, stored) in
+                runs(BLOCK_PAGES, |page| Some(matches!(block.state(page), SwapState::Stored(_))))
+            {
                 let pages = &mut pages[run.clone()];
                 if !stored {
                     Page::bytes_mut(pages).fill(0);
                     continue;
                 }
                 slots.clear();
-                slots.extend(run.clone().filter_map(|page| match block.fate(page) {
-                    Fate::Stored(slot) => Some(slot),
+                slots.extend(run.clone().filter_map(|page| match block.state(page) {
+                    SwapState::Stored(slot) => Some(slot),
                     _ => None,
                 }));
                 swapper.store.get(slots, pages)?;

@@ -60,14 +60,6 @@ pub enum StoreError {
         /// Where it was kept.
         slot: Slot,
     },
-    /// The store keeps no content.
-    #[error("page {index} of the batch: the {store} store discards what it is given, so nothing comes back")]
-    Discarded {
-        /// Which store.
-        store: &'static str,
-        /// Which page of the batch.
-        index: usize,
-    },
     /// A system call on the store's file failed.
     #[error("{attempt} byte {offset} of the {store} store, for page {index} of the batch")]
     Io {
@@ -108,12 +100,6 @@ pub enum StoreError {
         /// Which store.
         store: &'static str,
     },
-    /// The store has died, and everything in it.
-    #[error("the {store} store has died: nothing it kept can be had")]
-    Dead {
-        /// Which store.
-        store: &'static str,
-    },
 }
 
 /// `it may hold 64 MiB, and 15,360 pages (60 MiB) take 64 MiB there: they do not compress`.
@@ -151,14 +137,9 @@ impl StoreError {
         match self {
             Self::NoSuchPage { index, .. }
             | Self::Damaged { index, .. }
-            | Self::Discarded { index, .. }
             | Self::Io { index, .. }
             | Self::Short { index, .. } => Some(*index),
-            Self::Shape { .. }
-            | Self::Full { .. }
-            | Self::Memory { .. }
-            | Self::ReadOnly { .. }
-            | Self::Dead { .. } => None,
+            Self::Shape { .. } | Self::Full { .. } | Self::Memory { .. } | Self::ReadOnly { .. } => None,
         }
     }
 }

@@ -47,7 +47,7 @@ pub struct Usage {
 
 /// Where evicted pages go. Any number of threads may be in any of the methods at once.
 pub trait Store: Send + Sync + Debug {
-    /// What a user calls it: `lz4`, `zstd`, `file`, `none`.
+    /// What a user calls it: `lz4`, `zstd`, `file`.
     fn name(&self) -> &'static str;
 
     /// Stores each page and fills in its slot. All or nothing: after an error nothing of the batch is kept, and
@@ -69,12 +69,6 @@ pub trait Store: Send + Sync + Debug {
 
     /// What is stored now.
     fn usage(&self) -> Usage;
-
-    /// Whether what is put can be got. If not, an eviction to this store is a promise that the content does not
-    /// matter.
-    fn keeps_content(&self) -> bool {
-        true
-    }
 }
 
 fn check_shape(pages: usize, slots: usize) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use guest_mem::{Backing, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, PageScanner, Region};
-use swap::{Clock, Evictor, Fate, FaultAround};
+use swap::{Clock, Evictor, FaultAround, SwapState};
 use test_memory::Need;
 use test_memory::allow;
 
@@ -55,7 +55,7 @@ fn what_is_used_stays_and_the_rest_goes() {
             assert_eq!(rig.read(page), if page % 7 == 0 { page } else { value(page) }, "{backing}");
         }
         // What came back was used, each at a fault of its own or with its neighbours.
-        let back = |page: u64| rig.swapper.fate(rig.range(page, 1).start()) == Some(Fate::Resident);
+        let back = |page: u64| rig.swapper.state(rig.range(page, 1).start()) == Some(SwapState::Resident);
         assert!((0..1024).all(back), "{backing}");
         assert!(rig.heard.nothing_is_lost());
     }

@@ -5,12 +5,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use guest_mem::{Backing, PAGE_SIZE, PAGES_PER_PMD};
+use rustix::io::Errno;
 use swap::{
-    Codec, CompressedStore, EvictError, Evicted, Evictor, Fate, FaultAround, FileStore, HandlerError,
-    Handlers, Hears, Lost, LostWhy, Served, Store, StoreError,
+    Codec, CompressedStore, EvictError, Evicted, Evictor, FaultAround, FileStore, HandlerError, Handlers,
+    Lost, LostWhy, Observer, Served, Store, StoreError, SwapState,
 };
-use test_memory::stores::{FaultyStore, StoreCall};
-use uffd::{Event, Fault};
+use test_memory::stores::FaultyStore;
+use test_memory::stores::StoreCall::{self, Get, Put};
+use test_memory::stores::StoreFault::{self, Die, Flip, Io, Short, Slow};
+use uffd::{Event, PageFault};
 
 use crate::support::{Rig, assert_lost, idle, lz4, read, rig, value};
 
@@ -30,8 +33,8 @@ fn stores() -> [Arc<dyn Store>; 2] {
     [lz4(), Arc::new(FileStore::new(&std::env::temp_dir(), 64 << 20).unwrap())]
 }
 
-fn faulty(store: Arc<dyn Store>, plan: &str) -> Arc<FaultyStore> {
-    Arc::new(FaultyStore::new(store, plan.parse().unwrap()))
+fn faulty(store: Arc<dyn Store>, plan: &[(StoreCall, u64, StoreFault)]) -> Arc<FaultyStore> {
+    Arc::new(FaultyStore::new(store, plan))
 }
 
 fn fill(rig: &Rig, pages: u64) {
@@ -44,34 +47,34 @@ fn assert_filled(rig: &Rig, pages: impl IntoIterator<Item = u64>) {
 
 /// Page 3 is zeros, so there are two batches: the first is stored when the second fails.
 fn what_cannot_be_stored_stays_as_if_nothing_had_been() {
-    for fault in ["eio", "enospc", "short", "die"] {
+    for fault in [Io(Errno::IO), Io(Errno::NOSPC), Short, Die] {
         for nth in [1, 2] {
             for (store, backing) in
                 stores().into_iter().flat_map(|store| SHARED_AND_NOT.map(|b| (store.clone(), b)))
             {
-                let store = faulty(store, &format!("put {nth}: {fault}"));
+                let store = faulty(store, &[(Put, nth, fault)]);
                 let rig = rig(1, backing, store.clone(), FaultAround::Fixed(1), false);
                 fill(&rig, 8);
                 rig.write(3, 0);
                 let refused = Evictor::new(&rig.swapper).unwrap().evict(rig.range(0, 8));
                 let (before, EvictError::Store { range, .. }) = refused.unwrap_err() else {
-                    panic!("{fault}")
+                    panic!("{fault:?}")
                 };
                 assert_eq!((before, store.calls(StoreCall::Put)), (Evicted::default(), nth));
                 assert!(
                     rig.range(0, 8).covers(range) && range.overlaps(rig.range([0, 4][nth as usize - 1], 1))
                 );
                 assert_eq!(
-                    (rig.stored(), rig.swapper.count(|fate| fate == Fate::Resident)),
+                    (rig.stored(), rig.swapper.count(|state| state == SwapState::Resident)),
                     (0, 8),
-                    "{fault}"
+                    "{fault:?}"
                 );
                 let before = rig.faults();
                 fill(&rig, 8);
                 assert!(rig.faults() - before <= 8, "more than one fault a page");
                 fill(&rig, 8);
                 assert!(rig.faults() - before <= 8, "it was to be once");
-                if fault != "die" {
+                if fault != Die {
                     assert_eq!(rig.evict(0, 8), 8);
                 }
                 assert_filled(&rig, 0..8);
@@ -109,19 +112,27 @@ fn a_full_store_keeps_nothing_of_what_does_not_fit() {
 }
 
 fn what_cannot_be_read_back_is_named_and_never_replaced() {
-    for plan in ["get 3: eio", "get 3: short", "get 3: flip 12345", "get 3: die", "put 1: flip 66000"] {
+    let plans = [
+        (Get, 3, Io(Errno::IO)),
+        (Get, 3, Short),
+        (Get, 3, Flip(12_345)),
+        (Get, 3, Die),
+        (Put, 1, Flip(66_000)),
+    ];
+    for plan in plans {
+        let (.., fault) = plan;
         for (store, backing) in
             stores().into_iter().flat_map(|store| SHARED_AND_NOT.map(|b| (store.clone(), b)))
         {
-            let rig = rig(1, backing, faulty(store, plan), FaultAround::Fixed(1), false);
+            let rig = rig(1, backing, faulty(store, &[plan]), FaultAround::Fixed(1), false);
             fill(&rig, 8);
             assert_eq!(rig.evict(0, 8), 8);
             assert_filled(&rig, 0..2);
             let why = assert_lost(&rig, 2);
-            assert_eq!(matches!(why, LostWhy::Checksum { .. }), plan.contains("flip"), "{plan}: {why}");
-            assert_eq!(rig.stored(), 5, "a lost page takes no room: {plan}");
-            if plan.contains("die") {
-                assert!(matches!(assert_lost(&rig, 3), LostWhy::Store(StoreError::Dead { .. })));
+            assert_eq!(matches!(why, LostWhy::Checksum { .. }), matches!(fault, Flip(_)), "{plan:?}: {why}");
+            assert_eq!(rig.stored(), 5, "a lost page takes no room: {plan:?}");
+            if fault == Die {
+                assert!(matches!(assert_lost(&rig, 3), LostWhy::Store(StoreError::Io { .. })));
             } else {
                 assert_filled(&rig, 3..8);
             }
@@ -131,12 +142,12 @@ fn what_cannot_be_read_back_is_named_and_never_replaced() {
 
 fn a_slow_store_is_waited_for() {
     for store in stores() {
-        let store = faulty(store, "put 1: slow 20ms; get 1: slow 20ms");
+        let store = faulty(store, &[Put, Get].map(|call| (call, 1, Slow(Duration::from_millis(20)))));
         let rig = rig(1, Backing::Base4k, store.clone(), FaultAround::Fixed(4), true);
         fill(&rig, 8);
         assert_eq!(rig.evict(0, 8), 8);
         assert_filled(&rig, 0..8);
-        assert_eq!(store.struck().len(), 2);
+        assert_eq!(store.struck(), 2);
         assert!(rig.heard.nothing_is_lost());
     }
 }
@@ -144,16 +155,16 @@ fn a_slow_store_is_waited_for() {
 /// Page 5 is damaged for good, or for once.
 fn a_neighbour_that_cannot_be_read_costs_nobody_else() {
     let flip = 5 * PAGE_SIZE * 8 + 77;
-    for fault in [format!("put 1: flip {flip}"), format!("get 1: flip {flip}"), "get 1: eio".to_owned()] {
+    for fault in [(Put, 1, Flip(flip)), (Get, 1, Flip(flip)), (Get, 1, Io(Errno::IO))] {
         for (store, backing) in
             stores().into_iter().flat_map(|store| SHARED_AND_NOT.map(|b| (store.clone(), b)))
         {
-            let rig = rig(1, backing, faulty(store, &fault), FaultAround::Fixed(16), false);
+            let rig = rig(1, backing, faulty(store, &[fault]), FaultAround::Fixed(16), false);
             fill(&rig, 16);
             assert_eq!(rig.evict(0, 16), 16);
             assert_filled(&rig, (0..16).filter(|page| *page != 5));
-            assert!(rig.heard.nothing_is_lost(), "{fault}");
-            if fault.starts_with("put") {
+            assert!(rig.heard.nothing_is_lost(), "{fault:?}");
+            if fault.0 == Put {
                 assert!(matches!(assert_lost(&rig, 5), LostWhy::Checksum { .. }));
             } else {
                 assert_filled(&rig, [5]);
@@ -167,12 +178,12 @@ fn a_neighbour_that_cannot_be_read_costs_nobody_else() {
 fn of_a_huge_page_the_damaged_page_is_named() {
     let flip = 300 * PAGE_SIZE * 8 + 5;
     for store in stores() {
-        for plan in [format!("put 2: flip {flip}"), format!("get 1: flip {flip}")] {
-            let rig = rig(2, Backing::Thp, faulty(store.clone(), &plan), FaultAround::Fixed(512), false);
+        for plan in [(Put, 2, Flip(flip)), (Get, 1, Flip(flip))] {
+            let rig = rig(2, Backing::Thp, faulty(store.clone(), &[plan]), FaultAround::Fixed(512), false);
             fill(&rig, 1024);
             assert_eq!(rig.evict(0, 1024), 1024);
-            if plan.starts_with("put") {
-                assert!(matches!(assert_lost(&rig, 512 + 300), LostWhy::Checksum { .. }), "{plan}");
+            if plan.0 == Put {
+                assert!(matches!(assert_lost(&rig, 512 + 300), LostWhy::Checksum { .. }), "{plan:?}");
                 assert_filled(&rig, (0..1024).filter(|page| *page != 812));
             } else {
                 assert_filled(&rig, 0..1024);
@@ -189,8 +200,8 @@ struct Sits {
     let_go: Receiver<()>,
 }
 
-impl Hears for Sits {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {
+impl Observer for Sits {
+    fn fault(&mut self, _fault: &PageFault, _served: Served) {
         self.hears.send(()).unwrap();
         let _waiting = harness::waiting("the end of the test");
         let _ = self.let_go.recv();

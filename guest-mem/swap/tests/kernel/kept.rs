@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use guest_mem::{Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, perform};
 use swap::{
-    Clock, Evicted, Evictor, Fate, FaultAround, HandOverError, Handlers, Kept, Options, Slot, Swapper,
+    Clock, Evicted, Evictor, FaultAround, HandOverError, Handlers, Kept, Options, Slot, SwapState, Swapper,
     checksum,
 };
 
@@ -37,7 +37,7 @@ fn what_is_handed_over_comes_at_its_first_fault() {
         Kept::Stored { slot: slots[0], checksum: checksum(&page, number) }
     };
     swapper.hand_over(keep).unwrap();
-    assert_eq!(swapper.count(Fate::is_out), PAGES);
+    assert_eq!(swapper.count(SwapState::is_out), PAGES);
     let heard = Arc::new(Heard::default());
     let handlers = Handlers::start(&swapper, vec![(Ear(heard.clone()), None)]).unwrap();
     let rig = Rig { memory, swapper, handlers, heard };
@@ -57,7 +57,7 @@ fn memory_in_use_is_not_handed_over() {
     let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
     let swapper = Swapper::attach(memory, options).unwrap();
     assert_eq!(swapper.hand_over(|_| Kept::Zero), Err(HandOverError { page: used }));
-    assert_eq!(swapper.count(|fate| fate == Fate::Zero), used, "those before it");
+    assert_eq!(swapper.count(|state| state == SwapState::Zero), used, "those before it");
 }
 
 /// Whoever announces the drop names the pages that go, and no page that was never there. Of one that a stranger has

@@ -1,11 +1,11 @@
-//! The fates of a few pages against a table of what each holds.
+//! The states of a few pages against a table of what each holds.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use guest_mem::{Backing, Operation, perform};
 use proptest::prelude::*;
-use swap::{Evictor, Fate, FaultAround, LostWhy, Packed};
+use swap::{Evictor, FaultAround, LostWhy, Packed, SwapState};
 
 use crate::support::{Spoiler, assert_lost, lz4, rig};
 
@@ -113,7 +113,8 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
                 (first..first + pages).for_each(|page| holds.retain(|held, _| *held != page));
             }
             Step::Spoil { page } => {
-                let stored = matches!(rig.swapper.fate(rig.range(page, 1).start()), Some(Fate::Stored(_)));
+                let stored =
+                    matches!(rig.swapper.state(rig.range(page, 1).start()), Some(SwapState::Stored(_)));
                 if stored {
                     store.spoils.store(true, Ordering::SeqCst);
                     let why = assert_lost(&rig, page);
@@ -133,15 +134,14 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
             // Without its event a mapping that moves is no longer registered.
             Step::Move { .. } if backing.is_shared() || !events => {}
             Step::Move { first, pages } => {
-                // Evictions that were begun here would be waited for by this thread.
+                // Of pages that are on their way out none may be elsewhere.
                 begun.clear();
-                let _still = rig.swapper.hold_still();
                 perform(region, Operation::Remap, rig.range(first, pages)).unwrap();
             }
         }
         // A stranger goes on when the handler has read of it, so what he discarded may be forgotten between these lines.
         let before = rig.stored();
-        let stored = rig.swapper.count(|fate| matches!(fate, Fate::Stored(_)));
+        let stored = rig.swapper.count(|state| matches!(state, SwapState::Stored(_)));
         prop_assert!(
             begun.len() as u64 * PAGES + stored >= rig.stored(),
             "more is stored than anybody knows of"

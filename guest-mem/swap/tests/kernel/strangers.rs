@@ -6,10 +6,9 @@ use std::sync::{Arc, Barrier};
 
 use guest_mem::{Backing, HvaRange, Operation, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE, Page, Region, perform};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
-use swap::{EvictError, Evicted, Evictor, Fate, FaultAround, Handlers, Hears, Lost, Pager, Served};
+use swap::{EvictError, Evicted, Evictor, FaultAround, Handlers, Lost, Observer, Served, SwapState};
 use test_memory::Need;
-use test_memory::stores::DiscardStore;
-use uffd::{Event, Fault, FaultKind, MapAs, Wake};
+use uffd::{Event, MapAs, PageFault, Wake};
 
 use crate::support::{self, Owner, attach, idle, lz4, rig, value};
 
@@ -21,9 +20,7 @@ test_memory::tests! {
     what_cannot_be_dropped_stays_and_what_was_before_it_is_stored: [Userfault],
     shared_memory_that_is_only_unmapped_keeps_what_is_out: [Userfault],
     a_large_folio_that_cannot_be_split_shows_no_zeros: [Userfault, Has(Backing::MemfdThp)],
-    what_a_store_does_not_keep_comes_back_as_zeros: [Userfault],
     a_swapper_that_ends_leaves_nothing_in_its_store: [Userfault],
-    nothing_comes_back_to_a_place_that_is_held_still: [Userfault],
     a_handler_that_panics_leaves_its_faults_to_the_others: [Userfault],
     the_faults_of_a_handler_that_panicked_are_for_the_next_one: [Userfault],
     what_was_discarded_does_not_come_back: [Userfault],
@@ -113,7 +110,7 @@ fn what_is_unmapped_is_forgotten() {
     }
     assert_eq!(rig.stored(), 8);
     (8..16).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
-    assert_eq!((rig.swapper.fate(gone.start()), rig.stored()), (Some(Fate::Absent), 0));
+    assert_eq!((rig.swapper.state(gone.start()), rig.stored()), (Some(SwapState::Absent), 0));
 }
 
 fn a_mapping_that_was_cut_is_dropped_piece_by_piece() {
@@ -141,7 +138,7 @@ fn what_cannot_be_dropped_stays_and_what_was_before_it_is_stored() {
         let (before, error) = Evictor::new(&rig.swapper).unwrap().evict(rig.range(0, 16)).unwrap_err();
         assert!(matches!(error, EvictError::Drop { .. }), "{error}");
         assert_eq!(before.pages, 0);
-        assert_eq!((rig.stored(), rig.swapper.count(|fate| fate == Fate::Resident)), (8, 8));
+        assert_eq!((rig.stored(), rig.swapper.count(|state| state == SwapState::Resident)), (8, 8));
         (8..16).for_each(|page| rig.write(page, value(page) + 1));
         (0..16)
             .for_each(|page| assert_eq!(rig.read(page), value(page) + u64::from(page >= 8), "page {page}"));
@@ -199,20 +196,6 @@ fn a_large_folio_that_cannot_be_split_shows_no_zeros() {
     assert_eq!(rig.stored(), 0);
 }
 
-fn what_a_store_does_not_keep_comes_back_as_zeros() {
-    for backing in [Backing::Base4k, Backing::Thp, Backing::Memfd] {
-        for around in [FaultAround::Fixed(1), FaultAround::Fixed(512)] {
-            let rig = rig(1, backing, Arc::new(DiscardStore::default()), around, false);
-            (0..512).for_each(|page| rig.write(page, value(page)));
-            assert_eq!(rig.evict(0, 512), 512);
-            rig.write(3, 5);
-            (0..512).for_each(|page| assert_eq!(rig.read(page), if page == 3 { 5 } else { 0 }));
-            assert!(rig.heard.nothing_is_lost());
-            assert_eq!(rig.stored(), 0);
-        }
-    }
-}
-
 /// A store outlives a swapper, and other swappers use it.
 fn a_swapper_that_ends_leaves_nothing_in_its_store() {
     let store = lz4();
@@ -224,25 +207,11 @@ fn a_swapper_that_ends_leaves_nothing_in_its_store() {
     assert_eq!(store.usage().pages, 0);
 }
 
-fn nothing_comes_back_to_a_place_that_is_held_still() {
-    let rig = rig(1, Backing::Base4k, lz4(), FaultAround::Fixed(1), true);
-    (0..4).for_each(|page| rig.write(page, value(page)));
-    rig.evict(0, 4);
-    let mut pager = Pager::new(&rig.swapper).unwrap();
-    let address = rig.range(1, 1).start();
-    let fault = Fault { address, kind: FaultKind::Missing, write: false, thread: None };
-    let still = rig.swapper.hold_still();
-    assert_eq!(pager.serve(&fault).unwrap(), Served::NotYet);
-    assert_eq!(rig.stored(), 4);
-    drop(still);
-    assert_eq!(pager.serve(&fault).unwrap(), Served::Returned(1));
-}
-
-/// Hears one fault too many.
+/// Observer one fault too many.
 struct Fragile(Arc<AtomicU64>);
 
-impl Hears for Fragile {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {
+impl Observer for Fragile {
+    fn fault(&mut self, _fault: &PageFault, _served: Served) {
         assert!(self.0.fetch_add(1, Ordering::SeqCst) != 4, "this one is too many");
     }
     fn event(&mut self, _event: &Event) {}
@@ -298,7 +267,7 @@ fn the_faults_of_a_handler_that_panicked_are_for_the_next_one() {
         start()
     });
     drop(handlers);
-    assert_eq!(swapper.count(|fate| fate == Fate::Resident), 16);
+    assert_eq!(swapper.count(|state| state == SwapState::Resident), 16);
 }
 
 /// Whoever discards finds zeros afterwards, though another thread's fault brings pages back at that moment.
@@ -352,7 +321,7 @@ fn a_block_that_comes_back_in_part_loses_nothing() {
         let report = rig.handlers.stop().unwrap()[0];
         assert_eq!(report.huge, 0, "it came in two parts: {report:?}");
         assert!(rig.heard.nothing_is_lost());
-        assert!(rig.swapper.count(|fate| fate == Fate::Resident) >= 511);
+        assert!(rig.swapper.count(|state| state == SwapState::Resident) >= 511);
     }
 }
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use guest_mem::{Backing, HvaRange, PAGE_SIZE, PMD_SIZE, Page, Region};
 use swap::{
-    Codec, CompressedStore, Evictor, Fate, FaultAround, Handlers, Hears, Lost, LostWhy, Options, Served,
-    Slot, Store, StoreError, Swapper, Usage,
+    Codec, CompressedStore, Evictor, FaultAround, Handlers, Lost, LostWhy, Observer, Options, Served, Slot,
+    Store, StoreError, SwapState, Swapper, Usage,
 };
-use uffd::{Event, Fault};
+use uffd::{Event, PageFault};
 
 /// A region that owns itself.
 pub struct Owner(pub Region);
@@ -33,8 +33,8 @@ pub struct Heard {
 #[derive(Clone)]
 pub struct Ear(pub Arc<Heard>);
 
-impl Hears for Ear {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {
+impl Observer for Ear {
+    fn fault(&mut self, _fault: &PageFault, _served: Served) {
         self.0.faults.fetch_add(1, Ordering::SeqCst);
     }
     fn event(&mut self, _event: &Event) {
@@ -155,7 +155,7 @@ pub fn assert_lost(rig: &Rig, page: u64) -> LostWhy {
     });
     let lost = rig.heard.next_lost(&given);
     assert_eq!((lost.page, lost.at), (page, rig.range(page, 1).start()), "{lost}");
-    assert_eq!(rig.swapper.fate(lost.at), Some(Fate::Lost));
+    assert_eq!(rig.swapper.state(lost.at), Some(SwapState::Lost));
     rig.swapper.userfault().wake(rig.range(page, 1)).unwrap();
     let again = rig.heard.next_lost(&given);
     assert!(again.page == page && matches!(again.why, LostWhy::Before), "{again}: {}", again.why);

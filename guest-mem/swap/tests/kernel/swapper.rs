@@ -8,11 +8,11 @@ use guest_mem::{
     Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Region, perform,
 };
 use swap::{
-    Codec, CompressedStore, Evictor, Fate, FaultAround, Handlers, Hears, Lost, LostWhy, Options, Served,
-    Store, Swapper,
+    Codec, CompressedStore, Evictor, FaultAround, Handlers, Lost, LostWhy, Observer, Options, Served, Store,
+    SwapState, Swapper,
 };
 use test_memory::Need;
-use uffd::{Event, Fault};
+use uffd::{Event, PageFault};
 
 use crate::support::{self, Spoiler, assert_lost};
 
@@ -44,8 +44,8 @@ struct Counter {
     events: Arc<AtomicU64>,
 }
 
-impl Hears for Counter {
-    fn fault(&mut self, _fault: &Fault, served: Served) {
+impl Observer for Counter {
+    fn fault(&mut self, _fault: &PageFault, served: Served) {
         self.faults.fetch_add(1, Ordering::Relaxed);
         self.kept.fetch_add(u64::from(served == Served::Kept), Ordering::Relaxed);
     }
@@ -109,8 +109,8 @@ impl Rig {
     fn counts(&self) -> PageCounts {
         PageScanner::new().unwrap().counts(self.region(), self.region().range()).unwrap()
     }
-    fn count(&self, fate: fn(Fate) -> bool) -> u64 {
-        self.swapper.count(fate)
+    fn count(&self, state: fn(SwapState) -> bool) -> u64 {
+        self.swapper.count(state)
     }
 }
 
@@ -142,7 +142,7 @@ fn what_leaves_comes_back_the_same() {
                 let resident = rig.counts().resident();
                 assert_eq!(resident, 0, "{backing} {around}: {evicted:?}");
                 assert_eq!(rig.swapper.store().usage().pages, evicted.pages - evicted.zeros);
-                assert_eq!(rig.count(Fate::is_out), evicted.pages);
+                assert_eq!(rig.count(SwapState::is_out), evicted.pages);
                 for page in 0..rig.pages() {
                     let expected = if page % 7 == 0 { 0 } else { value(page, 0) };
                     assert_eq!(rig.read(page), expected, "page {page} of {backing}, {around}");
@@ -257,10 +257,7 @@ fn memory_that_moves_and_comes_back_keeps_its_pages() {
     (0..16).for_each(|page| rig.write(page, value(page, 0)));
     let (eight, sixteen) = (rig.region().slice(0, 8 * PAGE_SIZE), rig.region().slice(0, 16 * PAGE_SIZE));
     Evictor::new(&rig.swapper).unwrap().evict(eight.unwrap()).unwrap();
-    {
-        let _still = rig.swapper.hold_still();
-        perform(rig.region(), Operation::Remap, sixteen.unwrap()).unwrap();
-    }
+    perform(rig.region(), Operation::Remap, sixteen.unwrap()).unwrap();
     (0..16).for_each(|page| assert_eq!(rig.read(page), value(page, 0), "page {page}"));
     assert_eq!(Evictor::new(&rig.swapper).unwrap().evict(sixteen.unwrap()).unwrap().pages, 16);
     (0..16).for_each(|page| assert_eq!(rig.read(page), value(page, 0), "page {page}"));

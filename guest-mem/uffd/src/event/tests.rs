@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Bytes as the kernel would write them: everything else is zero.
-pub(crate) fn encode(event: Event<RawFd>) -> Message {
+pub(crate) fn encode(event: Event) -> Message {
     let mut message = [0; abi::MESSAGE];
     let mut put = |at: usize, bytes: &[u8]| message[at..at + bytes.len()].copy_from_slice(bytes);
     match event {
@@ -19,10 +19,6 @@ pub(crate) fn encode(event: Event<RawFd>) -> Message {
             put(8, &(kind | u64::from(fault.write)).to_ne_bytes());
             put(16, &fault.address.get().to_ne_bytes());
             put(24, &fault.thread.unwrap_or(0).to_ne_bytes());
-        }
-        Event::Fork(descriptor) => {
-            put(0, &[0x13]);
-            put(8, &descriptor.to_ne_bytes());
         }
         Event::Remap { from, to } => {
             put(0, &[0x14]);
@@ -49,24 +45,18 @@ fn ranges() -> impl Strategy<Value = HvaRange> {
     })
 }
 
-fn events() -> impl Strategy<Value = Event<RawFd>> {
+fn events() -> impl Strategy<Value = Event> {
     let kinds = prop_oneof![Just(FaultKind::Missing), Just(FaultKind::Minor), Just(FaultKind::WriteProtect)];
     let faults = (any::<u64>(), kinds, any::<bool>(), proptest::option::of(1u32..)).prop_map(
         |(address, kind, write, thread)| {
-            Event::Fault(Fault { address: Hva::new(address), kind, write, thread })
+            Event::Fault(PageFault { address: Hva::new(address), kind, write, thread })
         },
     );
     let remaps = (ranges(), ranges()).prop_map(|(from, to)| {
         let len = from.len().min(to.len());
         Event::Remap { from: HvaRange::with_len(from.start(), len).unwrap(), to: to.start() }
     });
-    prop_oneof![
-        faults,
-        (0..RawFd::MAX).prop_map(Event::Fork),
-        remaps,
-        ranges().prop_map(Event::Remove),
-        ranges().prop_map(Event::Unmap),
-    ]
+    prop_oneof![faults, remaps, ranges().prop_map(Event::Remove), ranges().prop_map(Event::Unmap),]
 }
 
 /// Noise that gets past the first byte, past the flags and past the alignment often enough.
@@ -102,7 +92,6 @@ proptest! {
         };
         let (kept, used) = match event {
             Event::Fault(fault) => (fault.page().is_aligned(PAGE_SIZE) && fault.thread != Some(0), 8..28),
-            Event::Fork(descriptor) => (descriptor >= 0, 8..12),
             Event::Remap { from, to } => (aligned(from) && HvaRange::with_len(to, from.len()).is_some_and(aligned), 8..32),
             Event::Remove(range) | Event::Unmap(range) => (aligned(range), 8..24),
         };
@@ -124,15 +113,17 @@ proptest! {
 
 #[test]
 fn contradictions_and_the_unknown_have_names() {
-    let fault = Fault { address: Hva::new(0x1234), kind: FaultKind::Minor, write: true, thread: None };
+    let fault = PageFault { address: Hva::new(0x1234), kind: FaultKind::Minor, write: true, thread: None };
     let mut message = encode(Event::Fault(fault));
     message[8] |= 2;
     assert_eq!(Event::decode(&message), Err(DecodeError::Contradictory { address: fault.address }));
     message[8] = 8;
     assert_eq!(Event::decode(&message), Err(DecodeError::Flags { flags: 8, address: fault.address }));
-    message[0] = 0x17;
-    assert_eq!(Event::decode(&message), Err(DecodeError::Event(0x17)));
-    assert_eq!(Event::decode(&encode(Event::Fork(-1))), Err(DecodeError::Descriptor(u32::MAX)));
+    // A fork, which nothing asks for, and a number that no kernel uses.
+    for event in [0x13, 0x17] {
+        message[0] = event;
+        assert_eq!(Event::decode(&message), Err(DecodeError::Event(event)));
+    }
 }
 
 #[test]

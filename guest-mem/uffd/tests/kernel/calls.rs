@@ -1,56 +1,22 @@
 //! System calls that the tests make on memory of their own.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use guest_mem::{Hva, HvaRange};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
-/// Private anonymous memory that a test may unmap or move in pieces. What is left of it goes with it.
-pub struct Mapping {
-    pub range: HvaRange,
-}
-
-impl Mapping {
-    pub fn new(len: u64) -> Self {
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: without MAP_FIXED a new mapping cannot touch an existing one.
-        let at = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len as usize, access, MapFlags::PRIVATE)
-        };
-        Self { range: HvaRange::with_len(Hva::of(at.unwrap()), len).unwrap() }
-    }
-
-    /// The same number of bytes, elsewhere. The kernel chooses the place.
-    pub fn move_away(&mut self) -> Hva {
-        let len = self.range.len() as usize;
-        // SAFETY: without MAP_FIXED a new mapping cannot touch an existing one.
-        let place = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), MapFlags::PRIVATE)
-        };
-        let old = self.range.start().as_ptr();
-        // SAFETY: this mapping's memory, into which there are no references, goes to a place reserved for it.
-        let to = unsafe { rustix::mm::mremap_fixed(old, len, len, MremapFlags::MAYMOVE, place.unwrap()) };
-        let to = Hva::of(to.unwrap());
-        self.range = HvaRange::with_len(to, self.range.len()).unwrap();
-        to
-    }
-
-    /// Unmaps the whole.
-    pub fn unmap(&mut self) {
-        // SAFETY: this mapping's memory, into which there are no references.
-        unsafe { rustix::mm::munmap(self.range.start().as_ptr(), self.range.len() as usize) }.unwrap();
-        self.range = HvaRange::empty(self.range.start());
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        if !self.range.is_empty() {
-            self.unmap();
-        }
-    }
+/// Moves the pages of a region elsewhere, and leaves nothing at their place. The kernel chooses where to.
+pub fn move_away(from: HvaRange) -> HvaRange {
+    let len = from.len() as usize;
+    // SAFETY: without MAP_FIXED a new mapping cannot touch an existing one.
+    let place = unsafe {
+        rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), MapFlags::PRIVATE)
+    };
+    let old = from.start().as_ptr();
+    // SAFETY: memory of a test, into which there are no references, goes to a place reserved for it.
+    let to = unsafe { rustix::mm::mremap_fixed(old, len, len, MremapFlags::MAYMOVE, place.unwrap()) };
+    HvaRange::with_len(Hva::of(to.unwrap()), from.len()).unwrap()
 }
 
 /// `MADV_DONTNEED`.
@@ -75,32 +41,19 @@ pub fn read_by_kernel(at: Hva) -> Result<u64, Errno> {
     Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap())
 }
 
-/// One test at a time that forks: a fork is an event of every userfaultfd that asked for it, whichever test's it
-/// is, and waits for each of their readers.
+/// One test at a time that forks, or that moves pages: a fork shares the pages of all tests, which then do not move.
 pub fn forking_alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forks a child that does nothing but exit. The call waits until the event of the fork was read.
+/// Forks a child that does nothing but exit.
 pub fn fork_a_child() -> libc::pid_t {
-    clone_a_child(libc::SIGCHLD, || 0)
-}
-
-/// Runs `work` in a child with memory of its own and with our descriptors: what it opens is ours. Its result is
-/// one byte.
-pub fn in_a_child_with_our_descriptors(work: impl FnOnce() -> u8) -> u8 {
-    wait_for(clone_a_child(libc::CLONE_FILES | libc::SIGCHLD, work))
-}
-
-/// Not fork(3): that holds the allocator's locks while it waits, and a reader that allocates never reads.
-fn clone_a_child(flags: i32, work: impl FnOnce() -> u8) -> libc::pid_t {
-    // SAFETY: as fork(2). The child only makes system calls, and takes no lock that another thread may hold.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } as libc::pid_t;
+    // SAFETY: as fork(2). The child only exits.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } as libc::pid_t;
     if pid == 0 {
-        let result = work();
         // SAFETY: runs no destructors.
-        unsafe { libc::_exit(i32::from(result)) };
+        unsafe { libc::_exit(0) };
     }
     assert!(pid > 0);
     pid
@@ -113,10 +66,4 @@ pub fn wait_for(pid: libc::pid_t) -> u8 {
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     assert!(libc::WIFEXITED(status), "{status:#x}");
     libc::WEXITSTATUS(status) as u8
-}
-
-/// Takes a descriptor that a child left behind.
-pub fn left_behind(raw: RawFd) -> OwnedFd {
-    // SAFETY: made by a child that is gone, and owned by nobody.
-    unsafe { OwnedFd::from_raw_fd(raw) }
 }

@@ -1,26 +1,18 @@
 //! Each errno that a handler must tell apart, made by the kernel itself.
 
-use std::ops::ControlFlow;
-use std::os::fd::{AsFd, IntoRawFd};
 use std::thread::scope;
-use std::time::Duration;
 
 use guest_mem::{Address, HvaRange, PAGE_SIZE, Region};
-use uffd::{
-    Event, EventBuffer, Features, MapAs, Modes, OpenError, RegisterError, ResolveKind, Userfault, Wake, probe,
-};
+use uffd::{Event, Features, MapAs, Modes, OpenError, RegisterError, ResolveKind, Userfault, Wake, probe};
 
-use super::calls::{Mapping, discard, forking_alone, in_a_child_with_our_descriptors, left_behind};
-use super::retry::{Filled, Retry, copy_all};
+use super::calls::discard;
 use super::{MISSING, PROTECTED, Reader, content, memory, open, page, word};
 
 test_memory::tests! {
     a_partial_copy_counts_what_it_did: [Userfault],
-    an_existing_page_is_woken_by_the_policy: [Userfault],
     nothing_is_done_while_a_mapping_changes_and_all_of_it_after: [Feature(Features::EVENT_REMOVE | Features::PAGEFAULT_FLAG_WP)],
     what_is_not_registered_is_no_mapping: [Feature(Features::PAGEFAULT_FLAG_WP)],
     ranges_that_are_none_are_invalid: [Userfault],
-    a_process_that_is_gone_is_dead: [Userfault],
     a_protected_page_that_is_missing_exists_for_zeroes_and_not_for_a_copy: [Feature(Features::WP_UNPOPULATED)],
     registering_says_what_is_in_the_way: [Userfault],
     a_feature_that_is_not_there_is_named: [Userfault],
@@ -38,31 +30,9 @@ fn a_partial_copy_counts_what_it_did() {
     let rest = page(&region, 2).start();
     let error = userfault.copy(rest, &content(6), MapAs::Writable, Wake::Yes).unwrap_err();
     assert_eq!((error.kind, error.done), (ResolveKind::Exists, 0));
-    // The policy passes over what is there and keeps its content.
-    let mut no_change = || panic!("no mapping changes");
-    let filled =
-        copy_all(&userfault, start, &content(8), Wake::Yes, &mut Retry::draining(&mut no_change)).unwrap();
-    assert_eq!(filled, Filled { filled: 4 * PAGE_SIZE, existed: 4 * PAGE_SIZE });
+    userfault.copy(page(&region, 4).start(), &content(4), MapAs::Writable, Wake::Yes).unwrap();
     let words: Vec<_> = (0..8).map(|at| region.read_u64(page(&region, at).start()).unwrap()).collect();
-    assert_eq!(words, [word(0), word(1), 0, 0, word(4), word(5), word(6), word(7)]);
-}
-
-/// What waits at a page that somebody else filled without waking is woken by who finds it there.
-fn an_existing_page_is_woken_by_the_policy() {
-    let region = memory();
-    scope(|threads| {
-        let userfault = open(Features::empty());
-        userfault.register(&region, region.range(), MISSING).unwrap();
-        let at = page(&region, 0).start();
-        let touch = threads.spawn(move || super::calls::read_by_kernel(at));
-        assert!(matches!(Reader::of(&userfault).next(), Event::Fault(_)));
-        userfault.copy(at, &content(1), MapAs::Writable, Wake::No).unwrap();
-        let mut no_change = || panic!("no mapping changes");
-        let mut retry = Retry::draining(&mut no_change);
-        let filled = copy_all(&userfault, at, &content(1), Wake::Yes, &mut retry).unwrap();
-        assert_eq!(filled, Filled { filled: 0, existed: PAGE_SIZE });
-        assert_eq!(touch.join().unwrap(), Ok(word(0)));
-    });
+    assert_eq!(words, [word(0), word(1), 0, 0, word(0), word(1), word(2), word(3)]);
 }
 
 fn nothing_is_done_while_a_mapping_changes_and_all_of_it_after() {
@@ -74,7 +44,8 @@ fn nothing_is_done_while_a_mapping_changes_and_all_of_it_after() {
         let victim = page(&region, 100);
         userfault.zero(victim, Wake::Yes).unwrap();
         let discarding = threads.spawn(move || discard(victim));
-        Reader::of(&userfault).wait();
+        let mut reader = Reader::of(&userfault);
+        reader.wait();
 
         let (four, source) = (test_memory::pages(&region, 0, 4), content(4));
         let again = (ResolveKind::Changing, 0);
@@ -85,23 +56,10 @@ fn nothing_is_done_while_a_mapping_changes_and_all_of_it_after() {
         let error = userfault.write_protect(victim).unwrap_err();
         assert_eq!((error.kind, error.done), again);
 
-        // Nobody reads: patience ends, and did not sleep through it.
-        let mut nobody = || ControlFlow::Continue(());
-        let mut retry = Retry { patience: Duration::ZERO, ..Retry::draining(&mut nobody) };
-        let error = copy_all(&userfault, four.start(), &source, Wake::Yes, &mut retry).unwrap_err();
-        assert_eq!((error.kind, error.done), again);
-
-        let (mut buffer, mut seen) = (EventBuffer::new(4), Vec::new());
-        let mut read = || {
-            userfault.read_events(&mut buffer).unwrap();
-            seen.extend(buffer.drain().map(Result::unwrap));
-            ControlFlow::Continue(())
-        };
-        let mut retry = Retry::draining(&mut read);
-        let filled = copy_all(&userfault, four.start(), &source, Wake::Yes, &mut retry).unwrap();
-        assert_eq!(filled, Filled { filled: 4 * PAGE_SIZE, existed: 0 });
-        assert!(matches!(seen[..], [Event::Remove(range)] if range == victim), "{seen:?}");
+        let event = reader.next();
+        assert!(matches!(event, Event::Remove(range) if range == victim), "{event:?}");
         discarding.join().unwrap();
+        userfault.copy(four.start(), &source, MapAs::Writable, Wake::Yes).unwrap();
         assert_eq!(region.read_u64(page(&region, 3).start()).unwrap(), word(3));
     });
 }
@@ -125,9 +83,7 @@ fn what_is_not_registered_is_no_mapping() {
     assert_eq!(kind(page(&region, 3), 2), Err((ResolveKind::NoMapping, 0)));
     assert_eq!(kind(beyond, 1), Ok(()));
     // And no mapping whatever.
-    let mut mapping = Mapping::new(PAGE_SIZE);
-    let gone = mapping.range;
-    mapping.unmap();
+    let gone = memory().range();
     assert_eq!(kind(gone, 1), Err((ResolveKind::NoMapping, 0)));
 }
 
@@ -148,37 +104,6 @@ fn ranges_that_are_none_are_invalid() {
     let last = guest_mem::Hva::new(0u64.wrapping_sub(PAGE_SIZE));
     let error = userfault.copy(last, &content(2), MapAs::Writable, Wake::Yes).unwrap_err();
     assert_eq!((error.kind, error.done), (ResolveKind::Invalid, 0));
-}
-
-fn a_process_that_is_gone_is_dead() {
-    let _alone = forking_alone();
-    let mapping = Mapping::new(4 * PAGE_SIZE);
-    let range = mapping.range;
-    // The child has a mapping at the same place, and its descriptor stays behind.
-    let raw = in_a_child_with_our_descriptors(|| {
-        let Ok(userfault) = Userfault::open(Features::empty()) else { return 0 };
-        // SAFETY: the child's copy of a mapping into which there are no references.
-        if unsafe { userfault.register_mapping(range, MISSING) }.is_err() {
-            return 0;
-        }
-        let kept = userfault.as_fd().try_clone_to_owned().map_or(0, IntoRawFd::into_raw_fd);
-        u8::try_from(kept).unwrap_or(0)
-    });
-    assert_ne!(raw, 0, "the child has a userfaultfd");
-    let left = Userfault::adopt(left_behind(i32::from(raw))).unwrap();
-    let dead = (ResolveKind::Dead, 0);
-    let error = left.copy(range.start(), &content(4), MapAs::Writable, Wake::Yes).unwrap_err();
-    assert_eq!((error.kind, error.done), dead);
-    let error = left.zero(range, Wake::Yes).unwrap_err();
-    assert_eq!((error.kind, error.done), dead);
-    assert_eq!(left.write_protect(range).unwrap_err().kind, ResolveKind::Dead);
-    let mut no_change = || panic!("no mapping changes");
-    let mut retry = Retry::draining(&mut no_change);
-    let error = copy_all(&left, range.start(), &content(4), Wake::Yes, &mut retry).unwrap_err();
-    assert_eq!((error.kind, error.done), dead);
-    // SAFETY: memory of a test, into which there are no references.
-    let again = unsafe { left.register_mapping(range, MISSING) };
-    assert!(matches!(again, Err(RegisterError::NoMemoryOrDead { .. })), "{again:?}");
 }
 
 /// A missing page with a mark of write protection: whoever takes "it exists" at its word loops for ever.
@@ -221,6 +146,4 @@ fn a_feature_that_is_not_there_is_named() {
     let OpenError::Lacks { missing, offered } = error else { panic!("{error}") };
     assert_eq!(missing, future);
     assert_eq!(probe().features, Some(offered));
-    let adopted = Userfault::adopt(userfault.as_fd().try_clone_to_owned().unwrap()).unwrap();
-    assert_eq!(adopted.features(), Features::empty());
 }

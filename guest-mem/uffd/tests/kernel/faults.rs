@@ -4,9 +4,9 @@ use std::thread::scope;
 
 use guest_mem::{Address, Backing, PageScanner, Region};
 use rustix::io::Errno;
-use uffd::{Action, Event, Fault, FaultKind, Faults, Features, MapAs, Modes, ResolveKind, Userfault, Wake};
+use uffd::{Event, FaultKind, Faults, Features, MapAs, Modes, PageFault, ResolveKind, Userfault, Wake};
 
-use super::calls::{discard, read_by_kernel};
+use super::calls::read_by_kernel;
 use super::{MISSING, PROTECTED, Reader, content, memory, open, page, word};
 
 test_memory::tests! {
@@ -18,7 +18,6 @@ test_memory::tests! {
     a_write_to_a_protected_page_is_served: [Feature(Features::PAGEFAULT_FLAG_WP)],
     a_page_can_be_protected_from_its_first_moment: [Feature(Features::PAGEFAULT_FLAG_WP)],
     a_system_call_waits_for_a_missing_page_or_fails_as_was_asked: [Feature(Features::SIGBUS)],
-    a_poisoned_page_fails_its_reader: [Feature(Features::POISON)],
     closing_gives_ordinary_pages_to_who_waits: [Userfault],
     one_for_user_mode_does_not_see_the_kernels_faults: [UserModeUserfault],
 }
@@ -27,8 +26,7 @@ fn a_missing_page_is_served() {
     let region = memory();
     scope(|threads| {
         let userfault = open(Features::THREAD_ID);
-        let offered = userfault.register(&region, region.range(), MISSING).unwrap();
-        assert!(offered.offers(Action::Copy) && !offered.offers(Action::WriteProtect));
+        userfault.register(&region, region.range(), MISSING).unwrap();
         let at = page(&region, 3).start();
         let touch = threads.spawn(|| {
             let inside = page(&region, 3).start().checked_add(64).unwrap();
@@ -39,7 +37,7 @@ fn a_missing_page_is_served() {
         userfault.copy(at, &content(1), MapAs::Writable, Wake::Yes).unwrap();
         let (value, thread) = touch.join().unwrap();
         assert_eq!(value, word(0));
-        let fault = Fault { address: at, kind: FaultKind::Missing, write: false, thread: Some(thread) };
+        let fault = PageFault { address: at, kind: FaultKind::Missing, write: false, thread: Some(thread) };
         assert!(matches!(event, Event::Fault(seen) if seen == fault), "{event:?}");
     });
 }
@@ -104,8 +102,7 @@ fn a_page_of_the_cache_is_continued() {
     rustix::io::pwrite(region.memfd().unwrap(), &content(2), 0).unwrap();
     scope(|threads| {
         let userfault = open(Features::MINOR_SHMEM);
-        let offered = userfault.register(&region, region.range(), MINOR).unwrap();
-        assert!(offered.offers(Action::Continue));
+        userfault.register(&region, region.range(), MINOR).unwrap();
         let touch = threads.spawn(|| region.read_u64(page(&region, 1).start()).unwrap());
         let event = Reader::of(&userfault).next();
         userfault.continue_(test_memory::pages(&region, 0, 2), MapAs::Writable, Wake::Yes).unwrap();
@@ -115,7 +112,7 @@ fn a_page_of_the_cache_is_continued() {
         assert_eq!(region.read_u64(page(&region, 0).start()).unwrap(), word(0));
         // A page that the cache does not have, behind one that it has.
         let error = userfault.continue_(page(&region, 2), MapAs::Writable, Wake::Yes).unwrap_err();
-        assert_eq!((error.kind, error.done), (ResolveKind::Fault, 0));
+        assert_eq!((error.kind, error.done), (ResolveKind::Unreadable, 0));
     });
 }
 
@@ -127,7 +124,7 @@ fn expect_write_fault(region: &Region, userfault: uffd::Userfault) {
         let userfault = userfault;
         let touch = threads.spawn(move || region.write_u64(at, 42).unwrap());
         let event = Reader::of(&userfault).next();
-        let fault = Fault { address: at, kind: FaultKind::WriteProtect, write: true, thread: None };
+        let fault = PageFault { address: at, kind: FaultKind::WriteProtect, write: true, thread: None };
         assert!(matches!(event, Event::Fault(seen) if seen == fault), "{event:?}");
         assert_eq!(read_by_kernel(at), Ok(word(2)), "not written yet");
         userfault.write_unprotect(page(region, 2), Wake::Yes).unwrap();
@@ -141,8 +138,7 @@ fn expect_write_fault(region: &Region, userfault: uffd::Userfault) {
 fn a_write_to_a_protected_page_is_served() {
     let region = memory();
     let userfault = open(Features::PAGEFAULT_FLAG_WP);
-    let offered = userfault.register(&region, region.range(), PROTECTED).unwrap();
-    assert!(offered.offers(Action::WriteProtect));
+    userfault.register(&region, region.range(), PROTECTED).unwrap();
     userfault.copy(region.range().start(), &content(4), MapAs::Writable, Wake::Yes).unwrap();
     userfault.write_protect(test_memory::pages(&region, 0, 4)).unwrap();
     expect_write_fault(&region, userfault);
@@ -177,20 +173,6 @@ fn a_system_call_waits_for_a_missing_page_or_fails_as_was_asked() {
         userfault.copy(page(&region, 2).start(), &content(1), MapAs::Writable, Wake::Yes).unwrap();
         assert_eq!(touch.join().unwrap(), Ok(word(0)));
     });
-}
-
-fn a_poisoned_page_fails_its_reader() {
-    let region = memory();
-    let userfault = open(Features::POISON);
-    userfault.register(&region, region.range(), MISSING).unwrap();
-    userfault.poison(page(&region, 0), Wake::Yes).unwrap();
-    assert_eq!(read_by_kernel(page(&region, 0).start()), Err(Errno::FAULT));
-    // Nothing else takes its place until it is discarded.
-    let error = userfault.zero(page(&region, 0), Wake::Yes).unwrap_err();
-    assert_eq!(error.kind, ResolveKind::Exists);
-    discard(page(&region, 0));
-    userfault.zero(page(&region, 0), Wake::Yes).unwrap();
-    assert_eq!(read_by_kernel(page(&region, 0).start()), Ok(0));
 }
 
 fn closing_gives_ordinary_pages_to_who_waits() {

@@ -11,7 +11,6 @@ mod errors;
 mod events;
 mod faults;
 mod moves;
-mod retry;
 mod waiting;
 
 use std::process::ExitCode;
@@ -79,7 +78,6 @@ impl<'a> Reader<'a> {
 }
 
 fn main() -> ExitCode {
-    let all =
-        [errors::tests(), events::tests(), faults::tests(), moves::tests(), retry::tests(), waiting::tests()];
+    let all = [errors::tests(), events::tests(), faults::tests(), moves::tests(), waiting::tests()];
     harness::main("userfaultfd on this kernel", all.into_iter().flatten().collect())
 }

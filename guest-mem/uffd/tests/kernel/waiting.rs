@@ -97,8 +97,9 @@ fn what_one_handler_leaves_unread_is_still_there() {
         let mut served: Vec<Hva> = Vec::new();
         while served.len() < 2 {
             assert_eq!(waiter.wait().unwrap(), Woken::Events);
-            if userfault.read_events(&mut buffer).unwrap() > 0 {
-                let Some(Ok(Event::Fault(fault))) = buffer.pop() else { panic!("a fault") };
+            userfault.read_events(&mut buffer).unwrap();
+            if let Some(event) = buffer.pop() {
+                let Ok(Event::Fault(fault)) = event else { panic!("{event:?}") };
                 userfault.copy(fault.page(), &content(1), MapAs::Writable, Wake::Yes).unwrap();
                 served.push(fault.page().align_down(4096));
             }
@@ -123,7 +124,8 @@ fn all_who_are_always_woken_see_one_fault() {
         let read = userfault.read_events(&mut buffer);
         userfault.copy(page(&region, 0).start(), &content(1), MapAs::Writable, Wake::Yes).unwrap();
         assert_eq!(seen, [Woken::Events; 3]);
-        assert_eq!(read.unwrap(), 1);
+        read.unwrap();
+        assert!(!buffer.is_empty());
         assert_eq!(touch.join().unwrap(), word(0));
     });
 }

@@ -18,8 +18,8 @@ use guest_mem::{Backing, HvaRange, PAGE_SIZE, PMD_SIZE, Region};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::thread::sched_setaffinity;
-use swap::{Codec, CompressedStore, FaultAround, Handlers, Hears, Lost, Options, Served, Store, Swapper};
-use uffd::{Event, Fault, Features, Modes, Userfault};
+use swap::{Codec, CompressedStore, FaultAround, Handlers, Lost, Observer, Options, Served, Store, Swapper};
+use uffd::{Event, Features, Modes, PageFault, Userfault};
 
 use super::guest::{Guest, only};
 
@@ -178,11 +178,11 @@ fn with_zeros(window: u64) -> impl FnMut(BorrowedFd<'_>, u64) {
     move |userfault, dst| fill(userfault, dst, &zeros)
 }
 
-/// Hears nothing but that a page is lost.
+/// Observer nothing but that a page is lost.
 pub struct Deaf;
 
-impl Hears for Deaf {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {}
+impl Observer for Deaf {
+    fn fault(&mut self, _fault: &PageFault, _served: Served) {}
     fn event(&mut self, _event: &Event) {}
     fn lost(&mut self, lost: Lost) {
         panic!("{lost}: {}", lost.why);

@@ -11,10 +11,10 @@ use crate::Kvm;
 use guest_abi::layout::ARENA_GPA;
 use guest_mem::{Memory, PAGE_SIZE, PAGES_PER_PMD, Region};
 use swap::{
-    Fate, FaultAround, HandlerReport, Handlers, Hears, ImageStore, Kept, Lost, Options, PageBuffer, Served,
-    Slot, Store, Swapper, checksum,
+    FaultAround, HandlerReport, Handlers, ImageStore, Kept, Lost, Observer, Options, PageBuffer, Served,
+    Slot, Store, SwapState, Swapper, checksum,
 };
-use uffd::{Event, Fault};
+use uffd::{Event, PageFault};
 
 use super::file::Snapshot;
 use super::index::Entry;
@@ -197,8 +197,8 @@ impl Paging {
     fn finish(self) -> Result<Brought, SnapshotError> {
         let mut handlers = HandlerReport::default();
         self.handlers.stop()?.into_iter().for_each(|one| handlers += one);
-        let zeros = self.zeros - self.swapper.count(|fate| fate == Fate::Zero);
-        Ok(Brought { handlers, zeros, left: self.swapper.count(Fate::is_out) })
+        let zeros = self.zeros - self.swapper.count(|state| state == SwapState::Zero);
+        Ok(Brought { handlers, zeros, left: self.swapper.count(SwapState::is_out) })
     }
 }
 
@@ -209,8 +209,8 @@ struct Ear {
     start: u64,
 }
 
-impl Hears for Ear {
-    fn fault(&mut self, _fault: &Fault, _served: Served) {}
+impl Observer for Ear {
+    fn fault(&mut self, _fault: &PageFault, _served: Served) {}
 
     fn event(&mut self, _event: &Event) {}
 

@@ -120,12 +120,7 @@ impl Classified for StoreError {
             Self::Memory { .. } => Class::Host,
             // Of a snapshot: it was longer when it was opened.
             Self::Damaged { .. } | Self::NoSuchPage { .. } => Class::Wrong,
-            Self::Shape { .. }
-            | Self::Discarded { .. }
-            | Self::Io { .. }
-            | Self::Short { .. }
-            | Self::ReadOnly { .. }
-            | Self::Dead { .. } => Class::Fault,
+            Self::Shape { .. } | Self::Io { .. } | Self::Short { .. } | Self::ReadOnly { .. } => Class::Fault,
         }
     }
 }
@@ -143,8 +138,7 @@ impl Classified for OpenError {
             | Self::UserModeOnly { .. }
             | Self::Filtered { .. }
             | Self::Exhausted(_)
-            | Self::Lacks { .. }
-            | Self::ForkPrivilege => Class::Host,
+            | Self::Lacks { .. } => Class::Host,
             Self::Handshake { source, .. } => Class::of_refusal(*source),
         }
     }
@@ -163,10 +157,7 @@ impl Classified for RegisterError {
 
 impl Classified for ReadError {
     fn class(&self) -> Class {
-        match self {
-            Self::Descriptors(_) => Class::Host,
-            Self::Other(_) => Class::Fault,
-        }
+        Class::Fault
     }
 }
 

@@ -8,7 +8,7 @@
 //!                                                                  Lost <── cannot be read back ─────────────┘
 //! ```
 //!
-//! A block's lock is held while fates change and while missing pages are filled, and never by somebody who waits for
+//! A block's lock is held while states change and while missing pages are filled, and never by somebody who waits for
 //! anything: not for a mapping that changes (`EAGAIN`), nor in a system call that sends an event and waits for its reader
 //! (`MADV_DONTNEED`), for that reader may want the block.
 
@@ -20,7 +20,7 @@ use crate::store::Slot;
 
 /// What has become of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum SwapState {
     /// Nothing was ever there, or it was discarded: it reads as zeros.
     Absent,
     /// In memory.
@@ -28,7 +28,7 @@ pub enum Fate {
     /// In memory, write-protected, being copied out by the claim of this number.
     Leaving(u64),
     /// Stored, and on the way out of memory: nobody may touch it before it is gone.
-    Dropping(Then),
+    Dropping(AfterDrop),
     /// In the store.
     Stored(Slot),
     /// Evicted; all of it was zero, which is all there is to know.
@@ -39,7 +39,7 @@ pub enum Fate {
 
 /// What a page is once it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
+pub enum AfterDrop {
     /// In the store.
     Stored(Slot),
     /// Zeros, as it was evicted.
@@ -48,24 +48,24 @@ pub enum Then {
     Absent,
 }
 
-impl From<Then> for Fate {
-    fn from(then: Then) -> Self {
+impl From<AfterDrop> for SwapState {
+    fn from(then: AfterDrop) -> Self {
         match then {
-            Then::Stored(slot) => Self::Stored(slot),
-            Then::Zero => Self::Zero,
-            Then::Absent => Self::Absent,
+            AfterDrop::Stored(slot) => Self::Stored(slot),
+            AfterDrop::Zero => Self::Zero,
+            AfterDrop::Absent => Self::Absent,
         }
     }
 }
 
-impl Fate {
+impl SwapState {
     /// Whether a fault has to bring it back.
     pub const fn is_out(self) -> bool {
         matches!(self, Self::Stored(_) | Self::Zero)
     }
 }
 
-/// A fate in eight bytes: the kind in the top one, a slot or the number of a claim in the rest.
+/// A state in eight bytes: the kind in the top one, a slot or the number of a claim in the rest.
 #[derive(Clone, Copy, Default)]
 struct Entry(u64);
 
@@ -78,24 +78,24 @@ impl Entry {
     }
 }
 
-impl From<Fate> for Entry {
-    fn from(fate: Fate) -> Self {
-        let (kind, slot) = match fate {
-            Fate::Absent => (0, 0),
-            Fate::Resident => (1, 0),
-            Fate::Leaving(claim) => (2, claim & SLOT_MASK),
-            Fate::Stored(slot) => (3, slot.raw()),
-            Fate::Zero => (4, 0),
-            Fate::Lost => (5, 0),
-            Fate::Dropping(Then::Stored(slot)) => (6, slot.raw()),
-            Fate::Dropping(Then::Zero) => (7, 0),
-            Fate::Dropping(Then::Absent) => (8, 0),
+impl From<SwapState> for Entry {
+    fn from(state: SwapState) -> Self {
+        let (kind, slot) = match state {
+            SwapState::Absent => (0, 0),
+            SwapState::Resident => (1, 0),
+            SwapState::Leaving(claim) => (2, claim & SLOT_MASK),
+            SwapState::Stored(slot) => (3, slot.raw()),
+            SwapState::Zero => (4, 0),
+            SwapState::Lost => (5, 0),
+            SwapState::Dropping(AfterDrop::Stored(slot)) => (6, slot.raw()),
+            SwapState::Dropping(AfterDrop::Zero) => (7, 0),
+            SwapState::Dropping(AfterDrop::Absent) => (8, 0),
         };
         Self(kind << KIND_SHIFT | slot)
     }
 }
 
-impl From<Entry> for Fate {
+impl From<Entry> for SwapState {
     fn from(entry: Entry) -> Self {
         match entry.0 >> KIND_SHIFT {
             0 => Self::Absent,
@@ -103,9 +103,9 @@ impl From<Entry> for Fate {
             2 => Self::Leaving(entry.0 & SLOT_MASK),
             3 => Self::Stored(entry.slot()),
             4 => Self::Zero,
-            6 => Self::Dropping(Then::Stored(entry.slot())),
-            7 => Self::Dropping(Then::Zero),
-            8 => Self::Dropping(Then::Absent),
+            6 => Self::Dropping(AfterDrop::Stored(entry.slot())),
+            7 => Self::Dropping(AfterDrop::Zero),
+            8 => Self::Dropping(AfterDrop::Absent),
             _ => Self::Lost,
         }
     }
@@ -123,14 +123,14 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// The fate of page `index` of the block.
-    pub fn fate(&self, index: usize) -> Fate {
+    /// The state of page `index` of the block.
+    pub fn state(&self, index: usize) -> SwapState {
         self.entries[index].into()
     }
 
     /// Changes it.
-    pub fn set(&mut self, index: usize, fate: Fate) {
-        self.entries[index] = fate.into();
+    pub fn set(&mut self, index: usize, state: SwapState) {
+        self.entries[index] = state.into();
     }
 
     /// Keeps the checksum of a page that goes to the store.
@@ -176,13 +176,17 @@ mod tests {
     #[test]
     fn every_fate_survives_its_entry() {
         let slots = [0, 1, SLOT_MASK].map(|slot| Slot::from_raw(slot).unwrap());
-        let stored = slots.map(Fate::Stored).into_iter();
-        let dropping =
-            slots.map(Then::Stored).into_iter().chain([Then::Zero, Then::Absent]).map(Fate::Dropping);
-        let others = [Fate::Absent, Fate::Resident, Fate::Leaving(7), Fate::Zero, Fate::Lost];
-        for fate in stored.chain(dropping).chain(others) {
-            assert_eq!(Fate::from(Entry::from(fate)), fate);
+        let stored = slots.map(SwapState::Stored).into_iter();
+        let dropping = slots
+            .map(AfterDrop::Stored)
+            .into_iter()
+            .chain([AfterDrop::Zero, AfterDrop::Absent])
+            .map(SwapState::Dropping);
+        let others =
+            [SwapState::Absent, SwapState::Resident, SwapState::Leaving(7), SwapState::Zero, SwapState::Lost];
+        for state in stored.chain(dropping).chain(others) {
+            assert_eq!(SwapState::from(Entry::from(state)), state);
         }
-        assert_eq!(Fate::from(Entry::default()), Fate::Absent);
+        assert_eq!(SwapState::from(Entry::default()), SwapState::Absent);
     }
 }
