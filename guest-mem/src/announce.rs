@@ -21,7 +21,7 @@ use crate::region::Region;
 use crate::state::{PageRun, PageState};
 use crate::victim::{MapLevel, Order, Victim};
 
-/// What the memory is, block by block around the range of interest.
+/// The state of the memory in all blocks that the range touches.
 pub(crate) struct Layout<'a> {
     /// Tiling the 2 MiB blocks that the range touches.
     pub(crate) runs: &'a [PageRun],
@@ -63,14 +63,14 @@ impl Layout<'_> {
     }
 }
 
-/// What one folio has of a stretch of memory.
+/// The part of one folio in a stretch of memory.
 struct Part {
     pages: HvaRange,
     /// All of the folio that is mapped.
     folio: HvaRange,
     order: Order,
     level: MapLevel,
-    /// Whether the piece in question has the whole folio, so that it need not be split.
+    /// Whether the piece has the whole folio, so that it need not be split.
     whole: bool,
 }
 
@@ -177,7 +177,7 @@ impl Prediction<'_, '_> {
         } else if self.layout.is_anonymous() {
             part.pages.pages().for_each(|page| self.take(page, Order::BASE, MapLevel::Pte));
         }
-        // A split folio of shared memory is left unmapped, where reclaim by address does not see it.
+        // A split folio of shared memory is left unmapped, and reclaim by address passes over it.
     }
 
     fn split_folio(&mut self, folio: HvaRange) {

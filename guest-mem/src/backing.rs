@@ -1,4 +1,4 @@
-//! What fills a region: the kind of page. Whether this host can give it is in `switches`.
+//! The kind of memory behind a region. Whether this host has it is in `switches`.
 
 use std::fmt;
 use std::str::FromStr;

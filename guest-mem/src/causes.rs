@@ -1,4 +1,4 @@
-//! Errors told whole: with all that caused them, and the limit of this process that was met.
+//! The text of an error with all its causes, and the remedy if a limit of this process was reached.
 
 use std::error::Error;
 use std::io;
@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::remedy;
 
-/// An error and all that caused it, in one line; and what to do, where the innermost is a limit of this process.
+/// An error and all its causes in one line; and the remedy, if the innermost is a limit of this process.
 pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut innermost = error;

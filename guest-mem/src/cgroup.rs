@@ -1,7 +1,7 @@
 //! A memory cgroup of this process alone, by which its memory is reclaimed.
 //!
-//! Memory is charged to the group of whoever touches it first and stays there: enter the group before the
-//! memory is populated.
+//! Memory is charged to the group of the thread that touches it first, and stays charged there: enter the group before
+//! the memory is populated.
 
 use std::fs;
 use std::io;
@@ -13,10 +13,10 @@ use crate::left_behind::tell;
 use crate::limit::{Limit, Refused};
 use crate::remedy::{self, Asked};
 
-/// Why this process could not be put under pressure.
+/// A memory cgroup could not be entered or squeezed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// Nothing manages memory here.
+    /// There is no memory controller.
     #[error(
         "no memory cgroup for this process: mount cgroup2 at /sys/fs/cgroup with the memory controller, \
          or boot without `cgroup_disable=memory`"
@@ -28,11 +28,11 @@ pub enum CgroupError {
     /// A file could not be read or written.
     #[error("{attempt} {path}{}", remedy::after_io(Asked::Cgroup, source))]
     File {
-        /// What was tried.
+        /// The attempt.
         attempt: String,
         /// The file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
@@ -91,7 +91,7 @@ pub struct MemoryCgroup {
     home: PathBuf,
 }
 
-/// What squeezing came to.
+/// The result of a squeeze.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Squeezed {
     /// Bytes the group was to lose.
@@ -147,9 +147,9 @@ impl MemoryCgroup {
         })
     }
 
-    /// Makes the kernel reclaim about `bytes` from the group, as if memory were short: its choice which. v2:
+    /// Makes the kernel reclaim about `bytes` from the group, as if memory were short. The kernel chooses the pages. v2:
     /// `memory.reclaim`, or `memory.high` before Linux 5.19; v1: the limit lowered in steps, each lifted again at once.
-    /// Nobody is killed for it. While a v1 limit is low, a thread whose fault finds nothing more to reclaim waits, and a
+    /// No process is killed for it. While a v1 limit is low, a thread whose fault finds nothing more to reclaim waits, and a
     /// system call or `KVM_RUN` that needs a page then may fail with EFAULT: try that again afterwards.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ impl MemoryCgroup {
         Ok(Squeezed { asked_bytes: bytes, before, after: self.usage()? })
     }
 
-    /// `memory.reclaim` says EAGAIN where it got less than it was asked for.
+    /// `memory.reclaim` fails with EAGAIN if the kernel reclaimed less than it was asked for.
     fn ask_for(&self, file: &Path, bytes: u64) -> Result<(), CgroupError> {
         match fs::write(file, bytes.to_string()) {
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
@@ -193,7 +193,7 @@ impl MemoryCgroup {
         Ok(())
     }
 
-    /// Has a fault that finds no room wait for it, where it would go to the OOM killer (v1).
+    /// Switches the OOM killer of the group off (v1): a fault that finds no room waits.
     fn disarm_killer(&self) -> Result<(), CgroupError> {
         let path = self.file("memory.oom_control");
         match self.version {

@@ -1,4 +1,4 @@
-//! Where a cgroup controller of this process lives: `/proc/self/mountinfo` and `/proc/self/cgroup`, parsed.
+//! The mount of a cgroup controller and the group of this process: `/proc/self/mountinfo` and `/proc/self/cgroup`, parsed.
 
 use std::path::{Path, PathBuf};
 
@@ -63,7 +63,7 @@ fn parse_mount(line: &str) -> Option<Mount<'_>> {
     })
 }
 
-/// The path of the group in the hierarchy whose controllers please `wanted`: `4:memory:/user`.
+/// The path of the group in the hierarchy whose controllers satisfy `wanted`: `4:memory:/user`.
 fn group_of(cgroup: &str, wanted: impl Fn(&str) -> bool) -> Option<&str> {
     cgroup.lines().find_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;

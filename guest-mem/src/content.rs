@@ -1,4 +1,4 @@
-//! Whole pages in and out of a region while nobody uses it: how a snapshot is written, and read in one go.
+//! Whole pages in and out of a region while no vCPU runs: how a snapshot is written, and read in one go.
 
 use rustix::io::Errno;
 
@@ -13,15 +13,15 @@ use crate::sys;
 /// Pages could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// They are not all of this region, or the kernel gives no memory for them.
+    /// Pages outside the region, or without memory.
     #[error(transparent)]
     Region(#[from] RegionError),
-    /// The kernel does not give them.
+    /// The kernel refused the copy.
     #[error("reading {range} of guest memory{}", remedy::after(Asked::Content, *source))]
     Read {
-        /// What was to be read.
+        /// The range to be read.
         range: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -35,7 +35,7 @@ impl Region {
     /// Pages beyond the region, or the kernel cannot read one.
     pub fn read_pages(&self, at: Hva, to: &mut [Page]) -> Result<(), ContentError> {
         let range = self.pages_from(at, to.len())?;
-        // The copy below would say EFAULT, and not why.
+        // The copy below would fail with EFAULT, without the limit.
         self.reach(range)?;
         let mut done = 0;
         while done < range.len() {
@@ -50,8 +50,8 @@ impl Region {
     }
 
     /// Copies a range of the region into `to`, which is as long, and returns how many bytes came before the first page that
-    /// could not be read. It is the kernel that copies: a page that is missing is an error, or waits for whoever serves
-    /// faults, as the kernel has it, and this thread takes no fault.
+    /// could not be read. The kernel copies: a missing page is an error, or waits for the handler of a userfaultfd, and this
+    /// thread takes no fault.
     ///
     /// # Errors
     /// The first page cannot be read.

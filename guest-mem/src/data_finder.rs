@@ -1,13 +1,13 @@
 //! Where a file has data and where it has holes, asked page by page in order of offset.
 //!
-//! | question | what it costs |
+//! | question | cost |
 //! | --- | --- |
-//! | SEEK_DATA at a page with data | nothing to speak of: it answers at once |
+//! | SEEK_DATA at a page with data | one page is looked at |
 //! | SEEK_DATA in a hole | a look at every page up to the next data; the whole hole is known then |
 //! | SEEK_HOLE at a page with data | a look at every page up to the next hole, which is mostly the end of the file: as much as some hundred of the first |
 //!
-//! So the end of data is asked for only where many pages were asked one by one: a few pages that left a large memory cost a
-//! question each, and a memory that left whole costs one more.
+//! So the end of data is asked for only after many pages were asked one by one: a few swapped pages of a large memory cost
+//! a question each, and a memory that is swapped as a whole costs one more.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -37,7 +37,7 @@ impl Seek for BorrowedFd<'_> {
     }
 }
 
-/// What was found out about a file, for as long as nobody changes it.
+/// The last extent found in a file. Valid as long as the file is not changed.
 #[derive(Debug)]
 pub(crate) struct DataFinder<F> {
     file: F,
@@ -48,7 +48,7 @@ pub(crate) struct DataFinder<F> {
 }
 
 impl<F: Seek> DataFinder<F> {
-    /// Nothing is known yet.
+    /// A finder without an extent.
     pub(crate) fn of(file: F) -> Self {
         Self { file, last: None, one_by_one: ONE_BY_ONE }
     }

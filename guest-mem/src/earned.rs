@@ -1,4 +1,4 @@
-//! Whether memory is what its backing says: a label is earned by the pages that are there.
+//! Whether memory is as its backing says: a label is given by the state of the pages.
 
 use crate::backing::Backing;
 use crate::folios::LargeFolio;
@@ -9,10 +9,10 @@ use crate::scan_error::ScanError;
 use crate::state::{PageCounts, PageRun, PageState};
 use crate::victim::{MapLevel, Order};
 
-/// How much of some memory is what its backing says, in bytes.
+/// How much of some memory is as its backing says, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Earned {
-    /// What holds memory.
+    /// Bytes in memory.
     pub resident: u64,
     /// That of `resident` which PMDs map.
     pub by_pmd: u64,
@@ -52,8 +52,8 @@ impl Earned {
     }
 }
 
-/// The folios of the size that a backing names, where PTEs map them: what a look at them found. Keeps its buffer, so that
-/// looking again allocates nothing once warm.
+/// The folios of the size that a backing names, where PTEs map them. Keeps its buffer, so that looking again allocates
+/// nothing.
 #[derive(Debug, Default)]
 pub struct NamedFolios {
     /// Whole ones, in order of address.
@@ -63,7 +63,7 @@ pub struct NamedFolios {
 }
 
 impl NamedFolios {
-    /// Looks at the folios that have pages in a part of a region. Of a backing that names no size there is nothing to see.
+    /// Looks at the folios that have pages in a part of a region; at none if the backing names no size.
     ///
     /// # Errors
     /// A kernel that refuses.
@@ -86,7 +86,7 @@ impl NamedFolios {
         Ok(())
     }
 
-    /// How much of these pages, which were looked at, is what the backing says.
+    /// How much of these pages, which were looked at, is as the backing says.
     pub fn judge(&self, backing: Backing, runs: &[PageRun]) -> Earned {
         let counts = PageCounts::of(runs);
         let by_pmd = counts.pmd_mapped - zero_by_pmd(runs);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn each_backing_is_judged_by_what_it_promises() {
+    fn each_backing_is_judged_by_its_own_rule() {
         let order = Order::of_bytes(64 << 10).unwrap();
         let runs = [
             run(0, 512, mapped(MapLevel::Pmd)),

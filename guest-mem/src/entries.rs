@@ -1,4 +1,4 @@
-//! Page state for kernels before 6.7: the 8-byte entries of pagemap, with `smaps` for what they leave out.
+//! Page state for kernels before 6.7: the 8-byte entries of pagemap, and `smaps` for huge mappings.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ use crate::scan_error::ScanError;
 use crate::state::{PageRun, PageState, push_run};
 use crate::victim::MapLevel;
 
-/// What `smaps` says of one mapping.
+/// One mapping in `smaps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mapping {
     range: HvaRange,

@@ -1,5 +1,5 @@
-//! Folios below the PMD, read from the flags of their page frames. For root only: the kernel shows frames to
-//! nobody else.
+//! Folios below the PMD, read from the flags of their page frames. For root only: the kernel hides frames from
+//! other users.
 
 use std::fs::File;
 

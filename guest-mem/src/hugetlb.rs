@@ -1,4 +1,4 @@
-//! Who keeps a process from pages of the 2 MiB hugetlb pool.
+//! The limits that keep a process from pages of the 2 MiB hugetlb pool.
 //!
 //! A page of the pool is given in two steps, and each has limits of its own:
 //!
@@ -7,8 +7,8 @@
 //! | [`Step::Reserve`] | `mmap` | the pool; `rsvd.max` of a cgroup | `ENOMEM` |
 //! | [`Step::Take`] | the first touch | the pool, once a reservation is spent; `max` of a cgroup | `SIGBUS`; `EFAULT` from a system call or from `KVM_RUN` |
 //!
-//! So a reservation is no promise: the cgroup is charged at the touch, and of a page that was dropped the reservation may
-//! be gone when somebody lowers the pool. Neither errno says which limit it was; what can be read afterwards does.
+//! So a reservation is no promise: the cgroup is charged at the touch, and the reservation of a page that was dropped may
+//! be gone once the pool is lowered. Neither errno tells the limit; it is read from the pool and the cgroups afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,13 +35,13 @@ struct GroupLimit {
     used: u64,
 }
 
-/// What stands in the way of hugetlb pages, and what would clear it: both are in its text.
+/// The limit that refuses hugetlb pages, and its remedy: both are in its text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HugetlbLimit {
     /// The pool is too small, or the kernel has none.
     #[error(transparent)]
     Pool(Unavailable),
-    /// A cgroup does not let this process have as much.
+    /// A cgroup's limit is too low.
     #[error(
         "{} MiB of hugetlb pages are wanted, and the cgroup's limit is {} MiB, with {} in use; `echo {} > {}`",
         bytes >> 20, max >> 20, used >> 20, used + bytes, file.display()
@@ -87,8 +87,7 @@ fn judge(bytes: u64, pool: Option<HugetlbPool>, groups: &[GroupLimit]) -> Hugetl
     }
 }
 
-/// The limits of every cgroup this process is in, as far up as they can be seen. A file that cannot be read is no limit
-/// that could be named.
+/// The limits of every cgroup this process is in, up to the visible root. A file that cannot be read is left out.
 fn group_limits(step: Step) -> Vec<GroupLimit> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let Some(mount) = find_controller("hugetlb", &read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
@@ -146,7 +145,7 @@ mod tests {
         assert!(!text.contains("nr_hugepages"), "{text}");
         let enough = 24 * PMD_SIZE;
         assert!(text.ends_with(&format!("`echo {enough} > /cg/max`")), "{text}");
-        // With room in every group it is the pool, or nobody that can be seen.
+        // With room in every group it is the pool, or a limit that cannot be seen.
         assert!(matches!(judge(4 << 20, pool(1, 1, 0), &groups), HugetlbLimit::Pool(_)));
         assert_eq!(judge(4 << 20, pool(9, 9, 0), &groups), HugetlbLimit::Elsewhere { available: 9 });
     }

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   press: the text ── write ── the kernel reclaims until the group fits, or gives up (EBUSY) ── lifted ── write
-//!                                              what a thread touches meanwhile ──────────┴── finds no room
+//!                                        a page that a thread touches meanwhile ──────────┴── finds no room
 //! ```
 //!
 //! While a limit of version 1 is low, a page fault in the group that finds nothing to reclaim goes to the OOM killer, and
 //! this process is the group's only one. Hence both writes follow one another with nothing in between, and the killer is
 //! switched off (see [`crate::cgroup`]): then a thread that finds no room waits until the limit is lifted. This thread
-//! must not be the one that waits, so what it needs between the two writes is locked in memory.
+//! must not be the one that waits, so its stack is locked in memory for the two writes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -24,7 +24,7 @@ use crate::sys;
 /// such a pass is what makes the next one succeed: it clears the accessed bits of pages that a guest has just used.
 const ATTEMPTS: u32 = 16;
 
-/// What did not work.
+/// The write that failed.
 #[derive(Debug)]
 pub(crate) enum Refused {
     /// The limit cannot be lowered.
@@ -37,12 +37,12 @@ pub(crate) enum Refused {
 #[derive(Debug)]
 pub(crate) struct Limit {
     file: File,
-    /// What it says when it limits nothing.
+    /// Its text when it limits nothing.
     lifted: &'static str,
 }
 
 impl Limit {
-    /// The limit in `path`, which says `lifted` when it limits nothing.
+    /// The limit in `path`, whose text is `lifted` when it limits nothing.
     pub(crate) fn open(path: &Path, lifted: &'static str) -> io::Result<Self> {
         Ok(Self { file: OpenOptions::new().write(true).open(path)?, lifted })
     }
@@ -68,8 +68,7 @@ impl Limit {
     fn lower_and_lift(&self, low: &[u8]) -> (Result<usize, Errno>, Result<usize, Errno>) {
         let on_stack = 0u8;
         let page = Hva::of(&raw const on_stack).align_down(PAGE_SIZE);
-        // This frame's page and the one below it. What cannot be locked is most likely there all the same: this thread has
-        // just used it.
+        // This frame's page and the one below it. Locking is best effort: this thread has just used both.
         let below = page.get().checked_sub(PAGE_SIZE).map(Hva::new);
         let frames = below.and_then(|below| HvaRange::with_len(below, 2 * PAGE_SIZE));
         let locked = frames.filter(|frames| sys::lock(*frames).is_ok());
@@ -98,8 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_refuses_is_told() {
-        // Takes no write at all.
+    fn a_write_that_the_kernel_refuses_is_an_error() {
         let limit = Limit::open(Path::new("/dev/full"), "-1").unwrap();
         assert!(
             matches!(limit.press(42), Err(Refused::Lifting(error)) if error.raw_os_error() == Some(libc::ENOSPC))

@@ -14,8 +14,8 @@ use crate::range::HvaRange;
 use crate::region::reserve_congruent;
 use crate::sys::{self, Content, Madvise};
 
-/// A mapping large enough for a huge page, kept for the life of the process: making one each time would
-/// announce its unmapping. Holds the page to ask for, or why there is none.
+/// One page of a mapping that is large enough for a huge page, or the error of making it. Kept for the life of the
+/// process: to unmap it would be announced.
 static SCRATCH: OnceLock<Result<HvaRange, Errno>> = OnceLock::new();
 
 /// Moves the pages in every CPU's batch to the LRU lists, where reclaim by address can find them.

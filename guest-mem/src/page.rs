@@ -58,10 +58,10 @@ impl fmt::Debug for Page {
     }
 }
 
-/// Whether the page holds nothing but zeros. Most that do not are seen from their first 128 bytes.
+/// Whether the page holds nothing but zeros. For most other pages the first 128 bytes decide.
 pub fn is_zero_page(page: &[u8; BYTES]) -> bool {
-    // Blocks of 128 bytes, or-ed as a whole so that the compiler takes vectors: 44 ns for a page of zeros, 94 with
-    // an exit at each word.
+    // Blocks of 128 bytes are or-ed as a whole, so that the compiler uses vectors: 44 ns for a page of zeros, 94 ns with an
+    // exit at each word.
     let (blocks, _) = page.as_chunks::<128>();
     blocks.iter().all(|block| {
         let (words, _) = block.as_chunks::<8>();

@@ -1,4 +1,4 @@
-//! What each page really is, as the kernel says: the only source a label or an eviction count may come from.
+//! The state of each page, by the kernel's page tables: the only source of labels and eviction counts.
 //!
 //! ```text
 //!   PAGEMAP_SCAN (6.7 and later)  ─┐                 ┌─ anonymous: done
@@ -35,7 +35,7 @@ pub enum ScanMethod {
     Scan,
     /// The 8-byte entries of `/proc/self/pagemap`, for kernels before 6.7.
     ///
-    /// What it cannot know: an entry does not say whether a PMD maps it. Fully present 2 MiB blocks are taken
+    /// Limits: an entry does not say whether a PMD maps it. Fully present 2 MiB blocks are taken
     /// as PMD-mapped when `smaps` counts exactly as many huge bytes in their mapping as there are such
     /// blocks; where it counts fewer, none is, because a label must be earned. The zero page is told from
     /// others only as root.
@@ -115,7 +115,7 @@ impl PageScanner {
     }
 
     /// The page tables over `range`, as merged runs that tile it: `out` is cleared first. Memory without an
-    /// entry is [`PageState::Absent`] here, shared or not; [`PageScanner::scan_region`] knows better.
+    /// entry is [`PageState::Absent`] here; for shared memory [`PageScanner::scan_region`] tells more.
     ///
     /// # Errors
     /// A range off the page grid, or a kernel that refuses.
@@ -149,7 +149,7 @@ impl PageScanner {
     }
 
     /// The state of every page of `range`, which lies in `region`: as [`PageScanner::scan`], and for shared
-    /// memory also what stands behind empty page-table entries.
+    /// memory also the state behind empty page-table entries.
     ///
     /// # Errors
     /// A range off the page grid or outside the region, or a kernel that refuses.
@@ -285,7 +285,7 @@ fn state_of_categories(categories: u64) -> PageState {
     PageState::Mapped { level, file: categories & PAGE_IS_FILE != 0 }
 }
 
-/// Whether the file behind a region has something for a page.
+/// Whether the file behind a region has data for a page.
 fn is_data(
     region: &Region,
     finder: &mut Option<&mut DataFinder<BorrowedFd<'_>>>,

@@ -1,4 +1,4 @@
-//! What an operation will announce, named before it is done.
+//! The ranges that an operation will announce, predicted before it is done.
 //!
 //! Reclaim by address is a system call, which announces ranges to every secondary MMU. A plan predicts them from what
 //! pagemap says of the memory now:
@@ -9,7 +9,7 @@
 //!
 //! The prediction itself is a pure function ([`crate::announce`]); this file has the scan that feeds it.
 //!
-//! What a plan cannot know: folio orders below the PMD where `/proc/kpageflags` is closed
+//! A plan cannot know: folio orders below the PMD where `/proc/kpageflags` is closed
 //! ([`PageScanner::knows_folios`]): such pages count as base pages. Whether an empty block still has a page
 //! table, which decides if a VMA split there is announced: it counts as having none. How finely shmem splits
 //! the folios at the ends of a hole, which differs between kernels: one split a folio is planned.
@@ -55,7 +55,7 @@ impl Planner {
         out.clear();
         self.folios.clear();
         region.check(range)?;
-        // Whole blocks: what lies beside the range decides what is split.
+        // Whole blocks: the pages beside the range decide which folios are split.
         let blocks = range.checked_align_outward(PMD_SIZE).and_then(|wide| wide.intersection(region.range()));
         let Some(blocks) = blocks else { return Ok(()) };
         scanner.scan_region(region, blocks, &mut self.runs)?;
@@ -69,7 +69,7 @@ impl Planner {
 
     /// Whether a folio mapped by PTEs can be larger than a page here. Looking for one reads the flags of every
     /// page frame around, some 80 us, so it is not done where the answer is known: `4k` and `memfd` have none,
-    /// hugetlb is always whole, and what a PMD maps is seen in the runs.
+    /// hugetlb is always whole, and folios that a PMD maps are in the runs.
     fn may_hold_large_folios(&self, region: &Region) -> bool {
         let by_pte = |run: &PageRun| {
             matches!(run.state, PageState::Mapped { level: MapLevel::Pte, .. } | PageState::Cached)

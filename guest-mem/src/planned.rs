@@ -1,4 +1,4 @@
-//! What a plan is made of.
+//! One announcement of a plan.
 
 use crate::range::HvaRange;
 use crate::victim::Victim;
@@ -8,12 +8,12 @@ use crate::victim::Victim;
 pub enum Planned {
     /// A PMD-mapped huge page is split because a part of it is taken: these 2 MiB are announced.
     SplitPmd(HvaRange),
-    /// A folio mapped by PTEs is split because a part of it is taken: what is mapped of it is announced (in each
-    /// VMA apart, where a seam cuts it).
+    /// A folio mapped by PTEs is split because a part of it is taken: the mapped part is announced (for each VMA by
+    /// itself, where a seam cuts it).
     SplitFolio(HvaRange),
     /// The reverse map is walked for one folio.
     Take(Victim),
-    /// The operation announces exactly this range, whatever is mapped there.
+    /// The operation announces exactly this range, independent of the mappings there.
     Exact(HvaRange),
 }
 

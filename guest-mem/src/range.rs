@@ -62,7 +62,7 @@ impl<A: Address> AddressRange<A> {
     pub fn overlaps(self, other: Self) -> bool {
         self.start.max(other.start) < self.end.min(other.end)
     }
-    /// What the two share, or `None` if that is nothing.
+    /// The part that the two share, or `None` if they share nothing.
     pub fn intersection(self, other: Self) -> Option<Self> {
         let (start, end) = (self.start.max(other.start), self.end.min(other.end));
         (start < end).then_some(Self { start, end })
@@ -162,25 +162,25 @@ pub enum RangeError {
     /// Part of it lies elsewhere.
     #[error("{range} leaves its region {region}")]
     Outside {
-        /// What was asked for.
+        /// The range asked for.
         range: HvaRange,
-        /// What there is.
+        /// The region's range.
         region: HvaRange,
     },
     /// An end lies inside a page.
     #[error("{range}: both ends must be multiples of {page_size} bytes in this region")]
     Unaligned {
-        /// What was asked for.
+        /// The range asked for.
         range: HvaRange,
         /// The region's page size.
         page_size: u64,
     },
-    /// A word that is not one.
+    /// An address that is no aligned word of the region.
     #[error("no word of 8 aligned bytes at {at} in {region}")]
     Word {
         /// The address.
         at: Hva,
-        /// What there is.
+        /// The region's range.
         region: HvaRange,
     },
 }
@@ -193,7 +193,7 @@ impl HvaRange {
             if rest.is_empty() {
                 return None;
             }
-            // The last block of the address space has no end that can be said.
+            // The end of the last block of the address space does not fit into an address.
             let next = rest.start().align_down(PMD_SIZE).checked_add(PMD_SIZE).unwrap_or(rest.end());
             let cut = next.min(rest.end());
             let piece = Self::new(rest.start(), cut)?;

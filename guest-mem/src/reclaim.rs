@@ -145,17 +145,17 @@ impl Operation {
     }
 }
 
-/// Why an operation was not, or not wholly, done.
+/// An operation failed, or was done in part.
 #[derive(Debug, thiserror::Error)]
 pub enum ReclaimError {
-    /// It makes no sense there.
+    /// The operation does not exist for the backing.
     #[error("{operation} of `{backing}`: {why}")]
     Refused {
-        /// What was asked.
+        /// The operation.
         operation: Operation,
         /// The memory's backing.
         backing: Backing,
-        /// Why not, and what to do instead.
+        /// The reason, and what to use instead.
         why: &'static str,
     },
     /// The range does not fit the region.
@@ -164,11 +164,11 @@ pub enum ReclaimError {
     /// The kernel refused.
     #[error("{operation} of {range}{}", remedy::after(Asked::Feature, *source))]
     Call {
-        /// What was asked.
+        /// The operation.
         operation: Operation,
-        /// The addresses it was asked for.
+        /// The range it was called for.
         range: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -177,11 +177,11 @@ pub enum ReclaimError {
         "remap of {range}: its pages are stranded at {at}; stop the guest, its memory is no longer whole"
     )]
     Stranded {
-        /// Where they belong.
+        /// Their place in the region.
         range: HvaRange,
-        /// Where they are.
+        /// Their place now.
         at: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -238,7 +238,7 @@ fn protect_and_back(range: HvaRange) -> Result<(), ReclaimError> {
     let failed = |source| ReclaimError::Call { operation: Operation::Protect, range, source };
     // SAFETY: checked to lie in the region's mapping, to which no Rust reference exists.
     let protected = unsafe { sys::mprotect(range, Protection::ReadOnly) };
-    // Whatever the first call did to a part of the range, the second undoes.
+    // If the first call failed, it may have protected a part of the range: the second gives that back.
     // SAFETY: as above.
     let restored = unsafe { sys::mprotect(range, Protection::ReadWrite) };
     protected.and(restored).map_err(failed)
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_by_name_before_any_call() {
+    fn operations_that_a_backing_does_not_have_are_refused_before_any_call() {
         let hugetlb = Backing::Hugetlb2m;
         assert!(Operation::PageOut.refused_on(hugetlb).is_some());
         assert!(Operation::Collapse.refused_on(hugetlb).is_some());
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_got_depends_on_what_was_meant() {
+    fn each_operation_counts_the_pages_it_is_meant_to_take() {
         let before = PageCounts { present: 10, cached: 2, absent: 4, ..PageCounts::default() };
         let after = PageCounts { present: 3, cached: 1, swapped: 8, absent: 4, ..PageCounts::default() };
         let got = |operation: Operation, backing, before, after| {

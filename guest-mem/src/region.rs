@@ -33,31 +33,31 @@ pub enum RegionError {
     Reserve {
         /// Bytes asked for.
         len: u64,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
-    /// There are not as many hugetlb pages to be had.
+    /// The pool, or a cgroup, does not give that many hugetlb pages.
     #[error("mapping {len} bytes of `hugetlb:2m`: {limit}")]
     Hugetlb {
         /// Bytes asked for.
         len: u64,
-        /// What forbids it.
+        /// The limit that forbids it.
         limit: HugetlbLimit,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
     /// A step of the setup failed.
     #[error("{step} for {len} bytes of `{backing}`{}", remedy::after(Asked::Feature, *source))]
     Setup {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// The backing that was asked for.
         backing: Backing,
         /// Bytes asked for.
         len: u64,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -66,27 +66,27 @@ pub enum RegionError {
     Guard {
         /// The backing that was asked for.
         backing: Backing,
-        /// What went wrong there.
+        /// The error of the seam.
         #[source]
         source: SeamError,
     },
     /// A hugetlb page is mapped and is not there, and the kernel does not give one.
     #[error("the kernel gives no memory for {range} of `hugetlb:2m`: {limit}")]
     NotGiven {
-        /// Where there is to be memory.
+        /// The range to be filled.
         range: HvaRange,
-        /// What forbids it.
+        /// The limit that forbids it.
         limit: HugetlbLimit,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
     /// Memory could not be filled.
     #[error("populating {range}{}", remedy::after(Asked::Populate, *source))]
     Populate {
-        /// What was to be filled.
+        /// The range to be filled.
         range: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -95,13 +95,13 @@ pub enum RegionError {
     Range(#[from] RangeError),
 }
 
-/// The size above which no x86-64 process with 47 address bits can map.
+/// No x86-64 process with 47 address bits can map that many bytes.
 const LARGEST: u64 = 64 << 40;
 
 /// One mapping of guest RAM, 2 MiB aligned, unmapped when dropped.
 ///
 /// No Rust reference into it exists, ever: a guest writes to it at any time. Host-side access is by volatile
-/// words. What the pages really are is for [`crate::PageScanner`] to say; [`Region::backing`] is what was asked.
+/// words. [`Region::backing`] is the kind of memory asked for; [`crate::PageScanner`] reads the state of the pages.
 #[derive(Debug)]
 pub struct Region {
     range: HvaRange,
@@ -111,8 +111,8 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps `len` bytes of guest RAM, not yet populated, but for hugetlb: there the kernel gives all of it now, or says
-    /// now why not. The reservation that comes with the mapping is no promise (see [`HugetlbLimit`]).
+    /// Maps `len` bytes of guest RAM, not yet populated; hugetlb memory is populated at once, because the reservation that
+    /// comes with the mapping is no promise (see [`HugetlbLimit`]).
     ///
     /// mTHP where the host also has 2 MiB pages on: a fault takes the largest folio that fits inside the VMA,
     /// so a seam (see [`Region::seam`]) is put into every 2 MiB before anything is touched, and no 2 MiB folio
@@ -185,7 +185,7 @@ impl Region {
     pub fn range(&self) -> HvaRange {
         self.range
     }
-    /// What was asked for.
+    /// The kind of memory it was mapped with.
     pub fn backing(&self) -> Backing {
         self.backing
     }
@@ -241,8 +241,8 @@ impl Region {
         Ok(())
     }
 
-    /// Keeps khugepaged out from now on: it would collapse what a step has split, behind the step's back. Huge
-    /// pages that are there stay; new ones, MADV_COLLAPSE's too, are refused.
+    /// Keeps khugepaged out from now on: it would collapse folios that a step has split. Huge pages that exist stay; new
+    /// ones, also those of MADV_COLLAPSE, are refused.
     ///
     /// # Errors
     /// A kernel that refuses.
@@ -269,13 +269,12 @@ impl Region {
         })
     }
 
-    /// Whether the host can touch `range`, which is made so where it takes a fault: before every access of this process
-    /// to memory of which the kernel may refuse a page.
+    /// Faults `range` in where a fault of this process could be refused. To be called before every access.
     ///
-    /// That is hugetlb's alone, where a touch of a page that is refused is a SIGBUS, and the fault by system call an
-    /// errno. Elsewhere nothing is done: for anonymous memory and for a memfd (which is sealed to its length, on a file
-    /// system without a size) a memory cgroup or a host that has no page left calls the OOM killer, and no errno. What
-    /// remains is memory that failed, and swap that cannot be read back.
+    /// Only hugetlb memory needs it: there an access to a page that the kernel refuses is a SIGBUS, and the fault by system
+    /// call an errno. Elsewhere nothing is done: for anonymous memory and for a memfd (which is sealed to its length, on a file
+    /// system without a size) a memory cgroup or a host that has no page left calls the OOM killer. A SIGBUS remains
+    /// possible where memory failed or swap cannot be read back.
     ///
     /// # Errors
     /// [`RegionError::NotGiven`], with the limit.
@@ -284,7 +283,7 @@ impl Region {
             return Ok(());
         }
         match range.checked_align_outward(PAGE_SIZE).map(|pages| (pages, self.fault_in(pages))) {
-            // Before 5.14 there is no such call; and what is read-only for a moment (see `toggle_protection`) is there.
+            // Before 5.14 there is no such call; and memory that is read-only for a moment (see `toggle_protection`) is populated.
             None | Some((_, Ok(()) | Err(Errno::INVAL))) => Ok(()),
             Some((pages, Err(source))) => Err(self.not_given(pages, source)),
         }
@@ -296,7 +295,7 @@ impl Region {
         unsafe { sys::madvise(range, Madvise::Known(Advice::LinuxPopulateWrite)) }
     }
 
-    /// Says which limit it was that `range` met.
+    /// The error with the limit that keeps `range` from being filled.
     fn not_given(&self, range: HvaRange, source: Errno) -> RegionError {
         let missing = missing_bytes(range.checked_align_outward(PMD_SIZE).unwrap_or(range));
         let limit = HugetlbLimit::find(Step::Take, missing.max(PMD_SIZE));
@@ -311,8 +310,8 @@ impl Region {
         let byte = HvaRange::with_len(at, 1).filter(|&byte| self.range.covers(byte));
         let byte = byte.ok_or(RangeError::Outside { range: HvaRange::empty(at), region: self.range })?;
         self.reach(byte)?;
-        // SAFETY: a byte of this mapping, which lives as long as `self` and is readable; the caller of `protect` keeps
-        // whoever writes away, as for a guest.
+        // SAFETY: a byte of this mapping, which lives as long as `self` and is readable; the caller of a toggle stops all
+        // writers, as for a guest.
         unsafe { sys::touch_byte(at, write) };
         Ok(())
     }
@@ -328,14 +327,14 @@ impl Region {
     }
 
     /// Writes the word at `at`, faulting it in if it must be. While `at` is read-only by
-    /// [`crate::toggle_protection`] this is a segmentation fault: stop whoever writes first, as for a guest.
+    /// [`crate::toggle_protection`] this is a segmentation fault: stop all writers before, as for a guest.
     ///
     /// # Errors
     /// An address that is no aligned word of this region, or the kernel gives no page.
     pub fn write_u64(&self, at: Hva, value: u64) -> Result<(), RegionError> {
         self.reach_word(at)?;
         // SAFETY: checked to be an aligned word of this mapping, which lives as long as `self` and is never
-        // made unreadable; a write during `protect` traps instead of corrupting.
+        // made unreadable; a write during a toggle traps instead of corrupting.
         unsafe { sys::write_word(at, value) };
         Ok(())
     }
@@ -368,7 +367,7 @@ impl AsRef<Region> for Region {
     }
 }
 
-/// Bytes of the 2 MiB pages of a range that nobody has mapped yet. Where the kernel does not say: all.
+/// Bytes of the 2 MiB pages of a range that are not in memory yet. All of them if the kernel does not tell.
 fn missing_bytes(range: HvaRange) -> u64 {
     let mut resident = vec![0u8; range.page_count() as usize];
     match sys::mincore(range, &mut resident) {
@@ -388,7 +387,7 @@ fn seam_len(backing: Backing) -> u64 {
     }
 }
 
-/// Whatever owns a region and keeps it mapped: what works on guest memory for long holds one of these.
+/// The owner of a region, which keeps it mapped. Types that work on guest memory for long hold one.
 pub type Memory = Arc<dyn AsRef<Region> + Send + Sync>;
 
 enum MapFailed {

@@ -6,7 +6,7 @@
 
 use rustix::io::Errno;
 
-/// What was asked of the system.
+/// The kind of request that the system refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// Address space.
@@ -39,7 +39,7 @@ pub enum Asked {
     Room,
 }
 
-/// The limit that was met, of the answers that say the same wherever they come from, and what to do about it.
+/// The remedy for a limit whose errno means the same for every request.
 pub fn of_limit(errno: Errno) -> Option<&'static str> {
     match errno {
         Errno::MFILE => Some("raise `ulimit -n`"),
@@ -98,7 +98,7 @@ pub fn after(asked: Asked, errno: Errno) -> &'static str {
         ) => ": choose a place that can be written with `--out DIR`",
         (Asked::Place | Asked::Room, Errno::NOSPC | Errno::DQUOT) => ": free space there",
         (_, Errno::NOMEM) => MEMORY,
-        // Told behind the system's answer, by whatever tells an error with its causes.
+        // `with_causes` appends it.
         (_, Errno::MFILE | Errno::NFILE | Errno::FBIG) => "",
         (_, Errno::PERM | Errno::ACCESS | Errno::NOSYS) => ": a sandbox or the kernel's lockdown forbids it",
         _ => "",
@@ -159,7 +159,7 @@ mod tests {
         }
     }
 
-    /// The mistakes of one sentence for all: memory that is advised where none is missing, and a limit that was not met.
+    /// One sentence for all answers would advise memory where none is missing, and name limits that were not reached.
     #[test]
     fn no_remedy_is_said_of_another_answer() {
         for asked in ALL {

@@ -1,11 +1,11 @@
-//! Why pages could not be looked at.
+//! The error of reading page state.
 
 use rustix::io::Errno;
 
 use crate::range::{HvaRange, RangeError};
 use crate::remedy::{self, Asked};
 
-/// Why pages could not be looked at.
+/// Page state could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// `/proc/self/pagemap` does not open.
@@ -23,22 +23,22 @@ pub enum ScanError {
     /// A call failed.
     #[error("reading page state of {range} by {call}{}", remedy::after(Asked::Procfs, *source))]
     Call {
-        /// Which call.
+        /// The system call.
         call: &'static str,
         /// The addresses that were read.
         range: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
     /// A file of procfs could not be read.
     #[error("reading {file} for {range}{}", remedy::after_io(Asked::Procfs, source))]
     Read {
-        /// Which file.
+        /// The file.
         file: &'static str,
         /// The addresses that were read.
         range: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: std::io::Error,
     },

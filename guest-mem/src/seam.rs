@@ -7,11 +7,11 @@
 //! ```text
 //!   without   |<------------------- one VMA ------------------->|     mprotect of p announces the block
 //!             A            p                                  A+2M
-//!   with      |s|<----------------- another -------------------->|     … and here 4 KiB: nobody spans [A, A+2M)
+//!   with      |s|<----------------- another -------------------->|     … and here 4 KiB: no VMA spans [A, A+2M)
 //! ```
 //!
-//! The two VMAs must differ, or the kernel merges them again. `MADV_DONTDUMP` on the strip `s` is a
-//! difference without consequences other than in a core dump. The strip is one page, or for mTHP one folio, so
+//! The two VMAs must differ, or the kernel merges them again. `MADV_DONTDUMP` on the strip `s` makes them
+//! differ, and matters to core dumps only. The strip is one page, or for mTHP one folio, so
 //! that no folio is cut.
 
 use std::fs;
@@ -52,7 +52,7 @@ pub enum SeamError {
     Call {
         /// Where the seam was to be.
         at: Hva,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -114,7 +114,7 @@ impl Seams {
         Ok(wanted)
     }
 
-    /// Takes the seams out of the account: their mapping goes.
+    /// Subtracts the seams from the count of the process: their mapping goes.
     pub(crate) fn forget(&self) {
         let seams: u32 = self.blocks.iter().map(|word| word.swap(0, Ordering::Relaxed).count_ones()).sum();
         IN_PLACE.fetch_sub(u64::from(seams), Ordering::Relaxed);

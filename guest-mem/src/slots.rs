@@ -1,4 +1,4 @@
-//! Memslots as plain data: which guest frames are backed by which host addresses, and who covers what.
+//! Memslots as plain data: which guest frames are backed by which host addresses.
 //!
 //! A memslot is the unit in which KVM lets user space drop translations, so its size is the precision of
 //! a zap. This module only describes and finds slots; `vmm` issues the ioctls.
@@ -42,7 +42,7 @@ impl Memslot {
     }
 }
 
-/// Why a set of memslots was refused.
+/// A layout of memslots that is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SlotError {
     /// The granule is not a power of two of at least a page.
@@ -53,21 +53,21 @@ pub enum SlotError {
         "slots over {len} bytes at gpa {gpa}, hva {hva}: all three must be multiples of 4096, the length not 0"
     )]
     Unaligned {
-        /// Where in guest physical memory.
+        /// Guest physical address.
         gpa: Gpa,
-        /// Where in this process.
+        /// Host virtual address.
         hva: Hva,
-        /// How many bytes.
+        /// Bytes.
         len: u64,
     },
     /// The range runs past the end of an address space.
     #[error("slots over {len} bytes at gpa {gpa}, hva {hva} run past the end of the address space")]
     Wraps {
-        /// Where in guest physical memory.
+        /// Guest physical address.
         gpa: Gpa,
-        /// Where in this process.
+        /// Host virtual address.
         hva: Hva,
-        /// How many bytes.
+        /// Bytes.
         len: u64,
     },
     /// Two slots claim the same guest or host addresses.
@@ -76,9 +76,9 @@ pub enum SlotError {
     /// The host has no room for that many.
     #[error("{wanted} slots, but the host offers {limit}: choose a larger granule or less memory")]
     TooMany {
-        /// How many the layout needs.
+        /// Slots that the layout needs.
         wanted: u64,
-        /// How many `KVM_CAP_NR_MEMSLOTS` allows.
+        /// The host's `KVM_CAP_NR_MEMSLOTS`.
         limit: u64,
     },
 }
@@ -177,11 +177,11 @@ fn host_runs(by_hva: &[Memslot]) -> Box<[HvaRange]> {
 #[derive(Debug, Default)]
 pub struct SlotTable {
     by_hva: Box<[Memslot]>,
-    /// Where each of `by_hva` begins, by itself: a search among these stays in the cache.
+    /// The start of each of `by_hva`, in an array of its own: a search in it stays in the cache.
     hvas: Box<[Hva]>,
     /// Indices into `by_hva`, in order of guest address.
     by_gpa: Box<[u32]>,
-    /// Where each of `by_gpa` begins, likewise.
+    /// The start of each of `by_gpa`, likewise.
     gpas: Box<[Gpa]>,
     /// Host ranges that slots cover without a gap.
     runs: Box<[HvaRange]>,

@@ -1,4 +1,4 @@
-//! What pages are: mapped, swapped out, in the page cache only, or nothing at all. Plain data, no system calls.
+//! The state of pages: mapped, swapped out, in the page cache only, or absent. Plain data, no system calls.
 
 use std::fmt;
 
@@ -44,7 +44,7 @@ impl PageState {
     pub fn is_pmd_mapped(self) -> bool {
         matches!(self, Self::Zero(MapLevel::Pmd) | Self::Mapped { level: MapLevel::Pmd, .. })
     }
-    /// Whether the zero page stands in.
+    /// Whether the zero page is mapped in its place.
     pub fn is_zero(self) -> bool {
         matches!(self, Self::Zero(_))
     }
@@ -72,7 +72,7 @@ impl fmt::Display for PageState {
 pub struct PageRun {
     /// The pages: page aligned, not empty.
     pub range: HvaRange,
-    /// What each of them is.
+    /// The state of each.
     pub state: PageState,
 }
 

@@ -1,4 +1,4 @@
-//! Where evicted pages can go: the swap areas of this host.
+//! The swap areas of this host.
 
 use std::fs;
 use std::path::PathBuf;

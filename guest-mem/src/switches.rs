@@ -1,10 +1,10 @@
-//! What a backing needs of the host's switches. One function, [`obstacle`], says what stands in the way and what removes
-//! it; every remedy is worded from its answer.
+//! The switches that a backing needs. One function, [`obstacle`], returns the first switch that is in the way and its cure;
+//! every remedy is worded from its answer.
 //!
 //! ```text
 //!   Backing, bytes, HostThp ── obstacle ──> reason, one Setting ── applied to the copy of HostThp ──┐
 //!                                 ▲                                                                 │
-//!                                 └────────────────── until nothing stands in the way ──────────────┘
+//!                                 └────────────────── until there is no obstacle ───────────────────┘
 //! ```
 
 use std::fmt;
@@ -46,7 +46,7 @@ impl Knob {
     }
 }
 
-/// What a switch is to say.
+/// The value of a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
     /// Huge pages for mappings that ask for them.
@@ -57,12 +57,12 @@ pub enum Value {
     Pages(u64),
 }
 
-/// A switch, and what it is to say.
+/// A switch and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Setting {
     /// The switch.
     pub knob: Knob,
-    /// What it is to say.
+    /// The value.
     pub value: Value,
 }
 
@@ -85,12 +85,12 @@ impl fmt::Display for Setting {
     }
 }
 
-/// What would let a host give a backing.
+/// A change of the host that makes a backing available.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
     /// These settings, in this order.
     Set(Vec<Setting>),
-    /// No setting, but this.
+    /// No setting helps, but this.
     Other(String),
 }
 
@@ -116,13 +116,13 @@ impl fmt::Display for Remedy {
     }
 }
 
-/// Why a host cannot give a backing, and what would change that.
+/// The reason why a host cannot give a backing, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}; {remedy}")]
 pub struct Unavailable {
-    /// What stands in the way first.
+    /// The first obstacle.
     pub reason: String,
-    /// All that has to change.
+    /// All settings that have to change.
     pub remedy: Remedy,
 }
 
@@ -157,7 +157,7 @@ impl Backing {
     }
 }
 
-/// One thing that keeps a backing away, and what removes it.
+/// One reason why a backing is not available, and its cure.
 struct Obstacle {
     reason: String,
     cure: Cure,
@@ -178,7 +178,7 @@ impl Obstacle {
     }
 }
 
-/// What stands first between `bytes` of a backing and this host.
+/// The first reason why this host cannot give `bytes` of a backing.
 fn obstacle(backing: Backing, bytes: u64, host: &HostThp) -> Option<Obstacle> {
     match backing {
         Backing::Base4k | Backing::Memfd => None,
@@ -266,7 +266,7 @@ fn hugetlb(bytes: u64, host: &HostThp) -> Option<Obstacle> {
 }
 
 impl HostThp {
-    /// What the host's switches say once a setting is made.
+    /// Applies a setting to the copy.
     fn apply(&mut self, setting: Setting) {
         let switch = match setting.value {
             Value::Asked => Switch::Madvise,

@@ -28,7 +28,7 @@ const fn iowr(kind: u8, nr: u8, size: usize) -> u64 {
 
 const PAGEMAP_SCAN: u64 = iowr(b'f', 16, size_of::<pm_scan_arg>());
 
-// What a C compiler says, so that a slip here does not compile.
+// Compared with the value of a C compiler, so that a wrong structure does not compile.
 const _: () = assert!(PAGEMAP_SCAN == 0xc060_6610);
 
 /// The `MADV_*` calls this crate makes, `MADV_COLLAPSE` among them.
@@ -131,7 +131,7 @@ pub(crate) fn reserve(len: usize) -> Result<HvaRange, Errno> {
     HvaRange::with_len(Hva::of(at), len as u64).ok_or(Errno::NOMEM)
 }
 
-/// What a mapping is made of.
+/// The memory behind a mapping.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Content<'fd> {
     Anonymous,
@@ -178,8 +178,8 @@ pub(crate) unsafe fn munmap(range: HvaRange) -> Result<(), Errno> {
     unsafe { rustix::mm::munmap(range.start().as_ptr(), range.len() as usize) }
 }
 
-/// Copies memory of this process as another process would: what is missing is an error, or waits, as the kernel has it,
-/// and no fault of this thread. Returns the bytes copied, less than all if a later page cannot be read.
+/// Copies memory of this process by the system call for another process: a missing page is an error, or waits for
+/// userfaultfd, and this thread takes no fault. Returns the bytes copied, less than all if a later page cannot be read.
 pub(crate) fn copy_out(from: HvaRange, to: &mut [u8]) -> Result<usize, Errno> {
     assert_eq!(from.len(), to.len() as u64, "a byte for each byte");
     let remote = libc::iovec { iov_base: from.start().as_ptr(), iov_len: to.len() };
@@ -190,7 +190,7 @@ pub(crate) fn copy_out(from: HvaRange, to: &mut [u8]) -> Result<usize, Errno> {
     if copied < 0 { Err(last_errno()) } else { Ok(copied as usize) }
 }
 
-/// What becomes of the old place when pages move.
+/// The state of the old place after pages have moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OldPlace {
     /// It stays mapped, empty: no other thread's mmap can land there meanwhile.
@@ -216,7 +216,7 @@ pub(crate) unsafe fn move_pages(from: HvaRange, to: HvaRange, old: OldPlace) -> 
     moved.map(|_| ())
 }
 
-/// A file in memory, sealed to `len` bytes: memory mapped from it stays there whoever gets hold of the file.
+/// A file in memory, sealed to `len` bytes: no holder of the file can cut memory that is mapped from it.
 pub(crate) fn memfd(name: &CStr, len: u64) -> Result<OwnedFd, Errno> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, len)?;
@@ -243,9 +243,9 @@ pub(crate) fn seek_hole(fd: BorrowedFd<'_>, offset: u64) -> Result<u64, Errno> {
     rustix::fs::seek(fd, SeekFrom::Hole(offset))
 }
 
-/// Keeps what a range holds in memory.
+/// Locks the pages of a range in memory.
 pub(crate) fn lock(range: HvaRange) -> Result<(), Errno> {
-    // SAFETY: locking changes nothing of what memory holds or who may use it; the kernel checks the addresses.
+    // SAFETY: locking changes neither content nor access; the kernel checks the addresses.
     unsafe { rustix::mm::mlock(range.start().as_ptr(), range.len() as usize) }
 }
 
@@ -288,7 +288,7 @@ pub(crate) unsafe fn write_word(at: Hva, value: u64) {
 /// Makes the kernel map the page that holds the byte at `at`, for writing if `write`. The byte stays as it is.
 ///
 /// # Safety
-/// The byte is mapped readable, and writable if `write`; everybody's access to it tolerates others at the same time.
+/// The byte is mapped readable, and writable if `write`; all accesses to it are atomic or volatile.
 pub(crate) unsafe fn touch_byte(at: Hva, write: bool) {
     if !write {
         // SAFETY: mapped, says the caller; volatile because the guest may write meanwhile.
@@ -297,7 +297,7 @@ pub(crate) unsafe fn touch_byte(at: Hva, write: bool) {
     }
     // SAFETY: mapped and shared with accesses that tolerate this one, says the caller; a byte needs no alignment.
     let byte = unsafe { AtomicU8::from_ptr(at.as_ptr()) };
-    // A guest may write at the same time, so reading a value and writing it back would lose what it wrote. A
+    // A guest may write at the same time, so reading a value and writing it back would lose the guest's write. A
     // compare-exchange takes the page for writing even where it compares unequal, and leaves the value as it is either
     // way. (`fetch_or(0)` would not do: it compiles to a load.)
     let _ = byte.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The host's huge-page switches, read once and judged elsewhere.
+//! The host's huge-page switches, as data.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -49,9 +49,9 @@ pub enum ShmemSwitch {
     Advise,
     /// Not for files that did not ask by mount option.
     Never,
-    /// Not for any file, whatever anybody asks.
+    /// Not for any file, also those that asked.
     Deny,
-    /// For every file, whatever anybody asks.
+    /// For every file, also those that did not ask.
     Force,
 }
 
@@ -79,7 +79,7 @@ pub struct HugetlbPool {
     pub total: u64,
     /// Those of them that hold nothing.
     pub free: u64,
-    /// Free ones that are promised to a mapping.
+    /// Free ones that are reserved for a mapping.
     pub reserved: u64,
     /// Pages that it may grow by when it is empty.
     pub overcommit: u64,
@@ -113,7 +113,7 @@ impl HugetlbPool {
     }
 }
 
-/// What the host's switches said when they were read. A switch that the kernel lacks is off.
+/// The host's switches when they were read. A switch that the kernel lacks is off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostThp {
     /// `transparent_hugepage/enabled`.

@@ -1,4 +1,4 @@
-//! What a reclaim operation takes: the victim, as the reverse map would describe it.
+//! The victim of a reclaim operation, as the reverse map would describe it.
 
 use std::fmt;
 

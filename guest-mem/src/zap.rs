@@ -20,7 +20,7 @@ use crate::remedy::{self, Asked};
 use crate::seam::SeamError;
 use crate::sys::{self, Madvise, Protection};
 
-/// Why translations could not be dropped.
+/// Translations could not be dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum ZapError {
     /// The range does not fit the region.
@@ -29,28 +29,28 @@ pub enum ZapError {
     /// The seams for an exact toggle could not be made.
     #[error("toggling the protection of {range} exactly")]
     Seam {
-        /// What was to be toggled.
+        /// The range to be toggled.
         range: HvaRange,
-        /// What went wrong there.
+        /// The error of the seam.
         #[source]
         source: SeamError,
     },
     /// The pages would be lost.
     #[error("unmapping {range} of `{backing}`: only shared memory keeps its content; toggle its protection")]
     NotShared {
-        /// What was to be unmapped.
+        /// The range to be unmapped.
         range: HvaRange,
-        /// What it is.
+        /// The backing of its region.
         backing: Backing,
     },
     /// A call failed.
     #[error("{call} over {range}{}", remedy::after(Asked::Mapping, *source))]
     Call {
-        /// Which call.
+        /// The system call.
         call: &'static str,
         /// The addresses that the call was for.
         range: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },

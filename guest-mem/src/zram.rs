@@ -23,11 +23,11 @@ pub enum ZramError {
     /// A file of the device could not be read or written.
     #[error("{attempt} {}{}", path.display(), remedy(source))]
     File {
-        /// What was tried: `writing 1073741824 to`.
+        /// The attempt: `writing 1073741824 to`.
         attempt: String,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
@@ -39,7 +39,7 @@ pub enum ZramError {
     Table {
         /// The device's size.
         bytes: u64,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
@@ -49,15 +49,15 @@ pub enum ZramError {
     /// swapon failed.
     #[error("swapon {path}{}", swapon_remedy(*source))]
     SwapOn {
-        /// Which device.
+        /// The device.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
 }
 
-/// What to do about a file of the driver.
+/// The remedy for an error of a file of the driver.
 fn remedy(error: &io::Error) -> &'static str {
     match Errno::from_io_error(error) {
         Some(Errno::ACCESS | Errno::PERM) => ": zram devices are for root, outside of user namespaces",
@@ -79,7 +79,7 @@ fn swapon_remedy(errno: Errno) -> &'static str {
     }
 }
 
-/// Bytes that the kernel keeps for the pages of a device, filled or not: 16 for each.
+/// Bytes of the kernel's table for the pages of a device: 16 for each, stored or not.
 fn table_bytes(size: u64) -> u64 {
     size / PAGE_SIZE * 16
 }
@@ -104,7 +104,7 @@ pub fn swap_on_device(number: u32, size_bytes: u64) -> Result<(), ZramError> {
         .map_err(|source| ZramError::SwapOn { path: node, source })
 }
 
-/// Refuses what is no size of a swap device: not whole pages, under 64 KiB or over 16 TiB.
+/// Refuses sizes that no swap device has: not whole pages, under 64 KiB or over 16 TiB.
 ///
 /// # Errors
 /// [`ZramError::Size`].

@@ -1,4 +1,4 @@
-//! The bridge: an operation on guest memory goes in, its listeners are told, one record comes out.
+//! The bridge: announces an operation on guest memory to its listeners, performs it, and records it.
 //!
 //! ```text
 //!   Bridge::invalidate(records, invalidation, operation)
@@ -6,7 +6,7 @@
 //!     │                    …                                                              ┘
 //!     │                    Operation ─────────────> operation()
 //!     │                    InvalidateRange(r) ────> Chain::flush ──> every SharingMmu     ┐
-//!     │                    InvalidatePage(r) ─────> Chain::page ───> everybody            │ Walk::close
+//!     │                    InvalidatePage(r) ─────> Chain::page ───> every listener       │ Walk::close
 //!     │                    InvalidateRangeAgain(r) > Chain::flush                         │
 //!     │                    End(r) ────────────────> Chain::end                            ┘
 //!     └─ InvalidationRecord ──> records
@@ -17,7 +17,7 @@
 //! ```
 //!
 //! The bridge holds no lock and no state of its own: brackets of several threads overlap freely, as they
-//! do in the kernel, and it is the listeners' sequence count that makes sense of that.
+//! do in the kernel, and the listeners' sequence count orders them.
 
 use std::sync::Arc;
 
@@ -70,8 +70,8 @@ impl Bridge {
         BridgeBuilder { policy, slots, chain: Chain::default() }
     }
 
-    /// Announces `invalidation`, performs `operation`, ends what was announced, and adds one record to `records`:
-    /// whoever reserved room for it has nothing allocated here.
+    /// Announces `invalidation`, performs `operation`, ends the brackets, and adds one record to `records`. Allocates nothing
+    /// if `records` has room.
     ///
     /// `operation` is the change of the primary MMU (a `madvise`, a `munmap`). It must not wait for anything
     /// that faults through a listener of this bridge: such a fault waits for the end of the bracket.

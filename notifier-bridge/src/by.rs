@@ -1,11 +1,11 @@
-//! By whom a range was announced.
+//! The party that announced a range.
 
 use serde::{Deserialize, Serialize};
 
 use crate::names::UnknownName;
 
-/// By whom a range was announced: whose work the thread that announced it was at. Beside it, [`Cause`](crate::Cause)
-/// tells the operation, where that is known: this process knows its own, and the kernel's tracepoints tell none.
+/// The party whose work announced a range. [`Cause`](crate::Cause) tells the operation, where it is known: this process
+/// knows its own operations, and the kernel's tracepoints tell none.
 #[derive(
     Clone,
     Copy,
@@ -50,17 +50,17 @@ pub enum By {
     Kdamond,
     /// Another thread of the kernel.
     KernelThread,
-    /// Somebody who found no free memory.
+    /// A thread that found no free memory.
     DirectReclaim,
     /// A cgroup's limit.
     MemcgReclaim,
-    /// Somebody who made room for a large page.
+    /// A thread that made room for a large page.
     Compaction,
-    /// Somebody who moved pages.
+    /// A thread that moved pages.
     Migration,
     /// Another process.
     AnotherProcess,
-    /// Nobody knows.
+    /// Unknown.
     Unattributed,
 }
 
@@ -82,12 +82,12 @@ impl By {
         self as usize
     }
 
-    /// Whether this process made it, beside its steps.
+    /// Whether this process announced it, but not by a step.
     pub const fn is_ours(self) -> bool {
         matches!(self, Self::Zap | Self::GuestFault | Self::Userfault | Self::Device | Self::OwnThread)
     }
 
-    /// Whether neither the experiment nor this process made it: the host on its own, or another process.
+    /// Whether the host or another process announced it.
     pub const fn is_stranger(self) -> bool {
         !self.is_ours() && !matches!(self, Self::Step | Self::Unattributed)
     }

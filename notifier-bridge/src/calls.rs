@@ -9,7 +9,7 @@
 //!                                          Flush: InvalidateRange(victim)   told to sharing listeners
 //! ```
 //!
-//! Starts and Ends balance. Whoever stops halfway asks [`Calls::unwind`] for the Ends still owed.
+//! Starts and Ends balance. A caller that stops halfway takes the missing Ends from [`Calls::unwind`].
 
 use guest_mem::{Chunks, Hva, HvaRange};
 
@@ -21,8 +21,7 @@ pub enum Call {
     /// The operation itself: the primary MMU changes here.
     Operation,
     /// `invalidate_range`, since 6.6 `invalidate_secondary_tlbs`, to sharing listeners. It belongs to the
-    /// operation (the PTE is cleared and its lock held), and comes after it here because user space cannot
-    /// stand inside.
+    /// operation (the PTE is cleared and its lock held), and comes after it here because user space cannot act inside it.
     InvalidateRange(HvaRange),
     /// `invalidate_page` to every listener, up to 4.12.
     InvalidatePage(HvaRange),
@@ -33,7 +32,7 @@ pub enum Call {
     End(HvaRange),
 }
 
-/// What happens between the operation and the first end.
+/// The calls between the operation and the first end.
 #[derive(Clone, Debug)]
 pub(crate) enum Inside {
     Nothing,
@@ -132,7 +131,7 @@ impl<'a> Calls<'a> {
         Self { brackets, inside, end_repeats, phase: Phase::Starts }
     }
 
-    /// The ends owed at this point: the ranges of every [`Call::Start`] handed out whose
+    /// The ends that are missing at this point: the ranges of every [`Call::Start`] handed out whose
     /// [`Call::End`] was not, innermost first.
     ///
     /// The repeat before each end is left out: an operation that was not performed changed nothing that a

@@ -1,4 +1,4 @@
-//! The chain of listeners: one call in, every listener of the right kind told, in order of registration.
+//! The chain of listeners: each call goes to every listener of its kind, in order of registration.
 //!
 //! If a listener panics, the brackets of the others are closed: see [`OnDrop`].
 

@@ -1,7 +1,7 @@
 //! The one clock of every record: `CLOCK_MONOTONIC`, in nanoseconds, read through the vDSO.
 //!
-//! Raw nanoseconds and not [`std::time::Instant`], since a record must be put beside what the kernel's
-//! tracepoints say, and perf stamps them with this clock when asked to.
+//! Raw nanoseconds and not [`std::time::Instant`]: records are compared with the kernel's tracepoints, which perf
+//! stamps with this clock when asked to.
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 #[inline]
@@ -14,7 +14,6 @@ pub fn monotonic_ns() -> u64 {
 mod tests {
     use rustix::time::{ClockId, clock_gettime};
 
-    /// What perf stamps records with is to be put beside it.
     #[test]
     fn it_is_the_kernels_clock_in_nanoseconds() {
         let read = || {

@@ -3,10 +3,9 @@
 use std::fmt;
 use std::ops::{Add, AddAssign};
 
-/// A count that somebody may have been unable to make.
+/// A count that may be unknown.
 ///
-/// Unknown is contagious: the sum of a known and an unknown count is unknown, since a partial sum would
-/// pass for a whole one.
+/// The sum of a known and an unknown count is unknown, since a partial sum would look like a whole one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count(Option<u64>);
 
@@ -60,7 +59,7 @@ mod tests {
     use super::Count;
 
     #[test]
-    fn unknown_is_contagious_and_zero_is_not_unknown() {
+    fn a_sum_with_an_unknown_count_is_unknown_and_zero_is_not() {
         assert_eq!((Count::of(2) + Count::of(3)).get(), Some(5));
         assert_eq!((Count::of(2) + Count::UNKNOWN).get(), None);
         assert_eq!(Count::of(2) + Count::UNKNOWN, Count::UNKNOWN);

@@ -1,4 +1,4 @@
-//! What happens to the primary MMU.
+//! A change of the primary MMU.
 
 use guest_mem::{HvaRange, Operation, PMD_SIZE, Victim};
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ pub enum Cause {
     Collapse,
     /// `mprotect` or userfaultfd write protection.
     Protect,
-    /// Whatever is done to memory only to see who uses it: nothing goes for it.
+    /// Protection or unmapping that only finds out which pages are used. No page leaves for it.
     Watch,
     /// `mremap`: the old range.
     Remap,
@@ -99,7 +99,7 @@ impl Cause {
 /// One change of the primary MMU, before a policy says how wide it is announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidation {
-    /// What the pages are taken for.
+    /// The operation that takes the pages.
     pub cause: Cause,
     /// The pages taken.
     pub victim: Victim,
@@ -118,17 +118,17 @@ impl Invalidation {
         }
     }
 
-    /// The bytes the operation itself had to cover, the divisor of the amplification. What "needed" is, is decided here
-    /// and nowhere else; runs, replays and reports only add it up:
+    /// The bytes the operation itself had to cover, the divisor of the amplification. Only this function defines it; runs,
+    /// replays and reports add it up:
     ///
-    /// - of an operation on addresses, what it is asked to change, as pagemap shows it before the call: each folio that
-    ///   goes, whole; each range that is discarded, protected or moved, exactly;
+    /// - of an operation on addresses, the memory it is asked to change, as pagemap shows it before the call: each folio that
+    ///   leaves, whole; each range that is discarded, protected or moved, exactly;
     /// - of a PMD split, the whole 2 MiB that one entry mapped, however little of it is wanted next, and once, however
     ///   often a kernel announces it;
-    /// - of an operation that names no address (a cgroup's squeeze), what was there before and is gone after it;
-    /// - of watching who uses memory, nothing: no page goes for it.
+    /// - of an operation that names no address (a cgroup's squeeze), the pages that were resident before it and not after it;
+    /// - of watching which pages are used, nothing: no page leaves for it.
     ///
-    /// It does not depend on what is announced: that is the dividend.
+    /// It does not depend on the range announced, which is the dividend.
     pub fn needed_bytes(&self) -> u64 {
         match self.cause {
             Cause::PmdSplit => PMD_SIZE,

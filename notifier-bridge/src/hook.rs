@@ -1,14 +1,14 @@
-//! The hook: how an operation of this VMM on guest memory is announced. Every one goes through here, whoever wants
-//! it: a scenario's step, a balloon, a report of free pages.
+//! The hook: every operation of this VMM on guest memory is announced here, whether a scenario's step, a balloon or a
+//! report of free pages causes it.
 //!
 //! ```text
-//!   range, operation ── Planner: what the kernel will announce for it, read from pagemap now
+//!   range, operation ── Planner: the ranges the kernel will announce for it, by pagemap
 //!     └─ announce: each planned range through the bridge; the last one's bracket holds the system call
 //! ```
 //!
 //! One system call can announce many ranges (a region of 4 KiB pages, a split before the page it is made for). The
-//! kernel makes them one after another inside the call; here they are made one after another before it, since no
-//! other place can be had from outside.
+//! kernel makes them one after another inside the call; here they are made one after another before it, since user
+//! space cannot act inside the call.
 
 use guest_mem::{HvaRange, MapLevel, Order, Planned, Region, Victim};
 

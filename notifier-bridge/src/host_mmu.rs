@@ -6,7 +6,7 @@ use crate::primary::{Mapping, NotGiven, PrimaryMmu, ResolveError};
 
 /// This process's own memory, seen through the page tables the kernel keeps for it. It keeps the memory mapped.
 ///
-/// The level at which a page is mapped is nothing a process can see by touching it; `probe` is asked for it.
+/// A process cannot see the level at which a page is mapped by touching it; `probe` returns it.
 pub struct HostMmu<L> {
     regions: Box<[(HvaRange, Memory)]>,
     probe: L,
@@ -19,7 +19,7 @@ impl<L: Fn(Hva) -> MapLevel + Send + Sync> HostMmu<L> {
         Self { regions: regions.into_iter().map(placed).collect(), probe }
     }
 
-    /// Makes the host map the page, for writing if `write`, and changes nothing in it.
+    /// Makes the host map the page, for writing if `write`, and leaves its content.
     fn touch(&self, page: Hva, write: bool) -> Result<(), ResolveError> {
         let region = self.regions.iter().find(|(range, _)| range.contains(page));
         let (_, memory) = region.ok_or(ResolveError::Unmapped(page))?;
@@ -27,7 +27,7 @@ impl<L: Fn(Hva) -> MapLevel + Send + Sync> HostMmu<L> {
     }
 }
 
-/// Why a page of a region could not be touched.
+/// The error of a page of a region that could not be touched.
 fn untouched(page: Hva, error: RegionError) -> ResolveError {
     match error {
         RegionError::NotGiven { limit, .. } => ResolveError::NotGiven(NotGiven { at: page, limit }.into()),
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(memory.read_u64(page).unwrap(), 0x1234);
     }
 
-    /// A guest whose host has no page left hears of the limit, not of an address that is not mapped.
+    /// If the host has no page left, the error names the limit, not an address that is not mapped.
     #[test]
     fn a_page_that_is_refused_is_told_from_one_that_is_not_there() {
         let page = Hva::new(PMD_SIZE);
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(mmu.resolve(null, true), Err(ResolveError::Unmapped(null)));
     }
 
-    /// Whoever holds the MMU can resolve what it was made over, whatever became of the others who held the memory.
+    /// The MMU resolves its pages after all other owners of the memory are gone.
     #[test]
     fn the_memory_lives_as_long_as_the_mmu() {
         let memory = memory();

@@ -57,7 +57,7 @@
 //! }
 //! ```
 //!
-//! None: a kind alone does not register.
+//! No kind's trait: naming a kind is not enough to register.
 //!
 //! ```compile_fail,E0277
 //! use notifier_bridge::{Bridge, Listener, Policy, Shadowing};
@@ -93,13 +93,13 @@ pub trait ListenerKind: sealed::Sealed {}
 impl ListenerKind for Shadowing {}
 impl ListenerKind for Sharing {}
 
-/// Whoever listens to invalidations, of exactly one kind.
+/// A listener to invalidations, of exactly one kind.
 pub trait Listener: Send + Sync {
     /// [`Shadowing`] or [`Sharing`].
     type Kind: ListenerKind;
 }
 
-/// What a shadowing listener really dropped, which can be more than it was told to.
+/// The translations that a shadowing listener dropped, which can be more than it was told to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Zapped {
     /// Memslots that lost translations.
@@ -113,7 +113,7 @@ pub struct Zapped {
 }
 
 impl Zapped {
-    /// Nothing, and known to be nothing.
+    /// Known to be nothing.
     pub const NOTHING: Self = Self { slots: 0, bytes: 0, sptes_4k: Count::ZERO, sptes_2m: Count::ZERO };
 }
 
@@ -129,8 +129,8 @@ impl std::ops::AddAssign for Zapped {
 /// A secondary MMU with translations of its own.
 pub trait ShadowingMmu: Listener<Kind = Shadowing> {
     /// Drops every translation of `range` and lets none be installed there until
-    /// [`invalidate_range_end`](Self::invalidate_range_end) with the same range. When it returns, nobody uses
-    /// a dropped translation any more. It may wait for that.
+    /// [`invalidate_range_end`](Self::invalidate_range_end) with the same range. When it returns, no dropped translation is
+    /// in use any more. It may wait for that.
     fn invalidate_range_start(&self, range: HvaRange) -> Zapped;
 
     /// Lets translations of `range` be installed again. Called once for each
@@ -147,6 +147,6 @@ pub trait ShadowingMmu: Listener<Kind = Shadowing> {
 
 /// A secondary MMU that shares the CPU's page tables and has only a TLB of its own.
 pub trait SharingMmu: Listener<Kind = Sharing> {
-    /// Forgets what is cached of `range`. The page table has already changed.
+    /// Drops cached translations of `range`. The page table has already changed.
     fn invalidate_secondary_tlbs(&self, range: HvaRange);
 }

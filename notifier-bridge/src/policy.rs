@@ -1,4 +1,4 @@
-//! How wide an invalidation is announced: one rule an era, and two that are wider still.
+//! The range that is announced for a victim: one rule for each era of the kernel, and two wider ones.
 //!
 //! `A` is the address of the first mapped page of the victim folio in its mapping, `order` the folio's.
 //!
@@ -14,7 +14,7 @@
 //! The first four are `try_to_unmap_one` in `mm/rmap.c` of their time. [`crate::calls`] turns the bracket
 //! into the exact sequence of calls.
 //!
-//! Three consequences that are easy to get wrong, each a test below:
+//! Three consequences, each with a test:
 //! - `pmd` rounds the end up and **not the start down**: a random 4 KiB page costs 1 MiB on average.
 //! - `folio` lies inside `pmd` for a folio inside one 2 MiB region, and only there: a folio that crosses a
 //!   2 MiB boundary and a 1 GiB page are *under*-covered by `pmd`. The policy says so faithfully; a
@@ -145,7 +145,7 @@ impl Policy {
     }
 }
 
-/// Up to 4.12: the page is unmapped, then everybody is told, page by page.
+/// Up to 4.12: the page is unmapped, then every listener is told, page by page.
 fn page<'a>(victim: &Victim) -> Calls<'a> {
     if is_wide(victim) {
         return exact_repeated(victim);
@@ -205,8 +205,8 @@ fn is_wide(victim: &Victim) -> bool {
     victim.pages.len() > victim.order.bytes()
 }
 
-/// One `invalidate_range` for each anonymous PTE the walk clears. Those of files and shmem went untold inside
-/// the walk: the page is locked, so that no other can take its place in the page cache before end.
+/// One `invalidate_range` for each anonymous PTE the walk clears. PTEs of files and shmem were not announced inside the
+/// walk: the page is locked, so that no other can take its place in the page cache before end.
 fn ptes(victim: &Victim) -> Inside {
     if victim.anonymous { Inside::Ptes(victim.pages.chunks(PAGE_SIZE)) } else { Inside::Nothing }
 }

@@ -1,11 +1,11 @@
-//! The primary MMU, as a secondary one sees it: somebody to ask for a page, who may take a while.
+//! The primary MMU, as a secondary one sees it: it is asked for a page, and may sleep.
 
 use std::fmt;
 
 use guest_mem::waits::Overdue;
 use guest_mem::{HugetlbLimit, Hva, MapLevel, PAGE_SHIFT};
 
-/// What a translation leads to, in units of 4 KiB: a page frame number, below 2^52.
+/// The target of a translation, in units of 4 KiB: a page frame number, below 2^52.
 ///
 /// Consecutive frames of one PMD mapping have consecutive numbers.
 pub trait Frame: Copy + Eq + fmt::Debug + Send + Sync + 'static {
@@ -36,7 +36,7 @@ pub struct Mapping<F> {
     pub writable: bool,
 }
 
-/// Why a primary MMU has no answer.
+/// A page that the primary MMU does not give.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
@@ -46,11 +46,11 @@ pub enum ResolveError {
     /// It may not be written.
     #[error("host address {0} may not be written")]
     ReadOnly(Hva),
-    /// It is mapped and not there, and the kernel gives no page for it.
-    /// In a box, which keeps the error at two words: every access returns it or its absence.
+    /// It is mapped, and the kernel gives no page for it.
+    /// In a box, which keeps the result of every access at two words.
     #[error(transparent)]
     NotGiven(Box<NotGiven>),
-    /// Invalidations keep it out without an end.
+    /// Invalidations do not end.
     #[error(transparent)]
     Overdue(#[from] Overdue),
 }
@@ -67,7 +67,7 @@ pub struct NotGiven {
 
 /// The primary MMU: the host's page tables, or a model of them.
 pub trait PrimaryMmu: Send + Sync {
-    /// What its translations lead to.
+    /// The target of its translations.
     type Frame: Frame;
 
     /// Finds the page at `hva`, faulting it in if need be. May sleep; called with no lock held.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Ranges and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ranges {
-    /// How many ranges.
+    /// The number of ranges.
     pub ranges: u64,
     /// Bytes of all of them.
     pub bytes: u64,
@@ -18,7 +18,7 @@ impl std::ops::AddAssign for Ranges {
     }
 }
 
-/// What a guest's operating system gave back of its own accord.
+/// Ranges that a guest's operating system gave back by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GivenBack {
     /// By its balloon.

@@ -1,11 +1,11 @@
-//! What is remembered of one invalidation: a record of fixed size.
+//! The record of one invalidation, of fixed size.
 
 use guest_mem::{HvaRange, MapLevel, Order, Victim};
 
 use crate::event::{Cause, Invalidation};
 use crate::listener::Zapped;
 
-/// What one invalidation announced, dropped and took.
+/// The ranges, drops and times of one invalidation.
 ///
 /// ```text
 ///  start_ns
@@ -14,9 +14,9 @@ use crate::listener::Zapped;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidationRecord {
-    /// When it began: `CLOCK_MONOTONIC`, nanoseconds.
+    /// Its begin, in nanoseconds of `CLOCK_MONOTONIC`.
     pub start_ns: u64,
-    /// What the pages were taken for.
+    /// The operation that took the pages.
     pub cause: Cause,
     /// The pages taken.
     pub victim: HvaRange,
@@ -28,7 +28,7 @@ pub struct InvalidationRecord {
     pub anonymous: bool,
     /// Ranges told to shadowing listeners, however many listeners there are.
     pub ranges: u64,
-    /// What the operation had to cover, see [`Invalidation::needed_bytes`].
+    /// Bytes that the operation had to cover, see [`Invalidation::needed_bytes`].
     pub needed_bytes: u64,
     /// Bytes of all ranges told.
     pub invalidated_bytes: u64,
@@ -36,7 +36,7 @@ pub struct InvalidationRecord {
     pub sharing_calls: u64,
     /// Those of them that only repeated an earlier one.
     pub double_calls: u64,
-    /// What shadowing listeners really dropped, summed over them.
+    /// The translations that shadowing listeners dropped, summed over them.
     pub zapped: Zapped,
     /// Time in starts and in page and range calls.
     pub zap_ns: u64,
@@ -46,7 +46,7 @@ pub struct InvalidationRecord {
     pub end_ns: u64,
 }
 
-/// Three cache lines: a field that would make it four should be worth one.
+/// Three cache lines. Do not add a field that makes it four.
 const _: () = assert!(size_of::<InvalidationRecord>() <= 192);
 
 impl InvalidationRecord {

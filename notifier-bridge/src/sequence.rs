@@ -22,7 +22,7 @@
 //! (`mmu_invalidate_retry*`) of Linux 6.12.
 //!
 //! Ranges in progress at the same time are merged into their min/max hull, which only grows until the count
-//! is back at zero: a gfn between two ranges waits for nothing (false positive), a gfn inside one is never
+//! is back at zero: a gfn between two ranges waits without need (false positive), a gfn inside one is never
 //! missed (no false negative).
 //!
 //! The two orders everything rests on, the stores of `invalidate_end` and the loads of a reader without the
@@ -84,7 +84,7 @@ pub trait BarrierOrder {
 pub enum KernelOrder {}
 
 impl BarrierOrder for KernelOrder {
-    /// The sequence rises before the count falls: whoever sees the count at zero again sees the new sequence.
+    /// The sequence rises before the count falls: a reader that sees the count at zero again sees the new sequence.
     fn end(words: &Words) {
         words.raise_seq();
         words.lower_in_progress();
@@ -163,7 +163,7 @@ impl<T, B: BarrierOrder> Sequence<T, B> {
     }
 }
 
-/// A held `mmu_lock`: what only its holder may do.
+/// A held `mmu_lock`, with the operations that require it.
 pub struct Locked<'a, T, B = KernelOrder> {
     guarded: MutexGuard<'a, T>,
     sequence: &'a Sequence<T, B>,

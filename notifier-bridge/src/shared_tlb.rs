@@ -20,7 +20,7 @@ use guest_mem::{Address, Hva, HvaRange, PAGE_SHIFT, PAGE_SIZE};
 use crate::listener::{Listener, Sharing, SharingMmu};
 use crate::primary::{Frame, PrimaryMmu, ResolveError};
 
-/// What a [`SharedTlb`] did.
+/// The counters of a [`SharedTlb`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SharedTlbStats {
     /// Accesses that found their page cached.
@@ -104,7 +104,7 @@ impl<P: PrimaryMmu> SharedTlb<P> {
         Ok(result)
     }
 
-    /// What it did so far.
+    /// Its counters so far.
     pub fn stats(&self) -> SharedTlbStats {
         self.state().stats
     }
@@ -127,7 +127,7 @@ impl State {
         self.entries[place] = Some(entry);
     }
 
-    /// Drops what is cached of `range`, looking at each place at most once.
+    /// Drops cached pages of `range`, looking at each place at most once.
     fn drop_range(&mut self, range: HvaRange) -> u64 {
         let first = range.start().get() >> PAGE_SHIFT;
         let pages = range.page_count();

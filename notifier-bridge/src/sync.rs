@@ -15,8 +15,8 @@ pub(crate) use loom::sync::{
     atomic::{AtomicU64, Ordering, fence},
 };
 
-/// The lock, whatever a thread that panicked while holding it may have left: every section under it leaves
-/// the data whole at each step that can panic.
+/// Takes the lock, also after a thread panicked while holding it: every section under it leaves the data whole at each
+/// step that can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -31,13 +31,12 @@ pub(crate) struct Turns {
 
 #[cfg(not(loom))]
 impl Turns {
-    /// For so long.
+    /// With this deadline.
     pub fn new(patience: Duration) -> Self {
         Self { taken: 0, patience: guest_mem::waits::Patience::new(patience) }
     }
 
-    /// Lets somebody else make progress, more insistently the more turns it has taken already. Returns how long it has
-    /// been, once that is over.
+    /// Lets other threads run: spins at first, then yields. Returns the time that was allowed, once it is over.
     pub fn relax(&mut self) -> Option<Duration> {
         if self.taken < 128 {
             self.taken += 1;
@@ -48,7 +47,7 @@ impl Turns {
     }
 }
 
-/// Turns of a loop that waits for another thread, which comes: loom tells if it does not.
+/// Turns of a loop that waits for another thread. loom reports a wait without end.
 #[cfg(loom)]
 #[derive(Debug)]
 pub(crate) struct Turns;
@@ -59,7 +58,7 @@ impl Turns {
         Self
     }
 
-    /// Lets somebody else make progress.
+    /// Lets other threads run.
     pub fn relax(&mut self) -> Option<Duration> {
         loom::thread::yield_now();
         None

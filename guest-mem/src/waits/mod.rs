@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   a thread to end        Thread::end ── not within ──┐
-//!   a word to change       futex, timed out ───────────┼──> Overdue: who waited for what, how long, and whether it had come
+//!   a word to change       futex, timed out ───────────┼──> Overdue: the waiting thread, its reason, how long, the state
 //!   a loop that looks      Patience::over ─────────────┘
 //! ```
 //!
-//! What this program waits for from itself comes within moments. If a wake gets lost, or a thread hangs, such a wait would
-//! last for good, and nobody would know which. A wait whose length is somebody else's has no deadline: for a guest to
-//! end, for a command in it, for a reader of what is printed.
+//! Waits for threads of this program end within moments. If a wake gets lost or a thread hangs, such a wait would not end,
+//! and no message would tell which it is. Waits whose length others decide have no deadline: for the end of a guest, for a
+//! command in it, for the reader of the output.
 
 mod overdue;
 mod patience;
@@ -20,8 +20,8 @@ pub use overdue::Overdue;
 pub use patience::Patience;
 pub use thread::Thread;
 
-/// Whether the wake for what came so long ago was lost: who had slept for so long found it by looking. What came just when it
-/// looked may still be announced.
+/// Whether the wake for an event was lost: the waiter slept for `slept`, looked by itself, and found an event that came `ago`.
+/// The wake for an event that has only just come may still be under way.
 pub fn wake_was_lost(ago: Duration, slept: Duration) -> bool {
     ago > slept / 8
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use crate::left_behind;
 
-/// How many there were in this process.
+/// Overdue waits of this process so far.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// Who waited for what, how long, and how that stood when the deadline came.
+/// The waiting thread, what it waited for, how long, and the state at the deadline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overdue(Box<Wait>);
 
-/// In a box: errors that may hold one are returned where time counts.
+/// In a box, to keep the errors that hold one small: they are returned on hot paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wait {
     /// The thread that waited, by its name.
@@ -25,26 +25,26 @@ struct Wait {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stands {
-    /// It has not come.
+    /// The event has not come.
     Out,
-    /// It has not come, and the thread that it should come from does this.
+    /// The event has not come, and this is the state of the thread that should cause it.
     OutAt(String),
-    /// It has come, and nobody was woken for it.
+    /// The event has come, but its wake was lost.
     Unannounced,
 }
 
 impl Overdue {
-    /// The calling thread has waited that long for `what`, in vain.
+    /// The calling thread has waited that long for `what`, which has not come.
     pub fn new(what: impl Into<String>, waited: Duration) -> Self {
         Self::of(what.into(), waited, Stands::Out)
     }
 
-    /// What it waited for had come: only the wake did not.
+    /// `what` had come: only its wake was lost.
     pub fn unannounced(what: impl Into<String>, waited: Duration) -> Self {
         Self::of(what.into(), waited, Stands::Unannounced)
     }
 
-    /// It was to come from this thread of the process.
+    /// As [`Overdue::new`], for an event that this thread of the process was to cause.
     pub fn from_thread(what: impl Into<String>, waited: Duration, thread: i32) -> Self {
         Self::of(what.into(), waited, seen(thread).map_or(Stands::Out, Stands::OutAt))
     }
@@ -56,13 +56,12 @@ impl Overdue {
         Self(Box::new(Wait { who, what, waited, stands }))
     }
 
-    /// How many waits of this process were ended by their deadlines so far, whoever was told of them. Whoever counts those
-    /// of his own work compares with what it was before.
+    /// Waits of this process that were ended by their deadlines so far. A caller compares two counts.
     pub fn count() -> u64 {
         COUNT.load(Ordering::Relaxed)
     }
 
-    /// Says it where what destructors could not do is said.
+    /// Reports it to the function that receives the reports of destructors.
     pub fn tell(&self) {
         left_behind::tell(&self.to_string());
     }
@@ -88,7 +87,7 @@ impl fmt::Display for Overdue {
 
 impl std::error::Error for Overdue {}
 
-/// What a thread of this process does, as the kernel shows it.
+/// The state of a thread of this process, as the kernel shows it.
 fn seen(thread: i32) -> Option<String> {
     let file = |name: &str| std::fs::read_to_string(format!("/proc/self/task/{thread}/{name}")).ok();
     let status = file("status")?;
@@ -104,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_says_who_waited_for_what_and_how_that_stands() {
+    fn it_names_the_waiter_the_event_and_its_state() {
         let before = Overdue::count();
         let of = |make: fn() -> Overdue| {
             let waits = std::thread::Builder::new().name("the-waiter".to_owned());

@@ -1,8 +1,8 @@
-//! The deadline of a loop that looks again and again.
+//! The deadline of a loop that polls.
 
 use std::time::{Duration, Instant};
 
-/// How long to go on looking. The clock is not read before the second look in vain.
+/// How long to go on polling. The clock is not read before the second failed look.
 #[derive(Debug)]
 pub struct Patience {
     within: Duration,
@@ -11,12 +11,12 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// For so long.
+    /// A deadline of `within`.
     pub const fn new(within: Duration) -> Self {
         Self { within, looked: false, since: None }
     }
 
-    /// To be called after each look in vain: lets other threads run. Returns how long it has been, once that is over.
+    /// To be called after each failed look: lets other threads run. Returns the time that was allowed, once it is over.
     pub fn over(&mut self) -> Option<Duration> {
         if std::mem::replace(&mut self.looked, true) {
             let waited = self.since.get_or_insert_with(Instant::now).elapsed();

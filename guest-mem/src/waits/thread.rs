@@ -1,4 +1,4 @@
-//! A thread whose end is waited for, but not for ever.
+//! A thread whose end is waited for with a deadline.
 
 use std::convert::Infallible;
 use std::io;
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::{END, Overdue};
 
-/// A running thread. One that is not waited for, or not long enough, runs on: what it can reach is its own or shared, and
-/// stays.
+/// A running thread. A thread that is not waited for, or has not ended at the deadline, runs on: it owns or shares all that
+/// it can reach.
 #[derive(Debug)]
 #[must_use = "somebody has to wait for its end"]
 pub struct Thread<T> {
@@ -21,7 +21,7 @@ pub struct Thread<T> {
     /// Closed when the thread has done its work, or has panicked.
     ended: Mutex<Receiver<Infallible>>,
     handle: JoinHandle<T>,
-    /// When it was told to end, if that was before somebody waits for it.
+    /// When it was told to end, if that was before its end is waited for.
     told: Option<Instant>,
 }
 
@@ -43,16 +43,16 @@ impl<T: Send + 'static> Thread<T> {
         Ok(Self { name, id, ended: Mutex::new(ended), handle, told: None })
     }
 
-    /// It was told to end, and so may others be before it is waited for: the time that it has for it begins now. Those that
-    /// are told together so share one deadline, however many of them hang.
+    /// Notes that the thread was told to end: its deadline counts from now. Threads that are told together share one
+    /// deadline, however many of them hang.
     pub fn told(&mut self) {
         self.told.get_or_insert_with(Instant::now);
     }
 
-    /// Waits for its end, of which it was told: what it returned, or what it panicked with.
+    /// Waits for the end of a thread that was told to end. Returns its result or its panic.
     ///
     /// # Errors
-    /// It has not ended within that time, since it was told, and runs on.
+    /// The thread has not ended within that time since it was told; it runs on.
     pub fn end(self, within: Duration) -> Result<std::thread::Result<T>, Overdue> {
         let ended = self.ended.into_inner().unwrap_or_else(PoisonError::into_inner);
         let passed = self.told.map_or(Duration::ZERO, |told| told.elapsed());
@@ -61,13 +61,13 @@ impl<T: Send + 'static> Thread<T> {
                 let what = format!("the end of thread {}", self.name);
                 Err(Overdue::from_thread(what, within, self.id.load(Ordering::Relaxed)))
             }
-            // Only its last steps are left, which wait for nobody.
+            // Only its last steps are left, which do not wait.
             Err(RecvTimeoutError::Disconnected) => Ok(self.handle.join()),
             Ok(never) => match never {},
         }
     }
 
-    /// The same in a destructor: says it if the thread has not ended. One that panicked has said so itself.
+    /// [`Thread::end`] for destructors: reports a thread that has not ended. A panic has been printed by then.
     pub fn end_or_tell(self) {
         if let Err(overdue) = self.end(END) {
             overdue.tell();
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_does_not_end_is_told_of_by_name_and_keeps_what_it_has() {
+    fn a_thread_that_does_not_end_is_reported_by_name_and_keeps_its_data() {
         let (hold, held) = channel::<()>();
         let shared = Arc::new(());
         let its = shared.clone();

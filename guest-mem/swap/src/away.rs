@@ -1,10 +1,10 @@
-//! Which parts of the region are elsewhere at the moment, as `mremap` events say.
+//! The parts of the region whose pages were moved elsewhere, by `mremap` events.
 
 use std::sync::{Mutex, PoisonError};
 
 use guest_mem::HvaRange;
 
-/// Ranges whose pages were moved away. What happens at the old place then concerns nobody: it is empty.
+/// Ranges whose pages were moved away. The old place is empty: events about it are ignored.
 #[derive(Debug, Default)]
 pub(crate) struct Away(Mutex<Vec<HvaRange>>);
 
@@ -38,7 +38,7 @@ impl Away {
     }
 }
 
-/// What of `range` lies outside of `hole`: before it, and behind.
+/// The parts of `range` outside of `hole`: before it, and behind.
 pub(crate) fn outside(range: HvaRange, hole: HvaRange) -> impl Iterator<Item = HvaRange> {
     let before = HvaRange::new(range.start(), range.end().min(hole.start()));
     let behind = HvaRange::new(range.start().max(hole.end()), range.end());
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_away_is_left_out_until_it_is_back() {
+    fn a_range_that_moved_is_left_out_until_it_is_back() {
         let away = Away::default();
         assert_eq!(rest_of(&away, range(0, 10)), [range(0, 10)]);
         away.left(range(2, 4));

@@ -1,16 +1,16 @@
-//! Which pages to evict: those that nobody has used for a while.
+//! A clock: finds pages that were not used for a while, to be evicted.
 //!
 //! ```text
-//!   watch(range)   takes away what a use needs:  shared memory   its mapping            whoever reads or writes, faults
-//!        │                                       private memory  the right to write     whoever writes, faults
+//!   watch(range)   takes away from    shared memory   its mapping            a read or a write faults
+//!        │                            private memory  the right to write     a write faults
 //!        │ time passes; a fault, served ───────> that page was used; a page that came back was, too
 //!        ▼
 //!   next_idle()    the hand goes on: over units with a used page, to one that has something in memory and none
 //! ```
 //!
-//! An idle scan made of what userfaultfd gives to everybody, since the accessed bits that it stands for are the kernel's
-//! alone: `/sys/kernel/mm/page_idle` is in few kernels, and for root. Of private memory it does not see who only reads;
-//! such a page is evicted once, comes back at its next use, and is passed over until it was watched again in vain.
+//! An idle scan by userfaultfd, because the accessed bits are only available from the kernel: `/sys/kernel/mm/page_idle` is
+//! in few kernels, and for root. In private memory it does not see reads: a page that is only read is evicted once, comes
+//! back at its next use, and is passed over until it is found unused again.
 
 use guest_mem::waits::Overdue;
 use guest_mem::{HvaRange, Operation, PAGE_SIZE, RangeError, ReclaimError};
@@ -19,10 +19,10 @@ use uffd::ResolveError;
 use crate::state::{BLOCK_PAGES, SwapState};
 use crate::swapper::Swapper;
 
-/// Why a range cannot be watched.
+/// A range could not be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// It does not fit the region.
+    /// The range does not fit the region.
     #[error(transparent)]
     Range(#[from] RangeError),
     /// The kernel does not protect it.
@@ -31,7 +31,7 @@ pub enum WatchError {
     /// The kernel does not unmap it.
     #[error(transparent)]
     Unmap(#[from] ReclaimError),
-    /// A handler does not do its part.
+    /// A handler does not read an event, or does not act on it.
     #[error(transparent)]
     Overdue(#[from] Overdue),
 }
@@ -56,8 +56,8 @@ impl<'s> Clock<'s> {
         Self { swapper, unit: unit_pages, hand: 0 }
     }
 
-    /// Begins to watch the pages of a range, as if none had been used yet. Translations of it go: whoever announces
-    /// such things does it before. Watched pages stay so until they are used or evicted.
+    /// Begins to watch the pages of a range, as if none had been used yet. Translations of it are dropped: announce that
+    /// before. Pages stay watched until they are used or evicted.
     ///
     /// # Errors
     /// [`WatchError`].
@@ -65,7 +65,7 @@ impl<'s> Clock<'s> {
         let swapper = self.swapper;
         swapper.region().check(range)?;
         swapper.used.begin_to_watch();
-        // Before access goes: what is used in between is used, and seen.
+        // Before access is taken away: a use in between is marked, and kept.
         for piece in range.block_pieces() {
             swapper.used.clear(swapper.numbers(piece));
         }
@@ -76,7 +76,7 @@ impl<'s> Clock<'s> {
         Ok(())
     }
 
-    /// What [`Clock::watch`] does, as a listener of translations sees it.
+    /// The operation of [`Clock::watch`], as a listener of translations sees it.
     pub fn operation(&self) -> Operation {
         if self.swapper.region().backing().is_shared() { Operation::DontNeed } else { Operation::Protect }
     }

@@ -1,17 +1,17 @@
-//! Missing pages get their content.
+//! Fills missing pages with content.
 //!
 //! ```text
 //!   fill(rest) ─ all ──────────────────────> there
-//!      │  Stopped ─ so many are ───────────> fill(rest), which says why
+//!      │  Stopped ─ some are ──────────────> fill(rest), which tells the reason
 //!      │  Exists  ─ the first one is ──────> woken: they look again ── fill(rest)
 //!      │              └─ out, and in the page cache: written over there
-//!      └─ anything else ───────────────────> so many are there, and why no more
+//!      └─ anything else ───────────────────> the pages that are there, and the error
 //! ```
 //!
 //! Shared memory too is filled by `UFFDIO_COPY`. The other way, into the page cache and then `UFFDIO_CONTINUE`, is never
 //! faster (the bench `userfault`, part `shared`): by pwrite(2) it takes 1.02 to 1.12 times as long, by a second mapping,
-//! whose pages are cleared first and which every hole has to unmap as well, 1.07 to 1.56 times. What is in the page cache
-//! already is mapped by `UFFDIO_CONTINUE`: see `Pager`.
+//! whose pages are cleared first and which every hole has to unmap as well, 1.07 to 1.56 times. A page that is in the page
+//! cache already is mapped by `UFFDIO_CONTINUE`: see `Pager`.
 
 use guest_mem::{Address, HvaRange, PAGE_SIZE, Page};
 use rustix::io::Errno;
@@ -19,7 +19,7 @@ use uffd::{Action, MapAs, ResolveError, ResolveKind, Wake};
 
 use crate::swapper::Swapper;
 
-/// What a missing page is filled from.
+/// The source of a missing page's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Store,
@@ -35,12 +35,13 @@ pub(crate) struct Filled {
     pub pages: usize,
     /// Whether any of them was missing.
     pub missing: bool,
-    /// What kept the rest away, if something did.
+    /// The error that kept the rest from being filled.
     pub result: Result<(), ResolveError>,
 }
 
 impl Swapper {
-    /// Fills the missing pages of a range, with `content` if they come from the store, and wakes who waits for any of them.
+    /// Fills the missing pages of a range, with `content` if they come from the store, and wakes the threads that wait for
+    /// them.
     pub(crate) fn fill(&self, range: HvaRange, source: Source, content: &[Page]) -> Filled {
         let (mut done, mut missing) = (0, false);
         loop {
@@ -70,7 +71,7 @@ impl Swapper {
                 Err(ResolveError { kind: ResolveKind::Exists, .. }) => {
                     let met = HvaRange::with_len(at, PAGE_SIZE).expect("inside the range");
                     let put = if source == Source::Store { self.write_over(met, content(1)) } else { Ok(()) };
-                    // The kernel wakes for what it did, not for what it met.
+                    // The kernel wakes waiters of pages that it filled, not of pages that existed.
                     if let Err(error) = put.and_then(|()| self.userfault.wake(met)) {
                         return filled(Err(error));
                     }
@@ -81,12 +82,12 @@ impl Swapper {
         }
     }
 
-    /// Gives a page that is out, and in the page cache all the same, its content. Nobody has it mapped. In private memory
-    /// there is no such page: what is there is left as it is.
+    /// Writes the content of a page that is out but still in the page cache. It is mapped nowhere. Private memory has no such
+    /// page: an existing page there is left as it is.
     fn write_over(&self, page: HvaRange, content: &[u8]) -> Result<(), ResolveError> {
         let region = self.region();
         let Some((file, offset)) = region.memfd().zip(region.offset_of(page.start())) else { return Ok(()) };
-        // Memory takes a page whole or not at all.
+        // A write to shmem takes a page whole or not at all.
         let why = match rustix::io::pwrite(file, content, offset) {
             Ok(written) if written == content.len() => return Ok(()),
             Ok(_) => Errno::IO,

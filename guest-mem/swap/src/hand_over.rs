@@ -1,4 +1,4 @@
-//! Memory that begins in the store: what a snapshot's guest is made of.
+//! Memory whose content is in the store from the start: the guest of a snapshot.
 //!
 //! ```text
 //!   Region, empty ── Swapper::attach ── hand_over ── Handlers::start ── the guest runs, and each page comes at its first fault
@@ -8,12 +8,12 @@ use crate::state::{BLOCK_PAGES, SwapState};
 use crate::store::Slot;
 use crate::swapper::Swapper;
 
-/// Where the content of a page is.
+/// The place of a page's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
     /// In the store.
     Stored {
-        /// Its place in the store.
+        /// Its slot in the store.
         slot: Slot,
         /// The [`crate::checksum()`] of the content and the page's number from the start of the region.
         checksum: u32,
@@ -22,7 +22,7 @@ pub enum Kept {
     Zero,
 }
 
-/// Memory that cannot be handed over.
+/// Memory cannot be handed over: it is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("page {page} of the memory has been used already: memory is handed over before anybody touches it")]
 pub struct HandOverError {
@@ -31,8 +31,8 @@ pub struct HandOverError {
 }
 
 impl Swapper {
-    /// Says where each page's content is, by its number from the start of the region. To be called after
-    /// [`Swapper::attach`] and before anybody serves faults: who touches a page meanwhile waits.
+    /// Sets the place of each page's content, by its number from the start of the region. To be called after
+    /// [`Swapper::attach`] and before handlers are started: threads that touch a page meanwhile wait.
     ///
     /// # Errors
     /// A page is in memory, or has been; those before it are handed over.

@@ -8,14 +8,14 @@
 //! ```
 //!
 //! Faults that cannot be served yet belong to all handlers. A mapping does not change between the reading of one event and
-//! the sending of the next, and in a flood of them that moment is short: whoever has just read one serves them all, before
-//! it tells anybody of the event.
+//! the sending of the next, and in a flood of events that moment is short: the handler that has just read one serves them
+//! all, before it passes the event on.
 //!
-//! By default one for each vCPU, on that vCPU's processor: a fault's way to a thread that is asleep on another one takes
-//! longer than all the rest. The kernel cannot be told which handler to wake. So each of a few that have a processor of
-//! their own is woken for every fault, and interrupts nobody (`SCHED_BATCH`): where the vCPU has just gone to sleep over
-//! its fault its handler runs at once, and beside a vCPU that is busy it is ready when that one faults. And each reads one
-//! message at a time: a second fault is for the handler that has nothing to do.
+//! By default there is one handler for each vCPU, on that vCPU's processor: waking a thread that sleeps on another processor
+//! takes longer than the rest of a fault. The kernel cannot be told which handler to wake. So up to four handlers with a
+//! processor each are all woken for every fault, and do not preempt other threads (`SCHED_BATCH`): on the processor of the
+//! vCPU that sleeps over its fault, the handler runs at once; beside a busy vCPU it is ready when that vCPU faults. Each
+//! reads one message at a time, so a second fault goes to an idle handler.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,45 +38,45 @@ use crate::sys;
 /// Messages that a handler reads at once if there is no other: more than there are vCPUs to fault in most guests.
 const BATCH: usize = 64;
 
-/// The most handlers that are all woken for each fault. With more, the wake-ups cost more than the way to another
-/// processor, and one is woken.
+/// The most handlers that are all woken for each fault. With more, the wake-ups cost more than waking one on another
+/// processor.
 const ALL_WOKEN: usize = 4;
 
-/// Who hears what a handler reads. Each handler has its own.
+/// Receives the faults and events of a handler. Each handler has its own.
 pub trait Observer: Send {
     /// A fault was served.
     fn fault(&mut self, fault: &PageFault, served: Served);
-    /// Something else happened to the mapping, by somebody else's doing. The kernel sends a removal before the pages go,
-    /// and goes on as soon as it is read.
+    /// The mapping was changed, not by the swapper. The kernel sends a removal before the pages are dropped, and drops them
+    /// as soon as it is read.
     fn event(&mut self, event: &Event);
-    /// A page cannot be given back. Whoever waits for it still waits.
+    /// A page cannot be given back. Threads that wait for it still wait.
     fn lost(&mut self, lost: Lost);
 }
 
-/// Why handlers cannot run, or one has given up.
+/// Handlers could not be started, or one has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
-    /// Nothing to wait by.
+    /// There is no descriptor.
     #[error("no descriptor for a handler to wait by{}", remedy::after(Asked::Descriptor, *.0))]
     Wait(#[source] Errno),
-    /// No buffer.
+    /// There is no memory for a buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
-    /// No thread.
+    /// There is no thread.
     #[error("no thread for a handler{}", remedy::after_io(Asked::Thread, .0))]
     Thread(#[source] std::io::Error),
     /// The descriptor cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The kernel said something that makes no sense.
+    /// A message of the kernel is unknown or contradicts itself.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// It was told to stop, and does not. What it can reach stays.
+    /// It was told to stop, and does not. The swapper and its memory stay.
     #[error(transparent)]
     Overdue(#[from] Overdue),
 }
 
-/// What a handler did.
+/// The counters of a handler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HandlerReport {
     /// Faults served.
@@ -89,7 +89,7 @@ pub struct HandlerReport {
     pub zeroed: u64,
     /// Pages that stayed because they were written to on their way out.
     pub kept: u64,
-    /// Times it was woken.
+    /// Wake-ups.
     pub wakes: u64,
 }
 
@@ -131,7 +131,7 @@ impl Handlers {
                 let has_processor = processor.is_some_and(stay_on);
                 let all_woken = has_processor && (2..=ALL_WOKEN).contains(&count);
                 if all_woken {
-                    // What cannot be had costs a vCPU some of its time, no more.
+                    // Best effort: without it a handler may preempt a vCPU.
                     let _ = sys::yield_to_others();
                 }
                 let new = if all_woken { Waiter::always_woken } else { Waiter::new };
@@ -144,15 +144,15 @@ impl Handlers {
         Ok(handlers)
     }
 
-    /// Stops them all, and returns what each did.
+    /// Stops them all, and returns the counters of each.
     ///
     /// # Errors
-    /// One had given up before, or does not stop.
+    /// One has failed, or does not stop.
     pub fn stop(self) -> Result<Vec<HandlerReport>, HandlerError> {
         self.stop_within(END)
     }
 
-    /// The same, with a patience of the caller's for all of them.
+    /// [`Handlers::stop`] with a deadline of the caller's for all of them.
     ///
     /// # Errors
     /// As for [`Handlers::stop`].
@@ -176,7 +176,7 @@ impl Drop for Handlers {
     }
 }
 
-/// Keeps the calling thread on a processor. `false` if there is no such one for us: then it runs anywhere.
+/// Keeps the calling thread on a processor. Returns `false` if the thread may not run there: then it runs anywhere.
 fn stay_on(processor: usize) -> bool {
     let mut set = CpuSet::new();
     if processor >= CpuSet::MAX_CPU {
@@ -186,15 +186,15 @@ fn stay_on(processor: usize) -> bool {
     sched_setaffinity(None, &set).is_ok()
 }
 
-/// The thread's own part.
+/// The data of a handler's thread.
 struct Handler<'s, H> {
     swapper: &'s Swapper,
     pager: Pager<'s>,
     hears: H,
     buffer: EventBuffer,
-    /// Faults that were read and not served.
+    /// Faults that were read and not served yet.
     faults: VecDeque<PageFault>,
-    /// Events that nobody was told yet.
+    /// Events that the observer was not told yet.
     untold: Vec<Event>,
     report: HandlerReport,
 }
@@ -228,7 +228,7 @@ impl<'s, H: Observer> Handler<'s, H> {
         }
     }
 
-    /// Reads what there is. What was discarded is forgotten at once.
+    /// Reads all messages. Discarded pages are forgotten at once.
     fn read(&mut self, turn: Turn) -> Result<(), HandlerError> {
         let swapper = self.swapper;
         let Ok(_at_work) = swapper.reading.begin(turn) else { return Ok(()) };
@@ -255,13 +255,13 @@ impl<'s, H: Observer> Handler<'s, H> {
         Ok(())
     }
 
-    /// Serves the faults that were read, and those that wait, whoever read them.
+    /// Serves the faults that were read, and those that wait, whichever handler has read them.
     fn serve_all(&mut self) {
         self.swapper.waiting.take(&mut self.faults);
         for _ in 0..self.faults.len() {
             let Some(&fault) = self.faults.front() else { return };
             self.serve(fault);
-            // Only now: see `drop`.
+            // Not before it is served: see `drop`.
             self.faults.pop_front();
         }
     }
@@ -295,12 +295,12 @@ impl<'s, H: Observer> Handler<'s, H> {
 }
 
 impl<H> Drop for Handler<'_, H> {
-    /// One that gives up, or panics in what it tells, has read faults that nobody else will. Woken, their threads fault
-    /// again, and another handler reads of it.
+    /// A handler that fails, or whose observer panics, has read faults that no other handler can read. Their threads are
+    /// woken, fault again, and another handler reads the fault.
     fn drop(&mut self) {
         self.swapper.waiting.take(&mut self.faults);
         for page in self.faults.drain(..).filter_map(|fault| HvaRange::with_len(fault.page(), PAGE_SIZE)) {
-            // Of a page in a range that is no longer ours nobody waits.
+            // It fails for a page that is no longer registered, for which no thread waits.
             let _ = self.swapper.userfault.wake(page);
         }
     }

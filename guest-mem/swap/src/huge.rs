@@ -1,4 +1,4 @@
-//! Where a huge page is put together before it moves to its place whole.
+//! Memory in which a huge page is put together before it moves to its place whole.
 
 use guest_mem::{Backing, Hva, PMD_SIZE, Page, PageScanner, Region};
 
@@ -10,7 +10,7 @@ pub(crate) struct HugeStage {
 }
 
 impl HugeStage {
-    /// Has the stage filled, and gives it to be moved. `None` if there is no memory for one.
+    /// Fills the stage by `fill` and returns it to be moved. `None` if there is no memory for it.
     pub fn fill<E>(&mut self, fill: impl FnOnce(&mut [Page]) -> Result<(), E>) -> Option<Result<&Region, E>> {
         if self.region.is_none() {
             self.region = Some(Region::map(PMD_SIZE, Backing::Thp).ok()?);
@@ -22,9 +22,9 @@ impl HugeStage {
         let pages = unsafe { std::slice::from_raw_parts_mut(region.range().start().as_ptr(), pages) };
         Some(fill(pages).map(|()| region))
     }
-    /// Whether what was moved from here to `at` is one huge page there. Where a page table stands in its way, be it an
-    /// empty one, the kernel splits it and moves its parts, and the stage has a page table of its own from then on: it
-    /// begins anew.
+    /// Whether the pages that were moved from here to `at` are one huge page there. If there is a page table at `at`, even
+    /// an empty one, the kernel splits the huge page and moves its parts. The stage then has a page table as well, and is
+    /// mapped anew.
     pub fn arrived_whole(&mut self, at: Hva) -> bool {
         if self.scanner.is_none() {
             self.scanner = PageScanner::new().ok();
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stage_is_one_block_and_forgets_what_did_not_arrive_whole() {
+    fn a_stage_is_one_block_and_is_mapped_anew_if_its_page_did_not_arrive_whole() {
         let mut stage = HugeStage::default();
         let filled = stage.fill(|pages| {
             assert_eq!(Page::bytes(pages).len() as u64, PMD_SIZE);
@@ -54,7 +54,7 @@ mod tests {
         let (start, last) = (region.range().start(), region.hva_at(PMD_SIZE - 4096).unwrap());
         assert_eq!((region.range().len(), region.read_u64(last).unwrap()), (PMD_SIZE, 7));
         assert!(stage.fill(|_| Err::<(), u8>(3)).expect("it is there").is_err());
-        // Of a page in this very place, which is 4 KiB or a part of 2 MiB.
+        // A page of the stage itself, which is 4 KiB or a part of 2 MiB.
         let huge = PageScanner::new().unwrap().page(start).unwrap().is_pmd_mapped();
         assert_eq!(stage.arrived_whole(start), huge);
         assert_eq!(stage.region.is_some(), huge);

@@ -5,19 +5,19 @@
 //!     claim ─ write-protect ─ copy out ─ Store::put ─ drop             fault ─ window ─ Store::get ─ checksum ─ fill, wake
 //!        └────────────────────────> Blocks: the state of each page <────────────────────────┘
 //!                                        ▲
-//!                       discarded, moved away: userfaultfd's events, or whoever does it
+//!                       discarded, moved away: userfaultfd's events, or the caller
 //!
 //!   Store    CompressedStore   LZ4 or zstd, in memory        Swapper   one region, its userfaultfd and its store
 //!            FileStore         extents of an unlinked file   Handlers  threads, each with a pager
-//!            ImageStore        pages of a file, read only    Clock     which pages nobody has used for a while
+//!            ImageStore        pages of a file, read only    Clock     finds pages that were not used for a while
 //! ```
 //!
-//! What is promised: a page comes back as it was when it left, or not at all ([`Lost`]); a write through the mapping never
-//! gets lost, whoever makes it and whenever; what was discarded reads as zeros. Mechanism alone: which pages go is the
-//! caller's choice, where they go the [`Store`]'s.
+//! Guarantees: a page comes back as it was when it left, or not at all ([`Lost`]); no write through the mapping gets lost;
+//! discarded pages read as zeros. The crate is mechanism only: the caller chooses the pages to evict, the [`Store`] where
+//! they go.
 //!
-//! What is not seen: a device, or direct I/O, that writes to pages it has pinned before they were claimed; and access to
-//! shared memory by its file, or by a mapping that is not the region's.
+//! Not seen: writes of a device, or of direct I/O, to pages that were pinned before they were claimed; and access to shared
+//! memory by its file, or by a mapping that is not the region's.
 
 mod away;
 mod clock;

@@ -1,4 +1,4 @@
-//! Which of the kernel's remove events are the swapper's own doing.
+//! Tells the remove events of the swapper's own drops from those of others.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,9 +8,9 @@ use crate::away::outside;
 
 /// Ranges whose removal was begun here and not yet reported by the kernel.
 ///
-/// The kernel reports a range in as many pieces as it has mappings at that moment, and anybody may have cut them, so an
-/// event is matched page by page. Of two events for the same page it makes no difference which is taken for whose: the
-/// page is forgotten once for each event but one.
+/// The kernel reports a range in as many pieces as it has mappings at that moment, and other code may have cut them, so an
+/// event is matched page by page. If there are two events for the same page, either may be matched: the page is forgotten
+/// once.
 #[derive(Debug)]
 pub(crate) struct OwnDrops {
     /// `None` where the kernel sends no events. The ranges never overlap: a page is dropped by one evictor at a time.
@@ -28,12 +28,12 @@ impl OwnDrops {
         self.with(|expected| expected.push(range));
     }
 
-    /// It is over, and all its events were acted on: what the kernel has not reported by now it never will.
+    /// The removal is over, and all its events were acted on: the kernel reports no more of it.
     pub fn is_over(&self, range: HvaRange) {
         self.foreign(range);
     }
 
-    /// What of a removed range was not begun here. The rest is not expected any more.
+    /// The parts of a removed range that were not removed here. The rest is not expected any more.
     pub fn foreign(&self, removed: HvaRange) -> Vec<HvaRange> {
         let mut foreign = vec![removed];
         self.with(|expected| {
@@ -62,12 +62,12 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_own_page_by_page_and_once() {
+    fn events_are_matched_page_by_page_and_once() {
         let drops = OwnDrops::new(true);
         assert_eq!(drops.foreign(range(0, 4)), [range(0, 4)]);
         drops.expect(range(0, 8));
         assert_eq!(drops.foreign(range(0, 4)), [], "a mapping was cut: half of it first");
-        assert_eq!(drops.foreign(range(4, 12)), [range(8, 12)], "a stranger's, that reaches further");
+        assert_eq!(drops.foreign(range(4, 12)), [range(8, 12)], "another's, that reaches further");
         assert_eq!(drops.foreign(range(4, 8)), [range(4, 8)], "the second for these pages");
         drops.expect(range(0, 8));
         drops.is_over(range(0, 8));

@@ -1,15 +1,16 @@
-//! Between the reading of an event and acting on it nobody else may act on what was true before.
+//! Orders the reading of events against faults and claims: after an event was read, no other thread may act on the state
+//! before it.
 //!
 //! ```text
 //!   reader     ├─ read ── forget ─┤            exclusive: the kernel lets the event's thread go on inside `read`
 //!   return     ├─ look at the state ── fill ─┤  shared: no event is read between the look and the fill
-//!   claim      ├┤                             waits for a reader at work: what was read before it has been acted on
+//!   claim      ├┤                             waits for a reader at work: all events read before have been acted on
 //! ```
 //!
-//! Whoever discards or moves memory waits until the event is read, and goes on then, whatever the reader does next. If
-//! the reader had not yet forgotten the pages, a fault that another handler serves would bring back what was discarded;
-//! a claim would store new content under an old state that is about to be forgotten; and of two events that two handlers
-//! have read, the second could be acted on first.
+//! A thread that discards or moves memory waits until the event is read, and then goes on. If the reader had not yet
+//! forgotten the pages, a fault that another handler serves would bring back discarded content; a claim would store new
+//! content under an old state that is about to be forgotten; and of two events that two handlers have read, the second
+//! could be acted on first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use guest_mem::waits::{Overdue, Patience, WAKE};
 
-/// `None` where the kernel sends no events: there is nothing to keep apart then.
+/// `None` if the kernel sends no events: there is nothing to order then.
 #[derive(Debug)]
 pub(crate) struct Reading(Option<Order>);
 
@@ -35,28 +36,27 @@ pub(crate) struct AtWork<'a> {
     _exclusive: RwLockWriteGuard<'a, ()>,
 }
 
-/// Somebody else reads, or pages are coming back.
+/// Another handler reads, or pages are coming back.
 #[derive(Debug)]
 pub(crate) struct NotNow;
 
-/// Whether a reader insists.
+/// Whether a reader waits for its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// It waits its turn.
+    /// It waits.
     Waits,
-    /// It has other things to do, and comes again: as one of several that come again and again it must not keep those
-    /// out for whom it comes.
+    /// It does not wait, and tries again later. Several readers that wait in a loop would keep out the faults they read for.
     ComesAgain,
 }
 
 impl Reading {
-    /// Nobody reads yet.
+    /// Without a reader.
     pub fn new(events: bool) -> Self {
         Self(events.then(Order::default))
     }
 
-    /// To be called before messages are read, and what it gives be kept until they are acted on. Before any block is
-    /// locked. `Err` if it is not this reader's turn.
+    /// Begins a reading. Keep the result until the messages are acted on. No block may be locked. `Err` if it is not this
+    /// reader's turn.
     pub fn begin(&self, turn: Turn) -> Result<Option<AtWork<'_>>, NotNow> {
         let Some(order) = &self.0 else { return Ok(None) };
         let exclusive = match (turn, order.lock.try_write()) {
@@ -71,15 +71,15 @@ impl Reading {
         Ok(Some(AtWork { order, _exclusive: exclusive }))
     }
 
-    /// While this is kept, no event is read, and all that were are acted on. Before any block is locked.
+    /// Keeps events from being read; all that were read have been acted on. No block may be locked.
     pub fn hold_off(&self) -> Option<RwLockReadGuard<'_, ()>> {
         self.0.as_ref().map(|order| order.lock.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Returns when all that was read is acted on.
+    /// Returns when all events that were read have been acted on.
     ///
     /// # Errors
-    /// The handler that has read something does not come to act on it.
+    /// A handler has read an event and does not act on it.
     pub fn settle(&self) -> Result<(), Overdue> {
         self.settle_within(WAKE)
     }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_that_does_not_act_is_not_waited_for_for_ever() {
+    fn the_wait_for_a_reader_that_does_not_act_ends() {
         let reading = Reading::new(true);
         assert_eq!(reading.settle(), Ok(()));
         let at_work = reading.begin(Turn::Waits).unwrap();

@@ -1,4 +1,4 @@
-//! Maximal runs of neighbours.
+//! Maximal runs of neighbours with the same key.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! What has become of each page, in blocks of 2 MiB.
+//! The state of each page in the swap, in blocks of 2 MiB.
 //!
 //! ```text
 //!   Absent ──first touch──> Resident ──claimed──> Leaving ──stored, unwritten──> Dropping ──gone──> Stored | Zero
@@ -8,9 +8,9 @@
 //!                                                                  Lost <── cannot be read back ─────────────┘
 //! ```
 //!
-//! A block's lock is held while states change and while missing pages are filled, and never by somebody who waits for
-//! anything: not for a mapping that changes (`EAGAIN`), nor in a system call that sends an event and waits for its reader
-//! (`MADV_DONTNEED`), for that reader may want the block.
+//! A block's lock is held while states change and while missing pages are filled. It is never held during a wait: neither
+//! for a mapping that changes (`EAGAIN`), nor in a system call that sends an event and waits for its reader
+//! (`MADV_DONTNEED`), because the reader may need the block.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,26 +18,26 @@ use guest_mem::{PAGE_SIZE, PAGES_PER_PMD};
 
 use crate::store::Slot;
 
-/// What has become of a page.
+/// The state of a page in the swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SwapState {
-    /// Nothing was ever there, or it was discarded: it reads as zeros.
+    /// Never touched, or discarded: it reads as zeros.
     Absent,
     /// In memory.
     Resident,
     /// In memory, write-protected, being copied out by the claim of this number.
     Leaving(u64),
-    /// Stored, and on the way out of memory: nobody may touch it before it is gone.
+    /// Stored, and being dropped from memory: a fault waits until it is gone.
     Dropping(AfterDrop),
     /// In the store.
     Stored(Slot),
-    /// Evicted; all of it was zero, which is all there is to know.
+    /// Evicted; all of it was zero, so nothing is in the store.
     Zero,
     /// The store cannot give it back.
     Lost,
 }
 
-/// What a page is once it is dropped.
+/// The state of a page once it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterDrop {
     /// In the store.
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fate_survives_its_entry() {
+    fn every_state_survives_its_entry() {
         let slots = [0, 1, SLOT_MASK].map(|slot| Slot::from_raw(slot).unwrap());
         let stored = slots.map(SwapState::Stored).into_iter();
         let dropping = slots

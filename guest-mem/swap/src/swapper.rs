@@ -1,4 +1,4 @@
-//! The swap of one region: what has become of its pages, and what changes that.
+//! The swap of one region: the state of its pages, and the changes to it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,27 +27,27 @@ pub struct Options {
     /// How many pages one fault brings back.
     pub around: FaultAround,
     /// Whether the kernel sends an event for each change that others make to the mapping (`MADV_DONTNEED`, `mremap`,
-    /// `munmap`). Each waits for a handler to read it, the swapper's own drops of anonymous memory too. And no event is
-    /// read while pages come back from the store, or what was discarded could come back.
+    /// `munmap`). Each change waits for a handler to read its event, also the swapper's own drops of anonymous memory. No
+    /// event is read while pages come back from the store, or discarded content could come back.
     ///
-    /// Of shared memory they are told, but nothing is forgotten for them: `MADV_DONTNEED` leaves its content as it is,
-    /// `MADV_REMOVE` makes a hole, the event is the same for both, and for a hole made by `fallocate` there is none.
+    /// For shared memory the observer is told, and no page is forgotten: `MADV_DONTNEED` leaves its content as it is,
+    /// `MADV_REMOVE` makes a hole, the event is the same for both, and a hole made by `fallocate` has no event.
     pub events: bool,
 }
 
-/// Why memory cannot be swapped.
+/// Memory cannot be swapped.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// There is no userfaultfd for us.
+    /// The host gives no userfaultfd.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The memory cannot be watched.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// What is there cannot be read.
+    /// Page state cannot be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
-    /// No buffer.
+    /// There is no memory for a buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
     /// The pages of this memory cannot be dropped one by one.
@@ -64,7 +64,7 @@ pub struct Swapper {
     /// Whether whole blocks come back as huge pages.
     pub(crate) huge: bool,
     pub(crate) blocks: Blocks,
-    /// What a page that is written to for the first time is a copy of; never written.
+    /// Source of pages that are written to at their first touch; never written.
     pub(crate) zeros: PageBuffer,
     claims: AtomicU64,
     pub(crate) own_drops: OwnDrops,
@@ -84,7 +84,7 @@ impl std::fmt::Debug for Swapper {
 }
 
 impl Swapper {
-    /// Takes a region over: from now on every first touch of a page that is not there waits for a handler
+    /// Takes a region over: from now on a touch of a missing page waits for a handler
     /// ([`crate::Handlers::start`]).
     ///
     /// # Errors
@@ -93,8 +93,8 @@ impl Swapper {
         Self::attach_for(Faults::All, memory, options)
     }
 
-    /// The same, for memory of which only these faults have to be served. Nothing of the swapper's own makes others: it
-    /// never touches the region, and what it copies out it has found resident.
+    /// [`Swapper::attach`] for memory of which only these faults have to be served. The swapper itself takes no fault: it never
+    /// touches the region, and copies out resident pages only.
     ///
     /// # Errors
     /// [`AttachError`].
@@ -134,7 +134,7 @@ impl Swapper {
         for piece in swapper.region().vma_pieces(swapper.region().range()) {
             swapper.userfault.register(swapper.region(), piece, modes)?;
         }
-        // After that, nothing appears without a handler.
+        // From here on a page appears by a handler only.
         swapper.find_residents()?;
         Ok(swapper)
     }
@@ -162,7 +162,7 @@ impl Swapper {
     pub fn region(&self) -> &Region {
         region(&self.memory)
     }
-    /// Where its pages go.
+    /// Its store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
@@ -171,13 +171,13 @@ impl Swapper {
         &self.userfault
     }
 
-    /// What has become of the page at an address of the region.
+    /// The state of the page at an address of the region.
     pub fn state(&self, at: Hva) -> Option<SwapState> {
         let (block, pages) = self.place(HvaRange::with_len(at, PAGE_SIZE)?)?;
         Some(self.blocks.lock(block).state(pages.start))
     }
 
-    /// How many pages have that state.
+    /// The number of pages whose state is `wanted`.
     pub fn count(&self, wanted: impl Fn(SwapState) -> bool) -> u64 {
         let of = |block: &Block| (0..BLOCK_PAGES).filter(|&page| wanted(block.state(page))).count();
         self.blocks.iter().map(|block| of(&block) as u64).sum()
@@ -193,14 +193,14 @@ impl Swapper {
         range.block_pieces()
     }
 
-    /// What drops stored pages: `MADV_DONTNEED` for anonymous memory, a hole for shared.
+    /// The operation that drops stored pages: `MADV_DONTNEED` for anonymous memory, a hole for shared.
     pub fn drop_operation(&self) -> Operation {
         if self.region().backing().is_shared() { Operation::Fallocate } else { Operation::DontNeed }
     }
 
-    /// Forgets the pages of a range: they read as zeros from now on. To be called before they are discarded
-    /// (`MADV_DONTNEED`, a hole), by whoever does that. With [`Options::events`] the kernel says it for everybody, if the
-    /// memory is private; whoever makes a hole in shared memory says it here.
+    /// Forgets the pages of a range: they read as zeros from now on. To be called by the code that discards them
+    /// (`MADV_DONTNEED`, a hole), before it does. With [`Options::events`] the kernel reports discards of private memory, and
+    /// only holes in shared memory need the call.
     ///
     /// # Errors
     /// The range does not fit the region.
@@ -215,28 +215,28 @@ impl Swapper {
                 if let SwapState::Stored(slot) | SwapState::Dropping(AfterDrop::Stored(slot)) = state {
                     slots.push(slot);
                 }
-                // What is being dropped must be gone before anybody touches it again.
+                // A page that is being dropped must be gone before it is touched again.
                 let dropping = matches!(state, SwapState::Dropping(_));
                 block.set(
                     page,
                     if dropping { SwapState::Dropping(AfterDrop::Absent) } else { SwapState::Absent },
                 );
             }
-            // Before anybody sees their states, who might count on the room.
+            // Under the block's lock: a thread that sees the new states may rely on the room.
             self.store.free(&slots);
             slots.clear();
         }
         Ok(())
     }
 
-    /// A stranger's `MADV_DONTNEED`, `MADV_FREE` or `MADV_REMOVE`.
+    /// A `MADV_DONTNEED`, `MADV_FREE` or `MADV_REMOVE` that was not made here.
     pub(crate) fn removed(&self, range: HvaRange) {
         if !self.region().backing().is_shared() {
             self.forget(range);
         }
     }
 
-    /// Forgets what a stranger has discarded, as far as it is ours.
+    /// Forgets the part of a range that lies in the region.
     pub(crate) fn forget(&self, range: HvaRange) {
         if let Some(ours) = range.intersection(self.region().range()) {
             // It fits: both ranges are of whole pages.
@@ -244,7 +244,7 @@ impl Swapper {
         }
     }
 
-    /// The same of a range that was unmapped. Where its pages had been moved away before, it was empty.
+    /// Forgets a range that was unmapped, without the parts whose pages had been moved away.
     pub(crate) fn forget_unless_away(&self, range: HvaRange) {
         self.away.without(range, |rest| self.forget(rest));
     }
@@ -291,12 +291,12 @@ impl Swapper {
 }
 
 impl Drop for Swapper {
-    /// Pages that are out are gone: they read as zeros, and the store, which others may use too, forgets them.
-    /// Unregistered first, or the unmapping of the memory would wait for somebody to read of it.
+    /// Pages that are out are lost: they read as zeros, and the store, which other swappers may use, frees them.
+    /// The memory is unregistered first, or its unmapping would wait for a handler to read the event.
     fn drop(&mut self) {
         self.forget(self.region().range());
         for piece in self.region().vma_pieces(self.region().range()) {
-            // What cannot be unregistered is so when the descriptor closes.
+            // If it fails, the range is unregistered when the descriptor closes.
             let _ = self.userfault.unregister(piece);
         }
     }

@@ -62,8 +62,8 @@ pub(crate) unsafe fn advise(range: HvaRange, advice: Advice) -> Result<(), Errno
     unsafe { rustix::mm::madvise(range.start().as_ptr(), range.len() as usize, advice) }
 }
 
-/// Makes the calling thread wait for the end of another's turn instead of interrupting it (`SCHED_BATCH`). Any thread may
-/// have that, but one of a real-time class.
+/// Keeps the calling thread from preempting others when it wakes (`SCHED_BATCH`). Every thread may do so, except one of a
+/// real-time class.
 pub(crate) fn yield_to_others() -> Result<(), Errno> {
     let priority = libc::sched_param { sched_priority: 0 };
     // SAFETY: the structure lives across the call, which changes only how this thread is scheduled.

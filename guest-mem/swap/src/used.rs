@@ -1,4 +1,4 @@
-//! Which pages were used since they were last watched.
+//! The pages that were used since they were last watched.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[derive(Debug)]
 pub(crate) struct Used {
     bits: Box<[AtomicU64]>,
-    /// Whether anybody watches: then one fault stands for one page.
+    /// Whether a clock watches: then one fault brings back one page.
     watched: AtomicBool,
 }
 

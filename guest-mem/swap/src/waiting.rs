@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uffd::PageFault;
 
-/// See the module's text.
+/// Faults that wait for a handler to serve them again.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     faults: Mutex<Vec<PageFault>>,
@@ -14,13 +14,13 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// Whether there is none. One that is put there by another thread at the same time may be missed: that thread looks
-    /// again itself.
+    /// Whether there is none. A fault that another thread adds at the same time may be missed: that thread looks again
+    /// itself.
     pub fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    /// Puts one there.
+    /// Adds one.
     pub fn push(&self, fault: PageFault) {
         let mut faults = self.lock();
         faults.push(fault);

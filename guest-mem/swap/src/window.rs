@@ -63,7 +63,7 @@ impl FromStr for FaultAround {
 /// Sequences of faults that go on at the same time: a vCPU that copies reads one and writes another.
 const STREAMS: usize = 16;
 
-/// What is remembered of the faults that were served, by whichever handler: a sequence's next fault is as often another's.
+/// Recent sequences of faults. All handlers share them, because the next fault of a sequence may go to any handler.
 #[derive(Debug)]
 pub(crate) struct Window {
     around: FaultAround,
@@ -96,13 +96,13 @@ impl Window {
     }
 
     fn ahead(&self, page: u64) -> Range<u64> {
-        // Whoever panicked in here left whole streams, if too many of one kind.
+        // A panic in here leaves whole streams, some of them twice.
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         let known = streams.iter().position(|stream| stream.pages > 0 && stream.next == page);
         let pages = known.map_or(1, |known| (2 * streams[known].pages).min(PAGES_PER_PMD));
         let block_end = (page / PAGES_PER_PMD + 1) * PAGES_PER_PMD;
         let end = (page + pages).min(block_end);
-        // The place of the sequence it continues, or of the one that was silent longest.
+        // The place of the sequence it continues, or of the least recent one.
         streams[..=known.unwrap_or(STREAMS - 1)].rotate_right(1);
         streams[0] = Stream { next: end, pages };
         page..end
@@ -188,7 +188,6 @@ mod tests {
             }
         }
 
-        /// Far jumps are what a window must not follow.
         #[test]
         fn random_faults_bring_one_page(pages in proptest::collection::vec(0u64..1 << 20, 1..50)) {
             let window = Window::new(FaultAround::Adaptive);

@@ -1,7 +1,7 @@
-//! `<linux/userfaultfd.h>` as of Linux 6.12: numbers, layouts and bits, and nothing that decides.
+//! `<linux/userfaultfd.h>` as of Linux 6.12: numbers, layouts and bits.
 //!
 //! The structures and what is a plain number are those of `linux-raw-sys`. The rest of the header is macros: each request
-//! is built as the header builds it and then compared with the literal value that a C compiler gives, so that a slip here
+//! is built as the header builds it and then compared with the literal value that a C compiler gives, so that a wrong value
 //! does not compile.
 
 use std::mem::offset_of;
@@ -86,7 +86,7 @@ pub(crate) const AT_REMAP_LEN: usize = offset_of!(uffd_msg, arg.remap.len);
 pub(crate) const AT_REMOVE_START: usize = offset_of!(uffd_msg, arg.remove.start);
 pub(crate) const AT_REMOVE_END: usize = offset_of!(uffd_msg, arg.remove.end);
 
-/// What the C compiler says of the kernel's header.
+/// The values of a C compiler for the kernel's header.
 mod asserted {
     use super::*;
 

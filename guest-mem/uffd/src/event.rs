@@ -1,4 +1,4 @@
-//! What a userfaultfd tells, decoded from the bytes of a message by pure code.
+//! The messages of a userfaultfd, decoded from their bytes. Pure.
 //!
 //! ```text
 //!   0        1        4        8                16                24                32
@@ -41,12 +41,12 @@ pub enum Event {
 pub struct PageFault {
     /// The address of the access with [`crate::Features::EXACT_ADDRESS`], else the start of its page.
     pub address: Hva,
-    /// What the page lacks.
+    /// The kind of the fault.
     pub kind: FaultKind,
-    /// Whether the access was a write. Of a guest's accesses KVM says what it asked the host for, which is
-    /// more often a write than the guest's own instruction was one.
+    /// Whether the access was a write. For a guest's access this is KVM's request to the host, which is a write more often
+    /// than the guest's instruction is.
     pub write: bool,
-    /// Who waits, with [`crate::Features::THREAD_ID`]: the thread's number as that thread itself knows it.
+    /// The waiting thread, with [`crate::Features::THREAD_ID`]: its number in its own PID namespace.
     pub thread: Option<u32>,
 }
 
@@ -60,7 +60,7 @@ impl PageFault {
 /// What the page of a fault lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
-    /// Everything: resolved by copying, zeroing or moving a page in.
+    /// The page: resolved by copying, zeroing or moving a page in.
     Missing,
     /// Only the page-table entry, the page is in the page cache: resolved by continuing.
     Minor,
@@ -68,7 +68,7 @@ pub enum FaultKind {
     WriteProtect,
 }
 
-/// A message that no kernel this code knows would send.
+/// A message that no known kernel sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The event's number is none that we know.
@@ -79,7 +79,7 @@ pub enum DecodeError {
         "userfaultfd fault at {address} with flags {flags:#x}: some are unknown here, and were not asked for"
     )]
     Flags {
-        /// All of them.
+        /// All flags.
         flags: u64,
         /// The address that faulted.
         address: Hva,
@@ -93,7 +93,7 @@ pub enum DecodeError {
     /// A range or an address inside a page.
     #[error("userfaultfd {event} event of [{start:#x}, {end:#x}): not made of whole pages")]
     Unaligned {
-        /// Which event.
+        /// The event's name.
         event: &'static str,
         /// The first address.
         start: u64,
@@ -103,20 +103,20 @@ pub enum DecodeError {
     /// A range that ends before it starts or after the address space.
     #[error("userfaultfd {event} event of {len:#x} bytes at {start:#x}: it runs backwards or wraps")]
     Wrapping {
-        /// Which event.
+        /// The event's name.
         event: &'static str,
         /// The first address.
         start: u64,
-        /// How long it would be.
+        /// Its length.
         len: u64,
     },
 }
 
 impl Event {
-    /// Decodes a message. What is reserved is not looked at: a later kernel may use it for what was not asked for.
+    /// Decodes a message. Reserved bytes are not looked at: a later kernel may use them for features that were not asked for.
     ///
     /// # Errors
-    /// The message makes no sense, or is of a kind that nobody asked for.
+    /// The message contradicts itself, or is of a kind that was not asked for.
     pub fn decode(message: &Message) -> Result<Self, DecodeError> {
         let event = message[abi::AT_EVENT];
         match event {

@@ -15,7 +15,7 @@ use crate::sys;
 /// Whether threads that wait for the pages of a range are woken, or stay asleep for [`Userfault::wake`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wake {
-    /// Woken at once: those that wait for what was done.
+    /// Woken at once: the threads that wait for the resolved pages.
     Yes,
     /// Left asleep, so that several ranges cost one wake-up.
     No,
@@ -30,8 +30,8 @@ pub enum MapAs {
     WriteProtected,
 }
 
-/// A userfaultfd after its handshake, non-blocking, closed when dropped: the kernel then wakes all who wait, and
-/// what they waited for becomes an ordinary page.
+/// A userfaultfd after its handshake, non-blocking, closed when dropped: the kernel then wakes all waiting threads, and their
+/// pages become ordinary pages.
 ///
 /// All methods may be called by any number of threads at once.
 #[derive(Debug)]
@@ -108,8 +108,7 @@ impl Userfault {
     /// places are aligned and at least 2 MiB are moved; otherwise it is split. Needs [`Features::MOVE`] on the
     /// host, though not in [`Userfault::features`].
     ///
-    /// The secondary MMUs are told of the source range, and the kernel starts over by itself as long as it meets
-    /// pages in motion. A fork keeps pages from moving, see [`crate::ResolveKind::Busy`]: `MADV_DONTFORK` on the
+    /// The source range is announced to secondary MMUs, and the kernel retries by itself while pages are in motion. A fork keeps pages from moving, see [`crate::ResolveKind::Busy`]: `MADV_DONTFORK` on the
     /// source prevents that.
     ///
     /// # Errors
@@ -133,7 +132,7 @@ impl Userfault {
         outcome(Action::Move, range, returned, argument.copy)
     }
 
-    /// Makes the next write to each page a fault. It wakes nobody.
+    /// Makes the next write to each page a fault. Wakes no thread.
     ///
     /// # Errors
     /// Some of it is not registered for that, or a mapping changes. A part may have been done; it may be
@@ -159,7 +158,7 @@ impl Userfault {
         outcome(action, range, sys::write_protect(self.fd.as_fd(), &mut argument), 0)
     }
 
-    /// Wakes who waits for a page of the range, whatever its state: they look again.
+    /// Wakes the threads that wait for a page of the range, whatever its state: they fault again if it is missing.
     ///
     /// # Errors
     /// An empty or unaligned range.
@@ -185,12 +184,12 @@ impl AsFd for Userfault {
     }
 }
 
-/// The kernel's word for a range.
+/// A range as the kernel's structure.
 pub(crate) fn plain(range: HvaRange) -> UffdioRange {
     UffdioRange { start: range.start().get(), len: range.len() }
 }
 
-/// What an error names. The kernel refuses what wraps, and the name is then empty.
+/// The range named in an error. The kernel refuses a range that wraps; it is then empty.
 fn destination(dst: Hva, len: u64) -> HvaRange {
     HvaRange::with_len(dst, len).unwrap_or(HvaRange::empty(dst))
 }

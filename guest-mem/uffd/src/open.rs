@@ -1,13 +1,13 @@
-//! How one gets a userfaultfd, and what to say when one does not.
+//! Opening a userfaultfd, and the error if the host allows none.
 //!
 //! ```text
 //!   Faults::All: a guest's
 //!     /dev/userfaultfd ──ok──> sees all faults
 //!       └─ refused: userfaultfd(0) ──ok──> sees all faults        CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1
-//!                     └─ EPERM: userfaultfd(UFFD_USER_MODE_ONLY)  would open for anybody, and is no use here: KVM
+//!                     └─ EPERM: userfaultfd(UFFD_USER_MODE_ONLY)  opens without a privilege, and is no use here: KVM
 //!                                                                 touches a guest's memory from kernel mode
 //!   Faults::UserMode: those of threads
-//!     userfaultfd(UFFD_USER_MODE_ONLY) ──ok──> no privilege needed, whoever runs it; the kernel's own get EFAULT
+//!     userfaultfd(UFFD_USER_MODE_ONLY) ──ok──> no privilege needed; faults of the kernel itself get EFAULT
 //!       └─ refused, as by a filter: as above
 //! ```
 
@@ -20,17 +20,16 @@ use crate::abi::{UFFD_API, UffdioApi};
 use crate::features::Features;
 use crate::sys;
 
-/// Whose faults a userfaultfd has to see.
+/// The faults that a userfaultfd has to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Faults {
     /// All, those made inside the kernel too: by KVM for a guest, by a system call.
     All,
-    /// Those of threads in user mode. A fault inside the kernel is an error for whoever made it: a system call that
-    /// meets a missing page fails with `EFAULT`.
+    /// Those of threads in user mode. A system call that meets a missing page fails with `EFAULT`.
     UserMode,
 }
 
-/// Why there is no userfaultfd that would serve.
+/// No userfaultfd that serves could be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The kernel was built without.
@@ -43,21 +42,21 @@ pub enum OpenError {
         sysctl_is(*sysctl), sys::DEVICE
     )]
     UserModeOnly {
-        /// What opening the device said.
+        /// The answer to opening the device.
         device: Errno,
         /// `vm.unprivileged_userfaultfd`.
         sysctl: Option<u32>,
     },
-    /// Even the harmless kind is refused, which the kernel itself never does.
+    /// Also the kind for user mode is refused, which the kernel itself never does.
     #[error(
         "userfaultfd is refused ({syscall}) even for faults from user mode: a seccomp filter, as containers have \
          one; allow the system call there, or pass {} in ({device})",
         sys::DEVICE
     )]
     Filtered {
-        /// What opening the device said.
+        /// The answer to opening the device.
         device: Errno,
-        /// What the system call said.
+        /// The answer to the system call.
         syscall: Errno,
     },
     /// Descriptors or memory are short.
@@ -66,17 +65,17 @@ pub enum OpenError {
     /// The kernel is too old for what was asked for.
     #[error("this kernel's userfaultfd lacks {missing} (it has {offered}): a newer host kernel is needed")]
     Lacks {
-        /// What it lacks.
+        /// The missing features.
         missing: Features,
-        /// What it has.
+        /// The features of the kernel.
         offered: Features,
     },
     /// The handshake failed in a way that no kernel is known for.
     #[error("userfaultfd handshake with {features}")]
     Handshake {
-        /// What was asked for.
+        /// The features asked for.
         features: Features,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -86,10 +85,10 @@ fn sysctl_is(value: Option<u32>) -> String {
     value.map_or(String::new(), |value| format!(" (vm.unprivileged_userfaultfd={value})"))
 }
 
-/// What this host allows and has. See [`probe`].
+/// The kinds of userfaultfd that this host allows, and its features. See [`probe`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// By the device; whoever may open it sees all faults.
+    /// By the device, which sees all faults.
     pub device: Result<(), Errno>,
     /// By the system call, faults in kernel mode included.
     pub full: Result<(), Errno>,
@@ -97,11 +96,11 @@ pub struct Access {
     pub user_mode: Result<(), Errno>,
     /// `vm.unprivileged_userfaultfd`, where it can be read.
     pub sysctl: Option<u32>,
-    /// What the kernel has, if any of the three ways opened.
+    /// The kernel's features, if any of the three ways opened.
     pub features: Option<Features>,
 }
 
-/// Tries each way in, and asks the kernel what it has. Leaves nothing open.
+/// Tries each way to open one, and reads the kernel's features. Leaves nothing open.
 pub fn probe() -> Access {
     let (device, full) = (sys::open_by_device(), sys::open_by_syscall(false));
     let user_mode = sys::open_by_syscall(true);
@@ -121,7 +120,7 @@ fn read_sysctl() -> Option<u32> {
 
 /// A descriptor that sees these faults, before its handshake.
 pub(crate) fn open(faults: Faults) -> Result<OwnedFd, OpenError> {
-    // The same for everybody: what works for root works for others.
+    // First without a privilege, so that root and other users take the same way.
     if faults == Faults::UserMode
         && let Ok(fd) = sys::open_by_syscall(true)
     {
@@ -137,7 +136,7 @@ pub(crate) fn open(faults: Faults) -> Result<OwnedFd, OpenError> {
     })
 }
 
-/// Why neither way worked. Looks further only where that decides.
+/// The error of two refused ways. Tries the third only if its answer decides.
 fn explain(
     device: Errno,
     full: Errno,
@@ -171,7 +170,7 @@ pub(crate) fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Featur
     }
 }
 
-/// Asking for no feature is answered with all that there are.
+/// The features that the kernel offers: the answer to a handshake without any.
 fn offered(fd: BorrowedFd<'_>) -> Result<Features, Errno> {
     let mut argument = UffdioApi { api: UFFD_API, features: 0, ioctls: 0 };
     sys::api(fd, &mut argument)?;

@@ -1,4 +1,4 @@
-//! Which memory is watched, for what, and what can then be done to it.
+//! Registering memory.
 
 use std::os::fd::AsFd;
 
@@ -9,12 +9,12 @@ use crate::abi::{self, UffdioRegister};
 use crate::handle::{Userfault, plain};
 use crate::sys;
 
-/// Which pages of a registered range make their reader wait. At least one.
+/// The kinds of faults that are reported for a registered range. At least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Modes {
-    /// Pages that are not there.
+    /// Accesses to missing pages.
     pub missing: bool,
-    /// Pages of shared memory that are in the page cache and not mapped.
+    /// Accesses to pages of shared memory that are in the page cache and not mapped.
     pub minor: bool,
     /// Writes to pages that are write-protected.
     pub write_protect: bool,
@@ -29,22 +29,22 @@ impl Modes {
     }
 }
 
-/// Why a range could not be registered or given back.
+/// A range could not be registered or unregistered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
-    /// It does not fit the region.
+    /// The range does not fit the region.
     #[error(transparent)]
     Range(#[from] RangeError),
     /// Another descriptor has it.
     #[error("registering {range}: part of it belongs to another userfaultfd")]
     Taken {
-        /// What was to be registered.
+        /// The range to be registered.
         range: HvaRange,
     },
     /// A mapping of a file that may not be written.
     #[error("registering {range}: part of it may not be written")]
     ReadOnly {
-        /// What was to be registered.
+        /// The range to be registered.
         range: HvaRange,
     },
     /// The kernel cannot do this for this memory.
@@ -53,7 +53,7 @@ pub enum RegisterError {
          (minor faults take shared memory; write protection of that takes Linux 5.19)"
     )]
     Unsupported {
-        /// What was to be registered.
+        /// The range to be registered.
         range: HvaRange,
         /// The kinds of faults that were to be reported.
         modes: Modes,
@@ -64,23 +64,23 @@ pub enum RegisterError {
          or its process has gone"
     )]
     NoMemoryOrDead {
-        /// What was to be registered.
+        /// The range to be registered.
         range: HvaRange,
     },
     /// Anything else.
     #[error("registering {range}, or giving it back")]
     Other {
-        /// What was to be registered.
+        /// The range to be registered.
         range: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
 }
 
 impl Userfault {
-    /// Has pages of a region watched. Whoever touches one of them that `modes` names waits until it is resolved,
-    /// this thread too. A range that was registered before gets the new modes, which replace the old.
+    /// Registers pages of a region. A thread whose access faults in one of `modes` waits until the fault is resolved, this
+    /// thread too. A range that was registered before gets the new modes, which replace the old.
     ///
     /// # Errors
     /// The range does not fit, is taken, or cannot be watched so.
@@ -98,8 +98,8 @@ impl Userfault {
         })
     }
 
-    /// Gives a range back. Who waits for a missing page in it is woken; who waits for a minor or write-protect
-    /// fault alone is not (see `userfaultfd_unregister`): wake the range afterwards. Write protection goes.
+    /// Unregisters a range. Threads that wait for a missing page in it are woken; threads that wait for a minor or
+    /// write-protect fault are not (see `userfaultfd_unregister`): wake the range afterwards. Write protection is removed.
     ///
     /// # Errors
     /// No mapping is there.

@@ -1,6 +1,6 @@
-//! What a resolving ioctl said: how far it came, and why no further. Pure.
+//! The result of a resolving ioctl: how far it came, and what stopped it. Pure.
 //!
-//! What `fs/userfaultfd.c` and `mm/userfaultfd.c` do (6.12), and what follows:
+//! The rules of `fs/userfaultfd.c` and `mm/userfaultfd.c` (6.12):
 //!
 //! - The count comes back in the structure and the errno beside it. A **positive count less than all** is always
 //!   answered with `EAGAIN`, whatever stopped the ioctl there, an existing page or a lack of memory as well: the
@@ -9,9 +9,9 @@
 //! - With nothing done the count is the negative errno, or is left as it was when the arguments or the process
 //!   were at fault. Either way nothing was done.
 //! - `EAGAIN` with nothing done is `mmap_changing`: an event of this descriptor was raised and its thread has not
-//!   gone on yet. It ends when somebody **reads** the event ([`ResolveKind::Changing`]).
+//!   gone on yet. It ends when the event is **read** ([`ResolveKind::Changing`]).
 //! - `UFFDIO_WRITEPROTECT` has no count. It may have done a part when it fails, and may be repeated. Holes between
-//!   mappings it passes over in silence.
+//!   mappings it passes over without an error.
 //! - All ioctls but that one want one single mapping under the whole range: across a seam between two it is
 //!   `ENOENT`, though both are registered.
 
@@ -20,7 +20,7 @@ use std::fmt;
 use guest_mem::HvaRange;
 use rustix::io::Errno;
 
-/// What was to be done to a range.
+/// The ioctl on a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the methods of `Userfault` that bear these names say it")]
 pub enum Action {
@@ -51,20 +51,20 @@ impl fmt::Display for Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{action} of {range}, {done} bytes done: {kind}")]
 pub struct ResolveError {
-    /// What was to be done.
+    /// The ioctl.
     pub action: Action,
     /// The pages that the call was for.
     pub range: HvaRange,
     /// Bytes done, from the start of the range on: exact, but for write protection, which does not count.
     pub done: u64,
-    /// What kept the rest from being resolved.
+    /// The reason why the rest was not resolved.
     pub kind: ResolveKind,
 }
 
-/// Why a range was not done.
+/// The reason why a range was not resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ResolveKind {
-    /// `EAGAIN` with a count: something was done. The call for the rest says what was in the way.
+    /// `EAGAIN` with a count: a part was done. The call for the rest tells the reason.
     #[error("it stopped there, the call for the rest will say why")]
     Stopped,
     /// `EAGAIN` without: a mapping is changing. Read the events, then try again.
@@ -88,8 +88,8 @@ pub enum ResolveKind {
     /// each page stays so until it is written. It can still be copied.
     #[error("a page to be moved is shared or pinned")]
     Busy,
-    /// `EFAULT`: what was to be copied cannot be read, what was to be continued is not in the page cache, or the
-    /// file ends before.
+    /// `EFAULT`: the source of a copy cannot be read, the page to be continued is not in the page cache, or the file ends
+    /// before it.
     #[error("nothing can be read at the source, or behind the end of the file")]
     Unreadable,
     /// `EINVAL`: an empty or unaligned range, or a mapping of a kind, or registered in a way, that does not
@@ -101,7 +101,7 @@ pub enum ResolveKind {
     Other(Errno),
 }
 
-/// Makes a result of what an ioctl returned and of the count it left, 0 before the call.
+/// The result of an ioctl, from its return value and from the count in its structure, which was 0 before the call.
 pub(crate) fn outcome(
     action: Action,
     range: HvaRange,
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_beyond_the_range_is_not_believed() {
+    fn a_count_beyond_the_range_is_cut() {
         assert_eq!(of(Err(Errno::AGAIN), i64::MAX), Err((0x4000, ResolveKind::Stopped)));
     }
 }

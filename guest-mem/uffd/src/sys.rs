@@ -1,8 +1,8 @@
 //! The system calls of this crate: the only place with `unsafe` ioctls, each with a typed structure.
 //!
-//! What makes them sound is the same for all: the structure is the kernel's, or laid out like it (asserted in
-//! [`crate::abi`]), and lives across the call. What the *effect* on memory may be is the business of the safe
-//! functions above: only mappings that were registered are ever filled, and registering says whose memory it is.
+//! They are sound for the same reason: the structure is the kernel's, or laid out like it (asserted in [`crate::abi`]), and
+//! lives across the call. The *effect* on memory is limited by registering: only registered mappings are ever filled, and
+//! only regions are registered.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::abi::{self, UffdioApi, UffdioCopy, UffdioFill, UffdioRange, UffdioRegister, UffdioWriteprotect};
 
-/// Where a descriptor that sees all faults can be had without a privilege, by file permissions.
+/// The device that gives a descriptor which sees all faults, by file permissions.
 pub(crate) const DEVICE: &str = "/dev/userfaultfd";
 
 /// `O_NONBLOCK`, because poll(2) reports nothing but an error without it.
@@ -67,7 +67,7 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
-/// A descriptor from the device: whoever may open it gets all faults.
+/// A descriptor from the device, which sees all faults.
 pub(crate) fn open_by_device() -> Result<OwnedFd, Errno> {
     let device = OpenOptions::new().read(true).write(true).open(DEVICE);
     let device = device.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
@@ -88,7 +88,7 @@ fn owned(raw: RawFd) -> Result<OwnedFd, Errno> {
     if raw < 0 {
         return Err(last_errno());
     }
-    // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+    // SAFETY: the kernel has just made this descriptor for us, and it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
@@ -108,13 +108,13 @@ pub(crate) unsafe fn register(fd: BorrowedFd<'_>, argument: &mut UffdioRegister)
     unsafe { ioctl(fd, abi::UFFDIO_REGISTER, argument) }
 }
 
-/// Gives a mapping back.
+/// Unregisters a mapping.
 pub(crate) fn unregister(fd: BorrowedFd<'_>, argument: &mut UffdioRange) -> Result<(), Errno> {
     // SAFETY: changes no content.
     unsafe { ioctl(fd, abi::UFFDIO_UNREGISTER, argument) }
 }
 
-/// Wakes who waits in a range.
+/// Wakes the threads that wait in a range.
 pub(crate) fn wake(fd: BorrowedFd<'_>, argument: &mut UffdioRange) -> Result<(), Errno> {
     // SAFETY: changes no memory.
     unsafe { ioctl(fd, abi::UFFDIO_WAKE, argument) }

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   fault ─> fd_wqh: wake_up_poll, one exclusive waiter        Stop::raise ─> all
-//!              ├─ epoll of handler 0 (EPOLLEXCLUSIVE) ─ asleep in it? woken, and nobody else ─┐
+//!              ├─ epoll of handler 0 (EPOLLEXCLUSIVE) ─ asleep in it? woken, and no other ────┐
 //!              └─ epoll of handler 1 (EPOLLEXCLUSIVE) ─ busy? passed over, looks again later  ├─ wait() returns
 //!                                    each with the Stop's eventfd (not exclusive) ────────────┘
 //! ```
 //!
-//! Why epoll, and one for each thread. In `fs/userfaultfd.c` a fault and an event wake the descriptor's queue
-//! with `wake_up_poll(&ctx->fd_wqh, EPOLLIN)`: everybody who is not an exclusive waiter, and one who is. A thread
+//! Why epoll, and one for each thread: in `fs/userfaultfd.c` a fault and an event wake the descriptor's queue
+//! with `wake_up_poll(&ctx->fd_wqh, EPOLLIN)`: all non-exclusive waiters, and one exclusive waiter. A thread
 //! in poll(2) is not exclusive, nor is one in a blocking read(2): with either all handlers run for each fault and
 //! all but one find nothing. Only epoll can add itself exclusively. An epoll of each thread's own is then also
 //! what makes it safe: the kernel counts the wake-up as delivered only if a thread was asleep in that epoll, and
@@ -46,7 +46,7 @@ impl Stop {
     /// Raises it. Raising it again changes nothing.
     ///
     /// # Errors
-    /// None that a kernel is known for.
+    /// No known kernel fails.
     pub fn raise(&self) -> Result<(), Errno> {
         match rustix::io::write(&self.0, &1u64.to_ne_bytes()) {
             // Full: raised often enough.
@@ -62,7 +62,7 @@ impl AsFd for Stop {
     }
 }
 
-/// Why a wait ended.
+/// The reason why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
     /// There are messages to read, unless another thread is faster.
@@ -87,8 +87,8 @@ impl Waiter {
         Self::with(userfault, stop, EventFlags::IN | EventFlags::EXCLUSIVE)
     }
 
-    /// A place to wait that is woken for each message, whoever else is. [`Woken::Events`] may then mean that another thread
-    /// is about to read it.
+    /// A place to wait that is woken for each message, also if others are. After [`Woken::Events`] another thread may have
+    /// read the message.
     ///
     /// # Errors
     /// No descriptor is free.

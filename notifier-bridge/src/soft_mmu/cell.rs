@@ -1,10 +1,10 @@
-//! What others see of a worker: where it is, and what it did.
+//! The part of a worker that other threads read: its epoch and its counters.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::epoch::{Epoch, SmpMb};
 
-/// What one worker did. Names as in KVM's vCPU statistics.
+/// The counters of one worker. Names as in KVM's vCPU statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct WorkerStats {
     /// Accesses that reached their page.
@@ -13,7 +13,7 @@ pub struct WorkerStats {
     pub pf_taken: u64,
     /// Faults that installed a translation.
     pub pf_fixed: u64,
-    /// Faults that found the translation already installed by somebody else.
+    /// Faults that found the translation already installed by another worker.
     pub pf_spurious: u64,
     /// Times a fault began again, since an invalidation was in progress or had overtaken it.
     pub retries: u64,
@@ -30,7 +30,7 @@ impl std::ops::AddAssign for WorkerStats {
     }
 }
 
-/// A counter only its owner writes and anybody may read.
+/// A counter that only its owner writes and any thread may read.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_workers_did_adds_up_field_by_field() {
+    fn counters_add_up_field_by_field() {
         let of = |n: u64| WorkerStats {
             accesses: n,
             pf_taken: 2 * n,

@@ -1,4 +1,4 @@
-//! How an invalidation knows that nobody uses a dropped translation any more: an epoch for each worker.
+//! How an invalidation knows that no worker uses a dropped translation any more: an epoch for each worker.
 //!
 //! ```text
 //!   worker                                        invalidation (holds mmu_lock)
@@ -6,13 +6,13 @@
 //!   epoch: even -> odd      (inside an access)    clear the entries
 //!   full barrier                                  full barrier
 //!   read the entry, use the frame                 epoch odd?  wait until it changes
-//!   epoch: odd -> even      (release)             nobody uses the old translation any more
+//!   epoch: odd -> even      (release)             the old translation is not in use any more
 //! ```
 //!
 //! One of the two sees the other: either the worker finds the entry cleared, or the invalidation finds the
 //! epoch odd. The kernel does the same with `vcpu->mode`: `walk_shadow_page_lockless_begin`/`_end` in
 //! `arch/x86/kvm/mmu/mmu.c` against `kvm_flush_remote_tlbs`, whose IPI the waiting here stands for.
-//! Either barrier left out, both can look away; `tests/loom.rs` shows it.
+//! Without either barrier, both can miss the other; `tests/loom.rs` shows it.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use guest_mem::waits::{Overdue, WAKE};
 
 use crate::sync::{AtomicU64, Ordering, Turns, fence};
 
-/// The full barrier on both sides, as a seam: a model checker takes it away to see what happens.
+/// The full barrier on both sides, as a trait: the model checker removes it to see the protocol fail.
 pub trait Barrier {
     /// Orders every access before it against every access after it.
     fn full();
@@ -49,7 +49,7 @@ pub struct Epoch<B = SmpMb> {
 pub struct Inside<'a>(&'a AtomicU64);
 
 impl<B: Barrier> Epoch<B> {
-    /// Of a worker that is outside.
+    /// The epoch of a worker that is outside.
     pub fn new() -> Self {
         Self { count: AtomicU64::new(0), barrier: PhantomData }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   SoftFault ── snapshot ──> Snapshotted ── resolve ──> Resolved ── install ──> Fixed
-//!     ^      (no lock)       (no lock, may sleep)       (mmu_lock)      ├──> Spurious   somebody was faster
+//!     ^      (no lock)       (no lock, may sleep)       (mmu_lock)      ├──> Spurious   another was faster
 //!     └─────────────────────────────────────────────────────────────────┴─── Retry      an invalidation was
 //! ```
 //!
@@ -23,7 +23,7 @@ use crate::sequence::Snapshot;
 /// How long a fault begins again for an invalidation in progress: longer than any operation on a range takes.
 const BRACKET: Duration = Duration::from_secs(300);
 
-/// One fault, before anything was looked at.
+/// One fault, before its snapshot.
 pub(super) struct SoftFault<'m, P> {
     pub(super) mmu: &'m SoftMmu<P>,
     pub(super) slot: Memslot,
@@ -99,7 +99,7 @@ impl<'m, P: PrimaryMmu> SoftFault<'m, P> {
 }
 
 impl<'m, P: PrimaryMmu> Snapshotted<'m, P> {
-    /// Whether it is certain enough that the fault would only have to begin again: do not even look.
+    /// Whether the fault would most likely have to begin again, so that the look-up is skipped.
     pub(super) fn is_hopeless(&self) -> bool {
         self.fault.mmu.sequence.retry_unsafe(self.snapshot, self.fault.gfn)
     }
@@ -126,9 +126,9 @@ impl<P: PrimaryMmu> Resolved<'_, P> {
         }
         let Mapping { frame, level, writable } = self.mapping;
         let index = gfn.get() % PAGES_PER_PMD;
-        // The retry check above spoke of one gfn; a 2 MiB entry would map 511 others, and some of them may be
+        // The retry check above covers one gfn; a 2 MiB entry would map 511 others, and some of them may be
         // under invalidation. KVM may look at the one gfn only: by then the host has split its own PMD, and
-        // has announced all 2 MiB of it. Whoever announces here need not have.
+        // has announced all 2 MiB of it. A policy here need not have.
         let region = mmu.table.large_region(&slot, gfn).filter(|region| {
             level == MapLevel::Pmd
                 && frame.pfn() % PAGES_PER_PMD == index

@@ -1,4 +1,4 @@
-//! A software secondary MMU: a shadow table over the memslots, kept honest by the kernel's retry protocol.
+//! A software secondary MMU: a shadow table over the memslots, kept in step by the kernel's retry protocol.
 //!
 //! It is two things at once: the secondary MMU of a device where there is no KVM, and the model that the
 //! policies are tested against.
@@ -43,7 +43,7 @@ use crate::listener::{Listener, Shadowing, ShadowingMmu, Zapped};
 use crate::primary::{PrimaryMmu, ResolveError};
 use crate::sequence::Sequence;
 
-/// Why an access could not be made.
+/// An access that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AccessError {
@@ -55,7 +55,7 @@ pub enum AccessError {
     Resolve(#[from] ResolveError),
 }
 
-/// What a [`SoftMmu`] holds and did. Names as in KVM's VM statistics.
+/// The counters of a [`SoftMmu`]. Names as in KVM's VM statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SoftMmuStats {
     /// Leaf entries of 4 KiB now.
@@ -68,11 +68,11 @@ pub struct SoftMmuStats {
     pub sptes_zapped_2m: u64,
     /// Times every worker was waited for.
     pub remote_tlb_flushes: u64,
-    /// The sums over all workers, gone ones included.
+    /// The sums over all workers, also those that are gone.
     pub workers: WorkerStats,
 }
 
-/// What `mmu_lock` guards beside the sequence.
+/// The data that `mmu_lock` guards beside the sequence.
 #[derive(Default)]
 struct Guarded {
     workers: Vec<Arc<WorkerCell>>,
@@ -87,7 +87,7 @@ struct Guarded {
 }
 
 impl Guarded {
-    /// Entries went from the table.
+    /// Entries were dropped from the table.
     fn forget(&mut self, dropped: Dropped) {
         self.pages_4k -= dropped.pte;
         self.pages_2m -= dropped.pmd;
@@ -117,7 +117,7 @@ impl<P: PrimaryMmu> SoftMmu<P> {
         Self { primary, slots, table, sequence: Sequence::new(Guarded::default()) }
     }
 
-    /// What it holds and did. The counters of workers that run may be a moment old.
+    /// Its counters. Those of running workers may be a moment old.
     pub fn stats(&self) -> SoftMmuStats {
         let locked = self.sequence.lock();
         let mut workers = locked.retired;
@@ -139,7 +139,7 @@ impl<P: PrimaryMmu> SoftMmu<P> {
         &self.primary
     }
 
-    /// A worker goes; its counts stay.
+    /// Removes a worker and keeps its counts.
     fn retire(&self, cell: &Arc<WorkerCell>) {
         let mut locked = self.sequence.lock();
         locked.workers.retain(|worker| !Arc::ptr_eq(worker, cell));

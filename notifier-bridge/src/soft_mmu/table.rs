@@ -17,7 +17,7 @@ use guest_mem::{
 
 use super::spte::Spte;
 
-/// Entries that went, by level.
+/// Dropped entries, by level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Dropped {
     pub(super) pte: u64,
@@ -40,7 +40,7 @@ impl std::ops::AddAssign for Dropped {
     }
 }
 
-/// Where a slot's entries are.
+/// The place of a slot's entries.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     /// The slot's frames.
@@ -93,7 +93,7 @@ impl ShadowTable {
         self.place(slot).large.covers(region).then_some(region)
     }
 
-    /// Installs a 4 KiB entry. A PMD entry over it must go, or it would go on being used.
+    /// Installs a 4 KiB entry. A PMD entry over it is dropped, or it would still be used.
     pub(super) fn install_pte(&self, slot: &Memslot, gfn: Gfn, spte: Spte) -> Dropped {
         let place = self.place(slot);
         let pmd = self.pmd_entry(place, gfn).is_some_and(clear);
@@ -104,7 +104,7 @@ impl ShadowTable {
     }
 
     /// Installs a 2 MiB entry for a region that [`ShadowTable::large_region`] gave, whose first frame `spte`
-    /// names. The 4 KiB entries under it go: they would outlive it unseen.
+    /// names. The 4 KiB entries under it are dropped: they would be used again once it is gone.
     pub(super) fn install_pmd(&self, slot: &Memslot, region: GfnRange, spte: Spte) -> Dropped {
         let place = self.place(slot);
         let mut dropped = Dropped::default();
@@ -130,7 +130,7 @@ impl ShadowTable {
         Dropped { pte: self.clear_ptes(place, gfns), pmd }
     }
 
-    /// How many entries there are, counted.
+    /// The number of present entries.
     #[cfg(test)]
     pub(super) fn count(&self) -> Dropped {
         let present = |entries: &[AtomicU64]| entries.iter().filter(|e| load(e).is_present()).count() as u64;

@@ -1,7 +1,7 @@
 //! A worker: one device thread's view of the software MMU.
 //!
 //! It reads the shadow table without a lock, inside its [epoch](super::epoch), faults where there is no
-//! entry, and counts what it did in counters only it writes.
+//! entry, and counts in counters that only it writes.
 //!
 //! A worker that faults is *not* inside an access: it leaves before it asks the primary MMU, so an
 //! invalidation never waits for a page to come in.
@@ -35,8 +35,8 @@ impl<P: PrimaryMmu> Worker<P> {
     /// Reaches the byte at `gpa`: `f` gets the frame of its 4 KiB page and the offset in it. The translation
     /// is valid for as long as `f` runs: an invalidation of it waits.
     ///
-    /// So `f` must be short, must not perform an operation that goes through the bridge, and must not use
-    /// another worker of the same MMU: each would wait for itself.
+    /// So `f` must be short, must not perform an operation that goes through the bridge, and must not use another worker of
+    /// the same MMU: either would deadlock.
     ///
     /// # Errors
     /// No slot there, or the primary MMU has no such page.
@@ -61,7 +61,7 @@ impl<P: PrimaryMmu> Worker<P> {
         }
     }
 
-    /// What this worker did so far.
+    /// Its counters so far.
     pub fn stats(&self) -> WorkerStats {
         self.cell.stats()
     }

@@ -1,4 +1,4 @@
-//! The kernel's own account: the ranges it announces to a KVM virtual machine of this process.
+//! The ranges that the kernel announces to a KVM virtual machine of this process.
 //!
 //! A VM without memory is enough: `kvm:kvm_unmap_hva_range` fires for each VM of the address space before
 //! memslots are looked up.
@@ -15,12 +15,12 @@ const KVM_CREATE_VM: u64 = 0xae01;
 pub struct Announcements {
     _vm: OwnedFd,
     instance: PathBuf,
-    /// Where tracefs was mounted for this, if it was.
+    /// The mount point of tracefs, if it was mounted for this.
     mounted: Option<PathBuf>,
 }
 
 impl Announcements {
-    /// Begins to listen, or says what is missing.
+    /// Begins to listen, or returns what is missing.
     pub fn listen() -> Result<Self, String> {
         let kvm =
             File::options().read(true).write(true).open("/dev/kvm").map_err(|e| format!("/dev/kvm: {e}"))?;
@@ -29,7 +29,7 @@ impl Announcements {
         if vm < 0 {
             return Err(format!("KVM_CREATE_VM: {}", std::io::Error::last_os_error()));
         }
-        // SAFETY: the kernel gave us this descriptor a moment ago.
+        // SAFETY: the kernel has just made this descriptor for us.
         let vm = unsafe { OwnedFd::from_raw_fd(vm) };
         let (tracefs, mounted) = tracefs()?;
         let instance = tracefs.join(format!("instances/guest-mem-{}", std::process::id()));
@@ -40,12 +40,12 @@ impl Announcements {
         Ok(listener)
     }
 
-    /// Forgets what came before.
+    /// Forgets earlier announcements.
     pub fn clear(&self) {
         fs::write(self.instance.join("trace"), "").unwrap();
     }
 
-    /// What was announced since inside `range`, oldest first. Overlapping ranges count, clipped to nothing.
+    /// The ranges announced since then that overlap `range`, oldest first, unclipped.
     pub fn inside(&self, range: HvaRange) -> Vec<HvaRange> {
         let text = fs::read_to_string(self.instance.join("trace")).unwrap();
         text.lines().filter_map(parse).filter(|announced| announced.overlaps(range)).collect()
@@ -65,7 +65,7 @@ impl Drop for Announcements {
     }
 }
 
-/// Where tracefs is, mounted for us if it is nowhere.
+/// The path of tracefs, which is mounted if it is mounted nowhere.
 fn tracefs() -> Result<(PathBuf, Option<PathBuf>), String> {
     for known in ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"] {
         if fs::metadata(format!("{known}/events/kvm")).is_ok() {

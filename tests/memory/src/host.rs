@@ -23,10 +23,10 @@ pub fn alone() -> Alone {
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 
-/// What the largest region of a test has.
+/// Bytes of the largest region of a test.
 const LARGEST: u64 = 16 * PMD_SIZE;
 
-/// The host's switches that a backing needs on, for one test, or why they cannot be had.
+/// Sets the switches that a backing needs, for one test; or returns why they cannot be set.
 pub fn switches(backing: Backing) -> Result<Vec<SysfsSwitch>, String> {
     let missing = || backing.unavailable(LARGEST, &HostThp::read());
     let Some(why) = missing() else { return Ok(Vec::new()) };
@@ -40,7 +40,7 @@ pub fn switches(backing: Backing) -> Result<Vec<SysfsSwitch>, String> {
     }
 }
 
-/// Keeps khugepaged away for one test: it collapses memory behind a plan's back.
+/// Keeps khugepaged away for one test: it collapses memory between a plan and its operation.
 pub fn without_khugepaged() -> SysfsSwitch {
     let switch = SysfsSwitch::set(&format!("{THP}/khugepaged/scan_sleep_millisecs"), "600000").unwrap();
     // Writing the switch wakes it for a last round.
@@ -55,7 +55,7 @@ pub struct SysfsSwitch {
 }
 
 impl SysfsSwitch {
-    /// Sets a switch, or says why not.
+    /// Sets a switch, or returns why not.
     pub fn set(path: &str, value: &str) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
         // Most switches show all choices with the current one in brackets; plain numbers show themselves.

@@ -10,7 +10,7 @@ pub fn filled(len: u64, backing: Backing) -> Region {
     let region = Region::map(len, backing).unwrap();
     region.populate(region.range()).unwrap();
     fill(&region, region.range());
-    // Otherwise pages that another CPU just faulted in are skipped by whatever the test does next.
+    // Otherwise reclaim skips pages that another CPU has just faulted in.
     let _ = drain_lru();
     region
 }
@@ -32,7 +32,7 @@ pub fn assert_intact(region: &Region, range: HvaRange) {
     }
 }
 
-/// How many pages are in which state.
+/// The numbers of pages in each state.
 pub fn counts(scanner: &mut PageScanner, region: &Region, range: HvaRange) -> PageCounts {
     scanner.counts(region, range).unwrap()
 }
@@ -77,7 +77,7 @@ pub fn pages(region: &Region, index: u64, pages: u64) -> HvaRange {
     region.slice(index * PAGE_SIZE, pages * PAGE_SIZE).unwrap()
 }
 
-/// How many mappings `/proc/self/maps` shows inside a region.
+/// The number of mappings in `/proc/self/maps` inside a region.
 pub fn vmas(region: &Region) -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let inside = |line: &&str| -> bool {
@@ -87,7 +87,7 @@ pub fn vmas(region: &Region) -> usize {
     maps.lines().filter(inside).count()
 }
 
-/// Those that can be paged out.
+/// The backings that can be paged out.
 pub fn swappable() -> impl Iterator<Item = Backing> {
     backings().into_iter().filter(|backing| *backing != Backing::Hugetlb2m)
 }

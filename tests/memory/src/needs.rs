@@ -1,4 +1,4 @@
-//! What these tests need of the host.
+//! The needs of these tests.
 
 use guest_mem::{Backing, HugetlbPool, PMD_SIZE, PageScanner, Region, ScanMethod, SwapInfo, drain_lru};
 use uffd::{Faults, Features, OpenError, Userfault};
@@ -8,24 +8,24 @@ use crate::cgroup::OwnCgroup;
 use crate::host::{SysfsSwitch, alone, switches};
 use crate::zram::ZramSwap;
 
-/// Something a test cannot do without.
+/// A feature of the host that a test needs.
 #[derive(Clone, Copy, Debug)]
 pub enum Need {
     /// A swap device of its own: root, and zram.
     Swap,
     /// No swap at all.
     NoSwap,
-    /// The kernel's own account of what it announces.
+    /// The kernel's tracepoint of its announcements.
     Announcements,
-    /// The order of each page's folio, which is root's to read.
+    /// The order of each page's folio, which only root may read.
     FolioOrders,
     /// PAGEMAP_SCAN.
     PagemapScan,
     /// A memory cgroup of its own.
     Cgroup,
-    /// Memory of this backing, by a switch that root sets if need be.
+    /// Memory of this backing, by a switch that root sets if it is off.
     Has(Backing),
-    /// A kernel with 2 MiB hugetlb pages, be there any or not.
+    /// A kernel with 2 MiB hugetlb pages, also if the pool is empty.
     HugetlbPool,
     /// A userfaultfd for all faults.
     Userfault,
@@ -101,7 +101,7 @@ pub fn allow(backing: Backing) -> Vec<SysfsSwitch> {
     }
 }
 
-/// A handshake that fails is no reason: it is what the tests are there to find.
+/// A failed handshake is not a missing need: the tests are to find it.
 fn userfault(features: Features) -> Option<String> {
     match Userfault::open(features) {
         Ok(_) | Err(OpenError::Handshake { .. }) => None,

@@ -1,4 +1,4 @@
-//! Pages that a claim holds, and that stay where they are until it is done with them.
+//! Pages that a claim has write-protected.
 
 use std::ops::Range;
 
@@ -12,16 +12,16 @@ use crate::runs::runs;
 use crate::state::{BLOCK_PAGES, SwapState};
 use crate::store::{Slot, checksum};
 
-/// Pages that are claimed and write-protected. Dropped, they are what they were before.
+/// Pages that are claimed and write-protected. If it is dropped, they are resident again.
 #[derive(Debug)]
 pub struct Claimed<'e, 's> {
     pub(super) evictor: &'e mut Evictor<'s>,
-    /// Whose pages they are: one that was given up and claimed again is another's.
+    /// The claim's number: a page that was given up and claimed again has the number of the other claim.
     pub(super) number: u64,
     pub(super) block: usize,
     /// Its pages in the block, one for each share.
     pages: Range<usize>,
-    /// How many of them were claimed.
+    /// The number of claimed pages among them.
     count: usize,
 }
 
@@ -63,12 +63,12 @@ impl<'e, 's> Claimed<'e, 's> {
         self.pages.start + share
     }
 
-    /// The same of a range of shares.
+    /// The pages of the block that a range of shares stands for.
     pub(super) fn in_block(&self, shares: &Range<usize>) -> Range<usize> {
         self.page(shares.start)..self.page(shares.end)
     }
 
-    /// Where the pages are that shares stand for.
+    /// The addresses of the pages that shares stand for.
     pub(super) fn range_of(&self, shares: &Range<usize>) -> HvaRange {
         self.evictor.swapper.range_of(self.block, &self.in_block(shares))
     }
@@ -92,8 +92,8 @@ impl<'e, 's> Claimed<'e, 's> {
                 _ => Share::None,
             }));
         }
-        // Not under the lock: `EAGAIN` is waited out, and who ends it may want the block. A page that is discarded or
-        // written to before it is protected is protected in vain, which its next write finds out.
+        // Not under the lock: `EAGAIN` is waited out, and the handler that ends it may need the block. A page that is
+        // discarded or written to before it is protected is protected without need, until its next write.
         let swapper = self.evictor.swapper;
         self.shares(|share| share == Share::Claimed).try_for_each(|run| {
             let range = self.range_of(&run);
@@ -102,7 +102,7 @@ impl<'e, 's> Claimed<'e, 's> {
         })
     }
 
-    /// Copies the pages out and stores them: of each share, what became of it.
+    /// Copies the pages out and stores them, and updates each share.
     pub(super) fn pack(&mut self) -> Result<(), EvictError> {
         // Of each page that could be read, whether it is zero.
         let mut zero = [None; BLOCK_PAGES];
@@ -136,8 +136,8 @@ impl<'e, 's> Claimed<'e, 's> {
         Ok(())
     }
 
-    /// Leaving -> Resident, in one go with the protection: once a page is resident it may be claimed by another, whose
-    /// protection must stay. Whether it is done; if not, a mapping changes, and who ends that may want the block.
+    /// Leaving -> Resident, under one lock with the protection: once a page is resident another may claim it, and that claim's
+    /// protection must stay. Returns `false` if a mapping changes: the handler that ends the change may need the block.
     fn give_up(&mut self) -> bool {
         let swapper = self.evictor.swapper;
         let mut block = swapper.blocks.lock(self.block);
@@ -159,7 +159,7 @@ impl<'e, 's> Claimed<'e, 's> {
 }
 
 impl Drop for Claimed<'_, '_> {
-    /// Gives up whatever was not taken over: slots are freed, and pages that are still claimed can be written to.
+    /// Gives up the pages that were not dropped: slots are freed, and pages that are still claimed can be written to.
     fn drop(&mut self) {
         let Evictor { swapper, shares, slots, .. } = &mut *self.evictor;
         slots.clear();
@@ -173,7 +173,7 @@ impl Drop for Claimed<'_, '_> {
         let mut patience = Patience::new(WAKE);
         while !self.give_up() {
             if let Some(waited) = patience.over() {
-                // They stay claimed, by nobody: whoever writes to one makes it resident again.
+                // They stay claimed without a claim: the next write to each makes it resident again.
                 let range = self.range_of(&(0..self.pages.len()));
                 let what =
                     format!("a fault handler to read the event that keeps pages of {range} write-protected");

@@ -1,4 +1,4 @@
-//! Why an eviction fails.
+//! The error of an eviction.
 
 use guest_mem::remedy::{self, Asked};
 use guest_mem::waits::Overdue;
@@ -8,8 +8,8 @@ use uffd::ResolveError;
 
 use crate::store::StoreError;
 
-/// Why pages could not be evicted. They are where they were, and can be written to; of a [`EvictError::Drop`] some may be
-/// out, and come back like any other.
+/// Pages could not be evicted. They stay resident and can be written to; after an [`EvictError::Drop`] some may be out, and
+/// come back like any other.
 #[derive(Debug, thiserror::Error)]
 pub enum EvictError {
     /// The range does not fit the region.
@@ -23,7 +23,7 @@ pub enum EvictError {
     Protect {
         /// The pages that were to leave.
         range: HvaRange,
-        /// What went wrong there.
+        /// The cause.
         #[source]
         source: ResolveError,
     },
@@ -32,7 +32,7 @@ pub enum EvictError {
     Copy {
         /// The pages that were to leave.
         range: HvaRange,
-        /// What the system answered.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -41,7 +41,7 @@ pub enum EvictError {
     Store {
         /// The pages that were to leave.
         range: HvaRange,
-        /// What went wrong there.
+        /// The cause.
         #[source]
         source: StoreError,
     },
@@ -52,11 +52,11 @@ pub enum EvictError {
     Drop {
         /// The pages that were to leave.
         range: HvaRange,
-        /// What went wrong there.
+        /// The cause.
         #[source]
         source: ReclaimError,
     },
-    /// A handler does not do its part.
+    /// A handler does not read an event, or does not act on it.
     #[error(transparent)]
     Overdue(#[from] Overdue),
 }

@@ -1,6 +1,6 @@
-//! What became of the pages of an eviction.
+//! The counts of an eviction.
 
-/// What became of the pages of an eviction.
+/// The counts of an eviction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evicted {
     /// Pages that left, those of zeros among them.
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_evicted_adds_up() {
+    fn counts_add_up() {
         let mut all = Evicted { pages: 7, zeros: 5, stayed: 3 };
         all += Evicted { pages: 1, zeros: 10, stayed: 100 };
         assert_eq!(all, Evicted { pages: 8, zeros: 15, stayed: 103 });

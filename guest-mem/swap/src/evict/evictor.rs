@@ -1,18 +1,18 @@
-//! What a thread needs to evict.
+//! The buffers of a thread that evicts.
 
 use crate::state::BLOCK_PAGES;
 use crate::store::{BufferError, PageBuffer, Slot};
 use crate::swapper::Swapper;
 
-/// What a claim has of one of its pages.
+/// The share of a claim in one of its pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Share {
-    /// Nothing: it was not resident, or is somebody else's by now.
+    /// None: the page was not resident, or has left the claim.
     #[default]
     None,
     /// The page, write-protected.
     Claimed,
-    /// The page, and that it is zero.
+    /// The page, which is zero.
     Zero,
     /// The page, and its content in the store, with this checksum.
     Stored(Slot, u32),
@@ -25,7 +25,7 @@ impl Share {
     }
 }
 
-/// One thread's means to evict. Any number of threads evict from one [`Swapper`].
+/// Evicts pages, on one thread. Any number of threads evict from one [`Swapper`].
 #[derive(Debug)]
 pub struct Evictor<'s> {
     pub(super) swapper: &'s Swapper,
@@ -36,7 +36,7 @@ pub struct Evictor<'s> {
 }
 
 impl<'s> Evictor<'s> {
-    /// Means of one's own.
+    /// An evictor with its buffers.
     ///
     /// # Errors
     /// There is no memory for its buffer of 2 MiB.

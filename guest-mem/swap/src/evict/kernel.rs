@@ -1,4 +1,4 @@
-//! What an eviction asks of the kernel.
+//! The system calls of an eviction.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::error::EvictError;
 use crate::swapper::Swapper;
 
 impl Swapper {
-    /// Calls until a mapping no longer changes, and returns what came of it. No lock is held: whoever reads the event that
-    /// ends it may need one.
+    /// Repeats a call as long as a mapping changes, and returns its result. No lock may be held: the handler that reads the
+    /// event may need it.
     ///
     /// # Errors
-    /// It goes on changing: no handler reads the event.
+    /// No handler reads the event that ends the change.
     pub(crate) fn insist(
         &self,
         call: impl Fn() -> Result<(), ResolveError>,
@@ -23,12 +23,12 @@ impl Swapper {
         insist_for(WAKE, call)
     }
 
-    /// Copies pages to `buffer`, and calls `read` with each that could be read, by its place there. A page that is gone
-    /// (somebody discarded it) cannot.
+    /// Copies pages to `buffer`, and calls `read` with each that could be read and its place there. A page that was discarded
+    /// cannot be read.
     ///
-    /// By the kernel and not by loads: a missing page is then an error here, not a fault that has to be served, and a
-    /// page that is written to meanwhile is torn, not undefined. Shared memory is read by its file, where a page that is
-    /// not mapped is as good as any, and a hole is zeros.
+    /// The kernel copies, not loads of this thread: a missing page is an error, not a fault that has to be served, and a page
+    /// that is written to meanwhile is torn, not undefined behaviour. Shared memory is read by its file, where pages need not
+    /// be mapped, and a hole reads as zeros.
     pub(super) fn copy_out(
         &self,
         range: HvaRange,
@@ -50,7 +50,7 @@ impl Swapper {
                 Ok(bytes) => {
                     let whole = bytes / PAGE_SIZE as usize;
                     (at..).take(whole).for_each(|page| read(page, &buffer[page]));
-                    // What stopped it is the next page.
+                    // The copy stopped at the next page.
                     at += whole + 1;
                 }
                 Err(Errno::FAULT) => at += 1,
@@ -70,22 +70,22 @@ impl Swapper {
         self.drop_mapping(range)
     }
 
-    /// `MADV_DONTNEED`, whose events are known for our own.
+    /// `MADV_DONTNEED`, with its events marked as the swapper's own.
     pub(crate) fn drop_mapping(&self, range: HvaRange) -> Result<(), ReclaimError> {
         self.own_drops.expect(range);
         let dropped = perform(self.region(), Operation::DontNeed, range);
-        // Each event was read, or the call would not have ended. Only when it is acted on as well is it known for ours.
+        // Each event was read, or the call would not have ended. It is matched only when it is acted on.
         self.reading.settle()?;
         self.own_drops.is_over(range);
         dropped
     }
 
-    /// Which pages of a range the kernel has not dropped. Nobody touches them meanwhile.
+    /// For each page of a range, whether it is still in memory. No thread touches them meanwhile.
     pub(super) fn still_there(&self, range: HvaRange) -> Vec<bool> {
-        // A hole is refused as a whole. Of a range in several mappings, those before the one that stopped it are gone.
+        // A hole is refused as a whole. MADV_DONTNEED of several mappings has dropped those before the one that stopped it.
         let mut there = vec![self.region().backing().is_shared(); range.page_count() as usize];
         if !there[0] {
-            // Unknown is as good as gone: what is brought back from the store and is there after all is left as it is.
+            // A page of unknown state counts as dropped: if it exists, a fault leaves it as it is.
             for resident in self.residents(range).unwrap_or_default() {
                 let first = (resident.start().get() - range.start().get()) / PAGE_SIZE;
                 there[first as usize..(first + resident.page_count()) as usize].fill(true);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_waited_out_but_not_for_ever() {
+    fn the_wait_for_a_change_ends() {
         let calls = Cell::new(0);
         let soon = || match calls.replace(calls.get() + 1) {
             0..3 => Err(refused(ResolveKind::Changing)),

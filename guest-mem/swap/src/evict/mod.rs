@@ -1,15 +1,15 @@
-//! Pages on their way out.
+//! Evicts pages.
 //!
 //! ```text
 //!   Evictor::claim(range) ─── Resident -> Leaving, write-protected                                        claimed.rs
-//!     └─ Claimed::store() ─── copied out, checksum, zero or Store::put     the guest reads on; a write keeps its page
-//!          └─ Packed::drop_pages() ── Leaving -> Stored | Zero, dropped    those that were written to stay  packed.rs
+//!     └─ Claimed::store() ─── copied out, checksum, zero or Store::put     the guest may read; a page that is written stays
+//!          └─ Packed::drop_pages() ── Leaving -> Stored | Zero, dropped    written pages stay               packed.rs
 //! ```
 //!
-//! Three steps and not one, because two of them take translations from secondary MMUs (write protection, and the drop):
-//! whoever announces invalidations puts a bracket around each. A step that is not followed by the next undoes itself.
+//! There are three steps because two of them take translations from secondary MMUs (write protection, and the drop): the
+//! caller announces each in a bracket of its own. A step that is not followed by the next undoes itself.
 //!
-//! All that is kept of a claim is as long as the claim: a single page costs what a single page takes.
+//! The buffers of a claim are as long as the claim: a claim of one page costs little.
 
 mod claimed;
 mod error;

@@ -1,4 +1,4 @@
-//! Pages whose content is safe, and that leave if nobody has written to them.
+//! Pages whose content is stored, and that are dropped unless they were written to.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use super::evictor::{Evictor, Share};
 use crate::runs::runs;
 use crate::state::{AfterDrop, SwapState};
 
-/// Pages that are claimed and stored. Dropped, they stay, and the store forgets them.
+/// Pages that are claimed and stored. If it is dropped, they stay, and their slots are freed.
 #[derive(Debug)]
 pub struct Packed<'e, 's>(Claimed<'e, 's>);
 
@@ -31,7 +31,7 @@ impl Evictor<'_> {
 }
 
 impl<'e, 's> Claimed<'e, 's> {
-    /// Copies the pages out and stores them. The guest may read them, and whoever writes to one keeps it.
+    /// Copies the pages out and stores them. The guest may read them meanwhile; a page that is written to stays.
     ///
     /// # Errors
     /// The store refuses, or a page cannot be read.
@@ -42,16 +42,15 @@ impl<'e, 's> Claimed<'e, 's> {
 }
 
 impl Packed<'_, '_> {
-    /// The ranges that [`Packed::drop_pages`] would drop if no page is written to before: what an announcement is made
-    /// of.
+    /// The ranges that [`Packed::drop_pages`] drops if no page is written to before: the ranges to announce.
     pub fn ranges(&self) -> impl Iterator<Item = HvaRange> {
         self.0.shares(Share::is_packed).map(|run| self.0.range_of(&run))
     }
 
-    /// Drops the pages that nobody has written to meanwhile.
+    /// Drops the pages that were not written to meanwhile.
     ///
     /// # Errors
-    /// The kernel refuses: then the pages stay, but those dropped before.
+    /// The kernel refuses: the pages that were not dropped before stay.
     pub fn drop_pages(mut self) -> Result<Evicted, EvictError> {
         let swapper = self.0.evictor.swapper;
         let mut evicted = Evicted::default();
@@ -78,7 +77,7 @@ impl Packed<'_, '_> {
         }
     }
 
-    /// Leaving -> Dropping, for the pages that are still claimed: who faults on one now waits until it is gone.
+    /// Leaving -> Dropping, for the pages that are still claimed: a fault on one waits until it is gone.
     fn leave(&mut self) -> Vec<Range<usize>> {
         let Claimed { evictor, number, block, .. } = &self.0;
         let mut states = evictor.swapper.blocks.lock(*block);
@@ -109,10 +108,10 @@ impl Packed<'_, '_> {
         let mut states = evictor.swapper.blocks.lock(*block);
         for ((page, share), &stayed) in pages.zip(&mut evictor.shares[run]).zip(stayed) {
             let SwapState::Dropping(then) = states.state(page) else {
-                unreachable!("nobody else changes a page that is being dropped, but by discarding it")
+                unreachable!("a page that is being dropped can only be discarded")
             };
-            // A slot goes from the share to the state, or stays in the share and is given up with it, and the claim too;
-            // one that was discarded meanwhile is nobody's any more.
+            // A slot moves from the share to the state, or stays in the share and is freed with the claim. The slot of a
+            // discarded page was freed with its state.
             if stayed && then != AfterDrop::Absent {
                 states.set(page, SwapState::Leaving(*number));
                 continue;

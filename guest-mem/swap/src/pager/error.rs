@@ -1,35 +1,35 @@
-//! Why a page does not come back: not yet, or never.
+//! The error of a page that does not come back: not yet, or never.
 
 use guest_mem::Hva;
 use uffd::{ResolveError, ResolveKind};
 
 use crate::store::StoreError;
 
-/// A page that cannot be given back. Whoever waits for it still waits, and must not go on.
+/// A page that cannot be given back. Threads that wait for it still wait, and must not go on.
 #[derive(Debug, thiserror::Error)]
 #[error("the page at {at} (page {page} of the memory) is lost")]
 pub struct Lost {
-    /// Where it is in this process.
+    /// Its address in this process.
     pub at: Hva,
     /// Its number, from the start of the region.
     pub page: u64,
-    /// What keeps it from coming back.
+    /// The reason.
     #[source]
     pub why: LostWhy,
 }
 
-/// Why a page cannot be given back.
+/// The reason why a page cannot be given back.
 #[derive(Debug, thiserror::Error)]
 pub enum LostWhy {
     /// The store does not give it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The store gave something else.
+    /// The store gave other content.
     #[error("the store gave back other content: its checksum is {found:#010x}, not {expected:#010x}")]
     Checksum {
-        /// What was stored.
+        /// The checksum of the page that was stored.
         expected: u32,
-        /// What came back.
+        /// The checksum of the page that came back.
         found: u32,
     },
     /// It was lost before.
@@ -43,9 +43,9 @@ pub enum LostWhy {
     Elsewhere,
 }
 
-/// Why a fault could not be served.
+/// A fault that could not be served.
 pub(super) enum Obstacle {
-    /// Not before somebody else has gone on.
+    /// Not before another thread has gone on.
     Later,
     Lost(LostWhy),
 }

@@ -1,19 +1,19 @@
-//! Pages on their way back: the answer to a fault.
+//! Brings pages back: serves faults.
 //!
 //! ```text
-//!   fault at a page ── what became of it?
+//!   fault at a page ── its state:
 //!     Stored, Zero   a window around it: Store::get, checksums ──> UFFDIO_COPY, ZEROPAGE, or a whole huge page by MOVE
 //!     Absent         a window of zeros
 //!     Leaving        written to while it was copied out: it stays, and can be written to again
 //!     Dropping       later: it is not gone yet
-//!     Resident       somebody was faster; or it was discarded unseen, and is zeros now
+//!     Resident       another handler was faster; or it was discarded without an event, and is zeros now
 //!     Lost           the guest must not go on
 //! ```
 //!
-//! Shared memory has a page cache, and a page that is there is not missing, though it may be mapped nowhere: the fault is
-//! a minor one. As a rule what is there is the page (somebody dropped the mapping alone). But a hole in a large folio that
-//! is in use for the moment (a reference by anybody is enough to keep it from being split) leaves the folio where it is
-//! and zeros in the hole. So a page of state `Stored` that is in the cache is written over there, and mapped.
+//! Shared memory has a page cache, and a page in it is not missing, though it may be mapped nowhere: the fault is a minor
+//! one. Usually the cached page is the page itself (only its mapping was dropped). But a hole in a large folio with an extra
+//! reference, which cannot be split, leaves the folio in the cache and zeros in the hole. So a page of state `Stored` that
+//! is in the cache is written over there, and mapped.
 
 mod error;
 mod returning;
@@ -29,36 +29,36 @@ pub use error::{Lost, LostWhy};
 use guest_mem::{HvaRange, PAGE_SIZE};
 use uffd::{FaultKind, MapAs, PageFault, ResolveError, ResolveKind, Wake};
 
-/// What came of a fault.
+/// The result of serving a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// So many pages came back from the store, of zeros included.
+    /// This many pages came back from the store, pages of zeros included.
     Returned(u32),
     /// A whole block came back as one huge page.
     Huge,
-    /// So many pages are there for the first time, of zeros.
+    /// This many pages of zeros were filled, at their first touch.
     Zeroed(u32),
-    /// It was on its way out, and stays.
+    /// It was being evicted, and stays.
     Kept,
-    /// It was there.
+    /// It was in memory.
     Present,
-    /// Nothing came of it: the page is being dropped, or a mapping changes. Read events (somebody waits for that), then
-    /// serve the same fault again.
+    /// Not served: the page is being dropped, or a mapping changes. Read events, because a thread waits for that, then serve
+    /// the same fault again.
     NotYet,
 }
 
-/// One thread's means to bring pages back. Any number of threads serve one [`Swapper`].
+/// Brings pages back, on one thread. Any number of threads serve one [`Swapper`].
 #[derive(Debug)]
 pub struct Pager<'s> {
     swapper: &'s Swapper,
     buffer: PageBuffer,
     slots: Vec<Slot>,
-    /// Where a huge page is put together, if this memory has them.
+    /// Memory to put a huge page together in, if this region has them.
     stage: Option<HugeStage>,
 }
 
 impl<'s> Pager<'s> {
-    /// Means of one's own.
+    /// A pager with its buffers.
     ///
     /// # Errors
     /// There is no memory for its buffer of 2 MiB.
@@ -71,10 +71,10 @@ impl<'s> Pager<'s> {
         })
     }
 
-    /// Resolves a fault, and wakes who waits for it.
+    /// Serves a fault, and wakes the threads that wait for it.
     ///
     /// # Errors
-    /// The page is lost. Who waits for it is not woken.
+    /// The page is lost. The threads that wait for it are not woken.
     pub fn serve(&mut self, fault: &PageFault) -> Result<Served, Lost> {
         let at = fault.page();
         let place = HvaRange::with_len(at, PAGE_SIZE).and_then(|page| self.swapper.place(page));
@@ -82,7 +82,7 @@ impl<'s> Pager<'s> {
             return Err(Lost { at, page: u64::MAX, why: LostWhy::Elsewhere });
         };
         let number = self.swapper.first_page(block) + page.start as u64;
-        // Before anybody is woken: who watches from then on means later uses.
+        // Before a thread is woken: a clock that watches from then on counts later uses.
         self.swapper.used.mark(number);
         match self.try_serve(block, page.start, number, fault) {
             Ok(served) => Ok(served),
@@ -100,7 +100,7 @@ impl<'s> Pager<'s> {
     ) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
         let mut block = swapper.blocks.lock(block_number);
-        // What comes from the store must not have been discarded meanwhile. In this order, always.
+        // A page that comes from the store must not be discarded meanwhile. Always lock in this order.
         let _no_event = if block.state(page).is_out() {
             drop(block);
             let held_off = swapper.reading.hold_off();
@@ -133,7 +133,7 @@ impl<'s> Pager<'s> {
                 return Ok(if kept { Served::Kept } else { Served::Present });
             }
             SwapState::Leaving(_) | SwapState::Resident => {
-                // There, or discarded behind our back: then it is zeros, and a claim on it is void.
+                // In memory, or discarded without an event: then it is zeros, and a claim on it is void.
                 let missing = self.zero(only, fault.write)?;
                 if missing {
                     block.set(page, SwapState::Resident);
@@ -148,18 +148,18 @@ impl<'s> Pager<'s> {
             return Ok(returned);
         }
         if !block.state(page).is_out() {
-            // Among those that moved before something was in the way.
+            // It was among those that moved before an existing page stopped the move.
             return Ok(Served::Returned(1));
         }
         match self.return_pages(&mut block, block_number, around.clone(), page, fault.write) {
-            // The window is a courtesy: what it meets must not cost the page that is wanted.
+            // The window is optional: an error of another page in it must not fail the wanted page.
             Err(Obstacle::Lost(_)) if around.len() > 1 && block.state(page).is_out() => {
                 self.return_pages(&mut block, block_number, page..page + 1, page, fault.write)
             }
             result => result,
         }
         .inspect_err(|obstacle| {
-            // What the kernel does not take, for want of memory, the store still has.
+            // A page that the kernel does not take, for lack of memory, is still in the store.
             let of_the_store =
                 matches!(obstacle, Obstacle::Lost(LostWhy::Store(_) | LostWhy::Checksum { .. }));
             if let SwapState::Stored(slot) = block.state(page)
@@ -171,7 +171,7 @@ impl<'s> Pager<'s> {
         })
     }
 
-    /// Maps a page that is in the page cache, and the pages behind it in the window that should be as well.
+    /// Maps a page that is in the page cache, and the resident pages behind it in the window.
     fn map_cached(
         &mut self,
         block: &mut Block,
@@ -198,7 +198,7 @@ impl<'s> Pager<'s> {
         }
         match swapper.userfault.continue_(swapper.range_of(block_number, &(page..end)), map_as, Wake::Yes) {
             Ok(()) | Err(ResolveError { kind: ResolveKind::Stopped, .. }) => {}
-            // Mapped by now, or gone from the cache: they look again.
+            // Mapped by now, or gone from the cache: the threads fault again.
             Err(ResolveError { kind: ResolveKind::Exists | ResolveKind::Unreadable, .. }) => {
                 swapper.userfault.wake(swapper.range_of(block_number, &(page..page + 1)))?;
             }
@@ -207,7 +207,7 @@ impl<'s> Pager<'s> {
         Ok(if leaving && write { Served::Kept } else { Served::Present })
     }
 
-    /// Zeros for pages that nobody has touched before.
+    /// Fills pages of a first touch with zeros.
     fn first_touch(
         &mut self,
         block: &mut Block,
@@ -230,7 +230,7 @@ impl<'s> Pager<'s> {
         if let Err(error) = &result
             && error.kind != ResolveKind::Changing
         {
-            // The window is a courtesy: it may reach over two mappings.
+            // The window is optional: it may reach over two mappings.
             zeroed = page..page + 1;
             result = self.zero(swapper.range_of(block_number, &zeroed), write);
         }

@@ -1,4 +1,4 @@
-//! Pages that are out come back: piece by piece, or as a whole huge page.
+//! Brings back pages that are out: piece by piece, or as a whole huge page.
 
 use std::ops::Range;
 
@@ -13,8 +13,8 @@ use crate::state::{BLOCK_PAGES, Block, SwapState};
 use crate::store::checksum;
 
 impl Pager<'_> {
-    /// Brings back what is out in the window. `page` is the one that is wanted, and out: its run comes first, and what is
-    /// in the way of the others costs nobody anything.
+    /// Brings back the pages of the window that are out. `page` is the one that is wanted, and out: its run comes first, and
+    /// errors of the others are ignored.
     pub(super) fn return_pages(
         &mut self,
         block: &mut Block,
@@ -58,13 +58,13 @@ impl Pager<'_> {
         }
         let content = &self.buffer[pages.clone()];
         let filled = swapper.fill(swapper.range_of(block_number, &pages), source, content);
-        // Those that are there may be written to from now on, whatever stopped the others.
+        // The filled pages may be written to from now on, also if the others failed.
         self.forget(block, pages.start..pages.start + filled.pages);
         filled.result?;
         Ok(filled.pages as u32)
     }
 
-    /// Reads stored pages into their places in the buffer, and holds them to their checksums.
+    /// Reads stored pages into their places in the buffer, and compares their checksums.
     fn fetch(&mut self, block: &Block, first: u64, pages: Range<usize>) -> Result<(), LostWhy> {
         self.slots.clear();
         self.slots.extend(pages.clone().map(|page| match block.state(page) {
@@ -76,7 +76,7 @@ impl Pager<'_> {
         check(block, first, pages, buffer)
     }
 
-    /// Pages are resident: the store may forget them.
+    /// Marks pages resident, and frees their slots.
     fn forget(&mut self, block: &mut Block, pages: Range<usize>) {
         self.slots.clear();
         for page in pages {
@@ -120,13 +120,13 @@ impl Pager<'_> {
             }
             Ok::<(), LostWhy>(())
         });
-        // A stage without a huge page, or a page that is damaged: piece by piece, then.
+        // No memory for a stage, or a damaged page: bring them back piece by piece.
         let Some(Ok(region)) = filled else { return Ok(None) };
         let whole = swapper.range_of(block_number, &(0..BLOCK_PAGES));
         match swapper.userfault.move_pages(whole.start(), region, region.range(), Wake::Yes) {
             Ok(()) => {}
             Err(error) if error.kind == ResolveKind::Changing => return Err(Obstacle::Later),
-            // Moved in part: those are there now, and the rest is still in the store.
+            // Moved in part: these pages are resident, the rest is still in the store.
             Err(error) => {
                 self.forget(block, 0..(error.done / PAGE_SIZE) as usize);
                 return Ok(None);
@@ -138,7 +138,7 @@ impl Pager<'_> {
     }
 }
 
-/// Holds pages that came back to the checksums they left with.
+/// Compares the checksums of pages that came back.
 fn check(block: &Block, first: u64, pages: Range<usize>, content: &[Page]) -> Result<(), LostWhy> {
     for (page, content) in pages.zip(content) {
         let (expected, found) = (block.checksum(page), checksum(content, first + page as u64));

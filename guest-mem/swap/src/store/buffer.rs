@@ -8,19 +8,19 @@ use rustix::io::Errno;
 
 use super::mapping::Mapping;
 
-/// No buffer could be had.
+/// There is no memory for a buffer.
 #[derive(Debug, thiserror::Error)]
 #[error("no buffer of {pages} pages{}", remedy::after(Asked::AddressSpace, *source))]
 pub struct BufferError {
-    /// How many pages were asked for.
+    /// Pages asked for.
     pub pages: usize,
-    /// What the kernel said.
+    /// The kernel's answer.
     #[source]
     pub source: Errno,
 }
 
 /// Pages in memory of their own, all zero at first: a `[Page]` that begins at a multiple of 2 MiB if it has as
-/// many bytes. What was never written takes no memory.
+/// many bytes. Pages that were never written take no memory.
 #[derive(Debug)]
 pub struct PageBuffer {
     mapping: Mapping,

@@ -1,15 +1,14 @@
-//! The checksum that a page takes along to a store and is held to when it comes back.
+//! The checksum of a stored page.
 
 use guest_mem::PAGE_SIZE;
 
 /// A checksum of page number `index` with this content.
 ///
-/// CRC-32, begun from the page's number: any flip of up to three bits and any burst of up to 32 is found for
-/// certain, so is the same content under another number (below 2^32 pages), anything else with a chance of
-/// 1 - 2^-32. At 4 KiB it takes 95 ns where there is `pclmulqdq`; XXH3 took 140 to 170 for its 64 bits, and twice
+/// CRC-32, begun from the page's number: any flip of up to three bits, any burst of up to 32 bits, and the same content under
+/// another number (below 2^32 pages) are detected for certain, other changes with a probability of 1 - 2^-32. At 4 KiB it takes 95 ns where there is `pclmulqdq`; XXH3 took 140 to 170 for its 64 bits, and twice
 /// the room in the caller's table.
 pub fn checksum(page: &[u8; PAGE_SIZE as usize], index: u64) -> u32 {
-    // The high half, which no guest of below 16 TiB has, is folded in so that it counts at all.
+    // The high half, which is zero for guests below 16 TiB, is folded in.
     let seed = (index as u32) ^ ((index >> 32) as u32).rotate_left(16);
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(page);

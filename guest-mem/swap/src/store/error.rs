@@ -1,4 +1,4 @@
-//! Why a store did not keep a page, or did not give it back.
+//! The error of a store.
 
 use guest_mem::PAGE_SIZE;
 use rustix::io::Errno;
@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use super::Usage;
 use super::slot::Slot;
 
-/// What went wrong in a store. Where it concerns one page, `index` is that page's place in the batch.
+/// An error of a store. If it concerns one page, `index` is that page's place in the batch.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The caller's two slices are not of one length.
@@ -20,11 +20,11 @@ pub enum StoreError {
     /// The store holds as much as it may.
     #[error("the {store} store is full: {}. Give it a larger limit, or evict fewer pages", full(*.limit, .usage))]
     Full {
-        /// Which store.
+        /// The store's name.
         store: &'static str,
         /// The most it may hold, in bytes.
         limit: u64,
-        /// What was in it when it had no room for another page.
+        /// Its content when it had no room for another page.
         usage: Usage,
     },
     /// Memory for the store cannot be had.
@@ -32,46 +32,46 @@ pub enum StoreError {
         "the {store} store cannot have {bytes} bytes of memory: raise `ulimit -v`, or free some on the host"
     )]
     Memory {
-        /// Which store.
+        /// The store's name.
         store: &'static str,
-        /// How many bytes were asked for.
+        /// Bytes asked for.
         bytes: u64,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
     /// The slot is not one of this store's, or was freed.
     #[error("page {index} of the batch: the {store} store keeps nothing at {slot}")]
     NoSuchPage {
-        /// Which store.
+        /// The store's name.
         store: &'static str,
-        /// Which page of the batch.
+        /// The page's place in the batch.
         index: usize,
-        /// What was asked for.
+        /// The slot asked for.
         slot: Slot,
     },
-    /// What is stored no longer unpacks to a page.
+    /// The stored bytes no longer unpack to a page.
     #[error("page {index} of the batch: what the {store} store keeps at {slot} no longer unpacks to a page")]
     Damaged {
-        /// Which store.
+        /// The store's name.
         store: &'static str,
-        /// Which page of the batch.
+        /// The page's place in the batch.
         index: usize,
-        /// Where it was kept.
+        /// Its slot.
         slot: Slot,
     },
     /// A system call on the store's file failed.
     #[error("{attempt} byte {offset} of the {store} store, for page {index} of the batch")]
     Io {
-        /// Which store.
+        /// The store's name.
         store: &'static str,
         /// `reading at` or `writing at`.
         attempt: &'static str,
         /// The first page of the batch that it concerns.
         index: usize,
-        /// Where in the file.
+        /// Offset in the file.
         offset: u64,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -81,23 +81,23 @@ pub enum StoreError {
          and then no more. Is its file system full, or its file cut short?"
     )]
     Short {
-        /// Which store.
+        /// The store's name.
         store: &'static str,
         /// `reading at` or `writing at`.
         attempt: &'static str,
         /// The page of the batch that is not whole.
         index: usize,
-        /// Where in the file the call began.
+        /// Offset in the file at which the call began.
         offset: u64,
-        /// How many bytes it was to move.
+        /// Bytes it was to move.
         wanted: usize,
-        /// How many it moved.
+        /// Bytes it moved.
         done: usize,
     },
-    /// The store only gives back what is in it.
+    /// The store is read-only.
     #[error("the {store} store takes no pages: it is what was stored before")]
     ReadOnly {
-        /// Which store.
+        /// The store's name.
         store: &'static str,
     },
 }
@@ -112,7 +112,6 @@ fn full(limit: u64, usage: &Usage) -> String {
         sized(content),
         sized(usage.held_bytes)
     );
-    // What is kept as it is costs no less than itself.
     if usage.pages > 0 && usage.stored_bytes >= content {
         text += ": they are stored as they are, for they do not compress";
     }

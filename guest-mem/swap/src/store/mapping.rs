@@ -1,4 +1,4 @@
-//! Anonymous memory of one's own, page by page, in one mapping.
+//! A mapping of anonymous memory.
 
 use guest_mem::{Address, HvaRange};
 use rustix::io::Errno;
@@ -6,8 +6,8 @@ use rustix::mm::Advice;
 
 use crate::sys;
 
-/// A private, anonymous, readable and writable mapping, unmapped when dropped. What was never written is zero and
-/// takes no memory. Of 2 MiB or more it begins at a multiple of 2 MiB.
+/// A private, anonymous, readable and writable mapping, unmapped when dropped. Pages that were never written are zero and
+/// take no memory. Of 2 MiB or more it begins at a multiple of 2 MiB.
 #[derive(Debug)]
 pub(super) struct Mapping {
     range: HvaRange,
@@ -33,7 +33,7 @@ impl Mapping {
         self.range.start().as_ptr()
     }
 
-    /// Where it is.
+    /// Its addresses.
     #[cfg(test)]
     pub(super) fn range(&self) -> HvaRange {
         self.range
@@ -50,7 +50,7 @@ impl Mapping {
         self.advise_if_known(offset, len, Advice::LinuxPopulateWrite)
     }
 
-    /// The same for reading: what was never written becomes the kernel's one page of zeros, which takes no memory.
+    /// The same for reading: pages that were never written become the kernel's zero page, which takes no memory.
     pub(super) fn populate_for_reading(&self, offset: u64, len: u64) -> Result<(), Errno> {
         self.advise_if_known(offset, len, Advice::LinuxPopulateRead)
     }

@@ -1,5 +1,5 @@
-//! Where evicted pages go. A store takes batches of pages, says for each where it keeps it, and gives them back.
-//! It knows nothing of addresses, of userfaultfd, or of why a page left.
+//! Stores of evicted pages. A store takes batches of pages, returns a slot for each, and gives them back by their slots.
+//! It does not depend on addresses or userfaultfd.
 //!
 //! ```text
 //!                put: &[Page] ─> &mut [Slot]                 get: &[Slot] ─> &mut [Page]
@@ -9,8 +9,8 @@
 //!          ImageStore         pages of a file that was written before, never any others
 //! ```
 //!
-//! A slot is validated before it is followed: a foreign or a freed one is an error, and where a freed one has
-//! meanwhile been given to another page, that page's content comes back and fails the caller's [`checksum()`].
+//! A slot is validated before it is followed: a foreign or a freed one is an error. If a freed slot was given to another
+//! page meanwhile, that page's content comes back and fails the caller's [`checksum()`].
 
 mod buffer;
 mod checksum;
@@ -33,7 +33,7 @@ pub use file::{FileIo, FileStore, FileStoreError, ImageStore};
 pub use memory::{Codec, CompressedStore};
 pub use slot::Slot;
 
-/// What a store holds.
+/// The content of a store, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Pages stored.
@@ -45,29 +45,29 @@ pub struct Usage {
     pub held_bytes: u64,
 }
 
-/// Where evicted pages go. Any number of threads may be in any of the methods at once.
+/// A store of evicted pages. Any number of threads may call any of the methods at once.
 pub trait Store: Send + Sync + Debug {
-    /// What a user calls it: `lz4`, `zstd`, `file`.
+    /// Its name in scenarios: `lz4`, `zstd`, `file`.
     fn name(&self) -> &'static str;
 
-    /// Stores each page and fills in its slot. All or nothing: after an error nothing of the batch is kept, and
-    /// what is in `slots` means nothing.
+    /// Stores each page and fills in its slot. All or nothing: after an error no page of the batch is kept, and `slots` is
+    /// undefined.
     ///
     /// # Errors
-    /// No room, or what the medium says.
+    /// No room, or an error of the medium.
     fn put(&self, pages: &[Page], slots: &mut [Slot]) -> Result<(), StoreError>;
 
-    /// Reads each slot's page back. What is stored stays. After an error, what is in `pages` means nothing.
+    /// Reads each slot's page back. The pages stay stored. After an error, `pages` is undefined.
     ///
     /// # Errors
-    /// A slot that keeps nothing, content that no longer unpacks, or what the medium says; with the index of the
-    /// page in the batch.
+    /// A slot without a page, content that no longer unpacks, or an error of the medium; with the index of the page in the
+    /// batch.
     fn get(&self, slots: &[Slot], pages: &mut [Page]) -> Result<(), StoreError>;
 
-    /// Gives the room of each slot back. A slot that keeps nothing is passed over.
+    /// Frees each slot. A slot without a page is passed over.
     fn free(&self, slots: &[Slot]);
 
-    /// What is stored now.
+    /// Its content now.
     fn usage(&self) -> Usage;
 }
 

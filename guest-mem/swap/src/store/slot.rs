@@ -1,9 +1,9 @@
-//! Where a store keeps a page.
+//! The place of a page in a store.
 
 use std::fmt;
 
-/// Where a store keeps a page: a number that means something to that store alone, of at most [`Slot::BITS`] bits,
-/// so that an entry of a table has room beside it. The default slot (0) is no page of any store.
+/// The place of a page in a store: a number that only that store can interpret, of at most [`Slot::BITS`] bits, so that an
+/// entry of a table has room beside it. The default slot (0) is never a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(u64);
 

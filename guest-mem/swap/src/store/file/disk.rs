@@ -13,8 +13,8 @@ use rustix::io::Errno;
 pub enum FileIo {
     /// Past the page cache, from and to the caller's pages.
     Direct,
-    /// Through the page cache, because the file system has no direct I/O by the page, or is itself in memory: what is evicted stays in the
-    /// host's memory until the kernel writes it back and lets go of it.
+    /// Through the page cache, because the file system has no direct I/O by the page, or is itself in memory: evicted pages
+    /// stay in the host's memory until the kernel has written them back and reclaimed them.
     Buffered,
 }
 
@@ -36,7 +36,7 @@ pub(super) enum Why {
     },
 }
 
-/// A step of opening the file that failed: what was tried, and what the kernel said.
+/// A failed step of opening the file: the attempt, and the kernel's answer.
 pub(super) type NotOpened = (&'static str, Errno);
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Disk {
         Self { file, io: FileIo::Buffered, len }.sized()
     }
 
-    /// A file that somebody else has made, of which `len` bytes are read, through the page cache.
+    /// An existing file, of which `len` bytes are read, through the page cache.
     pub(super) fn of(file: OwnedFd, len: u64) -> Self {
         Self { file, io: FileIo::Buffered, len }
     }
@@ -128,13 +128,13 @@ impl Disk {
         })
     }
 
-    /// Gives the disk behind these pages back. Says whether the file system could.
+    /// Gives the disk behind these pages back. Returns whether the file system could.
     pub(super) fn punch(&self, first: u64, pages: u64) -> bool {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(&self.file, flags, first * PAGE_SIZE, pages * PAGE_SIZE).is_ok()
     }
 
-    /// Gives all of the disk back. Only while nobody reads or writes.
+    /// Gives all of the disk back. No thread may read or write meanwhile.
     pub(super) fn punch_all(&self) {
         if self.held() != Ok(0) && !self.punch(0, self.len / PAGE_SIZE) {
             // Without holes, by length. If it cannot even be set, reads and writes say so.
@@ -172,7 +172,7 @@ fn transfer(
     Ok(())
 }
 
-/// A file that no other process can open, and that is gone when ours is.
+/// A file that no other process can open, and that ends with this process.
 fn open(directory: &Path, more: OFlags) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | more;
     let mode = Mode::RUSR | Mode::WUSR;

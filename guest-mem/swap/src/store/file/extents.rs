@@ -1,4 +1,4 @@
-//! Which pages of the file are free: extents, found by their length and merged by their place.
+//! The free pages of the file: extents, found by their length and merged by their place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

@@ -1,8 +1,8 @@
-//! Pages of a file that was written before: what a snapshot's memory is brought back from.
+//! A store over an existing file: the memory of a snapshot.
 //!
-//! Read through the page cache, and not past it: from there a page of 4 KiB costs 1.2 µs instead of 60, the second guest
-//! made of the same file finds what the first has read, and a sequence is read ahead. What is not there yet costs the same
-//! either way. Not mapped either: whoever cut the file short would end the process.
+//! It is read through the page cache: from there a page of 4 KiB costs 1.2 µs instead of 60, the second guest of the same
+//! file finds the pages that the first has read, and a sequence is read ahead. A page that is not cached costs the same as
+//! by direct I/O. It is not mapped: if the file were cut short, an access would end the process.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -15,8 +15,8 @@ use crate::store::{Slot, Store, StoreError, Usage, check_shape};
 
 const NAME: &str = "snapshot";
 
-/// A store that only gives. The slot of page `n` of the file is [`ImageStore::slot`] of `n`; that its content is what
-/// was written is for the caller's [`crate::checksum()`] to find out.
+/// A read-only store. The slot of page `n` of the file is [`ImageStore::slot`] of `n`. The caller checks the content by
+/// [`crate::checksum()`].
 #[derive(Debug)]
 pub struct ImageStore {
     disk: Disk,
@@ -34,7 +34,7 @@ impl ImageStore {
         Self { disk: Disk::of(file, len), pages, read_pages, calls }
     }
 
-    /// Where page `page` of the file is kept: `None` if it is none of this store's.
+    /// The slot of page `page` of the file; `None` if the page is not in this store.
     pub fn slot(&self, page: u64) -> Option<Slot> {
         self.pages.contains(&page).then(|| Slot::from_raw(page.checked_add(1)?)).flatten()
     }

@@ -34,7 +34,7 @@ pub(super) struct Ledger {
     stored: u64,
 }
 
-/// What to do with disk after pages were freed.
+/// The disk to give back after pages were freed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Disk {
     /// Nothing.
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_only_taken_is_not_stored_and_holds_its_chunk() {
+    fn a_page_that_is_only_taken_is_not_stored_and_holds_its_chunk() {
         let mut ledger = Ledger::new(CHUNK);
         let kept = put(&mut ledger, 3);
         let taken = ledger.take(5).unwrap();

@@ -41,13 +41,13 @@ const MAX_LIMIT: u64 = 1 << 56;
     remedy = remedy::after(Asked::FileIn, *source)
 )]
 pub struct FileStoreError {
-    /// What was tried: `making`, `setting the length of`.
+    /// The attempt: `making`, `setting the length of`.
     pub attempt: &'static str,
     /// The directory that the file was to be in.
     pub directory: PathBuf,
     /// Bytes the store was to hold at most.
     pub limit: u64,
-    /// What the kernel said.
+    /// The kernel's answer.
     #[source]
     pub source: Errno,
 }
@@ -99,7 +99,7 @@ impl FileStore {
         slot.raw().checked_sub(1)
     }
 
-    /// Gives disk back. The ledger is locked, so nobody can be given what is being punched out.
+    /// Gives disk back. The ledger is locked, so that pages which are being punched out are not taken.
     fn settle(&self, _locked: MutexGuard<'_, Ledger>, disk: ledger::Disk) {
         match disk {
             ledger::Disk::Keep => {}
@@ -173,12 +173,12 @@ impl Store for FileStore {
     fn usage(&self) -> Usage {
         let pages = self.ledger().stored();
         let stored_bytes = pages * PAGE_SIZE;
-        // fstat of an open file does not fail but on a network's file system; what is stored is the least it holds.
+        // fstat of an open file fails only on network file systems; then the stored bytes are the lower bound.
         Usage { pages, stored_bytes, held_bytes: self.disk.held().unwrap_or(stored_bytes) }
     }
 }
 
-/// Reads each slot's page, neighbours together: in as few calls as there are runs of the file, which is how many it was.
+/// Reads each slot's page, neighbours together: one call for each run of the file. Returns the number of calls.
 fn read(disk: &Disk, store: &'static str, slots: &[Slot], pages: &mut [Page]) -> Result<u64, StoreError> {
     let mut pieces = pieces(slots, pages);
     pieces.sort_unstable_by_key(|piece| piece.first);

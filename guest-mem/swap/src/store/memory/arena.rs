@@ -8,8 +8,8 @@
 //!               └ in use, of one class
 //! ```
 //!
-//! Which is which, the [`Stock`] says; here is what it takes to make it so. Huge pages are asked for while a chunk is
-//! backed and refused at all other times: the kernel must not put pages behind segments by itself.
+//! The [`Stock`] decides the state of each segment; this file makes the system calls. Huge pages are enabled while a chunk
+//! is backed and disabled at all other times: the kernel must not put pages behind segments by itself.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
@@ -26,7 +26,7 @@ use crate::store::mapping::Mapping;
 /// Segments are described in tables of this many, made when they are first needed.
 const TABLE: usize = 256;
 
-/// What is known of one segment.
+/// One segment.
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     /// The objects in it while it is in use. Its bytes are read under this lock, and written under it exclusively.
@@ -35,7 +35,7 @@ pub(super) struct Segment {
     pub(super) position: AtomicU32,
 }
 
-/// Why there is no segment to be had.
+/// No segment is available.
 #[derive(Debug)]
 pub(super) enum NoSegment {
     Full,
@@ -53,7 +53,7 @@ pub(super) struct Arena {
 impl Arena {
     /// An arena that never holds more than `limit` bytes.
     pub(super) fn new(limit: u64) -> Result<Self, Errno> {
-        // Whole chunks, at least one; it is the stock that knows where the limit is.
+        // Whole chunks, at least one; the stock enforces the limit.
         let chunks = limit.div_ceil(PMD_SIZE).max(1);
         let mapping = Mapping::new(chunks.checked_mul(PMD_SIZE).ok_or(Errno::NOMEM)?)?;
         mapping.huge_pages(0, mapping.len() as u64, false)?;
@@ -125,7 +125,7 @@ impl Arena {
             // SAFETY: references into a segment live under its lock and only while it has objects; these have none, and
             // the stock gives them to nobody.
             let given = unsafe { self.mapping.give_back(offset, len) };
-            // It fails on locked memory (mlockall) alone, whose pages nobody can have; they serve when it is used again.
+            // It fails on locked memory (mlockall) only, whose pages stay, and serve when the segment is used again.
             let _ = given;
             self.stock().gone(segments);
         }
@@ -144,7 +144,7 @@ impl Arena {
     }
 }
 
-/// Where segments are in the mapping: offset and bytes.
+/// The place of segments in the mapping: offset and bytes.
 fn extent(segments: &Range<u32>) -> (u64, u64) {
     let bytes = |count: u32| u64::from(count) * SEGMENT_BYTES as u64;
     (bytes(segments.start), bytes(segments.end - segments.start))

@@ -6,7 +6,7 @@
 use guest_mem::PAGE_SIZE;
 
 /// The most a compressed page may take and still be stored compressed: 7/8 of a page. Beyond it the room saved is
-/// less than what the segments lose to their ends, and unpacking would be for nothing.
+/// less than what the segments lose at their ends.
 pub(super) const LARGEST_PACKED: usize = 3584;
 
 /// Bytes of each class.

@@ -1,4 +1,4 @@
-//! The compressors, and the contexts that threads leave for the next to use.
+//! The compressors, and their contexts, which threads reuse.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +20,7 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// What a user calls it.
+    /// Its name in scenarios.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lz4 => "lz4",
@@ -29,7 +29,7 @@ impl Codec {
     }
 }
 
-/// zstd's fast level: what a page takes longer at the next ones is not won back by what it shrinks.
+/// zstd's fast level: the next levels take longer than their smaller pages are worth.
 const ZSTD_LEVEL: i32 = 1;
 
 /// Compresses one page at a time. Its context and its output are made once.
@@ -60,7 +60,7 @@ impl Packer {
                 PackContext::Zstd(context)
             }
         };
-        // LZ4 wants room for the worst case, and does not stop early for less.
+        // LZ4 needs room for the worst case.
         Ok(Self { context, out: vec![0; get_maximum_output_size(size_of::<Page>())].into() })
     }
 
@@ -92,7 +92,7 @@ impl Unpacker {
         })
     }
 
-    /// Fills the page from what `pack` made. Says whether it is whole.
+    /// Fills the page from the output of `pack`. Returns whether it is whole.
     pub(super) fn unpack(&mut self, bytes: &[u8], page: &mut Page) -> bool {
         if bytes.len() == size_of::<Page>() {
             page.copy_from_slice(bytes);
@@ -106,7 +106,7 @@ impl Unpacker {
     }
 }
 
-/// Contexts that nobody is using: as many as there ever were threads inside at the same time.
+/// Idle contexts: as many as there ever were threads at work at the same time.
 pub(super) struct Spares<T> {
     idle: Mutex<Vec<T>>,
 }

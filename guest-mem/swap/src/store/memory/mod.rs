@@ -5,10 +5,10 @@
 //!   get   Slot ─ Pool: validated, segment's lock shared ─> bytes ─ Unpacker ─> page
 //! ```
 //!
-//! What is held stays below 5/4 of what is stored, plus a segment of 64 KiB for each size class in use and 1 MiB of
-//! spare ones (of a store that holds more than 4 MiB, up to 6), as long as what is freed is not scattered: a segment
-//! goes back to the kernel when the last object in it is freed, and objects do not move. A segment that was part of a huge
-//! page is the kernel's as soon as it splits that, which it does when it needs memory.
+//! The bytes held stay below 5/4 of the bytes stored, plus a segment of 64 KiB for each size class in use and 1 MiB of
+//! spare ones (of a store that holds more than 4 MiB, up to 6), as long as freed objects are not scattered: a segment
+//! goes back to the kernel when the last object in it is freed, and objects do not move. The memory of a segment that was part
+//! of a huge page goes back when the kernel splits the huge page, under memory pressure.
 
 mod arena;
 mod classes;
@@ -28,8 +28,8 @@ use self::pool::Pool;
 use super::{Slot, Store, StoreError, Usage, check_shape};
 use guest_mem::Page;
 
-/// Pages compressed in memory, one by one, so that each can come back alone. What does not shrink to 7/8 is stored as
-/// it is.
+/// Pages compressed in memory, one by one, so that each can come back alone. A page that does not shrink to 7/8 is stored
+/// uncompressed.
 #[derive(Debug)]
 pub struct CompressedStore {
     codec: Codec,
@@ -75,7 +75,7 @@ impl CompressedStore {
             match self.pool.put(packer.pack(page)) {
                 Ok(slot) => slots[index] = slot,
                 Err(why) => {
-                    // Before the batch's are free again: what is there now leaves no room.
+                    // Before the slots of the batch are freed: the error reports the full store.
                     let error = self.no_segment(why);
                     self.free(&slots[..index]);
                     return Err(error);

@@ -14,7 +14,7 @@ use super::classes::{COUNT, Class};
 use super::segment::{Left, SEGMENT_BYTES};
 use crate::store::slot::Slot;
 
-/// Where an object is, and how long it is: what a slot says, taken apart.
+/// The place and the length of an object: the fields of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     segment: u32,
@@ -45,7 +45,7 @@ impl Place {
     }
 }
 
-/// One class: its segments with room, and what it stores.
+/// One class: its segments with room, and its sums.
 #[derive(Debug, Default)]
 struct Shelf {
     with_room: Vec<u32>,
@@ -104,7 +104,7 @@ impl Pool {
         }
         shelf.objects += 1;
         shelf.bytes += bytes.len() as u64;
-        // The copy is the segment's business alone: others may go on in this class meanwhile.
+        // The copy needs only the segment's lock: other threads may use this class meanwhile.
         drop(shelf);
         let offset = place * class.size();
         // SAFETY: within the segment, see `Objects::capacity`.
@@ -132,7 +132,7 @@ impl Pool {
         Some(done)
     }
 
-    /// Frees the object at `slot`. Says whether there was one.
+    /// Frees the object at `slot`. Returns whether there was one.
     pub(super) fn free(&self, slot: Slot) -> bool {
         let Place { segment: number, place, len } = Place::of(slot);
         let Some(segment) = self.arena.segment(number) else { return false };

@@ -1,16 +1,15 @@
-//! What is where in one segment: a list of free places threaded through the lengths of those that are taken.
+//! The objects of one segment: a list of free places threaded through the lengths of those that are taken.
 //!
 //! ```text
 //!   entries   [ 1470 | free ─┐| 1512 |  ┌ free | 1490 | ... ]      a length, or FREE and the next free place
 //!                head ───────┴──────────┘
 //! ```
 //!
-//! It is kept apart from the segment's bytes, so nothing that goes wrong there can lead it astray.
+//! It is kept apart from the segment's bytes, so that damaged bytes cannot damage it.
 
 use super::classes::Class;
 
-/// Bytes of a segment. Of the largest class 16 objects fit in one, and what no object fits into at its end is under
-/// 4 % of it.
+/// Bytes of a segment. It holds 16 objects of the largest class; the unused end is under 4 % of it.
 pub(super) const SEGMENT_BYTES: usize = 64 << 10;
 
 /// Marks an entry that is free; the rest of it is the next free place, or [`END`].
@@ -26,7 +25,7 @@ pub(super) struct Objects {
     entries: Box<[u16]>,
 }
 
-/// What `release` left behind.
+/// The segment after a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Left {
     /// It was full, and now has one free place.

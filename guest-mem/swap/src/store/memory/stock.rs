@@ -1,11 +1,11 @@
-//! Which segments of an arena are in use, which keep their pages, and which have none. Pure.
+//! The states of an arena's segments: in use, free with pages (warm), free without pages (cold). Pure.
 //!
 //! ```text
 //!            take: page by page below SMALL, 2 MiB at once above                put back: as long as few are warm
 //!   cold ─────────────────────────────────────────────────────> warm <──────────────────────────────── in use
 //!     ▲  no pages behind it                                       │ free, keeps its pages                ▲
 //!     └───────────────────────────────────────────────────────────┼──────────────────────────────────────┘
-//!           too many are warm: a chunk that nobody uses, or        └── taken first
+//!           too many are warm: an unused chunk, or                 └── taken first
 //!           this segment alone; the last one is back: all
 //! ```
 //!
@@ -31,13 +31,13 @@ const WARM: u32 = 16;
 /// One chunk, a bit for each segment.
 #[derive(Clone, Copy, Debug, Default)]
 struct Chunk {
-    /// In use, or in the hands of somebody who gives its pages back.
+    /// In use, or its pages are being given back.
     taken: u32,
     /// With pages.
     backed: u32,
 }
 
-/// What there is. The chunks that were never used are behind the end of the list.
+/// The segments of an arena. Chunks that were never used are behind the end of the list.
 #[derive(Debug)]
 pub(super) struct Stock {
     /// Chunks of the arena.
@@ -113,7 +113,7 @@ impl Stock {
         Some(Taken { segment, to_back })
     }
 
-    /// Puts a segment back. Returns the segments whose pages are to go: nobody else gets them before they are
+    /// Puts a segment back. Returns the segments whose pages are to be given back: they are not taken again before they are
     /// [`gone`](Self::gone).
     pub(super) fn put_back(&mut self, segment: u32, overhead: u64) -> Vec<Range<u32>> {
         let (number, bit) = (segment / CHUNK, 1 << (segment % CHUNK));
@@ -140,8 +140,8 @@ impl Stock {
         std::iter::once(going).collect()
     }
 
-    /// Takes a chunk that nobody uses from everybody, also what is cold of it: only pages that go in one call take their
-    /// page table along, and without one there can be a huge page next time.
+    /// Takes an unused chunk out, its cold segments as well: only pages that are given back in one call free their page table,
+    /// and without one the chunk can be a huge page next time.
     fn retire_chunk(&mut self, number: u32) -> Range<u32> {
         self.change(number, |chunk| chunk.taken = u32::MAX);
         number * CHUNK..(number + 1) * CHUNK
@@ -155,7 +155,7 @@ impl Stock {
         });
     }
 
-    /// Changes a chunk, and what follows from it.
+    /// Changes a chunk, and the lists and sums that depend on it.
     fn change(&mut self, number: u32, change: impl FnOnce(&mut Chunk)) {
         let chunk = &mut self.chunks[number as usize];
         let before = *chunk;
@@ -199,7 +199,7 @@ mod tests {
     proptest! {
         /// Against sets that hold one entry for each segment.
         #[test]
-        fn what_is_taken_is_nobody_elses_and_what_is_held_is_counted(
+        fn a_segment_is_taken_once_and_held_bytes_are_counted(
             steps in proptest::collection::vec((0u8..8, any::<prop::sample::Index>()), 1..400),
             count in 1u32..9, limit in 0u64..9 * CHUNK as u64,
         ) {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_nobody_uses_goes_whole() {
+    fn an_unused_chunk_goes_whole() {
         let mut stock = Stock::new(8);
         while stock.take(u64::MAX, 0).is_some() {}
         // The second half of it, in no order: a quarter of what is left may stay warm.
