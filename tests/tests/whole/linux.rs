@@ -7,7 +7,7 @@ use std::path::Path;
 
 use experiment::scenario::LinuxGuest;
 use guest_mem::{Backing, PageCounts, PageScanner};
-use lab::testbed::{LinuxMachine, LinuxSetup};
+use lab::testbed::{GuestSystem, LinuxMachine, LinuxSetup};
 use machine::Kvm;
 use serde_json::Value;
 use tests::console::Console;

@@ -111,7 +111,7 @@ fn events() -> RowEvents {
 
 /// One page is taken.
 fn operation(at_ns: u64, first_page: u64) -> [Event; 3] {
-    let told = Ranges { ranges: 1, bytes: PAGE_SIZE };
+    let ranges = Ranges { ranges: 1, bytes: PAGE_SIZE };
     let announced = Announcement {
         at_ns,
         first_page,
@@ -120,7 +120,7 @@ fn operation(at_ns: u64, first_page: u64) -> [Event; 3] {
         level: MapLevel::Pte,
         anonymous: true,
         cause: Cause::PageOut,
-        told,
+        ranges,
         sharing_calls: 1,
         double_calls: 0,
         zapped: Zapped::default(),
@@ -128,7 +128,7 @@ fn operation(at_ns: u64, first_page: u64) -> [Event; 3] {
         operation_ns: 20_000,
         end_ns: 0,
     };
-    let end = OperationEnd { evicted_bytes: PAGE_SIZE, expected: Some(told), ..OperationEnd::default() };
+    let end = OperationEnd { evicted_bytes: PAGE_SIZE, expected: Some(ranges), ..OperationEnd::default() };
     [
         Event::OperationBegan(OperationBegan { at_ns, touches: 0, first_page, pages: 1 }),
         Event::Announced(announced),

@@ -14,6 +14,7 @@ mod calibrate;
 mod ended;
 mod errors;
 mod fate;
+mod hot_loops;
 mod journal;
 mod no_row;
 mod notes;

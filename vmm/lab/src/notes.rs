@@ -112,7 +112,7 @@ fn announcement(arena: HvaRange, at_ns: u64, record: &InvalidationRecord) -> Ann
         level: record.level,
         anonymous: record.anonymous,
         cause: record.cause,
-        told: Ranges { ranges: record.ranges, bytes: record.invalidated_bytes },
+        ranges: Ranges { ranges: record.ranges, bytes: record.invalidated_bytes },
         sharing_calls: record.sharing_calls,
         double_calls: record.double_calls,
         zapped: Zapped {

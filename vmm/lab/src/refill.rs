@@ -11,22 +11,19 @@
 //!
 //! Two lengths of the gap give both unknowns, and a few gaps that last until every loop has come round say how many faults
 //! are on the guest's own pages, and what a fault costs at most: where the loops come round in the shorter gap already, the
-//! two lengths say nothing. Entering may be less than nothing: a vCPU goes on until it has left. The faults on the guest's own pages (its code, its table) are among those
-//! counted, as they are in a row whose policy drops them.
+//! two lengths say nothing. The time to enter can come out negative, since a vCPU runs on until it has left the guest. Faults on
+//! the guest's own pages (its code, its table) are counted with the others, as they are in a row whose policy drops them.
 
 use std::sync::Arc;
 
-use guest_abi::order::{Access, Task};
 use guest_mem::{MapLevel, Order, Victim};
 use notifier_bridge::{Bridge, Cause, Invalidation, Policy, monotonic_ns};
 
 use super::errors::TrialError;
-use super::orders::{self, PATIENCE};
+use super::hot_loops::{self, HotLoops, Wait, until_touched};
 use crate::testbed::Testbed;
 use experiment::choice::Zap;
 use experiment::events::{Refill, RefillRound};
-use experiment::scenario::HotSet;
-use guest::GuestError;
 use host::signals::Cancel;
 
 /// The two gaps, nanoseconds: a few faults, and a few dozen.
@@ -41,7 +38,7 @@ const MOST_SLOTS: usize = 512;
 /// Measures it with the loops of one hot step; `None` where faults are not counted or there are too many slots.
 pub fn measure(
     testbed: &dyn Testbed,
-    (set, access, vcpus): (&HotSet, Access, &[u32]),
+    loops: &HotLoops<'_>,
     cancel: &Cancel,
 ) -> Result<Option<Refill>, TrialError> {
     if testbed.faults_fixed().is_none() || testbed.slots().as_slice().len() > MOST_SLOTS {
@@ -49,70 +46,17 @@ pub fn measure(
     }
     let Some(listener) = testbed.shadowing(Zap::Memslot) else { return Ok(None) };
     let bridge = Bridge::builder(Policy::Vm, Arc::clone(testbed.slots())).shadowing(listener).build();
-    start(testbed, (set, access, vcpus), cancel)?;
-    let refill = zap_and_look(testbed, &bridge, (set, vcpus), cancel);
-    for &vcpu in vcpus {
-        testbed.mailbox(vcpu).area().request_stop();
-    }
-    for &vcpu in vcpus {
-        testbed.wait(vcpu, PATIENCE)?;
-    }
+    // No touch is recorded as a stall.
+    loops.start(testbed, u64::MAX, cancel)?;
+    let refill = zap_and_look(testbed, &bridge, loops, cancel);
+    hot_loops::stop(testbed, loops.vcpus)?;
     refill.map(Some)
-}
-
-/// Starts the loops, and waits until each has been round twice.
-fn start(
-    testbed: &dyn Testbed,
-    (set, access, vcpus): (&HotSet, Access, &[u32]),
-    cancel: &Cancel,
-) -> Result<(), TrialError> {
-    // What is no stall is not written down.
-    let task = Task::Touch { access, passes: None, stall_cycles: u64::MAX };
-    for &vcpu in vcpus {
-        let area = testbed.mailbox(vcpu).area();
-        for (index, &entry) in (0u64..).zip(&set.table) {
-            area.set_table(index, entry);
-        }
-        testbed.mailbox(vcpu).submit(&orders::arena_order(testbed, set.walk, task))?;
-    }
-    let warm = vec![2 * visits(set); vcpus.len()];
-    until_touched(testbed, vcpus, &warm, cancel)
-}
-
-/// Visits of a pass, as far as a list says.
-fn visits(set: &HotSet) -> u64 {
-    (set.table.len() as u64).max(1)
-}
-
-/// Waits until each loop has made so many touches in all.
-fn until_touched(
-    testbed: &dyn Testbed,
-    vcpus: &[u32],
-    wanted: &[u64],
-    cancel: &Cancel,
-) -> Result<(), TrialError> {
-    let deadline = monotonic_ns() + PATIENCE.as_nanos() as u64;
-    for (&vcpu, &wanted) in vcpus.iter().zip(wanted) {
-        loop {
-            let touches = testbed.mailbox(vcpu).area().touches();
-            if touches >= wanted {
-                break;
-            }
-            cancel.check().map_err(|_| TrialError::Cancelled)?;
-            testbed.mailbox(vcpu).alive()?;
-            if monotonic_ns() > deadline {
-                return Err(GuestError::Silent { vcpu, waited: PATIENCE, touches }.into());
-            }
-            std::thread::yield_now();
-        }
-    }
-    Ok(())
 }
 
 fn zap_and_look(
     testbed: &dyn Testbed,
     bridge: &Bridge,
-    (set, vcpus): (&HotSet, &[u32]),
+    loops: &HotLoops<'_>,
     cancel: &Cancel,
 ) -> Result<Refill, TrialError> {
     let arena = testbed.arena().range();
@@ -142,9 +86,11 @@ fn zap_and_look(
     for _ in 0..AROUND {
         bridge.invalidate(&mut records, &everything, || ());
         let (before, begun) = (faults(), monotonic_ns());
-        let twice = |&vcpu| testbed.mailbox(vcpu).area().touches() + 2 * visits(set);
-        let wanted: Vec<u64> = vcpus.iter().map(twice).collect();
-        until_touched(testbed, vcpus, &wanted, cancel)?;
+        let twice = |&vcpu| (vcpu, testbed.mailbox(vcpu).area().touches() + loops.two_passes());
+        let wanted: Vec<(u32, u64)> = loops.vcpus.iter().map(twice).collect();
+        for (vcpu, touches) in wanted {
+            until_touched(testbed, vcpu, touches, Wait::Yielding, cancel)?;
+        }
         around_ns.push(monotonic_ns() - begun);
         around.push(faults().saturating_sub(before));
     }

@@ -19,9 +19,7 @@ use super::tapping::{TapChoice, Tapping, Watch};
 use super::trial::{Trial, TrialSetup};
 use super::tune::Tuner;
 use super::wiring::Wiring;
-use crate::testbed::{
-    KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, LinuxTestbed, SoftError, SoftTestbed, Testbed,
-};
+use crate::testbed::{KvmTestbed, LinuxError, LinuxMachine, LinuxSetup, SoftError, SoftTestbed, Testbed};
 use experiment::choice::RowLabel;
 use experiment::choice::{Listener, Reclaim, Zap};
 use experiment::events::{Event, SecondaryMmu, Section};
@@ -345,8 +343,9 @@ impl<'a> Runner<'a> {
                     | VmError::ThreadLost => NoRow::Failed(with_causes(&error)),
                     VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
                 })?;
-                let testbed = KvmTestbed::new(machine);
-                testbed.wait_up().map_err(|error| failure(plan, error.into(), testbed.costs_one_row()))?;
+                let up = machine.wait_up();
+                let testbed = KvmTestbed::bare(machine);
+                up.map_err(|error| failure(plan, error.into(), testbed.costs_one_row()))?;
                 Ok(Box::new(testbed))
             }
         }
@@ -367,7 +366,7 @@ impl<'a> Runner<'a> {
         if combination.zap == Zap::Memslot && drops_all && !self.scenario.slot_zap_all_quirk {
             return Err(NoRow::Unavailable(with_causes(&VmError::QuirkStays)));
         }
-        let testbed = LinuxTestbed::new(machine, combination.backing, combination.granule.bytes());
+        let testbed = KvmTestbed::linux(machine, combination.backing, combination.granule.bytes());
         match testbed {
             Ok(testbed) => Ok(Box::new(testbed)),
             Err(error @ (VmError::Memory(_) | VmError::Slots(_))) => {

@@ -7,15 +7,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use guest_abi::order::{Access, Task, Walk};
+use guest_abi::order::{Task, Walk};
 use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, PMD_SIZE, SwapInfo, drain_lru};
 use notifier_bridge::{Bridge, monotonic_ns};
 
 use super::attack::{Attacker, Method};
 use super::errors::TrialError;
 use super::fate::{Fates, left_by};
+use super::hot_loops::HotLoops;
 use super::journal::{self, Journal};
-use super::orders::{self, PATIENCE};
+use super::orders;
 use super::own_swap::OwnSwap;
 use super::refill;
 use super::tapping::Watch;
@@ -23,8 +24,7 @@ use super::wiring::Wiring;
 use crate::testbed::{GuestSystem, Testbed};
 use experiment::choice::{Combination, Reclaim};
 use experiment::events::{Counter, Event, STALL, Setting, StallOn, Step as StepKind};
-use experiment::scenario::{Attack, HotPages, HotSet, HotWalk, Idle, Plan, Step, Uffd, VictimChoice};
-use guest::GuestError;
+use experiment::scenario::{Attack, HotPages, HotWalk, Idle, Plan, Step, Uffd, VictimChoice};
 use guest::clock::TscRate;
 use host::signals::Cancel;
 use program::output::visible;
@@ -66,8 +66,8 @@ pub struct Trial<'a> {
     /// Once memory was filled: what swaps it, where this process does.
     own_swap: Option<OwnSwap>,
     journal: &'a mut Journal,
-    /// The last hot step: its number, its access, its vCPUs.
-    last_hot: Option<(usize, Access, &'a [u32])>,
+    /// The loops of the last hot step.
+    last_hot: Option<HotLoops<'a>>,
     fates: Fates,
     /// vCPUs that run a hot loop.
     hot: Vec<u32>,
@@ -156,8 +156,7 @@ impl<'a> Trial<'a> {
             Step::Hot(hot) => {
                 let set = self.setup.plan.hot(index).expect("the plan has every hot step");
                 self.hot_apart &= matches!(hot.walk, HotWalk::List { pages: HotPages::Others, .. });
-                self.start_hot(set, hot.access, &hot.vcpus)?;
-                self.last_hot = Some((index, hot.access, &hot.vcpus));
+                self.start_hot(HotLoops { set, access: hot.access, vcpus: &hot.vcpus })?;
             }
             Step::Fill => self.fill()?,
             Step::Baseline(time) => self.baseline(*time)?,
@@ -175,14 +174,11 @@ impl<'a> Trial<'a> {
     /// Once nothing is left to be measured or verified: what a replay must know of the hot loops. A Linux guest's own
     /// pages would go with the rest; there it is not done.
     fn measure_refill(&mut self) -> Result<bool, TrialError> {
-        let Some((step, access, vcpus)) = self.last_hot.filter(|_| self.setup.refill) else {
-            return Ok(false);
-        };
+        let Some(loops) = self.last_hot.filter(|_| self.setup.refill) else { return Ok(false) };
         if self.testbed().system().is_some() {
             return Ok(false);
         }
-        let set = self.setup.plan.hot(step).expect("the plan has every hot step");
-        let refill = refill::measure(self.testbed(), (set, access, vcpus), self.setup.cancel)?;
+        let refill = refill::measure(self.testbed(), &loops, self.setup.cancel)?;
         Ok(refill.map(|refill| self.journal.push(&Event::Refill(refill))).is_some())
     }
 
@@ -237,40 +233,14 @@ impl<'a> Trial<'a> {
         }
     }
 
-    fn start_hot(&mut self, set: &HotSet, access: Access, vcpus: &[u32]) -> Result<(), TrialError> {
-        let task = Task::Touch { access, passes: None, stall_cycles: self.stall_cycles };
-        let order = orders::arena_order(self.testbed(), set.walk, task);
-        for &vcpu in vcpus {
+    fn start_hot(&mut self, loops: HotLoops<'a>) -> Result<(), TrialError> {
+        for &vcpu in loops.vcpus {
             orders::warm_control_area(self.testbed(), vcpu)?;
-            let area = self.testbed().mailbox(vcpu).area();
-            for (index, &entry) in (0u64..).zip(&set.table) {
-                area.set_table(index, entry);
-            }
-            self.testbed().mailbox(vcpu).submit(&order)?;
-            self.hot.push(vcpu);
         }
-        // Two passes: then every page of the loop has been touched, and its table is in the caches.
-        let warm = 2 * (set.table.len() as u64).max(1);
-        for &vcpu in vcpus {
-            self.until_touched(vcpu, warm)?;
-        }
+        self.hot.extend(loops.vcpus);
+        loops.start(self.testbed(), self.stall_cycles, self.setup.cancel)?;
+        self.last_hot = Some(loops);
         self.forget_stalls()
-    }
-
-    /// Waits until a hot loop has made so many touches.
-    fn until_touched(&self, vcpu: u32, touches: u64) -> Result<(), TrialError> {
-        let deadline = monotonic_ns() + PATIENCE.as_nanos() as u64;
-        while self.testbed().mailbox(vcpu).area().touches() < touches {
-            self.setup.cancel.sleep(Duration::from_micros(200)).map_err(|_| TrialError::Cancelled)?;
-            self.testbed().mailbox(vcpu).alive()?;
-            if monotonic_ns() > deadline {
-                // It is not stuck, then, only slow beyond reason; or it is, and the report says where.
-                self.testbed().mailbox(vcpu).area().request_stop();
-                self.testbed().wait(vcpu, PATIENCE)?;
-                return Err(GuestError::Silent { vcpu, waited: PATIENCE, touches }.into());
-            }
-        }
-        Ok(())
     }
 
     fn touches(&self) -> u64 {

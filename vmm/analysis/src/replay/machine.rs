@@ -18,8 +18,8 @@
 use std::ops::Range;
 
 use super::hot::HotLoop;
-use super::sptes::{BLOCK, Bits, Dropped, Sptes};
-use experiment::events::{HostState, LayoutRun, SecondaryMmu};
+use super::sptes::{BLOCK, Bits, Sptes};
+use experiment::events::{HostState, LayoutRun, Leaves, SecondaryMmu};
 
 /// Pages that the shadow MMU looks at around a fault.
 const GROUP: u64 = 8;
@@ -154,7 +154,7 @@ impl Machine {
     }
 
     /// Drops translations, and nothing else.
-    pub fn zap(&mut self, pages: Range<u64>) -> Dropped {
+    pub fn zap(&mut self, pages: Range<u64>) -> Leaves {
         let loops = &mut self.loops;
         let pages = pages.start..pages.end.min(self.pages);
         self.sptes.drop_range(pages, |word, gone| loops.iter_mut().for_each(|hot| hot.lose(word, gone)))
@@ -170,7 +170,7 @@ impl Machine {
     }
 
     /// The same, and the secondary MMU is told.
-    pub fn split(&mut self, block: u64) -> Dropped {
+    pub fn split(&mut self, block: u64) -> Leaves {
         self.map_by_ptes(block);
         self.zap(block * BLOCK..(block + 1) * BLOCK)
     }
@@ -357,7 +357,7 @@ mod tests {
         {
             let mut machine = machine(mmu, HostState::MappedByPte);
             assert_eq!(machine.touch_all(false).all(), 0);
-            assert_eq!(machine.zap(0..512), Dropped { small: 512, large: 0 });
+            assert_eq!(machine.zap(0..512), Leaves { small: 512, large: 0 });
             assert_eq!(machine.touch_all(false).others, faults, "{mmu:?}");
         }
     }
@@ -386,14 +386,14 @@ mod tests {
     #[test]
     fn a_huge_page_goes_whole_and_comes_back_as_the_host_maps_it() {
         let mut machine = machine(SecondaryMmu::Shadow, HostState::MappedByPmd);
-        assert_eq!(machine.zap(7..8), Dropped { small: 0, large: 1 });
+        assert_eq!(machine.zap(7..8), Leaves { small: 0, large: 1 });
         assert_eq!(machine.touch_all(false).others, 1);
-        assert_eq!(machine.split(0), Dropped { small: 0, large: 1 });
+        assert_eq!(machine.split(0), Leaves { small: 0, large: 1 });
         assert_eq!(machine.touch_all(false).others, 64);
-        assert_eq!(machine.zap(7..8), Dropped { small: 1, large: 0 });
+        assert_eq!(machine.zap(7..8), Leaves { small: 1, large: 0 });
         let mut small_slots = Machine::new(512, SecondaryMmu::Tdp, 256, true);
         small_slots.lay_out(&[LayoutRun { pages: 512, state: HostState::MappedByPmd }], true);
-        assert_eq!(small_slots.zap(7..8), Dropped { small: 1, large: 0 }, "no entry is wider than its slot");
+        assert_eq!(small_slots.zap(7..8), Leaves { small: 1, large: 0 }, "no entry is wider than its slot");
     }
 
     #[test]

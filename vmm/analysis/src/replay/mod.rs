@@ -29,6 +29,5 @@ mod zapping;
 pub use machine::Faults;
 pub use predict::{Prediction, Question, Replay, ReplayError, Running};
 pub use rows::{Predicted, question, row};
-pub use sptes::Dropped;
 pub use validate::{Check, Judgement, checks};
 pub use zapping::Zapped;

@@ -7,13 +7,12 @@ use notifier_bridge::Policy;
 
 use super::machine::{Faults, Machine, Pace};
 use super::median::median;
-use super::sptes::Dropped;
-use super::zapping::Zapping;
+use super::zapping::{Zapped, Zapping};
 use experiment::choice::RowLabel;
 use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
 use experiment::events::{
-    Announcement, Counter, Event, GuestKind, HotLoops, Operation, Refill, RowEvents, SecondaryMmu, Setting,
-    Step, Zapped,
+    Announcement, Counter, Event, GuestKind, HotLoops, Leaves, Operation, Refill, RowEvents, SecondaryMmu,
+    Setting, Step,
 };
 use experiment::record::RowFold;
 use program::exit::{Class, Classified};
@@ -178,9 +177,8 @@ impl<'a> Replay<'a> {
             low_dropped: false,
             operation: None,
             announced: Vec::new(),
-            by_kernel: Dropped::default(),
+            by_kernel: Leaves::default(),
             zapped: Zapped::default(),
-            zapped_leaves: Dropped::default(),
             found,
         }
     }
@@ -273,10 +271,9 @@ struct Play<'r> {
     operation: Option<Operation>,
     announced: Vec<Announcement>,
     /// What the kernel alone dropped in the operation in progress.
-    by_kernel: Dropped,
+    by_kernel: Leaves,
     /// What the listener dropped for the announcement in progress.
     zapped: Zapped,
-    zapped_leaves: Dropped,
     found: Prediction,
 }
 

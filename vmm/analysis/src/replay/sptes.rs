@@ -5,37 +5,12 @@
 
 use std::ops::Range;
 
+use experiment::events::Leaves;
+
 /// Words of 64 pages in a block of 2 MiB.
 const WORDS: usize = 8;
 /// Pages in a block.
 pub const BLOCK: u64 = 512;
-
-/// Entries dropped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Dropped {
-    /// Entries that map 4 KiB.
-    pub small: u64,
-    /// Entries that map 2 MiB.
-    pub large: u64,
-}
-
-impl Dropped {
-    /// Bytes that they translated.
-    pub fn bytes(self) -> u64 {
-        self.small * 4096 + self.large * (2 << 20)
-    }
-    /// Whether there was nothing.
-    pub fn is_nothing(self) -> bool {
-        self == Self::default()
-    }
-}
-
-impl std::ops::AddAssign for Dropped {
-    fn add_assign(&mut self, other: Self) {
-        self.small += other.small;
-        self.large += other.large;
-    }
-}
 
 /// A set of pages or of blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,8 +96,8 @@ impl Sptes {
 
     /// Drops what translates any page of `pages`; an entry of 2 MiB goes whole. `gone` hears of each word of pages that
     /// lost theirs.
-    pub fn drop_range(&mut self, pages: Range<u64>, mut gone: impl FnMut(usize, u64)) -> Dropped {
-        let mut dropped = Dropped::default();
+    pub fn drop_range(&mut self, pages: Range<u64>, mut gone: impl FnMut(usize, u64)) -> Leaves {
+        let mut dropped = Leaves::default();
         if pages.is_empty() {
             return dropped;
         }
@@ -142,7 +117,7 @@ impl Sptes {
         &mut self,
         block: u64,
         pages: &Range<u64>,
-        dropped: &mut Dropped,
+        dropped: &mut Leaves,
         gone: &mut impl FnMut(usize, u64),
     ) {
         let all = block * BLOCK..(block + 1) * BLOCK;
@@ -200,7 +175,7 @@ mod tests {
                         let blocks: BTreeSet<u64> =
                             large.iter().copied().filter(|b| b * BLOCK < range.end && (b + 1) * BLOCK > range.start).collect();
                         let pages: BTreeSet<u64> = small.range(range).copied().collect();
-                        prop_assert_eq!(dropped, Dropped { small: pages.len() as u64, large: blocks.len() as u64 });
+                        prop_assert_eq!(dropped, Leaves { small: pages.len() as u64, large: blocks.len() as u64 });
                         let of_blocks = blocks.iter().flat_map(|b| b * BLOCK..(b + 1) * BLOCK);
                         prop_assert_eq!(lost, pages.iter().copied().chain(of_blocks).collect::<BTreeSet<_>>());
                         small.retain(|page| !pages.contains(page));

@@ -1,4 +1,4 @@
-//! What a listener drops when it is told a range: the arithmetic of [`machine::KvmSlots`] and of
+//! The translations that a listener drops for a range: the arithmetic of [`machine::KvmSlots`] and of
 //! [`notifier_bridge::SoftMmu`], without a VM.
 
 use std::ops::Range;
@@ -6,9 +6,9 @@ use std::ops::Range;
 use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable};
 
 use super::machine::Machine;
-use super::sptes::{BLOCK, Bits, Dropped};
+use super::sptes::{BLOCK, Bits};
 use experiment::choice::Zap;
-use experiment::events::SecondaryMmu;
+use experiment::events::{Leaves, SecondaryMmu};
 use experiment::record::saturating_sum;
 
 /// Who zaps, and how.
@@ -33,7 +33,7 @@ pub struct Zapped {
     /// Bytes dropped, as the listener counts them.
     pub bytes: u64,
     /// Entries of the arena.
-    pub dropped: Dropped,
+    pub dropped: Leaves,
     /// Whether the guest's own memory, beside the arena, lost its entries too.
     pub low: bool,
 }
@@ -154,7 +154,7 @@ impl Zapping {
         for slot in slots.covering(range) {
             let part = slot.hva_range().intersection(range).unwrap_or(HvaRange::empty(range.start()));
             let dropped = machine.zap(self.pages(part));
-            zapped.slots += u64::from(!dropped.is_nothing());
+            zapped.slots += u64::from(dropped != Leaves::default());
             zapped.bytes = zapped.bytes.saturating_add(dropped.bytes());
             zapped.dropped += dropped;
         }

@@ -1,9 +1,12 @@
-//! What happens in a trial, one event after another. Pages count from the beginning of the memory under test, times are
-//! nanoseconds since the trial began, by `CLOCK_MONOTONIC`.
+//! What happens in a trial, one event after another.
+//!
+//! `first_page` and `pages` are a range of the memory under test, counted from its beginning. `at_ns` is nanoseconds since the
+//! trial began, by `CLOCK_MONOTONIC`; any other `_ns` is a length of time.
+#![expect(missing_docs, reason = "a field without a doc is what its name says, in the units above")]
 
 use std::collections::BTreeMap;
 
-use guest_mem::{Hva, HvaRange, MapLevel, Order, PAGE_SIZE, Victim};
+use guest_mem::{Hva, HvaRange, MapLevel, Order, PAGE_SIZE, PMD_SIZE, Victim};
 use notifier_bridge::{By, Cause, GivenBack, Invalidation, Ranges};
 use serde::{Deserialize, Serialize};
 
@@ -18,50 +21,32 @@ pub enum Event {
     /// A trial begins: the first event of each.
     Trial(Box<Setting>),
     /// A step begins.
-    StepBegan {
-        /// When.
-        at_ns: u64,
-        /// Which step.
-        step: Step,
-    },
+    StepBegan { at_ns: u64, step: Step },
     /// The step that began last is over.
     StepEnded {
-        /// When.
         at_ns: u64,
-        /// What the secondary MMU counted meanwhile.
+        /// Counts of the secondary MMU between the begin and the end of the step.
         counted: Counted,
     },
-    /// A reclaim step asks for memory.
-    Asked {
-        /// By so many operations.
-        victims: u64,
-        /// So many bytes.
-        bytes: u64,
-    },
+    /// A reclaim step is about to perform so many operations on so many bytes.
+    Asked { victims: u64, bytes: u64 },
     /// An operation begins: what follows up to its end belongs to it.
     OperationBegan(Operation),
     /// The kernel's mapping of some pages is about to change, and listeners are told.
     Announced(Announcement),
-    /// A system call of the operation's, and what the kernel is to announce for it.
+    /// A system call of the operation, and the ranges that the kernel is expected to announce for it.
     Called(Called),
     /// The operation that began last is over.
     OperationEnded(OperationEnd),
-    /// How far the hot loops came in a while.
+    /// Touches that all hot loops made in a time.
     Touched {
-        /// Whether memory was taken meanwhile.
+        /// Whether memory was taken during that time.
         disturbed: bool,
-        /// Touches by all of them.
         touches: u64,
-        /// The while, nanoseconds.
         ns: u64,
     },
-    /// A counter was read at the begin and the end of a span: the difference, `None` where it is not kept here.
-    Reading {
-        /// Which counter.
-        counter: Counter,
-        /// How far it went.
-        count: Option<u64>,
-    },
+    /// The difference of a counter between the begin and the end of a span; `None` where this host does not keep it.
+    Reading { counter: Counter, count: Option<u64> },
     /// A vCPU stood still.
     Stall(Stall),
     /// The kernel announced a range.
@@ -73,27 +58,21 @@ pub enum Event {
     },
     /// There is no account by the kernel of this trial, for this reason.
     NoAccount(String),
-    /// What the device on the host's page tables dropped.
+    /// Counts of the device that shares the host's page tables.
     Device(DeviceCounts),
-    /// What the guest's operating system gave back of its own accord.
+    /// Memory that the guest's operating system gave back of its own accord.
     GivenBack(GivenBack),
-    /// What came back by itself, where this process swaps.
+    /// Counts of the swap in user space.
     Swapped(Swapped),
     /// The guest's own counters at the end.
     GuestCounters(BTreeMap<String, u64>),
     /// Every page was looked at.
-    Verified {
-        /// Pages that did not hold what they should.
-        wrong: u64,
-    },
+    Verified { wrong: u64 },
     /// How fast the hot loops get their translations back.
     Refill(Refill),
-    /// By how much the guest's times may be off, either way.
-    Clock {
-        /// Nanoseconds.
-        uncertain_ns: u64,
-    },
-    /// A sentence for whoever reads the row.
+    /// The uncertainty of the guest's times against the host's clock, in either direction.
+    Clock { uncertain_ns: u64 },
+    /// A warning for the reader of the row.
     Warned(String),
 }
 
@@ -106,7 +85,7 @@ pub enum Step {
     Hot(HotLoops),
     /// The loops run undisturbed.
     Baseline,
-    /// Memory is taken, which the host maps so.
+    /// Memory is taken; the layout is the host's mapping of it before.
     Reclaim(Vec<LayoutRun>),
     /// The loops are stopped.
     Stop,
@@ -143,7 +122,6 @@ pub struct HotLoops {
     pub stride: Option<u64>,
     /// Whether they write what they visit.
     pub writes: bool,
-    /// How many run it.
     pub loops: u32,
 }
 
@@ -157,18 +135,18 @@ impl HotLoops {
         }
     }
 
-    /// Whether the loops draw their pages.
+    /// Whether the loops draw their pages at random.
     pub fn draws(&self) -> bool {
         self.list.is_none() && self.stride.is_none()
     }
 }
 
-/// What the secondary MMU counted in a step, where it counts.
+/// Counts of the secondary MMU in a step, where it counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
     /// Faults that installed a translation, those on the guest's own memory among them.
     pub faults: Option<u64>,
-    /// Faults that were to be tried again.
+    /// Faults that the secondary MMU gave up, to be tried again.
     pub retries: Option<u64>,
     /// Remote TLB flushes.
     pub flushes: Option<u64>,
@@ -177,107 +155,102 @@ pub struct Counted {
 /// An operation on guest memory, as it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// When it began.
     pub at_ns: u64,
-    /// Touches that the hot loops had made by then.
+    /// Touches that the hot loops had made before it.
     pub touches: u64,
-    /// The first page it was asked for.
     pub first_page: u64,
-    /// How many pages, from the first.
     pub pages: u64,
 }
 
-/// What an operation came to.
+/// The result of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationEnd {
-    /// Bytes that left.
     pub evicted_bytes: u64,
-    /// What the kernel was expected to announce for it; `None` where the kernel, or the use of the pages, decided.
+    /// The ranges that the kernel was expected to announce for it; `None` where it named no address.
     pub expected: Option<Ranges>,
-    /// Leaf translations that went, where nobody but the kernel drops them and so nobody else counts.
+    /// Leaf translations that went, where only the kernel drops them and no listener counts.
     pub dropped: Dropped,
     /// What the memory was.
     pub was: Was,
     /// Nanoseconds in its system calls; `None` where it was not by address.
     pub spent_ns: Option<u64>,
-    /// How often its system call was made again, because the kernel had passed over a page in use.
+    /// Repetitions of its system call, because the kernel had passed over a page in use.
     pub repeated: u32,
 }
 
 /// Leaf translations that an operation took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Dropped {
-    /// Listeners drop them, and say so.
+    /// Listeners drop and count them.
     #[default]
     ByListeners,
-    /// The kernel alone does, by KVM's statistics.
+    /// Only the kernel drops them; counted by KVM's statistics.
     ByKernel(Leaves),
-    /// The same, and KVM has no such statistic.
+    /// Only the kernel drops them, and KVM has no such statistic.
     Unknown,
 }
 
 /// Leaf translations by their size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaves {
-    /// Of 4 KiB.
     pub small: u64,
-    /// Of 2 MiB.
     pub large: u64,
 }
 
-/// What memory was when it was taken, bytes: see [`guest_mem::Earned`].
+/// Bytes of the memory that was taken, by how it was mapped: see [`guest_mem::Earned`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "those of `guest_mem::Earned`")]
 pub struct Was {
     pub resident: u64,
     pub by_pmd: u64,
     pub as_said: Option<u64>,
 }
 
-/// A change of the kernel's mapping, and what listeners made of its announcement.
+/// A change of the kernel's mapping, as it was announced to listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
-    /// When its bracket was opened.
     pub at_ns: u64,
-    /// The first page taken.
     pub first_page: u64,
-    /// How many pages, from the first.
     pub pages: u64,
-    /// The folio's order.
     #[serde(with = "wire::order")]
     pub order: Order,
-    /// How the host mapped it.
     #[serde(with = "wire::level")]
     pub level: MapLevel,
-    /// Whether the folio is anonymous.
     pub anonymous: bool,
-    /// What the pages were taken for.
     pub cause: Cause,
-    /// What was announced to listeners with translations of their own, as the policy has it.
-    pub told: Ranges,
+    /// The ranges announced to listeners with translations of their own, as the policy has them.
+    pub ranges: Ranges,
     /// Calls to listeners that share the host's page tables.
     pub sharing_calls: u64,
     /// Those of them that only repeat one.
     pub double_calls: u64,
-    /// What listeners dropped.
     pub zapped: Zapped,
-    /// Time in the listeners' zaps.
     pub zap_ns: u64,
-    /// Time in the operation, if it was in this bracket.
+    /// 0 if the system call was not inside this bracket.
     pub operation_ns: u64,
-    /// Time in the ends.
     pub end_ns: u64,
 }
 
-/// What listeners dropped for one announcement.
+/// The translations that listeners dropped for one announcement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zapped {
-    /// Memslots.
     pub slots: u64,
-    /// Bytes.
     pub bytes: u64,
     /// Leaf translations; `None` where that is not counted.
     pub leaves: Option<Leaves>,
+}
+
+impl Leaves {
+    /// Bytes that they translate.
+    pub fn bytes(self) -> u64 {
+        self.small * PAGE_SIZE + self.large * PMD_SIZE
+    }
+}
+
+impl std::ops::AddAssign for Leaves {
+    fn add_assign(&mut self, other: Self) {
+        self.small += other.small;
+        self.large += other.large;
+    }
 }
 
 impl From<guest_mem::Earned> for Was {
@@ -296,37 +269,31 @@ impl Announcement {
         Invalidation { cause: self.cause, victim, vma: arena }
     }
 
-    /// From its first call to its last.
+    /// The length of its bracket.
     pub fn total_ns(&self) -> u64 {
         self.zap_ns.saturating_add(self.operation_ns).saturating_add(self.end_ns)
     }
 }
 
-/// A system call of an operation's.
+/// A system call of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Called {
-    /// When it began.
     pub at_ns: u64,
-    /// How long it took.
     pub ns: u64,
-    /// How far it is known beforehand what the kernel announces.
     pub promise: Promise,
-    /// What it is to announce, where that is compared.
+    /// Empty where nothing is compared.
     pub expected: Vec<Expected>,
 }
 
 /// A range that the kernel is to announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
-    /// The first page.
     pub first_page: u64,
-    /// How many pages, from the first.
     pub pages: u64,
-    /// What may become of it.
     pub kind: ExpectedKind,
 }
 
-/// What may become of an expected range.
+/// The forms in which an expected range may be announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExpectedKind {
     /// It is announced once.
@@ -353,42 +320,36 @@ pub enum Counter {
     LostStalls,
 }
 
-/// A touch of the guest's that took long.
+/// A touch by the guest that took long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stall {
-    /// When it began; `None` where it cannot be put on the host's clock.
+    /// `None` where it cannot be put on the host's clock.
     pub at_ns: Option<u64>,
-    /// How long it took.
     pub ns: u64,
-    /// Which vCPU stood still.
     pub vcpu: u32,
-    /// Which page was touched; `None` for memory that is not under test.
+    /// `None` for memory that is not under test.
     pub page: Option<u64>,
-    /// What of.
     pub on: StallOn,
 }
 
-/// What a vCPU stood still on.
+/// The memory that a vCPU stood still on, and in which part of the trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StallOn {
     /// A page that had been taken.
     Taken,
-    /// Another page, while memory was taken or looked at.
+    /// Another page, in or after a reclaim step.
     Other,
-    /// Any page, while nothing was done.
+    /// Any page, in a baseline.
     Undisturbed,
 }
 
 /// A range that the kernel announced, by its own account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelRange {
-    /// When.
     pub at_ns: u64,
     /// Where it begins, bytes from the beginning of the memory under test: before it, if negative.
     pub start: i64,
-    /// How long it is.
     pub bytes: u64,
-    /// What the pages were taken for.
     pub cause: By,
     /// The system call that announced it, from 0 in this reclaim step.
     pub call: Option<u32>,
@@ -404,19 +365,18 @@ impl KernelRange {
     }
 }
 
-/// What the device on the host's page tables dropped.
+/// Counts of the device that shares the host's page tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceCounts {
-    /// Cached translations.
+    /// Cached translations that it dropped.
     pub entries_dropped: u64,
-    /// Calls at which it found nothing to drop.
+    /// Flushes that found nothing to drop.
     pub empty_flushes: u64,
 }
 
-/// What a swap in user space brought back.
+/// Counts of the swap in user space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swapped {
-    /// Faults served.
     pub faults: u64,
     /// Pages that came back from the store.
     pub returned: u64,
@@ -426,29 +386,28 @@ pub struct Swapped {
     pub kept: u64,
     /// Times a handler was woken.
     pub wakes: u64,
-    /// What userfaultfd's events announced.
+    /// The ranges announced for userfaultfd's events.
     pub events: Ranges,
 }
 
 /// How fast hot loops get their translations back once all of them are gone: measured after the row, by zapping
-/// every memslot under the running loops and looking how many faults they resolve in a while.
+/// every memslot under the running loops and counting the faults they resolve in a given time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refill {
-    /// Each time.
     pub rounds: Vec<RefillRound>,
-    /// Faults until every loop has come round, each time: those on the guest's own pages are among them.
+    /// Faults until every loop has come round, those on the guest's own pages among them.
     pub around: Vec<u64>,
-    /// How long each of these took, nanoseconds, from the end of the zap until every loop had been round twice.
+    /// The time of each of these, from the end of the zap until every loop had been round twice.
     pub around_ns: Vec<u64>,
 }
 
-/// All translations went, and the loops had a while to get them back.
+/// The time from one zap of all translations to the next, in which the loops get some of them back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefillRound {
-    /// How long it was to be, nanoseconds.
+    /// The length that was wanted.
     pub gap_ns: u64,
-    /// How long it was, from the end of one zap to the begin of the next.
+    /// The length from the end of one zap to the begin of the next.
     pub ns: u64,
-    /// Faults resolved from one zap to the next: those count that a vCPU still gets done while it is being stopped.
+    /// Faults resolved from one zap to the next, those of a vCPU that is being stopped among them.
     pub faults: u64,
 }

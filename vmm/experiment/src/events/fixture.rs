@@ -54,7 +54,7 @@ pub fn announcement(at_ns: u64, first_page: u64) -> Announcement {
         level: MapLevel::Pte,
         anonymous: true,
         cause: Cause::PageOut,
-        told: Ranges { ranges: 1, bytes: PAGE_SIZE },
+        ranges: Ranges { ranges: 1, bytes: PAGE_SIZE },
         sharing_calls: 0,
         double_calls: 0,
         zapped: Zapped { slots: 0, bytes: PAGE_SIZE, leaves: Some(Leaves { small: 1, large: 0 }) },

@@ -32,7 +32,7 @@ impl Rate {
 
 /// All announcements together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct Announcements {
     /// As the policy has it.
     pub ranges: Ranges,
     /// What had to be covered.
@@ -52,7 +52,7 @@ pub(crate) struct Sums {
     pub evicted_bytes: u64,
     /// What was expected of the kernel; unknown once an operation named no address.
     pub expected: Option<Ranges>,
-    pub told: Told,
+    pub announced: Announcements,
     pub sptes_zapped_4k: Count,
     pub sptes_zapped_2m: Count,
     pub remote_tlb_flushes: Count,
@@ -94,7 +94,7 @@ impl Sums {
             victim_bytes: 0,
             evicted_bytes: 0,
             expected: Some(Ranges::default()),
-            told: Told::default(),
+            announced: Announcements::default(),
             sptes_zapped_4k: Count::ZERO,
             sptes_zapped_2m: Count::ZERO,
             remote_tlb_flushes: Count::ZERO,
@@ -190,10 +190,10 @@ impl Sums {
 
     fn announced(&mut self, one: &Announcement) {
         let needed = self.setting.arena.range().map_or(0, |arena| one.invalidation(arena).needed_bytes());
-        let Told { ranges, needed_bytes, sharing_calls, double_calls, slots_zapped, zapped_bytes } =
-            &mut self.told;
+        let Announcements { ranges, needed_bytes, sharing_calls, double_calls, slots_zapped, zapped_bytes } =
+            &mut self.announced;
         let Zapped { slots, bytes, leaves } = one.zapped;
-        *ranges += one.told;
+        *ranges += one.ranges;
         for (sum, more) in [
             (needed_bytes, needed),
             (sharing_calls, one.sharing_calls),
@@ -290,10 +290,10 @@ impl Sums {
             [
                 ("victims", sums.victims),
                 ("evicted_bytes", sums.evicted_bytes),
-                ("invalidations", sums.told.ranges.ranges),
-                ("needed_bytes", sums.told.needed_bytes),
-                ("invalidated_bytes", sums.told.ranges.bytes),
-                ("slots_zapped", sums.told.slots_zapped),
+                ("invalidations", sums.announced.ranges.ranges),
+                ("needed_bytes", sums.announced.needed_bytes),
+                ("invalidated_bytes", sums.announced.ranges.bytes),
+                ("slots_zapped", sums.announced.slots_zapped),
             ]
         };
         let pairs = counts(self).into_iter().zip(counts(other));

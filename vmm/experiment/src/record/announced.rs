@@ -41,14 +41,14 @@ pub(super) enum Announced {
 impl Announced {
     pub(super) fn of(label: &RowLabel, sums: &Sums) -> Self {
         let expected = sums.expected;
-        let asked = sums.victims > 0 || sums.told.ranges.ranges > 0 || expected.is_none();
+        let asked = sums.victims > 0 || sums.announced.ranges.ranges > 0 || expected.is_none();
         if label.tried.policy != PolicyChoice::Kernel || !asked {
-            return Self::Known(sums.told.ranges);
+            return Self::Known(sums.announced.ranges);
         }
         if label.listener == Listener::Replay {
             return match expected {
                 // By address the kernel announces what is needed, and that was announced again.
-                Some(_) => Self::Known(sums.told.ranges),
+                Some(_) => Self::Known(sums.announced.ranges),
                 None => Self::Unknown(NO_LOG.to_owned()),
             };
         }

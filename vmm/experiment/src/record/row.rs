@@ -212,20 +212,20 @@ row! {
     invalidations: u64 = announced.map(ranges);
     /// Bytes that had to be covered, whoever announced what. What is needed is decided in one place:
     /// [`notifier_bridge::Invalidation::needed_bytes`].
-    needed_bytes: u64 = Some(sums.told.needed_bytes);
+    needed_bytes: u64 = Some(sums.announced.needed_bytes);
     /// Bytes of the ranges that `invalidations` counts.
     invalidated_bytes: u64 = announced.map(bytes);
     /// `invalidated_bytes` over `needed_bytes`, so 1 or more; null where nothing had to be covered, or less was announced.
-    amplification: f64 = announced.and_then(|of| amplification(of.bytes, sums.told.needed_bytes).ok());
+    amplification: f64 = announced.and_then(|of| amplification(of.bytes, sums.announced.needed_bytes).ok());
     /// Ranges that the kernel was expected to announce for the steps' operations, as pagemap stood before each. Null where
     /// an operation names no address: a cgroup's squeeze, a target.
     expected_ranges: u64 = sums.expected.filter(|_| label.listener != Listener::Replay).map(ranges);
     /// Bytes of them.
     expected_bytes: u64 = sums.expected.filter(|_| label.listener != Listener::Replay).map(bytes);
     /// Calls to listeners that share the host's page tables, as the policy makes them.
-    sharing_calls: u64 = Some(sums.told.sharing_calls);
+    sharing_calls: u64 = Some(sums.announced.sharing_calls);
     /// Those of them that only repeat an earlier one: the double call of the eras before 6.6.
-    double_calls: u64 = Some(sums.told.double_calls);
+    double_calls: u64 = Some(sums.announced.double_calls);
     /// Cached translations that a device on the host's page tables dropped at these calls.
     tlb_entries_dropped: u64 = sums.device.map(|of| of.entries_dropped), else NO_DEVICE;
     /// Calls at which it found nothing to drop.
@@ -255,9 +255,9 @@ row! {
     /// A Linux guest's own counters at the end: of `/proc/vmstat` and of its memory.
     guest_counters: BTreeMap<String, u64> = sums.guest_counters.clone(), else NO_SYSTEM;
     /// Memslots that the listener dropped.
-    slots_zapped: u64 = Some(sums.told.slots_zapped);
+    slots_zapped: u64 = Some(sums.announced.slots_zapped);
     /// Bytes the listener dropped. A memslot goes whole, so this can be more than was announced.
-    zapped_bytes: u64 = Some(sums.told.zapped_bytes);
+    zapped_bytes: u64 = Some(sums.announced.zapped_bytes);
     /// Leaf entries of 4 KiB that were dropped.
     sptes_zapped_4k: u64 = sums.sptes_zapped_4k.get();
     /// Leaf entries of 2 MiB that were dropped.

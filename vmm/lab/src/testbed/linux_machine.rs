@@ -12,44 +12,34 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use guest_abi::layout::AREA_SIZE;
 use guest_abi::link::Pages;
-use guest_mem::remedy::{self, Asked};
 use guest_mem::waits::Thread;
 use guest_mem::{Backing, GpaRange, PAGE_SIZE};
 use machine::Kvm;
 
-use super::ShellEnd;
+use super::linux_files::{LinuxError, LinuxSetup, archive, console_tail, identify};
+use super::{GuestSystem, ShellEnd};
 use devices::virtio::balloon::BalloonHandle;
-use devices::virtio::block::{Disk, DiskError};
+use devices::virtio::block::Disk;
 use experiment::events::GivenBack;
-use experiment::scenario::{GuestPages, LinuxGuest};
-use guest::agent::initramfs::{self, Kind};
+use experiment::scenario::GuestPages;
 use guest::agent::{AgentError, Link};
 use guest::{GuestError, Mailbox};
 use host::Root;
 use host::kvm_module::{KvmFacts, MmuKind};
-use linux_boot::cpio::{CpioError, Node, Writer};
-use linux_boot::modules::{self, ModuleError};
-use linux_boot::{BootFile, Initrd, Kernel, LoadError, Refusal};
+use linux_boot::{BootFile, Initrd};
 use machine::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, PcVcpu, prefault};
 use machine::{FaultCounts, VmCore, VmError};
-use program::exit::{Class, Classified};
-use program::input::{self, InputError, What};
+use program::input::{self, What};
 use program::output::Sink;
-use program::output::visible;
 
-/// Bytes of modules at most, whatever the guest has. Those of a distribution have some 10 MiB.
-const MODULES_MOST: u64 = 1 << 30;
 /// Before the user's own: the memory under test comes from a node of its own, and stays where it is.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 movable_node numa_balancing=disable";
-/// What the agent talks through, what it is measured with, and what its disk needs.
-const MODULES: [&str; 3] = ["virtio_mmio", "virtio_console", "virtio_balloon"];
-const DISK_MODULE: &str = "virtio_blk";
 /// More than the memory under test, so that the agent finds one piece of its size; and what a zone keeps back.
 const SLACK: u64 = 64 << 20;
 /// What Linux divides memory by: a node ends at a multiple of it.
@@ -62,125 +52,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BALLOON_PATIENCE: Duration = Duration::from_secs(30);
 /// How much of the console is kept for a report.
 const TAIL: usize = 2048;
-
-/// What is to be booted.
-#[derive(Clone, Copy, Debug)]
-pub struct LinuxSetup<'a> {
-    /// The kernel's file.
-    pub kernel: &'a Path,
-    /// What the guest is made of.
-    pub guest: &'a LinuxGuest,
-    /// vCPUs.
-    pub vcpus: u32,
-    /// Bytes of the memory under test.
-    pub arena: u64,
-    /// Whether KVM keeps its default of dropping every SPTE when one memslot is deleted.
-    pub slot_zap_all_quirk: bool,
-}
-
-/// Why there is no Linux guest.
-#[derive(Debug, thiserror::Error)]
-pub enum LinuxError {
-    /// No user space under this KVM.
-    #[error(
-        "this host's KVM is kvm_pvm, under which a Linux guest reaches no user space: use the bare guest here \
-         (`--guest bare`), or a host with kvm_intel or kvm_amd"
-    )]
-    Emulated,
-    /// A file cannot be read.
-    #[error(transparent)]
-    Input(#[from] InputError),
-    /// Nothing can be put where others type.
-    #[error("the guest's serial port cannot be given /dev/null to read")]
-    Silence(#[source] std::io::Error),
-    /// A file that is no kernel.
-    #[error("the kernel {} {refusal}", path.display())]
-    Kernel {
-        /// The file or directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        refusal: Refusal,
-    },
-    /// A kernel that cannot be loaded.
-    #[error("{}", path.display())]
-    Load {
-        /// The file or directory.
-        path: PathBuf,
-        /// What went wrong there.
-        source: LoadError,
-    },
-    /// No modules for this kernel.
-    #[error(
-        "no modules for the kernel {}: none in {}; name their directory with `--modules`, or `modules` in [linux]",
-        kernel.display(),
-        looked.join(", ")
-    )]
-    NoModules {
-        /// Which kernel.
-        kernel: PathBuf,
-        /// Where they were looked for.
-        looked: Vec<String>,
-    },
-    /// A module that is needed and not there, or no module.
-    #[error(transparent)]
-    Module(#[from] ModuleError),
-    /// The initramfs could not be made.
-    #[error("the guest's initramfs cannot be made")]
-    Initramfs(#[from] CpioError),
-    /// The machine.
-    #[error(transparent)]
-    Machine(#[from] PcError),
-    /// The disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// The agent.
-    #[error("the Linux guest did not come up{}; its vCPUs:{vcpus}\nbecause", console_tail(console))]
-    Agent {
-        /// What it said.
-        source: AgentError,
-        /// Where its vCPUs are.
-        vcpus: String,
-        /// The end of its console.
-        console: String,
-    },
-    /// A thread for the agent could not be started.
-    #[error("no thread can be started for the guest's agent{}", remedy::after_io(Asked::Thread, .0))]
-    Thread(#[source] std::io::Error),
-    /// The kernel has not brought up every vCPU.
-    #[error("the Linux guest has {online} of {wanted} vCPUs online: its console says why")]
-    Vcpus {
-        /// How many there are.
-        wanted: u32,
-        /// How many it has.
-        online: usize,
-    },
-}
-
-impl Classified for LinuxError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Emulated => Class::Host,
-            Self::Input(error) => error.class(),
-            Self::Silence(source) => Class::of_refused_io(source),
-            Self::Kernel { .. } | Self::NoModules { .. } => Class::Mistake,
-            Self::Load { source, .. } => source.class(),
-            Self::Module(error) => error.class(),
-            Self::Initramfs(error) => error.class(),
-            Self::Machine(error) => error.class(),
-            Self::Disk(error) => error.class(),
-            Self::Agent { source, .. } => source.class(),
-            Self::Thread(source) => Class::of_refused_io(source),
-            Self::Vcpus { .. } => Class::Wrong,
-        }
-    }
-}
-
-fn console_tail(console: &str) -> String {
-    if console.trim().is_empty() {
-        return "; its console is empty".to_owned();
-    }
-    format!("; the end of its console:{}", visible::quoted(console.trim_end()))
-}
 
 /// The end of what a console printed.
 #[derive(Clone, Debug, Default)]
@@ -373,11 +244,16 @@ impl LinuxMachine {
         }
     }
 
-    /// Runs a shell command to its end.
-    ///
-    /// # Errors
-    /// [`GuestError::System`].
-    pub fn shell(&self, command: &str) -> Result<ShellEnd, GuestError> {
+    fn failed(&self, error: &AgentError) -> GuestError {
+        match self.pc.life().ending() {
+            Some(ending) => GuestError::System(describe(&ending)),
+            None => GuestError::System(guest_mem::with_causes(error)),
+        }
+    }
+}
+
+impl GuestSystem for LinuxMachine {
+    fn shell(&self, command: &str) -> Result<ShellEnd, GuestError> {
         let mut output = Vec::new();
         let status = self
             .link
@@ -391,11 +267,7 @@ impl LinuxMachine {
         Ok(ShellEnd { status, tail: String::from_utf8_lossy(&output).into_owned() })
     }
 
-    /// Sets the balloon's size and waits until the guest has it.
-    ///
-    /// # Errors
-    /// [`GuestError::System`].
-    pub fn set_balloon(&self, bytes: u64) -> Result<(), GuestError> {
+    fn set_balloon(&self, bytes: u64) -> Result<(), GuestError> {
         let refused = |error: &dyn std::error::Error| GuestError::System(format!("balloon: {error}"));
         let pages = u32::try_from(bytes / PAGE_SIZE).unwrap_or(u32::MAX);
         self.balloon.set_target(pages).map_err(|error| refused(&error))?;
@@ -417,16 +289,11 @@ impl LinuxMachine {
         }
     }
 
-    /// What the guest gave back since this was last asked.
-    pub fn take_given_back(&self) -> GivenBack {
+    fn take_given_back(&self) -> GivenBack {
         self.pc.give_back().take()
     }
 
-    /// The guest's own counters, if every page under test is still where it was.
-    ///
-    /// # Errors
-    /// [`GuestError::System`].
-    pub fn counters(&self) -> Result<BTreeMap<String, u64>, GuestError> {
+    fn counters(&self) -> Result<BTreeMap<String, u64>, GuestError> {
         let counters = self.link.counters().map_err(|error| self.failed(&error))?;
         if counters.moved_pages > 0 {
             let moved = counters.moved_pages;
@@ -436,65 +303,6 @@ impl LinuxMachine {
         }
         Ok(values(&counters.text))
     }
-
-    fn failed(&self, error: &AgentError) -> GuestError {
-        match self.pc.life().ending() {
-            Some(ending) => GuestError::System(describe(&ending)),
-            None => GuestError::System(guest_mem::with_causes(error)),
-        }
-    }
-}
-
-fn identify<'a>(path: &Path, image: &'a [u8]) -> Result<Kernel<'a>, LinuxError> {
-    Kernel::identify(image).map_err(|refusal| LinuxError::Kernel { path: path.to_owned(), refusal })
-}
-
-/// The files of the guest's first file system: what the user gives it, the modules, the agent.
-fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec<u8>, LinuxError> {
-    let mut archive = match &setup.guest.initrd {
-        Some(path) => input::read(What::Initrd, path)?,
-        None => Vec::new(),
-    };
-    // Where one archive follows another the kernel looks at multiples of four.
-    archive.resize(archive.len().next_multiple_of(4), 0);
-    let mut wanted = MODULES.to_vec();
-    wanted.extend(setup.guest.disk.as_ref().map(|_| DISK_MODULE));
-    let directory = modules_of(setup, kernel)?;
-    let modules = modules::load_order(&directory, &wanted, setup.guest.memory.min(MODULES_MOST))?;
-    let modules: Vec<_> = modules.into_iter().map(|module| (module.name, module.image)).collect();
-    let bytes: usize = modules.iter().map(|(_, image)| image.len()).sum();
-    let none = |_| ModuleError::NoMemory { path: directory.clone(), bytes: bytes as u64 };
-    archive.try_reserve(bytes).map_err(none)?;
-    let mut writer = Writer::new(archive);
-    for entry in initramfs::entries(resources::AGENT, &modules) {
-        let path = &entry.path;
-        match entry.kind {
-            Kind::Directory => writer.directory(path, 0o755)?,
-            Kind::File(mut bytes) => writer.file(path, 0o644, bytes.len() as u64, &mut bytes)?,
-            Kind::Program(mut bytes) => writer.file(path, 0o755, bytes.len() as u64, &mut bytes)?,
-            Kind::Device { major, minor } => writer.node(path, 0o600, Node::Char { major, minor })?,
-        }
-    }
-    Ok(writer.finish()?)
-}
-
-/// Where the kernel's modules are.
-fn modules_of(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<PathBuf, LinuxError> {
-    if let Some(directory) = &setup.guest.modules {
-        return Ok(directory.clone());
-    }
-    let beside = setup.kernel.parent().unwrap_or(Path::new("."));
-    let mut places = vec![beside.join("modules")];
-    if let Some(release) = kernel.release() {
-        places.push(beside.join("lib/modules").join(release));
-        places.push(beside.join("../lib/modules").join(release));
-        places.push(Path::new("/lib/modules").join(release));
-    }
-    let found = places.iter().find(|place| place.is_dir()).cloned();
-    found.ok_or_else(|| LinuxError::NoModules {
-        kernel: setup.kernel.to_owned(),
-        looked: places.iter().map(|place| place.display().to_string()).collect(),
-    })
 }
 
 /// Whoever waits for the agent hears of the machine's end.

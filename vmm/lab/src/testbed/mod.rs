@@ -1,7 +1,7 @@
 //! What a trial runs on: a guest under KVM, or workers on the software MMU. The engine sees no difference.
 
 mod kvm;
-mod linux;
+mod linux_files;
 mod linux_machine;
 mod soft;
 
@@ -16,8 +16,8 @@ use rustix::thread::Pid;
 use uffd::Faults;
 
 pub use kvm::KvmTestbed;
-pub use linux::LinuxTestbed;
-pub use linux_machine::{LinuxError, LinuxMachine, LinuxSetup};
+pub use linux_files::{LinuxError, LinuxSetup};
+pub use linux_machine::LinuxMachine;
 pub use soft::{SoftError, SoftTestbed};
 
 use experiment::choice::{Reclaim, Zap};

@@ -6,20 +6,16 @@ use guest_mem::{Operation, PAGE_SIZE};
 
 use super::Trial;
 use crate::errors::TrialError;
+use crate::hot_loops;
 use crate::journal;
-use crate::orders::{self, PATIENCE};
+use crate::orders;
 use experiment::choice::Reclaim;
 use experiment::events::{Counter, STALL, StallOn};
 
 impl Trial<'_> {
     pub(super) fn stop(&mut self) -> Result<(), TrialError> {
         let hot = std::mem::take(&mut self.hot);
-        for &vcpu in &hot {
-            self.testbed().mailbox(vcpu).area().request_stop();
-        }
-        for &vcpu in &hot {
-            self.testbed().wait(vcpu, PATIENCE)?;
-        }
+        hot_loops::stop(self.testbed(), &hot)?;
         let (mut refaults, mut collateral) = (0, 0);
         for &vcpu in &hot {
             let mut stalls = Vec::new();

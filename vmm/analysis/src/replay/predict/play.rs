@@ -6,12 +6,11 @@ use notifier_bridge::{Call, Cause};
 use super::{Play, Running};
 use crate::replay::hot::HotLoop;
 use crate::replay::machine::Faults;
-use crate::replay::sptes::Dropped;
-use crate::replay::zapping::{self, pieces};
+use crate::replay::zapping::{Zapped, pieces};
 use experiment::choice::PolicyChoice;
 use experiment::events::{
-    Announcement, Dropped as DroppedBy, Event, HotLoops, Leaves, OperationEnd, Ranges, SecondaryMmu, Step,
-    Zapped,
+    Announcement, Dropped, Event, HotLoops, Leaves, OperationEnd, Ranges, SecondaryMmu, Step,
+    Zapped as ZappedEvent,
 };
 
 impl Play<'_> {
@@ -122,7 +121,7 @@ impl Play<'_> {
             true => recut(&self.announced, self.seamed),
             false => self.announced.clone(),
         };
-        self.by_kernel = Dropped::default();
+        self.by_kernel = Leaves::default();
         if let (Some((last, first)), Some(operation)) = (announced.split_last(), self.operation) {
             for one in first {
                 self.announce(one, |_| ());
@@ -133,9 +132,9 @@ impl Play<'_> {
             self.announce(last, |play| play.perform(&announced, left));
         }
         let dropped = match (self.kernel_alone, self.counts_leaves) {
-            (false, _) => DroppedBy::ByListeners,
-            (true, true) => DroppedBy::ByKernel(leaves(self.by_kernel)),
-            (true, false) => DroppedBy::Unknown,
+            (false, _) => Dropped::ByListeners,
+            (true, true) => Dropped::ByKernel(self.by_kernel),
+            (true, false) => Dropped::Unknown,
         };
         let ended = OperationEnd { dropped, spent_ns: None, repeated: 0, ..*end };
         self.found.fold.add(&Event::OperationEnded(ended));
@@ -145,18 +144,18 @@ impl Play<'_> {
     fn announce(&mut self, one: &Announcement, perform: impl FnOnce(&mut Self)) {
         let replay = self.replay;
         let invalidation = one.invalidation(replay.arena);
-        let (mut told, mut sharing_calls, mut double_calls) = (Ranges::default(), 0, 0);
-        (self.zapped, self.zapped_leaves) = (Zapped::default(), Dropped::default());
+        let (mut ranges, mut sharing_calls, mut double_calls) = (Ranges::default(), 0, 0);
+        self.zapped = Zapped::default();
         let mut perform = Some(perform);
         for call in invalidation.rule(self.rule).calls(&invalidation.victim, replay.arena, &replay.slots) {
             match call {
                 Call::Start(range) => {
-                    told += Ranges { ranges: 1, bytes: range.len() };
+                    ranges += Ranges { ranges: 1, bytes: range.len() };
                     self.tell(range);
                 }
                 Call::InvalidatePage(range) => {
                     sharing_calls += 1;
-                    told += Ranges { ranges: 1, bytes: range.len() };
+                    ranges += Ranges { ranges: 1, bytes: range.len() };
                     self.tell(range);
                 }
                 Call::Operation => {
@@ -172,10 +171,11 @@ impl Play<'_> {
                 Call::End(_) => {}
             }
         }
-        let zapped = Zapped { leaves: self.counts_leaves.then(|| leaves(self.zapped_leaves)), ..self.zapped };
+        let Zapped { slots, bytes, dropped, .. } = self.zapped;
+        let zapped = ZappedEvent { slots, bytes, leaves: self.counts_leaves.then_some(dropped) };
         let (zap_ns, operation_ns, end_ns) = (0, 0, 0);
         self.found.fold.add(&Event::Announced(Announcement {
-            told,
+            ranges,
             sharing_calls,
             double_calls,
             zapped,
@@ -188,13 +188,12 @@ impl Play<'_> {
 
     fn tell(&mut self, range: HvaRange) {
         if self.zapping.makes_seam(range) {
-            let zapped = self.zapping.seam(&mut self.machine, range);
-            self.zapped(zapped);
+            self.zapped += self.zapping.seam(&mut self.machine, range);
             self.pause();
         }
         let zapped = self.zapping.zap(&mut self.machine, &self.replay.slots, range);
         self.low_dropped |= zapped.low;
-        self.zapped(zapped);
+        self.zapped += zapped;
         // A toggle is two announcements. Between them the range may be read and not written: a loop that only reads gets
         // one fault through, seldom more and seldom none, and what that brought goes with the second.
         if self.zapping.toggles() && self.running != Running::Never {
@@ -206,17 +205,10 @@ impl Play<'_> {
         }
     }
 
-    /// Adds what the listener dropped.
-    fn zapped(&mut self, zapped: zapping::Zapped) {
-        self.zapped.slots = self.zapped.slots.saturating_add(zapped.slots);
-        self.zapped.bytes = self.zapped.bytes.saturating_add(zapped.bytes);
-        self.zapped_leaves += zapped.dropped;
-    }
-
     /// The operation itself: the kernel drops what it announces, and pages leave. It knows nothing of the software MMU,
     /// whose entries go when its listener is told.
     fn perform(&mut self, announced: &[Announcement], left: bool) {
-        let told = self.replay.setting.mmu != SecondaryMmu::Soft;
+        let by_kernel = self.replay.setting.mmu != SecondaryMmu::Soft;
         let collapses = announced.iter().any(|one| one.cause == Cause::Collapse);
         for one in announced {
             let pages = one.first_page..one.first_page + one.pages;
@@ -224,7 +216,7 @@ impl Play<'_> {
             if one.cause == Cause::PmdSplit && !self.machine.map_by_ptes(one.first_page / 512) {
                 continue;
             }
-            let dropped = if told { self.machine.zap(pages.clone()) } else { Dropped::default() };
+            let dropped = if by_kernel { self.machine.zap(pages.clone()) } else { Leaves::default() };
             if self.kernel_alone {
                 self.by_kernel += dropped;
             }
@@ -239,10 +231,6 @@ impl Play<'_> {
             }
         }
     }
-}
-
-fn leaves(dropped: Dropped) -> Leaves {
-    Leaves { small: dropped.small, large: dropped.large }
 }
 
 /// The announcements of a system call as they are where VMAs are cut otherwise: exact ranges that stand side by side are

@@ -50,7 +50,7 @@ struct Made {
 
 fn announcement(first_page: u64) -> Announcement {
     Announcement {
-        zapped: Zapped::default(),
+        zapped: experiment::events::Zapped::default(),
         zap_ns: 0,
         operation_ns: 1_000,
         end_ns: 0,
