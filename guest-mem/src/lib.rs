@@ -71,7 +71,7 @@ pub use pagemap::{PageScanner, ScanMethod};
 pub use plan::Planner;
 pub use planned::Planned;
 pub use range::{AddressRange, Chunks, GfnRange, GpaRange, HvaRange, RangeError};
-pub use reclaim::{Operation, ReclaimError, Remains, perform};
+pub use reclaim::{DuringCall, Operation, ReclaimError, Remains, perform};
 pub use region::{Memory, Region, RegionError};
 pub use scan_error::ScanError;
 pub use seam::SeamError;

@@ -67,6 +67,17 @@ pub enum Remains {
     Either,
 }
 
+/// What a running vCPU finds in a range while an operation on it is in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DuringCall {
+    /// Memory, which faults in as usual.
+    Usable,
+    /// Memory that cannot be written.
+    ReadOnly,
+    /// An empty mapping: what is written to it is lost.
+    Empty,
+}
+
 impl Operation {
     /// All of them.
     pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
@@ -122,6 +133,44 @@ impl Operation {
             Self::DontNeed | Self::PunchHole | Self::Fallocate => Remains::Zeros,
             Self::Free => Remains::Either,
             Self::PageOut | Self::Cold | Self::Collapse | Self::Protect | Self::Remap => Remains::Content,
+        }
+    }
+
+    /// Whether the kernel's reclaim performs it. Reclaim goes to swap, finds a page by its mapping, and passes over pages in use
+    /// without an error.
+    pub const fn is_reclaim(self) -> bool {
+        match self {
+            Self::PageOut => true,
+            Self::DontNeed | Self::Cold | Self::Free | Self::Collapse => false,
+            Self::PunchHole | Self::Fallocate | Self::Protect | Self::Remap => false,
+        }
+    }
+
+    /// Whether it makes huge pages.
+    pub const fn makes_huge_pages(self) -> bool {
+        match self {
+            Self::Collapse => true,
+            Self::PageOut | Self::DontNeed | Self::Cold | Self::Free => false,
+            Self::PunchHole | Self::Fallocate | Self::Protect | Self::Remap => false,
+        }
+    }
+
+    /// Whether the kernel chooses how finely it splits the folios at the ends of the range.
+    pub fn splits_freely(self, backing: Backing) -> bool {
+        match self {
+            Self::PunchHole | Self::Fallocate => backing == Backing::MemfdThp,
+            Self::PageOut | Self::DontNeed | Self::Cold | Self::Free => false,
+            Self::Collapse | Self::Protect | Self::Remap => false,
+        }
+    }
+
+    /// What a running vCPU finds in the range during the call.
+    pub const fn during_call(self) -> DuringCall {
+        match self {
+            Self::Protect => DuringCall::ReadOnly,
+            Self::Remap => DuringCall::Empty,
+            Self::PageOut | Self::DontNeed | Self::Cold | Self::Free => DuringCall::Usable,
+            Self::Collapse | Self::PunchHole | Self::Fallocate => DuringCall::Usable,
         }
     }
 

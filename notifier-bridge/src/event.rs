@@ -94,6 +94,26 @@ impl Cause {
             Operation::Remap => Self::Remap,
         }
     }
+
+    /// Whether pages leave memory for it.
+    pub const fn takes_pages(self) -> bool {
+        match self {
+            Self::PageOut | Self::DontNeed | Self::PunchHole | Self::CgroupReclaim => true,
+            Self::Unmap | Self::Balloon | Self::FreePageReport => true,
+            Self::PmdSplit | Self::FolioSplit | Self::Free | Self::Cold | Self::Collapse => false,
+            Self::Protect | Self::Watch | Self::Remap | Self::CopyOnWrite | Self::Unknown => false,
+        }
+    }
+
+    /// Whether a system call announces for it one range in each VMA, however many folios there are.
+    pub const fn is_one_range_a_vma(self) -> bool {
+        match self {
+            Self::DontNeed | Self::Free | Self::PunchHole => true,
+            Self::PageOut | Self::PmdSplit | Self::FolioSplit | Self::Cold | Self::Collapse => false,
+            Self::Protect | Self::Watch | Self::Remap | Self::Unmap | Self::CgroupReclaim => false,
+            Self::Balloon | Self::FreePageReport | Self::CopyOnWrite | Self::Unknown => false,
+        }
+    }
 }
 
 /// One change of the primary MMU, before a policy says how wide it is announced.

@@ -11,7 +11,7 @@
 
 use guest_mem::HvaRange;
 
-use experiment::events::Promise;
+use experiment::events::Certainty;
 use notifier_bridge::By;
 use tap::{AtWork, Event, Task, of_own, of_stranger};
 
@@ -26,7 +26,7 @@ pub struct Calls {
 struct Call {
     begin_ns: u64,
     end_ns: u64,
-    promise: Promise,
+    certainty: Certainty,
 }
 
 impl Calls {
@@ -36,8 +36,8 @@ impl Calls {
     }
 
     /// Notes a system call.
-    pub fn note(&mut self, begin_ns: u64, end_ns: u64, promise: Promise) {
-        self.calls.push(Call { begin_ns, end_ns, promise });
+    pub fn note(&mut self, begin_ns: u64, end_ns: u64, certainty: Certainty) {
+        self.calls.push(Call { begin_ns, end_ns, certainty });
     }
 
     /// The call that this thread was in at a time.
@@ -71,9 +71,9 @@ fn cause_of(event: &Event, calls: &Calls, at_work: &AtWork, tasks: &[Task], pid:
     let work = at_work.cause(event.tid);
     if event.tid == calls.thread {
         let call = calls.at(event.time_ns);
-        let promise = call.map(|call| calls.calls[call].promise);
-        return match (work, promise) {
-            (Some(_), Some(Promise::Reclaim)) | (None, Some(_)) => (By::Step, call),
+        let certainty = call.map(|call| calls.calls[call].certainty);
+        return match (work, certainty) {
+            (Some(_), Some(Certainty::Reclaim)) | (None, Some(_)) => (By::Step, call),
             // Collapse and migration by address are what the call is for.
             (Some(By::Migration | By::Compaction), Some(_)) => (By::Step, call),
             (Some(work), _) => (work, None),

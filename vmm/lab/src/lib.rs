@@ -4,16 +4,15 @@
 //!   Scenario ── rows ──> Trial: testbed, bridge, plan
 //!                          fill ─ hot ─ baseline ─ reclaim ─ stop ─ refault ─ sweep ─ verify
 //!                                                    │
-//!                                     Attack: plan the victim, Bridge::invalidate(operation), look what left
+//!                                     ReclaimStep: plan the victim, Bridge::invalidate(operation), look what left
 //!                          ──> Event, Event, … ── RowFold ──> row of the run record
 //! ```
 
-mod attack;
 mod attribute;
 mod calibrate;
+mod contents;
 mod ended;
 mod errors;
-mod fate;
 mod hot_loops;
 mod journal;
 mod no_row;
@@ -21,6 +20,7 @@ mod notes;
 mod orders;
 mod own_swap;
 mod pressure;
+mod reclaimer;
 mod refill;
 mod runner;
 mod sink;

@@ -1,13 +1,12 @@
 //! Why a row has no numbers, and what that means for the rows after it.
 
-use guest_mem::{Operation, SwapInfo, with_causes};
+use guest_mem::{SwapInfo, with_causes};
 use swap::AttachError;
 
 use super::ended::RunError;
 use super::errors::TrialError;
 use super::own_swap::OwnSwapError;
 use super::tune::offer_of_tune;
-use experiment::choice::Reclaim;
 use experiment::scenario::RowPlan;
 
 /// What fills a store sooner than its user may have thought.
@@ -46,11 +45,6 @@ pub fn failure(plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -
     }
 }
 
-/// Whether what this row takes goes to the host's swap.
-pub fn uses_swap(plan: &RowPlan<'_>) -> bool {
-    matches!(plan.combination.reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup)
-}
-
 /// What this row needs and the host has not, with the remedy.
 pub fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<String> {
     let combination = &plan.combination;
@@ -58,7 +52,7 @@ pub fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<Strin
         let tune = if tuned { "" } else { offer_of_tune(&why) };
         return Some(format!("{why}{tune}"));
     }
-    if uses_swap(plan) && SwapInfo::read().free() == 0 {
+    if combination.reclaim.uses_swap() && SwapInfo::read().free() == 0 {
         let what = combination.reclaim.to_string();
         return Some(format!(
             "{what} needs swap and there is none: run as root with `--zram 1GiB`, or `swapon` a device"

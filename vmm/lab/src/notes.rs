@@ -6,7 +6,7 @@ use notifier_bridge::InvalidationRecord;
 use super::journal::Journal;
 use crate::attribute::Calls;
 use experiment::events::{
-    Announcement, Called, Event, Expected, ExpectedKind, Leaves, OperationEnd, Promise, Ranges, Zapped,
+    Announcement, Called, Certainty, Event, Expected, ExpectedKind, Leaves, OperationEnd, Ranges, Zapped,
 };
 
 /// A system call as it was made.
@@ -14,7 +14,7 @@ use experiment::events::{
 struct Call {
     begin_ns: u64,
     end_ns: u64,
-    promise: Promise,
+    certainty: Certainty,
     expected: Vec<Expected>,
 }
 
@@ -49,25 +49,25 @@ impl Notes {
         &mut self,
         begin_ns: u64,
         end_ns: u64,
-        promise: Promise,
+        certainty: Certainty,
         (region, planned): (&Region, &[Planned]),
     ) {
         let Some(of_step) = &mut self.of_step else { return };
-        of_step.note(begin_ns, end_ns, promise);
-        let compared = if promise.is_compared() { planned } else { &[] };
+        of_step.note(begin_ns, end_ns, certainty);
+        let compared = if certainty.is_compared() { planned } else { &[] };
         let expected = compared.iter().filter_map(|planned| expected(region.range(), planned)).collect();
-        self.calls.push(Call { begin_ns, end_ns, promise, expected });
+        self.calls.push(Call { begin_ns, end_ns, certainty, expected });
     }
 
     /// The last system call was made again: what the two announce between them is not known beforehand.
     pub fn called_again(&mut self, begin_ns: u64, end_ns: u64) {
         let Some(of_step) = &mut self.of_step else { return };
-        of_step.note(begin_ns, end_ns, Promise::Open);
+        of_step.note(begin_ns, end_ns, Certainty::Unknown);
         if let Some(last) = self.calls.last_mut() {
-            last.promise = Promise::Open;
+            last.certainty = Certainty::Unknown;
             last.expected.clear();
         }
-        self.calls.push(Call { begin_ns, end_ns, promise: Promise::Open, expected: Vec::new() });
+        self.calls.push(Call { begin_ns, end_ns, certainty: Certainty::Unknown, expected: Vec::new() });
     }
 
     /// The operation is over.
@@ -76,9 +76,9 @@ impl Notes {
             let announced = announcement(arena, journal.at(record.start_ns), &record);
             journal.push(&Event::Announced(announced));
         }
-        for Call { begin_ns, end_ns, promise, expected } in self.calls.drain(..) {
+        for Call { begin_ns, end_ns, certainty, expected } in self.calls.drain(..) {
             let (at_ns, ns) = (journal.at(begin_ns), end_ns.saturating_sub(begin_ns));
-            journal.push(&Event::Called(Called { at_ns, ns, promise, expected }));
+            journal.push(&Event::Called(Called { at_ns, ns, certainty, expected }));
         }
         journal.push(&Event::OperationEnded(*end));
     }

@@ -23,7 +23,7 @@ use uffd::{Event, PageFault};
 
 use super::notes::{Notes, planned_ranges};
 use crate::testbed::{Breaker, Testbed};
-use experiment::events::{Promise, Ranges, Swapped};
+use experiment::events::{Certainty, Ranges, Swapped};
 use experiment::scenario::{Uffd, UffdStore};
 use guest::{CrashKind, CrashReport};
 use notifier_bridge::hook;
@@ -261,7 +261,7 @@ fn noting<R>(
     let mut call = Call::default();
     let result = announce(&mut notes.records, &mut call);
     if let Some((begun, ended)) = call.0 {
-        notes.called(begun, ended, Promise::Open, (region, &[]));
+        notes.called(begun, ended, Certainty::Unknown, (region, &[]));
     }
     result
 }

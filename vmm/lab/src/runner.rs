@@ -10,7 +10,7 @@ use machine::Kvm;
 
 use super::ended::{Ended, RunError};
 use super::journal::{self, Journal};
-use super::no_row::{NoRow, failure, unavailable, uses_swap};
+use super::no_row::{NoRow, failure, unavailable};
 use super::pressure::Pressure;
 use super::sink::{NotKept, RowSink};
 use super::so_far::{Known, RunSoFar};
@@ -282,7 +282,7 @@ impl<'a> Runner<'a> {
             cancel: self.cancel,
             setting: journal::setting(self.scenario, self.label(plan), &*testbed, mmu),
         };
-        let swaps = uses_swap(plan).then(|| SwapWatch::begin(self.own_swap_areas()));
+        let swaps = plan.combination.reclaim.uses_swap().then(|| SwapWatch::begin(self.own_swap_areas()));
         let refilled = Trial::new(setup, &wiring, &mut self.journal)
             .and_then(Trial::run)
             .map_err(|error| failure(plan, error, testbed.costs_one_row()))?;
@@ -434,7 +434,7 @@ impl<'a> Runner<'a> {
 }
 
 /// Seats each vCPU on a processor of its own, as far as there are enough, and says which; `None` for one whose thread stays
-/// anywhere. The attacker's thread is left where the scheduler puts it.
+/// anywhere. The thread that takes memory is left where the scheduler puts it.
 fn seat(testbed: &dyn Testbed) -> Vec<Option<usize>> {
     let seated = |(vcpu, processor): (u32, Option<usize>)| {
         processor.filter(|&processor| {

@@ -8,23 +8,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_abi::order::{Task, Walk};
-use guest_mem::{Backing, MemoryCgroup, Operation, PAGE_SIZE, PMD_SIZE, SwapInfo, drain_lru};
+use guest_mem::{Backing, MemoryCgroup, PAGE_SIZE, PMD_SIZE, Remains, SwapInfo, drain_lru};
 use notifier_bridge::{Bridge, monotonic_ns};
 
-use super::attack::{Attacker, Method};
+use super::contents::Contents;
 use super::errors::TrialError;
-use super::fate::{Fates, left_by};
 use super::hot_loops::HotLoops;
 use super::journal::{self, Journal};
 use super::orders;
 use super::own_swap::OwnSwap;
+use super::reclaimer::{Method, Reclaimer};
 use super::refill;
 use super::tapping::Watch;
 use super::wiring::Wiring;
 use crate::testbed::{GuestSystem, Testbed};
 use experiment::choice::{Combination, Reclaim};
 use experiment::events::{Counter, Event, STALL, Setting, StallOn, Step as StepKind};
-use experiment::scenario::{Attack, HotPages, HotWalk, Idle, Plan, Step, Uffd, VictimChoice};
+use experiment::scenario::{HotPages, HotWalk, Idle, Plan, ReclaimStep, Step, Uffd, VictimChoice};
 use guest::clock::TscRate;
 use host::signals::Cancel;
 use program::output::visible;
@@ -61,14 +61,14 @@ pub struct TrialSetup<'a> {
 /// A case, in one combination, on a machine of its own.
 pub struct Trial<'a> {
     setup: TrialSetup<'a>,
-    attacker: Attacker<'a>,
+    reclaimer: Reclaimer<'a>,
     bridge: &'a Arc<Bridge>,
     /// Once memory was filled: what swaps it, where this process does.
     own_swap: Option<OwnSwap>,
     journal: &'a mut Journal,
     /// The loops of the last hot step.
     last_hot: Option<HotLoops<'a>>,
-    fates: Fates,
+    contents: Contents,
     /// vCPUs that run a hot loop.
     hot: Vec<u32>,
     /// Whether every hot loop keeps away from all victims: then each of its faults is collateral.
@@ -88,15 +88,15 @@ impl<'a> Trial<'a> {
         wiring: &'a Wiring,
         journal: &'a mut Journal,
     ) -> Result<Self, TrialError> {
-        let attacker = Attacker::new(setup.testbed, wiring, &setup.setting.label, setup.cancel)?;
+        let reclaimer = Reclaimer::new(setup.testbed, wiring, &setup.setting.label, setup.cancel)?;
         let arena = setup.testbed.arena();
         if setup.setting.label.tried.needs_seams() {
             arena.seam(arena.range())?;
         }
         Ok(Self {
             stall_cycles: setup.clock.ticks(STALL),
-            fates: Fates::new(setup.plan.pages()),
-            attacker,
+            contents: Contents::new(setup.plan.pages()),
+            reclaimer,
             bridge: &wiring.bridge,
             own_swap: None,
             journal,
@@ -139,7 +139,7 @@ impl<'a> Trial<'a> {
         let testbed = self.testbed();
         let kind = match step {
             // What prepares for it is none of its time.
-            Step::Reclaim(attack) => return self.reclaim(index, attack),
+            Step::Reclaim(reclaim) => return self.reclaim(index, reclaim),
             Step::Hot(hot) => {
                 let set = self.setup.plan.hot(index).expect("the plan has every hot step");
                 StepKind::Hot(journal::hot_loops(set, hot.access, hot.vcpus.len()))
@@ -207,7 +207,7 @@ impl<'a> Trial<'a> {
         let fill = Task::Fill { generation: GENERATION };
         let order = orders::arena_order(self.testbed(), Walk::Sequential, fill);
         orders::run(self.testbed(), 0, &order)?;
-        self.fates.filled();
+        self.contents.filled();
         if !self.makes_huge_pages() {
             self.testbed().arena().settle()?;
         }
@@ -225,9 +225,9 @@ impl<'a> Trial<'a> {
     /// Whether huge pages come into being after the fill: by a collapse, or because whole ones come back.
     fn makes_huge_pages(&self) -> bool {
         let tried = self.tried();
-        let whole = |step: &Step| matches!(step, Step::Reclaim(attack) if attack.unit_bytes(tried.backing).is_multiple_of(PMD_SIZE));
+        let whole = |step: &Step| matches!(step, Step::Reclaim(reclaim) if reclaim.unit_bytes(tried.backing).is_multiple_of(PMD_SIZE));
         match tried.reclaim {
-            Reclaim::By(operation) => operation == Operation::Collapse,
+            Reclaim::By(operation) => operation.makes_huge_pages(),
             Reclaim::Uffd => tried.backing == Backing::Thp && self.setup.steps.iter().any(whole),
             Reclaim::Cgroup => false,
         }
@@ -276,24 +276,24 @@ impl<'a> Trial<'a> {
     }
 
     /// Takes memory. The step begins when all is prepared for it.
-    fn reclaim(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
+    fn reclaim(&mut self, index: usize, reclaim: &ReclaimStep) -> Result<(), TrialError> {
         // First: to open a tap takes a while, in which the hot loops run on.
         let arena = self.testbed().arena().range();
         let tap = self.setup.tap.filter(|tap| tap.begin(arena));
         if tap.is_some() {
-            self.attacker.notes().begin_step();
+            self.reclaimer.notes().begin_step();
         }
-        let layout = journal::layout(self.attacker.layout()?);
-        self.attacker.beside(&self.hot);
+        let layout = journal::layout(self.reclaimer.layout()?);
+        self.reclaimer.beside(&self.hot);
         if !self.hot.is_empty() && self.live_since.is_none() {
             self.live_since = Some(self.testbed().faults_fixed());
         }
         self.journal.step_began(StepKind::Reclaim(layout), self.testbed());
         let flushes = self.testbed().remote_tlb_flushes();
-        self.rated(true, |trial| trial.attack(index, attack))?;
+        self.rated(true, |trial| trial.take_victims(index, reclaim))?;
         let flushed = flushes.zip(self.testbed().remote_tlb_flushes()).map(|(before, after)| after - before);
         self.journal.reading(Counter::RemoteTlbFlushes, flushed);
-        if let Some((tap, calls)) = tap.zip(self.attacker.notes().end_step()) {
+        if let Some((tap, calls)) = tap.zip(self.reclaimer.notes().end_step()) {
             tap.end(arena, &calls, self.journal);
         }
         self.look_for_room();
@@ -302,14 +302,9 @@ impl<'a> Trial<'a> {
 
     /// Whether what stayed had anywhere to go. Asked at once: whoever filled the swap device may make room again.
     fn look_for_room(&mut self) {
-        let swaps = match self.tried().reclaim {
-            Reclaim::By(operation) => operation == Operation::PageOut,
-            Reclaim::Cgroup => true,
-            Reclaim::Uffd => false,
-        };
-        let stayed = self.attacker.stayed_bytes();
+        let stayed = self.reclaimer.stayed_bytes();
         let free = SwapInfo::read().free();
-        if swaps && free < stayed {
+        if self.tried().reclaim.uses_swap() && free < stayed {
             self.journal.warn(format!(
                 "swap is full: {} KiB stayed and {} KiB are free; give it more (`--zram SIZE`), or stop who else swaps out",
                 stayed >> 10,
@@ -318,32 +313,32 @@ impl<'a> Trial<'a> {
         }
     }
 
-    fn attack(&mut self, index: usize, attack: &Attack) -> Result<(), TrialError> {
-        if let VictimChoice::Idle(idle) = attack.victims {
-            return self.take_idle(attack, idle);
+    fn take_victims(&mut self, index: usize, reclaim: &ReclaimStep) -> Result<(), TrialError> {
+        if let VictimChoice::Idle(idle) = reclaim.victims {
+            return self.take_idle(reclaim, idle);
         }
         let victims = self.setup.plan.victims(index).expect("the plan has every reclaim step");
         let backing = self.testbed().arena().backing();
-        let (method, left) = match (self.tried().reclaim, self.setup.cgroup) {
-            (Reclaim::By(operation), _) => (Method::Call(operation), left_by(operation, backing)),
-            (Reclaim::Cgroup, Some(cgroup)) => (Method::Squeeze(cgroup), None),
+        let (method, remains) = match (self.tried().reclaim, self.setup.cgroup) {
+            (Reclaim::By(operation), _) => (Method::Call(operation), operation.remains(backing)),
+            (Reclaim::Cgroup, Some(cgroup)) => (Method::Squeeze(cgroup), Remains::Content),
             (Reclaim::Cgroup, None) => unreachable!("whoever squeezes enters a cgroup first"),
             (Reclaim::Uffd, _) => {
                 let swap = self.own_swap.as_ref().expect("a checked case fills the memory first");
-                (Method::Own(swap), None)
+                (Method::Own(swap), Remains::Content)
             }
         };
-        let fates = &mut self.fates;
-        let taken = |pages: Range<u64>| fates.take(pages, left);
-        self.attacker.take_all(victims, method, attack.pace, self.journal, taken)
+        let contents = &mut self.contents;
+        let taken = |pages: Range<u64>| contents.take(pages, remains);
+        self.reclaimer.take_all(victims, method, reclaim.pace, self.journal, taken)
     }
 
-    fn take_idle(&mut self, attack: &Attack, idle: Idle) -> Result<(), TrialError> {
+    fn take_idle(&mut self, reclaim: &ReclaimStep, idle: Idle) -> Result<(), TrialError> {
         let swap = self.own_swap.as_ref().expect("a checked case fills the memory first");
-        let unit_pages = attack.unit_bytes(self.tried().backing) / PAGE_SIZE;
-        let fates = &mut self.fates;
-        let taken = |pages: Range<u64>| fates.take(pages, None);
-        let missed = self.attacker.take_idle(swap, idle, unit_pages, attack.pace, self.journal, taken)?;
+        let unit_pages = reclaim.unit_bytes(self.tried().backing) / PAGE_SIZE;
+        let contents = &mut self.contents;
+        let taken = |pages: Range<u64>| contents.take(pages, Remains::Content);
+        let missed = self.reclaimer.take_idle(swap, idle, unit_pages, reclaim.pace, self.journal, taken)?;
         if missed > 0 {
             let (missed, target) = (missed >> 10, idle.target >> 10);
             self.journal.warn(format!(
@@ -358,7 +353,7 @@ impl<'a> Trial<'a> {
         if let Some(system) = testbed.system() {
             self.journal.push(&Event::GivenBack(system.take_given_back()));
         }
-        if let Some(counts) = self.attacker.device_counts() {
+        if let Some(counts) = self.reclaimer.device_counts() {
             self.journal.push(&Event::Device(counts));
         }
         let lost = (0..testbed.vcpus()).map(|vcpu| testbed.mailbox(vcpu).area().stalls_dropped()).sum();
@@ -369,5 +364,5 @@ impl<'a> Trial<'a> {
 
 /// Whether a step takes whatever nobody uses.
 fn takes_idle(step: &Step) -> bool {
-    matches!(step, Step::Reclaim(Attack { victims: VictimChoice::Idle(_), .. }))
+    matches!(step, Step::Reclaim(ReclaimStep { victims: VictimChoice::Idle(_), .. }))
 }

@@ -19,7 +19,7 @@ pub enum Judgement {
     /// They differ by more than the model explains.
     Differs,
     /// It cannot be said, for this reason.
-    Open(String),
+    Undecided(String),
 }
 
 /// One key of one row.
@@ -58,13 +58,13 @@ pub fn checks(predicted: &Predicted, measured: &Row) -> Vec<Check> {
         .collect();
     for check in checks.iter_mut().filter(|check| Row::ANNOUNCED.contains(&check.key)) {
         if let Some(why) = of_kernel(measured, &check.judgement) {
-            check.judgement = Judgement::Open(why.to_owned());
+            check.judgement = Judgement::Undecided(why.to_owned());
         }
     }
     checks.push(check("refaults", row.refaults.get(), measured.refaults.get(), near));
     let (ours, theirs) = (row.collateral_faults.get(), measured.collateral_faults.get());
     checks.push(check("collateral_faults", ours, theirs, |ours, theirs| match near(ours, theirs) {
-        Judgement::Differs => rushed(predicted).map_or(Judgement::Differs, Judgement::Open),
+        Judgement::Differs => rushed(predicted).map_or(Judgement::Differs, Judgement::Undecided),
         judgement => judgement,
     }));
     checks
@@ -90,8 +90,8 @@ fn check(
 ) -> Check {
     let judgement = match (predicted, measured) {
         (Some(ours), Some(theirs)) => judge(ours, theirs),
-        (None, _) => Judgement::Open("it is not predicted".to_owned()),
-        (_, None) => Judgement::Open("it was not measured".to_owned()),
+        (None, _) => Judgement::Undecided("it is not predicted".to_owned()),
+        (_, None) => Judgement::Undecided("it was not measured".to_owned()),
     };
     Check { key, predicted, measured, judgement }
 }
@@ -147,7 +147,10 @@ mod tests {
         assert_eq!(checks(&predicted, &other)[0].judgement, Judgement::Agrees);
         other.victims = Measured::of(5);
         assert_eq!(checks(&predicted, &other)[0].judgement, Judgement::Differs);
-        assert!(matches!(checks(&predicted, &other)[2].judgement, Judgement::Open(_)), "null on both sides");
+        assert!(
+            matches!(checks(&predicted, &other)[2].judgement, Judgement::Undecided(_)),
+            "null on both sides"
+        );
     }
 
     /// What a prediction of 8 ranges comes to against a row of policy `kernel` that has `ranges`.
@@ -171,8 +174,10 @@ mod tests {
     fn what_the_kernel_announced_is_compared_where_it_was_measured() {
         assert_eq!(of_ranges(8, true, Some(0)), Judgement::Agrees);
         assert_eq!(of_ranges(9, true, Some(1)), Judgement::Differs);
-        assert!(matches!(of_ranges(9, true, Some(0)), Judgement::Open(why) if why.contains("split")));
-        assert!(matches!(of_ranges(8, false, None), Judgement::Open(why) if why.contains("not measured")));
+        assert!(matches!(of_ranges(9, true, Some(0)), Judgement::Undecided(why) if why.contains("split")));
+        assert!(
+            matches!(of_ranges(8, false, None), Judgement::Undecided(why) if why.contains("not measured"))
+        );
     }
 
     #[test]
@@ -180,7 +185,7 @@ mod tests {
         assert_eq!(judge(1_000, Some(9.0), 1_099), Judgement::Agrees);
         assert_eq!(judge(1_000, Some(9.0), 880), Judgement::Differs, "it comes round, and yet");
         assert_eq!(judge(3, Some(9.0), 12), Judgement::Agrees, "a handful");
-        assert!(matches!(judge(1_000, Some(1.5), 2_000), Judgement::Open(_)), "it may not come round");
-        assert!(matches!(judge(1_000, None, 2_000), Judgement::Open(_)), "nobody knows");
+        assert!(matches!(judge(1_000, Some(1.5), 2_000), Judgement::Undecided(_)), "it may not come round");
+        assert!(matches!(judge(1_000, None, 2_000), Judgement::Undecided(_)), "nobody knows");
     }
 }

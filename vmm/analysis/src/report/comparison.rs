@@ -31,7 +31,7 @@ pub fn comparison(rows: &[(&Row, Vec<Check>)], charset: Charset) -> String {
         };
         text.extend([" ", &name, ": ", &verdict, "; ", &faults.join(", "), "\n"]);
         for check in checks {
-            if let Judgement::Open(why) = &check.judgement {
+            if let Judgement::Undecided(why) = &check.judgement {
                 text.extend(["   ", check.key, ": ", &visible::item(why), "\n"]);
             }
         }
@@ -73,7 +73,7 @@ mod tests {
         let checks = vec![
             check("victims", 256, 256, Judgement::Agrees),
             check("invalidations", 256, 257, Judgement::Differs),
-            check("collateral_faults", 1_100, 1_000, Judgement::Open("its speed".to_owned())),
+            check("collateral_faults", 1_100, 1_000, Judgement::Undecided("its speed".to_owned())),
         ];
         let text = comparison(&[(&row, checks)], Charset::Ascii);
         let lines: Vec<&str> = text.lines().collect();

@@ -182,7 +182,9 @@ pub fn of_comparison(rows: &[(&Row, Vec<Check>)]) -> Vec<Test> {
         match &check.judgement {
             Judgement::Agrees => Test::ok(check.key),
             Judgement::Differs => Test::not_ok(check.key, format!("predicted {ours}, measured {theirs}")),
-            Judgement::Open(why) => Test::skip(check.key, why.as_str()).note(format!("{ours} and {theirs}")),
+            Judgement::Undecided(why) => {
+                Test::skip(check.key, why.as_str()).note(format!("{ours} and {theirs}"))
+            }
         }
     };
     rows.iter().map(|(row, checks)| test_of(row, || checks.iter().map(of_check).collect())).collect()

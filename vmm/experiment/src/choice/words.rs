@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
-use guest_mem::{Backing, Operation};
+use guest_mem::{Backing, DuringCall, Operation};
 use notifier_bridge::Policy;
 use serde::Serializer;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
@@ -215,6 +215,25 @@ impl Reclaim {
         match self {
             Self::By(operation) => operation.evicts(),
             Self::Cgroup | Self::Uffd => true,
+        }
+    }
+
+    /// Whether pages go to the kernel's swap.
+    pub const fn uses_swap(self) -> bool {
+        match self {
+            Self::By(operation) => operation.is_reclaim(),
+            Self::Cgroup => true,
+            Self::Uffd => false,
+        }
+    }
+
+    /// What a running vCPU finds in the memory meanwhile. Where a cgroup's limit is low, `KVM_RUN` finds no page and fails, as
+    /// where memory cannot be written.
+    pub const fn during_call(self) -> DuringCall {
+        match self {
+            Self::By(operation) => operation.during_call(),
+            Self::Cgroup => DuringCall::ReadOnly,
+            Self::Uffd => DuringCall::Usable,
         }
     }
 

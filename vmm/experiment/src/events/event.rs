@@ -10,8 +10,8 @@ use guest_mem::{Hva, HvaRange, MapLevel, Order, PAGE_SIZE, PMD_SIZE, Victim};
 use notifier_bridge::{By, Cause, GivenBack, Invalidation, Ranges};
 use serde::{Deserialize, Serialize};
 
+use super::certainty::Certainty;
 use super::layout::LayoutRun;
-use super::promise::Promise;
 use super::setting::Setting;
 use super::wire;
 
@@ -280,7 +280,7 @@ impl Announcement {
 pub struct Called {
     pub at_ns: u64,
     pub ns: u64,
-    pub promise: Promise,
+    pub certainty: Certainty,
     /// Empty where nothing is compared.
     pub expected: Vec<Expected>,
 }

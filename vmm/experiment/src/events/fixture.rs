@@ -128,7 +128,7 @@ pub fn ended(at_ns: u64) -> Event {
 /// An operation on one page, of a call that was announced and done as expected.
 pub fn operation(at_ns: u64, page: u64) -> [Event; 4] {
     let expected = vec![Expected { first_page: page, pages: 1, kind: ExpectedKind::Folio(Order::PMD) }];
-    let call = Called { at_ns: at_ns + 3, ns: 5, promise: Promise::Exact, expected };
+    let call = Called { at_ns: at_ns + 3, ns: 5, certainty: Certainty::Exact, expected };
     let expected = Some(Ranges { ranges: 1, bytes: PAGE_SIZE });
     let dropped = Dropped::ByKernel(Leaves { small: 1, large: 0 });
     let end = OperationEnd { evicted_bytes: PAGE_SIZE, expected, dropped, ..OperationEnd::default() };

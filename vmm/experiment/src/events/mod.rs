@@ -19,19 +19,20 @@
 //! for it, events must come in an order that makes sense, pages must lie in the memory under test, and an error names the
 //! byte.
 
+mod certainty;
 mod check;
 mod event;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
 mod layout;
 mod log_file;
-mod promise;
 mod read;
 mod section;
 mod setting;
 mod stream;
 mod wire;
 
+pub use certainty::Certainty;
 pub use event::{
     Announcement, Called, Counted, Counter, DeviceCounts, Dropped, Event, Expected, ExpectedKind, HotLoops,
     KernelRange, Leaves, Operation, OperationEnd, Refill, RefillRound, Stall, StallOn, Step, Swapped, Was,
@@ -39,7 +40,6 @@ pub use event::{
 };
 pub use layout::{HostState, LayoutRun};
 pub use log_file::LogFile;
-pub use promise::Promise;
 pub use read::{EventLog, EventLogError};
 pub use section::{Section, TooLarge};
 

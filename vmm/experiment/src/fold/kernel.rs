@@ -3,7 +3,7 @@
 
 use guest_mem::{Hva, HvaRange, Order, PAGE_SIZE, PMD_SIZE};
 
-use crate::events::{Called, ExpectedKind, KernelRange, Promise, Ranges};
+use crate::events::{Called, Certainty, ExpectedKind, KernelRange, Ranges};
 use notifier_bridge::By;
 
 /// How often a split may be announced beside the first time: by the split of the PMD and by that of the folio (Linux 6.12 and
@@ -35,7 +35,7 @@ pub struct Account {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Call {
-    promise: Promise,
+    certainty: Certainty,
     expected: Vec<Expected>,
 }
 
@@ -73,7 +73,7 @@ impl Account {
             .expected
             .iter()
             .filter_map(|one| Some(Expected { range: range(one.first_page, one.pages)?, kind: one.kind }));
-        self.calls.push(Call { promise: call.promise, expected: expected.collect() });
+        self.calls.push(Call { certainty: call.certainty, expected: expected.collect() });
     }
 
     /// A range that the kernel announced in the step.
@@ -94,7 +94,7 @@ impl Account {
         for (index, call) in calls.iter().enumerate() {
             let (its, others) = rest.split_at(rest.partition_point(|(of, _)| *of <= index));
             rest = others;
-            if call.promise.is_compared() {
+            if call.certainty.is_compared() {
                 self.compare(index, call, its.iter().map(|(_, range)| *range).collect());
             }
         }
@@ -103,7 +103,7 @@ impl Account {
     fn compare(&mut self, index: usize, call: &Call, mut announced: Vec<HvaRange>) {
         self.compared += 1;
         self.fallbacks += fold_fallbacks(&call.expected, &mut announced);
-        if let Some(how) = difference(&call.expected, announced, call.promise) {
+        if let Some(how) = difference(&call.expected, announced, call.certainty) {
             self.differed += 1;
             if self.sentences.len() < MOST_SENTENCES {
                 self.sentences.push(format!("operation {index}: {how}"));
@@ -151,7 +151,7 @@ fn key(range: &HvaRange) -> (Hva, Hva) {
 }
 
 /// How what was announced differs from what was expected, as sets with multiplicity; `None` if it does not.
-fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, promise: Promise) -> Option<String> {
+fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, certainty: Certainty) -> Option<String> {
     // In order, as they usually are: then there is nothing to sort.
     if announced.len() == expected.len() && announced.iter().zip(expected).all(|(is, was)| *is == was.range) {
         return None;
@@ -180,7 +180,7 @@ fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, promise: Prom
         }
     }
     rest.for_each(|late| beside(late, &mut last));
-    if promise == Promise::AtLeast {
+    if certainty == Certainty::AtLeast {
         let blocks: Vec<_> = was.filter_map(|range| range.checked_align_outward(PMD_SIZE)).collect();
         extra.retain(|range| !blocks.iter().any(|block| block.covers(*range)));
     }

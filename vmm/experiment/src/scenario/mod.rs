@@ -136,7 +136,7 @@ pub use error::{Problem, ScenarioError};
 pub use expect::Expectation;
 pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
-pub use step::{Attack, HotLoop, HotWalk, Idle, Step, VictimChoice};
+pub use step::{HotLoop, HotWalk, Idle, ReclaimStep, Step, VictimChoice};
 pub use uffd::Uffd;
 pub use vocabulary::{Action, Guest, GuestPages, HotPages, UffdStore, Unit};
 
@@ -390,7 +390,7 @@ fn check_case(case: &CaseText, written: &ScenarioText, limits: &step::Limits, se
         let line = lines.line_of(&step.action);
         steps.push(sequence.take(step::check(step, limits)?, line, limits.vcpus)?);
     }
-    let idle = |step: &Step| matches!(step, Step::Reclaim(attack) if matches!(attack.victims, VictimChoice::Idle(_)));
+    let idle = |step: &Step| matches!(step, Step::Reclaim(reclaim) if matches!(reclaim.victims, VictimChoice::Idle(_)));
     if let Some(index) = steps.iter().position(idle)
         && axes.combinations().iter().any(|combination| combination.reclaim != Reclaim::Uffd)
     {

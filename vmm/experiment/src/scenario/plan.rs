@@ -8,11 +8,11 @@ use rangemap::RangeSet;
 
 use super::error::Problem;
 use super::select::{hot_pages, sparse_victims, step_seed, zipf_table};
-use super::step::{Attack, HotLoop, HotWalk, Step, VictimChoice};
+use super::step::{HotLoop, HotWalk, ReclaimStep, Step, VictimChoice};
 use super::vocabulary::{HotPages, Unit};
 use crate::choice::Size;
 
-/// The victims of one reclaim step, in the order of attack. Pages count from the beginning of the arena.
+/// The victims of one reclaim step, in the order in which they are taken. Pages count from the beginning of the arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Victims {
     /// Where unit 0 begins.
@@ -50,7 +50,7 @@ impl Victims {
     pub fn bytes(&self) -> u64 {
         self.len() * self.unit_pages * PAGE_SIZE
     }
-    /// The pages of each operation, in the order of attack.
+    /// The pages of each operation, in the order in which they are taken.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         let (listed, all): (&[u64], Range<u64>) = match &self.units {
             Units::Listed(units) => (units, 0..0),
@@ -94,8 +94,8 @@ impl Plan {
         let pages = memory / PAGE_SIZE;
         let mut plan = Self { pages, victims: Vec::new(), hot: Vec::new(), taken: RangeSet::new() };
         for (index, step) in steps.iter().enumerate() {
-            if let Step::Reclaim(attack) = step {
-                let victims = victims(attack, backing, memory, step_seed(seed, index));
+            if let Step::Reclaim(reclaim) = step {
+                let victims = victims(reclaim, backing, memory, step_seed(seed, index));
                 let victims = victims.map_err(|problem| (index, problem))?;
                 victims.iter().for_each(|taken| plan.taken.insert(taken));
                 plan.victims.push((index, victims));
@@ -162,13 +162,13 @@ fn count_pages(set: &RangeSet<u64>) -> u64 {
     set.iter().map(|run| run.end - run.start).sum()
 }
 
-fn victims(attack: &Attack, backing: Backing, memory: u64, seed: u64) -> Result<Victims, Problem> {
-    if backing == Backing::Hugetlb2m && attack.unit == Unit::Page {
+fn victims(reclaim: &ReclaimStep, backing: Backing, memory: u64, seed: u64) -> Result<Victims, Problem> {
+    if backing == Backing::Hugetlb2m && reclaim.unit == Unit::Page {
         return Err(Problem::HugetlbPage);
     }
-    let unit = attack.unit_bytes(backing);
+    let unit = reclaim.unit_bytes(backing);
     let unit_pages = unit / PAGE_SIZE;
-    match attack.victims {
+    match reclaim.victims {
         VictimChoice::Sparse { count } => {
             let available = memory / unit;
             if count > available {
@@ -179,7 +179,7 @@ fn victims(attack: &Attack, backing: Backing, memory: u64, seed: u64) -> Result<
         // Which they are shows when they are taken.
         VictimChoice::Idle(_) => Ok(Victims { base: 0, unit_pages, units: Units::Listed(Vec::new()) }),
         VictimChoice::Range(range) => {
-            let align = if attack.unit == Unit::Range { least(backing) } else { unit };
+            let align = if reclaim.unit == Unit::Range { least(backing) } else { unit };
             if !range.start.is_multiple_of(align) || !range.end.is_multiple_of(align) {
                 return Err(Problem::RangeUnaligned { align: Size(align), backing });
             }

@@ -15,7 +15,7 @@ pub fn step_seed(seed: u64, step: usize) -> u64 {
     SplitMix64(seed).next() ^ SplitMix64(step as u64).next()
 }
 
-/// `count` distinct numbers below `pages`, in the order of attack.
+/// `count` distinct numbers below `pages`, in the order in which they are taken.
 ///
 /// # Panics
 /// If `count` is above `pages`: a checked scenario never asks for it.

@@ -22,7 +22,7 @@ pub enum Step {
     /// Measure the hot loops for so long, undisturbed.
     Baseline(Duration),
     /// Take the victims.
-    Reclaim(Attack),
+    Reclaim(ReclaimStep),
     /// Stop every hot loop.
     Stop,
     /// Touch every evicted page once, on this vCPU, counted and timed.
@@ -124,7 +124,7 @@ impl HotWalk {
 
 /// Victims, and how they are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attack {
+pub struct ReclaimStep {
     /// Which pages.
     pub victims: VictimChoice,
     /// How much one operation takes.
@@ -156,7 +156,7 @@ pub struct Idle {
     pub after: Duration,
 }
 
-impl Attack {
+impl ReclaimStep {
     /// Bytes that one operation takes from an arena with this backing.
     pub fn unit_bytes(&self, backing: Backing) -> u64 {
         match (self.unit, self.victims) {
@@ -359,7 +359,7 @@ fn vcpus(text: &StepText, limits: &Limits) -> Checked<Vec<u32>> {
     Ok(vcpus)
 }
 
-fn reclaim(text: &StepText, limits: &Limits) -> Checked<Attack> {
+fn reclaim(text: &StepText, limits: &Limits) -> Checked<ReclaimStep> {
     let lines = limits.lines;
     let unit = word(&text.unit, Unit::Page);
     let kind = match (&text.victims, &text.range) {
@@ -389,7 +389,7 @@ fn reclaim(text: &StepText, limits: &Limits) -> Checked<Attack> {
         Some(at) => bounded(at, at.get_ref().0.0, Duration::from_secs(10), ("pace", "10 s"), lines)?,
         None => Duration::ZERO,
     };
-    Ok(Attack { victims, unit, pace })
+    Ok(ReclaimStep { victims, unit, pace })
 }
 
 fn sparse(text: &StepText, unit: Unit, lines: &Lines) -> Checked<VictimChoice> {

@@ -37,9 +37,9 @@ fn announced(time_ns: u64, tid: u32, pages: HvaRange) -> Event {
 }
 
 /// One call from 100 to 200.
-fn calls(promise: Promise) -> Calls {
+fn calls(certainty: Certainty) -> Calls {
     let mut calls = Calls::of_thread(WORKER);
-    calls.note(100, 200, promise);
+    calls.note(100, 200, certainty);
     calls
 }
 
@@ -62,7 +62,7 @@ fn a_range_is_a_steps_by_thread_and_time() {
         announced(201, WORKER, range(3, 1)),
     ];
     assert_eq!(
-        causes(&events, &calls(Promise::Exact)),
+        causes(&events, &calls(Certainty::Exact)),
         [
             (99, By::Zap, None),
             (100, By::Step, Some(0)),
@@ -95,7 +95,7 @@ fn what_a_thread_is_at_is_the_cause() {
         announced(160, WORKER, range(3, 1)),
     ];
     assert_eq!(
-        causes(&events, &calls(Promise::Exact)),
+        causes(&events, &calls(Certainty::Exact)),
         [
             (120, By::DirectReclaim, None),
             (140, By::Step, Some(0)),
@@ -114,8 +114,8 @@ fn reclaim_that_a_step_asks_for_is_the_steps() {
         announced(120, WORKER, range(30, 1)),
         event(130, WORKER, What::End(Work::MemcgReclaim)),
     ];
-    assert_eq!(causes(&events, &calls(Promise::Reclaim)), [(120, By::Step, Some(0))]);
-    assert_eq!(causes(&events, &calls(Promise::Open)), [(120, By::MemcgReclaim, None)]);
-    assert!(!Promise::Reclaim.is_compared() && !Promise::Open.is_compared());
-    assert!(Promise::Exact.is_compared() && Promise::AtLeast.is_compared());
+    assert_eq!(causes(&events, &calls(Certainty::Reclaim)), [(120, By::Step, Some(0))]);
+    assert_eq!(causes(&events, &calls(Certainty::Unknown)), [(120, By::MemcgReclaim, None)]);
+    assert!(!Certainty::Reclaim.is_compared() && !Certainty::Unknown.is_compared());
+    assert!(Certainty::Exact.is_compared() && Certainty::AtLeast.is_compared());
 }

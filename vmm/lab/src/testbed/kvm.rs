@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use guest_abi::block::Outcome;
-use guest_mem::{Backing, Memory, Operation, Region, SlotTable};
+use guest_mem::{Backing, DuringCall, Memory, Region, SlotTable};
 use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 
@@ -92,19 +92,17 @@ impl Testbed for KvmTestbed {
         Some(Arc::new(KvmSlots::new(self.core.clone(), method, Accounting::On)))
     }
     fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut()) {
-        match reclaim {
-            // Where a limit is low, too, `KVM_RUN` finds no page and fails.
-            Reclaim::By(Operation::Protect) | Reclaim::Cgroup => {
+        match reclaim.during_call() {
+            DuringCall::Usable => call(),
+            DuringCall::ReadOnly => {
                 let _window = self.core.surroundings.window.open();
                 call();
             }
-            // A write to the range is lost while the pages are elsewhere.
-            Reclaim::By(Operation::Remap) => {
+            DuringCall::Empty => {
                 // A guest that cannot be held is at its end: what it would lose is lost with it.
                 let _hold = self.core.surroundings.gate.hold();
                 call();
             }
-            _ => call(),
         }
     }
     fn memory(&self) -> Memory {

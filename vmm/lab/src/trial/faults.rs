@@ -2,7 +2,7 @@
 
 use guest_abi::block::Stall;
 use guest_abi::order::{Access, Task};
-use guest_mem::{Operation, PAGE_SIZE};
+use guest_mem::PAGE_SIZE;
 
 use super::Trial;
 use crate::errors::TrialError;
@@ -56,7 +56,7 @@ impl Trial<'_> {
     /// Touches every page that was taken.
     pub(super) fn refault(&mut self, vcpu: u32) -> Result<(), TrialError> {
         let pages: Vec<u64> =
-            (0..self.setup.plan.pages()).filter(|&page| self.fates.is_taken(page)).collect();
+            (0..self.setup.plan.pages()).filter(|&page| self.contents.is_taken(page)).collect();
         self.look_for_returned()?;
         let faults = self.touch_once(vcpu, pages)?;
         self.journal.reading(Counter::Refaults, Some(faults));
@@ -66,16 +66,15 @@ impl Trial<'_> {
     /// Counts what was swapped out by the kernel and is back already. With nobody of the guest's near it, somebody else
     /// brought it, and a fault may bring several of such pages back to the guest.
     fn look_for_returned(&mut self) -> Result<(), TrialError> {
-        let swaps = matches!(self.tried().reclaim, Reclaim::By(Operation::PageOut) | Reclaim::Cgroup);
-        if !swaps {
+        if !self.tried().reclaim.uses_swap() {
             return Ok(());
         }
-        let fates = &self.fates;
-        let here = self.attacker.resident(|page| fates.is_taken(page))? * PAGE_SIZE;
+        let contents = &self.contents;
+        let here = self.reclaimer.resident(|page| contents.is_taken(page))? * PAGE_SIZE;
         // What a cgroup left alone is none of the pages that were taken.
         let stayed = match self.tried().reclaim {
             Reclaim::Cgroup => 0,
-            _ => self.attacker.stayed_bytes(),
+            _ => self.reclaimer.stayed_bytes(),
         };
         self.journal.reading(Counter::ReturnedBytes, Some(here.saturating_sub(stayed)));
         Ok(())
@@ -83,7 +82,7 @@ impl Trial<'_> {
 
     /// Touches every page that was not taken.
     pub(super) fn sweep(&mut self, vcpu: u32) -> Result<(), TrialError> {
-        let pages: Vec<u64> = self.fates.others().collect();
+        let pages: Vec<u64> = self.contents.others().collect();
         let faults = self.touch_once(vcpu, pages)?;
         self.journal.reading(Counter::CollateralFaults, Some(faults));
         Ok(())
@@ -115,7 +114,7 @@ impl Trial<'_> {
     /// Records a stall where it belongs. Returns whether its page was taken.
     fn file_stall(&mut self, vcpu: u32, stall: &Stall) -> bool {
         let ns = self.setup.clock.nanoseconds(stall.cycles);
-        let taken = journal::page_of(stall).is_some_and(|page| self.fates.is_taken(page));
+        let taken = journal::page_of(stall).is_some_and(|page| self.contents.is_taken(page));
         self.journal.stall(vcpu, *stall, ns, if taken { StallOn::Taken } else { StallOn::Other });
         taken
     }

@@ -5,8 +5,8 @@ use guest_abi::page::{HEADER_WORDS, WORDS};
 use guest_mem::PAGE_SIZE;
 
 use super::{GENERATION, Trial};
+use crate::contents::Content;
 use crate::errors::TrialError;
-use crate::fate::Content;
 use crate::orders;
 use experiment::events::Event;
 
@@ -17,7 +17,7 @@ impl Trial<'_> {
         let mut first: Option<String> = None;
         for (content, generation) in [(Content::Pattern, GENERATION), (Content::Zeros, 0)] {
             let task = Task::Verify { generation };
-            let pages = self.fates.with(content);
+            let pages = self.contents.with(content);
             orders::run_list(self.setup.testbed, 0, task, pages, |outcome, _| {
                 wrong += outcome.wrong_pages;
                 if outcome.wrong_pages > 0 && first.is_none() {
@@ -28,7 +28,7 @@ impl Trial<'_> {
                 }
             })?;
         }
-        for page in self.fates.with(Content::Either) {
+        for page in self.contents.with(Content::Either) {
             wrong += u64::from(!self.is_pattern_or_zeros(page));
         }
         self.journal.push(&Event::Verified { wrong });

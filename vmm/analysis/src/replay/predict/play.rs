@@ -220,11 +220,7 @@ impl Play<'_> {
             if self.kernel_alone {
                 self.by_kernel += dropped;
             }
-            let gone = matches!(
-                one.cause,
-                Cause::PageOut | Cause::DontNeed | Cause::PunchHole | Cause::CgroupReclaim
-            );
-            if gone && left {
+            if one.cause.takes_pages() && left {
                 self.machine.unmap(pages);
             } else if collapses && one.pages.is_multiple_of(512) {
                 self.machine.collapse(one.first_page / 512);
@@ -236,7 +232,7 @@ impl Play<'_> {
 /// The announcements of a system call as they are where VMAs are cut otherwise: exact ranges that stand side by side are
 /// one, or each is cut at its blocks' seams.
 pub(super) fn recut(announced: &[Announcement], seamed: bool) -> Vec<Announcement> {
-    let exact = |one: &Announcement| matches!(one.cause, Cause::DontNeed | Cause::Free | Cause::PunchHole);
+    let exact = |one: &Announcement| one.cause.is_one_range_a_vma();
     let mut whole: Vec<Announcement> = Vec::with_capacity(announced.len());
     for &one in announced {
         match whole.last_mut() {

@@ -6,7 +6,7 @@ use crate::report::{ktap, table, words};
 use experiment::choice::{RowLabel, fixture};
 use experiment::events::fixture as made;
 use experiment::events::{
-    Called, Event, Expected, ExpectedKind, KernelRange, OperationEnd, Promise, Setting,
+    Called, Certainty, Event, Expected, ExpectedKind, KernelRange, OperationEnd, Setting,
 };
 use experiment::record::RowFold;
 use experiment::record::{Row, RunRecord, Verdict};
@@ -48,7 +48,7 @@ fn trial(label: RowLabel, announced: Width, squeezed: bool) -> Vec<Event> {
         let (at_ns, first_page) = (1_000 * index, victim(index));
         events.push(Event::Announced(made::announcement(at_ns, first_page)));
         let expected = vec![Expected { first_page, pages: 1, kind: ExpectedKind::Once }];
-        events.push(Event::Called(Called { at_ns, ns: 500, promise: Promise::Exact, expected }));
+        events.push(Event::Called(Called { at_ns, ns: 500, certainty: Certainty::Exact, expected }));
         let expected = (!squeezed).then_some(Ranges { ranges: 1, bytes: PAGE_SIZE });
         let end = OperationEnd { evicted_bytes: PAGE_SIZE, expected, ..OperationEnd::default() };
         events.push(Event::OperationEnded(end));

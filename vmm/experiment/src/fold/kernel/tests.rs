@@ -14,10 +14,10 @@ fn arena() -> HvaRange {
 /// Pages of it: the first, and how many.
 type Pages = (u64, u64);
 
-fn call(promise: Promise, expected: &[(Pages, ExpectedKind)]) -> Called {
+fn call(certainty: Certainty, expected: &[(Pages, ExpectedKind)]) -> Called {
     let expected =
         expected.iter().map(|&((first_page, pages), kind)| ExpectedPages { first_page, pages, kind });
-    Called { at_ns: 100, ns: 100, promise, expected: expected.collect() }
+    Called { at_ns: 100, ns: 100, certainty, expected: expected.collect() }
 }
 
 fn range(pages: Pages, cause: By, call: Option<u32>) -> KernelRange {
@@ -39,7 +39,7 @@ const ONCE: ExpectedKind = ExpectedKind::Once;
 
 /// Pages 1 and 3.
 fn two_pages() -> Called {
-    call(Promise::Exact, &[((1, 1), ONCE), ((3, 1), ONCE)])
+    call(Certainty::Exact, &[((1, 1), ONCE), ((3, 1), ONCE)])
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn accounts_that_disagree_say_where() {
     let mut all = missing.clone();
     all.pool(&wider);
     assert_eq!((all.differed, all.sentences.len(), all.of(By::Step).ranges), (2, 2, 1));
-    let open = account(&call(Promise::Open, &[]), &[(9, 9)]);
+    let open = account(&call(Certainty::Unknown, &[]), &[(9, 9)]);
     assert_eq!((open.compared, open.differed), (0, 0));
 }
 
@@ -79,7 +79,7 @@ fn accounts_that_disagree_say_where() {
 fn each_call_has_its_own_ranges_in_whatever_order_they_came() {
     let mut account = Account::default();
     for page in [1, 3] {
-        account.called(arena(), &call(Promise::Exact, &[((page, 1), ONCE)]));
+        account.called(arena(), &call(Certainty::Exact, &[((page, 1), ONCE)]));
     }
     for (page, of) in [(3, 1), (1, 0)] {
         account.announced(arena(), &range((page, 1), By::Step, Some(of)));
@@ -87,7 +87,7 @@ fn each_call_has_its_own_ranges_in_whatever_order_they_came() {
     account.close(0);
     assert_eq!((account.compared, account.differed), (2, 0));
     // The next step's calls are counted from 0 again.
-    account.called(arena(), &call(Promise::Exact, &[((5, 1), ONCE)]));
+    account.called(arena(), &call(Certainty::Exact, &[((5, 1), ONCE)]));
     account.close(0);
     assert_eq!((account.compared, account.differed), (3, 1));
 }
@@ -95,7 +95,7 @@ fn each_call_has_its_own_ranges_in_whatever_order_they_came() {
 #[test]
 fn a_split_may_be_announced_again_and_a_page_may_not() {
     let (block, page) = ((512, 512), (513, 1));
-    let asked = call(Promise::Exact, &[(block, ExpectedKind::Split), (page, ONCE)]);
+    let asked = call(Certainty::Exact, &[(block, ExpectedKind::Split), (page, ONCE)]);
     let differed = |ranges: &[Pages]| account(&asked, ranges).differed;
     assert_eq!(differed(&[block, page]), 0);
     assert_eq!(differed(&[block, block, page]), 0);
@@ -107,7 +107,7 @@ fn a_split_may_be_announced_again_and_a_page_may_not() {
 
 #[test]
 fn a_hole_may_split_folios_at_its_ends_and_nothing_elsewhere() {
-    let asked = call(Promise::AtLeast, &[((600, 4), ONCE)]);
+    let asked = call(Certainty::AtLeast, &[((600, 4), ONCE)]);
     let differed = |ranges: &[Pages]| account(&asked, ranges).differed;
     assert_eq!(differed(&[(600, 4), (512, 64), (1000, 24)]), 0);
     assert_eq!(differed(&[(600, 4), (1023, 2)]), 1);
@@ -137,7 +137,7 @@ proptest! {
         let kind = |page| if may(page) { ExpectedKind::Split } else { ONCE };
         let expected: Vec<_> = expected.iter().map(|(page, _)| ((*page, 1), kind(*page))).collect();
         let announced: Vec<Pages> = announced.into_iter().map(|page| (page, 1)).collect();
-        let found = account(&call(Promise::Exact, &expected), &announced).differed > 0;
+        let found = account(&call(Certainty::Exact, &expected), &announced).differed > 0;
         prop_assert_eq!(found, naive(&expected, &announced));
     }
 }
@@ -157,8 +157,8 @@ fn pages_of((first, pages): Pages) -> impl Iterator<Item = Pages> {
 fn a_folio_of_any_order_may_leave_page_by_page() {
     for order in 1..=9 {
         let (apart, whole) = (folio(order, 0), folio(order, 1));
-        let asked = call(Promise::Exact, &[apart, whole]);
-        let exactly = call(Promise::Exact, &[(apart.0, ONCE), (whole.0, ONCE)]);
+        let asked = call(Certainty::Exact, &[apart, whole]);
+        let exactly = call(Certainty::Exact, &[(apart.0, ONCE), (whole.0, ONCE)]);
         let times = |range: Pages, times| std::iter::repeat_n(range, times);
         let most = if order == 9 { 2 } else { 1 };
         for (splits, missing, twice, differs) in
@@ -215,7 +215,7 @@ proptest! {
             ranges.remove(dropped.index(ranges.len()));
         }
         ranges.sort_by_key(|range| range.0.wrapping_mul(seed | 1));
-        let found = account(&call(Promise::Exact, &folios), &ranges);
+        let found = account(&call(Certainty::Exact, &folios), &ranges);
         prop_assert_eq!(found.fallbacks, naive_fallbacks(&folios, &ranges));
         let exact = apart.iter().all(|(apart, splits)| match apart {
             true => *splits == 1 || order == 9 && *splits == 2,

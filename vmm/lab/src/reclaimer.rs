@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use guest_mem::{
-    Backing, Earned, HvaRange, MapLevel, MemoryCgroup, NamedFolios, Operation, Order, PAGE_SIZE, PageCounts,
+    Earned, HvaRange, MapLevel, MemoryCgroup, NamedFolios, Operation, Order, PAGE_SIZE, PageCounts,
     PageRun, PageScanner, Planned, Planner, Region, Victim, drain_lru, perform,
 };
 use notifier_bridge::{Bridge, Cause, Invalidation, monotonic_ns};
@@ -29,7 +29,7 @@ use crate::testbed::Testbed;
 use experiment::choice::RowLabel;
 use experiment::choice::{Listener, Reclaim, Zap};
 use experiment::events::{
-    DeviceCounts, Dropped, Event, Leaves as LeafCounts, Operation as OperationBegan, OperationEnd, Promise,
+    Certainty, DeviceCounts, Dropped, Event, Leaves as LeafCounts, Operation as OperationBegan, OperationEnd,
     Was,
 };
 use experiment::scenario::Victims;
@@ -61,7 +61,7 @@ pub enum Method<'a> {
 }
 
 /// Takes memory from one testbed.
-pub struct Attacker<'a> {
+pub struct Reclaimer<'a> {
     testbed: &'a dyn Testbed,
     bridge: &'a Bridge,
     /// Reads each victim before it is taken.
@@ -90,8 +90,8 @@ pub struct Attacker<'a> {
     hot: Vec<u32>,
 }
 
-impl<'a> Attacker<'a> {
-    /// An attacker of this testbed.
+impl<'a> Reclaimer<'a> {
+    /// An reclaimer of this testbed.
     pub fn new(
         testbed: &'a dyn Testbed,
         wiring: &'a Wiring,
@@ -224,7 +224,7 @@ impl<'a> Attacker<'a> {
     /// One operation.
     fn take(&mut self, range: HvaRange, operation: Operation) -> Result<OperationEnd, TrialError> {
         let arena = self.arena();
-        let maps_first = self.zaps_unmap && operation == Operation::PageOut;
+        let maps_first = self.zaps_unmap && operation.is_reclaim();
         if maps_first {
             // An earlier victim's zap was wide enough to unmap this one.
             arena.populate(range)?;
@@ -261,13 +261,10 @@ impl<'a> Attacker<'a> {
     ) -> Result<(u64, u32), TrialError> {
         let (arena, testbed) = (self.arena(), self.testbed);
         let (scanner, runs) = (&mut self.scanner, &mut self.runs);
-        let promise = match operation {
-            _ if !self.exact => Promise::Open,
-            // How finely the folios at a hole's ends are split differs between kernels.
-            Operation::PunchHole | Operation::Fallocate if arena.backing() == Backing::MemfdThp => {
-                Promise::AtLeast
-            }
-            _ => Promise::Exact,
+        let certainty = match operation {
+            _ if !self.exact => Certainty::Unknown,
+            _ if operation.splits_freely(arena.backing()) => Certainty::AtLeast,
+            _ => Certainty::Exact,
         };
         let patience = &mut self.patience;
         let replans = self.notes.calls_are_noted();
@@ -275,19 +272,19 @@ impl<'a> Attacker<'a> {
         let cuts = !self.kernel_alone
             && planned.iter().any(|planned| !matches!(planned, Planned::Take(_) | Planned::Exact(_)));
         // Into how many mappings it cut a folio, and how often its split is announced for that, differs between kernels.
-        let promise = match promise {
-            Promise::Exact if cuts => Promise::AtLeast,
-            promise => promise,
+        let certainty = match certainty {
+            Certainty::Exact if cuts => Certainty::AtLeast,
+            certainty => certainty,
         };
         let (planner, replanned) = (&mut self.planner, &mut self.replanned);
-        let maps_first = self.zaps_unmap && operation == Operation::PageOut;
+        let maps_first = self.zaps_unmap && operation.is_reclaim();
         let (mut made, mut spent) = (Vec::with_capacity(1), 0);
         let call = || -> Result<(), TrialError> {
             if maps_first {
                 // This victim's own zap did. Mapping what is in the page cache announces nothing.
                 arena.populate(range)?;
             }
-            if replans && cuts && promise != Promise::Open {
+            if replans && cuts && certainty != Certainty::Unknown {
                 planner.plan(scanner, arena, range, operation, replanned)?;
             } else {
                 replanned.clear();
@@ -305,7 +302,7 @@ impl<'a> Attacker<'a> {
                 let ended = monotonic_ns();
                 spent += ended - begun;
                 made.push((begun, ended));
-                if operation != Operation::PageOut {
+                if !operation.is_reclaim() {
                     break;
                 }
                 scanner.scan_region(arena, range, runs)?;
@@ -319,7 +316,7 @@ impl<'a> Attacker<'a> {
         hook::announce(self.bridge, &mut self.notes.records, arena, planned, cause, call)?;
         for (attempt, &(begun, ended)) in made.iter().enumerate() {
             match attempt {
-                0 => self.notes.called(begun, ended, promise, (arena, &self.replanned)),
+                0 => self.notes.called(begun, ended, certainty, (arena, &self.replanned)),
                 _ => self.notes.called_again(begun, ended),
             }
         }
@@ -372,7 +369,7 @@ impl<'a> Attacker<'a> {
         let mut squeezed = None;
         self.testbed.around(Reclaim::Cgroup, &mut || squeezed = Some(cgroup.squeeze(bytes)));
         squeezed.expect("the testbed performs what it is given")?;
-        self.notes.called(begun, monotonic_ns(), Promise::Reclaim, (arena, &[]));
+        self.notes.called(begun, monotonic_ns(), Certainty::Reclaim, (arena, &[]));
         let dropped = self.dropped_since(leaves);
         let (mut evicted_bytes, mut was) = (0, Earned::NOTHING);
         let mut after = Vec::new();

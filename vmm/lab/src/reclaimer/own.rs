@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use guest_mem::{Earned, HvaRange, PAGE_SIZE};
 
-use super::Attacker;
+use super::Reclaimer;
 use crate::errors::TrialError;
 use crate::journal::Journal;
 use crate::own_swap::{OwnEvictor, OwnSwap};
@@ -15,7 +15,7 @@ use experiment::scenario::{Idle, Victims};
 /// How often the memory is watched for the sake of one target. What is in use all the time stays in any case.
 const ROUNDS: u32 = 8;
 
-impl Attacker<'_> {
+impl Reclaimer<'_> {
     /// Takes every victim to our own store.
     pub(super) fn swap_out(
         &mut self,
