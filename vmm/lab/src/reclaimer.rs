@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use guest_mem::{
-    Earned, HvaRange, MapLevel, MemoryCgroup, NamedFolios, Operation, Order, PAGE_SIZE, PageCounts,
-    PageRun, PageScanner, Planned, Planner, Region, Victim, drain_lru, perform,
+    Earned, HvaRange, MapLevel, MemoryCgroup, NamedFolios, Operation, Order, PAGE_SIZE, PageCounts, PageRun,
+    PageScanner, Planned, Planner, Region, Victim, drain_lru, perform,
 };
 use notifier_bridge::{Bridge, Cause, Invalidation, monotonic_ns};
 
