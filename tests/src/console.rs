@@ -30,9 +30,6 @@ pub struct Console {
 
 impl Console {
     /// Starts it in a directory of its own.
-    ///
-    /// # Panics
-    /// It does not start.
     pub fn open(arguments: &[&str]) -> Self {
         let mut command = program::zapscope(&std::env::temp_dir(), arguments);
         let mut child = command.stdin(Stdio::piped()).spawn().expect("the test binary starts again");
@@ -49,9 +46,6 @@ impl Console {
     }
 
     /// Waits until `text` was printed after what was waited for before.
-    ///
-    /// # Panics
-    /// It is not, in a long silence or to the end.
     pub fn expect(&mut self, text: &str) {
         let _waiting = harness::waiting(format!("{text:?} on the console"));
         let mut seen = 0;
@@ -75,18 +69,12 @@ impl Console {
     }
 
     /// Types a line.
-    ///
-    /// # Panics
-    /// Nobody reads it any more.
     pub fn type_line(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("open until the end");
         writeln!(stdin, "{line}").expect("zapscope reads its input");
     }
 
     /// Waits for its end; all that it printed comes with it.
-    ///
-    /// # Panics
-    /// It does not end, but falls silent.
     pub fn end(mut self) -> (ExitStatus, String) {
         let _waiting = harness::waiting("the end of zapscope on a console");
         let printed = self.printed.clone();

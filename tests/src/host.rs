@@ -80,126 +80,118 @@ pub enum Need {
 pub const MINIMAL_KERNEL: &str = "ZAPSCOPE_MINIMAL_KERNEL";
 
 impl Need {
-    /// Whether it is met, and what to say if it is not.
-    fn probe(self) -> (bool, &'static str) {
+    /// Whether the host has it.
+    fn is_met(self) -> bool {
+        let exists = |path: &str| Path::new(path).exists();
         match self {
-            Self::Kvm => {
-                (Kvm::open().is_ok(), "/dev/kvm cannot be opened: load a KVM module, or become root")
+            Self::Kvm => Kvm::open().is_ok(),
+            Self::SlotZap => slot_zap(),
+            Self::Zram => {
+                Rights::read().has(Capability::SysAdmin) && exists("/sys/class/zram-control/hot_add")
             }
-            Self::SlotZap => {
-                (slot_zap(), "this KVM has no KVM_X86_QUIRK_SLOT_ZAP_ALL to disable: Linux 6.12 is needed")
-            }
-            Self::Zram => (
-                Rights::read().has(Capability::SysAdmin)
-                    && Path::new("/sys/class/zram-control/hot_add").exists(),
-                "a swap device needs root and zram: run as root, `modprobe zram`",
-            ),
-            Self::Cgroup => (
-                memory_cgroup(),
-                "no memory cgroup can be made: run as root, with the memory controller mounted",
-            ),
-            Self::Unshare => (
-                Command::new("unshare")
-                    .args(["-pf", "true"])
-                    .stderr(Stdio::null())
-                    .status()
-                    .is_ok_and(|status| status.success()),
-                "no PID namespace can be made: run as root, with util-linux's unshare",
-            ),
-            Self::Switches => (
-                access("/sys/kernel/mm/transparent_hugepage/enabled", Access::WRITE_OK).is_ok(),
-                "the huge-page switches are not ours to set: run as root",
-            ),
-            Self::Qemu => (
-                Command::new("qemu-system-x86_64")
-                    .arg("--version")
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .status()
-                    .is_ok_and(|status| status.success()),
-                "there is no qemu-system-x86_64: install qemu-system-x86",
-            ),
-            Self::LinuxGuest => (
+            Self::Cgroup => memory_cgroup(),
+            Self::Unshare => succeeds("unshare", &["-pf", "true"]),
+            Self::Switches => access("/sys/kernel/mm/transparent_hugepage/enabled", Access::WRITE_OK).is_ok(),
+            Self::Qemu => succeeds("qemu-system-x86_64", &["--version"]),
+            Self::LinuxGuest => {
                 !guest_kernels().is_empty()
                     && guest_initrd().is_some()
                     && Kvm::open().is_ok()
-                    && HostFacts::read().kvm.mmu.is_some_and(MmuKind::runs_guest_kernels_natively),
-                "it boots stock kernels: set ZAPSCOPE_GUEST_KERNELS and ZAPSCOPE_GUEST_INITRD on a host with kvm_intel or \
-                 kvm_amd, as the nested rig does (`cargo test --release -p tests --test nested`)",
-            ),
-            Self::Pvm => (pvm(), "this host's KVM is not kvm_pvm, and the test is of what only that does"),
-            Self::NotRoot => {
-                (!writes_every_file(), "this user may write every file: run it as another one too")
+                    && HostFacts::read().kvm.mmu.is_some_and(MmuKind::runs_guest_kernels_natively)
             }
-            Self::OtherKvm => (
-                stand_in::may_bind("/dev/kvm"),
-                "nothing can be put in the place of /dev/kvm: there is none, or be root",
-            ),
-            Self::Userfault => (
-                Userfault::open(Features::empty()).is_ok(),
-                "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`",
-            ),
-            Self::Tracefs => (
-                host::Tracefs::open().is_ok(),
-                "tracefs cannot be mounted or read: be root, or see `zapscope doctor`",
-            ),
-            Self::Bpf => (
-                tap(&Via::Bpf),
-                "a BPF program cannot listen to the kernel's tracepoints: be root, or see `zapscope doctor`",
-            ),
-            Self::Tap => (
-                tap(&Via::Perf),
-                "the kernel's tracepoints cannot be listened to: be root, or see `zapscope doctor`",
-            ),
-            Self::MinimalKernel => (
-                std::env::var_os(MINIMAL_KERNEL).is_some_and(|path| Path::new(&path).is_file()),
-                "ZAPSCOPE_MINIMAL_KERNEL names no kernel: set it to what tests/peers/minimal-linux.sh prints",
-            ),
-            Self::HugePages => (
-                huge_pages(),
-                "there are no huge pages for the asking: \
-                 `echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`, or free some memory",
-            ),
-            Self::HugetlbGroup => (
-                Group::make().is_ok(),
-                "there is no cgroup with a limit of hugetlb pages: run as root, with CONFIG_CGROUP_HUGETLB",
-            ),
-            Self::Ksm => (Path::new("/sys/kernel/mm/ksm/run").exists(), "this kernel has no KSM"),
-            Self::GuardedTracepoints => (
-                std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")
-                    .is_ok_and(|text| !text.starts_with('-')),
-                "everybody may listen to tracepoints: `sysctl kernel.perf_event_paranoid=2`",
-            ),
-            Self::Nobody => (nobody::may_be(Lent::Nothing), "no process can be made nobody's: run as root"),
-            Self::AnotherUser => (
-                rustix::process::geteuid().is_root() && nobody::may_be(Lent::Nothing),
-                "no process can be made another user's: run as root",
-            ),
-            Self::NobodyWithKvm => (
-                nobody::may_be(Lent::Kvm),
-                "/dev/kvm cannot be lent to nobody: run as root, with a temporary directory that allows device files",
-            ),
-            Self::UserModeUserfault => (
-                Userfault::open_for(Faults::UserMode, Features::empty()).is_ok(),
-                "there is no userfaultfd for user mode's faults: see `zapscope doctor`",
-            ),
+            Self::Pvm => pvm(),
+            Self::NotRoot => !writes_every_file(),
+            Self::OtherKvm => stand_in::may_bind("/dev/kvm"),
+            Self::Userfault => Userfault::open(Features::empty()).is_ok(),
+            Self::Tracefs => host::Tracefs::open().is_ok(),
+            Self::Bpf => tap(&Via::Bpf),
+            Self::Tap => tap(&Via::Perf),
+            Self::MinimalKernel => {
+                std::env::var_os(MINIMAL_KERNEL).is_some_and(|path| Path::new(&path).is_file())
+            }
+            Self::HugePages => huge_pages(),
+            Self::HugetlbGroup => Group::make().is_ok(),
+            Self::Ksm => exists("/sys/kernel/mm/ksm/run"),
+            Self::GuardedTracepoints => std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")
+                .is_ok_and(|text| !text.starts_with('-')),
+            Self::Nobody => nobody::may_be(Lent::Nothing),
+            Self::AnotherUser => rustix::process::geteuid().is_root() && nobody::may_be(Lent::Nothing),
+            Self::NobodyWithKvm => nobody::may_be(Lent::Kvm),
+            Self::UserModeUserfault => Userfault::open_for(Faults::UserMode, Features::empty()).is_ok(),
             Self::OnlyUserModeUserfault => {
                 let access = uffd::probe();
-                (
-                    access.sysctl == Some(0) && access.user_mode.is_ok(),
-                    "everybody may see all faults here, or nobody any: `sysctl vm.unprivileged_userfaultfd=0`",
-                )
+                access.sysctl == Some(0) && access.user_mode.is_ok()
             }
-            Self::NoSwap => (
-                SwapInfo::read().areas.is_empty(),
-                "this host has swap, and the test is of one that has none: `swapoff -a`",
-            ),
+            Self::NoSwap => SwapInfo::read().areas.is_empty(),
+            Self::NotEmulated => !emulated(),
+            Self::Has(backing) => unreachable!("{backing} is asked for by its switches"),
+        }
+    }
+
+    /// What to say where the host lacks it.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Kvm => "/dev/kvm cannot be opened: load a KVM module, or become root",
+            Self::SlotZap => "this KVM has no KVM_X86_QUIRK_SLOT_ZAP_ALL to disable: Linux 6.12 is needed",
+            Self::Zram => "a swap device needs root and zram: run as root, `modprobe zram`",
+            Self::Cgroup => "no memory cgroup can be made: run as root, with the memory controller mounted",
+            Self::Unshare => "no PID namespace can be made: run as root, with util-linux's unshare",
+            Self::Switches => "the huge-page switches are not ours to set: run as root",
+            Self::Qemu => "there is no qemu-system-x86_64: install qemu-system-x86",
+            Self::LinuxGuest => {
+                "it boots stock kernels: set ZAPSCOPE_GUEST_KERNELS and ZAPSCOPE_GUEST_INITRD on a host with kvm_intel or \
+                 kvm_amd, as the nested rig does (`cargo xtask rig`)"
+            }
+            Self::Pvm => "this host's KVM is not kvm_pvm, and the test is of what only that does",
+            Self::NotRoot => "this user may write every file: run it as another one too",
+            Self::OtherKvm => "nothing can be put in the place of /dev/kvm: there is none, or be root",
+            Self::Userfault => {
+                "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`"
+            }
+            Self::Tracefs => "tracefs cannot be mounted or read: be root, or see `zapscope doctor`",
+            Self::Bpf => {
+                "a BPF program cannot listen to the kernel's tracepoints: be root, or see `zapscope doctor`"
+            }
+            Self::Tap => "the kernel's tracepoints cannot be listened to: be root, or see `zapscope doctor`",
+            Self::MinimalKernel => {
+                "ZAPSCOPE_MINIMAL_KERNEL names no kernel: set it to what tests/peers/minimal-linux.sh prints"
+            }
+            Self::HugePages => {
+                "there are no huge pages for the asking: \
+                 `echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`, or free some memory"
+            }
+            Self::HugetlbGroup => {
+                "there is no cgroup with a limit of hugetlb pages: run as root, with CONFIG_CGROUP_HUGETLB"
+            }
+            Self::Ksm => "this kernel has no KSM",
+            Self::GuardedTracepoints => {
+                "everybody may listen to tracepoints: `sysctl kernel.perf_event_paranoid=2`"
+            }
+            Self::Nobody => "no process can be made nobody's: run as root",
+            Self::AnotherUser => "no process can be made another user's: run as root",
+            Self::NobodyWithKvm => {
+                "/dev/kvm cannot be lent to nobody: run as root, with a temporary directory that allows device files"
+            }
+            Self::UserModeUserfault => {
+                "there is no userfaultfd for user mode's faults: see `zapscope doctor`"
+            }
+            Self::OnlyUserModeUserfault => {
+                "everybody may see all faults here, or nobody any: `sysctl vm.unprivileged_userfaultfd=0`"
+            }
+            Self::NoSwap => "this host has swap, and the test is of one that has none: `swapoff -a`",
             Self::NotEmulated => {
-                (!emulated(), "this host is emulated (ZAPSCOPE_SHORT=1), too slow or too different for this")
+                "this host is emulated (ZAPSCOPE_SHORT=1), too slow or too different for this"
             }
             Self::Has(backing) => unreachable!("{backing} is asked for by its switches"),
         }
     }
+}
+
+/// Whether a command succeeds.
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 impl Need {
@@ -225,8 +217,7 @@ impl harness::Need for Need {
             allow(&changes, backing);
             return backing.unavailable(REGION, &HostThp::read()).map(|why| why.to_string());
         }
-        let (met, why) = self.probe();
-        (!met).then(|| why.to_owned())
+        (!self.is_met()).then(|| self.remedy().to_owned())
     }
 
     fn may_run_out(self) -> bool {
@@ -314,4 +305,14 @@ fn slot_zap() -> bool {
 fn tap(via: &Via) -> bool {
     let nowhere = guest_mem::HvaRange::empty(guest_mem::Hva::new(0));
     Tap::open(via, Interest::default(), &[nowhere], 1).is_ok()
+}
+
+/// Folios of 64 KiB.
+pub fn mthp_64k() -> Backing {
+    Backing::mthp(64 << 10).expect("a size that is one")
+}
+
+/// What a backend needs; the software MMU nothing but memory.
+pub fn of_backend(backend: &str) -> Need {
+    if backend == "kvm" { Need::Kvm } else { Need::Has(Backing::Base4k) }
 }

@@ -21,9 +21,6 @@ pub struct Group {
 
 impl Group {
     /// Makes one.
-    ///
-    /// # Errors
-    /// What this host lacks for it.
     pub fn make() -> Result<Self, String> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
         let mount = |kind: &str, option: &str| {
@@ -58,9 +55,6 @@ impl Group {
     }
 
     /// A command line of zapscope, run inside.
-    ///
-    /// # Panics
-    /// This test binary has lost its own file.
     pub fn zapscope<S: AsRef<OsStr>>(&self, directory: &Path, arguments: &[S]) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.path.join("cgroup.procs"));

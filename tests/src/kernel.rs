@@ -14,9 +14,6 @@ pub struct Instance {
 
 impl Instance {
     /// Makes one.
-    ///
-    /// # Errors
-    /// There is no tracefs for us.
     pub fn make(purpose: &str) -> Result<Self, String> {
         let tracefs = Tracefs::open().map_err(|error| error.to_string())?;
         let name = format!("zapscope-test-{}-{purpose}", std::process::id());
@@ -34,17 +31,11 @@ impl Instance {
     }
 
     /// Writes to one of its files.
-    ///
-    /// # Panics
-    /// The kernel does not take it.
     pub fn write(&self, file: &str, text: &str) {
         self.tracefs.write(&self.file(file), text).expect("an instance of our own takes it");
     }
 
     /// Reads one of its files.
-    ///
-    /// # Panics
-    /// It cannot be read.
     pub fn read(&self, file: &str) -> String {
         let directory = self.tracefs.directory(&format!("instances/{}", self.name)).expect("it is ours");
         // In one piece of any size, which a trace may have.
@@ -63,17 +54,11 @@ impl Drop for Instance {
 }
 
 /// Listens by perf for ranges in some addresses.
-///
-/// # Errors
-/// This host does not permit it.
 pub fn listen(watched: &[HvaRange]) -> Result<Collector, TapError> {
     Tap::open(&Via::Perf, Interest { causes: true, ..Interest::default() }, watched, 1 << 18)
 }
 
 /// The ranges that were announced since the last time, oldest first.
-///
-/// # Panics
-/// Some were lost.
 pub fn ranges(tap: &Collector) -> Vec<(Event, HvaRange)> {
     let mut events = Vec::new();
     let seen = tap.take(&mut events).expect("the rings are sound");
@@ -86,17 +71,11 @@ pub fn ranges(tap: &Collector) -> Vec<(Event, HvaRange)> {
 }
 
 /// A range of a region as its first page, and how many.
-///
-/// # Panics
-/// It begins outside.
 pub fn in_pages(region: &Region, range: HvaRange) -> (u64, u64) {
     (region.offset_of(range.start()).expect("inside") / PAGE_SIZE, range.page_count())
 }
 
 /// The kernel's version, as its first two numbers.
-///
-/// # Panics
-/// It has none.
 pub fn version() -> (u32, u32) {
     let release = rustix::system::uname();
     let text = release.release().to_string_lossy();

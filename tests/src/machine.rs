@@ -27,9 +27,6 @@ pub fn config(vcpus: u32, arena_mib: u64, backing: Backing) -> VmConfig {
 
 impl Bare {
     /// Starts the test guest.
-    ///
-    /// # Panics
-    /// It does not come up.
     pub fn start(config: VmConfig) -> Self {
         let kvm = Kvm::open().expect("the test needs KVM");
         let machine = Machine::start(&kvm, &config, resources::GUEST).expect("the machine starts");
@@ -53,17 +50,11 @@ impl Bare {
     }
 
     /// Starts an order on a vCPU.
-    ///
-    /// # Panics
-    /// The vCPU takes none.
     pub fn submit(&self, vcpu: u32, order: &WorkOrder) {
         self.machine.vcpus()[vcpu as usize].mailbox().submit(order).expect("the vCPU takes orders");
     }
 
     /// Waits for an order's end.
-    ///
-    /// # Panics
-    /// The guest fails.
     pub fn wait(&self, vcpu: u32) -> Outcome {
         let _waiting = harness::waiting(format!("vCPU {vcpu} to carry out its order"));
         self.machine.wait(vcpu, PATIENCE).expect("the guest does its work")
@@ -95,18 +86,12 @@ impl Bare {
     }
 
     /// Leaf translations of 4 KiB and 2 MiB now.
-    ///
-    /// # Panics
-    /// This KVM does not count them.
     pub fn leaves(&self) -> (u64, u64) {
         let leaves = self.machine.core().stats.leaves().expect("this KVM counts its leaves");
         (leaves.pages_4k, leaves.pages_2m)
     }
 
     /// The host range of `count` pages from page `first` of the arena on.
-    ///
-    /// # Panics
-    /// They are not all in the arena.
     pub fn pages(&self, first: u64, count: u64) -> HvaRange {
         let slice = self.machine.core().arena().slice(first * PAGE_SIZE, count * PAGE_SIZE);
         slice.expect("pages of the arena")

@@ -8,9 +8,6 @@ const PMD: u64 = 2 << 20;
 
 /// Pages that lose their translation when the single page at `victim` goes, under `policy`, in a mapping that
 /// ends at `end`. Addresses count from a 2 MiB boundary; slots have `granule` bytes and begin at 0.
-///
-/// # Panics
-/// A policy that is none.
 pub fn pages_lost(policy: &str, victim: u64, end: u64, granule: u64) -> u64 {
     let last_of_block = (victim / PMD) * PMD + PMD;
     (0..end / PAGE)

@@ -35,9 +35,6 @@ pub enum Lent {
 
 /// A command line of zapscope as nobody, in `directory`, which is nobody's from now on. Of somebody who is not root: as
 /// that one.
-///
-/// # Errors
-/// The directory takes no copy of the program, or no device file.
 pub fn zapscope(directory: &Path, arguments: &[&str], lent: Lent) -> io::Result<Command> {
     if !is_root() {
         return Ok(program::zapscope(directory, arguments));

@@ -25,9 +25,6 @@ pub fn asked_to_be_zapscope() -> Option<Vec<OsString>> {
 }
 
 /// A command line of zapscope, run in `directory`.
-///
-/// # Panics
-/// This test binary has lost its own file.
 pub fn zapscope<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("a running program has a file"));
     command.arg(BE_ZAPSCOPE).args(arguments).current_dir(directory).stdin(Stdio::null());
@@ -44,9 +41,6 @@ pub fn without_core(mut command: Command) -> Command {
 }
 
 /// Runs it to its end.
-///
-/// # Panics
-/// It cannot be started.
 pub fn output<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Output {
     let words: Vec<_> = arguments.iter().map(AsRef::as_ref).collect();
     let _waiting = harness::waiting(format!("the end of zapscope {words:?}"));
@@ -59,9 +53,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub const MINUTES: Duration = Duration::from_secs(900);
 
 /// A command line of zapscope as [`zapscope`] makes it, whose processes are a group of their own.
-///
-/// # Panics
-/// This test binary has lost its own file.
 pub fn grouped<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Command {
     let mut command = zapscope(directory, arguments);
     command.process_group(0);
@@ -69,17 +60,11 @@ pub fn grouped<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Command {
 }
 
 /// Waits for the end of a group's first process, and sees that no other is left of it. Closes its input.
-///
-/// # Panics
-/// It does not end, or leaves a process behind.
 pub fn end_of_group(child: Child) -> Output {
     end_of_group_within(child, PATIENCE)
 }
 
 /// The same, for one that takes longer.
-///
-/// # Panics
-/// It does not end in time, or leaves a process behind.
 pub fn end_of_group_within(child: Child, patience: Duration) -> Output {
     let pid = Pid::from_child(&child);
     let (send, receive) = channel();

@@ -23,9 +23,6 @@ fn lead_session() -> io::Result<()> {
 
 impl Terminal {
     /// Starts `command` on a new terminal, which is all three of its standard files and controls its session.
-    ///
-    /// # Errors
-    /// No terminal, or no process.
     pub fn start(mut command: Command) -> io::Result<(Self, Child)> {
         let (master, slave) = Self::pair()?;
         rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK)?;
@@ -36,9 +33,6 @@ impl Terminal {
     }
 
     /// Both ends of a new terminal: the one that is typed on, and the one that a program sees.
-    ///
-    /// # Errors
-    /// No terminal.
     pub fn pair() -> io::Result<(File, OwnedFd)> {
         let (mut master, mut slave) = (-1, -1);
         let none = std::ptr::null_mut();

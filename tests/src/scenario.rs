@@ -1,71 +1,105 @@
-//! The text of a scenario of one case, as a test needs it: only what matters to the test is said there.
+//! The text of a scenario as a test needs it: a test says only what matters to it.
 
 use std::fmt::Write;
 
 /// A scenario in the making.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    memory: String,
-    backings: Vec<String>,
-    policies: Vec<String>,
-    reclaims: Vec<String>,
-    expect: Vec<String>,
-    /// More lines of the matrix.
-    matrix: String,
+    /// Lines before the first table.
+    head: String,
+    /// Lines of tables before the first case.
+    tables: String,
+    axes: Vec<(String, Vec<String>)>,
+    cases: Vec<Case>,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    name: String,
+    lines: String,
     steps: String,
 }
 
-/// A scenario with so much memory, of 4 KiB pages, whose one row is the kernel's own zap of what `dontneed` takes. It has
-/// no step yet.
+/// A scenario with this much memory in 4 KiB pages, whose one row is the kernel's own zap of what `dontneed` takes. Its case
+/// `c` has no step yet.
 pub fn of(memory: &str) -> Scenario {
-    let one = |word: &str| vec![word.to_owned()];
-    Scenario {
-        memory: memory.to_owned(),
-        backings: one("4k"),
-        policies: one("kernel"),
-        reclaims: one("dontneed"),
-        expect: Vec::new(),
-        matrix: String::new(),
-        steps: String::new(),
-    }
+    let head = format!("name = \"made\"\nmemory = {memory:?}\n");
+    let scenario = Scenario { head, tables: String::new(), axes: Vec::new(), cases: Vec::new() };
+    scenario.case("c").backings(&["4k"]).policies(&["kernel"]).reclaims(&["dontneed"])
 }
 
 impl Scenario {
-    /// Other backings.
+    /// Another line before the first table.
+    #[must_use]
+    pub fn top(mut self, line: &str) -> Self {
+        self.head = format!("{line}\n{}", self.head);
+        self
+    }
+
+    /// A table of its own: its name and its lines.
+    #[must_use]
+    pub fn table(mut self, name: &str, lines: &[&str]) -> Self {
+        let _ = writeln!(self.tables, "[{name}]\n{}", lines.join("\n"));
+        self
+    }
+
+    /// The values of an axis of the matrix.
+    #[must_use]
+    pub fn axis(mut self, name: &str, values: &[&str]) -> Self {
+        self.axes.retain(|(known, _)| known != name);
+        self.axes.push((name.to_owned(), values.iter().map(|&value| value.to_owned()).collect()));
+        self
+    }
+
+    /// The backings.
     #[must_use]
     pub fn backings(self, backings: &[&str]) -> Self {
-        Self { backings: owned(backings), ..self }
+        self.axis("backing", backings)
     }
 
-    /// Other policies.
+    /// The range policies.
     #[must_use]
     pub fn policies(self, policies: &[&str]) -> Self {
-        Self { policies: owned(policies), ..self }
+        self.axis("policy", policies)
     }
 
-    /// Other ways to take memory.
+    /// The reclaim operations.
     #[must_use]
     pub fn reclaims(self, reclaims: &[&str]) -> Self {
-        Self { reclaims: owned(reclaims), ..self }
+        self.axis("reclaim", reclaims)
     }
 
-    /// Slots of this size.
+    /// Begins a case; the first takes the place of the one without a step.
     #[must_use]
-    pub fn granule(self, granule: &str) -> Self {
-        Self { matrix: format!("{}granule = [{granule:?}]\n", self.matrix), ..self }
+    pub fn case(mut self, name: &str) -> Self {
+        self.cases.retain(|case| !case.steps.is_empty());
+        self.cases.push(Case { name: name.to_owned(), lines: String::new(), steps: String::new() });
+        self
     }
 
-    /// What must be true of each row.
+    /// Another line of the case, before its steps.
+    #[must_use]
+    pub fn of_case(mut self, line: &str) -> Self {
+        let _ = writeln!(self.last().lines, "{line}");
+        self
+    }
+
+    /// What must be true of each row of the case.
     #[must_use]
     pub fn expect(self, expect: &[&str]) -> Self {
-        Self { expect: owned(expect), ..self }
+        self.of_case(&format!("expect = {expect:?}"))
     }
 
     /// Another step, with these lines of its own.
     #[must_use]
     pub fn step(mut self, name: &str, lines: &[&str]) -> Self {
-        let _ = writeln!(self.steps, "[[case.step]]\ndo = {name:?}\n{}", lines.join("\n"));
+        let _ = write!(self.last().steps, "[[case.step]]\ndo = {name:?}\n");
+        lines.iter().for_each(|line| self.last().steps.extend([line, "\n"]));
         self
+    }
+
+    fn last(&mut self) -> &mut Case {
+        self.cases.last_mut().expect("there is always one")
     }
 
     /// Every page is written.
@@ -74,19 +108,19 @@ impl Scenario {
         self.step("fill", &[])
     }
 
-    /// A loop over so many pages.
+    /// A loop over this many pages.
     #[must_use]
     pub fn hot(self, pages: u64) -> Self {
         self.step("hot", &[&format!("count = {pages}")])
     }
 
-    /// How fast that is for so long.
+    /// The speed of the loop is measured for this long.
     #[must_use]
     pub fn baseline(self, time: &str) -> Self {
         self.step("baseline", &[&format!("for = {time:?}")])
     }
 
-    /// So many pages are taken, at seeded addresses.
+    /// Pages at seeded addresses are taken.
     #[must_use]
     pub fn sparse(self, count: u64) -> Self {
         self.step("reclaim", &["victims = \"sparse\"", &format!("count = {count}")])
@@ -110,17 +144,21 @@ impl Scenario {
         self.step("refault", &[])
     }
 
+    /// Every other page is touched.
+    #[must_use]
+    pub fn sweep(self) -> Self {
+        self.step("sweep", &[])
+    }
+
     /// The text.
     pub fn text(&self) -> String {
-        let Self { memory, backings, policies, reclaims, expect, matrix, steps } = self;
-        let expect = if expect.is_empty() { String::new() } else { format!("expect = {expect:?}\n") };
-        format!(
-            "name = \"made\"\nmemory = {memory:?}\n[matrix]\nbacking = {backings:?}\npolicy = {policies:?}\n\
-             reclaim = {reclaims:?}\n{matrix}[[case]]\nname = \"c\"\n{expect}{steps}"
-        )
+        let mut text = format!("{}{}[matrix]\n", self.head, self.tables);
+        for (name, values) in &self.axes {
+            let _ = writeln!(text, "{name} = {values:?}");
+        }
+        for Case { name, lines, steps } in &self.cases {
+            let _ = write!(text, "[[case]]\nname = {name:?}\n{lines}{steps}");
+        }
+        text
     }
-}
-
-fn owned(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
 }

@@ -20,9 +20,6 @@ const FLAGS: [u8; 2] = [0, 0];
 const CHUNK: usize = 1 << 16;
 
 /// A stream that holds `content` as it is and asks for a dictionary of the size that `dictionary` stands for.
-///
-/// # Panics
-/// There is no content.
 pub fn stored(content: &[u8], dictionary: u8) -> Vec<u8> {
     let mut stream = [&b"\xfd7zXZ\0"[..], &FLAGS, &crc32(&FLAGS).to_le_bytes()].concat();
     // One filter, sizes not given; LZMA2, one byte of properties; padding.
@@ -65,9 +62,7 @@ fn number(mut value: usize) -> Vec<u8> {
 
 /// CRC-32, as xz, gzip and snapshots have it.
 pub fn crc32(bytes: &[u8]) -> u32 {
-    let step = |sum: u32, byte: &u8| {
-        let shift = |sum: u32, _| if sum & 1 == 1 { sum >> 1 ^ 0xedb8_8320 } else { sum >> 1 };
-        (0..8).fold(sum ^ u32::from(*byte), shift)
-    };
-    !bytes.iter().fold(u32::MAX, step)
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
 }

@@ -41,18 +41,12 @@ impl Drop for Waiting {
 }
 
 /// Joins a thread that is known as `who`.
-///
-/// # Panics
-/// The thread did.
 pub fn join<T>(thread: JoinHandle<T>, who: &str) -> T {
     let _waiting = waiting(format!("the end of {who}"));
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Receives the next message of `who`.
-///
-/// # Panics
-/// All senders are gone.
 pub fn receive<T>(from: &Receiver<T>, who: &str) -> T {
     let _waiting = waiting(format!("a message of {who}"));
     from.recv().unwrap_or_else(|_| panic!("{who} is gone without a message"))

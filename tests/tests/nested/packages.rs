@@ -33,9 +33,6 @@ pub struct Kernel {
 }
 
 /// Fetches what is not there yet, and unpacks it.
-///
-/// # Errors
-/// [`Trouble::Missing`] without `apt-get`, without the packages, or without a network.
 pub fn unpacked(directory: &Path) -> Result<Packages, Trouble> {
     let store = Store { directory };
     Ok(Packages {

@@ -266,9 +266,6 @@ impl Rig {
     }
 
     /// Waits for a test's outcome.
-    ///
-    /// # Errors
-    /// The rig ended, or hangs, without it.
     pub fn wait_for(&self, test: &str) -> Result<Outcome, String> {
         let mut log = self.lock();
         loop {

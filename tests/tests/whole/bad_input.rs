@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Resource;
+use tests::place::{Ended, Place};
+use tests::scenario::{self, Scenario};
+use tests::swaps::Swaps;
 use tests::{bzimage, code, elf, program, stand_in};
 
 crate::tests! {
@@ -15,7 +17,6 @@ crate::tests! {
     bad_kernels_are_refused_by_name: [Kvm, SlotZap],
     a_guest_that_crashes_ends_the_run_with_its_registers: [Kvm, SlotZap],
     rows_without_swap_say_so_and_the_others_run: [],
-    a_run_directory_is_never_overwritten: [],
     names_that_are_no_text_are_names: [],
 }
 
@@ -23,122 +24,81 @@ crate::tests! {
 const MISTAKE: i32 = 2;
 
 /// The command line is refused as a mistake of the user's, with these words in at most three lines.
-fn refused(directory: &Path, arguments: &[&str], words: &[&str]) {
-    let text = ended(directory, MISTAKE, arguments, words);
-    let lines = text.lines().filter(|line| line.starts_with("zapscope: ") && !line.contains(": warning: "));
-    let lines = lines.count();
-    assert!(lines <= 3, "{arguments:?}: {text}");
-}
-
-/// The command line ends with this exit code and these words. Returns all it said.
-fn ended(directory: &Path, code: i32, arguments: &[&str], words: &[&str]) -> String {
-    let output = program::output(directory, arguments);
-    let text = program::stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
-    for word in words {
-        assert!(text.contains(word), "{arguments:?} does not say {word:?}: {text}");
-    }
-    assert!(!text.contains("panicked"), "{text}");
-    text
+#[track_caller]
+fn refused(place: &Place, arguments: &[&str], words: &[&str]) {
+    let said = place.run(arguments).with(MISTAKE).says(words).said;
+    let is_told = |line: &&str| line.starts_with("zapscope: ") && !line.contains(": warning: ");
+    assert!(said.lines().filter(is_told).count() <= 3, "{arguments:?}: {said}");
 }
 
 fn bad_command_lines_are_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let at = directory.path();
-    refused(at, &["run", "no-such-scenario"], &["no-such-scenario", "swapout"]);
-    refused(at, &["run", "missing.toml"], &["missing.toml"]);
-    refused(at, &["run", "."], &["directory"]);
-    for size in [
-        "0",
-        "3",
-        "-1",
-        "1XiB",
-        "9223372036854775808",
-        "1e300",
-        "6 4MiB",
-        "64__MiB",
-        "5.GiB",
-        ".5GiB",
-        "0.0000001k",
-    ] {
-        refused(at, &["run", &format!("--zram={size}")], &[]);
+    let place = &Place::new();
+    refused(place, &["run", "no-such-scenario"], &["no-such-scenario", "swapout"]);
+    refused(place, &["run", "missing.toml"], &["missing.toml"]);
+    refused(place, &["run", "."], &["directory"]);
+    let sizes = ["0", "3", "-1", "1XiB", "9223372036854775808", "1e300", "6 4MiB", "64__MiB"];
+    for size in sizes.iter().chain(&["5.GiB", ".5GiB", "0.0000001k"]) {
+        refused(place, &["run", &format!("--zram={size}")], &[]);
     }
     for every in ["0s", "1", "1.s", "1 0s", "1_0s", "0.1ns"] {
-        refused(at, &["attach", "--pid", "1", "--every", every], &["--every", every]);
+        refused(place, &["attach", "--pid", "1", "--every", every], &["--every", every]);
     }
-    refused(at, &["run", "--backend", "xen"], &["xen"]);
-    refused(at, &["fly"], &["fly"]);
-    refused(at, &[], &["Usage"]);
+    refused(place, &["run", "--backend", "xen"], &["xen"]);
+    refused(place, &["fly"], &["fly"]);
+    refused(place, &[], &["Usage"]);
 }
 
 /// Files may be called anything that has no NUL.
 fn names_that_are_no_text_are_names() {
-    let directory = tempfile::tempdir().unwrap();
-    let at = directory.path();
+    let place = Place::new();
     let name = |bytes: &'static [u8]| OsStr::from_bytes(bytes);
-    let scenario = tests::scenario::of("2MiB").fill().sparse(3);
-    std::fs::write(at.join(name(b"s\xff.toml")), scenario.text()).unwrap();
-    let run = [
-        name(b"run"),
-        name(b"s\xff.toml"),
-        name(b"--backend"),
-        name(b"soft"),
-        name(b"--out"),
-        name(b"o\xff"),
-    ];
-    let output = program::output(at, &run);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    assert!(at.join(name(b"o\xff")).join("run.json").is_file());
-    std::fs::write(at.join("kernel"), bzimage::kernel(&code::power_off())).unwrap();
+    place.put(name(b"s\xff.toml"), scenario::of("2MiB").fill().sparse(3).text());
+    place.run(&[&b"run"[..], b"s\xff.toml", b"--backend", b"soft", b"--out", b"o\xff"].map(name)).with(0);
+    assert!(place.file(name(b"o\xff")).join("run.json").is_file());
+    place.put("kernel", bzimage::kernel(&code::power_off()));
     let disk = [name(b"boot"), name(b"--kernel"), name(b"kernel"), name(b"--disk"), name(b"d\xff:ro")];
     for (arguments, what) in [(&[name(b"run"), name(b"n\xff")][..], "no scenario"), (&disk, "No such file")] {
-        let output = program::output(at, arguments);
-        let said = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(MISTAKE), "{said}");
-        assert!(said.contains(what) && !said.contains("invalid UTF-8"), "{said}");
+        place.run(arguments).with(MISTAKE).says(&[what]).never_says(&["invalid UTF-8"]);
     }
 }
 
-/// A scenario that is sound but for one line.
-fn scenario(memory: &str, matrix: &str, step: &str) -> String {
-    format!(
-        "name = \"x\"\nmemory = {memory}\n[matrix]\nbacking = [\"4k\"]\npolicy = [\"kernel\"]\n{matrix}\n\
-         [[case]]\nname = \"c\"\n[[case.step]]\ndo = \"fill\"\n[[case.step]]\n{step}\n"
-    )
+/// A scenario that is sound but for one line: its memory in line 2, one of the matrix in line 7, or its last step from
+/// line 12 on.
+fn broken(memory: &str, matrix: &str, step: &[&str]) -> String {
+    let scenario = scenario::of("8MiB").axis("zap", &["auto"]).fill().step(step[0], &step[1..]).text();
+    let scenario = scenario.replace("\"8MiB\"", memory);
+    if matrix.is_empty() { scenario } else { scenario.replace("zap = [\"auto\"]", matrix) }
 }
 
 fn bad_scenarios_are_refused_with_file_and_line() {
-    let directory = tempfile::tempdir().unwrap();
-    let sparse = "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3";
+    let place = Place::new();
+    let sparse = ["reclaim", "victims = \"sparse\"", "count = 3"];
+    let many = ["reclaim", "victims = \"sparse\"", "count = 99999"];
     for (text, line, word) in [
-        (scenario("0", "", sparse), "2", "string"),
-        (scenario("\"0\"", "", sparse), "2", "memory"),
-        (scenario("\"3\"", "", sparse), "2", "memory"),
-        (scenario("\"9223372036854775808\"", "", sparse), "2", "memory"),
-        (scenario("\"8MiB\"", "granule = [\"3\"]", sparse), "6", "granule"),
-        (scenario("\"8MiB\"", "granule = [\"0\"]", sparse), "6", "granule"),
-        (scenario("\"8MiB\"", "speed = 3", sparse), "6", "speed"),
-        (scenario("\"8MiB\"", "reclaim = [\"eat\"]", sparse), "6", "eat"),
-        (scenario("\"8MiB\"", "", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 99999"), "12", "victims"),
-        (scenario("\"8MiB\"", "", "do = \"reclaim\"\nrange = \"0..9MiB\""), "13", "memory"),
-        (scenario("\"8MiB\"", "", "do = \"stop\""), "12", "hot"),
+        (broken("0", "", &sparse), 2, "string"),
+        (broken("\"0\"", "", &sparse), 2, "memory"),
+        (broken("\"3\"", "", &sparse), 2, "memory"),
+        (broken("\"9223372036854775808\"", "", &sparse), 2, "memory"),
+        (broken("\"8MiB\"", "granule = [\"3\"]", &sparse), 7, "granule"),
+        (broken("\"8MiB\"", "granule = [\"0\"]", &sparse), 7, "granule"),
+        (broken("\"8MiB\"", "speed = 3", &sparse), 7, "speed"),
+        (broken("\"8MiB\"", "zap = [\"eat\"]", &sparse), 7, "eat"),
+        (broken("\"8MiB\"", "", &many), 13, "victims"),
+        (broken("\"8MiB\"", "", &["reclaim", "range = \"0..9MiB\""]), 14, "memory"),
+        (broken("\"8MiB\"", "", &["stop"]), 13, "hot"),
+        // Sound in itself, but more memslots than there are.
+        (broken("\"1GiB\"", "granule = [\"4KiB\"]", &sparse), 7, "262144 memslots"),
     ] {
-        let path = directory.path().join("bad.toml");
-        std::fs::write(&path, &text).unwrap();
-        refused(directory.path(), &["run", "bad.toml"], &["bad.toml", &format!(":{line}"), word]);
+        place.put("bad.toml", text);
+        refused(&place, &["run", "bad.toml", "--backend", "soft"], &[&format!("bad.toml:{line}"), word]);
     }
-    // Sound in itself, but more memslots than there are.
-    std::fs::write(directory.path().join("bad.toml"), scenario("\"1GiB\"", "granule = [\"4KiB\"]", sparse))
-        .unwrap();
-    refused(directory.path(), &["run", "bad.toml", "--backend", "soft"], &["bad.toml:6", "262144 memslots"]);
-    std::fs::write(directory.path().join("bad.toml"), [0xff, 0xfe]).unwrap();
-    refused(directory.path(), &["run", "bad.toml"], &["bad.toml"]);
+    place.put("bad.toml", [0xff, 0xfe]);
+    refused(&place, &["run", "bad.toml"], &["bad.toml"]);
 }
 
 /// A scenario that needs no swap, on the guest kernel `kernel`.
-fn on_kernel(kernel: &str) -> String {
-    scenario("\"4MiB\"", "reclaim = [\"dontneed\"]", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3")
-        .replacen("memory", &format!("kernel = \"{kernel}\"\nmemory"), 1)
+fn on_kernel(kernel: &str) -> Scenario {
+    scenario::of("4MiB").top(&format!("kernel = {kernel:?}")).fill().sparse(3)
 }
 
 /// A pipe that nobody writes, a device, a directory, and a file of a TiB, in the place of each file that can be named: no
@@ -146,19 +106,14 @@ fn on_kernel(kernel: &str) -> String {
 fn files_without_an_end_are_refused_at_once() {
     const MEMORY: u64 = 2 << 30;
     const AT_ONCE: Duration = Duration::from_secs(20);
-    let directory = tempfile::tempdir().unwrap();
-    let at = directory.path();
-    let file = |name: &str| at.join(name);
+    let place = Place::of(&scenario::of("4MiB").fill().sparse(3));
+    let file = |name: &str| place.file(name);
     let fifo = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
     rustix::fs::mknodat(rustix::fs::CWD, file("pipe"), fifo.0, fifo.1, 0).unwrap();
     std::fs::create_dir(file("place")).unwrap();
     std::fs::File::create(file("vast")).unwrap().set_len(1 << 40).unwrap();
-    std::fs::write(file("kernel"), bzimage::kernel(&code::power_off())).unwrap();
-    let good =
-        scenario("\"4MiB\"", "reclaim = [\"dontneed\"]", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3");
-    std::fs::write(file("good.toml"), good).unwrap();
-    let run = ["run", "good.toml", "--backend", "soft", "--out", "out"];
-    assert!(program::output(at, &run).status.success());
+    place.put("kernel", bzimage::kernel(&code::power_off()));
+    place.run(&["run", "s.toml", "--backend", "soft", "--out", "out"]).with(0);
     std::fs::create_dir(file("other")).unwrap();
     std::fs::copy(file("out/run.json"), file("other/run.json")).unwrap();
 
@@ -177,10 +132,10 @@ fn files_without_an_end_are_refused_at_once() {
         (&["replay", "other"], directory, Some("this is no event log")),
     ];
     for name in ["pipe", "/dev/zero", "place", "vast"] {
-        std::fs::write(file("s.toml"), on_kernel(name)).unwrap();
+        place.put("s.toml", on_kernel(name).text());
         let log = file("other/events.log");
         let _ = std::fs::remove_file(&log);
-        std::os::unix::fs::symlink(at.join(name), &log).unwrap();
+        std::os::unix::fs::symlink(place.path().join(name), &log).unwrap();
         for (arguments, directory, large) in cases {
             let words = match name {
                 "pipe" => Some("is a pipe"),
@@ -191,23 +146,20 @@ fn files_without_an_end_are_refused_at_once() {
             let Some(words) = words else { continue };
             let named: Vec<_> =
                 arguments.iter().map(|&word| if word == NAME { name } else { word }).collect();
-            let mut command = program::grouped(at, &named);
+            let mut command = program::grouped(place.path(), &named);
             stand_in::limited(&mut command, Resource::As, MEMORY);
             let begun = Instant::now();
-            let output = program::end_of_group(command.spawn().unwrap());
-            let said = program::stderr(&output);
-            assert_eq!(output.status.code(), Some(MISTAKE), "{named:?}: {said}");
-            assert!(said.contains(words) && said.lines().count() <= 3, "{named:?}, {words}: {said}");
+            let ended = Ended::from(program::end_of_group(command.spawn().unwrap())).with(MISTAKE);
+            let said = ended.says(&[words]).said;
+            assert!(said.lines().count() <= 3, "{named:?}, {words}: {said}");
             assert!(begun.elapsed() < AT_ONCE, "{named:?} took {:?}", begun.elapsed());
         }
     }
 }
 
 fn bad_kernels_are_refused_by_name() {
-    let directory = tempfile::tempdir().unwrap();
-    let at = directory.path();
-    std::fs::write(at.join("scenario.toml"), on_kernel("guest.elf")).unwrap();
-    refused(at, &["run", "scenario.toml"], &["guest.elf", "No such file"]);
+    let place = Place::of(&on_kernel("guest.elf"));
+    refused(&place, &["run", "s.toml"], &["guest.elf", "No such file"]);
     let mut arm = resources::GUEST.to_vec();
     arm[18] = 183;
     let mut wild = resources::GUEST.to_vec();
@@ -229,50 +181,31 @@ fn bad_kernels_are_refused_by_name() {
         (no_note, "PVH"),
         (b"#!/bin/sh\n".repeat(100), "no ELF file, but a text file that begins with `#!/bin/sh`"),
     ] {
-        std::fs::write(at.join("guest.elf"), image).unwrap();
-        refused(at, &["run", "scenario.toml"], &[word]);
+        place.put("guest.elf", image);
+        refused(&place, &["run", "s.toml"], &[word]);
     }
 }
 
 fn a_guest_that_crashes_ends_the_run_with_its_registers() {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("scenario.toml"), on_kernel("guest.elf")).unwrap();
-    std::fs::write(directory.path().join("guest.elf"), elf::image(&[0xf4])).unwrap();
-    ended(directory.path(), 1, &["run", "scenario.toml"], &["halted", "rip 0x0000000000100001", "cr0"]);
+    let place = Place::of(&on_kernel("guest.elf"));
+    place.put("guest.elf", elf::image(&[0xf4]));
+    place.run(&["run", "s.toml"]).with(1).says(&["halted", "rip 0x0000000000100001", "cr0"]);
 }
 
 fn rows_without_swap_say_so_and_the_others_run() {
-    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-    if swaps.lines().count() > 1 {
+    let has_swap = !Swaps::now().areas.is_empty();
+    if has_swap {
         println!("    this host has swap: only the rows that run were checked");
     }
-    let directory = tempfile::tempdir().unwrap();
-    let text = scenario(
-        "\"4MiB\"",
-        "reclaim = [\"pageout\", \"dontneed\"]",
-        "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3",
-    );
-    std::fs::write(directory.path().join("scenario.toml"), text).unwrap();
-    let output = program::output(directory.path(), &["run", "scenario.toml", "--json", "--backend", "soft"]);
-    let complete = swaps.lines().count() > 1;
-    assert_eq!(output.status.code(), Some(if complete { 0 } else { 3 }), "{}", program::stderr(&output));
-    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let place = Place::of(&scenario::of("4MiB").reclaims(&["pageout", "dontneed"]).fill().sparse(3));
+    let ended = place.run(&["run", "s.toml", "--json", "--backend", "soft"]);
+    let record = ended.with(if has_swap { 0 } else { 3 }).json();
     assert!(record["rows"][1]["could_not_run"].is_null());
     assert_eq!(record["rows"][1]["evicted_bytes"].as_u64(), Some(3 * 4096));
-    if swaps.lines().count() <= 1 {
+    if !has_swap {
         let why = record["rows"][0]["could_not_run"].as_str().unwrap();
         assert!(why.contains("no swap") || why.contains("there is none"), "{why}");
         assert!(why.contains("--zram"), "{why}");
         assert!(record["rows"][0]["evicted_bytes"].is_null(), "never 0");
     }
-}
-
-fn a_run_directory_is_never_overwritten() {
-    let directory = tempfile::tempdir().unwrap();
-    let text =
-        scenario("\"4MiB\"", "reclaim = [\"dontneed\"]", "do = \"reclaim\"\nvictims = \"sparse\"\ncount = 3");
-    std::fs::write(directory.path().join("scenario.toml"), text).unwrap();
-    let arguments = ["run", "scenario.toml", "--backend", "soft", "--out", "here"];
-    assert!(program::output(directory.path(), &arguments).status.success());
-    refused(directory.path(), &arguments, &["run.json", "--out"]);
 }

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tests::host::emulated;
+use tests::place::{Ended, Place};
+use tests::swaps::Swaps;
 use tests::{bzimage, code, elf, program};
-
-use crate::way_out::host;
 
 crate::tests! {
     a_guest_says_a_line_and_switches_itself_off: [Kvm],
@@ -32,58 +32,50 @@ fn hello(rest: Vec<u8>) -> Vec<u8> {
 }
 
 /// `boot` of this kernel file, with more arguments.
-fn command(directory: &tempfile::TempDir, kernel: &[u8], more: &[&str]) -> Command {
-    fs::write(directory.path().join("kernel"), kernel).unwrap();
-    let arguments = [&["boot", "--kernel", "kernel"], more].concat();
-    program::grouped(directory.path(), &arguments)
+fn command(place: &Place, kernel: &[u8], more: &[&str]) -> Command {
+    place.put("kernel", kernel);
+    program::grouped(place.path(), &[&["boot", "--kernel", "kernel"], more].concat())
 }
 
 /// Runs a kernel to its end.
-fn boot(kernel: &[u8], more: &[&str]) -> Output {
-    let directory = tempfile::tempdir().unwrap();
-    program::end_of_group(command(&directory, kernel, more).spawn().unwrap())
+fn boot(kernel: &[u8], more: &[&str]) -> Ended {
+    program::end_of_group(command(&Place::new(), kernel, more).spawn().unwrap()).into()
 }
 
 /// It ended with this code, having said the line and nothing else.
-fn ended(output: &Output, code: i32) {
-    let said = program::stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), LINE, "{said}");
-    assert!(!said.contains("panicked"), "{said}");
+fn ended(ended: Ended, code: i32) -> Ended {
+    let ended = ended.with(code);
+    assert_eq!(ended.text(), LINE, "{}", ended.said);
+    ended
 }
 
 fn a_guest_says_a_line_and_switches_itself_off() {
     let kernel = bzimage::kernel(&hello(code::power_off()));
     // Other vCPUs wait for a call that never comes.
     for vcpus in ["1", "2", "32"] {
-        ended(&boot(&kernel, &["--vcpus", vcpus]), 0);
+        ended(boot(&kernel, &["--vcpus", vcpus]), 0);
     }
-    ended(&boot(&kernel, &["--memory", "256MiB", "--balloon", "256MiB", "--backing", "memfd"]), 0);
+    ended(boot(&kernel, &["--memory", "256MiB", "--balloon", "256MiB", "--backing", "memfd"]), 0);
 }
 
 fn an_elf_kernel_begins_at_its_pvh_entry() {
     // The same bytes are the same instructions in 32-bit mode.
-    let output = boot(&elf::image(&code::power_off()), &[]);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    boot(&elf::image(&code::power_off()), &[]).with(0);
 }
 
 fn a_guest_that_resets_ends_with_4() {
     // The keyboard controller's reset line, and ACPI's reset register.
     for (port, value) in [(0x64, 0xfe), (0x602, 1)] {
-        let output = boot(&bzimage::kernel(&hello(code::out(port, value))), &["--vcpus", "2"]);
-        ended(&output, 4);
-        assert!(program::stderr(&output).contains("reset"), "{}", program::stderr(&output));
+        let kernel = bzimage::kernel(&hello(code::out(port, value)));
+        ended(boot(&kernel, &["--vcpus", "2"]), 4).says(&["reset"]);
     }
 }
 
 fn a_guest_that_crashes_ends_with_its_registers() {
     for vcpus in ["1", "2"] {
-        let output = boot(&bzimage::kernel(&hello(code::triple_fault())), &["--vcpus", vcpus]);
-        ended(&output, 1);
-        let said = program::stderr(&output);
-        for word in ["vCPU 0: triple fault", "rsp ", "cr0 ", "cr3 "] {
-            assert!(said.contains(word), "no {word:?}: {said}");
-        }
+        let kernel = bzimage::kernel(&hello(code::triple_fault()));
+        let crashed = ended(boot(&kernel, &["--vcpus", vcpus]), 1);
+        let said = crashed.says(&["vCPU 0: triple fault", "rsp ", "cr0 ", "cr3 "]).said;
         // Where it was, or why nobody knows.
         assert!(said.contains("rip 0x0000000000100") || said.contains("the registers of a reset"), "{said}");
     }
@@ -93,26 +85,25 @@ fn a_guest_that_crashes_ends_with_its_registers() {
 struct Running {
     child: Child,
     console: BufReader<ChildStdout>,
-    _directory: tempfile::TempDir,
+    _place: Place,
 }
 
 impl Running {
     fn start(code: Vec<u8>, prepare: impl FnOnce(Command) -> Command) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let command = command(&directory, &bzimage::kernel(&hello(code)), &["--vcpus", "2"]);
+        let place = Place::new();
+        let command = command(&place, &bzimage::kernel(&hello(code)), &["--vcpus", "2"]);
         let mut child = prepare(command).spawn().unwrap();
         let mut console = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         console.read_line(&mut line).unwrap();
         assert_eq!(line, LINE);
-        Self { child, console, _directory: directory }
+        Self { child, console, _place: place }
     }
 
     /// Sends the signal and waits for the end that it makes.
     fn end_by(self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
-        let output = program::end_of_group(self.child);
-        assert_eq!(output.status.code(), Some(130), "{}", program::stderr(&output));
+        Ended::from(program::end_of_group(self.child)).with(130);
         let mut rest = String::new();
         BufReader::new(self.console).read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "", "the console had more to say");
@@ -120,12 +111,12 @@ impl Running {
 }
 
 fn a_signal_ends_a_guest_that_never_would() {
-    let before = host();
+    let before = Swaps::now();
     for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
         Running::start(code::spin(), |command| command).end_by(signal);
     }
     Running::start(code::halt(), |command| command).end_by(Signal::TERM);
-    assert_eq!(host(), before);
+    assert_eq!(Swaps::now(), before);
 }
 
 fn nothing_is_lost_between_two_pipes() {
@@ -135,29 +126,26 @@ fn nothing_is_lost_between_two_pipes() {
         .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
         .map(|byte| if byte == code::END_OF_INPUT { b'\n' } else { byte })
         .collect();
-    let directory = tempfile::tempdir().unwrap();
-    let mut command = command(&directory, &bzimage::kernel(&code::echo()), &[]);
+    let place = Place::new();
+    let mut command = command(&place, &bzimage::kernel(&code::echo()), &[]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let bytes = [&sent[..], &[code::END_OF_INPUT]].concat();
     // Held open until the guest has it all: its end is the guest's to find.
     let writer = std::thread::spawn(move || input.write_all(&bytes).map(|()| input));
-    let output = program::end_of_group(child);
-    let written = writer.join().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    drop(written.unwrap());
-    let first = sent.iter().zip(&output.stdout).position(|(sent, came)| sent != came);
-    assert_eq!((output.stdout.len(), first), (sent.len(), None), "bytes that came, and the first wrong one");
+    let ended = Ended::from(program::end_of_group(child)).with(0);
+    drop(writer.join().unwrap().unwrap());
+    let first = sent.iter().zip(&ended.out).position(|(sent, came)| sent != came);
+    assert_eq!((ended.out.len(), first), (sent.len(), None), "bytes that came, and the first wrong one");
 }
 
 fn a_console_that_nobody_reads_stops_no_guest() {
     let text = "nobody will ever read this\n".repeat(500);
     let kernel = bzimage::kernel(&[code::say(&text), code::power_off()].concat());
-    let directory = tempfile::tempdir().unwrap();
-    let mut child = command(&directory, &kernel, &[]).spawn().unwrap();
+    let place = Place::new();
+    let mut child = command(&place, &kernel, &[]).spawn().unwrap();
     drop(child.stdout.take());
-    let output = program::end_of_group(child);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    Ended::from(program::end_of_group(child)).with(0);
 }
 
 /// CPU time of a process so far, all threads together, in clock ticks.

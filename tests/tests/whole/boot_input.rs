@@ -1,15 +1,13 @@
 //! Bad input to `zapscope boot`, and to a scenario in a Linux guest: refused at once, by name and reason, with
 //! nothing left behind.
 
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::path::Path;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::Resource;
 use tests::host::pvm;
-use tests::{bzimage, code, elf, program, xz};
-
-use crate::way_out::host;
+use tests::place::{Ended, Place};
+use tests::swaps::Swaps;
+use tests::{bzimage, code, elf, program, stand_in, xz};
 
 crate::tests! {
     files_that_are_no_kernel_are_refused: [],
@@ -31,49 +29,37 @@ crate::tests! {
 const MISTAKE: i32 = 2;
 const HOST: i32 = 3;
 
-/// A directory with what a test puts there, and the kernel `good`, which would switch itself off.
-struct Place(tempfile::TempDir);
+/// A directory with the kernel `good`, which would switch itself off.
+struct Inputs(Place);
 
-impl Place {
+impl Inputs {
     fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
+        let place = Place::new();
         place.put("good", bzimage::kernel(&code::power_off()));
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn put(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        std::fs::write(self.path(name), bytes).unwrap();
+        Self(place)
     }
 
     /// A file of zeroes that takes no room.
     fn put_sparse(&self, name: &str, len: u64) {
-        std::fs::File::create(self.path(name)).unwrap().set_len(len).unwrap();
+        std::fs::File::create(self.0.file(name)).unwrap().set_len(len).unwrap();
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
-        program::end_of_group(program::grouped(self.0.path(), arguments).spawn().unwrap())
+    fn run(&self, arguments: &[&str]) -> Ended {
+        program::end_of_group(program::grouped(self.0.path(), arguments).spawn().unwrap()).into()
     }
 
     /// The command line is refused with this exit code and these words, and leaves the directory as it was.
-    fn refuses(&self, code: i32, arguments: &[&str], words: &[&str]) -> String {
+    #[track_caller]
+    fn refuses(&self, code: i32, arguments: &[&str], words: &[&str]) -> Ended {
         let before = listing(self.0.path());
-        let output = self.run(arguments);
-        let text = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
-        for word in words {
-            assert!(text.contains(word), "{arguments:?} does not say {word:?}: {text}");
-        }
-        assert!(!text.contains("panicked"), "{arguments:?}: {text}");
-        assert!(output.stdout.is_empty(), "{arguments:?} is no console: {:?}", output.stdout);
+        let ended = self.run(arguments).with(code).says(words);
+        assert!(ended.out.is_empty(), "{arguments:?} is no console: {}", ended.text());
         assert_eq!(listing(self.0.path()), before, "{arguments:?}");
-        text
+        ended
     }
 
     /// `boot` of the good kernel is refused for what else it is given.
+    #[track_caller]
     fn refuses_with(&self, code: i32, more: &[&str], words: &[&str]) {
         self.refuses(code, &[&["boot", "--kernel", "good"], more].concat(), words);
     }
@@ -101,7 +87,7 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 fn files_that_are_no_kernel_are_refused() {
-    let place = Place::new();
+    let place = Inputs::new();
     let good = bzimage::kernel(&code::power_off());
     let with = |mut image: Vec<u8>, at: usize, bytes: &[u8]| {
         image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -127,7 +113,7 @@ fn files_that_are_no_kernel_are_refused() {
         ("vmlinux.gz", bzimage::gzip(&guest()), ["compressed with gzip", "gzip -d"]),
         ("initrd.cpio", b"070701".repeat(100), ["is a cpio archive", "--initrd"]),
     ] {
-        place.put(name, bytes);
+        place.0.put(name, bytes);
         place.refuses(MISTAKE, &["boot", "--kernel", name], &[name, words[0], words[1]]);
     }
     place.refuses(MISTAKE, &["boot", "--kernel", "none"], &["none", "No such file"]);
@@ -137,7 +123,7 @@ fn files_that_are_no_kernel_are_refused() {
 
 fn kernels_that_do_not_unpack_are_refused() {
     const MIB: u32 = 1 << 20;
-    let place = Place::new();
+    let place = Inputs::new();
     let mut code = code::power_off();
     code.extend(noise(200_000));
     let payload = bzimage::gzip(&elf::image(&code));
@@ -156,18 +142,18 @@ fn kernels_that_do_not_unpack_are_refused() {
         ("lzo", b"\x89LZO\0 and so on".repeat(100), ["LZO", "not unpacked here"]),
         ("no-kernel", bzimage::gzip(&noise(5000)), ["packed in the bzImage is no kernel", "ELF"]),
     ] {
-        place.put(name, bzimage::around(&payload));
+        place.0.put(name, bzimage::around(&payload));
         let arguments = ["boot", "--kernel", name, "--memory", "32MiB"];
         place.refuses(MISTAKE, &arguments, &[&format!("{name}: "), words[0], words[1]]);
     }
     // The end of the file is missing, and the header knows it.
     let whole = bzimage::around(&payload);
-    place.put("tail", &whole[..whole.len() - 5000]);
+    place.0.put("tail", &whole[..whole.len() - 5000]);
     place.refuses(MISTAKE, &["boot", "--kernel", "tail"], &["kernel tail", "truncated"]);
 }
 
 fn kernels_that_do_not_fit_are_refused() {
-    let place = Place::new();
+    let place = Inputs::new();
     let with = |at: usize, bytes: &[u8]| {
         let mut image = bzimage::kernel(&code::power_off());
         image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -179,16 +165,16 @@ fn kernels_that_do_not_fit_are_refused() {
         ("far", with(0x258, &(1_u64 << 40).to_le_bytes())),
         ("wild", with(0x258, &(u64::MAX - 0xfff).to_le_bytes())),
     ] {
-        place.put(name, bytes);
+        place.0.put(name, bytes);
         let words = [&format!("{name}: ")[..], "the kernel"];
-        let error = place.refuses(MISTAKE, &["boot", "--kernel", name], &words);
-        assert!(!error.contains("more memory"), "no memory would be enough: {error}");
+        // No memory would be enough.
+        place.refuses(MISTAKE, &["boot", "--kernel", name], &words).never_says(&["more memory"]);
     }
     // Within the bzImage, an ELF file that says it lies where there is no memory.
     let mut elf = elf::image(&code::power_off());
     // The first program header's p_paddr.
     elf[64 + 24..64 + 32].copy_from_slice(&(1_u64 << 32).to_le_bytes());
-    place.put("elsewhere", bzimage::around(&bzimage::gzip(&elf)));
+    place.0.put("elsewhere", bzimage::around(&bzimage::gzip(&elf)));
     place.refuses(MISTAKE, &["boot", "--kernel", "elsewhere"], &["elsewhere: ", "segment", "does not fit"]);
 }
 
@@ -196,40 +182,32 @@ fn kernels_that_do_not_fit_are_refused() {
 fn a_dictionary_that_there_is_no_memory_for_is_an_error() {
     const STEP: u64 = 16 << 20;
     const MOST: u64 = 8 << 30;
-    let place = Place::new();
+    let place = Inputs::new();
     let image = elf::image(&code::power_off());
     for (name, dictionary) in
         [("small", xz::dictionary::SMALL), ("large", xz::dictionary::LARGE), ("huge", xz::dictionary::HUGE)]
     {
         let payload = [xz::stored(&image, dictionary), (image.len() as u32).to_le_bytes().to_vec()].concat();
-        place.put(name, bzimage::around(&payload));
+        place.0.put(name, bzimage::around(&payload));
     }
     let boot = |name: &str, bytes: u64| {
         let arguments = ["boot", "--kernel", name, "--memory", "32MiB"];
         let mut command = program::without_core(program::grouped(place.0.path(), &arguments));
-        let limit = Rlimit { current: Some(bytes), maximum: None };
-        // SAFETY: between fork and exec, the closure makes one system call and touches nothing else.
-        unsafe { command.pre_exec(move || Ok(setrlimit(Resource::As, limit)?)) };
+        stand_in::limited(&mut command, Resource::As, bytes);
         let _waiting = harness::waiting(format!("the end of {name} with {bytes} bytes of address space"));
-        command.output().unwrap()
+        Ended::from(command.output().unwrap())
     };
     let enough = (STEP..MOST).step_by(STEP as usize).find(|&bytes| boot("small", bytes).status.success());
     let enough = enough.expect("a small kernel boots in some address space");
-    let refused = |name: &str, code: i32, words: &[&str]| {
-        let output = boot(name, enough);
-        let said = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{name}: {said}");
-        words.iter().for_each(|word| assert!(said.contains(word), "{name} does not say {word:?}: {said}"));
-    };
-    refused("large", HOST, &["large: no memory for 134217728 bytes", "ulimit -v"]);
+    boot("large", enough).with(HOST).says(&["large: no memory for 134217728 bytes", "ulimit -v"]);
     // More than any stream gets, with all the memory there is.
-    refused("huge", MISTAKE, &["huge: ", "asks for a dictionary of 1073741824 bytes"]);
-    assert_eq!(boot("large", MOST).status.code(), Some(0), "with memory enough it boots");
+    boot("huge", enough).with(MISTAKE).says(&["huge: ", "asks for a dictionary of 1073741824 bytes"]);
+    boot("large", MOST).with(0);
 }
 
 fn bad_initrds_are_refused() {
-    let place = Place::new();
-    place.put("empty", "");
+    let place = Inputs::new();
+    place.0.put("empty", "");
     for (name, why) in [
         ("none", "No such file"),
         (".", "is a directory"),
@@ -241,7 +219,7 @@ fn bad_initrds_are_refused() {
 }
 
 fn an_initrd_larger_than_memory_is_refused() {
-    let place = Place::new();
+    let place = Inputs::new();
     place.put_sparse("large", 65 << 20);
     let words = ["large: ", "68157440 bytes", "more memory"];
     place.refuses_with(MISTAKE, &["--initrd", "large", "--memory", "64MiB"], &words);
@@ -251,7 +229,7 @@ fn an_initrd_larger_than_memory_is_refused() {
 }
 
 fn bad_sizes_are_refused() {
-    let place = Place::new();
+    let place = Inputs::new();
     for size in ["0", "3", "1MiB", "17MiB", "-1", "1XiB", "1e300", "18446744073709551616", ""] {
         place.refuses_with(MISTAKE, &[&format!("--memory={size}")], &["--memory"]);
     }
@@ -268,9 +246,9 @@ fn bad_sizes_are_refused() {
 }
 
 fn bad_disks_are_refused() {
-    let place = Place::new();
-    place.put("empty", "");
-    place.put("short", [0; 1000]);
+    let place = Inputs::new();
+    place.0.put("empty", "");
+    place.0.put("short", [0; 1000]);
     for (name, why) in [
         ("none", "No such file"),
         (".", "is a directory"),
@@ -283,32 +261,31 @@ fn bad_disks_are_refused() {
         }
     }
     // One bad one among good ones.
-    place.put("good-disk", [0; 512]);
+    place.0.put("good-disk", [0; 512]);
     place.refuses_with(MISTAKE, &["--disk", "good-disk", "--disk", "short:ro"], &["the disk short", "512"]);
 }
 
-fn protected(place: &Place) {
+fn protected(place: &Inputs) {
     use std::os::unix::fs::PermissionsExt;
-    place.put("protected", [0; 512]);
-    std::fs::set_permissions(place.path("protected"), std::fs::Permissions::from_mode(0o444)).unwrap();
+    place.0.put("protected", [0; 512]);
+    std::fs::set_permissions(place.0.file("protected"), std::fs::Permissions::from_mode(0o444)).unwrap();
 }
 
 fn a_disk_that_may_only_be_read_is_refused_for_writing() {
-    let place = Place::new();
+    let place = Inputs::new();
     protected(&place);
     place.refuses_with(MISTAKE, &["--disk", "protected"], &["the disk protected", "cannot be written"]);
 }
 
 fn a_read_only_disk_may_be_one_that_may_only_be_read() {
-    let place = Place::new();
+    let place = Inputs::new();
     protected(&place);
-    let output = place.run(&["boot", "--kernel", "good", "--disk", "protected:ro"]);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+    place.run(&["boot", "--kernel", "good", "--disk", "protected:ro"]).with(0);
 }
 
 fn bad_command_lines_are_refused() {
     use std::os::unix::ffi::OsStrExt;
-    let place = Place::new();
+    let place = Inputs::new();
     let long = "x".repeat(2048);
     place.refuses_with(MISTAKE, &["--cmdline", &long], &["command line has", "takes 2047", "shorten it"]);
     // As long as one argument can be.
@@ -316,15 +293,13 @@ fn bad_command_lines_are_refused() {
     // A NUL ends an argument before zapscope could see it; what is no text it does see.
     let mut command = program::grouped(place.0.path(), &["boot", "--kernel", "good", "--cmdline"]);
     command.arg(std::ffi::OsStr::from_bytes(b"quiet \xff\xfe"));
-    let output = program::end_of_group(command.spawn().unwrap());
-    assert_eq!(output.status.code(), Some(MISTAKE), "{}", program::stderr(&output));
-    assert!(program::stderr(&output).contains("UTF-8"), "{}", program::stderr(&output));
+    Ended::from(program::end_of_group(command.spawn().unwrap())).with(MISTAKE).says(&["UTF-8"]);
 }
 
 fn a_linux_guest_that_makes_no_sense_is_refused() {
-    let place = Place::new();
-    place.put("text", "no kernel at all");
-    let before = host();
+    let place = Inputs::new();
+    place.0.put("text", "no kernel at all");
+    let before = Swaps::now();
     place.refuses(MISTAKE, &["run", "--kernel", "good"], &["--kernel", "--guest linux"]);
     place.refuses(MISTAKE, &["run", "--guest", "bare", "--kernel", "good"], &["--kernel", "--guest linux"]);
     place.refuses(MISTAKE, &["run", "--modules", "."], &["--modules", "--guest linux"]);
@@ -333,22 +308,16 @@ fn a_linux_guest_that_makes_no_sense_is_refused() {
         let (code, why) = if pvm() { (HOST, "kvm_pvm") } else { (MISTAKE, why) };
         place.refuses(code, &["run", "--guest", "linux", "--kernel", name, "--zram", "64MiB"], &[why]);
     }
-    assert_eq!(host(), before);
+    assert_eq!(Swaps::now(), before);
 }
 
 fn kvm_pvm_refuses_a_linux_guest_before_it_changes_anything() {
-    let place = Place::new();
-    let before = host();
+    let place = Inputs::new();
+    let before = Swaps::now();
     let arguments = ["run", "--guest", "linux", "--kernel", "good", "--zram", "64MiB"];
-    let output = place.run(&arguments);
-    let text = program::stderr(&output);
-    assert_eq!(output.status.code(), Some(HOST), "{text}");
-    assert!(
-        text.contains("kvm_pvm") && text.contains("--guest bare") && text.contains("kvm_intel"),
-        "{text}"
-    );
-    assert!(!text.contains("zram"), "nothing is made for a run that cannot be: {text}");
-    assert!(output.stdout.is_empty());
-    assert_eq!(host(), before);
-    assert!(!place.path("zapscope-runs").exists());
+    let ended = place.run(&arguments).with(HOST).says(&["kvm_pvm", "--guest bare", "kvm_intel"]);
+    // Nothing is made for a run that cannot be.
+    assert!(ended.never_says(&["zram"]).out.is_empty());
+    assert_eq!(Swaps::now(), before);
+    assert!(!place.0.file("zapscope-runs").exists());
 }

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tests::host::Need;
-use tests::record::{printed, rows};
+use tests::host::{Need, of_backend};
+use tests::place::Place;
+use tests::record::rows;
 
 crate::tests! {
     a_built_in_scenario_counts_what_it_counted(case in cases()): [Zram, NotEmulated, case.needs()],
@@ -33,7 +34,7 @@ impl std::fmt::Display for Case {
 
 impl Case {
     fn needs(self) -> Need {
-        if self.backend == "kvm" { Need::SlotZap } else { Need::Has(guest_mem::Backing::Base4k) }
+        if self.backend == "kvm" { Need::SlotZap } else { of_backend(self.backend) }
     }
 }
 
@@ -143,9 +144,8 @@ fn a_built_in_scenario_counts_what_it_counted(Case { backend, scenario }: Case) 
 }
 
 fn record_of(name: &str, backend: &str) -> Value {
-    let directory = tempfile::tempdir().unwrap();
     let arguments = ["run", name, "--backend", backend, "--zram", "1GiB", "--tune", "--json", "--out", "out"];
-    printed(directory.path(), &arguments).0
+    Place::new().run(&arguments).with(0).json()
 }
 
 fn host(record: &Value) -> [String; 2] {

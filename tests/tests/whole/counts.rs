@@ -1,13 +1,12 @@
 //! Exact counts: what a run says was invalidated is what a naive enumeration of its victims says, and two runs
 //! say the same.
 
-use std::path::Path;
-
-use experiment::scenario::Scenario;
 use guest_abi::layout::PAGE_SIZE;
 use serde_json::Value;
-use tests::record::{self, number, rows};
-use tests::{naive, program};
+use tests::naive;
+use tests::place::Place;
+use tests::record::{number, rows};
+use tests::scenario::{self, Scenario};
 
 crate::tests! {
     sparse_victims_cost_what_enumeration_says: [Kvm, SlotZap],
@@ -19,89 +18,33 @@ crate::tests! {
     the_software_mmu_needs_no_kvm: [],
 }
 
-/// A scenario of sparse victims over every policy. Discarded, so that it needs no swap.
-const SPARSE: &str = r#"
-name = "sparse"
-memory = "16MiB"
-seed = 7
-[matrix]
-backing = ["4k"]
-policy = ["kernel", "page", "folio", "modern", "pmd", "slot"]
-reclaim = ["dontneed"]
-granule = ["512KiB"]
-[[case]]
-name = "sparse"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 100
-unit = "page"
-[[case.step]]
-do = "refault"
-[[case.step]]
-do = "sweep"
-"#;
+const POLICIES: [&str; 6] = ["kernel", "page", "folio", "modern", "pmd", "slot"];
 
-/// Both ways to lay memory out, swapped out next to a hot loop.
-const SWAP: &str = r#"
-name = "swap"
-memory = "16MiB"
-seed = 8
-[matrix]
-backing = ["4k", "thp"]
-policy = ["kernel", "folio", "pmd", "slot", "vm"]
-[[case]]
-name = "sparse"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "hot"
-count = 64
-[[case.step]]
-do = "baseline"
-for = "5ms"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 50
-[[case.step]]
-do = "stop"
-[[case.step]]
-do = "refault"
-[[case.step]]
-do = "sweep"
-[[case]]
-name = "whole"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-range = "0..4MiB"
-unit = "folio"
-[[case.step]]
-do = "refault"
-"#;
+/// Sparse victims over every policy. Discarded, so that it needs no swap.
+fn sparse() -> Scenario {
+    let scenario = scenario::of("16MiB").top("seed = 7").policies(&POLICIES).axis("granule", &["512KiB"]);
+    scenario.fill().sparse(100).refault().sweep()
+}
 
-/// [`SWAP`], and on an emulated host half as much of it taken whole: one huge page still, 512 small ones.
-fn swap() -> String {
-    if !tests::host::emulated() {
-        return SWAP.to_owned();
-    }
-    println!("    2 MiB taken whole in place of 4 MiB");
-    SWAP.replace("0..4MiB", "0..2MiB")
+/// Both ways to lay memory out, swapped out next to a hot loop; on an emulated host half as much of it taken whole: one huge
+/// page still, 512 small ones.
+fn swap() -> Scenario {
+    let taken = if tests::host::emulated() { "0..2MiB" } else { "0..4MiB" };
+    println!("    {taken} taken whole");
+    let scenario = scenario::of("16MiB").top("seed = 8").backings(&["4k", "thp"]).reclaims(&["pageout"]);
+    let scenario = scenario.policies(&["kernel", "folio", "pmd", "slot", "vm"]).case("sparse");
+    let scenario = scenario.fill().hot(64).baseline("5ms").sparse(50).stop().refault().sweep();
+    scenario.case("whole").fill().range(taken, "folio").refault()
 }
 
 /// Runs a scenario and returns its record.
-fn run(scenario: &str, options: &[&str]) -> Value {
-    let directory = tempfile::tempdir().unwrap();
-    record::run(directory.path(), scenario, options).0
+fn run(scenario: &Scenario, options: &[&str]) -> Value {
+    Place::of(scenario).record(options)
 }
 
 /// The pages a scenario's first reclaim step takes.
-fn victims(text: &str) -> Vec<u64> {
-    let scenario = Scenario::parse(text, "test").unwrap();
+fn victims(scenario: &Scenario) -> Vec<u64> {
+    let scenario = experiment::scenario::Scenario::parse(&scenario.text(), "test").unwrap();
     let row = scenario.rows().next().unwrap();
     let plan = scenario.plan(&row);
     let step = (0..).find(|&step| plan.victims(step).is_some()).unwrap();
@@ -109,17 +52,17 @@ fn victims(text: &str) -> Vec<u64> {
 }
 
 fn sparse_victims_cost_what_enumeration_says() {
-    let record = run(SPARSE, &["--backend", "kvm"]);
+    let record = run(&sparse(), &["--backend", "kvm"]);
     assert_sparse(&record);
     for row in rows(&record) {
         assert_eq!(number(row, "refaults"), 100, "every victim comes back by a fault of its own");
     }
 }
 
-/// Checks every row of [`SPARSE`] against the enumeration.
+/// Checks every row of [`sparse`] against the enumeration.
 fn assert_sparse(record: &Value) {
     let (memory, granule) = (16 << 20, 512 << 10);
-    let victims = victims(SPARSE);
+    let victims = victims(&sparse());
     assert_eq!(victims.len(), 100);
     assert_eq!(rows(record).len(), 6);
     for row in rows(record) {
@@ -200,8 +143,7 @@ fn swapped_pages_come_back_and_each_is_one_refault() {
 /// A device on the host's own page tables has read each victim: its TLB holds it once. The first call of an era
 /// drops it, and the second finds nothing.
 fn the_double_call_is_watched_and_finds_nothing() {
-    let text = SPARSE.replace("seed = 7", "seed = 7\nshared_tlb = true");
-    let record = run(&text, &["--backend", "soft"]);
+    let record = run(&sparse().top("shared_tlb = true"), &["--backend", "soft"]);
     for row in rows(&record) {
         let policy = row["policy"].as_str().unwrap();
         let doubled = if matches!(policy, "pmd" | "folio") { 100 } else { 0 };
@@ -215,9 +157,7 @@ fn the_double_call_is_watched_and_finds_nothing() {
 
 /// Unmapping takes away the mapping by which MADV_PAGEOUT finds a page, and must not be in its way.
 fn every_way_to_zap_takes_the_same_pages() {
-    let zaps = swap()
-        .replace("[\"4k\", \"thp\"]", "[\"memfd\"]")
-        .replace("policy = [", "zap = [\"memslot\", \"protect\", \"unmap\"]\npolicy = [");
+    let zaps = swap().backings(&["memfd"]).axis("zap", &["memslot", "protect", "unmap"]);
     let record = run(&zaps, &["--backend", "kvm", "--zram", "64MiB"]);
     let unmapped = rows(&record).iter().filter(|row| row["zap"] == "unmap").count();
     assert_eq!(unmapped, 8, "four policies, two cases");
@@ -233,7 +173,7 @@ fn every_way_to_zap_takes_the_same_pages() {
 }
 
 fn the_software_mmu_counts_as_kvm_does() {
-    let [kvm, soft] = ["kvm", "soft"].map(|backend| run(SPARSE, &["--backend", backend]));
+    let [kvm, soft] = ["kvm", "soft"].map(|backend| run(&sparse(), &["--backend", backend]));
     assert_eq!((&kvm["backend"], &soft["backend"]), (&"kvm".into(), &"soft".into()));
     assert!(kvm["first_kvm_run_monotonic_ns"].is_u64() && soft["first_kvm_run_monotonic_ns"].is_null());
     for (a, b) in rows(&kvm).iter().zip(rows(&soft)) {
@@ -246,19 +186,14 @@ fn the_software_mmu_counts_as_kvm_does() {
 }
 
 fn the_software_mmu_needs_no_kvm() {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("scenario.toml"), SPARSE).unwrap();
-    let arguments = ["run", "scenario.toml", "--json", "--backend", "soft", "--out", "out"];
-    let output = program::output(directory.path(), &arguments);
-    assert!(output.status.success(), "{}", program::stderr(&output));
-    assert!(program::stderr(&output).contains("no guest runs"), "it says so plainly");
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let place = Place::of(&sparse());
+    let arguments = ["run", "s.toml", "--json", "--backend", "soft", "--out", "out"];
+    let record = place.run(&arguments).with(0).says(&["no guest runs"]).json();
     assert_sparse(&record);
     for row in rows(&record) {
         let dropped = number(row, "sptes_zapped_4k");
         assert_eq!(row["listener"], "soft-mmu");
         assert!(dropped >= 100 && dropped * PAGE_SIZE <= number(row, "invalidated_bytes"), "{row}");
     }
-    let written = std::fs::read(Path::new(directory.path()).join("out/run.json")).unwrap();
-    assert_eq!(serde_json::from_slice::<Value>(&written).unwrap(), record);
+    assert_eq!(place.json("out/run.json"), record);
 }

@@ -1,7 +1,6 @@
 //! The doctor: it examines the KVM of this host by a virtual machine of its own.
 
-use serde_json::Value;
-use tests::program;
+use tests::place::Place;
 
 crate::tests! {
     the_doctor_knows_this_kvm_and_times_it: [Kvm],
@@ -9,9 +8,7 @@ crate::tests! {
 
 /// Its tiny machine has no ring 0 and does I/O from ring 3: that has to work on every kind of KVM.
 fn the_doctor_knows_this_kvm_and_times_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let output = program::output(directory.path(), &["doctor", "--json"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = Place::new().run(&["doctor", "--json"]).json();
     assert!(report["host"]["kvm"]["mmu"].is_string(), "{}", report["host"]["kvm"]);
     let finding = |subject: &str| {
         let findings = report["findings"].as_array().unwrap();

@@ -6,14 +6,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_abi::block::Outcome;
 use guest_abi::layout::{DOORBELL_PORT, area_gpa, doorbell};
 use guest_abi::order::RawOrder;
 use machine::snapshot::header::HEADER_BYTES;
-use tests::{elf, program, scenario, xz};
+use tests::place::{Ended, Place};
+use tests::{elf, scenario, xz};
 
 use crate::restore::snapshot;
 
@@ -58,8 +59,8 @@ impl Drop for Named {
 }
 
 /// All that was printed, which no terminal obeys: no line is made by others, no byte acts.
-fn harmless(output: &Output) -> String {
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &program::stderr(output);
+fn harmless(ended: &Ended) -> String {
+    let said = ended.text() + &ended.said;
     let acts: Vec<char> =
         said.chars().filter(|character| character.is_control() && *character != '\n').collect();
     assert!(acts.is_empty(), "{acts:?} in {said:?}");
@@ -68,45 +69,40 @@ fn harmless(output: &Output) -> String {
 }
 
 fn the_name_of_another_process_is_shown() {
-    let place = tempfile::tempdir().unwrap();
+    let place = Place::new();
     let named = Named::start(place.path(), "\u{1b}c\u{9b}m\nFORGED");
-    let output = program::output(place.path(), &["attach", "--pid", &named.0.id().to_string()]);
-    let said = harmless(&output);
+    let said = harmless(&place.run(&["attach", "--pid", &named.0.id().to_string()]));
     assert!(said.contains("\\u{1b}c\\u{9b}m\\u{a}FORGED"), "{said}");
 }
 
 fn a_daemon_with_a_name_of_its_own_is_shown() {
-    let place = tempfile::tempdir().unwrap();
+    let place = Place::new();
     let _named = Named::start(place.path(), "kdamond\u{1b}\nFORGED");
     for how in [&["doctor"][..], &["doctor", "--json"], &["doctor", "--format", "ktap"]] {
-        let output = program::output(place.path(), how);
-        assert_eq!(output.status.code(), Some(0));
-        let said = harmless(&output);
+        let ended = place.run(how).with(0);
+        let said = harmless(&ended);
         assert!(said.contains("kdamond") && !said.contains("kdamond\u{1b}"), "{said}");
         if how.contains(&"--json") {
-            let _: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            ended.json();
         }
     }
 }
 
 fn files_and_their_names_are_shown() {
-    let place = tempfile::tempdir().unwrap();
+    let place = Place::new();
     let name = OsStr::new("s\u{1b}]0;title\u{7}\nFORGED.toml");
     let value = "name = \"\\u001b[2J\\u009bm\\nFORGED\"\nmemory = \"8MiB\"\n";
     for text in [value, "\u{1b}[2J = 1\n", "[\u{202e}x]\n", "memory = \"\\u001b[8m\"\n"] {
-        fs::write(place.path().join(name), text).unwrap();
-        let output = program::output(place.path(), &[OsStr::new("run"), name]);
-        assert_eq!(output.status.code(), Some(2));
-        let said = harmless(&output);
+        place.put(name, text);
+        let said = harmless(&place.run(&[OsStr::new("run"), name]).with(2));
         assert!(said.contains("\\u{1b}"), "{said}");
     }
     let name = OsStr::from_bytes(b"no\x1b]0;title\x07\xff\nFORGED");
     for command in ["replay", "timeline"] {
-        let output = program::output(place.path(), &[OsStr::new(command), name]);
-        assert_eq!(output.status.code(), Some(2));
-        assert!(harmless(&output).contains("no\\u{1b}]0;title"));
+        let ended = place.run(&[OsStr::new(command), name]).with(2);
+        assert!(harmless(&ended).contains("no\\u{1b}]0;title"));
     }
-    assert_eq!(program::output(place.path(), &[name]).status.code(), Some(2));
+    place.run(&[name]).with(2);
 }
 
 /// Code that leaves `text` in the control block as what the guest's panic said, and rings for it.
@@ -136,31 +132,24 @@ fn panicking(text: &[u8]) -> Vec<u8> {
 }
 
 fn what_a_guest_says_when_it_panics_is_shown() {
-    let place = tempfile::tempdir().unwrap();
-    let text = scenario::of("4MiB").fill().sparse(3).text();
-    fs::write(place.path().join("s.toml"), format!("kernel = \"guest.elf\"\n{text}")).unwrap();
-    let kernel = elf::image(&panicking("lost\u{1b}[2J\u{9b}m\nFORGED \u{202e}".as_bytes()));
-    fs::write(place.path().join("guest.elf"), kernel).unwrap();
-    let output = program::output(place.path(), &["run", "s.toml", "--backend", "kvm", "--out", "out"]);
-    assert_eq!(output.status.code(), Some(1));
-    let said = harmless(&output);
+    let place = Place::of(&scenario::of("4MiB").top("kernel = \"guest.elf\"").fill().sparse(3));
+    place.put("guest.elf", elf::image(&panicking("lost\u{1b}[2J\u{9b}m\nFORGED \u{202e}".as_bytes())));
+    let said = harmless(&place.run(&["run", "s.toml", "--backend", "kvm", "--out", "out"]).with(1));
     assert!(said.contains("panic: lost\\u{1b}[2J\\u{9b}m"), "{said}");
     assert!(said.contains("FORGED \\u{202e}"), "{said}");
 }
 
 /// The one text that a snapshot's header has is the name of a backing.
 fn the_strings_of_a_snapshot_are_shown() {
-    let place = tempfile::tempdir().unwrap();
-    snapshot(place.path(), "s", &["--memory", "2MiB"]);
-    let mut file = fs::read(place.path().join("s")).unwrap();
+    let place = Place::new();
+    snapshot(&place, "s", &["--memory", "2MiB"]);
+    let mut file = fs::read(place.file("s")).unwrap();
     let (header, crc) = file[..HEADER_BYTES].split_at_mut(HEADER_BYTES - 4);
     let name = header.windows(3).position(|bytes| bytes == b"4k\0").expect("the backing's name");
     let forged = b"\x1b[2J\xc2\x9bm\nFORGED";
     header[name..name + forged.len()].copy_from_slice(forged);
     crc.copy_from_slice(&xz::crc32(header).to_le_bytes());
-    fs::write(place.path().join("s"), file).unwrap();
-    let output = program::output(place.path(), &["boot", "--restore", "s"]);
-    assert_eq!(output.status.code(), Some(2));
-    let said = harmless(&output);
+    place.put("s", file);
+    let said = harmless(&place.run(&["boot", "--restore", "s"]).with(2));
     assert!(said.contains("memory backed by `\\u{1b}[2J\\u{9b}m"), "{said}");
 }

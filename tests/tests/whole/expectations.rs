@@ -1,7 +1,7 @@
 //! Expectations, and results in the form that kernel tests have: KTAP, read by a parser of this test's own.
 
-use serde_json::Value;
-use tests::program;
+use tests::place::{Ended, Place};
+use tests::scenario;
 
 crate::tests! {
     expectations_decide_the_exit_code: [],
@@ -11,57 +11,28 @@ crate::tests! {
     a_validation_speaks_ktap: [],
 }
 
-const SCENARIO: &str = r#"
-name = "expected"
-memory = "4MiB"
-[matrix]
-backing = ["4k"]
-policy = ["folio", "pmd"]
-reclaim = ["dontneed"]
-[[case]]
-name = "sparse"
-expect = [EXPECT]
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 10
-[[case.step]]
-do = "sweep"
-"#;
-
-fn expecting(lines: &[&str]) -> String {
-    let quoted: Vec<String> = lines.iter().map(|line| format!("{line:?}")).collect();
-    SCENARIO.replace("EXPECT", &quoted.join(", "))
+fn expecting(expect: &[&str]) -> Place {
+    let scenario = scenario::of("4MiB").policies(&["folio", "pmd"]).case("sparse").expect(expect);
+    Place::of(&scenario.fill().sparse(10).sweep())
 }
 
-/// Runs a scenario on the software MMU.
-fn run(scenario: &str, options: &[&str]) -> std::process::Output {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("s.toml"), scenario).unwrap();
-    let mut arguments = vec!["run", "s.toml", "--backend", "soft"];
-    arguments.extend(options);
-    program::output(directory.path(), &arguments)
+/// Runs its scenario on the software MMU.
+fn run(place: &Place, options: &[&str]) -> Ended {
+    place.run(&[&["run", "s.toml", "--backend", "soft", "--out", "out"], options].concat())
 }
 
 fn expectations_decide_the_exit_code() {
     let held = ["victims == 10", "amplification <= 1.0 for policy folio", "integrity_errors == 0"];
-    let output = run(&expecting(&held), &["--json"]);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let record = run(&expecting(&held), &["--json"]).with(0).json();
     let of_row = |row: usize| record["rows"][row]["expectations"].as_array().unwrap().len();
     assert_eq!((of_row(0), of_row(1)), (3, 2), "the second is of folio alone");
 
-    let output = run(&expecting(&["victims == 10", "needed_bytes / victims > 4KiB"]), &["--json"]);
-    let said = program::stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("needed_bytes / victims > 4KiB is not so: 4096 against 4096"), "{said}");
-    assert!(said.contains("2 expectations did not come true"), "{said}");
+    let broken = run(&expecting(&["victims == 10", "needed_bytes / victims > 4KiB"]), &["--json"]).with(1);
+    let why = "needed_bytes / victims > 4KiB is not so: 4096 against 4096";
+    broken.says(&[why, "2 expectations did not come true"]);
 
-    let output = run(&expecting(&["tlb_empty_flushes == 0"]), &["--json"]);
-    assert_eq!(output.status.code(), Some(0), "what is null says nothing");
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // What is null says nothing.
+    let record = run(&expecting(&["tlb_empty_flushes == 0"]), &["--json"]).with(0).json();
     let skipped = record["rows"][0]["expectations"][0]["skipped"].as_str().unwrap();
     assert!(skipped.contains("tlb_empty_flushes is null: no device"), "{skipped}");
 }
@@ -72,10 +43,7 @@ fn an_expectation_that_cannot_be_is_refused_with_its_line() {
         ("victims = 10", "cannot stand in an expectation"),
         ("victims == 10 for policy slot", "rows that this case does not have"),
     ] {
-        let output = run(&expecting(&[line]), &[]);
-        let why = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{why}");
-        assert!(why.contains("s.toml:10: ") && why.contains(said), "{why}");
+        run(&expecting(&[line]), &[]).with(2).says(&["s.toml:9: ", said]);
     }
 }
 
@@ -130,8 +98,8 @@ fn level(lines: &mut std::iter::Peekable<std::str::Lines<'_>>, indent: &str) -> 
     results
 }
 
-fn parsed(output: &std::process::Output) -> Vec<Result> {
-    let text = std::str::from_utf8(&output.stdout).unwrap();
+fn parsed(ended: &Ended) -> Vec<Result> {
+    let text = ended.text();
     let mut lines = text.lines().peekable();
     let results = level(&mut lines, "");
     assert_eq!(lines.next(), None, "nothing else stands on standard output:\n{text}");
@@ -140,9 +108,8 @@ fn parsed(output: &std::process::Output) -> Vec<Result> {
 
 fn a_run_speaks_ktap() {
     let lines = ["victims == 10", "amplification <= 1.0", "tlb_empty_flushes == 0"];
-    let output = run(&expecting(&lines), &["--format", "ktap"]);
-    assert_eq!(output.status.code(), Some(1));
-    let rows = parsed(&output);
+    let ended = run(&expecting(&lines), &["--format", "ktap"]).with(1);
+    let rows = parsed(&ended);
     let [folio, pmd] = rows.as_slice() else { panic!("two rows: {rows:?}") };
     assert!(folio.ok && folio.name.contains("sparse 4k folio dontneed"), "{folio:?}");
     assert!(!pmd.ok && pmd.subtests.len() == folio.subtests.len());
@@ -155,28 +122,22 @@ fn a_run_speaks_ktap() {
     assert_eq!(find(pmd, "amplification <= 1.0"), (false, false, 1));
     assert_eq!(find(folio, "amplification <= 1.0"), (true, false, 0));
     assert_eq!(find(folio, "tlb_empty_flushes == 0"), (true, true, 0));
-    assert!(program::stderr(&output).contains("amplifi"), "the table is for people, and elsewhere");
+    // The table is for people, and elsewhere.
+    ended.says(&["amplifi"]);
 }
 
 fn the_doctor_speaks_ktap() {
-    let directory = tempfile::tempdir().unwrap();
-    let output = program::output(directory.path(), &["doctor", "--format", "ktap"]);
-    assert!(output.status.success());
-    let findings = parsed(&output);
+    let findings = parsed(&Place::new().run(&["doctor", "--format", "ktap"]).with(0));
     assert!(findings.len() > 10 && findings.iter().all(|finding| finding.ok), "{findings:?}");
     assert!(findings.iter().any(|finding| finding.name.contains("userfaultfd")), "{findings:?}");
 }
 
 fn a_validation_speaks_ktap() {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("s.toml"), expecting(&["victims == 10"])).unwrap();
-    let output = program::output(directory.path(), &["run", "s.toml", "--backend", "soft", "--out", "out"]);
-    assert!(output.status.success(), "{}", program::stderr(&output));
+    let place = expecting(&["victims == 10"]);
+    run(&place, &[]).with(0);
     let arguments =
         ["replay", "out", "--validate", "--backend", "soft", "--policy", "pmd,slot", "--format", "ktap"];
-    let output = program::output(directory.path(), &arguments);
-    assert!(output.status.success(), "{}", program::stderr(&output));
-    let rows = parsed(&output);
+    let rows = parsed(&place.run(&arguments).with(0));
     assert_eq!(rows.len(), 2);
     for row in &rows {
         let exact = row.subtests.iter().find(|test| test.name == "invalidated_bytes").unwrap();

@@ -1,11 +1,11 @@
 //! Whose figures a row has: the kernel's where it alone announces, and none that nobody measured.
 
-use guest_mem::Backing;
 use host::HostChanges;
 use serde_json::Value;
-use tests::host::{Need, allow};
+use tests::host::{Need, allow, mthp_64k};
+use tests::place::Place;
 use tests::record::{self, number, rows};
-use tests::{program, scenario};
+use tests::scenario;
 
 crate::tests! {
     what_a_cgroup_takes_is_the_kernels_figure: [Kvm, Tap, Zram],
@@ -17,9 +17,9 @@ crate::tests! {
 
 /// A cgroup is squeezed, and chooses for itself. Nobody uses the memory meanwhile: under cgroups of version 1 a fault that
 /// finds nothing to reclaim ends in the OOM killer.
-fn squeezed() -> String {
+fn squeezed(options: &[&str]) -> (Value, String) {
     let scenario = scenario::of("32MiB").policies(&["kernel", "folio"]).reclaims(&["cgroup"]);
-    scenario.fill().range("0..8MiB", "folio").refault().text()
+    record::run(&scenario.fill().range("0..8MiB", "folio").refault(), options)
 }
 
 fn is_explained(row: &Value, key: &str) -> bool {
@@ -46,8 +46,7 @@ fn assert_amplification(row: &Value) {
 }
 
 fn what_a_cgroup_takes_is_the_kernels_figure() {
-    let directory = tempfile::tempdir().unwrap();
-    let (record, said) = record::run(directory.path(), &squeezed(), &["--zram", "128MiB"]);
+    let (record, said) = squeezed(&["--zram", "128MiB"]);
     for row in rows(&record) {
         assert_nothing_expected(row);
         assert_amplification(row);
@@ -62,7 +61,7 @@ fn what_a_cgroup_takes_is_the_kernels_figure() {
         assert!(!said.contains("exactly"), "{said}");
     }
     // Without the account there is no figure at all.
-    let (record, said) = record::run(directory.path(), &squeezed(), &["--zram", "128MiB", "--tap", "off"]);
+    let (record, said) = squeezed(&["--zram", "128MiB", "--tap", "off"]);
     let kernel = &rows(&record)[0];
     for key in ["invalidations", "invalidated_bytes", "amplification"] {
         assert!(is_explained(kernel, key), "{key} of {kernel:#}");
@@ -75,9 +74,7 @@ fn what_a_target_takes_is_the_kernels_figure() {
     let watched = ["victims = \"idle\"", "target = \"8MiB\"", "after = \"20ms\"", "unit = \"folio\""];
     let scenario = scenario::of("16MiB").backings(&["thp", "4k"]).reclaims(&["uffd"]);
     let scenario = scenario.fill().step("hot", &["count = 64", "access = \"write\""]);
-    let text = scenario.step("reclaim", &watched).stop().text();
-    let directory = tempfile::tempdir().unwrap();
-    let (record, said) = record::run(directory.path(), &text, &[]);
+    let (record, said) = record::run(&scenario.step("reclaim", &watched).stop(), &[]);
     for row in rows(&record) {
         assert_nothing_expected(row);
         assert_amplification(row);
@@ -95,13 +92,8 @@ fn what_a_target_takes_is_the_kernels_figure() {
 fn without_an_account_the_plan_is_marked_and_nothing_is_called_exact() {
     let scenario = scenario::of("8MiB").expect(&["amplification == 1.0"]);
     let scenario = scenario.fill().step("hot", &[]).baseline("5ms").sparse(64).stop().refault();
-    let text = scenario.step("sweep", &[]).text();
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("s.toml"), text).unwrap();
-    let arguments = ["run", "s.toml", "--backend", "soft", "--out", "out"];
-    let output = program::output(directory.path(), &arguments);
-    assert!(output.status.success(), "{}", program::stderr(&output));
-    let told = std::str::from_utf8(&output.stdout).unwrap();
+    let place = Place::of(&scenario.sweep());
+    let told = place.run(&["run", "s.toml", "--backend", "soft", "--out", "out"]).with(0).text();
     let heading = told.lines().next().unwrap();
     assert!(heading.starts_with("c: NO GUEST RAN"), "{told}");
     for cell in
@@ -111,14 +103,11 @@ fn without_an_account_the_plan_is_marked_and_nothing_is_called_exact() {
     }
     let rest = told.strip_prefix(heading).unwrap();
     assert!(!rest.contains("guest") && !rest.contains("exactly"), "{told}");
-    let record: Value =
-        serde_json::from_slice(&std::fs::read(directory.path().join("out/run.json")).unwrap()).unwrap();
+    let record = place.json("out/run.json");
     let skipped = record["rows"][0]["expectations"][0]["skipped"].as_str().unwrap();
     assert!(skipped.contains("amplification is expected of the kernel"), "{skipped}");
-    for arguments in [["timeline", "out"], ["replay", "out"]] {
-        let output = program::output(directory.path(), &arguments);
-        assert!(output.status.success(), "{}", program::stderr(&output));
-        let told = std::str::from_utf8(&output.stdout).unwrap();
+    for command in ["timeline", "replay"] {
+        let told = place.run(&[command, "out"]).with(0).text();
         assert!(told.lines().next().unwrap().contains(" RAN"), "{told}");
         // The log has how fast the loop was, undisturbed and after everything was dropped under it.
         assert!(!told.contains("does not say how fast"), "{told}");
@@ -133,18 +122,15 @@ fn the_books_scenario_comes_true() {
     let case = "[[case]]\nname = \"sparse\"\n";
     assert!(scenario.contains(case) && expect.contains(case));
     let text = scenario.replace(case, expect);
-    let directory = tempfile::tempdir().unwrap();
-    let (record, said) = record::run(directory.path(), &text, &["--zram", "256MiB"]);
+    let place = Place::new();
+    place.put("s.toml", text);
+    let (record, said) = place.recorded(&["--zram", "256MiB"]);
     for row in rows(&record) {
         for expectation in row["expectations"].as_array().unwrap() {
             assert!(expectation["fails"].is_null(), "{expectation}: {said}");
         }
         assert!(number(row, "evicted_bytes") > 0, "{row:#}");
     }
-}
-
-fn mthp_64k() -> Backing {
-    Backing::mthp(64 << 10).unwrap()
 }
 
 /// What a backend needs. The software MMU takes a page for writing by a locked compare-exchange, which QEMU, with all vCPUs on
@@ -158,16 +144,10 @@ fn of(backend: &str) -> Need {
 fn folios_of_a_size_are_those_that_are_there(backend: &str) {
     let changes = HostChanges::new(|_| ());
     allow(&changes, mthp_64k());
-    let directory = tempfile::tempdir().unwrap();
     for (unit, whole) in [("folio", 1.0), ("page", 1.0 / 16.0)] {
-        let scenario = scenario::of("8MiB").backings(&["mthp:64k"]).fill().range("2MiB..4MiB", unit);
-        std::fs::write(directory.path().join("s.toml"), scenario.text()).unwrap();
-        let output =
-            program::output(directory.path(), &["run", "s.toml", "--backend", backend, "--out", unit]);
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{}", program::stderr(&output));
-        let record = std::fs::read(directory.path().join(unit).join("run.json")).unwrap();
-        let record: Value = serde_json::from_slice(&record).unwrap();
+        let place = Place::of(&scenario::of("8MiB").backings(&["mthp:64k"]).fill().range("2MiB..4MiB", unit));
+        let told = place.run(&["run", "s.toml", "--backend", backend, "--out", unit]).with(0).text();
+        let record = place.json(&format!("{unit}/run.json"));
         let row = &rows(&record)[0];
         let earned = row["achieved"]["mthp:64k"].as_f64();
         assert_eq!(earned, Some(whole), "{unit}: {row:#}");

@@ -1,13 +1,16 @@
 //! What a run changes on the host is undone by whoever is left: the run, its guardian, another guardian, the next zapscope.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_mem::{Backing, CgroupPlace, HostThp, HugetlbPool, PMD_SIZE};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tests::place::{Ended, Place};
+use tests::record::rows;
+use tests::running::Running;
+use tests::scenario::{self, Scenario};
 use tests::{bzimage, code, program};
 
 crate::tests! {
@@ -29,14 +32,12 @@ crate::tests! {
 /// How long the way out may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn scenario(backing: &str, reclaim: &str, baseline: &str) -> String {
-    format!(
-        "name = \"x\"\nmemory = \"{}MiB\"\n[matrix]\nbacking = [{backing}]\npolicy = [\"kernel\"]\n\
-         reclaim = [\"{reclaim}\"]\n[[case]]\nname = \"c\"\n[[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"hot\"\n\
-         count = 8\n[[case.step]]\ndo = \"baseline\"\nfor = \"{baseline}\"\n[[case.step]]\ndo = \"reclaim\"\n\
-         range = \"0..4MiB\"\nunit = \"range\"\n",
-        memory() >> 20
-    )
+/// A scenario that lasts as long as its baseline, and takes 4 MiB by `reclaim` at once.
+fn scenario(backings: &[&str], reclaim: &str, baseline: &str) -> Scenario {
+    let memory = format!("{}MiB", memory() >> 20);
+    let scenario = scenario::of(&memory).backings(backings).reclaims(&[reclaim]);
+    let unit = if reclaim == "cgroup" && baseline == "1ms" { "page" } else { "range" };
+    scenario.fill().hot(8).baseline(baseline).range("0..4MiB", unit)
 }
 
 /// The guest's, of which no pool of hugetlb pages has as much to give.
@@ -44,42 +45,29 @@ fn memory() -> u64 {
     (4 + HostThp::read().hugetlb_2m.map_or(0, |pool| pool.available())) * PMD_SIZE
 }
 
-/// A zapscope, and what it writes to standard error. Its notes of changes are its own: no other zapscope of this host
-/// undoes for it.
-struct Running {
-    child: Child,
-    stderr: BufReader<std::process::ChildStderr>,
-    said: String,
-    place: tempfile::TempDir,
+/// A run whose notes of changes are its own: no other zapscope of this host undoes for it.
+struct Run {
+    running: Running,
+    place: Place,
 }
 
-impl Running {
-    /// Starts `zapscope run` in `place`, by way of `front` (`unshare` and its options), and waits for its first row.
-    fn start(scenario: &str, arguments: &[&str], front: &[&str]) -> Self {
-        let mut running = Self::begin(scenario, arguments, front);
-        running.read_until("[1/");
-        running
+impl Run {
+    /// Starts `zapscope run`, by way of `front` (`unshare` and its options), and waits for its first row.
+    fn start(scenario: &Scenario, arguments: &[&str], front: &[&str]) -> Self {
+        let mut run = Self::begin(scenario, arguments, front);
+        run.running.read_until("[1/");
+        run
     }
 
-    fn begin(scenario: &str, arguments: &[&str], front: &[&str]) -> Self {
-        let place = tempfile::tempdir().unwrap();
-        std::fs::write(place.path().join("s.toml"), scenario).unwrap();
-        let all = ["run", "s.toml", "--backend", "soft", "--out", "out"];
-        let mut child = command(place.path(), front, &[&all, arguments].concat()).spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        Self { child, stderr, said: String::new(), place }
-    }
-
-    fn read_until(&mut self, wanted: &str) {
-        while !self.said.contains(wanted) {
-            let read = self.stderr.read_line(&mut self.said).unwrap();
-            assert!(read > 0, "it ended without {wanted:?}: {}", self.said);
-        }
+    fn begin(scenario: &Scenario, arguments: &[&str], front: &[&str]) -> Self {
+        let place = Place::of(scenario);
+        let all = [&["run", "s.toml", "--backend", "soft", "--out", "out"], arguments].concat();
+        Self { running: Running::start(command(&place, front, &all)), place }
     }
 
     /// The process that is zapscope, behind whatever is in front of it.
     fn zapscope(&self) -> u32 {
-        let pid = self.child.id();
+        let pid = self.running.id();
         if is_zapscope(pid) {
             pid
         } else {
@@ -88,35 +76,32 @@ impl Running {
     }
 
     fn zram(&self) -> Disk {
-        let (_, rest) = self.said.split_once("made zram").unwrap();
+        let (_, rest) = self.running.said.split_once("made zram").unwrap();
         Disk::of(rest.split(' ').next().unwrap().parse().unwrap())
     }
 
-    /// Waits for its end. Returns its exit code, if it exited, and all it said.
-    fn end(&mut self) -> (Option<i32>, String) {
-        let mut rest = String::new();
-        self.stderr.read_to_string(&mut rest).unwrap();
-        self.said.push_str(&rest);
-        (self.child.wait().unwrap().code(), self.said.clone())
-    }
-
-    fn notes(&self) -> PathBuf {
-        self.place.path().join("notes")
+    fn end(self) -> (Ended, Place) {
+        (self.running.end(), self.place)
     }
 }
 
-fn command(place: &Path, front: &[&str], arguments: &[&str]) -> Command {
-    let zapscope = program::zapscope(place, arguments);
+/// Whether there are notes of changes that are not undone.
+fn has_notes(place: &Place) -> bool {
+    place.file("notes").exists()
+}
+
+fn command(place: &Place, front: &[&str], arguments: &[&str]) -> Command {
+    let zapscope = place.zapscope(arguments);
     let mut command = match front.split_first() {
         None => zapscope,
         Some((program, options)) => {
             let mut command = Command::new(program);
-            command.args(options).arg(zapscope.get_program()).args(zapscope.get_args()).current_dir(place);
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.args(options).arg(zapscope.get_program()).args(zapscope.get_args());
+            command.current_dir(place.path()).stdin(Stdio::null()).stderr(Stdio::piped());
             command
         }
     };
-    command.stdout(Stdio::null()).env("ZAPSCOPE_STATE_DIR", place.join("notes"));
+    command.stdout(Stdio::null()).env("ZAPSCOPE_STATE_DIR", place.file("notes"));
     command
 }
 
@@ -203,113 +188,100 @@ fn cgroups_of(pid: u32) -> Vec<PathBuf> {
 }
 
 fn sigkill_takes_the_cgroup_away() {
-    let mut run = Running::start(&scenario("\"4k\"", "cgroup", "60s"), &ZRAM, &[]);
+    let run = Run::start(&scenario(&["4k"], "cgroup", "60s"), &ZRAM, &[]);
     let pid = run.zapscope();
-    eventually("it is in a cgroup of its own", || {
-        std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap().contains(&format!("zapscope-{pid}-"))
-    });
-    let guardian = guardian_of(pid).unwrap();
-    let of_guardian = std::fs::read_to_string(format!("/proc/{guardian}/cgroup")).unwrap();
-    assert!(!of_guardian.contains(&format!("zapscope-{pid}-")), "{of_guardian}");
-    let disk = run.zram();
+    let is_in_its_group = |process: u32| {
+        let groups = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap();
+        groups.contains(&format!("zapscope-{pid}-"))
+    };
+    eventually("it is in a cgroup of its own", || is_in_its_group(pid));
+    let (guardian, disk) = (guardian_of(pid).unwrap(), run.zram());
+    assert!(!is_in_its_group(guardian));
     kill(pid, Signal::KILL);
-    assert_eq!(run.end().0, None);
+    let (ended, place) = run.end();
+    assert_eq!(ended.status.code(), None);
     eventually("all is undone", || cgroups_of(pid).is_empty() && !disk.is_there() && !is_running(guardian));
-    assert!(!run.notes().exists());
+    assert!(!has_notes(&place));
 }
 
 fn the_end_takes_the_cgroup_away() {
-    let text = scenario("\"4k\"", "cgroup", "1ms").replace("unit = \"range\"\n", "");
-    let mut run = Running::begin(&text, &ZRAM, &[]);
+    let mut run = Run::begin(&scenario(&["4k"], "cgroup", "1ms"), &ZRAM, &[]);
     // Before that it may not be the program yet.
-    run.read_until("made zram");
+    run.running.read_until("made zram");
     let pid = run.zapscope();
-    let (code, said) = run.end();
-    assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("made cgroup") && said.contains("undone: remove cgroup"), "{said}");
+    let (ended, place) = run.end();
+    ended.with(0).says(&["made cgroup", "undone: remove cgroup"]);
     assert_eq!(cgroups_of(pid), [] as [PathBuf; 0]);
-    let record = record_of(&run);
+    let record = place.json("out/run.json");
     let changes = record["host_changes"].as_array().unwrap();
-    assert!(changes.iter().any(|change| change["change"] == "cgroup"), "{changes:?}");
-    assert!(changes.iter().any(|change| change["change"] == "zram"), "{changes:?}");
-}
-
-fn record_of(run: &Running) -> Value {
-    let text = std::fs::read_to_string(run.place.path().join("out/run.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    for kind in ["cgroup", "zram"] {
+        assert!(changes.iter().any(|change| change["change"] == kind), "{changes:?}");
+    }
 }
 
 /// Whoever kills both at once leaves it to the next zapscope; whoever kills one after the other does not.
 fn a_killed_guardian_is_replaced() {
-    let mut run = Running::start(&scenario("\"4k\"", "pageout", "60s"), &ZRAM, &[]);
+    let mut run = Run::start(&scenario(&["4k"], "pageout", "60s"), &ZRAM, &[]);
     let (pid, disk) = (run.zapscope(), run.zram());
     let first = guardian_of(pid).unwrap();
     kill(first, Signal::KILL);
-    run.read_until("another one took its place");
+    run.running.read_until("another one took its place");
     let second = guardian_of(pid).unwrap();
     assert_ne!(first, second);
     kill(pid, Signal::KILL);
-    run.end();
+    let (_, place) = run.end();
     eventually("all is undone", || !disk.is_there() && !is_running(second));
-    assert!(!run.notes().exists());
+    assert!(!has_notes(&place));
 }
 
 fn the_first_process_of_a_pid_namespace_leaves_a_note() {
-    let mut run = Running::start(&scenario("\"4k\"", "pageout", "60s"), &ZRAM, &PID_NAMESPACE);
-    assert!(run.said.contains("in this PID namespace SIGKILL"), "{}", run.said);
-    let disk = run.zram();
-    let zapscope = run.zapscope();
+    let run = Run::start(&scenario(&["4k"], "pageout", "60s"), &ZRAM, &PID_NAMESPACE);
+    assert!(run.running.said.contains("in this PID namespace SIGKILL"), "{}", run.running.said);
+    let (disk, zapscope) = (run.zram(), run.zapscope());
     let guardian = guardian_of(zapscope).unwrap();
     kill(zapscope, Signal::KILL);
-    run.end();
+    let (_, place) = run.end();
     eventually("the namespace is gone", || !is_running(zapscope) && !is_running(guardian));
     assert!(disk.is_swapped_to(), "nobody is left to undo it");
     // Any command that changes or examines the host, with the same directory for notes.
-    let doctor = command(run.place.path(), &[], &["doctor"]).stdout(Stdio::piped()).output().unwrap();
-    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    let doctor = command(&place, &[], &["doctor"]).stdout(Stdio::piped()).output().unwrap();
+    let said = Ended::from(doctor).text();
     assert!(said.contains("left by a zapscope that was killed (pid 1): undone now: remove zram"), "{said}");
     assert!(!disk.is_there() && !disk.is_swapped_to());
-    assert!(!run.notes().exists());
+    assert!(!has_notes(&place));
 }
 
 fn the_first_process_of_a_pid_namespace_undoes_when_told_to_end() {
-    let mut run = Running::start(&scenario("\"4k\"", "pageout", "60s"), &ZRAM, &PID_NAMESPACE);
+    let run = Run::start(&scenario(&["4k"], "pageout", "60s"), &ZRAM, &PID_NAMESPACE);
     let disk = run.zram();
     kill(run.zapscope(), Signal::TERM);
-    let (code, said) = run.end();
-    assert_eq!(code, Some(130), "{said}");
-    assert!(!disk.is_there() && !run.notes().exists());
+    let (ended, place) = run.end();
+    ended.with(130);
+    assert!(!disk.is_there() && !has_notes(&place));
 }
 
 fn without_a_note_nothing_is_changed_in_a_pid_namespace() {
-    let place = tempfile::tempdir().unwrap();
-    std::fs::write(place.path().join("s.toml"), scenario("\"4k\"", "pageout", "1ms")).unwrap();
+    let place = Place::of(&scenario(&["4k"], "pageout", "1ms"));
     let arguments = ["run", "s.toml", "--backend", "soft", "--zram", "64MiB"];
-    let output =
-        command(place.path(), &PID_NAMESPACE, &arguments).env("ZAPSCOPE_STATE_DIR", "/proc/none").output();
-    let (output, said) = (output.as_ref().unwrap(), program::stderr(output.as_ref().unwrap()));
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("nothing is changed") && said.contains("ZAPSCOPE_STATE_DIR"), "{said}");
-    assert!(!said.contains("made zram"), "{said}");
+    let mut command = command(&place, &PID_NAMESPACE, &arguments);
+    let ended = Ended::from(command.env("ZAPSCOPE_STATE_DIR", "/proc/none").output().unwrap());
+    ended.with(3).says(&["nothing is changed", "ZAPSCOPE_STATE_DIR"]).never_says(&["made zram"]);
 }
 
 fn root_of_a_user_namespace_makes_no_device() {
     let front = ["unshare", "-Urpf", "--mount-proc"];
-    let mut run = Running::begin(&scenario("\"4k\"", "pageout", "1ms"), &ZRAM, &front);
-    let (code, said) = run.end();
+    let (ended, _place) = Run::begin(&scenario(&["4k"], "pageout", "1ms"), &ZRAM, &front).end();
     // 0 where the host has swap of its own.
-    assert!(matches!(code, Some(0 | 3)), "{said}");
-    assert!(said.contains("CAP_SYS_ADMIN counts in the initial user namespace only"), "{said}");
-    assert!(!said.contains("made zram"), "{said}");
+    assert!(matches!(ended.status.code(), Some(0 | 3)), "{}", ended.said);
+    ended.says(&["CAP_SYS_ADMIN counts in the initial user namespace only"]).never_says(&["made zram"]);
 }
 
 fn a_device_that_the_kernel_has_no_room_for_is_taken_away() {
-    let mut run = Running::begin(&scenario("\"4k\"", "pageout", "1ms"), &["--zram", "16TiB"], &[]);
-    let (code, said) = run.end();
-    assert_eq!(code, Some(3), "{said}");
-    assert!(said.contains("ask for less") && !said.contains("root"), "{said}");
-    assert!(said.contains("made zram") && said.contains("undone: remove zram"), "{said}");
-    assert!(!run.notes().exists());
+    let run = Run::begin(&scenario(&["4k"], "pageout", "1ms"), &["--zram", "16TiB"], &[]);
+    let (ended, place) = run.end();
+    let words = ["ask for less", "made zram", "undone: remove zram"];
+    ended.with(3).says(&words).never_says(&["root"]);
+    assert!(!has_notes(&place));
 }
 
 /// The switches of backings, without what changes by itself.
@@ -321,31 +293,28 @@ fn switches() -> HostThp {
 
 const TUNED: [&str; 3] = ["mthp:64k", "memfd:thp", "hugetlb:2m"];
 
+/// Whether the host gives a guest of `memory` bytes this backing as it is.
+fn has(backing: &str, memory: u64) -> bool {
+    backing.parse::<Backing>().unwrap().unavailable(memory, &HostThp::read()).is_none()
+}
+
 fn tune_sets_what_rows_need_and_puts_it_back() {
     let before = switches();
-    let backings = "\"mthp:64k\", \"mthp:256k\", \"memfd:thp\", \"hugetlb:2m\", \"thp\"";
-    let mut run = Running::begin(&scenario(backings, "dontneed", "1ms"), &["--tune"], &[]);
-    let (code, said) = run.end();
-    assert_eq!(code, Some(0), "{said}");
+    let backings = ["mthp:64k", "mthp:256k", "memfd:thp", "hugetlb:2m", "thp"];
+    let (ended, place) = Run::begin(&scenario(&backings, "dontneed", "1ms"), &["--tune"], &[]).end();
+    ended.with(0);
     assert_eq!(switches(), before);
-    let record = record_of(&run);
-    for row in record["rows"].as_array().unwrap() {
+    let record = place.json("out/run.json");
+    for row in rows(&record) {
         let backing = row["backing"].as_str().unwrap();
         assert!(row["could_not_run"].is_null(), "{backing}: {row:#}");
         let set = row["switches"].as_array().map_or(0, Vec::len);
-        assert!(set > 0 || has(backing), "{backing}: {row:#}");
+        assert!(set > 0 || has(backing, memory()), "{backing}: {row:#}");
     }
     let changes = record["host_changes"].as_array().unwrap();
-    assert!(
-        changes.iter().any(|change| change["path"].as_str().unwrap().ends_with("nr_hugepages")),
-        "{changes:?}"
-    );
-    assert!(!run.notes().exists());
-}
-
-/// Whether the host gives a guest this backing as it is.
-fn has(backing: &str) -> bool {
-    backing.parse::<Backing>().unwrap().unavailable(memory(), &HostThp::read()).is_none()
+    let is_pool = |change: &Value| change["path"].as_str().unwrap().ends_with("nr_hugepages");
+    assert!(changes.iter().any(is_pool), "{changes:?}");
+    assert!(!has_notes(&place));
 }
 
 fn tune_is_undone_when_told_to_end() {
@@ -358,34 +327,26 @@ fn tune_is_undone_after_sigkill() {
 
 fn undone_after(signal: Signal) {
     let before = switches();
-    for backing in TUNED {
-        // What is there already is not set. Of the pool there is never enough.
-        if has(backing) {
-            continue;
-        }
-        let text = scenario(&format!("\"{backing}\""), "dontneed", "60s");
-        let mut run = Running::begin(&text, &["--tune"], &[]);
-        run.read_until("host change: /sys/kernel/mm/");
+    // What is there already is not set. Of the pool there is never enough.
+    for backing in TUNED.into_iter().filter(|backing| !has(backing, memory())) {
+        let mut run = Run::begin(&scenario(&[backing], "dontneed", "60s"), &["--tune"], &[]);
+        run.running.read_until("host change: /sys/kernel/mm/");
         eventually("it is set", || switches() != before);
         kill(run.zapscope(), signal);
-        let (_, said) = run.end();
+        let (ended, place) = run.end();
         eventually("the switches say what they said", || switches() == before);
-        eventually("the notes are gone", || !run.notes().exists());
-        assert!(said.contains("undone"), "{backing}: {said}");
+        eventually("the notes are gone", || !has_notes(&place));
+        ended.says(&["undone"]);
     }
 }
 
 fn without_tune_rows_name_the_switch_and_the_flag() {
     let before = switches();
-    let backings = TUNED.map(|backing| format!("\"{backing}\"")).join(", ");
-    let mut run = Running::begin(&scenario(&backings, "dontneed", "1ms"), &[], &[]);
-    let (_, said) = run.end();
-    assert!(!said.contains("host change"), "{said}");
+    let (ended, place) = Run::begin(&scenario(&TUNED, "dontneed", "1ms"), &[], &[]).end();
+    ended.never_says(&["host change"]);
     assert_eq!(switches(), before);
-    for row in record_of(&run)["rows"].as_array().unwrap() {
-        if has(row["backing"].as_str().unwrap()) {
-            continue;
-        }
+    let record = place.json("out/run.json");
+    for row in rows(&record).iter().filter(|row| !has(row["backing"].as_str().unwrap(), memory())) {
         let why = row["could_not_run"].as_str().unwrap();
         assert!(why.contains("`echo ") && why.ends_with("or run with `--tune`"), "{why}");
     }
@@ -395,33 +356,25 @@ fn without_tune_rows_name_the_switch_and_the_flag() {
 /// the guest has what was asked for.
 fn tune_of_a_single_guest_sets_what_it_needs_and_puts_it_back() {
     let before = switches();
-    let place = tempfile::tempdir().unwrap();
-    let kernel = place.path().join("kernel");
-    std::fs::write(&kernel, bzimage::kernel(&code::power_off())).unwrap();
+    let place = Place::new();
+    place.put("kernel", bzimage::kernel(&code::power_off()));
     for backing in TUNED {
         let file = backing.replace(':', "-");
         let snapshot = ["snapshot", "--out", &file, "--memory", "64MiB", "--backing", backing];
         let boot = ["boot", "--kernel", "kernel", "--memory", "64MiB", "--backing", backing];
         let restore = ["boot", "--restore", &file, "--eager", "--json"];
-        let is_there = backing.parse::<Backing>().unwrap().unavailable(64 << 20, &HostThp::read()).is_none();
+        let is_there = has(backing, 64 << 20);
         for command in [&snapshot[..], &boot].into_iter().filter(|_| !is_there) {
-            let said = program::output(place.path(), command);
-            let said = (said.status.code(), program::stderr(&said));
-            assert!(said.0 == Some(3) && said.1.contains(", or run with `--tune`"), "{backing}: {said:?}");
+            place.run(command).with(3).says(&[", or run with `--tune`"]);
         }
         for command in [&snapshot[..], &boot, &restore] {
-            let output = program::output(place.path(), &[command, &["--tune"]].concat());
-            let said = program::stderr(&output);
-            assert_eq!(output.status.code(), Some(0), "{command:?}: {said}");
+            let ended = place.run(&[command, &["--tune"]].concat()).with(0);
+            let said = &ended.said;
             assert_eq!(said.contains("host change: /sys/kernel/mm/"), !is_there, "{command:?}: {said}");
             assert_eq!(switches(), before, "{command:?}: {said}");
-            let told = String::from_utf8_lossy(&output.stdout).into_owned();
             match command[0] {
-                "snapshot" => assert!(told.contains(&format!("of {backing}; ")), "{told}"),
-                _ if command == restore => {
-                    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
-                    assert_eq!(record["earned"], 1.0, "{record:#}");
-                }
+                "snapshot" => assert!(ended.text().contains(&format!("of {backing}; ")), "{}", ended.text()),
+                _ if command == restore => assert_eq!(ended.json()["earned"], 1.0, "{}", ended.text()),
                 _ => {}
             }
         }

@@ -1,7 +1,6 @@
 //! A run with changes to the host, ended in every way at eleven moments of its life: the finished rows are on the disk and
 //! can be read, the host is as it was, and nothing of the run goes on.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -16,7 +15,10 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, test_kill_process_group};
 use serde_json::Value;
+use tests::place::Place;
 use tests::pty::Terminal;
+use tests::scenario::{self, Scenario};
+use tests::swaps::Swaps;
 use tests::{host, program};
 
 crate::tests! {
@@ -134,7 +136,7 @@ fn ctrl_backslash_is_no_worse_than_sigkill() {
 fn end_at(way: Way, moment: Moment) {
     let cell = format!("{way} at {moment:?}");
     let _waiting = harness::waiting(cell.clone());
-    let before = Host::now();
+    let before = Swaps::now();
     let mut run = Run::start(way);
     run.wait_for(moment, &before, &cell);
     let seen = run.rows().map_or(0, |rows| rows.len());
@@ -142,7 +144,7 @@ fn end_at(way: Way, moment: Moment) {
     let status = run.wait(way, &cell);
     let rows = run.check(way, status, seen, &cell);
     let deadline = Instant::now() + PATIENCE;
-    while let Some(left) = Host::now().left_of(run.pid, &before) {
+    while let Some(left) = left_of(run.pid, &before) {
         assert!(Instant::now() < deadline, "{cell}: {left}");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -151,29 +153,12 @@ fn end_at(way: Way, moment: Moment) {
 
 /// Some short rows, each of which evicts to the swap device. The one in a cgroup lasts long enough to be met there; nobody
 /// uses its memory while it is squeezed, which cgroups of version 1 may end with the OOM killer.
-fn scenario() -> String {
-    format!(
-        "name = \"x\"\nmemory = \"4MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = {POLICIES:?}\n{}{}",
-        case(
-            "squeezed",
-            "matrix.policy = [\"kernel\"]\nmatrix.reclaim = [\"cgroup\"]\n",
-            "200ms",
-            ["stop", "reclaim"]
-        ),
-        case("c", "", "20ms", ["reclaim", "stop"]),
-    )
-}
-
-fn case(name: &str, matrix: &str, baseline: &str, steps: [&str; 2]) -> String {
-    let step = |action: &str| match action {
-        "reclaim" => "[[case.step]]\ndo = \"reclaim\"\nvictims = \"sparse\"\ncount = 16\n".to_owned(),
-        _ => format!("[[case.step]]\ndo = \"{action}\"\n"),
-    };
-    format!(
-        "[[case]]\nname = \"{name}\"\n{matrix}[[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"hot\"\ncount = 8\n\
-         [[case.step]]\ndo = \"baseline\"\nfor = \"{baseline}\"\n{}[[case.step]]\ndo = \"refault\"\n",
-        steps.map(step).concat()
-    )
+fn scenario() -> Scenario {
+    let matrix = ["matrix.policy = [\"kernel\"]", "matrix.reclaim = [\"cgroup\"]"];
+    let scenario = scenario::of("4MiB").policies(&POLICIES).reclaims(&["pageout"]);
+    let squeezed = scenario.case("squeezed").of_case(matrix[0]).of_case(matrix[1]).fill().hot(8);
+    let squeezed = squeezed.baseline("200ms").stop().sparse(16).refault();
+    squeezed.case("c").fill().hot(8).baseline("20ms").sparse(16).stop().refault()
 }
 
 /// What holds the run's output.
@@ -192,19 +177,18 @@ struct Run {
     /// Where the run directory is.
     out: PathBuf,
     disk: Option<Disk>,
-    place: tempfile::TempDir,
+    place: Place,
 }
 
 impl Run {
     fn start(way: Way) -> Self {
-        let place = tempfile::tempdir().unwrap();
+        let place = Place::of(&scenario());
         let at = place.path();
-        fs::write(at.join("s.toml"), scenario()).unwrap();
         let disk = (way == Way::FullDisk).then(|| Disk::small(&at.join("disk")));
         let out = at.join("disk/out");
         let arguments =
             ["run", "s.toml", "--zram", "64MiB", "--tap", "tracefs", "--json", "--out", "disk/out"];
-        let mut command = program::without_core(program::zapscope(at, &arguments));
+        let mut command = program::without_core(place.zapscope(&arguments));
         let (held, child) = match way {
             Way::ClosedTerminal => {
                 let (terminal, child) = Terminal::start(command).unwrap();
@@ -240,10 +224,10 @@ impl Run {
 
     /// What it said, as far as that can be known.
     fn said(&self) -> String {
-        fs::read_to_string(self.place.path().join("stderr")).unwrap_or_default()
+        fs::read_to_string(self.place.file("stderr")).unwrap_or_default()
     }
 
-    fn wait_for(&mut self, moment: Moment, before: &Host, cell: &str) {
+    fn wait_for(&mut self, moment: Moment, before: &Swaps, cell: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Held::Terminal(terminal) = &mut self.held {
@@ -251,8 +235,8 @@ impl Run {
             }
             let come = match moment {
                 Moment::Reserved => self.out.join("events.log").exists(),
-                Moment::Device => Host::now().devices.len() > before.devices.len(),
-                Moment::Swap => Host::now().swaps.len() > before.swaps.len(),
+                Moment::Device => Swaps::now().devices.len() > before.devices.len(),
+                Moment::Swap => Swaps::now().areas.len() > before.areas.len(),
                 Moment::Squeezed => self.is_in_a_cgroup(),
                 Moment::Rows(rows) => self.rows().is_some_and(|there| there.len() >= rows),
             };
@@ -319,7 +303,7 @@ impl Run {
         }
         self.check_end(way, status, (record["ended"].as_str(), seen), cell);
         if way.is_survived() {
-            let text = fs::read(self.place.path().join("stdout")).unwrap_or_default();
+            let text = fs::read(self.place.file("stdout")).unwrap_or_default();
             let printed = serde_json::from_slice::<Value>(&text).map(|record| record["rows"].clone());
             let all = expected_rows().len();
             assert!(
@@ -327,13 +311,13 @@ impl Run {
             );
         }
         for reader in ["replay", "timeline"] {
-            let output = program::output(self.place.path(), &[reader, "disk/out", "--json"]);
-            let said = program::stderr(&output);
+            let read = self.place.run(&[reader, "disk/out", "--json"]);
+            let said = &read.said;
             // With no section that fitted there is nothing to read, and that is said.
             let nothing = way == Way::FullDisk && said.contains("holds no row");
-            assert!(output.status.success() || nothing, "{cell}: {reader}: {said}");
+            assert!(read.status.success() || nothing, "{cell}: {reader}: {said}");
             assert_eq!(said.contains("did not end"), record["ended"].is_null(), "{cell}: {reader}: {said}");
-            let read: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Array(Vec::new()));
+            let read: Value = serde_json::from_slice(&read.out).unwrap_or(Value::Array(Vec::new()));
             if reader == "timeline" && way != Way::FullDisk {
                 assert_eq!(read.as_array().unwrap().len(), rows.len(), "{cell}: every row has its events");
             }
@@ -401,35 +385,16 @@ impl Drop for Disk {
     }
 }
 
-/// What runs change of a host.
-struct Host {
-    swaps: BTreeSet<String>,
-    devices: BTreeSet<String>,
-}
-
-impl Host {
-    fn now() -> Self {
-        let swaps = fs::read_to_string("/proc/swaps").unwrap();
-        let swaps = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-        let devices = fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().file_name());
-        let devices = devices.filter_map(|name| name.into_string().ok());
-        Self {
-            swaps: swaps.map(str::to_owned).collect(),
-            devices: devices.filter(|name| name.starts_with("zram")).collect(),
-        }
-    }
-
-    /// What is left of the run `pid`, of which nothing was there `before`.
-    fn left_of(&self, pid: Pid, before: &Self) -> Option<String> {
-        let pid = pid.as_raw_nonzero().get();
-        let mut left = Vec::new();
-        left.extend(self.swaps.difference(&before.swaps).map(|name| format!("the swap device {name}")));
-        left.extend(self.devices.difference(&before.devices).map(|name| format!("the device {name}")));
-        left.extend(instances_of(pid));
-        cgroups(Path::new("/sys/fs/cgroup"), &of_run(pid), &mut left);
-        left.extend(guardian_of(pid));
-        (!left.is_empty()).then(|| left.join(", "))
-    }
+/// What is left of the run `pid`, of which nothing was there `before`.
+fn left_of(pid: Pid, before: &Swaps) -> Option<String> {
+    let (pid, now) = (pid.as_raw_nonzero().get(), Swaps::now());
+    let mut left = Vec::new();
+    left.extend(now.areas.difference(&before.areas).map(|name| format!("the swap area {name}")));
+    left.extend(now.devices.difference(&before.devices).map(|name| format!("the device {name}")));
+    left.extend(instances_of(pid));
+    cgroups(Path::new("/sys/fs/cgroup"), &of_run(pid), &mut left);
+    left.extend(guardian_of(pid));
+    (!left.is_empty()).then(|| left.join(", "))
 }
 
 /// How everything begins that the run `pid` makes and names.

@@ -11,7 +11,9 @@ use lab::testbed::{GuestSystem, LinuxMachine, LinuxSetup};
 use machine::Kvm;
 use serde_json::Value;
 use tests::console::Console;
-use tests::{host, program};
+use tests::host;
+use tests::place::Place;
+use tests::scenario::{self, Scenario};
 
 crate::tests! {
     every_kernel_has_a_shell_on_its_console: [LinuxGuest],
@@ -36,17 +38,8 @@ fn every_kernel_has_a_shell_on_its_console() {
     assert!(!kernels.is_empty());
     for kernel in kernels {
         for vcpus in ["1", "2"] {
-            let mut console = Console::open(&[
-                "boot",
-                "--kernel",
-                &kernel,
-                "--initrd",
-                &initrd(),
-                "--memory",
-                "256MiB",
-                "--vcpus",
-                vcpus,
-            ]);
+            let arguments = ["boot", "--kernel", &kernel, "--initrd", &initrd(), "--memory", "256MiB"];
+            let mut console = Console::open(&[&arguments[..], &["--vcpus", vcpus]].concat());
             console.expect("/ # ");
             console.type_line("echo $((6*7)) processors=$(nproc) $(uname -s)");
             console.expect(&format!("42 processors={vcpus} Linux"));
@@ -58,29 +51,22 @@ fn every_kernel_has_a_shell_on_its_console() {
 }
 
 fn a_kernel_that_panics_asks_for_a_reset() {
-    let kernel = kernel();
-    let console = Console::open(&[
-        "boot",
-        "--kernel",
-        &kernel,
-        "--memory",
-        "256MiB",
-        "--cmdline",
-        "root=/dev/nothing rootdelay=0",
-    ]);
+    let command_line = ["--cmdline", "root=/dev/nothing rootdelay=0"];
+    let arguments = ["boot", "--kernel", &kernel(), "--memory", "256MiB"];
+    let console = Console::open(&[&arguments[..], &command_line].concat());
     let (status, output) = console.end();
     assert!(output.contains("Kernel panic - not syncing: VFS"), "{output}");
     assert_eq!(status.code(), Some(4), "{output}");
 }
 
-/// Runs the built-in scenario with these arguments and returns its rows by case, backing, policy and reclaim.
-fn rows(place: &Path, arguments: &[&str]) -> BTreeMap<String, Value> {
-    let mut all = vec!["run", "swapout", "--json", "--zram", "512MiB", "--out", "run"];
-    all.extend(arguments);
-    let output = program::output(place, &all);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
-    std::fs::remove_dir_all(place.join("run")).unwrap();
+/// Runs the built-in `swapout` with these arguments; on an emulated host a quarter of its memory. Its rows by case, backing,
+/// policy and reclaim.
+fn rows(arguments: &[&str]) -> BTreeMap<String, Value> {
+    let (_, text) = resources::SCENARIOS.iter().find(|(name, _)| *name == "swapout").unwrap();
+    let place = Place::new();
+    let small = text.replace("\"64MiB\"", "\"16MiB\"").replace("\"0..8MiB\"", "\"0..2MiB\"");
+    place.put("s.toml", if host::emulated() { small } else { (*text).to_owned() });
+    let record = place.record(&[&["--zram", "512MiB"], arguments].concat());
     let guest = record["guest"].as_str().unwrap();
     assert_eq!(guest.starts_with("Linux "), arguments.contains(&"linux"), "{guest}");
     let name = |row: &Value| {
@@ -92,9 +78,8 @@ fn rows(place: &Path, arguments: &[&str]) -> BTreeMap<String, Value> {
 /// What is counted of a scenario does not depend on who uses the memory: every row says the same of a Linux guest as of
 /// the bare one. What `vm` drops besides, the guest's own memory, is more in a Linux guest.
 fn swapping_a_linux_guest_counts_as_swapping_the_bare_one() {
-    let place = tempfile::tempdir().unwrap();
-    let bare = rows(place.path(), &[]);
-    let linux = rows(place.path(), &["--guest", "linux", "--kernel", &kernel()]);
+    let bare = rows(&[]);
+    let linux = rows(&["--guest", "linux", "--kernel", &kernel()]);
     assert_eq!(bare.keys().collect::<Vec<_>>(), linux.keys().collect::<Vec<_>>());
     for (name, row) in &linux {
         let same = |keys: &[&str]| {
@@ -127,37 +112,15 @@ fn swapping_a_linux_guest_counts_as_swapping_the_bare_one() {
     }
 }
 
+/// A scenario in a Linux guest, with one more line about it.
+fn linux(line: &str) -> Scenario {
+    let guest = format!("guest = \"linux\"\nkernel = {:?}\nlinux.memory = \"256MiB\"\n{line}", kernel());
+    scenario::of("32MiB").top(&guest)
+}
+
 fn small_pages_in_the_guest_are_one_piece_of_memory_too() {
-    let place = tempfile::tempdir().unwrap();
-    let text = format!(
-        r#"
-name = "small"
-memory = "32MiB"
-guest = "linux"
-kernel = "{}"
-linux.pages = "small"
-linux.memory = "256MiB"
-[matrix]
-backing = ["4k", "thp"]
-policy = ["folio", "slot"]
-reclaim = ["dontneed"]
-[[case]]
-name = "sparse"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 100
-[[case.step]]
-do = "refault"
-"#,
-        kernel()
-    );
-    std::fs::write(place.path().join("s.toml"), text).unwrap();
-    let output = program::output(place.path(), &["run", "s.toml", "--json", "--out", "run"]);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let scenario = linux("linux.pages = \"small\"").backings(&["4k", "thp"]).policies(&["folio", "slot"]);
+    let record = Place::of(&scenario.fill().sparse(100).refault()).record(&[]);
     for row in record["rows"].as_array().unwrap() {
         let exact = (&row["integrity_errors"], &row["evicted_bytes"], &row["refaults"]);
         assert_eq!(exact, (&0.into(), &(100 * 4096).into(), &100.into()), "{row:#}");
@@ -215,43 +178,10 @@ fn the_balloon_returns_what_it_takes_and_gives_it_back() {
 }
 
 fn steps_run_commands_and_inflate_the_balloon() {
-    let place = tempfile::tempdir().unwrap();
-    let text = format!(
-        r#"
-name = "steps"
-memory = "32MiB"
-guest = "linux"
-kernel = "{}"
-linux.initrd = "{}"
-linux.memory = "256MiB"
-[matrix]
-backing = ["4k"]
-policy = ["slot"]
-reclaim = ["dontneed"]
-[[case]]
-name = "steps"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "inflate"
-size = "32MiB"
-[[case.step]]
-do = "sh"
-command = "echo hello; exit 3"
-[[case.step]]
-do = "deflate"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 10
-"#,
-        kernel(),
-        initrd()
-    );
-    std::fs::write(place.path().join("s.toml"), text).unwrap();
-    let output = program::output(place.path(), &["run", "s.toml", "--json", "--out", "run"]);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let scenario = linux(&format!("linux.initrd = {:?}", initrd())).policies(&["slot"]).fill();
+    let scenario = scenario.step("inflate", &["size = \"32MiB\""]);
+    let scenario = scenario.step("sh", &["command = \"echo hello; exit 3\""]).step("deflate", &[]);
+    let record = Place::of(&scenario.sparse(10)).record(&[]);
     let row = &record["rows"][0];
     assert_eq!(
         (&row["integrity_errors"], &row["balloon_bytes"]),

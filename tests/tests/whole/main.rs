@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod agreement;
+mod announcements;
 mod another_observer;
 mod attach;
 mod bad_guests;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         counts::tests(),
         built_in::tests(),
         another_observer::tests(),
+        announcements::tests(),
         kernel_account::tests(),
         refused_calls::tests(),
         replay::tests(),

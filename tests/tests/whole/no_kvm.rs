@@ -1,10 +1,10 @@
 //! A file that opens in the place of /dev/kvm, and a KVM that makes no VM: `auto` goes on without a guest and says why;
 //! who needs a guest is told the same, with exit code 3.
 
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use rustix::io::Errno;
+use tests::place::{Ended, Place};
 use tests::stand_in::{self, Refusal};
 use tests::{bzimage, code, program, scenario};
 
@@ -14,26 +14,21 @@ crate::tests! {
     who_needs_a_guest_is_told_why_there_is_none: [OtherKvm],
 }
 
-fn write_scenario(directory: &Path) {
-    let scenario = scenario::of("4MiB").policies(&["folio"]).granule("64KiB").fill().sparse(3);
-    std::fs::write(directory.join("s.toml"), scenario.text()).unwrap();
+fn place() -> Place {
+    let scenario = scenario::of("4MiB").policies(&["folio"]).axis("granule", &["64KiB"]);
+    Place::of(&scenario.fill().sparse(3))
 }
 
 /// Runs zapscope with a change to its world.
-fn output(directory: &Path, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Output {
-    let mut command = program::grouped(directory, arguments);
+fn run(place: &Place, arguments: &[&str], change: impl FnOnce(&mut Command)) -> Ended {
+    let mut command = program::grouped(place.path(), arguments);
     change(&mut command);
-    program::end_of_group(command.spawn().unwrap())
+    program::end_of_group(command.spawn().unwrap()).into()
 }
 
 fn runs_without_a_guest(words: &str, change: impl FnOnce(&mut Command)) {
-    let place = tempfile::tempdir().unwrap();
-    write_scenario(place.path());
-    let output = output(place.path(), &["run", "s.toml", "--json"], change);
-    let said = program::stderr(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("no guest runs (/dev/kvm ") && said.contains(words), "{words}: {said}");
-    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ended = run(&place(), &["run", "s.toml", "--json"], change).with(0);
+    let record = ended.says(&["no guest runs (/dev/kvm ", words]).json();
     assert_eq!(record["host"]["mmu_kind"], "software MMU");
     assert_eq!(record["rows"][0]["evicted_bytes"], 3 * 4096);
 }
@@ -57,12 +52,10 @@ fn auto_runs_without_a_guest_where_another_hypervisor_has_the_processor() {
 }
 
 fn who_needs_a_guest_is_told_why_there_is_none() {
-    let place = tempfile::tempdir().unwrap();
-    let at = place.path();
-    write_scenario(at);
-    std::fs::write(at.join("kernel"), bzimage::kernel(&code::power_off())).unwrap();
-    let null = |arguments: &[&str]| {
-        output(at, arguments, |command| {
+    let place = place();
+    place.put("kernel", bzimage::kernel(&code::power_off()));
+    let without_kvm = |arguments: &[&str]| {
+        run(&place, arguments, |command| {
             stand_in::bound(command, "/dev/null", "/dev/kvm");
         })
     };
@@ -71,15 +64,10 @@ fn who_needs_a_guest_is_told_why_there_is_none() {
         &["boot", "--kernel", "kernel"],
         &["snapshot", "--out", "snapshot", "--memory", "2MiB"],
     ] {
-        let output = null(arguments);
-        let said = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {said}");
-        assert!(said.contains("/dev/kvm is not KVM's device") && said.contains("mknod"), "{said}");
-        assert!(said.lines().count() <= 3 && output.stdout.is_empty(), "{said}");
+        let ended = without_kvm(arguments).with(3).says(&["/dev/kvm is not KVM's device", "mknod"]);
+        assert!(ended.said.lines().count() <= 3 && ended.out.is_empty(), "{}", ended.said);
     }
-    assert!(!at.join("snapshot").exists());
-    let doctor = null(&["doctor"]);
-    let found = String::from_utf8(doctor.stdout).unwrap();
-    assert_eq!(doctor.status.code(), Some(0), "{found}");
+    assert!(!place.file("snapshot").exists());
+    let found = without_kvm(&["doctor"]).with(0).text();
     assert!(found.contains("opens, but is not KVM's device") && found.contains("mknod"), "{found}");
 }

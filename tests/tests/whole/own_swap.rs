@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use guest_abi::layout::PAGE_SIZE;
-use guest_abi::order::{Access, Task, Walk};
+use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_abi::work::SplitMix64;
 use guest_mem::{Backing, Operation, PMD_SIZE, perform};
 use serde_json::Value;
@@ -17,7 +17,9 @@ use swap::{
 use test_memory::stores::{FaultyStore, StoreCall, StoreFault};
 use tests::host::Need;
 use tests::machine::{Bare, PATIENCE, config};
-use tests::{host, program};
+use tests::place::Place;
+use tests::scenario::{self, Scenario};
+use tests::{host, record};
 use uffd::{Event, PageFault};
 
 crate::tests! {
@@ -54,48 +56,26 @@ fn swap(bare: &Bare, around: FaultAround, events: bool) -> (Arc<Swapper>, Handle
     (swapper, handlers)
 }
 
-const SCENARIO: &str = r#"
-name = "own"
-memory = "16MiB"
-[uffd]
-fault_around = "AROUND"
-[matrix]
-backing = ["4k", "memfd"]
-policy = ["kernel", "folio", "slot"]
-reclaim = ["uffd"]
-[[case]]
-name = "sparse"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 100
-[[case.step]]
-do = "refault"
-[[case.step]]
-do = "sweep"
-"#;
-
-fn rows(around: &str, arguments: &[&str]) -> Vec<Value> {
-    rows_of(&SCENARIO.replace("AROUND", around), arguments)
+/// A scenario that takes memory by our own swap.
+fn scenario(uffd: &str) -> Scenario {
+    let scenario = scenario::of("16MiB").table("uffd", &[uffd]).backings(&["4k", "memfd"]);
+    scenario.policies(&["kernel", "folio", "slot"]).reclaims(&["uffd"]).fill()
 }
 
-fn rows_of(scenario: &str, arguments: &[&str]) -> Vec<Value> {
-    let place = tempfile::tempdir().unwrap();
-    std::fs::write(place.path().join("s.toml"), scenario).unwrap();
-    let all = [&["run", "s.toml", "--json", "--out", "run"], arguments].concat();
-    let output = program::output(place.path(), &all);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
-    record["rows"].as_array().unwrap().clone()
+/// 100 pages leave, and come back by this fault-around.
+fn sparse(around: &str) -> Scenario {
+    scenario(&format!("fault_around = {around:?}")).sparse(100).refault().sweep()
+}
+
+fn rows(scenario: &Scenario, options: &[&str]) -> Vec<Value> {
+    record::rows(&Place::of(scenario).record(options)).to_vec()
 }
 
 /// 100 pages leave, each announced twice: when it is write-protected, and when it is dropped. 100 come back, each by a
 /// fault of its own, or with its neighbours where the window is larger than the page.
 fn a_run_counts_what_it_takes_and_brings_back() {
     for (around, at_most) in [("4KiB", 100), ("2MiB", 8), ("adaptive", 100)] {
-        for row in rows(around, &[]) {
+        for row in rows(&sparse(around), &[]) {
             let exact = [
                 ("evicted_bytes", 100 * PAGE_SIZE),
                 ("invalidations", 200),
@@ -124,7 +104,7 @@ fn a_run_counts_what_it_takes_and_brings_back() {
 
 /// Neither root nor a device nor KVM: what is left where there is nothing.
 fn a_run_needs_no_swap_device() {
-    for row in rows("4KiB", &["--backend", "soft"]) {
+    for row in rows(&sparse("4KiB"), &["--backend", "soft"]) {
         assert_eq!((&row["evicted_bytes"], &row["integrity_errors"]), (&(100 * PAGE_SIZE).into(), &0.into()));
         assert_eq!(row["uffd_returned"], 100, "{row:#}");
     }
@@ -132,15 +112,9 @@ fn a_run_needs_no_swap_device() {
 
 /// 4 MiB of a pattern that does not compress, and room for 2.
 fn a_full_store_says_why_it_is_full() {
-    let scenario = SCENARIO
-        .replace("fault_around = \"AROUND\"", "limit = \"2MiB\"")
-        .replace("victims = \"sparse\"\ncount = 100", "range = \"4MiB..8MiB\"\nunit = \"region\"");
-    let place = tempfile::tempdir().unwrap();
-    std::fs::write(place.path().join("s.toml"), scenario).unwrap();
-    let output =
-        program::output(place.path(), &["run", "s.toml", "--json", "--backend", "soft", "--out", "run"]);
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
-    for row in record["rows"].as_array().unwrap() {
+    let place = Place::of(&scenario("limit = \"2MiB\"").range("4MiB..8MiB", "region").refault().sweep());
+    let ended = place.run(&["run", "s.toml", "--json", "--backend", "soft", "--out", "run"]);
+    for row in record::rows(&ended.json()) {
         let why = row["could_not_run"].as_str().unwrap();
         for words in
             ["failed: ", "may hold 2 MiB, and ", " pages (", "do not compress", "a pattern that does not"]
@@ -206,11 +180,8 @@ fn a_huge_page_leaves_and_comes_back_huge() {
 
 /// The same by scenario: folio by folio out, and as many faults as huge pages bring it back.
 fn huge_pages_come_back_whole_in_a_run() {
-    let scenario = SCENARIO
-        .replace("AROUND", "4KiB")
-        .replace(r#""4k", "memfd""#, r#""thp""#)
-        .replace("victims = \"sparse\"\ncount = 100", "range = \"4MiB..12MiB\"\nunit = \"folio\"");
-    for row in rows_of(&scenario, &[]) {
+    let scenario = scenario("fault_around = \"4KiB\"").backings(&["thp"]);
+    for row in rows(&scenario.range("4MiB..12MiB", "folio").refault().sweep(), &[]) {
         if row["achieved"]["thp"] != 1.0 {
             harness::could_not_run(Need::HugePages, format!("this host gave some: {}", row["achieved"]));
         }
@@ -224,16 +195,10 @@ fn huge_pages_come_back_whole_in_a_run() {
 
 /// All but 4 of 16 MiB leaves, and not the 64 pages that a loop writes to: what it faulted meanwhile was the watching.
 fn a_target_is_reached_and_the_hot_pages_stay() {
-    let hot = "[[case.step]]\ndo = \"hot\"\npages = \"all\"\ncount = 64\naccess = \"write\"\n[[case.step]]\ndo = \"reclaim\"";
-    let scenario = SCENARIO
-        .replace("AROUND", "4KiB")
-        .replace("\"folio\", \"slot\"", "\"folio\"")
-        .replace("[[case.step]]\ndo = \"reclaim\"", hot)
-        .replace(
-            "victims = \"sparse\"\ncount = 100",
-            "victims = \"idle\"\ntarget = \"4MiB\"\n[[case.step]]\ndo = \"stop\"",
-        );
-    for row in rows_of(&scenario, &[]) {
+    let hot = ["pages = \"all\"", "count = 64", "access = \"write\""];
+    let scenario = scenario("fault_around = \"4KiB\"").policies(&["kernel", "folio"]).step("hot", &hot);
+    let idle = ["victims = \"idle\"", "target = \"4MiB\""];
+    for row in rows(&scenario.step("reclaim", &idle).stop().refault().sweep(), &[]) {
         let evicted = row["evicted_bytes"].as_u64().unwrap();
         assert!(evicted >= 12 << 20, "{row:#}");
         assert_eq!(row["integrity_errors"], 0, "{row:#}");
@@ -253,68 +218,63 @@ fn storm() -> Duration {
 /// moved away and back, and a part that nobody writes to is discarded and punched. Every write is there at the end.
 fn nothing_is_lost_in_a_storm() {
     let mib = if host::emulated() { 16 } else { 256 };
-    for (backing, share) in [(Backing::Base4k, 2), (Backing::Memfd, 2)] {
+    for backing in [Backing::Base4k, Backing::Memfd] {
         let bare = Bare::start(config(2, mib, backing));
         bare.fill(1);
         let (swapper, handlers) = swap(&bare, FaultAround::Adaptive, !backing.is_shared());
         // The last block is not the guest's: strangers may throw it away.
-        let blocks = mib << 20 >> PMD_SIZE.trailing_zeros();
-        let written = (blocks - 1) * PMD_SIZE;
-        let order = |access| {
-            let task = Task::Touch { access, passes: None, stall_cycles: u64::MAX };
-            let mut order = bare.order(Walk::Sequential, task);
-            order.len = written;
-            order
-        };
-        bare.submit(0, &order(Access::Write));
-        bare.submit(1, &order(Access::LockedAdd));
-        let (stop, evicted) = (AtomicBool::new(false), AtomicU64::new(0));
-        let pages = written / PAGE_SIZE;
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..2)
-                .map(|thread| {
-                    let (stop, evicted, swapper, bare) = (&stop, &evicted, &swapper, &bare);
-                    scope.spawn(move || {
-                        let mut random = SplitMix64(thread);
-                        let mut evictor = Evictor::new(swapper).unwrap();
-                        while !stop.load(Ordering::Relaxed) {
-                            let len = 1 + random.below(512);
-                            let first = random.below(pages - len);
-                            evicted.fetch_add(
-                                evictor.evict(bare.pages(first, len)).unwrap().pages,
-                                Ordering::Relaxed,
-                            );
-                        }
-                    })
-                })
-                .collect();
-            let mut random = SplitMix64(9);
-            let end = Instant::now() + storm() / share;
-            while Instant::now() < end && threads.iter().all(|thread| !thread.is_finished()) {
-                disturb(&bare, &swapper, pages, &mut random);
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
+        let written = bare.config.arena - PMD_SIZE;
+        let order = |task| WorkOrder { len: written, ..bare.order(Walk::Sequential, task) };
+        let touch = |access| Task::Touch { access, passes: None, stall_cycles: u64::MAX };
+        bare.submit(0, &order(touch(Access::Write)));
+        bare.submit(1, &order(touch(Access::LockedAdd)));
+        let evicted = evict_and_disturb(&bare, &swapper, written / PAGE_SIZE);
         for vcpu in bare.machine.vcpus() {
             vcpu.mailbox().area().request_stop();
         }
         let (plain, locked) = (bare.wait(0).visits, bare.wait(1).visits);
-        let mut verify = bare.order(Walk::Sequential, Task::Verify { generation: 1 });
-        verify.len = written;
-        bare.submit(0, &verify);
+        bare.submit(0, &order(Task::Verify { generation: 1 }));
         let found = bare.wait(0);
         assert_eq!(found.wrong_pages, 0, "{backing}: a page lost its content");
         assert_eq!(found.lane_sums[0], plain, "{backing}: a plain write was lost");
         assert_eq!(found.locked_sum, locked, "{backing}: a locked add was lost or torn");
-        let evicted = evicted.into_inner();
-        assert!(plain > 0 && locked > 0 && evicted > pages, "{plain} {locked} {evicted}");
-        let usage = swapper.store().usage();
+        assert!(plain > 0 && locked > 0 && evicted > written / PAGE_SIZE, "{plain} {locked} {evicted}");
+        let held = swapper.store().usage().held_bytes >> 20;
         drop(handlers);
         println!(
-            "    {backing}: {evicted} pages evicted, {plain} writes, {locked} locked adds, {} MiB in the store",
-            usage.held_bytes >> 20
+            "    {backing}: {evicted} pages evicted, {plain} writes, {locked} locked adds, {held} MiB held"
         );
     }
+}
+
+/// Evicts by two threads, and disturbs them, for half the length of the storm. How many pages left.
+fn evict_and_disturb(bare: &Bare, swapper: &Arc<Swapper>, pages: u64) -> u64 {
+    let (stop, evicted) = (AtomicBool::new(false), AtomicU64::new(0));
+    let evict = |seed| {
+        let mut random = SplitMix64(seed);
+        let mut evictor = Evictor::new(swapper).unwrap();
+        while !stop.load(Ordering::Relaxed) {
+            let len = 1 + random.below(512);
+            let first = random.below(pages - len);
+            let report = evictor.evict(bare.pages(first, len)).unwrap();
+            evicted.fetch_add(report.pages, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [0, 1].map(|seed| {
+            scope.spawn({
+                let evict = &evict;
+                move || evict(seed)
+            })
+        });
+        let mut random = SplitMix64(9);
+        let end = Instant::now() + storm() / 2;
+        while Instant::now() < end && threads.iter().all(|thread| !thread.is_finished()) {
+            disturb(bare, swapper, pages, &mut random);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    evicted.into_inner()
 }
 
 /// One disturbance that the swapper must survive.

@@ -1,10 +1,9 @@
 //! Replay: what it says of a row it has never seen is what the row counts when it runs.
 
-use std::path::Path;
-
 use serde_json::Value;
-use tests::program;
-use tests::record::{self, rows};
+use tests::place::Place;
+use tests::record::rows;
+use tests::scenario::{self, Scenario};
 
 crate::tests! {
     a_row_predicts_the_rows_of_other_policies: [Kvm, SlotZap, Zram],
@@ -18,72 +17,23 @@ crate::tests! {
 }
 
 /// Single pages swapped out next to a hot loop, in both layouts. The pace lets the loop come round from one victim to
-/// the next, so that what it faults on does not depend on the host's speed.
-const SWAPPED: &str = r#"
-name = "swapped"
-memory = "32MiB"
-seed = 11
-[matrix]
-backing = ["4k", "thp"]
-policy = ["kernel", "page", "folio", "pmd", "slot", "vm"]
-[[case]]
-name = "sparse"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "hot"
-count = 64
-[[case.step]]
-do = "baseline"
-for = "20ms"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 100
-pace = "4ms"
-[[case.step]]
-do = "stop"
-[[case.step]]
-do = "refault"
-[[case.step]]
-do = "sweep"
-"#;
+/// the next, so that what it faults on does not depend on the host's speed; on an emulated host, which is slow, there are
+/// fewer victims and more time between them.
+fn swapped() -> Scenario {
+    let (count, pace) = if tests::host::emulated() { (20, "100ms") } else { (100, "4ms") };
+    let victims = ["victims = \"sparse\"", &format!("count = {count}"), &format!("pace = {pace:?}")];
+    let scenario = scenario::of("32MiB").top("seed = 11").backings(&["4k", "thp"]).reclaims(&["pageout"]);
+    let scenario = scenario.policies(&["kernel", "page", "folio", "pmd", "slot", "vm"]).case("sparse");
+    scenario.fill().hot(64).baseline("20ms").step("reclaim", &victims).stop().refault().sweep()
+}
 
-/// Pages thrown away with nobody beside: no swap, and nothing that could depend on time.
-const QUIET: &str = r#"
-name = "quiet"
-memory = "16MiB"
-seed = 7
-[matrix]
-backing = ["4k"]
-policy = ["kernel", "page", "folio", "modern", "pmd", "slot", "vm"]
-reclaim = ["dontneed"]
-granule = ["512KiB"]
-[[case]]
-name = "sparse"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 100
-[[case.step]]
-do = "refault"
-[[case.step]]
-do = "sweep"
-[[case]]
-name = "region"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-range = "2MiB..8MiB"
-unit = "region"
-[[case.step]]
-do = "refault"
-[[case.step]]
-do = "sweep"
-"#;
+/// Pages thrown away without a loop beside: no swap, and nothing that could depend on time.
+fn quiet(granule: &str) -> Scenario {
+    let policies = ["kernel", "page", "folio", "modern", "pmd", "slot", "vm"];
+    let scenario = scenario::of("16MiB").top("seed = 7").policies(&policies).axis("granule", &[granule]);
+    let scenario = scenario.case("sparse").fill().sparse(100).refault().sweep();
+    scenario.case("region").fill().range("2MiB..8MiB", "region").refault().sweep()
+}
 
 /// The counts that no speed of anybody's changes.
 const EXACT: [&str; 10] = [
@@ -99,15 +49,21 @@ const EXACT: [&str; 10] = [
     "zapped_bytes",
 ];
 
-/// Runs a scenario into `out` and returns its record.
-fn run(directory: &Path, scenario: &str, options: &[&str]) -> Value {
-    // What else the host announces is another test's subject.
-    record::run(directory, scenario, &[&["--out", "out", "--tap", "off"], options].concat()).0
+/// Runs a scenario into `out`. What else the host announces is another test's subject.
+fn run(scenario: &Scenario, options: &[&str]) -> (Place, Value) {
+    let place = Place::of(scenario);
+    let record = place.record(&[&["--tap", "off"], options].concat());
+    (place, record)
+}
+
+/// [`quiet`] on the software MMU.
+fn soft() -> (Place, Value) {
+    run(&quiet("512KiB"), &["--backend", "soft"])
 }
 
 /// Replays it.
-fn replay(directory: &Path, options: &[&str]) -> Value {
-    record::printed(directory, &[&["replay", "out", "--json"], options].concat()).0
+fn replay(place: &Place, options: &[&str]) -> Value {
+    place.run(&[&["replay", "out", "--json"], options].concat()).with(0).json()
 }
 
 /// Each predicted row beside the one that ran.
@@ -149,14 +105,8 @@ fn a_row_predicts_the_rows_of_other_policies() {
 /// Runs every policy, predicts each from the row of policy `kernel`, and says how far collateral faults are apart at the
 /// worst, as a part of what was measured. All other counts are equal.
 fn worst_prediction() -> f64 {
-    let directory = tempfile::tempdir().unwrap();
-    let scenario = if tests::host::emulated() {
-        SWAPPED.replace("\"4ms\"", "\"100ms\"").replace("count = 100", "count = 20")
-    } else {
-        SWAPPED.to_owned()
-    };
-    let measured = run(directory.path(), &scenario, &["--zram", "1GiB", "--backend", "kvm"]);
-    let predicted = replay(directory.path(), &OTHERS);
+    let (place, measured) = run(&swapped(), &["--zram", "1GiB", "--backend", "kvm"]);
+    let predicted = replay(&place, &OTHERS);
     let source = predicted["warnings"].to_string();
     assert!(source.contains("sparse, 4k, kernel, pageout") && !source.contains("folio"), "{source}");
     assert_eq!(rows(&predicted).len(), 10);
@@ -177,9 +127,8 @@ fn worst_prediction() -> f64 {
 }
 
 fn without_a_hot_loop_every_count_is_exact() {
-    let directory = tempfile::tempdir().unwrap();
-    let measured = run(directory.path(), QUIET, &["--backend", "kvm"]);
-    let predicted = replay(directory.path(), &OTHERS);
+    let (place, measured) = run(&quiet("512KiB"), &["--backend", "kvm"]);
+    let predicted = replay(&place, &OTHERS);
     for (ours, theirs) in pairs(&predicted, &measured) {
         assert_equal(ours, theirs, &EXACT);
         assert_equal(ours, theirs, &["refaults", "collateral_faults"]);
@@ -191,10 +140,8 @@ fn without_a_hot_loop_every_count_is_exact() {
 }
 
 fn the_software_mmu_is_predicted_too() {
-    let directory = tempfile::tempdir().unwrap();
-    let measured = run(directory.path(), QUIET, &["--backend", "soft"]);
-    let predicted = replay(directory.path(), &OTHERS);
-    for (ours, theirs) in pairs(&predicted, &measured) {
+    let (place, measured) = soft();
+    for (ours, theirs) in pairs(&replay(&place, &OTHERS), &measured) {
         assert_equal(ours, theirs, &EXACT);
         let faults = ["refaults", "collateral_faults", "sptes_zapped_4k", "sptes_zapped_2m"];
         assert_equal(ours, theirs, &faults);
@@ -202,12 +149,9 @@ fn the_software_mmu_is_predicted_too() {
 }
 
 fn other_slots_are_predicted() {
-    let directory = tempfile::tempdir().unwrap();
-    run(directory.path(), QUIET, &["--backend", "soft"]);
-    let predicted = replay(directory.path(), &["--policy", "slot", "--granule", "4MiB"]);
-    let other = tempfile::tempdir().unwrap();
-    let wider = QUIET.replace("512KiB", "4MiB");
-    let measured = run(other.path(), &wider, &["--backend", "soft"]);
+    let (place, _) = soft();
+    let predicted = replay(&place, &["--policy", "slot", "--granule", "4MiB"]);
+    let (_, measured) = run(&quiet("4MiB"), &["--backend", "soft"]);
     for (ours, theirs) in pairs(&predicted, &measured) {
         assert_equal(ours, theirs, &EXACT);
         assert_equal(ours, theirs, &["collateral_faults"]);
@@ -215,10 +159,8 @@ fn other_slots_are_predicted() {
 }
 
 fn a_damaged_log_is_refused_with_the_byte() {
-    let directory = tempfile::tempdir().unwrap();
-    run(directory.path(), QUIET, &["--backend", "soft"]);
-    let path = directory.path().join("out/events.log");
-    let log = std::fs::read(&path).unwrap();
+    let (place, _) = soft();
+    let log = std::fs::read(place.file("out/events.log")).unwrap();
     let mut flipped = log.clone();
     let middle = log.len() / 2;
     flipped[middle] ^= 0x10;
@@ -228,57 +170,41 @@ fn a_damaged_log_is_refused_with_the_byte() {
         (&[][..], "byte 0: this is no event log"),
         (&b"zapscope\xff\xff\xff\xff\0\0\0\0"[..], "byte 8: an event log of version 4294967295"),
     ] {
-        std::fs::write(&path, bytes).unwrap();
-        let output = program::output(directory.path(), &["replay", "out"]);
-        let why = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{why}");
-        assert!(why.contains("events.log: byte ") && why.contains(said), "{why}");
+        place.put("out/events.log", bytes);
+        place.run(&["replay", "out"]).with(2).says(&["events.log: byte ", said]);
     }
 }
 
 fn what_is_no_run_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let refused = |arguments: &[&str], code, said: &str| {
-        let output = program::output(directory.path(), arguments);
-        let why = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{why}");
-        assert!(why.contains(said), "{said}: {why}");
+    let (place, _) = soft();
+    let refused = |arguments: &[&str], said: &str| {
+        place.run(arguments).with(2).says(&[said]);
     };
-    refused(&["replay", "nowhere"], 2, "name the directory of a run");
-    refused(&["replay", "out", "--granule", "3KiB"], 2, "a power of two");
-    refused(&["replay", "out", "--policy", "folios"], 2, "no range policy");
-    refused(&["replay", "out", "--zram", "1GiB"], 2, "--validate");
-    run(directory.path(), QUIET, &["--backend", "soft"]);
-    let json = directory.path().join("out/run.json");
-    let record = std::fs::read_to_string(&json).unwrap();
-    std::fs::write(&json, record.replace("\"pmd\"", "\"slot\"")).unwrap();
-    refused(&["replay", "out"], 2, "keep the two files of a run together");
-    std::fs::write(&json, "{}").unwrap();
-    refused(&["replay", "out"], 2, "no run record");
-    std::fs::remove_file(directory.path().join("out/events.log")).unwrap();
-    std::fs::write(&json, record).unwrap();
-    refused(&["replay", "out/run.json"], 2, "cannot open the event log out/events.log");
+    refused(&["replay", "nowhere"], "name the directory of a run");
+    refused(&["replay", "out", "--granule", "3KiB"], "a power of two");
+    refused(&["replay", "out", "--policy", "folios"], "no range policy");
+    refused(&["replay", "out", "--zram", "1GiB"], "--validate");
+    let record = std::fs::read_to_string(place.file("out/run.json")).unwrap();
+    place.put("out/run.json", record.replace("\"pmd\"", "\"slot\""));
+    refused(&["replay", "out"], "keep the two files of a run together");
+    place.put("out/run.json", "{}");
+    refused(&["replay", "out"], "no run record");
+    std::fs::remove_file(place.file("out/events.log")).unwrap();
+    place.put("out/run.json", record);
+    refused(&["replay", "out/run.json"], "cannot open the event log out/events.log");
 }
 
 fn validation_runs_what_was_predicted() {
-    let directory = tempfile::tempdir().unwrap();
-    run(directory.path(), QUIET, &["--backend", "soft"]);
-    let output = program::output(
-        directory.path(),
-        &["replay", "out", "--validate", "--backend", "soft", "--policy", "folio,slot"],
-    );
-    let text = String::from_utf8(output.stdout.clone()).unwrap();
-    assert!(output.status.success(), "{text}\n{}", program::stderr(&output));
+    let (place, _) = soft();
+    let arguments = ["replay", "out", "--validate", "--backend", "soft", "--policy", "folio,slot"];
+    let text = place.run(&arguments).with(0).text();
     assert_eq!(text.matches("counts equal").count(), 4, "two cases under two policies: {text}");
 }
 
 /// No column of dashes, and once a case why there are no times.
 fn a_table_shows_what_a_replay_knows() {
-    let directory = tempfile::tempdir().unwrap();
-    run(directory.path(), QUIET, &["--backend", "soft"]);
-    let output = program::output(directory.path(), &["replay", "out"]);
-    let text = String::from_utf8(output.stdout.clone()).unwrap();
-    assert!(output.status.success(), "{text}\n{}", program::stderr(&output));
+    let (place, _) = soft();
+    let text = place.run(&["replay", "out"]).with(0).text();
     let rows = text.lines().filter(|line| line.trim_start().starts_with("4k "));
     assert_eq!(rows.clone().count(), 12, "two cases under six policies: {text}");
     for row in rows {

@@ -8,6 +8,8 @@ use guest_abi::layout::{PAGE_SIZE, low_memory};
 use guest_mem::Backing;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tests::place::{Ended, Place};
+use tests::record::number;
 use tests::{host, program};
 
 crate::tests! {
@@ -26,21 +28,13 @@ fn mib() -> u64 {
 }
 
 /// Makes the snapshot `name`, and says what it prints.
-pub fn snapshot(place: &Path, name: &str, more: &[&str]) -> String {
-    let output = program::output(place, &[&["snapshot", "--out", name], more].concat());
-    assert_eq!(output.status.code(), Some(0), "{more:?}: {}", program::stderr(&output));
-    String::from_utf8(output.stdout).unwrap()
+pub fn snapshot(place: &Place, name: &str, more: &[&str]) -> String {
+    place.run(&[&["snapshot", "--out", name], more].concat()).with(0).text()
 }
 
 /// Restores it, and gives the record.
-fn restore(place: &Path, name: &str, more: &[&str]) -> Value {
-    let output = program::output(place, &[&["boot", "--restore", name, "--json"], more].concat());
-    assert_eq!(output.status.code(), Some(0), "{more:?}: {}", program::stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn number(record: &Value, key: &str) -> u64 {
-    record[key].as_u64().unwrap_or_else(|| panic!("{key} of {record:#}"))
+fn restore(place: &Place, name: &str, more: &[&str]) -> Value {
+    place.run(&[&["boot", "--restore", name, "--json"], more].concat()).with(0).json()
 }
 
 /// What holds for every restore of `mib()` MiB, three quarters of them filled.
@@ -79,17 +73,16 @@ fn check(record: &Value, vcpus: u32, what: &str) {
 fn a_restored_guest_is_as_it_was(backing: &str) {
     let (memory, fill) = (format!("{}MiB", mib()), format!("{}MiB", mib() / 4 * 3));
     for vcpus in [1, 2] {
-        let place = tempfile::tempdir().unwrap();
-        let (path, text) = (place.path(), vcpus.to_string());
+        let (place, text) = (Place::new(), vcpus.to_string());
         let made = ["--memory", &memory, "--fill", &fill, "--vcpus", &text, "--backing", backing];
-        snapshot(path, "s", &made);
+        snapshot(&place, "s", &made);
         for how in [
             &["--fault-around", "4KiB"][..],
             &["--fault-around", "adaptive"],
             &["--handlers", "3"],
             &["--eager"],
         ] {
-            let record = restore(path, "s", how);
+            let record = restore(&place, "s", how);
             let what = format!("{backing}, {vcpus} vCPUs, {how:?}");
             check(&record, vcpus, &what);
             if how.contains(&"4KiB") && backing != "thp" {
@@ -108,24 +101,23 @@ fn a_restored_guest_is_as_it_was(backing: &str) {
 
 /// What one guest writes the other does not see, nor the next from the same file.
 fn two_guests_go_on_from_one_snapshot() {
-    let place = tempfile::tempdir().unwrap();
-    snapshot(place.path(), "s", &["--memory", "8MiB", "--backing", "memfd"]);
-    let before = std::fs::read(place.path().join("s")).unwrap();
-    let start = || program::zapscope(place.path(), &["boot", "--restore", "s"]).spawn().unwrap();
+    let place = Place::new();
+    snapshot(&place, "s", &["--memory", "8MiB", "--backing", "memfd"]);
+    let before = std::fs::read(place.file("s")).unwrap();
+    let start = || place.zapscope(&["boot", "--restore", "s"]).spawn().unwrap();
     for child in [start(), start()] {
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
+        Ended::from(child.wait_with_output().unwrap()).with(0);
     }
-    assert!(std::fs::read(place.path().join("s")).unwrap() == before, "the snapshot is only read");
-    assert_eq!(number(&restore(place.path(), "s", &[]), "wrong_pages"), 0);
+    assert!(std::fs::read(place.file("s")).unwrap() == before, "the snapshot is only read");
+    assert_eq!(number(&restore(&place, "s", &[]), "wrong_pages"), 0);
 }
 
 fn memory_that_was_never_written_is_not_in_the_file() {
-    let place = tempfile::tempdir().unwrap();
-    snapshot(place.path(), "s", &["--memory", "32MiB", "--fill", "0"]);
-    let file = place.path().join("s").metadata().unwrap().len();
+    let place = Place::new();
+    snapshot(&place, "s", &["--memory", "32MiB", "--fill", "0"]);
+    let file = place.file("s").metadata().unwrap().len();
     assert!(file < 1 << 20, "{file} bytes for a guest that has written next to nothing");
-    let record = restore(place.path(), "s", &["--fault-around", "2MiB"]);
+    let record = restore(&place, "s", &["--fault-around", "2MiB"]);
     assert_eq!((number(&record, "wrong_pages"), number(&record, "lost_writes")), (0, 0), "{record:#}");
     assert!(number(&record, "zero_pages_brought") >= (32 << 20) / PAGE_SIZE, "{record:#}");
     assert!(number(&record, "bytes_read") < file, "{record:#}");
@@ -133,9 +125,9 @@ fn memory_that_was_never_written_is_not_in_the_file() {
 
 /// So much memory takes tens of seconds page by page, and no room in the file.
 fn ctrl_c_ends_a_guest_whose_pages_still_come() {
-    let place = tempfile::tempdir().unwrap();
+    let place = Place::new();
     let memory = if host::emulated() { "128MiB" } else { "2GiB" };
-    snapshot(place.path(), "s", &["--memory", memory, "--fill", "0", "--vcpus", "2"]);
+    snapshot(&place, "s", &["--memory", memory, "--fill", "0", "--vcpus", "2"]);
     for moment in [0, 10, 200] {
         let command = ["boot", "--restore", "s", "--fault-around", "4KiB"];
         let child = program::grouped(place.path(), &command).spawn().unwrap();
@@ -145,10 +137,8 @@ fn ctrl_c_ends_a_guest_whose_pages_still_come() {
         }
         std::thread::sleep(Duration::from_millis(moment));
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-        let output = program::end_of_group(child);
-        let said = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(130), "{moment} ms: {said}");
-        assert!(output.stdout.is_empty(), "{moment} ms: {:?}", output.stdout);
+        let ended = Ended::from(program::end_of_group(child)).with(130);
+        assert!(ended.out.is_empty(), "{moment} ms: {}", ended.text());
     }
 }
 
@@ -163,19 +153,14 @@ fn threads(process: u32) -> Vec<String> {
 }
 
 fn what_is_there_stays_until_a_snapshot_is_whole() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path();
-    std::fs::write(path.join("s"), "before").unwrap();
-    std::fs::create_dir(path.join("directory")).unwrap();
-    std::os::unix::fs::symlink("/dev/null", path.join("null")).unwrap();
-    let run = |arguments: &[&str]| program::output(path, arguments);
+    let place = Place::new();
+    place.put("s", "before");
+    std::fs::create_dir(place.file("directory")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", place.file("null")).unwrap();
     for (out, word) in
         [("directory", "no regular file"), ("null", "no regular file"), ("nowhere/s", "No such file")]
     {
-        let output = run(&["snapshot", "--out", out, "--memory", "2MiB"]);
-        let said = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{out}: {said}");
-        assert!(said.contains(word) && said.contains(out), "{out}: {said}");
+        place.run(&["snapshot", "--out", out, "--memory", "2MiB"]).with(2).says(&[word, out]);
     }
     for (arguments, word) in [
         (["--memory", "3MiB"], "multiple of 2 MiB"),
@@ -184,21 +169,18 @@ fn what_is_there_stays_until_a_snapshot_is_whole() {
         (["--fill", "65MiB"], "--fill"),
         (["--fill", "5k"], "multiple of 4 KiB"),
     ] {
-        let output = run(&[&["snapshot", "--out", "s"][..], &arguments].concat());
-        let said = program::stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert!(said.contains(word), "{arguments:?}: {said}");
+        place.run(&[&["snapshot", "--out", "s"][..], &arguments].concat()).with(2).says(&[word]);
     }
-    assert_eq!(std::fs::read_to_string(path.join("s")).unwrap(), "before");
-    assert_eq!(std::fs::read_dir(path).unwrap().count(), 3, "nothing half made is left");
-    snapshot(path, "s", &["--memory", "2MiB"]);
-    assert_ne!(std::fs::read(path.join("s")).unwrap(), b"before");
-    assert_eq!(std::fs::read_dir(path).unwrap().count(), 3);
+    assert_eq!(std::fs::read_to_string(place.file("s")).unwrap(), "before");
+    assert_eq!(place.names("").len(), 3, "nothing half made is left");
+    snapshot(&place, "s", &["--memory", "2MiB"]);
+    assert_ne!(std::fs::read(place.file("s")).unwrap(), b"before");
+    assert_eq!(place.names("").len(), 3);
 }
 
 /// Backings that hosts come without, each with the file that switches it.
 fn labels() -> [Backing; 2] {
-    [Backing::MemfdThp, Backing::mthp(64 << 10).unwrap()]
+    [Backing::MemfdThp, host::mthp_64k()]
 }
 
 /// Both switches, where a size has its own.
@@ -217,42 +199,38 @@ fn switch_off(changes: &mut HostChanges, backing: Backing) {
 fn a_label_that_the_host_cannot_give_is_refused(backing: Backing) {
     let mut changes = HostChanges::new(|_| ());
     switch_off(&mut changes, backing);
-    let place = tempfile::tempdir().unwrap();
+    let place = Place::new();
     let label = backing.to_string();
     for command in [&["snapshot", "--out", "s"][..], &["boot", "--kernel", "none"]] {
-        let output = program::output(place.path(), &[command, &["--backing", &label]].concat());
-        let said = program::stderr(&output);
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 0), "{said}");
-        for word in [label.as_str(), "switched off", "echo ", "/sys/kernel/mm/transparent_hugepage/"] {
-            assert!(said.contains(word), "{word} in {said}");
-        }
+        let words = [label.as_str(), "switched off", "echo ", "/sys/kernel/mm/transparent_hugepage/"];
+        let ended = place.run(&[command, &["--backing", &label]].concat()).with(3).says(&words);
+        assert!(ended.out.is_empty(), "{}", ended.text());
     }
-    assert!(!place.path().join("s").exists());
+    assert!(!place.file("s").exists());
     assert!(changes.undo_all().is_empty());
 }
 
 /// All of it while the switch is on; and of a guest that comes back on a host whose switch is off, nothing.
 fn what_restored_memory_is_made_of_is_told(backing: Backing) {
-    let place = tempfile::tempdir().unwrap();
+    let place = Place::new();
     let mut changes = HostChanges::new(|_| ());
     host::allow(&changes, backing);
     let label = backing.to_string();
-    let said = snapshot(place.path(), "s", &["--memory", "8MiB", "--backing", &label]);
+    let said = snapshot(&place, "s", &["--memory", "8MiB", "--backing", &label]);
     assert!(said.contains(&format!("8 MiB of {label}; ")), "{said}");
-    let small = snapshot(place.path(), "small", &["--memory", "8MiB"]);
+    let small = snapshot(&place, "small", &["--memory", "8MiB"]);
     assert!(small.contains("8 MiB of 4k; "), "{small}");
     switch_off(&mut changes, backing);
     for how in [&["--eager"][..], &[]] {
-        let record = restore(place.path(), "s", how);
+        let record = restore(&place, "s", how);
         assert_eq!(
             (&record["backing"], &record["earned"]),
             (&label.as_str().into(), &0.0.into()),
             "{record:#}"
         );
-        let output = program::output(place.path(), &[&["boot", "--restore", "s"], how].concat());
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = place.run(&[&["boot", "--restore", "s"], how].concat()).text();
         assert!(text.contains(&format!("{label} (0 %)")), "{text}");
     }
-    assert_eq!(restore(place.path(), "small", &["--eager"])["earned"], 1.0);
+    assert_eq!(restore(&place, "small", &["--eager"])["earned"], 1.0);
     assert!(changes.undo_all().is_empty());
 }

@@ -1,27 +1,21 @@
 //! Swap that others have a part in: a device of somebody else's that comes before our own, and a limit that is squeezed while
 //! a guest uses all of its memory.
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use guest_mem::SwapInfo;
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use rustix::process::Signal;
 use test_memory::ZramSwap;
-use tests::host::{Need, emulated};
+use tests::host::{emulated, of_backend};
+use tests::place::{Ended, Place};
 use tests::record::{number, rows};
+use tests::running::Running;
 use tests::{program, scenario};
 
 crate::tests! {
     pages_that_went_to_somebody_elses_device_are_told: [Zram],
-    a_squeeze_of_memory_in_use_kills_nobody(backend in ["soft", "kvm"]): [Zram, Cgroup, of(backend)],
-}
-
-/// What a backend needs; the software MMU nothing but memory.
-fn of(backend: &str) -> Need {
-    if backend == "kvm" { Need::Kvm } else { Need::Has(guest_mem::Backing::Base4k) }
+    a_squeeze_of_memory_in_use_kills_nobody(backend in ["soft", "kvm"]): [Zram, Cgroup, of_backend(backend)],
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,21 +24,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// device is made, however slow the host is; what it evicts afterwards is more than each CPU's cache of free slots (64) holds
 /// of the first device.
 fn pages_that_went_to_somebody_elses_device_are_told() {
-    let place = tempfile::tempdir().unwrap();
     let slowly = ["victims = \"sparse\"", "count = 2000", "pace = \"4ms\""];
     let scenario = scenario::of("16MiB").reclaims(&["pageout"]).fill().step("reclaim", &slowly).refault();
-    std::fs::write(place.path().join("s.toml"), scenario.text()).unwrap();
+    let place = Place::of(&scenario);
     let arguments = ["run", "s.toml", "--backend", "soft", "--zram", "64MiB", "--json", "--out", "out"];
-    let mut run = program::zapscope(place.path(), &arguments).spawn().unwrap();
-    let said = BufReader::new(run.stderr.take().unwrap());
-    let (send, receive) = channel();
-    let reading =
-        std::thread::spawn(move || said.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
-    let own = {
-        let _waiting = harness::waiting("the run to make its device");
-        let made = receive.iter().find_map(|line| Some(line.split_once("made zram")?.1.to_owned()));
-        PathBuf::from(format!("/dev/zram{}", made.unwrap().split(' ').next().unwrap()))
-    };
+    let mut run = Running::start(place.zapscope(&arguments));
+    run.read_until("made zram");
+    let made = run.said.split_once("made zram").unwrap().1.split(' ').next().unwrap();
+    let own = PathBuf::from(format!("/dev/zram{made}"));
     let deadline = Instant::now() + PATIENCE;
     let until = |what: &str, met: &dyn Fn(&SwapInfo) -> bool| {
         let _waiting = harness::waiting(what);
@@ -54,21 +41,14 @@ fn pages_that_went_to_somebody_elses_device_are_told() {
         }
     };
     until("the run swaps to its own device", &|swaps| swaps.find(&own).is_some_and(|area| area.used > 0));
-    let pid = Pid::from_child(&run);
-    kill_process(pid, Signal::STOP).unwrap();
+    run.signal(Signal::STOP);
     let theirs = ZramSwap::create(64 << 20, None);
-    kill_process(pid, Signal::CONT).unwrap();
+    run.signal(Signal::CONT);
     let theirs = theirs.unwrap();
     // The device's own count of what is stored: slots that a CPU keeps for later are in use, too.
     until("the run swaps to the other device", &|_| theirs.stored_bytes() >= 128 << 10);
     drop(theirs);
-    let output = {
-        let _waiting = harness::waiting("the end of the run");
-        run.wait_with_output().unwrap()
-    };
-    reading.join().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let record = run.end().with(0).json();
     let row = &rows(&record)[0];
     assert_eq!(number(row, "integrity_errors"), 0);
     assert!(number(row, "returned_bytes") > 64 << 10, "what went there came back with its end: {row:#}");
@@ -79,18 +59,15 @@ fn pages_that_went_to_somebody_elses_device_are_told() {
 /// Everything is in use, by 1/n: a fault that comes while the limit is low finds little to reclaim. It waits for the limit
 /// to be lifted, where it went to the OOM killer.
 fn a_squeeze_of_memory_in_use_kills_nobody(backend: &str) {
-    let place = tempfile::tempdir().unwrap();
     let hot = ["pages = \"all\"", "walk = \"zipf\"", "exponent = 1.0", "access = \"write\""];
     // On an emulated host 64 MiB take minutes.
     let (arena, taken) = if emulated() { ("8MiB", "0..7MiB") } else { ("64MiB", "0..60MiB") };
     let scenario = scenario::of(arena).policies(&["kernel", "folio", "slot"]).reclaims(&["cgroup"]);
     let scenario = scenario.fill().step("hot", &hot).range(taken, "page").stop().refault();
-    std::fs::write(place.path().join("s.toml"), scenario.text()).unwrap();
+    let place = Place::of(&scenario);
     let arguments = ["run", "s.toml", "--backend", backend, "--zram", "128MiB", "--tap", "off", "--json"];
-    let output = program::end_of_group(program::grouped(place.path(), &arguments).spawn().unwrap());
-    let said = program::stderr(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ended = program::end_of_group(program::grouped(place.path(), &arguments).spawn().unwrap());
+    let record = Ended::from(ended).with(0).json();
     for row in rows(&record) {
         assert!(row["could_not_run"].is_null(), "{row:#}");
         assert_eq!(number(row, "integrity_errors"), 0, "{row:#}");

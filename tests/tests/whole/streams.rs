@@ -4,16 +4,17 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{LocalModes, tcgetattr};
+use tests::place::Place;
 use tests::pty::Terminal;
+use tests::record::rows;
+use tests::scenario::{self, Scenario};
+use tests::swaps::Swaps;
 use tests::{bzimage, code, program};
-
-use crate::way_out::host;
 
 crate::tests! {
     a_reader_that_has_gone_costs_nothing: [],
@@ -31,16 +32,14 @@ const SOON: Duration = Duration::from_secs(30);
 const FAULT: i32 = 5;
 const INTERRUPTED: i32 = 130;
 
-const SCENARIO: &str = "name = \"x\"\nmemory = \"8MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = [\"kernel\", \"pmd\"]\n\
-    reclaim = [\"dontneed\"]\n[[case]]\nname = \"c\"\n[[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"reclaim\"\n\
-    victims = \"sparse\"\ncount = 64\n";
+fn scenario() -> Scenario {
+    scenario::of("8MiB").policies(&["kernel", "pmd"]).fill()
+}
 
 /// A place with a scenario, and a run of it.
-fn place() -> tempfile::TempDir {
-    let place = tempfile::tempdir().unwrap();
-    fs::write(place.path().join("s.toml"), SCENARIO).unwrap();
-    let made = program::output(place.path(), &["run", "s.toml", "--backend", "soft", "--out", "run"]);
-    assert_eq!(made.status.code(), Some(0), "{}", program::stderr(&made));
+fn place() -> Place {
+    let place = Place::of(&scenario().sparse(64));
+    place.run(&["run", "s.toml", "--backend", "soft", "--out", "run"]).with(0);
     place
 }
 
@@ -68,17 +67,15 @@ fn full() -> Stdio {
 }
 
 /// Runs a command with these streams. A run leaves its whole directory. Returns the exit code and standard error.
-fn end_of(place: &Path, arguments: &[&str], out: Stdio, err: Stdio) -> (Option<i32>, String) {
-    let mut command = program::grouped(place, arguments);
+fn end_of(place: &Place, arguments: &[&str], out: Stdio, err: Stdio) -> (Option<i32>, String) {
+    let mut command = program::grouped(place.path(), arguments);
     let output = program::end_of_group(command.stdout(out).stderr(err).spawn().unwrap());
     let said = program::stderr(&output);
     assert!(!said.contains("panicked"), "{arguments:?}: {said}");
     if arguments[0] == "run" {
-        let record: serde_json::Value =
-            serde_json::from_slice(&fs::read(place.join("out/run.json")).unwrap()).unwrap();
-        assert_eq!(record["rows"].as_array().unwrap().len(), 2, "{arguments:?}");
-        assert!(fs::metadata(place.join("out/events.log")).unwrap().len() > 0, "{arguments:?}");
-        fs::remove_dir_all(place.join("out")).unwrap();
+        assert_eq!(rows(&place.json("out/run.json")).len(), 2, "{arguments:?}");
+        assert!(fs::metadata(place.file("out/events.log")).unwrap().len() > 0, "{arguments:?}");
+        fs::remove_dir_all(place.file("out")).unwrap();
     }
     (output.status.code(), said)
 }
@@ -86,45 +83,33 @@ fn end_of(place: &Path, arguments: &[&str], out: Stdio, err: Stdio) -> (Option<i
 fn a_reader_that_has_gone_costs_nothing() {
     let place = place();
     for arguments in COMMANDS {
-        let (code, said) = end_of(place.path(), arguments, nobody(), Stdio::piped());
+        let (code, said) = end_of(&place, arguments, nobody(), Stdio::piped());
         assert_eq!(code, Some(0), "{arguments:?} | true: {said}");
         assert!(!said.contains("standard output"), "{arguments:?}: it is nobody's fault: {said}");
-        assert_eq!(
-            end_of(place.path(), arguments, nobody(), nobody()).0,
-            Some(0),
-            "{arguments:?} 2>&1 | true"
-        );
-        assert_eq!(
-            end_of(place.path(), arguments, Stdio::null(), nobody()).0,
-            Some(0),
-            "{arguments:?} 2> closed"
-        );
+        assert_eq!(end_of(&place, arguments, nobody(), nobody()).0, Some(0), "{arguments:?} 2>&1 | true");
+        assert_eq!(end_of(&place, arguments, Stdio::null(), nobody()).0, Some(0), "{arguments:?} 2> closed");
     }
 }
 
 fn a_full_device_is_told_and_costs_no_record() {
     let place = place();
     for arguments in COMMANDS {
-        let (code, said) = end_of(place.path(), arguments, full(), Stdio::piped());
+        let (code, said) = end_of(&place, arguments, full(), Stdio::piped());
         assert_eq!(code, Some(FAULT), "{arguments:?} > /dev/full: {said}");
         assert!(said.contains("standard output") && said.contains("No space left"), "{arguments:?}: {said}");
-        assert_eq!(
-            end_of(place.path(), arguments, Stdio::null(), full()).0,
-            Some(0),
-            "{arguments:?} 2> /dev/full"
-        );
+        assert_eq!(end_of(&place, arguments, Stdio::null(), full()).0, Some(0), "{arguments:?} 2> /dev/full");
     }
 }
 
 /// `boot` of a kernel of some instructions.
-fn boot(place: &Path, code: &[u8]) -> Command {
-    fs::write(place.join("kernel"), bzimage::kernel(code)).unwrap();
-    program::grouped(place, &["boot", "--kernel", "kernel", "--vcpus", "2"])
+fn boot(place: &Place, code: &[u8]) -> Command {
+    place.put("kernel", bzimage::kernel(code));
+    program::grouped(place.path(), &["boot", "--kernel", "kernel", "--vcpus", "2"])
 }
 
 fn attach_goes_on_without_a_reader() {
-    let place = tempfile::tempdir().unwrap();
-    let mut command = boot(place.path(), &[code::say("up\n"), code::halt()].concat());
+    let place = Place::new();
+    let mut command = boot(&place, &[code::say("up\n"), code::halt()].concat());
     let mut guest = command.spawn().unwrap();
     let mut line = [0; 3];
     std::io::Read::read_exact(guest.stdout.as_mut().unwrap(), &mut line).unwrap();
@@ -132,12 +117,11 @@ fn attach_goes_on_without_a_reader() {
     for json in [&[][..], &["--json"]] {
         for (out, err) in [(nobody(), Stdio::piped()), (nobody(), nobody())] {
             let attach = ["attach", "--pid", &pid, "--for", "300ms", "--every", "50ms", "--out", "record"];
-            let (code, said) = end_of(place.path(), &[&attach[..], json].concat(), out, err);
+            let (code, said) = end_of(&place, &[&attach[..], json].concat(), out, err);
             assert_eq!(code, Some(0), "{said}");
-            let record = fs::read(place.path().join("record/attach.json")).unwrap();
-            let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+            let record = place.json("record/attach.json");
             assert!(record["spans"].as_array().unwrap().len() > 1, "{record:#}");
-            fs::remove_dir_all(place.path().join("record")).unwrap();
+            fs::remove_dir_all(place.file("record")).unwrap();
         }
     }
     kill_process(Pid::from_child(&guest), Signal::TERM).unwrap();
@@ -146,15 +130,10 @@ fn attach_goes_on_without_a_reader() {
 
 /// The first row waits for a minute: it ends because of the signal.
 fn a_vanished_reader_of_messages_keeps_no_signal_from_a_run() {
-    let scenario = SCENARIO.replace(
-        "do = \"reclaim\"",
-        "do = \"hot\"\ncount = 8\n[[case.step]]\ndo = \"baseline\"\n\
-        for = \"60s\"\n[[case.step]]\ndo = \"reclaim\"",
-    );
+    let scenario = scenario().hot(8).baseline("60s").sparse(64);
     for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
-        let before = host();
-        let place = tempfile::tempdir().unwrap();
-        fs::write(place.path().join("s.toml"), &scenario).unwrap();
+        let before = Swaps::now();
+        let place = Place::of(&scenario);
         let mut command =
             program::grouped(place.path(), &["run", "s.toml", "--backend", "soft", "--zram", "64MiB"]);
         let mut child = command.stdout(nobody()).spawn().unwrap();
@@ -163,7 +142,7 @@ fn a_vanished_reader_of_messages_keeps_no_signal_from_a_run() {
         kill_process(Pid::from_child(&child), signal).unwrap();
         let output = program::end_of_group_within(child, SOON);
         assert_eq!(output.status.code(), Some(INTERRUPTED), "{signal:?}");
-        assert_eq!(host(), before, "{signal:?}");
+        assert_eq!(Swaps::now(), before, "{signal:?}");
     }
 }
 
@@ -178,18 +157,9 @@ fn read_until(from: &mut impl std::io::Read, wanted: &str) {
 
 /// More than a pipe holds, and a reader who comes late, as a pager does.
 fn a_reader_that_is_slow_gets_the_whole_result() {
-    let place = tempfile::tempdir().unwrap();
     let policies = ["kernel", "page", "folio", "pmd", "modern", "vm"];
-    let cases: String = (0..8)
-        .map(|case| {
-            let steps = SCENARIO.split_once("[[case]]\nname = \"c\"\n").unwrap().1;
-            format!("[[case]]\nname = \"c{case}\"\n{steps}")
-        })
-        .collect();
-    let matrix = format!(
-        "name = \"x\"\nmemory = \"8MiB\"\n[matrix]\nbacking = [\"4k\"]\npolicy = {policies:?}\nreclaim = [\"dontneed\"]\n"
-    );
-    fs::write(place.path().join("s.toml"), matrix + &cases).unwrap();
+    let of_case = |scenario: Scenario, case: u32| scenario.case(&format!("c{case}")).fill().sparse(64);
+    let place = Place::of(&(0..8).fold(scenario::of("8MiB").policies(&policies), of_case));
     let mut command =
         program::grouped(place.path(), &["run", "s.toml", "--backend", "soft", "--out", "out", "--json"]);
     let mut child = command.spawn().unwrap();
@@ -201,7 +171,7 @@ fn a_reader_that_is_slow_gets_the_whole_result() {
     child.stdout = Some(out);
     let output = program::end_of_group(child);
     assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    assert_eq!(output.stdout, fs::read(place.path().join("out/run.json")).unwrap());
+    assert_eq!(output.stdout, fs::read(place.file("out/run.json")).unwrap());
 }
 
 /// Bytes in a pipe.
@@ -254,8 +224,8 @@ fn await_stall(child: &Child, out: &ChildStdout) {
 
 fn a_stalled_console_stops_nobody_and_every_signal_ends_it() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        let place = tempfile::tempdir().unwrap();
-        let mut child = boot(place.path(), &code::chatter()).spawn().unwrap();
+        let place = Place::new();
+        let mut child = boot(&place, &code::chatter()).spawn().unwrap();
         let out = child.stdout.take().unwrap();
         await_stall(&child, &out);
         kill_process(Pid::from_child(&child), signal).unwrap();
@@ -265,11 +235,10 @@ fn a_stalled_console_stops_nobody_and_every_signal_ends_it() {
 }
 
 fn a_stalled_console_is_left_by_ctrl_a_x() {
-    let place = tempfile::tempdir().unwrap();
+    let place = Place::new();
     let (mut keyboard, terminal) = Terminal::pair().unwrap();
     let before = tcgetattr(&terminal).unwrap();
-    let mut child =
-        boot(place.path(), &code::chatter()).stdin(terminal.try_clone().unwrap()).spawn().unwrap();
+    let mut child = boot(&place, &code::chatter()).stdin(terminal.try_clone().unwrap()).spawn().unwrap();
     let out = child.stdout.take().unwrap();
     await_stall(&child, &out);
     assert!(!tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ICANON), "raw while it runs");

@@ -1,10 +1,9 @@
 //! Where the time went: sums that agree with the record, and a guest whose stalls stand on the host's clock.
 
-use std::path::Path;
-
 use serde_json::Value;
-use tests::program;
+use tests::place::Place;
 use tests::record::{self, number};
+use tests::scenario;
 
 crate::tests! {
     a_guests_stalls_stand_in_the_steps_that_made_them: [Kvm, SlotZap],
@@ -13,36 +12,15 @@ crate::tests! {
     what_is_no_run_is_refused: [],
 }
 
-/// Nobody runs beside: the guest can stand still in the two steps that read, and nowhere else.
-const QUIET: &str = r#"
-name = "quiet"
-memory = "16MiB"
-seed = 7
-[matrix]
-backing = ["4k"]
-policy = ["kernel", "folio", "pmd", "slot"]
-reclaim = ["dontneed"]
-[[case]]
-name = "sparse"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 100
-[[case.step]]
-do = "refault"
-[[case.step]]
-do = "sweep"
-"#;
-
-fn run(directory: &Path, options: &[&str]) -> Value {
-    record::run(directory, QUIET, &[&["--out", "out"], options].concat()).0
+/// No loop runs beside: the guest can stall in the two steps that read, and nowhere else.
+fn quiet() -> Place {
+    let scenario = scenario::of("16MiB").top("seed = 7").policies(&["kernel", "folio", "pmd", "slot"]);
+    Place::of(&scenario.fill().sparse(100).refault().sweep())
 }
 
-fn timeline(directory: &Path) -> Vec<Value> {
-    let (printed, _) = record::printed(directory, &["timeline", "out", "--json", "--trace", "trace.json"]);
-    printed.as_array().expect("a sum a row").clone()
+fn timeline(place: &Place) -> Vec<Value> {
+    let printed = place.run(&["timeline", "out", "--json", "--trace", "trace.json"]).with(0).json();
+    printed.as_array().expect("a sum for each row").clone()
 }
 
 /// The row's own sums, and the same from its parts.
@@ -81,9 +59,8 @@ fn sum_held(causes: &[Value]) -> u64 {
 }
 
 /// Every stall of the trace lies within a step that read.
-fn assert_trace(directory: &Path, rows: usize) {
-    let text = std::fs::read_to_string(directory.join("trace.json")).unwrap();
-    let trace: Value = serde_json::from_str(&text).unwrap();
+fn assert_trace(place: &Place, rows: usize) {
+    let trace = place.json("trace.json");
     let events = trace["traceEvents"].as_array().unwrap();
     let named = |name: &'static str| events.iter().filter(move |event| event["name"] == name);
     assert_eq!(named("process_name").count(), rows);
@@ -102,24 +79,23 @@ fn assert_trace(directory: &Path, rows: usize) {
 }
 
 fn a_guests_stalls_stand_in_the_steps_that_made_them() {
-    let directory = tempfile::tempdir().unwrap();
-    let record = run(directory.path(), &["--backend", "kvm", "--tap", "off"]);
-    let times = timeline(directory.path());
+    let place = quiet();
+    let record = place.record(&["--backend", "kvm", "--tap", "off"]);
+    let times = timeline(&place);
     assert_eq!(times.len(), record::rows(&record).len());
     for (row, time) in record::rows(&record).iter().zip(&times) {
         assert_sums(row, time);
         assert!(time["causes"][0]["kernel_ranges"].is_null(), "nobody kept the kernel's account");
     }
-    assert_trace(directory.path(), times.len());
+    assert_trace(&place, times.len());
     // A second trace does not overwrite the first.
-    let again = program::output(directory.path(), &["timeline", "out", "--trace", "trace.json"]);
-    assert_eq!(again.status.code(), Some(2), "{}", program::stderr(&again));
+    place.run(&["timeline", "out", "--trace", "trace.json"]).with(2);
 }
 
 fn the_kernels_ranges_stand_with_their_causes() {
-    let directory = tempfile::tempdir().unwrap();
-    let record = run(directory.path(), &["--backend", "kvm"]);
-    for (row, time) in record::rows(&record).iter().zip(&timeline(directory.path())) {
+    let place = quiet();
+    let record = place.record(&["--backend", "kvm"]);
+    for (row, time) in record::rows(&record).iter().zip(&timeline(&place)) {
         let causes = time["causes"].as_array().unwrap();
         let inside: u64 = causes.iter().map(|cause| number(cause, "kernel_ranges")).sum();
         assert_eq!(inside, number(row, "kernel_ranges"), "{row} {time}");
@@ -130,21 +106,17 @@ fn the_kernels_ranges_stand_with_their_causes() {
 }
 
 fn the_software_mmu_has_a_timeline_too() {
-    let directory = tempfile::tempdir().unwrap();
-    let record = run(directory.path(), &["--backend", "soft"]);
-    let times = timeline(directory.path());
+    let place = quiet();
+    let record = place.record(&["--backend", "soft"]);
+    let times = timeline(&place);
     for (row, time) in record::rows(&record).iter().zip(&times) {
         assert_sums(row, time);
         assert_eq!(number(time, "clock_uncertain_ns"), 0, "its workers read the host's own counter");
     }
-    let text = program::output(directory.path(), &["timeline", "out"]);
-    let text = String::from_utf8(text.stdout).unwrap();
-    assert!(text.contains("where the time went: sparse") && text.contains("retries"), "{text}");
+    let text = place.run(&["timeline", "out"]).with(0).text();
+    assert!(text.contains("where the time went: c") && text.contains("retries"), "{text}");
 }
 
 fn what_is_no_run_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let output = program::output(directory.path(), &["timeline", "nowhere"]);
-    let said = program::stderr(&output);
-    assert!(output.status.code() == Some(2) && said.contains("name the directory of a run"), "{said}");
+    Place::new().run(&["timeline", "nowhere"]).with(2).says(&["name the directory of a run"]);
 }

@@ -1,12 +1,13 @@
 //! Swap of our own without any privilege: what of it the kernel allows to everybody, and what is said of the rest.
 
-use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use guest_abi::layout::PAGE_SIZE;
 use serde_json::Value;
 use tests::nobody::{Lent, zapscope};
-use tests::program;
+use tests::place::{Ended, Place};
+use tests::record::rows;
+use tests::scenario;
 
 crate::tests! {
     the_software_mmu_swaps_without_a_privilege: [Nobody, UserModeUserfault],
@@ -14,54 +15,24 @@ crate::tests! {
     a_snapshot_is_read_whole_without_one: [Kvm, NobodyWithKvm, OnlyUserModeUserfault],
 }
 
-/// Pages leave and come back by userfaultfd; the second row needs none.
-const SCENARIO: &str = r#"
-name = "own"
-memory = "8MiB"
-vcpus = 2
-[matrix]
-backing = ["4k", "memfd"]
-policy = ["folio"]
-reclaim = ["uffd", "dontneed"]
-[[case]]
-name = "sparse"
-[[case.step]]
-do = "fill"
-[[case.step]]
-do = "reclaim"
-victims = "sparse"
-count = 50
-[[case.step]]
-do = "refault"
-[[case.step]]
-do = "sweep"
-"#;
-
-/// Runs it as nobody.
-fn run(backend: &str, lent: Lent) -> Output {
-    let place = tempfile::tempdir().unwrap();
-    std::fs::write(place.path().join("s.toml"), SCENARIO).unwrap();
-    run_in(place.path(), &["run", "s.toml", "--json", "--backend", backend, "--out", "run"], lent)
+/// Pages leave and come back by userfaultfd; the second row of each backing needs none. Runs it as nobody.
+fn run(backend: &str, lent: Lent) -> Ended {
+    let scenario = scenario::of("8MiB").top("vcpus = 2").backings(&["4k", "memfd"]).policies(&["folio"]);
+    let scenario = scenario.reclaims(&["uffd", "dontneed"]).fill().sparse(50).refault().sweep();
+    let arguments = ["run", "s.toml", "--json", "--backend", backend, "--out", "run"];
+    run_in(&Place::of(&scenario), &arguments, lent)
 }
 
-fn run_in(place: &Path, arguments: &[&str], lent: Lent) -> Output {
-    let mut command = zapscope(place, arguments, lent).unwrap();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
-}
-
-fn rows(output: &Output) -> Vec<Value> {
-    let record: Value = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|why| panic!("{why}: {}", program::stderr(output)));
-    record["rows"].as_array().unwrap().clone()
+fn run_in(place: &Place, arguments: &[&str], lent: Lent) -> Ended {
+    let mut command = zapscope(place.path(), arguments, lent).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap().into()
 }
 
 /// Workers are threads: their faults are made in user mode, and a userfaultfd for those is everybody's.
 fn the_software_mmu_swaps_without_a_privilege() {
-    let output = run("soft", Lent::Nothing);
-    assert_eq!(output.status.code(), Some(0), "{}", program::stderr(&output));
-    let rows = rows(&output);
-    assert_eq!(rows.len(), 4);
-    for row in rows {
+    let record = run("soft", Lent::Nothing).with(0).json();
+    assert_eq!(rows(&record).len(), 4);
+    for row in rows(&record) {
         assert_eq!((&row["could_not_run"], &row["integrity_errors"]), (&Value::Null, &0.into()), "{row:#}");
         if row["reclaim"] == "uffd" {
             assert_eq!(row["evicted_bytes"], 50 * PAGE_SIZE, "{row:#}");
@@ -73,9 +44,7 @@ fn the_software_mmu_swaps_without_a_privilege() {
 /// A guest's faults are made inside KVM, and whoever may see those could stop a system call of anybody's: the kernel
 /// wants to be told. The rows that need no userfaultfd are made all the same.
 fn a_guest_needs_one_and_is_told_which() {
-    let output = run("kvm", Lent::Kvm);
-    assert_eq!(output.status.code(), Some(3), "{}", program::stderr(&output));
-    for row in rows(&output) {
+    for row in rows(&run("kvm", Lent::Kvm).with(3).json()) {
         if row["reclaim"] != "uffd" {
             assert_eq!(
                 (&row["could_not_run"], &row["integrity_errors"]),
@@ -93,23 +62,13 @@ fn a_guest_needs_one_and_is_told_which() {
 
 /// Page by page takes a userfaultfd; all at once does not.
 fn a_snapshot_is_read_whole_without_one() {
-    let place = tempfile::tempdir().unwrap();
-    let made = program::output(place.path(), &["snapshot", "--out", "s", "--memory", "4MiB"]);
-    assert_eq!(made.status.code(), Some(0), "{}", program::stderr(&made));
+    let place = Place::new();
+    place.run(&["snapshot", "--out", "s", "--memory", "4MiB"]).with(0);
     let restore = |more: &[&str]| {
-        let arguments = [&["boot", "--restore", "s"], more].concat();
         // Each wants a program and a device of its own.
-        let _ = (
-            std::fs::remove_file(place.path().join("zapscope")),
-            std::fs::remove_file(place.path().join("kvm")),
-        );
-        run_in(place.path(), &arguments, Lent::Kvm)
+        let _ = ["zapscope", "kvm"].map(|name| std::fs::remove_file(place.file(name)));
+        run_in(&place, &[&["boot", "--restore", "s"], more].concat(), Lent::Kvm)
     };
-    let (lazy, eager) = (restore(&[]), restore(&["--eager"]));
-    let said = program::stderr(&lazy);
-    assert_eq!(lazy.status.code(), Some(3), "{said}");
-    for word in ["--eager", "sysctl vm.unprivileged_userfaultfd=1", "/dev/userfaultfd"] {
-        assert!(said.contains(word), "{word}: {said}");
-    }
-    assert_eq!(eager.status.code(), Some(0), "{}", program::stderr(&eager));
+    restore(&[]).with(3).says(&["--eager", "sysctl vm.unprivileged_userfaultfd=1", "/dev/userfaultfd"]);
+    restore(&["--eager"]).with(0);
 }
