@@ -197,15 +197,11 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
 impl Need {
     /// The need of this name, for those that have nothing but a name.
     pub fn named(name: &str) -> Option<Self> {
-        let named = [
-            Self::Kvm,
-            Self::SlotZap,
-            Self::Zram,
-            Self::Cgroup,
-            Self::Unshare,
-            Self::Userfault,
-            Self::Tracefs,
-        ];
+        use Need::{
+            Cgroup, Kvm, LinuxGuest, NotEmulated, Qemu, SlotZap, Tap, Tracefs, Unshare, Userfault, Zram,
+        };
+        let named =
+            [Kvm, SlotZap, Zram, Cgroup, Unshare, Userfault, Tracefs, Tap, Qemu, LinuxGuest, NotEmulated];
         named.into_iter().find(|need| format!("{need:?}") == name)
     }
 }

@@ -78,7 +78,7 @@ fn push(pid: u32, whose: &str) {
 }
 
 /// A child that is killed with the test.
-struct Killed(Child);
+pub struct Killed(pub Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -88,8 +88,7 @@ impl Drop for Killed {
 }
 
 /// QEMU with all its guest's memory there, whatever the guest is at.
-fn a_qemu_loses_memory_and_every_range_has_a_name() {
-    let place = Place::new();
+pub fn qemu(place: &Place) -> Killed {
     place.put("guest.elf", resources::GUEST);
     let qemu = Command::new("qemu-system-x86_64")
         .args(["-accel", "kvm", "-m", "64", "-nographic", "-no-reboot", "-no-shutdown", "-monitor", "none"])
@@ -101,10 +100,15 @@ fn a_qemu_loses_memory_and_every_range_has_a_name() {
         .stderr(Stdio::null())
         .spawn();
     let qemu = Killed(qemu.unwrap());
-    let pid = qemu.0.id();
-    wait_for(|| Holder::open(pid).is_ok_and(|holder| holder.vcpus() == 1 && resident(&holder) >= 64 << 20));
+    let is_up = |holder: Holder| holder.vcpus() == 1 && resident(&holder) >= 64 << 20;
+    wait_for(|| Holder::open(qemu.0.id()).is_ok_and(&is_up));
+    qemu
+}
+
+fn a_qemu_loses_memory_and_every_range_has_a_name() {
+    let qemu = qemu(&Place::new());
     let zram = ZramSwap::create(128 << 20, None).unwrap();
-    push(pid, "QEMU's");
+    push(qemu.0.id(), "QEMU's");
     drop(qemu);
     drop(zram);
 }

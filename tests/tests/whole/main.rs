@@ -13,6 +13,7 @@ mod another_observer;
 mod attach;
 mod bad_guests;
 mod bad_input;
+mod book;
 mod boot_guest;
 mod boot_input;
 mod boot_pvm;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     }
     let all = [
         doctor::tests(),
+        book::tests(),
         guest::tests(),
         bad_guests::tests(),
         agreement::tests(),
