@@ -4,7 +4,7 @@
 //! /init                            this binary, as PID 1
 //! /bin/busybox, /bin/sh            for a developer
 //! /bin/zapscope                    the program itself
-//! /rig/whole, /rig/tests           the suite, and the names of the tests to run
+//! /rig/whole                       the suite
 //! /rig/modules/NN-NAME.ko          the rig's own modules, in the order in which they are loaded
 //! /guests/RELEASE/vmlinuz          a stock kernel to boot as a guest, as its package has it
 //! /guests/RELEASE/modules/         its /lib/modules/RELEASE: kernel/NAME.ko, modules.builtin
@@ -52,12 +52,7 @@ pub struct Image {
 }
 
 /// Makes the initramfs.
-pub fn build(
-    directory: &Path,
-    packages: &Packages,
-    suite: &Suite,
-    tests: &[String],
-) -> Result<Image, Trouble> {
+pub fn build(directory: &Path, packages: &Packages, suite: &Suite) -> Result<Image, Trouble> {
     let scratch = directory.join("stripped");
     create(&scratch)?;
     let own = std::env::current_exe().map_err(Trouble::broken("this binary's path"))?;
@@ -65,7 +60,6 @@ pub fn build(
         ["proc", "sys", "dev", "tmp"].map(|name| (name.to_owned(), Content::Directory)).into();
     entries.push(("init".to_owned(), Content::File(slim(&own, &scratch.join("nested"))?)));
     entries.push(("rig/whole".to_owned(), Content::File(suite.content(&scratch)?)));
-    entries.push(("rig/tests".to_owned(), Content::File(tests.join("\n").into_bytes())));
     for library in suite.libraries()? {
         let path = library.to_string_lossy().trim_start_matches('/').to_owned();
         entries.push((path, Content::File(read(&library)?)));

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   init (PID 1)   mounts, loads modules, starts the runner; reaps every orphan; the runner's end is the rig's end
-//!     └─ runner    for each name: `whole --exact NAME`, its output to a file, its result to ttyS1
+//!     └─ runner    for each name that ttyS1 gives: `whole --exact NAME`, its output to a file, its result to ttyS1
 //! ```
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, wait};
 use rustix::system::{RebootCommand, finit_module, reboot};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::report::{Event, Outcome, outcome};
 
@@ -149,9 +150,10 @@ fn run_to_end(mut command: Command) -> Result<(), String> {
     }
 }
 
-/// Runs the tests named in `/rig/tests`, one after another.
+/// Runs the tests whose names come on the serial port, one after another, until an empty line comes.
 #[expect(clippy::disallowed_methods, reason = "the end of PID 1's only child")]
 pub fn runner() -> ! {
+    let names = names().expect("the rig has two serial ports");
     say(&Event::Up { seconds: uptime() });
     std::thread::spawn(|| {
         loop {
@@ -159,17 +161,25 @@ pub fn runner() -> ! {
             say(&Event::Alive);
         }
     });
-    let tests = std::fs::read_to_string("/rig/tests").expect("the image has a list of tests");
-    for test in tests.lines() {
-        say(&Event::Begin { test: test.to_owned() });
+    say(&Event::Next);
+    for test in names.lines().map_while(Result::ok).take_while(|name| !name.is_empty()) {
         let begun = Instant::now();
-        let outcome = run(test).unwrap_or_else(|why| Outcome::Failed { output: why });
+        let outcome = run(&test).unwrap_or_else(|why| Outcome::Failed { output: why });
         let seconds = begun.elapsed().as_secs_f64();
         println!("rig: {test}: {outcome:?}, {seconds:.1} s");
-        say(&Event::End { test: test.to_owned(), outcome, seconds });
+        say(&Event::End { test, outcome, seconds });
+        say(&Event::Next);
     }
-    say(&Event::Done);
     std::process::exit(0);
+}
+
+/// The serial port to read from: a line at a time, as it comes, without an echo.
+fn names() -> std::io::Result<BufReader<File>> {
+    let port = OpenOptions::new().read(true).write(true).open(REPORT)?;
+    let mut settings = tcgetattr(&port)?;
+    settings.make_raw();
+    tcsetattr(&port, OptionalActions::Now, &settings)?;
+    Ok(BufReader::new(port))
 }
 
 fn run(test: &str) -> Result<Outcome, String> {

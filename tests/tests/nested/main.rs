@@ -9,11 +9,11 @@
 //!                                                                init (this binary as PID 1)
 //!                                                                  ├─ zapscope doctor
 //!                                                                  └─ `whole --exact NAME`, one by one ──> KVM guests
-//!   rig: a trial for each name  <──── ttyS1: report, a line of JSON for each event ────┘
-//!   target/nested/console.log   <──── ttyS0: the console
+//!   rig: a trial for each name  <──── ttyS1: names of tests in, a line of JSON for each event out
+//!   target/nested/logs          <──── ttyS0: the console
 //! ```
 //!
-//! There are two rigs at work at the same time, with two vCPUs and with one: see `vcpus_for`.
+//! Two rigs are at work at the same time, each on a host CPU of its own: see `PLAN` and `vcpus_for`.
 //!
 //! Every inner test is a trial here, with its own result and output. `ZAPSCOPE_RIG_KEEP=1` gives a shell in the
 //! rig instead. What the rig cannot have here (QEMU, the packages) is said aloud, and nothing fails for it.
@@ -38,7 +38,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::host::Need;
 
 use crate::report::Outcome;
-use crate::rig::Rig;
+use crate::rig::Work;
 
 /// Why there is no rig.
 #[derive(Debug, thiserror::Error)]
@@ -88,48 +88,38 @@ fn outside() -> Result<ExitCode, Trouble> {
     let packages = phases.time("packages", || packages::unpacked(&directory))?;
     let suite = phases.time("the suite's build", suite::build)?;
     let names = suite.names()?;
-    let rigs = [2, 1].map(|vcpus| Arc::new(Rig::with(vcpus)));
-    let rig_of = |name: &str| rigs.iter().find(|rig| rig.vcpus() == vcpus_for(name)).expect("one for each");
-    let trials: Vec<Trial> = names.iter().map(|name| trial(rig_of(name), name)).collect();
+    let listed: Vec<Trial> = names.iter().map(|name| Trial::test(name, || Ok(()))).collect();
     let wanted: Vec<&str> =
-        trials.iter().filter(|trial| !arguments.is_filtered_out(trial)).map(Trial::name).collect();
+        listed.iter().filter(|trial| !arguments.is_filtered_out(trial)).map(Trial::name).collect();
     if arguments.list || wanted.is_empty() {
-        return Ok(libtest_mimic::run(&arguments, trials).exit_code());
+        return Ok(libtest_mimic::run(&arguments, listed).exit_code());
     }
-    let inputs = Arc::new((packages, suite));
-    for (cpu, rig) in rigs.iter().enumerate() {
-        let wanted: Vec<String> = wanted
-            .iter()
-            .filter(|name| vcpus_for(name) == rig.vcpus())
-            .map(|&name| name.to_owned())
-            .collect();
-        if wanted.is_empty() {
-            continue;
-        }
-        let directory = directory.join(format!("{}-vcpu", rig.vcpus()));
-        create(&directory)?;
-        let (inputs, place) = (inputs.clone(), directory.clone());
-        let image_of = move |tests: &[String]| image::build(&place, &inputs.0, &inputs.1, tests);
-        if std::env::var_os("ZAPSCOPE_RIG_KEEP").is_some_and(|value| value == "1") {
-            return rig::shell(&image_of(&wanted)?, rig.vcpus());
-        }
-        rig::start(rig, wanted, cpu, directory, image_of);
+    let work = Work::of(wanted.iter().map(|&name| (vcpus_for(name), name.to_owned())));
+    let trials: Vec<Trial> = names.iter().map(|name| trial(&work, name)).collect();
+    let image = Arc::new(phases.time("the image", || image::build(&directory, &packages, &suite))?);
+    if std::env::var_os("ZAPSCOPE_RIG_KEEP").is_some_and(|value| value == "1") {
+        return rig::shell(&image, 2);
+    }
+    let logs = directory.join("logs");
+    let _ = std::fs::remove_dir_all(&logs);
+    create(&logs)?;
+    for (cpu, kinds) in PLAN.iter().enumerate() {
+        rig::start(&work, cpu, kinds, &logs, &image);
     }
     let conclusion = phases.time("the rig", || Ok(libtest_mimic::run(&arguments, trials)))?;
-    rigs.iter().for_each(|rig| rig.close());
+    work.close();
     println!(
         "tests in the nested rig: {} ran, {} could not; {phases}",
         conclusion.num_passed + conclusion.num_failed,
         conclusion.num_ignored
     );
-    for rig in &rigs {
-        rig.say_restarts();
-        rig.say_what_could_not_run();
-        println!("slowest with {} vCPUs: {}", rig.vcpus(), rig.slowest());
-    }
-    println!("logs: {}", directory.display());
+    work.summarise();
+    println!("logs: {}", logs.display());
     Ok(conclusion.exit_code())
 }
+
+/// The rigs of each host CPU, by their vCPUs: one that has run all tests of its kind helps with those of the next.
+const PLAN: [&[u32]; 2] = [&[2], &[1, 2]];
 
 /// vCPUs of the rig that a test runs in. Most want two, so that something else goes on while a guest runs. A guest with
 /// interrupts runs in a rig with one: with two, QEMU 7.2's emulation of AMD's virtualisation lets one into a guest that
@@ -153,10 +143,10 @@ pub fn create(directory: &Path) -> Result<(), Trouble> {
     std::fs::create_dir_all(directory).map_err(Trouble::broken(directory.display()))
 }
 
-/// A trial that waits for the rig's word on the test of the same name.
-fn trial(rig: &Arc<Rig>, name: &str) -> Trial {
-    let (rig, test) = (rig.clone(), name.to_owned());
-    Trial::ignorable_test(name, move || match rig.wait_for(&test) {
+/// A trial that waits for a rig's word on the test of the same name.
+fn trial(work: &Arc<Work>, name: &str) -> Trial {
+    let (work, test) = (work.clone(), name.to_owned());
+    Trial::ignorable_test(name, move || match work.wait_for(&test) {
         Ok(Outcome::Passed) => Ok(Completion::Completed),
         Ok(Outcome::CouldNotRun { why }) => Ok(Completion::ignored_with(why)),
         Ok(Outcome::Failed { output }) => Err(Failed::from(output)),

@@ -1,4 +1,4 @@
-//! What the rig says to the outside: a line of JSON for each event, on the second serial port.
+//! What the rig reports: a line of JSON for each event, on the second serial port.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,11 +13,8 @@ pub enum Event {
     },
     /// The rig's kernel schedules its processes.
     Alive,
-    /// A test begins.
-    Begin {
-        /// Its name.
-        test: String,
-    },
+    /// The rig waits for the name of a test, on a line of its own; an empty line ends it.
+    Next,
     /// A test has ended.
     End {
         /// Its name.
@@ -27,8 +24,6 @@ pub enum Event {
         /// How long it took.
         seconds: f64,
     },
-    /// All tests have ended; the rig powers off.
-    Done,
     /// The rig could not be set up.
     Broken {
         /// The reason, as the test gave it.

@@ -1,14 +1,16 @@
-//! The emulated machine as its host sees it: started, listened to, waited for.
+//! The emulated machines as their host sees them: started, given tests, listened to.
 //!
 //! ```text
-//!   QEMU's standard output (the rig's ttyS1) ── supervisor ──> Log ──> trials that wait for their test
-//!        ▲                                          │
-//!        └── started again, with what is left <─────┘ no sign of life
+//!   Work: the tests that are left, by vCPUs ──── supervisor of a host CPU ────> QEMU's standard input (the rig's ttyS1)
+//!     ▲                                             ▲      │
+//!     └── outcomes, for trials that wait ───────────┘      └── started again, if it shows no sign of life
 //! ```
 
-use std::io::{BufRead, BufReader, Read};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -22,9 +24,9 @@ use crate::{Trouble, init};
 /// ([`init::PULSE`]), whatever a test does.
 const SILENCE: Duration = Duration::from_secs(180);
 
-/// How often a rig is started. The emulator has been seen to lose an interrupt, and with it the machine; a test that
-/// hangs ends by itself ([`init::PATIENCE`]), and one that stops the machine every time fails.
-const STARTS: u32 = 3;
+/// How often a test is tried in which the rig stops dead. The emulator has been seen to lose an interrupt, and with it the
+/// machine; a test that hangs ends by itself ([`init::PATIENCE`]), and one that stops the machine every time fails.
+const TRIES: usize = 3;
 
 /// The rig's memory, in MiB. The initramfs takes 60, the largest inner test some hundreds.
 const MEMORY_MIB: u32 = 3072;
@@ -44,39 +46,24 @@ const MACHINE: &[&str] =
 /// The kernel's command line. An Oops ends the rig (`-no-reboot`): nothing after it would be worth believing.
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 mitigations=off rdinit=/init oops=panic panic=-1";
 
-/// The rig: what it has said so far.
-pub struct Rig {
-    vcpus: u32,
-    log: Mutex<Log>,
+/// The tests, and what became of them.
+pub struct Work {
+    state: Mutex<State>,
     more: Condvar,
 }
 
 #[derive(Default)]
-struct Log {
-    qemu: Option<Child>,
-    console: PathBuf,
+struct State {
+    /// The tests that are left, each with the vCPUs of its rig.
+    left: VecDeque<(u32, String)>,
     ended: Vec<Ended>,
-    running: Option<String>,
-    /// What it was doing each time it stopped dead and was started again.
+    /// The tests in which a rig stopped dead, once for each time.
     restarts: Vec<String>,
-    /// Nobody waits for it any more.
-    closed: bool,
-    /// Why no more will come.
-    over: Option<Over>,
-}
-
-/// How a start of the rig ended.
-enum End {
-    /// It has said that it is done, or cannot be set up; or QEMU has ended.
-    Over(String),
-    /// Neither word nor sign of life for [`SILENCE`].
-    Dead,
-}
-
-struct Over {
-    why: String,
-    /// The end of the console, for the first who asks.
-    tail: Option<String>,
+    /// The rigs that run, by host CPU.
+    running: Vec<(usize, Child)>,
+    supervisors: usize,
+    /// Why tests that have not ended never will.
+    over: Option<String>,
 }
 
 struct Ended {
@@ -101,26 +88,6 @@ pub fn shell(image: &Image, vcpus: u32) -> Result<ExitCode, Trouble> {
         .and_then(|mut child| child.wait())
         .map_err(Trouble::broken("qemu-system-x86_64"))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Starts the rig's supervisor: it boots the rig with `image_of` the tests that are left, listens to it, and boots it
-/// again if it stops dead. `cpu` is the host's CPU that it has for itself.
-pub fn start(
-    rig: &Arc<Rig>,
-    tests: Vec<String>,
-    cpu: usize,
-    directory: PathBuf,
-    image_of: impl Fn(&[String]) -> Result<Image, Trouble> + Send + 'static,
-) {
-    let rig = rig.clone();
-    std::thread::spawn(move || {
-        let ended = rig.supervise(tests, cpu, &directory, image_of);
-        let mut log = rig.lock();
-        log.over(&ended.unwrap_or_else(|trouble| trouble.to_string()));
-        log.kill();
-        drop(log);
-        rig.more.notify_all();
-    });
 }
 
 /// Spawns a process all of whose threads run on one CPU of the host.
@@ -156,204 +123,202 @@ fn lines_of(stdout: ChildStdout) -> mpsc::Receiver<String> {
     receive
 }
 
-impl Rig {
-    /// One with so many vCPUs, not started yet.
-    pub fn with(vcpus: u32) -> Self {
-        Self { vcpus, log: Mutex::default(), more: Condvar::new() }
-    }
+/// A rig on one CPU of the host, and what it is given.
+struct Supervisor {
+    work: Arc<Work>,
+    cpu: usize,
+    vcpus: u32,
+    directory: PathBuf,
+    image: Arc<Image>,
+    report: File,
+}
 
-    /// How many it has.
-    pub fn vcpus(&self) -> u32 {
-        self.vcpus
-    }
+/// A rig that runs.
+struct Rig {
+    lines: mpsc::Receiver<String>,
+    to: ChildStdin,
+    console: PathBuf,
+    /// The test that it has been given.
+    test: Option<String>,
+}
 
-    /// A panic while the lock is held leaves the log whole: events are only ever appended.
-    fn lock(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn supervise(
-        &self,
-        tests: Vec<String>,
-        cpu: usize,
-        directory: &Path,
-        image_of: impl Fn(&[String]) -> Result<Image, Trouble>,
-    ) -> Result<String, Trouble> {
-        let report = directory.join("report.jsonl");
-        let mut report = std::fs::File::create(&report).map_err(Trouble::broken(report.display()))?;
-        for start in 1..=STARTS {
-            let left: Vec<String> = tests.iter().filter(|test| !self.has_ended(test)).cloned().collect();
-            let lines = self.boot(&image_of(&left)?, cpu, directory, start)?;
-            match self.listen(&lines, &mut report) {
-                End::Over(why) => return Ok(why),
-                End::Dead => {
-                    let mut log = self.lock();
-                    let at = log.running.take().unwrap_or_else(|| "between two tests".to_owned());
-                    log.restarts.push(at);
-                    log.kill();
-                    if log.closed {
-                        break;
-                    }
+/// Starts the supervisor of a host CPU: it boots a rig with each of these numbers of vCPUs, as long as tests are left for
+/// such a rig.
+pub fn start(work: &Arc<Work>, cpu: usize, kinds: &'static [u32], directory: &Path, image: &Arc<Image>) {
+    let (work, directory, image) = (work.clone(), directory.to_owned(), image.clone());
+    work.lock().supervisors += 1;
+    std::thread::spawn(move || {
+        let supervise = || -> Result<(), Trouble> {
+            let path = directory.join(format!("report-{cpu}.jsonl"));
+            let report = File::create(&path).map_err(Trouble::broken(path.display()))?;
+            let mut own = Supervisor { work: work.clone(), cpu, vcpus: 0, directory, image, report };
+            for &vcpus in kinds {
+                own.vcpus = vcpus;
+                while own.work.has_left(vcpus) {
+                    own.run()?;
                 }
             }
+            Ok(())
+        };
+        let ended = supervise();
+        let mut state = work.lock();
+        state.supervisors -= 1;
+        match ended {
+            Err(why) => state.over = Some(why.to_string()),
+            Ok(()) if state.supervisors == 0 => state.over = Some("every rig has ended".to_owned()),
+            Ok(()) => {}
         }
-        Ok(format!(
-            "the rig has stopped dead {STARTS} times, with no sign of life for {SILENCE:.0?}: in {}",
-            self.lock().restarts.join(", then in ")
-        ))
+        drop(state);
+        work.more.notify_all();
+    });
+}
+
+impl Supervisor {
+    /// Boots a rig and gives it tests until none is left or it ends.
+    fn run(&mut self) -> Result<(), Trouble> {
+        let mut rig = self.boot()?;
+        let dead = self.listen(&mut rig)?;
+        let status = self.work.end(self.cpu);
+        let Some(test) = rig.test.take() else { return Ok(()) };
+        let why = format!("the rig ended in it ({status})\n{}", tail(&rig.console));
+        let mut state = self.work.lock();
+        if dead {
+            state.restarts.push(test.clone());
+            if state.restarts.iter().filter(|other| **other == test).count() < TRIES {
+                state.left.push_front((self.vcpus, test));
+                return Ok(());
+            }
+        }
+        state.ended.push(Ended { test, outcome: Outcome::Failed { output: why }, seconds: 0.0 });
+        drop(state);
+        self.work.more.notify_all();
+        Ok(())
     }
 
-    fn has_ended(&self, test: &str) -> bool {
-        self.lock().ended.iter().any(|ended| ended.test == test)
-    }
-
-    fn boot(
-        &self,
-        image: &Image,
-        cpu: usize,
-        directory: &Path,
-        start: u32,
-    ) -> Result<mpsc::Receiver<String>, Trouble> {
-        let again = if start == 1 { String::new() } else { format!("-{start}") };
-        let console = directory.join(format!("console{again}.log"));
-        let errors = directory.join(format!("qemu{again}.log"));
-        let errors = std::fs::File::create(&errors).map_err(Trouble::broken(errors.display()))?;
-        let mut file = std::ffi::OsString::from("file:");
-        file.push(&console);
-        let mut command = qemu(image, self.vcpus, init::BE_INIT);
-        command.arg("-serial").arg(file).args(["-serial", "stdio"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
-        let mut child = spawn_on(cpu, &mut command).map_err(Trouble::broken("qemu-system-x86_64"))?;
+    fn boot(&self) -> Result<Rig, Trouble> {
+        let name =
+            |kind: &str, number: usize| self.directory.join(format!("{kind}-{}.{number}.log", self.cpu));
+        let number = (1..).find(|&number| !name("console", number).exists()).unwrap_or_default();
+        let (console, errors) = (name("console", number), name("qemu", number));
+        let errors = File::create(&errors).map_err(Trouble::broken(errors.display()))?;
+        let mut command = qemu(&self.image, self.vcpus, init::BE_INIT);
+        command.args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
+        let mut child = spawn_on(self.cpu, &mut command).map_err(Trouble::broken("qemu-system-x86_64"))?;
         let lines = lines_of(child.stdout.take().expect("it is piped"));
-        let mut log = self.lock();
-        (log.qemu, log.console) = (Some(child), console);
-        if log.closed {
-            log.kill();
-        }
-        Ok(lines)
+        let to = child.stdin.take().expect("it is piped");
+        self.work.lock().running.push((self.cpu, child));
+        Ok(Rig { lines, to, console, test: None })
     }
 
-    /// Takes the report down, until the rig ends or dies.
-    fn listen(&self, lines: &mpsc::Receiver<String>, report: &mut std::fs::File) -> End {
-        let mut last_words = "it said nothing".to_owned();
+    /// Answers the rig until it ends. Whether it has stopped dead.
+    fn listen(&mut self, rig: &mut Rig) -> Result<bool, Trouble> {
         loop {
-            let line = match lines.recv_timeout(SILENCE) {
+            let line = match rig.lines.recv_timeout(SILENCE) {
                 Ok(line) => line,
-                Err(mpsc::RecvTimeoutError::Timeout) => return End::Dead,
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => return Ok(true),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(false),
             };
             // A report that cannot be kept is still heard.
-            let _ = std::io::Write::write_all(report, format!("{}\n", line.trim_end()).as_bytes());
+            let _ = self.report.write_all(format!("{}\n", line.trim_end()).as_bytes());
             match serde_json::from_str(&line) {
-                Ok(Event::Alive) => continue,
-                Ok(Event::Done) => return End::Over("the rig has run all it was given".to_owned()),
                 Ok(Event::Broken { why }) => {
-                    return End::Over(format!("the rig could not be set up: {why}"));
+                    return Err(Trouble::Broken(format!("the rig could not be set up: {why}")));
                 }
-                Ok(event) => {
-                    last_words = format!("its last word was {event:?}");
-                    self.lock().take(event);
+                Ok(Event::Next) => {
+                    rig.test = self.work.take(self.vcpus);
+                    let name = rig.test.as_deref().unwrap_or_default();
+                    // One that has ended meanwhile is told of by the end of its lines.
+                    let _ = rig.to.write_all(format!("{name}\n").as_bytes());
                 }
-                Err(_) => last_words = format!("it said {line:?}"),
+                Ok(Event::End { test, outcome, seconds }) => {
+                    rig.test = None;
+                    self.work.lock().ended.push(Ended { test, outcome, seconds });
+                    self.work.more.notify_all();
+                }
+                Ok(Event::Up { .. } | Event::Alive) | Err(_) => {}
             }
-            self.more.notify_all();
         }
-        let status = match self.lock().qemu.as_mut().map(Child::wait) {
-            Some(Ok(status)) => status.to_string(),
-            other => format!("{other:?}"),
-        };
-        End::Over(format!("the rig has ended ({status}): {last_words}"))
+    }
+}
+
+impl Work {
+    /// These tests, each with the vCPUs of the rig that it needs.
+    pub fn of(tests: impl Iterator<Item = (u32, String)>) -> Arc<Self> {
+        let state = State { left: tests.collect(), ..State::default() };
+        Arc::new(Self { state: Mutex::new(state), more: Condvar::new() })
     }
 
-    /// Waits for a test's outcome.
+    /// A panic while the lock is held leaves the state whole: outcomes are only ever appended.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_left(&self, vcpus: u32) -> bool {
+        self.lock().left.iter().any(|(kind, _)| *kind == vcpus)
+    }
+
+    /// The next test for a rig with this many vCPUs.
+    fn take(&self, vcpus: u32) -> Option<String> {
+        let left = &mut self.lock().left;
+        let at = left.iter().position(|(kind, _)| *kind == vcpus)?;
+        left.remove(at).map(|(_, test)| test)
+    }
+
+    /// Ends the rig of a host CPU, if it has not ended by itself, and says how it ended.
+    fn end(&self, cpu: usize) -> String {
+        let mut state = self.lock();
+        let Some(at) = state.running.iter().position(|(own, _)| *own == cpu) else { return String::new() };
+        let (_, mut qemu) = state.running.remove(at);
+        // One that has ended already cannot be killed, and need not be.
+        let _ = qemu.kill();
+        qemu.wait().map_or_else(|why| why.to_string(), |status| status.to_string())
+    }
+
+    /// Waits for a test's outcome. The error is why there is none.
     pub fn wait_for(&self, test: &str) -> Result<Outcome, String> {
-        let mut log = self.lock();
+        let mut state = self.lock();
         loop {
-            if let Some(ended) = log.ended.iter().find(|ended| ended.test == test) {
+            if let Some(ended) = state.ended.iter().find(|ended| ended.test == test) {
                 return Ok(ended.outcome.clone());
             }
-            if let Some(over) = &mut log.over {
-                return Err(over
-                    .tail
-                    .take()
-                    .map_or(over.why.clone(), |tail| format!("{}\n{tail}", over.why)));
+            if let Some(why) = &state.over {
+                return Err(why.clone());
             }
-            log = self.more.wait(log).unwrap_or_else(PoisonError::into_inner);
+            state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Ends the rig, if it has not ended by itself.
+    /// Ends what still runs.
     pub fn close(&self) {
-        let mut log = self.lock();
-        log.closed = true;
-        log.kill();
+        self.lock().left.clear();
+        let cpus: Vec<usize> = self.lock().running.iter().map(|(cpu, _)| *cpu).collect();
+        cpus.into_iter().for_each(|cpu| drop(self.end(cpu)));
     }
 
-    /// Says where it stopped dead and was started again.
-    pub fn say_restarts(&self) {
-        for at in &self.lock().restarts {
-            println!("STARTED AGAIN: the rig with {} vCPUs stopped dead in {at}", self.vcpus);
+    /// Says where rigs stopped dead, what could not run and why, and what took longest.
+    pub fn summarise(&self) {
+        let mut state = self.lock();
+        for at in &state.restarts {
+            println!("STARTED AGAIN: a rig stopped dead in {at}");
         }
-    }
-
-    /// Names what could not run, and why.
-    pub fn say_what_could_not_run(&self) {
-        for ended in &self.lock().ended {
+        for ended in &state.ended {
             if let Outcome::CouldNotRun { why } = &ended.outcome {
                 println!("COULD NOT RUN {} in the rig: {why}", ended.test);
             }
         }
-    }
-
-    /// The five tests that took longest.
-    pub fn slowest(&self) -> String {
-        let log = self.lock();
-        let mut tests: Vec<&Ended> = log.ended.iter().collect();
-        tests.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-        let named: Vec<String> =
-            tests.iter().take(5).map(|ended| format!("{} {:.1} s", ended.test, ended.seconds)).collect();
-        named.join(", ")
-    }
-}
-
-impl Log {
-    fn take(&mut self, event: Event) {
-        match event {
-            Event::Begin { test } => self.running = Some(test),
-            Event::End { test, outcome, seconds } => {
-                self.running = None;
-                self.ended.push(Ended { test, outcome, seconds });
-            }
-            Event::Up { .. } | Event::Alive | Event::Done | Event::Broken { .. } => {}
-        }
-    }
-
-    /// No more will come. The first reason stays: what follows it is its consequence.
-    fn over(&mut self, why: &str) {
-        if self.over.is_none() {
-            self.over = Some(Over { why: why.to_owned(), tail: Some(tail(&self.console)) });
-        }
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut qemu) = self.qemu.take() {
-            // One that has ended already cannot be killed, and need not be.
-            let _ = qemu.kill();
-            let _ = qemu.wait();
-        }
-    }
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        self.kill();
+        state.ended.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        let all: f64 = state.ended.iter().map(|ended| ended.seconds).sum();
+        let slowest =
+            state.ended.iter().take(8).map(|ended| format!("{} {:.1} s", ended.test, ended.seconds));
+        println!("{all:.0} s of tests; slowest: {}", slowest.collect::<Vec<_>>().join(", "));
     }
 }
 
 /// The end of the console's log.
 fn tail(console: &Path) -> String {
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(console).and_then(|mut file| file.read_to_end(&mut bytes));
+    let read = File::open(console).and_then(|mut file| file.read_to_end(&mut bytes));
     if let Err(why) = read {
         return format!("its console cannot be read: {why}");
     }

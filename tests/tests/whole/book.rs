@@ -9,8 +9,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use guest_mem::ZramSwap;
 use harness::Test;
+use test_memory::ZramSwap;
 use tests::host::{Need, guest_initrd, guest_kernels};
 use tests::place::{Ended, Place};
 use tests::program::BE_ZAPSCOPE;
@@ -105,7 +105,7 @@ fn run(example: &Example) {
         std::fs::set_permissions(place.file(name), PermissionsExt::from_mode(0o755)).unwrap();
     }
     if text.contains(RUN) {
-        place.run(&["run", "swapout", "--backend", "soft", "--zram", "1GiB", "--out", RUN]).with(0);
+        place.run(&["run", "swapout", "--zram", "1GiB", "--out", RUN]).with(0);
     }
     let path = format!("{}:{}", place.file("bin").display(), std::env::var("PATH").unwrap());
     let mut printed = String::new();

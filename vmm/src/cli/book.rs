@@ -142,7 +142,8 @@ fn every_scenario_can_be_written() {
 fn every_key_is_one() {
     let run = serde_json::to_value(fixture::run(vec![fixture::row("4k", "kernel")])).unwrap();
     let is_key = |word: &str| Row::KEYS.iter().any(|(key, _)| *key == word) || run.get(word).is_some();
-    let pages = pages();
+    // The reference has the keys of a scenario.
+    let pages: Vec<_> = pages().into_iter().filter(|(path, _)| !path.ends_with("reference.md")).collect();
     let quoted = pages.iter().flat_map(|(_, page)| page.split('`').skip(1).step_by(2));
     let keys: Vec<&str> = quoted.filter(|word| is_like_a_key(word)).collect();
     assert!(keys.len() > 12, "{keys:?}");

@@ -58,15 +58,23 @@ impl LinuxGuest {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LinuxText {
+    /// The kernel's own memory, beside the memory under test; default 512 MiB.
     memory: Option<At<Word<Size>>>,
+    /// What fills it; default `4k`.
     backing: Option<Word<Backing>>,
+    /// What the guest maps the memory under test with; default `huge`.
     pages: Option<Word<GuestPages>>,
+    /// Where its modules are; default: beside the kernel, or in `/lib/modules`.
     modules: Option<PathBuf>,
+    /// Whether the guest reports free pages when it likes, and the host takes them; default false.
     #[serde(default)]
     free_page_reporting: bool,
+    /// Added to the kernel's command line.
     #[serde(default)]
     cmdline: String,
+    /// An initramfs whose files the guest has besides the agent: `sh` steps run in it, if it has a shell.
     initrd: Option<PathBuf>,
+    /// A raw image with a root file system, read-only: `sh` steps run in it otherwise.
     disk: Option<PathBuf>,
 }
 

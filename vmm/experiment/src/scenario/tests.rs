@@ -4,6 +4,7 @@ use guest_mem::Backing;
 
 use super::*;
 
+mod reference;
 mod refusals;
 
 #[test]
@@ -50,17 +51,6 @@ do = "stop"
 [[case.step]]
 do = "sweep"
 "#;
-
-/// A reference that is not itself a scenario would be found out by its first reader.
-#[test]
-fn the_reference_in_the_documentation_is_a_scenario() {
-    let documentation = include_str!("mod.rs").lines().map_while(|line| line.strip_prefix("//!"));
-    let example =
-        documentation.skip_while(|line| *line != " ```toml").skip(1).take_while(|line| *line != " ```");
-    let text: String = example.flat_map(|line| [line, "\n"]).collect();
-    let scenario = Scenario::parse(&text, "documentation").unwrap_or_else(|why| panic!("{why}"));
-    assert_eq!((scenario.cases[0].steps.len(), scenario.linux.is_some()), (10, true));
-}
 
 #[test]
 fn a_scenario_becomes_what_it_says() {

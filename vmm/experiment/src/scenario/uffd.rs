@@ -41,10 +41,15 @@ impl Default for Uffd {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct UffdText {
+    /// Where evicted pages go; default `lz4`.
     store: Option<Word<UffdStore>>,
+    /// The most that the store may hold; default 1 GiB.
     limit: Option<At<Word<Size>>>,
+    /// What one fault brings back: a power of two up to 2 MiB, or `adaptive`; default 4 KiB.
     fault_around: Option<Word<FaultAround>>,
+    /// Threads that serve faults, 1 to 16; default one for each vCPU.
     handlers: Option<At<u32>>,
+    /// Whether the kernel reports what others do to the mapping; default false.
     #[serde(default)]
     events: bool,
 }
