@@ -109,7 +109,7 @@ impl Ended {
     /// It ended with this exit code, and without a panic.
     #[track_caller]
     pub fn with(self, code: i32) -> Self {
-        assert_eq!(self.status.code(), Some(code), "{}\n{}", self.said, self.text());
+        assert_eq!(self.status.code(), Some(code), "{}", self.said);
         assert!(!self.said.contains("panicked"), "{}", self.said);
         self
     }
