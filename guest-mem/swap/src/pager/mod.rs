@@ -18,6 +18,8 @@
 mod error;
 mod returning;
 
+use std::ops::Range;
+
 use error::Obstacle;
 
 use super::Swapper;
@@ -57,6 +59,18 @@ pub struct Pager<'s> {
     stage: Option<HugeStage>,
 }
 
+/// The page of a fault.
+struct Wanted {
+    /// The number of its block.
+    block: usize,
+    /// Its place in the block.
+    page: usize,
+    /// Its number from the start of the region.
+    number: u64,
+    kind: FaultKind,
+    write: bool,
+}
+
 impl<'s> Pager<'s> {
     /// A pager with its buffers.
     ///
@@ -84,77 +98,74 @@ impl<'s> Pager<'s> {
         let number = self.swapper.first_page(block) + page.start as u64;
         // Before a thread is woken: a clock that watches from then on counts later uses.
         self.swapper.used.mark(number);
-        match self.try_serve(block, page.start, number, fault) {
+        let wanted = Wanted { block, page: page.start, number, kind: fault.kind, write: fault.write };
+        match self.try_serve(&wanted) {
             Ok(served) => Ok(served),
             Err(Obstacle::Later) => Ok(Served::NotYet),
             Err(Obstacle::Lost(why)) => Err(Lost { at, page: number, why }),
         }
     }
 
-    fn try_serve(
-        &mut self,
-        block_number: usize,
-        page: usize,
-        number: u64,
-        fault: &PageFault,
-    ) -> Result<Served, Obstacle> {
+    fn try_serve(&mut self, wanted: &Wanted) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
-        let mut block = swapper.blocks.lock(block_number);
+        let mut block = swapper.blocks.lock(wanted.block);
         // A page that comes from the store must not be discarded meanwhile. Always lock in this order.
-        let _no_event = if block.state(page).is_out() {
+        let _no_event = if block.state(wanted.page).is_out() {
             drop(block);
             let held_off = swapper.reading.hold_off();
-            block = swapper.blocks.lock(block_number);
+            block = swapper.blocks.lock(wanted.block);
             held_off
         } else {
             None
         };
-        let only = swapper.range_of(block_number, &(page..page + 1));
-        match block.state(page) {
-            SwapState::Stored(_) | SwapState::Zero => {}
-            SwapState::Absent | SwapState::Resident | SwapState::Leaving(_)
-                if fault.kind == FaultKind::Minor =>
-            {
-                return self.map_cached(&mut block, block_number, page, number, fault.write);
+        match (block.state(wanted.page), wanted.kind) {
+            (SwapState::Stored(_) | SwapState::Zero, _) => self.bring_back(&mut block, wanted),
+            (SwapState::Absent | SwapState::Resident | SwapState::Leaving(_), FaultKind::Minor) => {
+                self.map_cached(&mut block, wanted)
             }
-            SwapState::Absent => {
-                return self.first_touch(&mut block, block_number, page, number, fault.write);
+            (SwapState::Absent, _) => self.first_touch(&mut block, wanted),
+            (SwapState::Dropping(_), _) => Err(Obstacle::Later),
+            (SwapState::Lost, _) => Err(Obstacle::Lost(LostWhy::Before)),
+            (SwapState::Leaving(_) | SwapState::Resident, FaultKind::WriteProtect) => {
+                self.allow_writes(&mut block, wanted)
             }
-            SwapState::Dropping(_) => return Err(Obstacle::Later),
-            SwapState::Lost => return Err(Obstacle::Lost(LostWhy::Before)),
-            SwapState::Leaving(_) | SwapState::Resident if fault.kind == FaultKind::WriteProtect => {
-                let kept = matches!(block.state(page), SwapState::Leaving(_));
-                block.set(page, SwapState::Resident);
-                // A huge page that is watched would come apart if one of its pages alone could be written to.
-                let leaving = |page| matches!(block.state(page), SwapState::Leaving(_));
-                let whole = swapper.huge && swapper.used.is_watched() && !(0..BLOCK_PAGES).any(leaving);
-                let writable = if whole { swapper.range_of(block_number, &(0..BLOCK_PAGES)) } else { only };
-                swapper.userfault.write_unprotect(writable, Wake::Yes)?;
-                return Ok(if kept { Served::Kept } else { Served::Present });
-            }
-            SwapState::Leaving(_) | SwapState::Resident => {
+            (SwapState::Leaving(_) | SwapState::Resident, FaultKind::Missing) => {
                 // In memory, or discarded without an event: then it is zeros, and a claim on it is void.
-                let missing = self.zero(only, fault.write)?;
+                let missing = self.zero(self.only(wanted), wanted.write)?;
                 if missing {
-                    block.set(page, SwapState::Resident);
+                    block.set(wanted.page, SwapState::Resident);
                 }
-                return Ok(if missing { Served::Zeroed(1) } else { Served::Present });
+                Ok(if missing { Served::Zeroed(1) } else { Served::Present })
             }
         }
-        let first = swapper.first_page(block_number);
-        let around = self.swapper.window.around(number);
-        let around = (around.start - first) as usize..(around.end - first) as usize;
-        if let Some(returned) = self.return_huge(&mut block, block_number)? {
+    }
+
+    /// The address of the wanted page.
+    fn only(&self, wanted: &Wanted) -> HvaRange {
+        self.swapper.range_of(wanted.block, &(wanted.page..wanted.page + 1))
+    }
+
+    /// The pages of the block to bring back with the wanted one.
+    fn around(&self, wanted: &Wanted) -> Range<usize> {
+        let first = self.swapper.first_page(wanted.block);
+        let around = self.swapper.window.around(wanted.number);
+        (around.start - first) as usize..(around.end - first) as usize
+    }
+
+    /// Brings the wanted page back, which is out, and others in its window.
+    fn bring_back(&mut self, block: &mut Block, wanted: &Wanted) -> Result<Served, Obstacle> {
+        let (swapper, page, around) = (self.swapper, wanted.page, self.around(wanted));
+        if let Some(returned) = self.return_huge(block, wanted.block)? {
             return Ok(returned);
         }
         if !block.state(page).is_out() {
             // It was among those that moved before an existing page stopped the move.
             return Ok(Served::Returned(1));
         }
-        match self.return_pages(&mut block, block_number, around.clone(), page, fault.write) {
+        match self.return_pages(block, wanted, around.clone()) {
             // The window is optional: an error of another page in it must not fail the wanted page.
             Err(Obstacle::Lost(_)) if around.len() > 1 && block.state(page).is_out() => {
-                self.return_pages(&mut block, block_number, page..page + 1, page, fault.write)
+                self.return_pages(block, wanted, page..page + 1)
             }
             result => result,
         }
@@ -171,68 +182,65 @@ impl<'s> Pager<'s> {
         })
     }
 
-    /// Maps a page that is in the page cache, and the resident pages behind it in the window.
-    fn map_cached(
-        &mut self,
-        block: &mut Block,
-        block_number: usize,
-        page: usize,
-        number: u64,
-        write: bool,
-    ) -> Result<Served, Obstacle> {
+    /// Takes the write protection from the wanted page, which is resident from now on.
+    fn allow_writes(&mut self, block: &mut Block, wanted: &Wanted) -> Result<Served, Obstacle> {
         let swapper = self.swapper;
-        let watched = swapper.used.is_watched();
-        let ahead = if watched { 1 } else { (self.swapper.window.around(number).end - number) as usize };
+        let leaving = |block: &Block, page| matches!(block.state(page), SwapState::Leaving(_));
+        let kept = leaving(block, wanted.page);
+        block.set(wanted.page, SwapState::Resident);
+        // A huge page that is watched would come apart if one of its pages alone could be written to.
+        let whole =
+            swapper.huge && swapper.used.is_watched() && !(0..BLOCK_PAGES).any(|page| leaving(block, page));
+        let writable =
+            if whole { swapper.range_of(wanted.block, &(0..BLOCK_PAGES)) } else { self.only(wanted) };
+        swapper.userfault.write_unprotect(writable, Wake::Yes)?;
+        Ok(if kept { Served::Kept } else { Served::Present })
+    }
+
+    /// Maps a page that is in the page cache, and the resident pages behind it in the window.
+    fn map_cached(&mut self, block: &mut Block, wanted: &Wanted) -> Result<Served, Obstacle> {
+        let (swapper, page) = (self.swapper, wanted.page);
+        let end_of_window = if swapper.used.is_watched() { page + 1 } else { self.around(wanted).end };
         let leaving = matches!(block.state(page), SwapState::Leaving(_));
-        let (end, map_as) = match (leaving, write) {
+        let (end, map_as) = match (leaving, wanted.write) {
             // It may be read on, and the next write must be seen.
             (true, false) => (page + 1, MapAs::WriteProtected),
             (true, true) => (page + 1, MapAs::Writable),
             (false, _) => {
                 let resident = |&page: &usize| block.state(page) == SwapState::Resident;
-                (page + 1 + (page + 1..page + ahead).take_while(resident).count(), MapAs::Writable)
+                (page + 1 + (page + 1..end_of_window).take_while(resident).count(), MapAs::Writable)
             }
         };
         if map_as == MapAs::Writable {
             block.set(page, SwapState::Resident);
         }
-        match swapper.userfault.continue_(swapper.range_of(block_number, &(page..end)), map_as, Wake::Yes) {
+        match swapper.userfault.continue_(swapper.range_of(wanted.block, &(page..end)), map_as, Wake::Yes) {
             Ok(()) | Err(ResolveError { kind: ResolveKind::Stopped, .. }) => {}
             // Mapped by now, or gone from the cache: the threads fault again.
             Err(ResolveError { kind: ResolveKind::Exists | ResolveKind::Unreadable, .. }) => {
-                swapper.userfault.wake(swapper.range_of(block_number, &(page..page + 1)))?;
+                swapper.userfault.wake(self.only(wanted))?;
             }
             Err(error) => return Err(error.into()),
         }
-        Ok(if leaving && write { Served::Kept } else { Served::Present })
+        Ok(if leaving && wanted.write { Served::Kept } else { Served::Present })
     }
 
     /// Fills pages of a first touch with zeros.
-    fn first_touch(
-        &mut self,
-        block: &mut Block,
-        block_number: usize,
-        page: usize,
-        number: u64,
-        write: bool,
-    ) -> Result<Served, Obstacle> {
-        let swapper = self.swapper;
-        let first = swapper.first_page(block_number);
-        let around = self.swapper.window.around(number);
-        let around = (around.start - first) as usize..(around.end - first) as usize;
+    fn first_touch(&mut self, block: &mut Block, wanted: &Wanted) -> Result<Served, Obstacle> {
+        let (page, around) = (wanted.page, self.around(wanted));
         let absent = |page: usize| block.state(page) == SwapState::Absent;
         // The run of absent pages that the wanted one is in.
         let start =
             (around.start..page).rev().find(|&page| !absent(page)).map_or(around.start, |page| page + 1);
         let end = (page..around.end).find(|&page| !absent(page)).unwrap_or(around.end);
         let mut zeroed = start..end;
-        let mut result = self.zero(swapper.range_of(block_number, &zeroed), write);
+        let mut result = self.zero(self.swapper.range_of(wanted.block, &zeroed), wanted.write);
         if let Err(error) = &result
             && error.kind != ResolveKind::Changing
         {
             // The window is optional: it may reach over two mappings.
             zeroed = page..page + 1;
-            result = self.zero(swapper.range_of(block_number, &zeroed), write);
+            result = self.zero(self.only(wanted), wanted.write);
         }
         result?;
         zeroed.clone().for_each(|page| block.set(page, SwapState::Resident));

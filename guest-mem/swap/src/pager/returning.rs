@@ -6,36 +6,35 @@ use guest_mem::{PAGE_SIZE, Page};
 use uffd::{ResolveKind, Wake};
 
 use super::error::Obstacle;
-use super::{LostWhy, Pager, Served};
+use super::{LostWhy, Pager, Served, Wanted};
 use crate::fill::Source;
 use crate::runs::runs;
 use crate::state::{BLOCK_PAGES, Block, SwapState};
 use crate::store::checksum;
 
 impl Pager<'_> {
-    /// Brings back the pages of the window that are out. `page` is the one that is wanted, and out: its run comes first, and
+    /// Brings back the pages of the window that are out. The wanted page is out: its run comes first, and
     /// errors of the others are ignored.
     pub(super) fn return_pages(
         &mut self,
         block: &mut Block,
-        block_number: usize,
+        wanted: &Wanted,
         around: Range<usize>,
-        page: usize,
-        write: bool,
     ) -> Result<Served, Obstacle> {
+        let page = wanted.page;
         let source = |place: usize| match block.state(around.start + place) {
             SwapState::Stored(_) => Some(Source::Store),
-            SwapState::Zero if write && around.start + place == page => Some(Source::Zeros),
+            SwapState::Zero if wanted.write && around.start + place == page => Some(Source::Zeros),
             SwapState::Zero => Some(Source::ZeroPage),
             _ => None,
         };
         let mut pieces: Vec<(Range<usize>, Source)> = runs(around.len(), source).collect();
-        let wanted = pieces.iter().position(|(run, _)| run.contains(&(page - around.start)));
-        pieces.swap(0, wanted.expect("the wanted page is out"));
+        let of_the_page = pieces.iter().position(|(run, _)| run.contains(&(page - around.start)));
+        pieces.swap(0, of_the_page.expect("the wanted page is out"));
         let mut returned = 0;
         for (run, source) in pieces {
             let pages = around.start + run.start..around.start + run.end;
-            match self.return_run(block, block_number, pages, source) {
+            match self.return_run(block, wanted.block, pages, source) {
                 Ok(pages) => returned += pages,
                 Err(obstacle) if block.state(page).is_out() => return Err(obstacle),
                 Err(_) => break,
