@@ -62,6 +62,8 @@ pub enum By {
     AnotherProcess,
     /// Unknown.
     Unattributed,
+    /// The process that holds a VM which another process watches.
+    Holder,
 }
 
 fn unknown(given: &str) -> UnknownName {
@@ -89,6 +91,6 @@ impl By {
 
     /// Whether the host or another process announced it.
     pub const fn is_stranger(self) -> bool {
-        !self.is_ours() && !matches!(self, Self::Step | Self::Unattributed)
+        !self.is_ours() && !matches!(self, Self::Step | Self::Unattributed | Self::Holder)
     }
 }

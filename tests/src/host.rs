@@ -48,8 +48,6 @@ pub enum Need {
     Tap,
     /// The same by a BPF program.
     Bpf,
-    /// tracefs, and the right to make an instance in it.
-    Tracefs,
     /// Memory of this backing, if need be by a switch that root sets for the test.
     Has(Backing),
     /// A cgroup of its own that limits hugetlb pages: root, and the controller.
@@ -103,9 +101,8 @@ impl Need {
             Self::NotRoot => !writes_every_file(),
             Self::OtherKvm => stand_in::may_bind("/dev/kvm"),
             Self::Userfault => Userfault::open(Features::empty()).is_ok(),
-            Self::Tracefs => host::Tracefs::open().is_ok(),
-            Self::Bpf => tap(&Via::Bpf),
-            Self::Tap => tap(&Via::Perf),
+            Self::Bpf => tap(Via::Bpf),
+            Self::Tap => tap(Via::Perf),
             Self::MinimalKernel => {
                 std::env::var_os(MINIMAL_KERNEL).is_some_and(|path| Path::new(&path).is_file())
             }
@@ -148,7 +145,6 @@ impl Need {
             Self::Userfault => {
                 "there is no userfaultfd for a guest's faults: be root, or see `zapscope doctor`"
             }
-            Self::Tracefs => "tracefs cannot be mounted or read: be root, or see `zapscope doctor`",
             Self::Bpf => {
                 "a BPF program cannot listen to the kernel's tracepoints: be root, or see `zapscope doctor`"
             }
@@ -198,10 +194,10 @@ impl Need {
     /// The need of this name, for those that have nothing but a name.
     pub fn named(name: &str) -> Option<Self> {
         use Need::{
-            Cgroup, Kvm, LinuxGuest, NotEmulated, Qemu, SlotZap, Tap, Tracefs, Unshare, Userfault, Zram,
+            Cgroup, Kvm, LinuxGuest, NotEmulated, Qemu, SlotZap, Tap, Unshare, Userfault, Zram,
         };
         let named =
-            [Kvm, SlotZap, Zram, Cgroup, Unshare, Userfault, Tracefs, Tap, Qemu, LinuxGuest, NotEmulated];
+            [Kvm, SlotZap, Zram, Cgroup, Unshare, Userfault, Tap, Qemu, LinuxGuest, NotEmulated];
         named.into_iter().find(|need| format!("{need:?}") == name)
     }
 }
@@ -298,7 +294,7 @@ fn slot_zap() -> bool {
     })
 }
 
-fn tap(via: &Via) -> bool {
+fn tap(via: Via) -> bool {
     let nowhere = guest_mem::HvaRange::empty(guest_mem::Hva::new(0));
     Tap::open(via, Interest::default(), &[nowhere], 1).is_ok()
 }

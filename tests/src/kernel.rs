@@ -1,61 +1,52 @@
 //! What the kernel announces to a KVM of this process, by the tap and by another observer.
 
 use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 
 use guest_mem::{HvaRange, PAGE_SIZE, Region};
 use host::Tracefs;
 use tap::{Collector, Event, Interest, Tap, TapError, Via, What};
 
-/// A tracefs instance of a test's own, removed when dropped.
+/// A tracefs instance of a test, removed when dropped.
 pub struct Instance {
-    tracefs: Tracefs,
-    name: String,
+    /// Keeps a tracefs that is mounted for this alone.
+    _tracefs: Tracefs,
+    path: PathBuf,
 }
 
 impl Instance {
     /// Makes one.
     pub fn make(purpose: &str) -> Result<Self, String> {
         let tracefs = Tracefs::open().map_err(|error| error.to_string())?;
-        let name = format!("zapscope-test-{}-{purpose}", std::process::id());
-        tracefs.make_instance(&name).map_err(|error| error.to_string())?;
-        Ok(Self { tracefs, name })
-    }
-
-    /// What it is called.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn file(&self, file: &str) -> String {
-        format!("instances/{}/{file}", self.name)
+        let root = format!("/proc/self/fd/{}", tracefs.as_fd().as_raw_fd());
+        let path = Path::new(&root).join(format!("instances/zapscope-test-{}-{purpose}", std::process::id()));
+        fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { _tracefs: tracefs, path })
     }
 
     /// Writes to one of its files.
     pub fn write(&self, file: &str, text: &str) {
-        self.tracefs.write(&self.file(file), text).expect("an instance of our own takes it");
+        fs::write(self.path.join(file), text).expect("an instance of the test can be written");
     }
 
     /// Reads one of its files.
     pub fn read(&self, file: &str) -> String {
-        let directory = self.tracefs.directory(&format!("instances/{}", self.name)).expect("it is ours");
-        // In one piece of any size, which a trace may have.
-        let stream = directory.stream(file).expect("a file of an instance");
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&stream));
-        fs::read_to_string(path).expect("a trace is text")
+        fs::read_to_string(self.path.join(file)).expect("a trace is text")
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        if let Err(error) = self.tracefs.remove_instance(&self.name) {
-            eprintln!("{error}: {}", error.source);
+        if let Err(error) = fs::remove_dir(&self.path) {
+            eprintln!("{}: {error}", self.path.display());
         }
     }
 }
 
 /// Listens by perf for ranges in some addresses.
 pub fn listen(watched: &[HvaRange]) -> Result<Collector, TapError> {
-    Tap::open(&Via::Perf, Interest { causes: true, ..Interest::default() }, watched, 1 << 18)
+    Tap::open(Via::Perf, Interest { causes: true, ..Interest::default() }, watched, 1 << 18)
 }
 
 /// The ranges that were announced since the last time, oldest first.

@@ -1,11 +1,11 @@
 //! Another observer agrees: an instance of tracefs, read as the text that the kernel makes for people, has the same
-//! ranges as the tap, by a BPF program, by perf, and by an instance of its own.
+//! ranges as the tap by a BPF program and by perf.
 
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::order::{Task, Walk};
 use guest_mem::{Address, Backing, Hva, HvaRange, Operation, perform, toggle_protection};
 use host::Tracefs;
-use tap::{Bpf, Call, Deed, Heard, Interest, Layout, Source, Tap, Via, What, Work};
+use tap::{Bpf, Call, Interest, KvmEvent, Layout, Record, Source, Tap, Via, What, Work};
 use tests::kernel::{Instance, ranges};
 use tests::machine::{Bare, config};
 
@@ -32,8 +32,7 @@ fn sorted(ranges: impl Iterator<Item = HvaRange>) -> Vec<(u64, u64)> {
 }
 
 fn the_tap_sees_what_the_kernel_prints() {
-    let own = Instance::make("raw").unwrap();
-    agree_with_the_text(&[("perf", Via::Perf), ("an instance", Via::Instance(own.name().to_owned()))]);
+    agree_with_the_text(&[("perf", Via::Perf)]);
 }
 
 /// Two of them at once, and perf beside them: none takes anything from another.
@@ -47,8 +46,10 @@ fn agree_with_the_text(vias: &[(&str, Via)]) {
     let watched = [arena.range()];
     let observer = Instance::make("text").unwrap();
     let interest = Interest { causes: true, ..Interest::default() };
-    let taps: Vec<_> =
-        vias.iter().map(|(name, via)| (name, Tap::open(via, interest, &watched, 1 << 16).unwrap())).collect();
+    let taps: Vec<_> = vias
+        .iter()
+        .map(|(name, via)| (name, Tap::open(*via, interest, &watched, 1 << 16).unwrap()))
+        .collect();
     observer.write("buffer_size_kb", "8192");
     observer.write("events/kvm/kvm_unmap_hva_range/enable", "1");
     // The guest works on meanwhile, on its own CPU.
@@ -103,19 +104,24 @@ fn the_tap_sees_no_other_addresses() {
 fn calls_stand_around_their_ranges_and_faults_are_counted() {
     let bare = Bare::start(config(1, 4, Backing::Base4k));
     let arena = bare.machine.core().arena();
-    let interest = Interest { causes: true, calls: true, deeds: true };
-    let tap = Tap::open(&Via::Perf, interest, &[arena.range()], 1 << 16).unwrap();
+    let interest = Interest { causes: true, calls: true, kvm: true };
+    let tap = Tap::open(Via::Perf, interest, &[arena.range()], 1 << 16).unwrap();
     bare.fill(1);
     let mut events = Vec::new();
     let filled = tap.take(&mut events).unwrap();
     // Every page is touched for the first time. Which of KVM's events tells it depends on the MMU: under kvm_pvm none is
     // a page fault, and the TDP MMU has one of its own for an SPTE.
-    let mapped = [Deed::PageFault, Deed::SetSpte, Deed::TdpChange].map(|deed| filled.deeds[deed as usize]);
+    let mapped =
+        [KvmEvent::PageFault, KvmEvent::SetSpte, KvmEvent::TdpChange].map(|event| filled.kvm[event as usize]);
     assert!(mapped.iter().sum::<u64>() > 0, "{filled:?}, without {:?}", tap.missing());
-    let ours = tap.deeds_of(std::process::id());
-    let answered = ours.iter().find(|(deed, _)| *deed == Deed::SpteRequest).map_or(0, |(_, count)| *count);
+    let ours = tap.kvm_events_of(std::process::id());
+    let answered =
+        ours.iter().find(|(event, _)| *event == KvmEvent::SpteRequest).map_or(0, |(_, count)| *count);
     assert!(answered >= 1024, "a fault for each page, whatever the MMU: {ours:?}");
-    assert!(tap.deeds_of(1).iter().all(|(_, count)| *count == 0), "whoever else there is did nothing for us");
+    assert!(
+        tap.kvm_events_of(1).iter().all(|(_, count)| *count == 0),
+        "whoever else there is did nothing for us"
+    );
     let page = bare.pages(7, 1);
     perform(arena, Operation::DontNeed, page).unwrap();
     toggle_protection(arena, page).unwrap();
@@ -150,7 +156,7 @@ fn a_program_that_is_not_read_counts_what_it_loses() {
     let mut program = Bpf::open(&layout, &[arena.range()]).unwrap();
     let drain = |program: &mut Bpf| {
         let mut taken = 0;
-        program.drain(&mut |what| taken += u64::from(matches!(what, Heard::Event(_)))).unwrap();
+        program.drain(&mut |what| taken += u64::from(matches!(what, Record::Event(_)))).unwrap();
         taken
     };
     let page = bare.pages(7, 1);

@@ -4,13 +4,11 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-use ::host::Tracefs;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, test_kill_process_group};
@@ -186,8 +184,7 @@ impl Run {
         let at = place.path();
         let disk = (way == Way::FullDisk).then(|| Disk::small(&at.join("disk")));
         let out = at.join("disk/out");
-        let arguments =
-            ["run", "s.toml", "--zram", "64MiB", "--tap", "tracefs", "--json", "--out", "disk/out"];
+        let arguments = ["run", "s.toml", "--zram", "64MiB", "--json", "--out", "disk/out"];
         let mut command = program::without_core(place.zapscope(&arguments));
         let (held, child) = match way {
             Way::ClosedTerminal => {
@@ -391,7 +388,6 @@ fn left_of(pid: Pid, before: &Swaps) -> Option<String> {
     let mut left = Vec::new();
     left.extend(now.areas.difference(&before.areas).map(|name| format!("the swap area {name}")));
     left.extend(now.devices.difference(&before.devices).map(|name| format!("the device {name}")));
-    left.extend(instances_of(pid));
     cgroups(Path::new("/sys/fs/cgroup"), &of_run(pid), &mut left);
     left.extend(guardian_of(pid));
     (!left.is_empty()).then(|| left.join(", "))
@@ -400,17 +396,6 @@ fn left_of(pid: Pid, before: &Swaps) -> Option<String> {
 /// How everything begins that the run `pid` makes and names.
 fn of_run(pid: i32) -> String {
     format!("zapscope-{pid}-")
-}
-
-/// The tracefs instances that the process `pid` has made.
-fn instances_of(pid: i32) -> Vec<String> {
-    let Ok(instances) = Tracefs::open().and_then(|tracefs| tracefs.directory("instances")) else {
-        return Vec::new();
-    };
-    // Mounted nowhere it has no other path.
-    let path = format!("/proc/self/fd/{}", instances.as_fd().as_raw_fd());
-    let names = fs::read_dir(path).unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| name.starts_with(&of_run(pid))).collect()
 }
 
 /// Adds the cgroups of this name below `directory`.

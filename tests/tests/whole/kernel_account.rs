@@ -4,31 +4,33 @@ use std::os::unix::process::CommandExt;
 
 use guest_mem::{PAGE_SIZE, PMD_SIZE};
 use host::HostChanges;
-use rustix::process::Signal;
 use tests::host::{allow, emulated, mthp_64k};
 use tests::kernel::version;
 use tests::place::{Ended, Place};
 use tests::record::{number, rows, run};
-use tests::running::Running;
 use tests::scenario::{self, Scenario};
 
 crate::tests! {
-    the_built_in_scenario_announces_what_is_written(tap in ["perf", "tracefs"]): [Kvm, SlotZap, Tap, Zram],
+    the_built_in_scenario_announces_what_is_written: [Kvm, SlotZap, Tap, Zram],
     the_built_in_scenario_announces_it_to_a_program: [Kvm, SlotZap, Bpf, Zram],
     our_own_swap_announces_two_ranges_a_page: [Kvm, SlotZap, Tap, Userfault],
     folios_that_leave_page_by_page_are_followed(unit in ["folio", "range"]): [Kvm, Tap, Zram, Has(mthp_64k())],
+    a_tap_by_tracefs_is_answered_by_another: [Kvm, Tap],
     without_the_account_the_run_goes_on: [Kvm, SlotZap],
     without_permission_the_run_goes_on: [Kvm, SlotZap, GuardedTracepoints],
-    a_killed_run_leaves_no_instance: [Kvm, Tap],
+}
+
+fn the_built_in_scenario_announces_what_is_written() {
+    the_built_in_scenario_announces_by("perf");
 }
 
 fn the_built_in_scenario_announces_it_to_a_program() {
-    the_built_in_scenario_announces_what_is_written("bpf");
+    the_built_in_scenario_announces_by("bpf");
 }
 
 /// The built-in `swapout` under the policies that change nothing in what the kernel itself does; on an emulated host a
 /// quarter of its memory.
-fn the_built_in_scenario_announces_what_is_written(tap: &str) {
+fn the_built_in_scenario_announces_by(tap: &str) {
     let part = if emulated() { 4 } else { 1 };
     let (_, text) = resources::SCENARIOS.iter().find(|(name, _)| *name == "swapout").unwrap();
     let text: String = text
@@ -46,8 +48,8 @@ fn the_built_in_scenario_announces_what_is_written(tap: &str) {
         .collect();
     let place = Place::new();
     place.put("s.toml", text);
-    let (record, said) = place.recorded(&["--zram", "512MiB", "--tap", tap]);
-    assert_eq!(said.contains("made the tracefs instance"), tap == "tracefs", "{said}");
+    let (record, _) = place.recorded(&["--zram", "512MiB", "--tap", tap]);
+    assert_eq!(record["tap"], tap);
     let mut compared = 0;
     for row in rows(&record).iter().filter(|row| row["could_not_run"].is_null()) {
         let label: Vec<_> = ["case", "backing", "policy"].map(|key| row[key].as_str().unwrap()).to_vec();
@@ -136,6 +138,13 @@ fn why_without(tap: &str, drops: bool) -> String {
     row["warnings"].as_array().unwrap().iter().find(why).unwrap()["text"].as_str().unwrap().to_owned()
 }
 
+/// An earlier way of the tap: the command line is accepted, and a sentence names the way that is taken.
+fn a_tap_by_tracefs_is_answered_by_another() {
+    let (record, said) = run(&discarding().sparse(4), &["--tap", "tracefs"]);
+    assert!(["bpf", "perf"].contains(&record["tap"].as_str().unwrap()), "{record:#}");
+    assert!(said.contains("--tap tracefs: tracefs instances are not used any more"), "{said}");
+}
+
 fn without_the_account_the_run_goes_on() {
     let off = why_without("off", false);
     assert!(off.contains("--tap off"), "{off}");
@@ -145,21 +154,4 @@ fn without_the_account_the_run_goes_on() {
 fn without_permission_the_run_goes_on() {
     let refused = why_without("perf", true);
     assert!(refused.contains("tracefs") || refused.contains("cap_perfmon"), "{refused}");
-}
-
-fn a_killed_run_leaves_no_instance() {
-    let slowly = ["victims = \"sparse\"", "count = 512", "pace = \"1s\""];
-    let place = Place::of(&discarding().step("reclaim", &slowly));
-    let mut run = Running::start(place.zapscope(&["run", "s.toml", "--json", "--tap", "tracefs"]));
-    run.read_until("made the tracefs instance ");
-    let rest = run.said.split_once("made the tracefs instance ").unwrap().1;
-    let name = rest.split(' ').next().unwrap().to_owned();
-    let tracefs = host::Tracefs::open().unwrap();
-    let there = || tracefs.directory(&format!("instances/{name}")).is_ok();
-    let was_there = there();
-    run.signal(Signal::KILL);
-    // The guardian, which writes to the same pipe, ends when it is done.
-    let ended = run.end();
-    assert!(was_there && !there(), "{}", ended.said);
-    ended.says(&[&format!("remove the tracefs instance {name}")]);
 }

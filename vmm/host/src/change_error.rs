@@ -7,7 +7,6 @@ use guest_mem::remedy::{self, Asked};
 use rustix::io::Errno;
 
 use super::guardian::GuardianError;
-use super::tracefs::TracefsError;
 use program::exit::{Class, Classified};
 
 /// A change that was not made.
@@ -50,9 +49,6 @@ pub enum ChangeError {
         #[source]
         source: io::Error,
     },
-    /// No instance of tracefs.
-    #[error(transparent)]
-    TraceInstance(TracefsError),
     /// Nobody could undo it after a crash.
     #[error(transparent)]
     Guardian(#[from] GuardianError),
@@ -75,7 +71,6 @@ impl Classified for ChangeError {
                 Class::of_refused_io(source)
             }
             Self::Taken { .. } => Class::Host,
-            Self::TraceInstance(error) => Class::of_refusal(error.source),
             Self::Guardian(error) => error.class(),
         }
     }

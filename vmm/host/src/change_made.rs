@@ -31,7 +31,7 @@ pub enum HostChange {
         /// What it was changed for.
         why: String,
     },
-    /// An instance of tracefs.
+    /// An instance of tracefs, as earlier versions made one.
     TraceInstance {
         /// Its name.
         name: String,

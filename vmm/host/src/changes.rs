@@ -29,7 +29,7 @@ use super::guardian_message::Request;
 use super::switch_file::{read_switch, write_switch};
 use super::undo::{UndoAction, UndoError, Undone};
 use crate::HostChange;
-use crate::{Tracefs, in_initial_pid_namespace};
+use crate::in_initial_pid_namespace;
 
 use guest_mem::with_causes;
 
@@ -202,27 +202,6 @@ impl HostChanges {
             Err(source) => {
                 state.forget(change);
                 Err(ChangeError::Cgroup { path, source })
-            }
-        }
-    }
-
-    /// Makes a tracefs instance, and gives back its name.
-    ///
-    /// # Errors
-    /// [`ChangeError`].
-    pub fn make_trace_instance(&self, why: &str) -> Result<String, ChangeError> {
-        let mut state = self.lock();
-        let name = format!("zapscope-{}-{}", state.token, state.last);
-        let change = state.plan(&self.0, UndoAction::RemoveTraceInstance { name: name.clone() })?;
-        match Tracefs::open().and_then(|tracefs| tracefs.make_instance(&name)) {
-            Ok(()) => {
-                state.say(&format!("host change: made the tracefs instance {name} ({why})"));
-                state.record(HostChange::TraceInstance { name: name.clone(), why: why.to_owned() });
-                Ok(name)
-            }
-            Err(source) => {
-                state.forget(change);
-                Err(ChangeError::TraceInstance(source))
             }
         }
     }

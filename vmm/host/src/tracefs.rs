@@ -1,11 +1,10 @@
-//! tracefs: the one that is mounted, or one nobody else sees, mounted nowhere and gone when its descriptor is closed.
-//! All of them show the same: an instance made in one is in the others.
+//! tracefs: the mounted one, or a detached mount of this process, which is gone when its descriptor is closed. Both show the
+//! same files.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::Root;
@@ -14,23 +13,23 @@ const FSOPEN_CLOEXEC: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
 const FSMOUNT_CLOEXEC: u32 = 1;
 
-/// The most that is read of one file, and of it at a time.
+/// The limit on the length of a file, and the length of a read.
 const LONGEST_FILE: usize = 1 << 18;
 const CHUNK: usize = 1 << 14;
 
-/// A directory of tracefs: its root, or an instance.
+/// The root directory of tracefs.
 #[derive(Debug)]
 pub struct Tracefs(OwnedFd);
 
-/// A file of tracefs that could not be used.
+/// A file of tracefs that could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{attempt} {path} of tracefs{}", remedy(source))]
 pub struct TracefsError {
-    /// `reading`, `writing 1 to`.
-    pub attempt: String,
-    /// Which file.
+    /// `opening` or `reading`.
+    pub attempt: &'static str,
+    /// The file.
     pub path: String,
-    /// What the kernel said.
+    /// The kernel's answer.
     #[source]
     pub source: Errno,
 }
@@ -47,34 +46,30 @@ fn remedy(errno: &Errno) -> &'static str {
 }
 
 impl Tracefs {
-    /// The one that is mounted, or a detached one.
+    /// The mounted one, or a detached one.
     ///
     /// # Errors
-    /// There is none, or we may not mount or read it.
+    /// The kernel has none, or refuses to mount or read it.
     pub fn open() -> Result<Self, TracefsError> {
         let opened = match Self::mounts().first() {
             Some(mount) => Self::mounted_at(mount),
             None => Self::detached(),
         };
-        opened.map_err(|source| TracefsError {
-            attempt: "opening".to_owned(),
-            path: "the root".to_owned(),
-            source,
-        })
+        opened.map_err(|source| TracefsError { attempt: "opening", path: "the root".to_owned(), source })
     }
 
-    /// Where tracefs is mounted. debugfs mounts one below itself when somebody looks; that is not asked for.
+    /// Where tracefs is mounted. The one that debugfs mounts below itself at the first access is not asked for.
     pub fn mounts() -> Vec<String> {
         let text = Root::default().text("/proc/self/mountinfo");
         text.as_deref().map(parse_mounts).unwrap_or_default()
     }
 
-    /// Mounts one on nothing, which needs no change to the host's mounts, only the right to mount.
+    /// A detached mount. It does not change the host's mounts; it needs the right to mount.
     ///
     /// # Errors
     /// The kernel refuses, or has none.
     pub fn detached() -> Result<Self, Errno> {
-        mounted_nowhere(c"tracefs").map(Self)
+        detached_mount(c"tracefs").map(Self)
     }
 
     /// The one mounted at `path`.
@@ -85,24 +80,16 @@ impl Tracefs {
         rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map(Self)
     }
 
-    /// A directory below this one.
-    ///
-    /// # Errors
-    /// There is none, or it may not be opened.
-    pub fn directory(&self, path: &str) -> Result<Self, TracefsError> {
-        self.open_at(path, OFlags::PATH | OFlags::DIRECTORY, "opening").map(Self)
-    }
-
     /// A file's text.
     ///
     /// # Errors
-    /// There is none, it may not be read, or it is no text.
+    /// It does not exist, may not be read, or is not text.
     pub fn read(&self, path: &str) -> Result<String, TracefsError> {
-        let failed = |source| TracefsError { attempt: "reading".to_owned(), path: path.to_owned(), source };
-        let file = self.open_at(path, OFlags::RDONLY, "reading")?;
+        let failed = |source| TracefsError { attempt: "reading", path: path.to_owned(), source };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.0, path, flags, Mode::empty()).map_err(failed)?;
         let mut text = vec![0; CHUNK];
         let mut length = 0;
-        // In large pieces: some of these files (`events/header_page`) give a second reading nothing.
         loop {
             match rustix::io::read(&file, &mut text[length..]).map_err(failed)? {
                 0 => break,
@@ -117,67 +104,13 @@ impl Tracefs {
         String::from_utf8(text).map_err(|_| failed(Errno::ILSEQ))
     }
 
-    /// Writes to a file, in one piece.
-    ///
-    /// # Errors
-    /// There is none, or the kernel does not take it.
-    pub fn write(&self, path: &str, text: &str) -> Result<(), TracefsError> {
-        let attempt = || format!("writing {} to", text.trim_end());
-        let file = self.open_at(path, OFlags::WRONLY | OFlags::TRUNC, &attempt())?;
-        let written = rustix::io::write(&file, text.as_bytes());
-        match written {
-            Ok(length) if length == text.len() => Ok(()),
-            Ok(_) => Err(Errno::IO),
-            Err(errno) => Err(errno),
-        }
-        .map_err(|source| TracefsError { attempt: attempt(), path: path.to_owned(), source })
-    }
-
-    /// A file to read records from without waiting for them.
-    ///
-    /// # Errors
-    /// There is none, or it may not be opened.
-    pub fn stream(&self, path: &str) -> Result<OwnedFd, TracefsError> {
-        self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK, "opening")
-    }
-
-    /// Makes an instance: buffers and switches of its own.
-    ///
-    /// # Errors
-    /// It exists, or may not be made.
-    pub fn make_instance(&self, name: &str) -> Result<(), TracefsError> {
-        let path = instance(name);
-        rustix::fs::mkdirat(self.as_fd(), &path, Mode::from_raw_mode(0o700)).map_err(|source| TracefsError {
-            attempt: "making".to_owned(),
-            path,
-            source,
-        })
-    }
-
-    /// Removes an instance. One that is not there is fine.
-    ///
-    /// # Errors
-    /// Somebody has one of its files open, or we may not.
-    pub fn remove_instance(&self, name: &str) -> Result<(), TracefsError> {
-        let path = instance(name);
-        match rustix::fs::unlinkat(self.as_fd(), &path, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(source) => Err(TracefsError { attempt: "removing".to_owned(), path, source }),
-        }
-    }
-
     /// The number of a tracepoint, as in `events/kvm/kvm_unmap_hva_range/id`.
     ///
     /// # Errors
-    /// There is no such event, or we may not look.
+    /// There is no such event, or its file may not be read.
     pub fn event_id(&self, event: &str) -> Result<u64, Errno> {
         let text = self.read(&format!("events/{event}/id")).map_err(|error| error.source)?;
         text.trim().parse().map_err(|_| Errno::INVAL)
-    }
-
-    fn open_at(&self, path: &str, flags: OFlags, attempt: &str) -> Result<OwnedFd, TracefsError> {
-        rustix::fs::openat(self.as_fd(), path, flags | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|source| TracefsError { attempt: attempt.to_owned(), path: path.to_owned(), source })
     }
 }
 
@@ -187,11 +120,11 @@ impl AsFd for Tracefs {
     }
 }
 
-/// A file system of the kernel's own, mounted on nothing.
+/// A detached mount of a file system of the kernel.
 ///
 /// # Errors
-/// The kernel refuses, or has none of that kind.
-pub fn mounted_nowhere(kind: &CStr) -> Result<OwnedFd, Errno> {
+/// The kernel refuses, or has no such file system.
+pub fn detached_mount(kind: &CStr) -> Result<OwnedFd, Errno> {
     // SAFETY: the name is NUL-terminated and only read.
     let raw = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
     let context = owned(raw)?;
@@ -204,16 +137,6 @@ pub fn mounted_nowhere(kind: &CStr) -> Result<OwnedFd, Errno> {
     // SAFETY: the call takes a descriptor and flags by value.
     let raw = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0) };
     owned(raw)
-}
-
-/// Where an instance lies in tracefs.
-pub fn instance(name: &str) -> String {
-    format!("instances/{name}")
-}
-
-/// Where an instance lies for people: below the place that tracefs has on every system.
-pub fn instance_for_people(name: &str) -> PathBuf {
-    PathBuf::from("/sys/kernel/tracing").join(instance(name))
 }
 
 fn parse_mounts(mountinfo: &str) -> Vec<String> {
@@ -232,7 +155,7 @@ fn owned(raw: libc::c_long) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// What the last system call of this thread said.
+/// The error of this thread's last system call.
 pub fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
@@ -243,7 +166,7 @@ mod tests {
 
     #[test]
     fn each_answer_of_tracefs_has_its_own_remedy() {
-        let said = |source| TracefsError { attempt: "reading".into(), path: "x".into(), source }.to_string();
+        let said = |source| TracefsError { attempt: "reading", path: "x".into(), source }.to_string();
         for (errno, words) in [
             (Errno::PERM, "be root"),
             (Errno::ACCESS, "mount -o remount,gid=GROUP"),
@@ -260,20 +183,5 @@ mod tests {
             36 24 0:12 / /sys/kernel/tracing rw,nosuid shared:9 - tracefs tracefs rw\n";
         assert_eq!(parse_mounts(mountinfo), ["/sys/kernel/tracing"]);
         assert_eq!(parse_mounts("1 2 0:3 / /tracefs rw - tmpfs tracefs rw\n"), Vec::<String>::new());
-    }
-
-    #[test]
-    #[ignore = "needs: Tracefs"]
-    fn an_instance_is_made_and_removed_and_seen_by_everybody() {
-        let tracefs = Tracefs::open().unwrap();
-        let name = format!("zapscope-test-{}", std::process::id());
-        tracefs.make_instance(&name).unwrap();
-        let another = Tracefs::detached().unwrap();
-        assert!(another.read(&format!("{}/trace_clock", instance(&name))).unwrap().contains("mono"));
-        let twice = tracefs.make_instance(&name).unwrap_err();
-        assert_eq!(twice.source, Errno::EXIST);
-        another.remove_instance(&name).unwrap();
-        tracefs.remove_instance(&name).unwrap();
-        assert_eq!(tracefs.directory(&instance(&name)).unwrap_err().source, Errno::NOENT);
     }
 }

@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use super::switch_file::{read_switch, write_switch};
 use super::zram;
-use crate::tracefs::{self, Tracefs};
 
 /// How long a cgroup may take to notice that its last process is gone.
 const CGROUP_TRIES: u32 = 20;
@@ -47,11 +46,6 @@ pub enum UndoAction {
         /// The directory of the group that they came from.
         home: PathBuf,
     },
-    /// Remove an instance of tracefs.
-    RemoveTraceInstance {
-        /// Its name.
-        name: String,
-    },
 }
 
 /// What became of a change that was to be taken back.
@@ -84,7 +78,6 @@ impl UndoAction {
             Self::WriteFile { path, value, set } => restore(path, value, set),
             Self::RemoveZram { number, diskseq } => zram::remove(*number, *diskseq).map(restored),
             Self::RemoveCgroup { path, home } => ignore_absent(remove_cgroup(path, home)).map(restored),
-            Self::RemoveTraceInstance { name } => remove_trace_instance(name).map(restored),
         };
         done.map_err(|source| UndoError { action: self.to_string(), by_hand: self.by_hand(), source })
     }
@@ -98,10 +91,6 @@ impl UndoAction {
                  echo {number} > /sys/class/zram-control/hot_remove"
             ),
             Self::RemoveCgroup { path, .. } => format!("rmdir {}", path.display()),
-            Self::RemoveTraceInstance { name } => format!(
-                "mount -t tracefs nodev /sys/kernel/tracing; rmdir {}",
-                tracefs::instance_for_people(name).display()
-            ),
         }
     }
 }
@@ -112,14 +101,8 @@ impl fmt::Display for UndoAction {
             Self::WriteFile { path, value, .. } => write!(out, "write '{value}' back to {}", path.display()),
             Self::RemoveZram { number, .. } => write!(out, "remove zram{number}"),
             Self::RemoveCgroup { path, .. } => write!(out, "remove cgroup {}", path.display()),
-            Self::RemoveTraceInstance { name } => write!(out, "remove the tracefs instance {name}"),
         }
     }
-}
-
-fn remove_trace_instance(name: &str) -> io::Result<()> {
-    let tracefs = Tracefs::open().map_err(|error| io::Error::from(error.source))?;
-    tracefs.remove_instance(name).map_err(|error| error.source.into())
 }
 
 fn ignore_absent(done: io::Result<()>) -> io::Result<()> {
@@ -191,7 +174,6 @@ mod tests {
             UndoAction::WriteFile { path, value: "ma\ndvise\\".to_owned(), set: "x".to_owned() },
             UndoAction::RemoveZram { number: 3, diskseq: Some(11) },
             UndoAction::RemoveCgroup { path: "/sys/fs/cgroup/x".into(), home: "/sys/fs/cgroup".into() },
-            UndoAction::RemoveTraceInstance { name: "zapscope-1-0".to_owned() },
         ];
         for action in actions {
             let line = serde_json::to_string(&action).unwrap();

@@ -13,7 +13,7 @@ use guest_mem::HvaRange;
 
 use experiment::events::Certainty;
 use notifier_bridge::By;
-use tap::{AtWork, Event, Task, of_own, of_stranger};
+use tap::{Event, Ongoing, Task, of_own, of_range};
 
 /// System calls of a step, in order of time.
 #[derive(Clone, Debug, Default)]
@@ -57,38 +57,33 @@ pub fn attribute(
     pid: u32,
     mut each: impl FnMut(u64, HvaRange, By, Option<usize>),
 ) {
-    let mut at_work = AtWork::default();
+    let mut ongoing = Ongoing::default();
     for event in events {
-        let Some(range) = at_work.follow(event) else { continue };
-        let (cause, call) = cause_of(event, calls, &at_work, tasks, pid);
+        let Some(range) = ongoing.follow(event) else { continue };
+        let (cause, call) = cause_of(event, calls, &ongoing, tasks, pid);
         each(event.time_ns, range, cause, call);
     }
 }
 
-/// The cause of a range, and if it is a step's, which call's.
-fn cause_of(event: &Event, calls: &Calls, at_work: &AtWork, tasks: &[Task], pid: u32) -> (By, Option<usize>) {
-    let task = tasks.binary_search_by_key(&event.tid, |task| task.tid).ok().map(|index| &tasks[index]);
-    let work = at_work.cause(event.tid);
+/// The maker of a range, and the call if it is a step's.
+fn cause_of(event: &Event, calls: &Calls, ongoing: &Ongoing, tasks: &[Task], pid: u32) -> (By, Option<usize>) {
     if event.tid == calls.thread {
+        let work = ongoing.cause(event.tid);
         let call = calls.at(event.time_ns);
         let certainty = call.map(|call| calls.calls[call].certainty);
         return match (work, certainty) {
             (Some(_), Some(Certainty::Reclaim)) | (None, Some(_)) => (By::Step, call),
-            // Collapse and migration by address are what the call is for.
+            // The call is made for collapse or migration by address.
             (Some(By::Migration | By::Compaction), Some(_)) => (By::Step, call),
             (Some(work), _) => (work, None),
             (None, None) => (By::Zap, None),
         };
     }
-    let ours = event.pid == pid || task.is_some_and(|task| task.pid == Some(pid));
-    let cause = match (task, work) {
-        (Some(task), _) if task.kernel => of_stranger(Some(task)),
-        (_, Some(work)) => work,
-        (Some(task), None) if ours => of_own(task),
-        (None, None) if ours => By::OwnThread,
-        (task, None) => of_stranger(task),
+    let of_process = |process, task: Option<&Task>| {
+        let ours = event.pid == pid || process == pid;
+        ours.then(|| task.map_or(By::OwnThread, of_own))
     };
-    (cause, None)
+    (of_range(event, ongoing, tasks, of_process), None)
 }
 
 #[cfg(test)]

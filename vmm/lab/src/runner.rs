@@ -89,7 +89,7 @@ pub struct Runner<'a> {
     first_entry_ns: Option<u64>,
     /// The Linux guest, once a row needed it: it serves them all.
     linux: Option<Rc<LinuxMachine>>,
-    tap: Tapping<'a>,
+    tap: Tapping,
     /// By whom the host is changed, and whether its switches are.
     changes: Option<&'a HostChanges>,
     tuner: Option<Tuner<'a>>,
@@ -137,7 +137,7 @@ impl<'a> Runner<'a> {
             journal: Journal::default(),
             events: None,
             refilled: Vec::new(),
-            tap: Tapping::new(TapChoice::Off, None),
+            tap: Tapping::new(TapChoice::Off),
             changes: None,
             tuner: None,
         })
@@ -153,7 +153,7 @@ impl<'a> Runner<'a> {
 
     /// Has the kernel's own account kept by `tap`.
     #[must_use]
-    pub fn tapped(mut self, tap: Tapping<'a>) -> Self {
+    pub fn tapped(mut self, tap: Tapping) -> Self {
         self.tap = tap;
         self
     }

@@ -18,25 +18,25 @@ use super::calibrate::Announcer;
 use super::journal::Journal;
 use experiment::events::{Event as RowEvent, KernelRange};
 use experiment::record::{Measured, Warnings};
-use host::HostChanges;
 use tap::{Collector, Event, Interest, Tap, Via};
 
 /// Events that wait to be taken: four for each page of the largest step that anybody waits for.
 const CAPACITY: usize = 1 << 19;
 
-/// By which of the kernel's interfaces its account is wanted.
+/// The interface of the kernel by which its account is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum TapChoice {
-    /// The cheapest that this host permits: bpf, else tracefs, else perf.
+    /// The cheapest that this host permits: bpf, else perf.
     #[default]
     Auto,
     /// A BPF program for the ranges, perf events for their causes.
     Bpf,
     /// perf events.
     Perf,
-    /// A private tracefs instance.
+    /// As `auto`: a private tracefs instance, which earlier versions made, is not used any more.
+    #[value(hide = true)]
     Tracefs,
-    /// None.
+    /// No account.
     Off,
 }
 
@@ -50,10 +50,8 @@ pub trait Watch {
 }
 
 /// The tap of a run.
-pub struct Tapping<'c> {
+pub struct Tapping {
     choice: TapChoice,
-    /// Where an instance is made, and written down to be removed.
-    changes: Option<&'c HostChanges>,
     state: RefCell<State>,
 }
 
@@ -67,21 +65,21 @@ enum State {
 struct Open {
     collector: Collector,
     via: Via,
-    /// What the kernel picks.
+    /// The range by which the kernel selects.
     picked: HvaRange,
     /// What was lost before the span.
     lost_before: u64,
     events: Vec<Event>,
 }
 
-impl<'c> Tapping<'c> {
-    /// A tap to be opened when it is needed. Without `changes` there is no tracefs instance.
-    pub fn new(choice: TapChoice, changes: Option<&'c HostChanges>) -> Self {
+impl Tapping {
+    /// A tap to be opened when it is needed.
+    pub fn new(choice: TapChoice) -> Self {
         let state = match choice {
             TapChoice::Off => State::Without("the kernel's account was not wanted (`--tap off`)".to_owned()),
             _ => State::NotYet,
         };
-        Self { choice, changes, state: RefCell::new(state) }
+        Self { choice, state: RefCell::new(state) }
     }
 
     /// Why there is no account, if there is none.
@@ -119,7 +117,7 @@ impl<'c> Tapping<'c> {
         let State::Open(Open { via, collector, .. }) = self.state.replace(over) else { return None };
         drop(collector);
         let with = || {
-            let tap = Tap::around(&via, Interest::default(), announcer.range(), CAPACITY).ok()?;
+            let tap = Tap::around(via, Interest::default(), announcer.range(), CAPACITY).ok()?;
             let with = announcer.range_ns();
             drop(tap);
             Some(with)
@@ -152,38 +150,27 @@ impl<'c> Tapping<'c> {
 
     fn open(&self, arena: HvaRange) -> State {
         let mut reasons = Vec::new();
-        let ways = [TapChoice::Bpf, TapChoice::Tracefs, TapChoice::Perf];
-        for way in ways.into_iter().filter(|way| [TapChoice::Auto, *way].contains(&self.choice)) {
-            let via = match way {
-                TapChoice::Bpf => Ok(Via::Bpf),
-                TapChoice::Tracefs => self.instance().map(Via::Instance),
-                _ => Ok(Via::Perf),
-            };
+        let vias: &[Via] = match self.choice {
+            TapChoice::Auto | TapChoice::Tracefs => &[Via::Bpf, Via::Perf],
+            TapChoice::Bpf => &[Via::Bpf],
+            TapChoice::Perf => &[Via::Perf],
+            TapChoice::Off => &[],
+        };
+        for &via in vias {
             let interest = Interest { causes: true, ..Interest::default() };
-            let opened = via.and_then(|via| match Tap::around(&via, interest, arena, CAPACITY) {
-                Ok((collector, picked)) => Ok((via, collector, picked)),
-                Err(error) => Err(with_causes(&error)),
-            });
-            match opened {
-                Ok((via, collector, picked)) => {
+            match Tap::around(via, interest, arena, CAPACITY) {
+                Ok((collector, picked)) => {
                     return State::Open(Open { collector, via, picked, lost_before: 0, events: Vec::new() });
                 }
-                Err(why) => reasons.push(why),
+                Err(error) => reasons.push(with_causes(&error)),
             }
         }
         reasons.dedup();
         State::Without(reasons.join("; "))
     }
-
-    fn instance(&self) -> Result<String, String> {
-        let Some(changes) = self.changes else {
-            return Err("nobody would remove a tracefs instance again".to_owned());
-        };
-        changes.make_trace_instance("to read the kernel's own account").map_err(|error| with_causes(&error))
-    }
 }
 
-impl Watch for Tapping<'_> {
+impl Watch for Tapping {
     fn begin(&self, arena: HvaRange) -> bool {
         let mut state = self.state.borrow_mut();
         let reopens = match &*state {

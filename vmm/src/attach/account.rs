@@ -1,62 +1,68 @@
-//! The ranges that the kernel announced of somebody's memory: why, how large, and how large they had to be.
+//! The kernel's account of another process's VM: by whom, how large, and how large the ranges had to be.
+//!
+//! ```text
+//!   tap::Event ── by_whom ──> KernelRange, system call ── RangeSums (as a run's) ── line, record
+//!                                     └─ Layout: the folio that was there ── announced, needed
+//! ```
 
 use std::collections::BTreeMap;
 
 use guest_mem::{Address, HvaRange, LargeFolio, MapLevel, PAGE_SIZE, PMD_SIZE, PageRun, PageState};
 
-use notifier_bridge::Ranges;
-use tap::{AtWork, Call, Event, Task, Work, advice_name, cause};
+use experiment::events::{KernelRange, Ranges};
+use experiment::fold::{RANGE_SIZES, RangeSums};
+use notifier_bridge::By;
+use tap::{Call, Event, Ongoing, Task, Work, advice_name, of_range};
 
-/// How large ranges are: up to so much.
-pub const SIZES: [(&str, u64); 5] =
-    [("4 KiB", PAGE_SIZE), ("64 KiB", 64 << 10), ("1 MiB", 1 << 20), ("2 MiB", PMD_SIZE), ("more", u64::MAX)];
-
-/// Ranges by cause and by size.
+/// The ranges of a span.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    tallies: BTreeMap<(String, usize), Ranges>,
-    /// Bytes of ranges that took a folio each, and of these folios.
+    ranges: RangeSums<Call>,
+    /// Bytes of the ranges that took one folio each.
     pub announced: u64,
-    /// See `announced`.
+    /// Bytes of these folios.
     pub needed: u64,
-    /// Ranges that took a folio whose size is not known, which neither of the two has.
+    /// Ranges that took one folio of unknown size. They are in neither of the two sums.
     pub unknown: u64,
     /// KVM's faults, SPTEs set and so on, by name.
-    pub deeds: BTreeMap<&'static str, u64>,
+    pub kvm_events: BTreeMap<&'static str, u64>,
     /// Events that were lost.
     pub lost: u64,
 }
 
-/// What the memory is that ranges are about, as it was when a span began.
+/// The pages of the watched memory at the beginning of a span.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Layout<'a> {
-    /// Its pages, lowest first.
+    /// The pages, lowest first.
     pub pages: &'a [PageRun],
-    /// The folios of more than one page that PTEs map, lowest first; `None` if it is not known which there are.
+    /// The folios of more than one page that PTEs map, lowest first; `None` if they are not known.
     pub folios: Option<&'a [LargeFolio]>,
 }
 
-/// What is known of whoever made an event.
+/// The threads and processes that may announce a range.
 #[derive(Clone, Copy, Debug)]
 pub struct Parties<'a> {
-    /// Threads heard of, in order of number.
+    /// Threads of events, in order of thread ID.
     pub tasks: &'a [Task],
-    /// The process whose memory it is.
+    /// The process that holds the VM.
     pub holder: u32,
-    /// This one.
+    /// This process.
     pub ours: u32,
 }
 
 impl Account {
-    /// Adds the events of a span, in order of time. `at_work` is what threads were at when it began, and in the end what
-    /// they are at then; `layout` is what the memory was before it.
-    pub fn add(&mut self, events: &[Event], at_work: &mut AtWork, parties: Parties<'_>, layout: Layout<'_>) {
+    /// Adds the events of a span, in order of time. `ongoing` is the work in progress at the beginning of the span, and
+    /// afterwards that at its end; `layout` is the memory at its beginning.
+    pub fn add(&mut self, events: &[Event], ongoing: &mut Ongoing, parties: Parties<'_>, layout: Layout<'_>) {
         for event in events {
-            let Some(range) = at_work.follow(event) else { continue };
-            let (name, takes_folios) = cause_of(event, at_work, parties);
-            self.count(&name, range);
+            let Some(range) = ongoing.follow(event) else { continue };
+            let (cause, call) = by_whom(event, ongoing, parties);
+            let start = range.start().get() as i64;
+            let kernel_range =
+                KernelRange { at_ns: event.time_ns, start, bytes: range.len(), cause, call: None };
+            self.ranges.add(&kernel_range, call);
             match layout.needed_by(range) {
-                _ if !takes_folios => {}
+                _ if !takes_folio(cause, call) => {}
                 Some(needed) => {
                     self.announced = self.announced.saturating_add(range.len());
                     self.needed = self.needed.saturating_add(needed);
@@ -66,104 +72,99 @@ impl Account {
         }
     }
 
-    fn count(&mut self, cause: &str, range: HvaRange) {
-        let size = SIZES.iter().position(|(_, most)| range.len() <= *most).unwrap_or(SIZES.len() - 1);
-        *self.tallies.entry((cause.to_owned(), size)).or_default() +=
-            Ranges { ranges: 1, bytes: range.len() };
-    }
-
-    /// Adds another span's.
+    /// Adds the account of another span.
     pub fn merge(&mut self, other: &Self) {
-        for (key, tally) in &other.tallies {
-            *self.tallies.entry(key.clone()).or_default() += *tally;
-        }
-        // A VMM may unmap what it only reserved, over and over: terabytes each time.
+        self.ranges.merge(&other.ranges);
+        // A VMM may repeatedly unmap terabytes that it only reserved.
         self.announced = self.announced.saturating_add(other.announced);
         self.needed = self.needed.saturating_add(other.needed);
         self.unknown += other.unknown;
         self.lost += other.lost;
-        for (name, count) in &other.deeds {
-            *self.deeds.entry(name).or_default() += count;
+        for (name, count) in &other.kvm_events {
+            *self.kvm_events.entry(name).or_default() += count;
         }
     }
 
-    /// All of them together.
+    /// All ranges together.
     pub fn all(&self) -> Ranges {
-        self.sum(|_, _| true)
+        self.ranges.sum(|_, _, _| true)
     }
 
-    /// Those of a size, by its place in [`SIZES`].
+    /// The ranges of a class of size, by its place in [`RANGE_SIZES`].
     pub fn of_size(&self, size: usize) -> Ranges {
-        self.sum(|_, of| of == size)
-    }
-
-    /// Those of a cause.
-    pub fn of_cause(&self, cause: &str) -> Ranges {
-        self.sum(|of, _| of == cause)
+        self.ranges.sum(|_, _, of| of == size)
     }
 
     /// The causes, most ranges first.
-    pub fn causes(&self) -> Vec<(&str, Ranges)> {
-        let mut names: Vec<&str> = self.tallies.keys().map(|(cause, _)| cause.as_str()).collect();
-        names.dedup();
-        let mut causes: Vec<_> = names.into_iter().map(|name| (name, self.of_cause(name))).collect();
-        causes.sort_by_key(|(_, tally)| std::cmp::Reverse(tally.ranges));
+    pub fn causes(&self) -> Vec<(String, Ranges)> {
+        let mut causes: BTreeMap<String, Ranges> = BTreeMap::new();
+        for (by, call, _, ranges) in self.ranges.iter() {
+            *causes.entry(cause_name(by, call)).or_default() += ranges;
+        }
+        let mut causes: Vec<_> = causes.into_iter().collect();
+        causes.sort_by_key(|(_, ranges)| std::cmp::Reverse(ranges.ranges));
         causes
     }
 
-    /// Every cause and size that there was.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &'static str, Ranges)> {
-        self.tallies.iter().map(|((cause, size), tally)| (cause.as_str(), SIZES[*size].0, *tally))
+    /// Every cause and class of size of which there is a range, in order of name and size.
+    pub fn by_cause_and_size(&self) -> Vec<(String, &'static str, Ranges)> {
+        let mut all: Vec<_> =
+            self.ranges.iter().map(|(by, call, size, sum)| (cause_name(by, call), size, sum)).collect();
+        all.sort_by(|one, other| (&one.0, one.1).cmp(&(&other.0, other.1)));
+        all.into_iter().map(|(cause, size, sum)| (cause, RANGE_SIZES[size].0, sum)).collect()
     }
 
-    /// Bytes announced for each byte of the folios taken, 1 at least; `None` if none was taken, or some of which that is not
-    /// known: they would be the wide ones.
+    /// Bytes announced for each byte of the folios taken, at least 1; `None` if no folio was taken, or one of unknown size: the
+    /// unknown ones are the large ones.
     pub fn amplification(&self) -> Option<f64> {
         (self.needed > 0 && self.unknown == 0).then(|| self.announced as f64 / self.needed as f64)
     }
-
-    fn sum(&self, wanted: impl Fn(&str, usize) -> bool) -> Ranges {
-        let mut sum = Ranges::default();
-        for ((cause, size), tally) in &self.tallies {
-            if wanted(cause, *size) {
-                sum += *tally;
-            }
-        }
-        sum
-    }
 }
 
-/// Why, in a word, and whether each such range takes one folio.
-fn cause_of(event: &Event, at_work: &AtWork, parties: Parties<'_>) -> (String, bool) {
-    let task =
-        parties.tasks.binary_search_by_key(&event.tid, |task| task.tid).ok().map(|at| &parties.tasks[at]);
-    let work = at_work.innermost(event.tid);
-    if let Some(cause) = work.and_then(cause::of_work) {
-        return (cause.name().to_owned(), true);
-    }
-    let kernels = cause::of_stranger(task);
-    let pid = task.and_then(|task| task.pid);
-    let whose = match pid {
-        // Of kernel threads, what they are called says what they do.
-        _ if task.is_some_and(|task| task.kernel) => return (kernels.name().to_owned(), true),
-        Some(pid) if pid == parties.holder => "holder",
-        Some(pid) if pid == parties.ours => "zapscope",
-        Some(_) => "another",
-        None => return (kernels.name().to_owned(), false),
+/// The maker of a range, as a run has it; and the system call that a process's thread was in.
+fn by_whom(event: &Event, ongoing: &Ongoing, parties: Parties<'_>) -> (By, Option<Call>) {
+    let by = of_range(event, ongoing, parties.tasks, |pid, task| match pid {
+        pid if pid == parties.holder => Some(By::Holder),
+        pid if pid == parties.ours => Some(By::OwnThread),
+        _ => task.and_then(|task| task.pid).map(|_| By::AnotherProcess),
+    });
+    let call = match ongoing.innermost(event.tid) {
+        Some(Work::Call(call)) if matches!(by, By::Holder | By::OwnThread | By::AnotherProcess) => Some(call),
+        _ => None,
     };
-    match work {
-        Some(Work::Call(call)) => (format!("{whose}: {}", name_of(call)), takes_folios(call)),
-        _ if whose == "holder" => ("holder: fault".to_owned(), true),
-        _ => (whose.to_owned(), false),
+    (by, call)
+}
+
+/// Whether each such range takes one folio: reclaim, compaction, migration and collapse do, and a fault.
+fn takes_folio(by: By, call: Option<Call>) -> bool {
+    match (by, call) {
+        (
+            By::Holder | By::OwnThread | By::AnotherProcess,
+            Some(Call::Madvise(advice) | Call::ProcessMadvise(advice)),
+        ) => advice as i32 == libc::MADV_PAGEOUT,
+        (By::Holder, call) => call.is_none(),
+        (By::OwnThread | By::AnotherProcess | By::Unattributed, _) => false,
+        _ => true,
     }
 }
 
-fn takes_folios(call: Call) -> bool {
-    matches!(call, Call::Madvise(advice) | Call::ProcessMadvise(advice) if advice as i32 == libc::MADV_PAGEOUT)
+/// `kswapd`, `holder: madvise(DONTNEED)`.
+fn cause_name(by: By, call: Option<Call>) -> String {
+    let process = match by {
+        By::Holder => "holder",
+        By::OwnThread => "zapscope",
+        By::AnotherProcess => "another",
+        by => return by.name().to_owned(),
+    };
+    match (by, call) {
+        (_, Some(call)) => format!("{process}: {}", call_name(call)),
+        (By::Holder, None) => "holder: fault".to_owned(),
+        (_, None) => process.to_owned(),
+    }
 }
 
 /// `madvise(PAGEOUT)`.
-fn name_of(call: Call) -> String {
+fn call_name(call: Call) -> String {
     let advised = |call: &str, advice: u32| match advice_name(advice) {
         Some(name) => format!("{call}({name})"),
         None => format!("{call}({advice})"),
@@ -182,8 +183,8 @@ fn name_of(call: Call) -> String {
 }
 
 impl Layout<'_> {
-    /// How much a range that takes one folio had to cover: the folio that was there, and no more than was announced, since a
-    /// folio may have been split within the span. `None` where what was there is not known.
+    /// Bytes of the folio that a range takes, at most the range: the folio may have been split within the span. `None` if the
+    /// folio is not known.
     fn needed_by(&self, range: HvaRange) -> Option<u64> {
         if range.len() <= PAGE_SIZE {
             return Some(range.len());
@@ -192,7 +193,7 @@ impl Layout<'_> {
         let after = self.pages.partition_point(|run| run.range.end() <= start);
         let run = self.pages.get(after).filter(|run| run.range.contains(start))?;
         match run.state {
-            // Less than all of it is what was left of it after a split.
+            // A range of less than all of it is of what a split left.
             PageState::Mapped { level: MapLevel::Pmd, .. } => {
                 (start.is_aligned(PMD_SIZE) && range.len() >= PMD_SIZE).then_some(PMD_SIZE)
             }
@@ -202,7 +203,7 @@ impl Layout<'_> {
                 let folio = folios.get(after).filter(|folio| folio.pages.contains(start));
                 Some(folio.map_or(PAGE_SIZE, |folio| folio.pages.len().min(range.len())))
             }
-            // It came and went within the span.
+            // It was mapped and taken within the span.
             PageState::Absent | PageState::Cached | PageState::Swapped | PageState::Zero(_) => None,
         }
     }
@@ -260,11 +261,13 @@ mod tests {
         let parties = Parties { tasks: &tasks, holder: HOLDER, ours: OURS };
         let account_of = |folios| {
             let mut account = Account::default();
-            account.add(&events, &mut AtWork::default(), parties, Layout { pages: &pages, folios });
+            account.add(&events, &mut Ongoing::default(), parties, Layout { pages: &pages, folios });
             account
         };
         let account = account_of(Some(folios.as_slice()));
-        let seen: Vec<_> = account.iter().map(|(cause, size, tally)| (cause, size, tally.ranges)).collect();
+        let seen = account.by_cause_and_size();
+        let seen: Vec<_> =
+            seen.iter().map(|(cause, size, sum)| (cause.as_str(), *size, sum.ranges)).collect();
         assert_eq!(
             seen,
             [
@@ -277,7 +280,7 @@ mod tests {
                 ("zapscope: process_madvise(PAGEOUT)", "2 MiB", 1),
             ]
         );
-        // 4 KiB for 4, 2 MiB for 2 MiB, 4 KiB for 4, and for a folio of 16 KiB 2 MiB and 64 KiB.
+        // 4 KiB for 4 KiB, 2 MiB for 2 MiB, 4 KiB for 4 KiB; and 2 MiB and 64 KiB for a folio of 16 KiB.
         let announced = 2 * PAGE_SIZE + 2 * PMD_SIZE + 16 * PAGE_SIZE;
         let needed = PMD_SIZE + 2 * PAGE_SIZE + 2 * 4 * PAGE_SIZE;
         assert_eq!((account.announced, account.needed, account.unknown), (announced, needed, 0));
@@ -287,12 +290,15 @@ mod tests {
         let mut twice = account.clone();
         twice.merge(&account);
         assert_eq!(twice.all().ranges, 14);
-        assert_eq!(twice.causes()[0], ("kswapd", Ranges { ranges: 4, bytes: 2 * (PMD_SIZE + PAGE_SIZE) }));
+        assert_eq!(
+            twice.causes()[0],
+            ("kswapd".to_owned(), Ranges { ranges: 4, bytes: 2 * (PMD_SIZE + PAGE_SIZE) })
+        );
     }
 
-    /// A huge page that leaves page by page, whatever was known of it before.
+    /// A huge page that leaves page by page.
     #[test]
-    fn nothing_is_announced_of_which_less_than_all_was_needed() {
+    fn what_a_range_needed_is_never_more_than_the_range() {
         let block = range(PMD_SIZE, PMD_SIZE);
         let huge = PageRun { range: block, state: PageState::Mapped { level: MapLevel::Pmd, file: false } };
         let kswapd = [task(7, 7, "kswapd0", true)];
@@ -300,13 +306,13 @@ mod tests {
         let of = |ranges: &[HvaRange], pages: &[PageRun]| {
             let events: Vec<Event> = ranges.iter().map(|range| event(7, What::Range(*range))).collect();
             let mut account = Account::default();
-            account.add(&events, &mut AtWork::default(), parties, Layout { pages, folios: Some(&[]) });
+            account.add(&events, &mut Ongoing::default(), parties, Layout { pages, folios: Some(&[]) });
             account
         };
         let apart: Vec<HvaRange> = std::iter::once(block).chain(block.pages()).collect();
         let account = of(&apart, &[huge]);
         assert_eq!((account.amplification(), account.unknown), (Some(1.0), 0));
-        // Wider than a page, in what was a huge page, or where nothing was.
+        // A range of more than a page in a huge page, or where nothing was mapped.
         let part = range(PMD_SIZE + 4 * PAGE_SIZE, 8 * PAGE_SIZE);
         for pages in [&[huge][..], &[]] {
             let account = of(&[part], pages);
@@ -315,9 +321,9 @@ mod tests {
     }
 
     #[test]
-    fn an_advice_is_told_by_name() {
-        assert_eq!(name_of(Call::Madvise(16)), "madvise(DONTDUMP)");
-        assert_eq!(name_of(Call::ProcessMadvise(25)), "process_madvise(COLLAPSE)");
-        assert_eq!(name_of(Call::Madvise(77)), "madvise(77)");
+    fn an_advice_has_a_name() {
+        assert_eq!(call_name(Call::Madvise(16)), "madvise(DONTDUMP)");
+        assert_eq!(call_name(Call::ProcessMadvise(25)), "process_madvise(COLLAPSE)");
+        assert_eq!(call_name(Call::Madvise(77)), "madvise(77)");
     }
 }

@@ -1,4 +1,4 @@
-//! KVM's counters of another process's VMs: its directory in debugfs, `kvm/PID-FD`.
+//! KVM's counters of another process's VMs, in the debugfs directories `kvm/PID-FD`.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,9 +7,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use guest_mem::remedy::{self, Asked};
-use host::tracefs::mounted_nowhere;
+use host::tracefs::detached_mount;
 
-/// The counters that are read, as far as this KVM has them: leaf SPTEs now, and what was done so far.
+/// The counters that are read, if this KVM has them: leaf SPTEs at present, and events so far.
 pub const NAMES: [&str; 9] = [
     "pages_4k",
     "pages_2m",
@@ -22,37 +22,37 @@ pub const NAMES: [&str; 9] = [
     "remote_tlb_flush",
 ];
 
-/// Why there are no counters.
+/// The counters cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CountersError {
-    /// debugfs is not for us.
+    /// debugfs cannot be mounted.
     #[error("KVM's counters of other processes are in debugfs, which cannot be mounted{}", remedy::after(Asked::Mount, *.0))]
     Debugfs(#[source] Errno),
-    /// KVM keeps none for this VM.
+    /// KVM has no directory for this VM.
     #[error(
         "debugfs has no kvm/{pid}-{fd}: the VM was made by another process, or this KVM keeps no such counters"
     )]
     Directory {
-        /// Who holds the VM.
+        /// The process that holds the VM.
         pid: u32,
-        /// By which descriptor.
+        /// Its descriptor of the VM.
         fd: u32,
-        /// What the kernel said.
+        /// The kernel's answer.
         source: Errno,
     },
 }
 
-/// The directories of some VMs.
+/// The directories of a process's VMs.
 #[derive(Debug)]
 pub struct Counters(Vec<OwnedFd>);
 
 impl Counters {
-    /// Of the VMs that process `pid` has these descriptors of.
+    /// Opens the directories of these descriptors of process `pid`.
     ///
     /// # Errors
     /// [`CountersError`].
     pub fn open(pid: u32, vms: &[u32]) -> Result<Self, CountersError> {
-        let debugfs = mounted_nowhere(c"debugfs").map_err(CountersError::Debugfs)?;
+        let debugfs = detached_mount(c"debugfs").map_err(CountersError::Debugfs)?;
         let open = |&fd: &u32| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::openat(&debugfs, format!("kvm/{pid}-{fd}"), flags, Mode::empty())
@@ -61,7 +61,7 @@ impl Counters {
         vms.iter().map(open).collect::<Result<_, _>>().map(Self)
     }
 
-    /// What they say now, all VMs together. A counter that this KVM lacks is left out.
+    /// The present values, summed over the VMs, without the counters that this KVM lacks.
     pub fn read(&self) -> BTreeMap<&'static str, u64> {
         let mut all = BTreeMap::new();
         for directory in &self.0 {
@@ -75,23 +75,23 @@ impl Counters {
     }
 }
 
-/// How far KVM's counters of other processes' VMs can be read.
+/// Which of KVM's counters of other processes' VMs can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readable {
     /// All of them.
     All,
-    /// Not those that can be reset, of faults among them: the kernel is locked down.
+    /// All but those that can be reset, as those of faults: the kernel is locked down.
     NotFaults,
-    /// None, and why.
+    /// None, for this reason.
     None(Errno),
 }
 
 impl Readable {
-    /// Tries it with the sums of all VMs, which are there when no VM is.
+    /// Opens the sums over all VMs, which exist without any VM.
     pub fn probe() -> Self {
         let read_only = OFlags::RDONLY | OFlags::CLOEXEC;
         let open = |name: &str| {
-            let debugfs = mounted_nowhere(c"debugfs")?;
+            let debugfs = detached_mount(c"debugfs")?;
             rustix::fs::openat(&debugfs, format!("kvm/{name}"), read_only, Mode::empty()).map(drop)
         };
         match (open("pages_4k"), open("pf_fixed")) {

@@ -1,4 +1,4 @@
-//! A process that holds virtual machines, as far as another process can see.
+//! A process that holds virtual machines, as another process sees it.
 
 use program::exit::{Class, Classified};
 use program::output::visible;
@@ -9,13 +9,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-/// Why a process cannot be watched.
+/// A process cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum HolderError {
-    /// There is none.
+    /// There is no such process.
     #[error("there is no process {0}")]
     NoProcess(u32),
-    /// It ended while it was looked at.
+    /// It ended meanwhile.
     #[error("process {pid} ({comm}) has ended")]
     Ended {
         /// The process's number.
@@ -23,7 +23,7 @@ pub enum HolderError {
         /// Its name.
         comm: String,
     },
-    /// It is somebody else's.
+    /// It is another user's.
     #[error(
         "process {pid} ({comm}) belongs to user {uid}, and we may not look at its {what}: run as root, or as that user"
     )]
@@ -32,29 +32,29 @@ pub enum HolderError {
         pid: u32,
         /// Its name.
         comm: String,
-        /// The user that it belongs to.
+        /// Its user.
         uid: String,
-        /// What was looked for.
+        /// What was to be read.
         what: &'static str,
     },
-    /// No file of it is a VM.
+    /// None of its open files is a VM.
     #[error("process {pid} ({comm}) holds no KVM virtual machine: none of its {files} open files is one")]
     NoVm {
         /// The process's number.
         pid: u32,
         /// Its name.
         comm: String,
-        /// How many files it has open.
+        /// The number of its open files.
         files: usize,
     },
-    /// Something else.
+    /// The system answered something else.
     #[error("process {pid}: cannot read its {what}")]
     Read {
         /// The process's number.
         pid: u32,
-        /// What was looked for.
+        /// What was to be read.
         what: &'static str,
-        /// What the system answered.
+        /// The system's answer.
         source: io::Error,
     },
 }
@@ -70,8 +70,7 @@ impl Classified for HolderError {
     }
 }
 
-/// A process that holds at least one VM. Its number stays its own as long as this lives: another process that gets the
-/// same is not taken for it.
+/// A process that holds at least one VM. The pidfd keeps it apart from another process that gets the same PID later.
 #[derive(Debug)]
 pub struct Holder {
     pidfd: OwnedFd,
@@ -83,7 +82,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Looks at a process.
+    /// Opens a process.
     ///
     /// # Errors
     /// [`HolderError`].
@@ -103,7 +102,7 @@ impl Holder {
         Ok(holder)
     }
 
-    /// Its number.
+    /// Its PID.
     pub const fn pid(&self) -> u32 {
         self.pid
     }
@@ -115,11 +114,11 @@ impl Holder {
     pub fn vms(&self) -> &[u32] {
         &self.vms
     }
-    /// How many vCPUs all of them have.
+    /// The number of vCPUs of all its VMs.
     pub const fn vcpus(&self) -> u32 {
         self.vcpus
     }
-    /// The descriptor that stands for it.
+    /// Its pidfd.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -128,7 +127,7 @@ impl Holder {
     pub fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // A pidfd can be read when its process has ended.
+        // A pidfd is readable once its process has ended.
         !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1))
     }
 
@@ -140,7 +139,7 @@ impl Holder {
         self.text("maps", "mappings")
     }
 
-    /// The same with what the kernel says of each: `/proc/PID/smaps`. It goes through all page tables for that.
+    /// Its mappings with their statistics: `/proc/PID/smaps`. The kernel walks all page tables for them.
     ///
     /// # Errors
     /// [`HolderError`].
@@ -148,20 +147,20 @@ impl Holder {
         self.text("smaps", "mappings")
     }
 
-    /// The numbers of its threads.
+    /// The IDs of its threads.
     pub fn threads(&self) -> Vec<u32> {
         let entries = std::fs::read_dir(self.path("task")).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
-    /// How its end is told.
+    /// The error that tells its end.
     pub fn ended(&self) -> HolderError {
         HolderError::Ended { pid: self.pid, comm: self.comm.clone() }
     }
 
     fn text(&self, file: &str, what: &'static str) -> Result<String, HolderError> {
         let bytes = std::fs::read(self.path(file)).map_err(|error| self.failed(what, error))?;
-        // What was read of a process that has ended may be another's.
+        // Once the process has ended, the file may have been another process's.
         if !self.is_alive() {
             return Err(self.ended());
         }
@@ -172,7 +171,7 @@ impl Holder {
         format!("/proc/{}/{file}", self.pid)
     }
 
-    /// Finds its VMs and vCPUs among its open files; returns how many it has.
+    /// Finds its VMs and vCPUs among its open files; returns the number of files.
     fn find_vms(&mut self) -> Result<usize, HolderError> {
         let what = "open files";
         let entries = std::fs::read_dir(self.path("fd")).map_err(|error| self.failed(what, error))?;
@@ -180,7 +179,7 @@ impl Holder {
         for entry in entries {
             let entry = entry.map_err(|error| self.failed(what, error))?;
             files += 1;
-            // A file that was closed meanwhile is no VM.
+            // The file may have been closed meanwhile.
             let Ok(target) = std::fs::read_link(entry.path()) else { continue };
             let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
             match (classify(&target.to_string_lossy()), number) {
@@ -210,14 +209,14 @@ impl Holder {
     }
 }
 
-/// An open file that has to do with KVM.
+/// An open file of KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum File {
     Vm,
     Vcpu,
 }
 
-/// What the target of a link in `/proc/PID/fd` is: `anon_inode:kvm-vm`, `anon_inode:kvm-vcpu:3`.
+/// Parses the target of a link in `/proc/PID/fd`: `anon_inode:kvm-vm`, `anon_inode:kvm-vcpu:3`.
 fn classify(target: &str) -> Option<File> {
     let name = target.strip_prefix("anon_inode:")?;
     match name.strip_prefix("kvm-")? {
@@ -234,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_told_apart_by_name() {
+    fn files_are_distinguished_by_name() {
         assert_eq!(classify("anon_inode:kvm-vm"), Some(File::Vm));
         assert_eq!(classify("anon_inode:kvm-vcpu:12"), Some(File::Vcpu));
         assert_eq!(classify("anon_inode:kvm-vcpu-stats:0"), None);
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_without_a_vm_and_none_at_all_are_told_apart() {
+    fn a_process_without_a_vm_and_a_missing_process_are_distinguished() {
         let ours = std::process::id();
         assert!(matches!(Holder::open(ours), Err(HolderError::NoVm { pid, .. }) if pid == ours));
         for pid in [0, u32::MAX, i32::MAX as u32] {
@@ -253,10 +252,10 @@ mod tests {
     }
 
     #[test]
-    fn one_that_ends_is_noticed() {
+    fn the_end_of_a_process_is_noticed() {
         let piped = std::process::Stdio::piped;
         let mut child = std::process::Command::new("cat").stdin(piped()).stdout(piped()).spawn().unwrap();
-        // Its program is mapped only some time after its start: what it echoes says that it runs.
+        // Its program is mapped some time after its start: it runs once it echoes.
         child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let pid = Pid::from_child(&child);

@@ -1,37 +1,37 @@
-//! A guest's memory, as far as its holder's mappings tell.
+//! A guest's memory, by the mappings of the process that holds its VM.
 //!
-//! The memslots of another process's VM cannot be read: the ioctls of a VM answer the process that made it alone. What is
-//! left are its mappings: large ones that can be written to and are no file on a disk, stack or heap.
+//! The memslots of another process's VM cannot be read: the ioctls of a VM are refused to other processes. So the guest's
+//! memory is guessed: large writable mappings that are not a file on a disk, a stack or a heap.
 
 use guest_mem::{Hva, HvaRange};
 
 use program::output::visible;
 
-/// The least that private memory must have to be taken for a guest's: thread stacks and heaps have less.
+/// The smallest private mapping that is taken for a guest's memory: thread stacks and heaps are smaller.
 const LEAST_PRIVATE: u64 = 16 << 20;
-/// The same of shared memory, which few things but guests have.
+/// The smallest shared mapping that is.
 const LEAST_SHARED: u64 = 2 << 20;
-/// The most mappings that are watched, the largest ones.
+/// The limit on mappings that are watched: the largest ones.
 const MOST: usize = 16;
 
-/// Memory that is a guest's, probably.
+/// A mapping that is probably a guest's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Where, in its holder.
+    /// Its addresses in the holder.
     pub range: HvaRange,
-    /// Whether others may map it too.
+    /// Whether the mapping is shared.
     pub shared: bool,
-    /// What it is called in `/proc/PID/maps`; empty for private memory without a name.
+    /// Its name in `/proc/PID/maps`; empty for private memory without a name.
     pub name: String,
 }
 
-/// Addresses that somebody named, and where nothing is mapped.
+/// Addresses of `--memory` at which nothing is mapped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("nothing is mapped at {:x}-{:x}; {}", hole.start().get(), hole.end().get(), nearest(.near))]
 pub struct NotMapped {
-    /// The first part of them of which that is so.
+    /// The first unmapped part of them.
     pub hole: HvaRange,
-    /// The mapping that is nearest; `None` if there is none at all.
+    /// The nearest mapping; `None` if the process has none.
     pub near: Option<Memory>,
 }
 
@@ -45,14 +45,14 @@ fn nearest(near: &Option<Memory>) -> String {
     }
 }
 
-/// What of `/proc/PID/maps` is a guest's memory, probably: lowest first.
+/// The mappings of `/proc/PID/maps` that are probably a guest's memory, lowest first.
 pub fn guest_memory(maps: &str) -> Vec<Memory> {
     let may_be_a_guests = |mapping: &Mapping| mapping.writable && is_memory(&mapping.memory.name);
     let candidates = maps.lines().filter_map(parse).filter(may_be_a_guests).map(|mapping| mapping.memory);
     let mut found: Vec<Memory> = Vec::new();
     for memory in candidates {
         match found.last_mut() {
-            // One mapping of the guest's may be many of the kernel's.
+            // The kernel may split one mapping into several.
             Some(last)
                 if last.range.end() == memory.range.start()
                     && last.shared == memory.shared
@@ -70,10 +70,10 @@ pub fn guest_memory(maps: &str) -> Vec<Memory> {
     found
 }
 
-/// The memory at addresses that somebody named, described as the mapping in which they begin.
+/// The memory at these addresses, described as the mapping in which they begin.
 ///
 /// # Errors
-/// A part of them is not mapped: no range is ever announced there.
+/// A part of them is not mapped, where no range is ever announced.
 pub fn named(maps: &str, range: HvaRange) -> Result<Memory, NotMapped> {
     let mappings: Vec<Memory> = maps.lines().filter_map(parse).map(|mapping| mapping.memory).collect();
     let mut rest = range;
@@ -108,7 +108,7 @@ pub fn mapping_of(line: &str) -> Option<HvaRange> {
     parse(line).map(|mapping| mapping.memory.range)
 }
 
-/// Whether what is mapped there leaves memory for swap alone, as against a file on a disk.
+/// Whether its pages can only leave to swap, and not to a file on a disk.
 pub fn needs_swap(memory: &Memory) -> bool {
     is_memory(&memory.name) || memory.name.starts_with('[')
 }
@@ -154,7 +154,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn large_writable_memory_is_a_guests() {
+    fn large_writable_mappings_are_a_guests_memory() {
         let maps = "\
             55d0c0000000-55d0c8000000 rw-p 00000000 00:00 0                          [heap]\n\
             7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \n\
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_is_described_as_it_is_mapped() {
+    fn addresses_are_described_as_their_mapping() {
         let found = named(MAPS, at(0x7f00_0010_0000, 0x7f00_0030_0000)).unwrap();
         assert_eq!((found.range.len(), found.shared, found.name.as_str()), (2 << 20, false, ""));
         let found = named(MAPS, at(0x7f00_0020_0000, 0x7f00_0040_0000)).unwrap();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_mapped_is_refused_with_the_nearest_mapping() {
+    fn unmapped_addresses_are_refused_with_the_nearest_mapping() {
         for (range, hole, near) in [
             (at(0x1000, 0x2000), at(0x1000, 0x2000), "10000000-10010000, [heap]"),
             (at(0x1000, 0x1001_0000), at(0x1000, 0x1000_0000), "10000000-10010000, [heap]"),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever stands there, what is found is in order, apart, and not too much.
+        /// The result is in order of address and within the limit, whatever the text.
         #[test]
         fn any_text_is_read(text in "([0-9a-f]{1,17}-[0-9a-f]{1,17} rw-[ps] 0 0 0[ a-z/]{0,9}\n){0,30}|.{0,200}") {
             let found = guest_memory(&text);

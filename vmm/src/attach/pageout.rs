@@ -1,4 +1,4 @@
-//! Pushing another process's memory out: `process_madvise`.
+//! Paging out another process's memory: `process_madvise`.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -12,26 +12,26 @@ use host::tracefs::last_errno;
 use program::exit::{Class, Classified};
 use program::units;
 
-/// Why memory could not be pushed out.
+/// Memory could not be paged out.
 #[derive(Debug, thiserror::Error)]
 pub enum PageoutError {
-    /// We may not.
+    /// This process may not.
     #[error(
         "the memory of another process is paged out with CAP_SYS_NICE and the right to look at it: run as root"
     )]
     Refused,
-    /// There is nowhere to page out to. The call would do no good, and take huge pages apart.
+    /// There is no room in swap. The call would split huge pages for nothing.
     #[error("--pageout: nothing can leave: {0}")]
     NoSwap(&'static str),
-    /// The kernel has no such call.
+    /// The kernel lacks the call.
     #[error("this kernel has no process_madvise: Linux 5.10 brought it")]
     NoCall,
-    /// Something else.
+    /// The call failed otherwise.
     #[error("process_madvise(MADV_PAGEOUT) of {range}")]
     Call {
-        /// What was left.
+        /// The rest of the range.
         range: HvaRange,
-        /// What the kernel said.
+        /// The kernel's answer.
         source: Errno,
     },
 }
@@ -45,20 +45,20 @@ impl Classified for PageoutError {
     }
 }
 
-/// What a page-out did.
+/// The result of a page-out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Pushed {
+pub struct PagedOut {
     start: u64,
     end: u64,
-    /// Bytes that were mapped before; null if page tables cannot be read.
+    /// Mapped bytes before it; null if page tables cannot be read.
     mapped_before: Option<u64>,
-    /// And after it.
+    /// Mapped bytes after it.
     mapped_after: Option<u64>,
 }
 
-impl Pushed {
-    /// What left, in a sentence; and why not all did, as far as that is known.
-    pub fn told(&self) -> String {
+impl PagedOut {
+    /// A sentence: the bytes that left, and if not all did, the possible reasons.
+    pub fn sentence(&self) -> String {
         let asked = self.end - self.start;
         let (Some(before), Some(after)) = (self.mapped_before, self.mapped_after) else {
             return format!("--pageout: asked for {}; what left is not known", units::bytes(asked));
@@ -76,11 +76,11 @@ impl Pushed {
     }
 }
 
-/// Pages out a range of the memory that `holder` has mapped as `of`, and looks what left.
+/// Pages out a range of the memory that `holder` has mapped as `of`, and reads what left.
 ///
 /// # Errors
 /// [`PageoutError`].
-pub fn page_out(holder: &Holder, of: &Memory, range: HvaRange) -> Result<Pushed, PageoutError> {
+pub fn page_out(holder: &Holder, of: &Memory, range: HvaRange) -> Result<PagedOut, PageoutError> {
     if let Some(why) = no_swap(&SwapInfo::read()).filter(|_| needs_swap(of)) {
         return Err(PageoutError::NoSwap(why));
     }
@@ -93,10 +93,10 @@ pub fn page_out(holder: &Holder, of: &Memory, range: HvaRange) -> Result<Pushed,
     let mapped_before = mapped();
     advise(holder.pidfd(), range)?;
     let (start, end) = (range.start().get(), range.end().get());
-    Ok(Pushed { start, end, mapped_before, mapped_after: mapped() })
+    Ok(PagedOut { start, end, mapped_before, mapped_after: mapped() })
 }
 
-/// Why no memory that needs swap can leave, if none can.
+/// The reason why no memory can leave to swap; `None` if it can.
 fn no_swap(swap: &SwapInfo) -> Option<&'static str> {
     match (swap.areas.is_empty(), swap.free()) {
         (true, _) => Some("this host has no swap; `swapon` a device or a file first"),
@@ -105,13 +105,13 @@ fn no_swap(swap: &SwapInfo) -> Option<&'static str> {
     }
 }
 
-/// Advises the kernel to page out a range of the process that `pidfd` stands for. It passes over what is in use, locked or
-/// shared, and does not say so.
+/// Advises the kernel to page out a range of the process of `pidfd`. The kernel skips pages that are in use, locked or shared,
+/// and does not report them.
 fn advise(pidfd: impl AsFd, range: HvaRange) -> Result<(), PageoutError> {
     let mut rest = range;
     while !rest.is_empty() {
         let vector = libc::iovec { iov_base: rest.start().as_ptr(), iov_len: rest.len() as usize };
-        // SAFETY: one element, which the kernel reads; the addresses in it are another process's and not touched here.
+        // SAFETY: the kernel reads one element; its addresses are of another process and are not accessed here.
         let advised = unsafe {
             libc::syscall(
                 libc::SYS_process_madvise,
@@ -152,9 +152,9 @@ mod tests {
     }
 
     #[test]
-    fn what_left_is_told_and_what_was_never_there() {
+    fn the_sentence_has_what_left_and_what_was_not_mapped() {
         let of = |before, after| {
-            Pushed { start: 0, end: 8 << 20, mapped_before: before, mapped_after: after }.told()
+            PagedOut { start: 0, end: 8 << 20, mapped_before: before, mapped_after: after }.sentence()
         };
         assert_eq!(of(Some(8 << 20), Some(0)), "--pageout: 8 MiB left of 8 MiB");
         assert_eq!(of(Some(4 << 20), Some(0)), "--pageout: 4 MiB left of 8 MiB, of which 4 MiB were there");

@@ -1,44 +1,45 @@
-//! What a session prints and leaves behind.
+//! The text and the record of a session.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use serde::Serialize;
 
-use super::account::{Account, SIZES};
-use super::pageout::Pushed;
+use super::account::Account;
+use super::pageout::PagedOut;
 use super::session::{Session, Span};
+use experiment::fold::RANGE_SIZES;
 use program::units::{self, Charset};
-use tap::Deed;
+use tap::KvmEvent;
 
 /// The version of the record.
 const SCHEMA: u32 = 1;
 
-/// Ranges of one cause and size.
+/// Ranges of one cause and class of size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ranges {
     cause: String,
-    /// Up to so large: `4 KiB`, `2 MiB`, `more`.
+    /// The class of size, by its limit: `4 KiB`, `2 MiB`, `more`.
     size: &'static str,
     ranges: u64,
     bytes: u64,
 }
 
-/// Everything of one span.
+/// The figures of a span.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
     ns: u64,
     ranges: u64,
     bytes: u64,
-    /// Bytes announced over those of the folios taken, 1 or more; null if none was taken, or some whose size is not known.
+    /// Bytes announced over bytes of the folios taken, at least 1; null if no folio was taken, or one of unknown size.
     amplification: Option<f64>,
-    /// Ranges that took a folio whose size is not known.
+    /// Ranges that took a folio of unknown size.
     folios_unknown: u64,
     by_cause: Vec<Ranges>,
     lost_events: u64,
-    /// KVM's counters at its end.
+    /// KVM's counters at the end of the span.
     counters: BTreeMap<&'static str, u64>,
-    /// What KVM did, where its counters cannot be read.
+    /// Events of KVM, where its counters cannot be read.
     deeds: BTreeMap<&'static str, u64>,
 }
 
@@ -46,12 +47,9 @@ impl Entry {
     fn of(span: &Span) -> Self {
         let account = &span.account;
         let all = account.all();
-        let by_cause = account.iter().map(|(cause, size, tally)| Ranges {
-            cause: cause.to_owned(),
-            size,
-            ranges: tally.ranges,
-            bytes: tally.bytes,
-        });
+        let by_cause = account.by_cause_and_size().into_iter();
+        let by_cause =
+            by_cause.map(|(cause, size, sum)| Ranges { cause, size, ranges: sum.ranges, bytes: sum.bytes });
         Self {
             ns: span.ns,
             ranges: all.ranges,
@@ -61,7 +59,7 @@ impl Entry {
             by_cause: by_cause.collect(),
             lost_events: account.lost,
             counters: span.counters.clone(),
-            deeds: account.deeds.clone(),
+            deeds: account.kvm_events.clone(),
         }
     }
 }
@@ -74,16 +72,16 @@ struct Mapping {
     name: String,
 }
 
-/// How a session came to its end.
+/// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Its time was over.
+    /// After the time that was asked for.
     Complete,
-    /// The user stopped it.
+    /// By a signal.
     Cancelled,
-    /// The process that was watched ended.
+    /// The watched process ended.
     ProcessEnded,
-    /// The kernel's account ended, for this reason.
+    /// The kernel's account failed, for this reason.
     Failed(String),
 }
 
@@ -102,20 +100,20 @@ impl fmt::Display for Ended {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Record {
     schema: u32,
-    /// When it began, UTC.
+    /// The time of its begin, UTC.
     pub started_at: String,
-    /// How the session ended; null while it goes on, and where this program was killed.
+    /// How the session ended; null while it runs, and if this program was killed.
     ended: Option<String>,
     pid: u32,
     comm: String,
     vms: usize,
     vcpus: u32,
     memory: Vec<Mapping>,
-    /// KVM's counters when it began.
+    /// KVM's counters at the begin.
     counters: BTreeMap<&'static str, u64>,
     warnings: Vec<String>,
-    /// What `--pageout` did; null without it.
-    pub pageout: Option<Pushed>,
+    /// The result of `--pageout`; null without it.
+    pub pageout: Option<PagedOut>,
     spans: Vec<Entry>,
     total: Option<Entry>,
 }
@@ -153,7 +151,7 @@ impl Record {
         self.total = Some(Entry::of(total));
     }
 
-    /// Puts down how it ended.
+    /// Notes how it ended.
     pub fn end(&mut self, ended: &Ended) {
         self.ended = Some(ended.to_string());
     }
@@ -161,13 +159,13 @@ impl Record {
     /// As JSON.
     ///
     /// # Errors
-    /// None that a record of numbers and texts can have.
+    /// None: a record has numbers and texts.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string_pretty(self).map(|json| json + "\n")
     }
 }
 
-/// Whose VM is watched, and where.
+/// The watched process, and its memory.
 pub fn heading(session: &Session) -> String {
     let holder = session.holder();
     let mut text = format!(
@@ -194,21 +192,21 @@ pub fn heading(session: &Session) -> String {
     text
 }
 
-/// The heads of the columns.
+/// The headings of the columns.
 pub fn columns() -> String {
     let mut text = format!("{:>8} {:>9} {:>9}", "time", "ranges", "bytes");
-    for (size, _) in SIZES {
+    for (size, _) in RANGE_SIZES {
         let _ = write!(text, " {size:>8}");
     }
     text + &format!(" {:>8} {:>17} {:>9} {:>6}  causes", "amplif.", "SPTEs 4k / 2m", "faults", "lost")
 }
 
-/// A span as a line, `seconds` after the beginning. `before` is what KVM had counted until then.
+/// A span as a line, `seconds` after the beginning. `before` has KVM's counters at the begin of the span.
 pub fn line(seconds: f64, span: &Span, before: &BTreeMap<&'static str, u64>, charset: Charset) -> String {
     let account = &span.account;
     let all = account.all();
     let mut text = format!("{seconds:>7.1}s {:>9} {:>9}", units::count(all.ranges), units::bytes(all.bytes));
-    for size in 0..SIZES.len() {
+    for size in 0..RANGE_SIZES.len() {
         let _ = write!(text, " {:>8}", units::count(account.of_size(size).ranges));
     }
     let missing = || charset.missing().to_owned();
@@ -216,7 +214,7 @@ pub fn line(seconds: f64, span: &Span, before: &BTreeMap<&'static str, u64>, cha
     let leaves = now("pages_4k").zip(now("pages_2m"));
     let leaves = leaves.map(|(small, huge)| format!("{} / {}", units::count(small), units::count(huge)));
     let fixed = now("pf_fixed").map(|now| now.saturating_sub(before.get("pf_fixed").copied().unwrap_or(0)));
-    let faults = fixed.or_else(|| faults_told(account)).map(units::count);
+    let faults = fixed.or_else(|| faults_by_tracepoint(account)).map(units::count);
     let amplification = account.amplification().map(units::times);
     let _ = write!(
         text,
@@ -230,20 +228,17 @@ pub fn line(seconds: f64, span: &Span, before: &BTreeMap<&'static str, u64>, cha
     text
 }
 
-/// Faults as KVM's tracepoints tell of them: those that were answered, where this kernel has that tracepoint, as `pf_fixed`
-/// counts them; else all.
-fn faults_told(account: &Account) -> Option<u64> {
-    let told = |deed: Deed| account.deeds.get(deed.name()).copied();
-    told(Deed::SpteRequest).or_else(|| told(Deed::PageFault))
+/// Faults by KVM's tracepoints: those that were resolved, as `pf_fixed` counts them, where this kernel has that tracepoint;
+/// else all.
+fn faults_by_tracepoint(account: &Account) -> Option<u64> {
+    let count = |event: KvmEvent| account.kvm_events.get(event.name()).copied();
+    count(KvmEvent::SpteRequest).or_else(|| count(KvmEvent::PageFault))
 }
 
 /// `kswapd 12, holder: madvise(DONTNEED) 3`.
 fn causes(account: &Account) -> String {
-    let causes: Vec<_> = account
-        .causes()
-        .iter()
-        .map(|(cause, tally)| format!("{cause} {}", units::count(tally.ranges)))
-        .collect();
+    let causes: Vec<_> =
+        account.causes().iter().map(|(cause, sum)| format!("{cause} {}", units::count(sum.ranges))).collect();
     causes.join(", ")
 }
 
@@ -255,20 +250,24 @@ mod tests {
         let span = Span { account, ..Span::default() };
         let line = line(1.0, &span, &BTreeMap::new(), Charset::Ascii);
         let cells: Vec<&str> = line.split_whitespace().collect();
-        // Before the losses, and no cause behind them.
+        // The column before the losses, which are last without a cause.
         cells[cells.len() - 2].to_owned()
     }
 
     #[test]
-    fn faults_are_what_tracepoints_tell_where_no_counter_opens() {
-        let deeds = |told: &[(Deed, u64)]| {
+    fn faults_are_counted_by_tracepoint_where_no_counter_opens() {
+        let deeds = |told: &[(KvmEvent, u64)]| {
             let mut account = Account::default();
-            account.deeds.extend(told.iter().map(|(deed, count)| (deed.name(), *count)));
+            account.kvm_events.extend(told.iter().map(|(event, count)| (event.name(), *count)));
             account
         };
         assert_eq!(faults(deeds(&[])), "-");
-        assert_eq!(faults(deeds(&[(Deed::PageFault, 7)])), "7");
-        assert_eq!(faults(deeds(&[(Deed::PageFault, 0), (Deed::SpteRequest, 1234)])), "1,234");
-        assert_eq!(faults(deeds(&[(Deed::PageFault, 0), (Deed::SpteRequest, 0)])), "0", "none is known");
+        assert_eq!(faults(deeds(&[(KvmEvent::PageFault, 7)])), "7");
+        assert_eq!(faults(deeds(&[(KvmEvent::PageFault, 0), (KvmEvent::SpteRequest, 1234)])), "1,234");
+        assert_eq!(
+            faults(deeds(&[(KvmEvent::PageFault, 0), (KvmEvent::SpteRequest, 0)])),
+            "0",
+            "no fault was resolved"
+        );
     }
 }

@@ -1,13 +1,13 @@
-//! Watching a VM that another process runs.
+//! The watch of a VM that another process runs.
 //!
 //! ```text
-//!   Holder ── pidfd, files ── which VMs        Counters ── debugfs: SPTEs, faults
-//!      └── maps ── Memory ──┐                  PageScanner ── its pagemap: what is mapped by 2 MiB
+//!   Holder ── pidfd, files ── its VMs          Counters ── debugfs: SPTEs, faults
+//!      └── maps ── Memory ──┐                  PageScanner ── its pagemap: mappings of 2 MiB
 //!                           ▼                      │
 //!   tap ── ranges that meet it ── Span ── cause, size, amplification
 //! ```
 //!
-//! Addresses are all that a range says of whose it is. Another VM that has memory at the same addresses is seen as well.
+//! A range has addresses and no process: ranges of another VM that has memory at the same addresses are included.
 
 use std::collections::BTreeMap;
 
@@ -20,41 +20,40 @@ use super::holder::{Holder, HolderError};
 use super::memory::{Memory, NotMapped, guest_memory, mapping_of, named};
 use program::exit::{Class, Classified};
 use program::units;
-use tap::source::SourceError;
-use tap::{AtWork, Collector, Deed, Event, Interest, Tap, TapError, Via};
+use tap::{Collector, Damaged, Event, Interest, KvmEvent, Ongoing, Tap, TapError, Via};
 
-/// The most memory mapped by PTEs whose frames' flags are read at every look: some 40 ms.
+/// The limit on memory mapped by PTEs whose frames' flags are read for each span: some 40 ms.
 const MOST_FLAGS: u64 = 1 << 30;
 
-/// Events that wait to be taken: half a million ranges between two looks.
+/// Events that wait to be taken: half a million ranges in a span.
 const CAPACITY: usize = 1 << 19;
 
-/// What follows if it is not known which folios there are.
+/// The consequence of unknown folios.
 const NO_FOLIOS: &str = "no amplification where ranges are larger than 4 KiB";
 
-/// Why a VM cannot be watched, or not any longer.
+/// A VM cannot be watched, or not any longer.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// Its process.
+    /// The process cannot be looked at.
     #[error(transparent)]
     Holder(#[from] HolderError),
-    /// No memory to watch.
+    /// No mapping looks like a guest's memory.
     #[error("process {0} has no mapping that looks like a guest's memory: name it with `--memory START-END`")]
     NoMemory(u32),
-    /// Memory that was named is not there.
+    /// Nothing is mapped at addresses of `--memory`.
     #[error("`--memory` of process {pid}")]
     NotMapped {
-        /// The process that was to have it.
+        /// The watched process.
         pid: u32,
-        /// What is there.
+        /// The addresses, and the nearest mapping.
         source: NotMapped,
     },
-    /// No account.
+    /// The tap cannot be opened.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// It ended.
+    /// The tap failed.
     #[error("the kernel's account ended")]
-    Source(#[from] SourceError),
+    Source(#[from] Damaged),
 }
 
 impl Classified for SessionError {
@@ -68,10 +67,10 @@ impl Classified for SessionError {
     }
 }
 
-/// What was seen between two looks.
+/// The figures between two readings.
 #[derive(Clone, Debug, Default)]
 pub struct Span {
-    /// How long, nanoseconds.
+    /// Its length, nanoseconds.
     pub ns: u64,
     /// The ranges.
     pub account: Account,
@@ -80,7 +79,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// Makes it longer by the one that follows it.
+    /// Appends the span that follows.
     pub fn add(&mut self, next: &Self) {
         self.ns += next.ns;
         self.account.merge(&next.account);
@@ -95,26 +94,26 @@ pub struct Session {
     collector: Collector,
     counters: Option<Counters>,
     scanner: Option<PageScanner>,
-    /// Whether PTEs may map folios of more than one page here.
+    /// Whether PTEs may map folios of more than one page.
     large_folios: bool,
-    at_work: AtWork,
+    ongoing: Ongoing,
     pages: Vec<PageRun>,
-    /// `None` if it is not known which there are.
+    /// `None` if they are not known.
     folios: Option<Vec<LargeFolio>>,
     events: Vec<Event>,
-    /// What the collector had lost, and the deeds it had counted, when it was last asked.
+    /// The collector's losses and its counts of KVM's events at the last look.
     lost: u64,
-    deeds: BTreeMap<Deed, u64>,
+    kvm_events: BTreeMap<KvmEvent, u64>,
     begun_ns: u64,
     warnings: Vec<String>,
 }
 
 impl Session {
-    /// Watches the VMs that `holder` has: the memory named, or what looks like a guest's.
+    /// Begins to watch the VMs of `holder`: the memory `wanted`, or the mappings that look like a guest's memory.
     ///
     /// # Errors
     /// [`SessionError`].
-    pub fn open(holder: Holder, wanted: &[HvaRange], via: &Via) -> Result<Self, SessionError> {
+    pub fn open(holder: Holder, wanted: &[HvaRange], via: Via) -> Result<Self, SessionError> {
         let maps = holder.maps()?;
         let memory = match wanted {
             [] => guest_memory(&maps),
@@ -134,8 +133,8 @@ impl Session {
         let counters = Counters::open(holder.pid(), holder.vms());
         let counters =
             counters.map_err(|error| or_warn("no SPTE and fault counters", with_causes(&error))).ok();
-        // A kernel that is locked down opens only the files of debugfs that nobody can write to, and a counter of deeds
-        // can be reset. Then they are counted one by one.
+        // A kernel that is locked down opens only the read-only files of debugfs, and counters that can be reset are not.
+        // Then the tap counts KVM's events.
         let counts_faults =
             counters.as_ref().is_some_and(|counters| counters.read().contains_key("pf_fixed"));
         let threads = holder.threads();
@@ -151,7 +150,7 @@ impl Session {
         }
         let scanner = PageScanner::of_process(holder.pid());
         let scanner = scanner.map_err(|error| or_warn(NO_FOLIOS, with_causes(&error))).ok();
-        let interest = Interest { causes: true, calls: true, deeds: !counts_faults };
+        let interest = Interest { causes: true, calls: true, kvm: !counts_faults };
         let ranges: Vec<HvaRange> = memory.iter().map(|memory| memory.range).collect();
         let collector = Tap::open_for(via, interest, &ranges, &threads, CAPACITY)?;
         warnings
@@ -162,22 +161,22 @@ impl Session {
             counters,
             large_folios: scanner.is_some() && may_have_large_folios(&holder, &ranges),
             scanner,
-            at_work: AtWork::default(),
+            ongoing: Ongoing::default(),
             pages: Vec::new(),
             folios: None,
             events: Vec::new(),
             lost: 0,
-            deeds: BTreeMap::new(),
+            kvm_events: BTreeMap::new(),
             begun_ns: monotonic_ns(),
             warnings,
             holder,
         };
-        session.look();
-        session.say_what_folios_are_unknown();
+        session.read_layout();
+        session.warn_of_unknown_folios();
         Ok(session)
     }
 
-    /// Whose VM it is.
+    /// The process that holds the VM.
     pub fn holder(&self) -> &Holder {
         &self.holder
     }
@@ -185,7 +184,7 @@ impl Session {
     pub fn memory(&self) -> &[Memory] {
         &self.memory
     }
-    /// What cannot be seen, and why.
+    /// What cannot be measured, each with the reason.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -194,10 +193,10 @@ impl Session {
         self.counters.as_ref().map(Counters::read).unwrap_or_default()
     }
 
-    /// What was seen since the last look.
+    /// The figures since the last span.
     ///
     /// # Errors
-    /// The kernel's account ended.
+    /// The tap failed.
     pub fn span(&mut self) -> Result<Span, SessionError> {
         self.events.clear();
         let seen = self.collector.take(&mut self.events)?;
@@ -207,24 +206,24 @@ impl Session {
         let tasks = self.collector.tasks();
         let parties = Parties { tasks: &tasks, holder: self.holder.pid(), ours: std::process::id() };
         let layout = Layout { pages: &self.pages, folios: self.folios.as_deref() };
-        span.account.add(&self.events, &mut self.at_work, parties, layout);
+        span.account.add(&self.events, &mut self.ongoing, parties, layout);
         span.account.lost = seen.lost - self.lost;
-        let deeds = self.collector.deeds_of(self.holder.pid()).into_iter().collect::<BTreeMap<_, _>>();
-        for (deed, now) in &deeds {
-            let before = self.deeds.get(deed).copied().unwrap_or(0);
-            span.account.deeds.insert(deed.name(), now - before);
+        let events: BTreeMap<_, _> = self.collector.kvm_events_of(self.holder.pid()).into_iter().collect();
+        for (event, now) in &events {
+            let before = self.kvm_events.get(event).copied().unwrap_or(0);
+            span.account.kvm_events.insert(event.name(), now - before);
         }
         if span.account.lost > 0 {
-            // The end of something may be among it.
-            self.at_work = AtWork::default();
+            // The end of some work may be among the lost events.
+            self.ongoing = Ongoing::default();
         }
-        (self.lost, self.deeds) = (seen.lost, deeds);
-        self.look();
+        (self.lost, self.kvm_events) = (seen.lost, events);
+        self.read_layout();
         Ok(span)
     }
 
-    /// Remembers what its pages are now. Of a process that is gone, what they were.
-    fn look(&mut self) {
+    /// Reads the present layout of the memory; keeps the last one if the process has ended.
+    fn read_layout(&mut self) {
         let Some(scanner) = &mut self.scanner else { return };
         let mut pages = Vec::new();
         for memory in &self.memory {
@@ -241,7 +240,7 @@ impl Session {
         self.pages = pages;
     }
 
-    fn say_what_folios_are_unknown(&mut self) {
+    fn warn_of_unknown_folios(&mut self) {
         let Some(scanner) = self.scanner.as_ref().filter(|_| self.folios.is_none()) else { return };
         let why = match scanner.knows_folios() {
             true => format!("there is more than {} mapped by 4 KiB to look at", units::bytes(MOST_FLAGS)),
@@ -251,7 +250,7 @@ impl Session {
     }
 }
 
-/// Folios of more than one page that PTEs map; `None` if they cannot be known, or there is too much to look at.
+/// Folios of more than one page that PTEs map; `None` if they cannot be known, or there is too much memory to read.
 fn large_folios(scanner: &mut PageScanner, pages: &[PageRun]) -> Result<Option<Vec<LargeFolio>>, ScanError> {
     let by_pte = |run: &&PageRun| matches!(run.state, PageState::Mapped { level: MapLevel::Pte, .. });
     let small = || pages.iter().filter(by_pte);
@@ -265,7 +264,7 @@ fn large_folios(scanner: &mut PageScanner, pages: &[PageRun]) -> Result<Option<V
     Ok(Some(folios))
 }
 
-/// Whether the kernel may give this memory folios of more than one page. One that does not say so may.
+/// Whether the kernel may give this memory folios of more than one page; true if the kernel does not tell.
 fn may_have_large_folios(holder: &Holder, watched: &[HvaRange]) -> bool {
     let Ok(smaps) = holder.smaps() else { return true };
     let mut inside = false;

@@ -64,8 +64,8 @@ pub struct RunArguments {
     /// The kernel's modules [default: lib/modules beside the kernel, or /lib/modules/RELEASE].
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
-    /// How the kernel's own account of the announced ranges is kept: by a BPF program, by a private tracefs instance,
-    /// which is removed again, by perf events, by what this host permits, or not at all.
+    /// How the kernel's own account of the announced ranges is kept: by a BPF program, by perf events, by the first of
+    /// them that this host permits, or not at all.
     #[arg(long, value_enum, default_value_t = TapChoice::Auto)]
     pub tap: TapChoice,
     /// Print the run record on standard output, everything else on standard error.

@@ -13,7 +13,6 @@ use super::record_file::RecordFile;
 use crate::attach::{self, Ended, Holder, Memory, Record, Session, Span};
 use experiment::choice::ByteRange;
 use experiment::record::utc;
-use host::HostChanges;
 use host::signals::Cancel;
 use lab::NotKept;
 use program::exit::{Class, Classified, Exit, Failure};
@@ -21,13 +20,12 @@ use program::output;
 use program::units::Charset;
 use tap::Via;
 
-/// Lines after which the heads of the columns come again.
+/// Lines after which the headings are repeated.
 const PAGE: u32 = 24;
-/// The record is written after each span, and it grows: as seldom as it takes for the writing to be one part in so many of
-/// the time.
+/// The record grows with each span. It is written so seldom that writing takes at most one part in so many of the time.
 const WRITING: u32 = 20;
 
-/// A range of memory that is not the guest's.
+/// A range of `--pageout` outside the guest's memory.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("--pageout {start:#x}..{end:#x} reaches beyond the {size:#x} bytes of the guest's largest mapping")]
 struct Outside {
@@ -42,7 +40,7 @@ impl Classified for Outside {
     }
 }
 
-/// What was seen is not all on the disk.
+/// The record on the disk is not complete.
 #[derive(Debug, thiserror::Error)]
 #[error("the record is not complete: try again, or take the record from `--json`")]
 struct Incomplete(#[source] NotKept);
@@ -59,20 +57,14 @@ pub fn attach(arguments: &AttachArguments) -> Result<Exit, Failure> {
     let now = utc(SystemTime::now());
     let file = RecordFile::reserve(arguments.out.as_deref(), &now, &name, "attach.json", &[])?;
     let holder = Holder::open(arguments.pid)?;
-    let changes = changes::begin();
-    let watched = open(holder, &arguments.memory, &changes).and_then(|session| {
-        let record = Record::new(&session, now);
-        watch(arguments, session, &cancel, Growing { record, file, due: Instant::now(), failed: false })
-    });
-    let undone = changes::end(&changes);
-    Ok(match watched? {
-        false => Exit::Wrong,
-        true if !undone => Exit::Fault,
-        true => Exit::Done,
-    })
+    changes::undo_left();
+    let session = open(holder, &arguments.memory)?;
+    let record = Record::new(&session, now);
+    let growing = Growing { record, file, due: Instant::now(), failed: false };
+    Ok(if watch(arguments, session, &cancel, growing)? { Exit::Done } else { Exit::Wrong })
 }
 
-/// Watches until it is told to stop. Whether the process is still there then.
+/// Watches until the time is over or a signal comes; returns whether the process still runs.
 fn watch(
     arguments: &AttachArguments,
     mut session: Session,
@@ -87,9 +79,9 @@ fn watch(
     let at_first = counters.clone();
     if let Some(range) = arguments.pageout {
         let (memory, range) = in_largest(&session, range)?;
-        let pushed = attach::page_out(session.holder(), memory, range)?;
-        say(&pushed.told());
-        growing.record.pageout = Some(pushed);
+        let paged_out = attach::page_out(session.holder(), memory, range)?;
+        say(&paged_out.sentence());
+        growing.record.pageout = Some(paged_out);
     }
     growing.follow();
     let mut lines = 0;
@@ -101,13 +93,13 @@ fn watch(
         let mut span = match session.span() {
             Ok(span) => span,
             Err(error) => {
-                // What was seen until now is no less true.
+                // The spans until now are kept.
                 growing.end(arguments, &Ended::Failed(with_causes(&error)))?;
                 return Err(error.into());
             }
         };
         if !alive {
-            // What its counters said last.
+            // Its counters are gone: the last reading stands.
             span.counters.clone_from(&counters);
         }
         total.add(&span);
@@ -136,18 +128,18 @@ fn watch(
     Ok(alive)
 }
 
-/// The record while it grows: what was seen so far is on the disk, whatever ends this program.
+/// The growing record, which is on the disk while the watch goes on.
 struct Growing {
     record: Record,
     file: RecordFile,
-    /// When it is worth writing again.
+    /// When it is written again.
     due: Instant,
-    /// Whether it could not be written, and that was said.
+    /// Whether a failure to write it was reported.
     failed: bool,
 }
 
 impl Growing {
-    /// Puts it on the disk as it stands, if that is due.
+    /// Writes the record, if that is due.
     fn follow(&mut self) {
         let begun = Instant::now();
         if begun < self.due {
@@ -165,7 +157,7 @@ impl Growing {
         self.due = Instant::now() + begun.elapsed() * WRITING;
     }
 
-    /// Puts it on the disk for the last time, before it is printed, so that no output that is not read keeps it from there.
+    /// Writes the record for the last time. It is printed after that, so that a blocked output does not delay it.
     fn end(&mut self, arguments: &AttachArguments, ended: &Ended) -> Result<(), Failure> {
         self.record.end(ended);
         let json = self.record.to_json()?;
@@ -183,21 +175,19 @@ impl Growing {
     }
 }
 
-/// By what changes nothing on the host, a BPF program or perf events; where they are refused by a tracefs instance, which
-/// is removed again.
-fn open(holder: Holder, memory: &[HvaRange], changes: &HostChanges) -> Result<Session, Failure> {
+/// By a BPF program, or by perf events where BPF is refused.
+fn open(holder: Holder, memory: &[HvaRange]) -> Result<Session, Failure> {
     let pid = holder.pid();
-    let by_bpf = Session::open(holder, memory, &Via::Bpf);
-    let Err(attach::SessionError::Tap(no_program)) = by_bpf else { return Ok(by_bpf?) };
-    let by_perf = Session::open(Holder::open(pid)?, memory, &Via::Perf);
-    let Err(attach::SessionError::Tap(refused)) = by_perf else { return Ok(by_perf?) };
-    output::message(with_causes(&no_program));
-    output::message(with_causes(&refused));
-    let name = changes.make_trace_instance("to read the kernel's account of another VM")?;
-    Ok(Session::open(Holder::open(pid)?, memory, &Via::Instance(name))?)
+    let by_bpf = Session::open(holder, memory, Via::Bpf);
+    let Err(attach::SessionError::Tap(refused)) = by_bpf else { return Ok(by_bpf?) };
+    let by_perf = Session::open(Holder::open(pid)?, memory, Via::Perf);
+    if by_perf.is_err() {
+        output::message(with_causes(&refused));
+    }
+    Ok(by_perf?)
 }
 
-/// The guest's largest mapping, and the addresses of a range of it.
+/// The guest's largest mapping, and a range of it by addresses.
 fn in_largest(session: &Session, range: ByteRange) -> Result<(&Memory, HvaRange), Outside> {
     let largest = session.memory().iter().max_by_key(|memory| memory.range.len());
     let size = largest.map_or(0, |memory| memory.range.len());

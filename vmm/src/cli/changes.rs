@@ -3,15 +3,18 @@
 use host::{HostChanges, undo_leftovers};
 use program::output;
 
-/// No changes yet, and none left of a zapscope that was killed.
+/// Undoes the changes that a killed zapscope left on this host.
+pub fn undo_left() {
+    undo_leftovers().iter().for_each(|left| output::message(&left.text));
+}
+
+/// The changes of this command, none so far. Those that a killed zapscope left are undone first.
 pub fn begin() -> HostChanges {
-    for left in undo_leftovers() {
-        output::message(&left.text);
-    }
+    undo_left();
     HostChanges::new(|change| output::message(change))
 }
 
-/// Undoes them, and says what could not be undone. Whether all was.
+/// Undoes the changes, and reports those that cannot be undone; returns whether all are.
 pub fn end(changes: &HostChanges) -> bool {
     let left = changes.undo_all();
     left.iter().for_each(output::message);

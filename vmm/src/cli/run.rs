@@ -22,6 +22,10 @@ use program::units::{self, Charset};
 /// What tells of accounts that disagree.
 const DIFFERENCES: &str = "account_differences";
 
+/// What `--tap tracefs` means.
+const NO_INSTANCE: &str = "--tap tracefs: tracefs instances are not used any more; as with `--tap auto` a BPF program keeps \
+                           the kernel's account, or perf events where BPF is refused";
+
 /// A Linux guest's parts, and no Linux guest.
 #[derive(Debug, thiserror::Error)]
 #[error("--kernel and --modules are a Linux guest's, and this scenario has none: add `--guest linux`")]
@@ -117,13 +121,16 @@ pub(super) fn live(
     if let Some(warning) = neighbours.as_mut().and_then(Neighbours::warning) {
         output::message(warning);
     }
+    if how.tap == TapChoice::Tracefs {
+        output::message(NO_INSTANCE);
+    }
     let runner = Runner::new(scenario, backend, &how.cancel)?;
     let changes = changes::begin();
     if let Some(size) = how.zram {
         zram::add_if_allowed(&changes, size.0)?;
     }
     let mut shown = Shown::default();
-    let tapping = Tapping::new(how.tap, Some(&changes));
+    let tapping = Tapping::new(how.tap);
     let mut outcome = runner.tapped(tapping).changing(&changes, how.tune).run_rows(plans, &mut shown, sink);
     drop(shown);
     let undone = changes::end(&changes);

@@ -31,7 +31,7 @@ pub(super) struct Tracing {
     perf: Result<(), Errno>,
     /// Loading a program for raw tracepoints.
     bpf: Result<(), Errno>,
-    /// Whether threads have the numbers that a program and an instance know.
+    /// Whether threads have the numbers that a program knows.
     initial_pid_namespace: bool,
     paranoid: Option<i32>,
     privileged: bool,
@@ -47,7 +47,7 @@ pub(super) fn probe() -> Tracing {
         None => Tracefs::detached(),
     };
     let event = tracefs.as_ref().map_err(|errno| *errno).and_then(|tracefs| tracefs.event_id(UNMAP_EVENT));
-    let all = Interest { causes: true, calls: true, deeds: true };
+    let all = Interest { causes: true, calls: true, kvm: true };
     let layout = tracefs.ok().and_then(|tracefs| Layout::read(&tracefs, all).ok());
     let rights = Rights::read();
     Tracing {
@@ -163,16 +163,15 @@ fn judge_bpf(tracing: &Tracing) -> Finding {
         (Ok(()), _) => Finding::can(SUBJECT, "a program takes kernel_ranges, at the least cost for each"),
         (Err(errno), Some("confidentiality")) => {
             Finding::limited(SUBJECT, format!("{errno}: the kernel is locked down (confidentiality)"))
-                .remedy("none needed where perf or tracefs serves; or boot without lockdown=confidentiality")
+                .remedy("none needed where perf serves; or boot without lockdown=confidentiality")
         }
         (Err(Errno::ACCESS | Errno::PERM), _) => {
-            Finding::limited(SUBJECT, "programs are refused: CAP_BPF and CAP_PERFMON are missing").remedy(
-                "none needed where perf or tracefs serves; or `setcap cap_bpf,cap_perfmon+ep zapscope`",
-            )
+            Finding::limited(SUBJECT, "programs are refused: CAP_BPF and CAP_PERFMON are missing")
+                .remedy("none needed where perf serves; or `setcap cap_bpf,cap_perfmon+ep zapscope`")
         }
         (Err(errno), _) => {
             Finding::limited(SUBJECT, format!("this kernel takes none for tracepoints: {errno}"))
-                .remedy("none needed where perf or tracefs serves; or Linux 5.8 with CONFIG_BPF_EVENTS")
+                .remedy("none needed where perf serves; or Linux 5.8 with CONFIG_BPF_EVENTS")
         }
     }
 }

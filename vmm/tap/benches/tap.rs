@@ -15,12 +15,11 @@ use std::time::{Duration, Instant};
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::{Task, Walk, WorkOrder};
 use guest_mem::{Backing, Hva, HvaRange, Operation, PageScanner, drain_lru, perform};
-use host::{Tracefs, TracefsError};
+use host::Tracefs;
 use machine::Kvm;
 use machine::{Machine, VmConfig};
-use tap::hit::Sample;
 use tap::synthetic::synthetic;
-use tap::{Collector, Event, Interest, Layout, Tap, Via, What};
+use tap::{Collector, Event, Interest, Layout, Sample, Tap, Via, What};
 
 const RATE: u64 = 1_000_000;
 const SECONDS: u64 = 5;
@@ -159,26 +158,6 @@ fn thread_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// A tracefs instance of the bench's own, removed when dropped.
-struct OwnInstance(Tracefs, String);
-
-impl OwnInstance {
-    fn make() -> Result<Self, TracefsError> {
-        let tracefs = Tracefs::open()?;
-        let name = format!("zapscope-{}-bench", std::process::id());
-        tracefs.make_instance(&name)?;
-        Ok(Self(tracefs, name))
-    }
-}
-
-impl Drop for OwnInstance {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.remove_instance(&self.1) {
-            eprintln!("tap: {error}: {}", error.source);
-        }
-    }
-}
-
 /// Whether the tap that a run takes holds the bound, and no tap misses a range.
 fn paired_pageouts() -> bool {
     let _swap = match test_memory::ZramSwap::create(256 << 20, None) {
@@ -191,22 +170,15 @@ fn paired_pageouts() -> bool {
     let mut guest = Guest::start();
     // Swap slots and zram's memory have been used once.
     guest.page_out(1);
-    let instance = OwnInstance::make();
-    let mut vias = vec![("bpf", Via::Bpf)];
-    match &instance {
-        Ok(instance) => vias.push(("instance", Via::Instance(instance.1.clone()))),
-        Err(error) => println!("SKIPPED: pageout by an instance: {error}"),
-    }
-    vias.push(("perf", Via::Perf));
+    let vias = [Via::Bpf, Via::Perf];
     // The first that opens is what a run takes, so only it is bound.
     let mut bound = Some(BOUND);
-    let held: Vec<bool> =
-        vias.iter().map(|(name, via)| pageouts_by(name, via, &mut guest, &mut bound)).collect();
+    let held: Vec<bool> = vias.into_iter().map(|via| pageouts_by(via, &mut guest, &mut bound)).collect();
     held.iter().all(|held| *held)
 }
 
-fn pageouts_by(name: &str, via: &Via, guest: &mut Guest, bound: &mut Option<f64>) -> bool {
-    let watched = guest.machine.core().arena().range();
+fn pageouts_by(via: Via, guest: &mut Guest, bound: &mut Option<f64>) -> bool {
+    let (name, watched) = (via.name(), guest.machine.core().arena().range());
     let interest = Interest { causes: true, ..Interest::default() };
     // As a run opens it.
     let open = || Tap::around(via, interest, watched, 1 << 16).map(|(tap, _)| tap);

@@ -1,6 +1,6 @@
-//! What a `madvise` was for: the kernel's numbers, from `<asm-generic/mman-common.h>`, and their names.
+//! The advice of a `madvise`: the kernel's numbers, from `<asm-generic/mman-common.h>`, and their names.
 
-/// All that Linux has, up to 6.18.
+/// All of Linux 6.18, in order of number.
 const NAMES: [(u32, &str); 27] = [
     (0, "NORMAL"),
     (1, "RANDOM"),
@@ -40,7 +40,7 @@ pub fn advice_name(advice: u32) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Each name that libc has, with its number.
+    /// The numbers and names of these constants of libc.
     macro_rules! of_libc {
         ($($name:ident)*) => { [$((libc::$name, stringify!($name))),*] };
     }
@@ -56,8 +56,8 @@ mod tests {
         for (number, name) in known {
             assert_eq!(advice_name(number as u32), name.strip_prefix("MADV_"), "{number}");
         }
-        assert_eq!(known.len() + 2, NAMES.len(), "two are newer than libc");
-        assert!(NAMES.windows(2).all(|pair| pair[0].0 < pair[1].0), "in order, each once");
+        assert_eq!(known.len() + 2, NAMES.len(), "libc lacks the newest two");
+        assert!(NAMES.windows(2).all(|pair| pair[0].0 < pair[1].0), "they are in order, each once");
         assert_eq!(advice_name(104), None);
     }
 }

@@ -1,24 +1,42 @@
-//! Why the kernel announced a range: what the thread was at, or who the thread is.
+//! By whom a range was announced: the work that its thread was doing, or who the thread is.
 //!
 //! ```text
 //!   the range's thread
 //!     ├─ a kernel thread        by its name: kswapd, khugepaged, kcompactd, ksmd, kdamond
-//!     ├─ a thread of ours
-//!     │    ├─ it reclaims, compacts or moves pages (begun before the range, not ended)   that
-//!     │    ├─ it takes memory for a step, and is inside the system call                  step
-//!     │    ├─ it takes memory for a step, and is not                                     zap: our listeners, our swap
-//!     │    └─ a vCPU, a userfaultfd handler, a device                                    its name
-//!     ├─ a thread of another process   what it reclaims, compacts or moves; else the process
+//!     ├─ a thread of this process
+//!     │    ├─ it reclaims, compacts or moves pages (begun before the range, not ended)   that work
+//!     │    ├─ it performs a step, inside the step's system call                          step
+//!     │    ├─ it performs a step, between system calls                                   zap: a listener, our swap
+//!     │    └─ a vCPU, a userfaultfd handler, a device                                    by its name
+//!     ├─ a thread of another process   its reclaim, compaction or migration; else the process
 //!     └─ a thread that is gone         unattributed
 //! ```
 
 use notifier_bridge::By;
 
+use super::ongoing::Ongoing;
 use super::tasks::Task;
-use super::tracepoints::Work;
+use super::tracepoints::{Event, Work};
 
-/// The cause that a piece of work is; `None` of a system call, which says little by itself.
-pub fn of_work(work: Work) -> Option<By> {
+/// By whom the range of an event was announced, outside of a run's steps: a kernel thread by its name; else the work that
+/// its thread was doing; else the process, which `of_process` may know by the thread.
+pub fn of_range(
+    event: &Event,
+    ongoing: &Ongoing,
+    tasks: &[Task],
+    of_process: impl FnOnce(u32, Option<&Task>) -> Option<By>,
+) -> By {
+    let task = tasks.binary_search_by_key(&event.tid, |task| task.tid).ok().map(|at| &tasks[at]);
+    if task.is_some_and(|task| task.kernel) {
+        return of_stranger(task);
+    }
+    let pid = task.and_then(|task| task.pid).unwrap_or(event.pid);
+    let known = || ongoing.cause(event.tid).or_else(|| of_process(pid, task));
+    known().unwrap_or_else(|| of_stranger(task))
+}
+
+/// The maker of ranges that a piece of work is; `None` for a system call, which does not tell by itself.
+pub(super) fn of_work(work: Work) -> Option<By> {
     match work {
         Work::DirectReclaim | Work::NodeReclaim => Some(By::DirectReclaim),
         Work::MemcgReclaim => Some(By::MemcgReclaim),
@@ -28,8 +46,8 @@ pub fn of_work(work: Work) -> Option<By> {
     }
 }
 
-/// The cause that a thread of another than ours is, by who it is.
-pub fn of_stranger(task: Option<&Task>) -> By {
+/// The maker of ranges that a thread of another process is.
+fn of_stranger(task: Option<&Task>) -> By {
     let Some(task) = task.filter(|task| !task.comm.is_empty()) else { return By::Unattributed };
     if !task.kernel {
         return By::AnotherProcess;
@@ -45,7 +63,7 @@ pub fn of_stranger(task: Option<&Task>) -> By {
     named.map_or(By::KernelThread, |(_, cause)| *cause)
 }
 
-/// The cause that a thread of this process is, when it is at nothing that is known.
+/// The maker of ranges that a thread of this process is, when it does no work that is a cause by itself.
 pub fn of_own(task: &Task) -> By {
     let known = [("vcpu", By::GuestFault), ("uffd", By::Userfault), ("devices", By::Device)];
     let named = known.iter().find(|(name, _)| task.comm.starts_with(name));
@@ -72,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_distinct_and_causes_stand_in_their_order() {
+    fn names_are_distinct_and_in_the_order_of_the_enum() {
         let mut names: Vec<_> = By::ALL.iter().map(|cause| cause.name()).collect();
         assert!(By::ALL.iter().enumerate().all(|(index, cause)| *cause as usize == index));
         names.sort_unstable();

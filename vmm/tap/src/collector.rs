@@ -1,14 +1,14 @@
-//! Collecting what a source records: a thread that sleeps until half a buffer is full, and empties it then.
+//! The thread that reads a source: it sleeps until a buffer is half full, and empties the buffers then.
 //!
 //! ```text
-//!   kernel ── rings ──┐ readable at the watermark          whoever wants to know
+//!   kernel ── rings ──┐ readable at the watermark          the user of the tap
 //!                     ▼                                       │ take: empties the rings once more, and
-//!             reader thread ── one lock ── kept events ───────┘ gets everything until now, in order of time
-//!                              select by address, note the thread, count the deeds
+//!             reader thread ── one lock ── kept events ───────┘ returns all events so far, in order of time
+//!                              select by address, note the thread, count KVM's events
 //! ```
 //!
-//! In the steady state nothing is allocated and nothing formatted for an event: it is copied from its ring into a buffer
-//! of fixed size. What finds that buffer full is counted as lost, like what found its ring full.
+//! In the steady state an event is neither allocated nor formatted: it is copied from its ring into a buffer of fixed size.
+//! Events that do not fit into this buffer are counted as lost, as those that did not fit into their ring.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,46 +21,47 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::filter::merged;
-use super::source::{Heard, Source, SourceError};
+use super::ring::Damaged;
+use super::source::{Record, Source};
 use super::tasks::{Task, Tasks};
-use super::tracepoints::{Deed, Event, Layout, What};
+use super::tracepoints::{Event, KvmEvent, Layout, What};
 
-/// Why nothing can be collected.
+/// The collector cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
-    /// No memory for the events that wait to be taken.
+    /// There is no memory for the events that wait to be taken.
     #[error(
         "the kernel's account cannot have {bytes} bytes of memory{}",
         remedy::after(Asked::AddressSpace, Errno::NOMEM)
     )]
     Memory {
-        /// How much it was to be.
+        /// Bytes that were asked for.
         bytes: usize,
     },
-    /// No descriptor or thread for the reader.
+    /// The reader gets no descriptor or no thread.
     #[error("the thread that reads the kernel's account cannot be started{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] std::io::Error),
 }
 
-/// What a collector has seen, so far.
+/// Counts of a collector since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Records taken from the source.
+    /// Records read from the source.
     pub records: u64,
-    /// Those that were not listened to, or made no sense.
-    pub foreign: u64,
-    /// Ranges elsewhere, which the kernel's filter let through.
+    /// Records that could not be decoded.
+    pub undecoded: u64,
+    /// Ranges outside the watched ones that the kernel's filter let through.
     pub elsewhere: u64,
-    /// Records lost: no room in a ring, or in the buffer.
+    /// Records that did not fit into a ring or into the buffer.
     pub lost: u64,
-    /// KVM's deeds on this host, whatever VM they were for, in the order of [`Deed::ALL`].
-    pub deeds: Deeds,
+    /// Events of KVM, of all VMs of the host.
+    pub kvm: KvmCounts,
 }
 
-/// How often KVM did what, in the order of [`Deed::ALL`].
-pub type Deeds = [u64; Deed::ALL.len()];
+/// Counts of KVM's events, in the order of [`KvmEvent::ALL`].
+pub type KvmCounts = [u64; KvmEvent::ALL.len()];
 
-/// A source being read.
+/// A source and its reader.
 pub struct Collector {
     state: Arc<Mutex<State>>,
     stop: OwnedFd,
@@ -71,35 +72,35 @@ struct State {
     source: Box<dyn Source>,
     layout: Layout,
     watched: Vec<HvaRange>,
-    /// Never grows beyond its capacity.
+    /// Its capacity never grows.
     kept: Vec<Event>,
     seen: Seen,
-    /// Lost here, as against in the source.
+    /// Events that did not fit into `kept`.
     unkept: u64,
     tasks: Tasks,
-    deeds: DeedsByThread,
-    failed: Option<SourceError>,
+    by_thread: CountsByThread,
+    failed: Option<Damaged>,
 }
 
-/// KVM's deeds by the thread in whose context they were done: a tracepoint does not say for which VM.
+/// KVM's events by thread: the tracepoints do not tell the VM.
 #[derive(Default)]
-struct DeedsByThread {
-    /// In order of number.
-    threads: Vec<(u32, Deeds)>,
-    /// Where the last one was found: a thread mostly does several in a row.
+struct CountsByThread {
+    /// In order of thread ID.
+    threads: Vec<(u32, KvmCounts)>,
+    /// The place of the last event's thread: a thread mostly has several events in a row.
     last: usize,
 }
 
-impl DeedsByThread {
-    /// Threads that are told apart. Those of more are in [`Seen::deeds`] only.
+impl CountsByThread {
+    /// The limit on threads. Events of further threads are in [`Seen::kvm`] only.
     const MOST: usize = 4096;
 
     #[inline]
-    fn count(&mut self, tid: u32, deed: Deed) {
+    fn count(&mut self, tid: u32, event: KvmEvent) {
         if self.threads.get(self.last).is_none_or(|(last, _)| *last != tid) && !self.find(tid) {
             return;
         }
-        self.threads[self.last].1[deed as usize] += 1;
+        self.threads[self.last].1[event as usize] += 1;
     }
 
     #[cold]
@@ -108,25 +109,25 @@ impl DeedsByThread {
             Ok(at) => self.last = at,
             Err(_) if self.threads.len() == Self::MOST => return false,
             Err(at) => {
-                self.threads.insert(at, (tid, Deeds::default()));
+                self.threads.insert(at, (tid, KvmCounts::default()));
                 self.last = at;
             }
         }
         true
     }
 
-    fn of(&self, is_wanted: impl Fn(u32) -> bool) -> Deeds {
-        let mut sum = Deeds::default();
-        for (_, deeds) in self.threads.iter().filter(|(tid, _)| is_wanted(*tid)) {
-            sum.iter_mut().zip(deeds).for_each(|(sum, one)| *sum += one);
+    fn of(&self, is_wanted: impl Fn(u32) -> bool) -> KvmCounts {
+        let mut sum = KvmCounts::default();
+        for (_, counts) in self.threads.iter().filter(|(tid, _)| is_wanted(*tid)) {
+            sum.iter_mut().zip(counts).for_each(|(sum, one)| *sum += one);
         }
         sum
     }
 }
 
 impl Collector {
-    /// Begins to read `source`, whose records `layout` decodes. Ranges that do not meet `watched` are passed over;
-    /// up to `capacity` events wait to be taken.
+    /// Begins to read `source`, whose records `layout` decodes. Ranges that do not meet `watched` are skipped; up to
+    /// `capacity` events wait to be taken.
     ///
     /// # Errors
     /// [`CollectError`].
@@ -143,7 +144,7 @@ impl Collector {
             rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(start)?;
         let stopped = stop.try_clone().map_err(CollectError::Start)?;
         let mut kept = Vec::new();
-        // It is an account beside the run's own: without room for it the run goes on.
+        // The run goes on without the kernel's account if there is no memory for it.
         let room = kept.try_reserve_exact(capacity);
         room.map_err(|_| CollectError::Memory { bytes: capacity.saturating_mul(size_of::<Event>()) })?;
         let state = State {
@@ -154,7 +155,7 @@ impl Collector {
             seen: Seen::default(),
             unkept: 0,
             tasks: Tasks::default(),
-            deeds: DeedsByThread::default(),
+            by_thread: CountsByThread::default(),
             failed: None,
         };
         let state = Arc::new(Mutex::new(state));
@@ -163,12 +164,11 @@ impl Collector {
         Ok(Self { state, stop, reader: Some(reader.map_err(CollectError::Start)?) })
     }
 
-    /// Takes everything recorded until now, in order of time, and adds it to `events`. What this thread did before, on
-    /// whatever CPU, is among it.
+    /// Appends all events so far to `events`, in order of time. Those of this thread's own actions are complete.
     ///
     /// # Errors
-    /// The source failed, now or earlier: events are missing, it is not known how many.
-    pub fn take(&self, events: &mut Vec<Event>) -> Result<Seen, SourceError> {
+    /// The source is damaged: an unknown number of events is missing.
+    pub fn take(&self, events: &mut Vec<Event>) -> Result<Seen, Damaged> {
         let mut state = lock(&self.state);
         let now = monotonic_ns();
         state.drain();
@@ -176,16 +176,16 @@ impl Collector {
             return Err(error);
         }
         state.kept.sort_by_key(|event| event.time_ns);
-        // Buffers are emptied one after the other. What is younger than that may lack what went before it elsewhere.
+        // Buffers are read one after the other: of events after `now`, earlier ones may still be in a buffer read before.
         let until = state.kept.partition_point(|event| event.time_ns <= now);
         events.extend(state.kept.drain(..until));
         state.seen.lost = state.unkept + state.source.lost();
         Ok(state.seen)
     }
 
-    /// Watches other addresses from now on. What was recorded until now is given up. How much was lost by then.
+    /// Watches other addresses from now on, and drops the events so far; returns the losses until now.
     ///
-    /// The kernel's own filter stays as it was opened: it must be wide enough for both.
+    /// The kernel's filter does not change: it must have been opened wide enough.
     pub fn watch(&self, watched: &[HvaRange]) -> u64 {
         let mut state = lock(&self.state);
         state.drain();
@@ -194,20 +194,20 @@ impl Collector {
         state.unkept + state.source.lost()
     }
 
-    /// The threads heard of so far.
+    /// The threads of the events so far.
     pub fn tasks(&self) -> Vec<Task> {
         lock(&self.state).tasks.known().to_vec()
     }
 
-    /// KVM's deeds by the threads of one process, of those that are listened to.
-    pub fn deeds_of(&self, pid: u32) -> Vec<(Deed, u64)> {
+    /// Counts of the recorded events of KVM, of the threads of one process.
+    pub fn kvm_events_of(&self, pid: u32) -> Vec<(KvmEvent, u64)> {
         let state = lock(&self.state);
         let known = state.tasks.known();
         let is_its = |tid: u32| {
             known.binary_search_by_key(&tid, |task| task.tid).is_ok_and(|at| known[at].pid == Some(pid))
         };
-        let done = state.deeds.of(is_its);
-        state.layout.deeds().map(|deed| (deed, done[deed as usize])).collect()
+        let counts = state.by_thread.of(is_its);
+        state.layout.kvm_events().map(|event| (event, counts[event as usize])).collect()
     }
 
     /// Tracepoints that the kernel lacks, as `group:name`.
@@ -218,28 +218,28 @@ impl Collector {
 
 impl State {
     fn drain(&mut self) {
-        let Self { source, layout, watched, kept, seen, unkept, tasks, deeds, failed } = self;
+        let Self { source, layout, watched, kept, seen, unkept, tasks, by_thread, failed } = self;
         let capacity = kept.capacity();
-        let drained = source.drain(&mut |heard| {
+        let drained = source.drain(&mut |record| {
             seen.records += 1;
-            let event = match heard {
-                Heard::Sample(sample) => layout.decode(&sample),
-                Heard::Event(event) => Some(event),
-                // It was one that is listened to.
-                Heard::Nonsense => {
+            let event = match record {
+                Record::Sample(sample) => layout.decode(&sample),
+                Record::Event(event) => Some(event),
+                // It is missing in the account.
+                Record::Malformed => {
                     *unkept += 1;
                     None
                 }
             };
             let Some(event) = event else {
-                seen.foreign += 1;
+                seen.undecoded += 1;
                 return;
             };
             match event.what {
-                What::Did(deed) => {
-                    seen.deeds[deed as usize] += 1;
-                    tasks.heard(event.pid, event.tid);
-                    deeds.count(event.tid, deed);
+                What::Kvm(kvm) => {
+                    seen.kvm[kvm as usize] += 1;
+                    tasks.note(event.pid, event.tid);
+                    by_thread.count(event.tid, kvm);
                     return;
                 }
                 What::Range(range) if !meets(watched, range) => {
@@ -248,7 +248,7 @@ impl State {
                 }
                 _ => {}
             }
-            tasks.heard(event.pid, event.tid);
+            tasks.note(event.pid, event.tid);
             if kept.len() < capacity {
                 kept.push(event);
             } else {
@@ -262,7 +262,7 @@ impl State {
     }
 }
 
-/// Whether `range` meets one of `watched`, which are in order and apart.
+/// Whether `range` meets one of `watched`, which are in order and do not meet each other.
 #[inline]
 fn meets(watched: &[HvaRange], range: HvaRange) -> bool {
     let first = watched.partition_point(|one| one.end() <= range.start());
@@ -270,9 +270,9 @@ fn meets(watched: &[HvaRange], range: HvaRange) -> bool {
 }
 
 fn read_until_stopped(state: &Mutex<State>, wakes: &[OwnedFd], stop: &OwnedFd) {
-    let mut dead = vec![false; wakes.len()];
+    let mut closed = vec![false; wakes.len()];
     loop {
-        let live = wakes.iter().zip(&dead).filter(|(_, dead)| !**dead).map(|(wake, _)| wake.as_fd());
+        let live = wakes.iter().zip(&closed).filter(|(_, closed)| !**closed).map(|(wake, _)| wake.as_fd());
         let mut polled: Vec<PollFd<'_>> = vec![PollFd::new(stop, PollFlags::IN)];
         polled.extend(live.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
         match rustix::event::poll(&mut polled, None) {
@@ -289,10 +289,13 @@ fn read_until_stopped(state: &Mutex<State>, wakes: &[OwnedFd], stop: &OwnedFd) {
             return;
         }
         drop(state);
-        // A CPU that was taken offline hangs up, and would wake us for ever.
+        // The descriptor of a CPU that was taken offline stays readable: it is polled no more.
         let over: Vec<bool> = polled[1..].iter().map(|fd| fd.revents().intersects(OVER)).collect();
         let mut over = over.into_iter();
-        dead.iter_mut().filter(|dead| !**dead).for_each(|dead| *dead = over.next().unwrap_or(false));
+        closed
+            .iter_mut()
+            .filter(|closed| !**closed)
+            .for_each(|closed| *closed = over.next().unwrap_or(false));
     }
 }
 

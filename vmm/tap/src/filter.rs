@@ -1,20 +1,20 @@
-//! What the kernel is to pick, as the text of a tracepoint's filter.
+//! The filter of a tracepoint: which of its events the kernel records, as the text that the kernel parses.
 
 use guest_mem::{Hva, HvaRange};
 
-/// The longest filter: the kernel takes a page of it.
+/// The longest filter: the kernel accepts a page.
 const LONGEST: usize = 4000;
 
-/// What the kernel is to pick of a tracepoint's hits.
+/// Which events of a tracepoint the kernel records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filtered {
-    /// All.
+    /// All of them.
     No,
-    /// Those whose `start` and `end` meet what is watched.
+    /// Those whose range from `start` to `end` meets the watched ranges.
     ByAddress,
-    /// ioctls of userfaultfd.
+    /// ioctls of userfaultfd that announce a range.
     ByIoctl,
-    /// Those by these threads, as the initial PID namespace numbers them.
+    /// Those of these threads, by their numbers in the initial PID namespace.
     ByThreads(Vec<u32>),
 }
 
@@ -28,10 +28,9 @@ const fn uffd_ioctl(number: u32, size: u32) -> u32 {
 
 const _: () = assert!(UFFD_IOCTLS[0] == 0xc018_aa06 && UFFD_IOCTLS[1] == 0xc028_aa05);
 
-/// The text for a tracepoint that is `filtered`, where `ranges` are watched; `None`: no filter.
+/// The filter's text where `ranges` are watched; `None` for no filter.
 ///
-/// The kernel's choice may be wider than `ranges`, if their exact text is longer than it takes: what it lets through
-/// is looked at again.
+/// It may select more than `ranges`, if their exact text is too long for the kernel. The collector checks each range again.
 pub(super) fn text(filtered: &Filtered, ranges: &[HvaRange]) -> Option<String> {
     match filtered {
         Filtered::No => None,
@@ -44,8 +43,7 @@ pub(super) fn text(filtered: &Filtered, ranges: &[HvaRange]) -> Option<String> {
     }
 }
 
-/// Threads that are numbered one after the other, as those of a VMM mostly are, take one comparison. `None`, no filter, if
-/// that is more text than the kernel takes.
+/// Threads with consecutive numbers, as most of a VMM's are, take one comparison. `None`, no filter, if the text is too long.
 fn by_threads(threads: &[u32]) -> Option<String> {
     let mut sorted = threads.to_vec();
     sorted.sort_unstable();
@@ -56,7 +54,7 @@ fn by_threads(threads: &[u32]) -> Option<String> {
     Some(each.join("||")).filter(|text| !text.is_empty() && text.len() <= LONGEST)
 }
 
-/// The ranges in order, those that meet as one, none of them empty.
+/// The ranges in order of address, without empty ones; ranges that meet are merged.
 pub(super) fn merged(ranges: &[HvaRange]) -> Vec<HvaRange> {
     let mut sorted: Vec<HvaRange> = ranges.iter().copied().filter(|range| !range.is_empty()).collect();
     sorted.sort_by_key(|range| (range.start(), range.end()));
@@ -70,12 +68,12 @@ pub(super) fn merged(ranges: &[HvaRange]) -> Vec<HvaRange> {
     merged
 }
 
-/// Every address there is.
-pub fn everywhere() -> HvaRange {
+/// All addresses.
+pub(super) fn everywhere() -> HvaRange {
     HvaRange::new(Hva::new(0), Hva::new(u64::MAX)).expect("0 comes first")
 }
 
-/// Nothing watched is a filter that nothing passes; everything is none.
+/// Without a range, a filter that nothing passes; with all addresses, none.
 fn by_address(mut ranges: Vec<HvaRange>) -> Option<String> {
     if ranges == [everywhere()] {
         return None;
@@ -109,7 +107,7 @@ mod tests {
         HvaRange::with_len(Hva::new(start), len).unwrap()
     }
 
-    /// What the kernel makes of a filter of this file's kind.
+    /// Evaluates a filter by address as the kernel does.
     fn passes(text: &str, start: u64, end: u64) -> bool {
         let bound = |text: &str, name: &str| -> u64 {
             u64::from_str_radix(text.strip_prefix(name).unwrap().strip_prefix("0x").unwrap(), 16).unwrap()
@@ -128,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_watched_lets_nothing_pass() {
+    fn without_a_watched_range_nothing_passes() {
         let text = text(&Filtered::ByAddress, &[]).unwrap();
         assert!(!passes(&text, 0, u64::MAX));
         assert_eq!(super::text(&Filtered::No, &[]), None);
@@ -136,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_picked_by_runs_of_their_numbers() {
+    fn threads_are_selected_by_runs_of_their_numbers() {
         let text = |threads: &[u32]| text(&Filtered::ByThreads(threads.to_vec()), &[]);
         assert_eq!(
             text(&[7, 5, 6, 6, 9]).unwrap(),
@@ -144,13 +142,13 @@ mod tests {
         );
         assert_eq!(text(&[]), None);
         let many: Vec<u32> = (0..1000).map(|index| 2 * index).collect();
-        assert_eq!(text(&many), None, "more than a page of text: the kernel picks nothing");
+        assert_eq!(text(&many), None, "more than a page of text: no filter");
         assert!(text(&(0..1000).collect::<Vec<_>>()).is_some());
     }
 
     proptest! {
         #[test]
-        fn whatever_is_watched_passes_and_the_text_is_short(
+        fn every_watched_range_passes_and_the_text_is_short(
             watched in prop::collection::vec((0u64..1 << 46, 1u64..1 << 30), 1..300), at in 0u64..1 << 46, len in 1u64..1 << 21,
         ) {
             let ranges: Vec<_> = watched.into_iter().map(|(start, len)| range(start, len)).collect();

@@ -1,4 +1,4 @@
-//! What a tracepoint's record looks like, as the kernel that runs says: `events/GROUP/NAME/format` of tracefs.
+//! The layout of a tracepoint's record on the running kernel: `events/GROUP/NAME/format` of tracefs.
 //!
 //! ```text
 //!   name: kvm_unmap_hva_range
@@ -6,55 +6,55 @@
 //!   format:
 //!    field:unsigned short common_type; offset:0; size:2; signed:0;
 //!    field:unsigned long start; offset:8; size:8; signed:0;
-//!                       │                 └─ a Field: where, how wide, whether signed
-//!                       └─ what it is asked for by
+//!                       │                 └─ a Field: offset, width, whether signed
+//!                       └─ the name of the field
 //! ```
 //!
-//! Nothing of a layout is assumed: an event that lacks a field, or has it in another size than a reader can take, is
-//! refused by name.
+//! No layout is assumed: an event without a needed field, or with one of a size that cannot be read, is refused, and the
+//! error names both.
 
-/// The longest text taken for a format. The kernel's longest is some 20 KiB.
+/// The limit on a format's text. The kernel's longest has some 20 KiB.
 const LONGEST: usize = 1 << 18;
-/// The most fields. The kernel's own limit is lower.
+/// The limit on fields. The kernel's own limit is lower.
 const MOST_FIELDS: usize = 256;
 
-/// Why a format is of no use.
+/// A format that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// It is longer than any.
+    /// It is longer than any of the kernel's.
     #[error("a format of {0} bytes: tracefs has none that long; is this a format file?")]
     TooLong(usize),
-    /// A line that must be there is not.
+    /// A required line is missing.
     #[error("a format without a line `{0}`: is this a format file of tracefs?")]
     Missing(&'static str),
-    /// A line makes no sense.
+    /// A line cannot be parsed.
     #[error("line {line} of a format makes no sense: `{text}`")]
     Line {
-        /// Which, from 1.
+        /// The line, from 1.
         line: usize,
-        /// The beginning of what it says.
+        /// The beginning of its text.
         text: String,
     },
     /// The kernel's event has no such field.
     #[error("the event {event} has no field `{field}` on this kernel")]
     NoField {
-        /// Which event.
+        /// The event's name.
         event: String,
-        /// Which field.
+        /// The field's name.
         field: String,
     },
-    /// The field is no integer of a width that can be read.
+    /// The field is not an integer of a size that can be read.
     #[error(
         "the field `{field}` of the event {event} has {size} bytes on this kernel, and {wanted} can be read"
     )]
     Size {
-        /// Which event.
+        /// The event's name.
         event: String,
-        /// Which field.
+        /// The field's name.
         field: String,
-        /// Bytes it has.
+        /// Bytes of the field.
         size: usize,
-        /// Bytes that would do.
+        /// Sizes that can be read.
         wanted: &'static str,
     },
 }
@@ -95,23 +95,13 @@ impl Field {
         let unused = 64 - 8 * u32::from(self.size);
         Some(if self.signed { ((value << unused) as i64 >> unused) as u64 } else { value })
     }
-
-    /// The end of the field in a record.
-    pub fn end(self) -> usize {
-        usize::from(self.offset) + usize::from(self.size)
-    }
-
-    /// Where the field is.
-    pub fn offset(self) -> usize {
-        usize::from(self.offset)
-    }
 }
 
 impl Format {
     /// Reads a `format` file.
     ///
     /// # Errors
-    /// [`FormatError`]: it is none.
+    /// [`FormatError`]: the text is not a format.
     pub fn parse(text: &str) -> Result<Self, FormatError> {
         if text.len() > LONGEST {
             return Err(FormatError::TooLong(text.len()));
@@ -129,7 +119,7 @@ impl Format {
                 }
                 fields.push(Named::parse(given).ok_or_else(wrong)?);
             } else if text.starts_with("print fmt:") {
-                // What follows is C for those who print.
+                // The rest is the C expression that prints a record.
                 break;
             }
         }
@@ -137,12 +127,7 @@ impl Format {
         Ok(Self { name, id: id.ok_or(FormatError::Missing("ID:"))?, fields })
     }
 
-    /// The tracepoint's name, without its group.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Its number, which its records begin with.
+    /// The tracepoint's number, with which its records begin.
     pub fn id(&self) -> u16 {
         self.id
     }
@@ -150,7 +135,7 @@ impl Format {
     /// The integer field `name`.
     ///
     /// # Errors
-    /// There is none, or it is no integer.
+    /// There is no such field, or it is not an integer.
     pub fn field(&self, name: &str) -> Result<Field, FormatError> {
         let field = self.find(name)?;
         match field.size {
@@ -159,10 +144,10 @@ impl Format {
         }
     }
 
-    /// The field `name`, which must hold an address or another word of 64 bits.
+    /// The field `name`, which must be a word of 64 bits.
     ///
     /// # Errors
-    /// There is none, or it is narrower.
+    /// There is no such field, or it is narrower.
     pub fn word(&self, name: &str) -> Result<Field, FormatError> {
         let field = self.find(name)?;
         match field.size {
@@ -171,15 +156,7 @@ impl Format {
         }
     }
 
-    /// Where the field `name` begins, however long it is.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn start_of(&self, name: &str) -> Result<usize, FormatError> {
-        self.find(name).map(|field| field.offset.into())
-    }
-
-    /// The names of its fields in the order of their places, without those that every tracepoint has.
+    /// The names of its fields in order of offset, without those that all tracepoints have.
     pub fn own_fields(&self) -> Vec<&str> {
         let mut own: Vec<&Named> =
             self.fields.iter().filter(|field| !field.name.starts_with("common_")).collect();

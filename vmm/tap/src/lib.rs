@@ -1,31 +1,37 @@
-//! The kernel tap: the kernel's own account of what it told KVM to drop.
+//! What the kernel announced to secondary MMUs, and by whom: the kernel's own account, by its tracepoints.
 //!
 //! ```text
 //!   tracepoints (kvm:kvm_unmap_hva_range …)
-//!     ├─ bpf        a program of four stores for the ranges, perf ──────┐
-//!     ├─ perf       one ring a CPU, filtered by address in the kernel ──┤
-//!     ├─ instance   a private tracefs instance: a change to the host ───┼─> Source ── Collector ── Event, by time
-//!     └─ synthetic  the same ring and bytes, written by a thread ───────┘              (one reader thread)
+//!     ├─ bpf        a BPF program for the ranges, perf events for the rest ──┐
+//!     ├─ perf       one ring for each CPU, filtered by address in the kernel ┼─> Source ── Collector ── Event, by time
+//!     └─ synthetic  the same ring and bytes, written by a thread ────────────┘              (one reader thread)
 //! ```
 //!
-//! Begin at [`Tap::open`]; what is made of the events, together with what a run did itself, is in `experiment::fold`. The layout of every record is read from the kernel at run time ([`mod@format`], [`tracepoints`]).
-//! The tap watches addresses, of whatever process: a run's own arena, or the memory of a VM that another VMM runs.
+//! BPF costs least for each range. perf needs one right less (CAP_PERFMON alone), and works in any PID namespace. Both
+//! change nothing on the host.
+//!
+//! | module | what it has |
+//! | --- | --- |
+//! | [`tracepoints`], [`format`](mod@format) | which tracepoints, and their records as this kernel lays them out |
+//! | [`bpf`], [`perf`], [`synthetic`] | the sources |
+//! | [`collector`] | the thread that reads a source, and the events that wait to be taken |
+//! | [`of_range`], [`of_own`] | by whom a range was announced: the work of its thread, or who the thread is |
+//!
+//! Start reading at [`Tap::open`]. The tap watches addresses of any process: the arena of a run, or the memory of a VM that
+//! another VMM runs. `experiment::fold` sums the events up.
 
 mod advice;
-mod at_work;
 pub mod bpf;
-pub mod cause;
+mod cause;
 pub mod collector;
 mod filter;
 pub mod format;
-pub mod hit;
-pub mod instance;
 mod mapping;
-mod page;
+mod ongoing;
 pub mod perf;
+mod perf_record;
 mod ring;
-pub mod sample;
-pub mod source;
+mod source;
 pub mod synthetic;
 mod tasks;
 pub mod tracepoints;
@@ -34,97 +40,84 @@ use guest_mem::HvaRange;
 use host::{Tracefs, TracefsError, in_initial_pid_namespace};
 
 pub use advice::advice_name;
-pub use at_work::AtWork;
 pub use bpf::{Bpf, BpfError};
-pub use cause::{of_own, of_stranger};
-pub use collector::{CollectError, Collector, Deeds, Seen};
-pub use filter::everywhere;
-pub use instance::{Instance, InstanceError};
+pub use cause::{of_own, of_range};
+pub use collector::{CollectError, Collector, KvmCounts, Seen};
+pub use ongoing::Ongoing;
 pub use perf::{Perf, PerfError};
-pub use source::{Heard, Source, SourceError};
+pub use ring::Damaged;
+pub use source::{Record, Source};
 pub use tasks::Task;
-pub use tracepoints::{Call, Deed, Event, Interest, Layout, LayoutError, What, Work};
+pub use tracepoints::{Call, Event, Interest, KvmEvent, Layout, LayoutError, Sample, What, Work};
 
-/// By which of the kernel's interfaces.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The interface of the kernel that gives the events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
     /// A BPF program for the ranges, perf events for the rest.
     Bpf,
     /// perf events.
     Perf,
-    /// The tracefs instance of this name, which is there.
-    Instance(String),
 }
 
 impl Via {
     /// The name in records.
-    pub fn name(&self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Bpf => "bpf",
             Self::Perf => "perf",
-            Self::Instance(_) => "tracefs",
         }
     }
 }
 
-/// Why there is no tap.
+/// The tap cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// No tracefs, in which the tracepoints are described.
+    /// tracefs, which describes the tracepoints, cannot be read.
     #[error("the kernel's account needs tracefs")]
     Tracefs(#[from] TracefsError),
-    /// No ranges to be had.
+    /// The tracepoint of the ranges is missing or unreadable.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// No BPF program.
+    /// BPF is refused.
     #[error(transparent)]
     Bpf(#[from] BpfError),
-    /// No perf events.
+    /// perf events are refused.
     #[error(transparent)]
     Perf(#[from] PerfError),
-    /// No use of an instance.
-    #[error(transparent)]
-    Instance(#[from] InstanceError),
-    /// No reader.
+    /// The reader thread cannot start.
     #[error(transparent)]
     Collect(#[from] CollectError),
 }
 
-/// The kernel's account of some addresses, being kept.
+/// The kernel's account of some addresses.
 pub struct Tap;
 
 impl Tap {
-    /// Begins to listen for ranges that meet `watched`, in such a way that the collector can watch other addresses
-    /// later: those that the kernel picks, which are given back too, lie around it.
-    ///
-    /// BPF and perf pick what lies near. A tracefs instance picks nothing: a filter there makes the kernel write each record
-    /// twice, which costs a range of ours a third more and spares a stranger's next to nothing.
+    /// Begins to record ranges that meet `watched`. The kernel selects by a wider range around it, which is returned as well:
+    /// inside it the collector can watch other addresses later.
     ///
     /// # Errors
     /// As [`Tap::open`].
     pub fn around(
-        via: &Via,
+        via: Via,
         interest: Interest,
         watched: HvaRange,
         capacity: usize,
     ) -> Result<(Collector, HvaRange), TapError> {
         const NEAR: u64 = 64 << 30;
-        let picked = match via {
-            Via::Bpf | Via::Perf => watched.checked_align_outward(NEAR).unwrap_or(watched),
-            Via::Instance(_) => everywhere(),
-        };
-        let collector = Self::open(via, interest, &[picked], capacity)?;
+        let selected = watched.checked_align_outward(NEAR).unwrap_or(watched);
+        let collector = Self::open(via, interest, &[selected], capacity)?;
         collector.watch(&[watched]);
-        Ok((collector, picked))
+        Ok((collector, selected))
     }
 
-    /// Begins to listen for ranges that meet `watched`, and whatever else is of interest. Up to `capacity` events wait
-    /// to be taken.
+    /// Begins to record ranges that meet `watched`, and the other events of `interest`. Up to `capacity` events wait to be
+    /// taken.
     ///
     /// # Errors
-    /// [`TapError`], which says what would change it.
+    /// [`TapError`], which names what would change it.
     pub fn open(
-        via: &Via,
+        via: Via,
         interest: Interest,
         watched: &[HvaRange],
         capacity: usize,
@@ -132,27 +125,25 @@ impl Tap {
         Self::open_for(via, interest, watched, &[], capacity)
     }
 
-    /// The same; and of KVM's deeds those of some threads alone, unless none is named, or they have other numbers here than in
-    /// the kernel.
+    /// As [`Tap::open`], with the events of KVM limited to these threads. All threads are recorded if the list is empty, or if
+    /// this PID namespace is not the initial one, where the kernel's numbers of threads differ.
     ///
     /// # Errors
     /// As [`Tap::open`].
     pub fn open_for(
-        via: &Via,
+        via: Via,
         interest: Interest,
         watched: &[HvaRange],
         threads: &[u32],
         capacity: usize,
     ) -> Result<Collector, TapError> {
-        let tracefs = Tracefs::open()?;
-        let mut layout = Layout::read(&tracefs, interest)?;
+        let mut layout = Layout::read(&Tracefs::open()?, interest)?;
         if !threads.is_empty() && in_initial_pid_namespace() {
-            layout.narrow_deeds(threads);
+            layout.limit_kvm_events(threads);
         }
         let source: Box<dyn Source> = match via {
             Via::Bpf => Box::new(Bpf::open(&layout, watched)?),
             Via::Perf => Box::new(Perf::open(layout.listened(), watched)?),
-            Via::Instance(name) => Box::new(Instance::open(&tracefs, name, &layout, watched)?),
         };
         Ok(Collector::start(source, layout, watched, capacity)?)
     }

@@ -1,4 +1,4 @@
-//! Memory shared with whoever writes a ring: the kernel, or a thread of ours that stands for it.
+//! Memory shared with the writer of a ring: the kernel, or a thread of this process in its place.
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -7,17 +7,17 @@ use std::sync::atomic::AtomicU64;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// A shared mapping, unmapped when dropped. Another party writes to it at any time: it is only ever accessed by
-/// atomics, and by copies of bytes that the protocol has given us.
+/// A shared mapping, unmapped when dropped. The writer may write at any time: the memory is accessed by atomics,
+/// and as bytes only where the ring's protocol keeps the writer out.
 #[derive(Debug)]
 pub(super) struct Mapping {
     at: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the memory belongs to no thread; all access goes through the methods below.
+// SAFETY: the memory is not tied to a thread; all access goes through the methods below.
 unsafe impl Send for Mapping {}
-// SAFETY: as above: atomics, and copies of bytes whose owner the ring's protocol names.
+// SAFETY: as above: atomics, and bytes whose owner the ring's protocol determines.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -26,7 +26,7 @@ impl Mapping {
         Self::map(file, 0, len, ProtFlags::READ | ProtFlags::WRITE)
     }
 
-    /// `len` bytes of `file` from `offset` on, which may only be read: words by relaxed loads alone.
+    /// `len` bytes of `file` from `offset` on, read-only: words are read by relaxed loads.
     pub(super) fn to_read(file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<Self, Errno> {
         Self::map(file, offset, len, ProtFlags::READ)
     }
@@ -39,7 +39,7 @@ impl Mapping {
         Ok(Self { at: NonNull::new(at.cast()).ok_or(Errno::NOMEM)?, len })
     }
 
-    /// `len` bytes of zeros that no file is behind.
+    /// `len` bytes of zeros, anonymous.
     pub(super) fn anonymous(len: usize) -> Result<Self, Errno> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: without MAP_FIXED a new mapping cannot touch an existing one.
@@ -59,14 +59,14 @@ impl Mapping {
         assert!(offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= self.len));
         // SAFETY: the bound was just checked.
         let at = unsafe { self.at.add(offset) };
-        // SAFETY: mapped as long as `self`, aligned to 8 as the mapping is to a page; every party uses atomics on it.
+        // SAFETY: mapped as long as `self`, aligned to 8 as the mapping is to a page; reader and writer use atomics on it.
         unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) }
     }
 
     /// The bytes from `offset` on.
     ///
     /// # Safety
-    /// Nobody writes to them as long as the slice is used.
+    /// The writer does not write to them while the slice is used.
     ///
     /// # Panics
     /// If they are not all inside.
@@ -74,14 +74,14 @@ impl Mapping {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: the bound was just checked.
         let at = unsafe { self.at.add(offset) };
-        // SAFETY: mapped and initialised; nobody writes there, by the caller's promise.
+        // SAFETY: mapped and initialised; not written meanwhile, as the caller ensures.
         unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
     }
 
-    /// Puts bytes at `offset`.
+    /// Writes bytes at `offset`.
     ///
     /// # Safety
-    /// Nobody reads or writes there at the same time.
+    /// The bytes are neither read nor written at the same time.
     ///
     /// # Panics
     /// If they do not fit.
@@ -89,14 +89,14 @@ impl Mapping {
         assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len));
         // SAFETY: the bound was just checked.
         let to = unsafe { self.at.add(offset) };
-        // SAFETY: room for all of them, by the check; nobody else is there, by the caller's promise.
+        // SAFETY: there is room for all of them; no other access, as the caller ensures.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nothing refers to any more: every reference into it borrows `self`.
+        // SAFETY: the mapping is ours, and every reference into it borrows `self`.
         let _ = unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), self.len) };
     }
 }

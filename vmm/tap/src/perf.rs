@@ -8,8 +8,8 @@
 //!                └──────── poll: readable at half a ring ────────┘
 //! ```
 //!
-//! A record that finds its ring full is counted by the kernel twice: in the next `PERF_RECORD_LOST`, and from Linux 6.0
-//! on in the event itself, which is exact at any time and is used where it is there.
+//! The kernel counts records that do not fit into a ring twice: in the next `PERF_RECORD_LOST`, and from Linux 6.0 on in the
+//! event itself. The event's count is exact at any time and is used where the kernel has it.
 
 use std::ffi::CString;
 use std::fs;
@@ -23,24 +23,24 @@ use rustix::io::Errno;
 
 use super::filter;
 use super::mapping::Mapping;
-use super::ring::Ring;
-use super::sample::{SAMPLE_TYPE, read};
-use super::source::{Heard, Source, SourceError};
+use super::perf_record::{SAMPLE_TYPE, read};
+use super::ring::{Damaged, Ring};
+use super::source::{Record, Source};
 use super::tracepoints::Listened;
 use host::tracefs::last_errno;
 
 /// The first page of a ring's mapping.
 const PAGE: usize = 4096;
-/// The most bytes of a CPU's ring, 32,768 ranges, and of all rings together.
+/// The limits on a CPU's ring (2 MiB are 32,768 ranges) and on all rings together, bytes.
 pub const RING: usize = 2 << 20;
 const ALL_RINGS: usize = 64 << 20;
-/// The least that is tried where the host allows no more.
+/// The smallest ring that is tried where the host locks no more memory.
 const SMALLEST_RING: usize = 16 << 10;
 
-/// Why there are no perf events.
+/// perf events cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PerfError {
-    /// Tracepoints of all processes are not for us.
+    /// This process may not open tracepoints of all processes.
     #[error(
         "perf tracepoints of all processes are refused: setcap cap_perfmon+ep zapscope, or sysctl \
          kernel.perf_event_paranoid=-1, or be root; a kernel locked down for confidentiality has none for anybody"
@@ -51,15 +51,15 @@ pub enum PerfError {
     Call {
         /// The system call's name.
         call: &'static str,
-        /// For which tracepoint.
+        /// The tracepoint.
         event: &'static str,
-        /// On which CPU.
+        /// The CPU.
         cpu: u32,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
-    /// The host does not say which CPUs it has.
+    /// The list of the host's CPUs cannot be read.
     #[error("/sys/devices/system/cpu/online cannot be read, so the CPUs are not known")]
     Cpus(#[source] io::Error),
 }
@@ -72,33 +72,33 @@ fn hint(errno: &Errno) -> &'static str {
     }
 }
 
-/// Events of all CPUs.
+/// perf events on all CPUs.
 #[derive(Debug)]
 pub struct Perf {
     cpus: Vec<OneCpu>,
-    /// Whether the events count their own losses.
+    /// Whether the events count their losses (Linux 6.0 and later).
     counts_losses: bool,
-    /// What the rings said of losses.
-    told: u64,
+    /// Losses reported in the rings.
+    reported: u64,
 }
 
 #[derive(Debug)]
 struct OneCpu {
     ring: Ring<Mapping>,
-    /// The ring's own event.
+    /// The event that owns the ring.
     leader: OwnedFd,
-    /// Those that write to it too.
+    /// The events that write to the same ring.
     others: Vec<OwnedFd>,
 }
 
 impl Perf {
-    /// Listens to all that is `listened` to, which may be nothing; ranges only where they meet `watched`.
+    /// Opens the tracepoints `listened`, of which there may be none; ranges are recorded where they meet `watched`.
     ///
     /// # Errors
     /// [`PerfError`].
     pub fn open(listened: &[Listened], watched: &[HvaRange]) -> Result<Self, PerfError> {
         let Some((first, others)) = listened.split_first() else {
-            return Ok(Self { cpus: Vec::new(), counts_losses: true, told: 0 });
+            return Ok(Self { cpus: Vec::new(), counts_losses: true, reported: 0 });
         };
         let online = fs::read_to_string("/sys/devices/system/cpu/online").map_err(PerfError::Cpus)?;
         let cpus =
@@ -113,14 +113,14 @@ impl Perf {
             }
             perf.push(one);
         }
-        // All are there: begin.
+        // Enabled last, so that no event records before all of them exist.
         for one in &perf {
             for event in one.events() {
                 // SAFETY: the descriptor is a perf event's; the call takes no pointer.
                 let _ = unsafe { ioctls::ENABLE(event.as_raw_fd(), 0) };
             }
         }
-        Ok(Self { cpus: perf, counts_losses, told: 0 })
+        Ok(Self { cpus: perf, counts_losses, reported: 0 })
     }
 }
 
@@ -136,7 +136,7 @@ impl OneCpu {
         Ok(Self { ring, leader, others: Vec::new() })
     }
 
-    /// One more event writes to the ring.
+    /// Has another event write to the ring.
     fn join(
         &mut self,
         listened: &Listened,
@@ -164,7 +164,7 @@ fn failed(call: &'static str, listened: &Listened, cpu: u32) -> impl FnOnce(Errn
     move |source| PerfError::Call { call, event, cpu, source }
 }
 
-/// An event that is not enabled yet.
+/// Opens an event and sets its filter; it is not enabled yet.
 fn open_filtered(
     listened: &Listened,
     watched: &[HvaRange],
@@ -218,14 +218,14 @@ fn attributes(id: u16, counts_losses: bool) -> perf_event_attr {
         ..Default::default()
     };
     attributes.sample_period = 1;
-    // Bytes, and none named: half of the ring, however large it comes to be.
+    // A watermark in bytes; 0 stands for half of the ring.
     attributes.set_watermark(1);
     attributes.set_use_clockid(1);
     attributes.set_disabled(1);
     attributes
 }
 
-/// A ring of `size`, or the largest the host allows.
+/// Maps a ring of `size` bytes, or of the largest size that the host allows.
 fn map_ring(event: BorrowedFd<'_>, mut size: usize) -> Result<Ring<Mapping>, Errno> {
     loop {
         match Mapping::of(event, PAGE + size) {
@@ -238,7 +238,7 @@ fn map_ring(event: BorrowedFd<'_>, mut size: usize) -> Result<Ring<Mapping>, Err
 
 fn set_filter(event: BorrowedFd<'_>, text: &str) -> Result<(), Errno> {
     let text = CString::new(text).map_err(|_| Errno::INVAL)?;
-    // SAFETY: the text is NUL-terminated, and only read in spite of its type.
+    // SAFETY: the text is NUL-terminated, and only read although the pointer is mutable.
     let done = unsafe { ioctls::SET_FILTER(event.as_raw_fd(), text.as_ptr().cast_mut()) };
     if done < 0 { Err(last_errno()) } else { Ok(()) }
 }
@@ -248,20 +248,20 @@ impl Source for Perf {
         self.cpus.iter().map(|cpu| cpu.leader.as_fd()).collect()
     }
 
-    fn drain(&mut self, sink: &mut dyn FnMut(Heard<'_>)) -> Result<(), SourceError> {
-        let told = &mut self.told;
+    fn drain(&mut self, sink: &mut dyn FnMut(Record<'_>)) -> Result<(), Damaged> {
+        let reported = &mut self.reported;
         for cpu in &mut self.cpus {
-            cpu.ring.drain(|kind, body| read(kind, body).tell(sink, told))?;
+            cpu.ring.drain(|kind, body| read(kind, body).pass(sink, reported))?;
         }
         Ok(())
     }
 
     fn lost(&mut self) -> u64 {
         if !self.counts_losses {
-            return self.told;
+            return self.reported;
         }
         let each = self.cpus.iter().flat_map(OneCpu::events).map(|event| {
-            // What `PERF_FORMAT_LOST` makes of a reading: hits, and losses.
+            // With `PERF_FORMAT_LOST` a read returns the number of events, and of lost ones.
             let mut words = [0; 16];
             match rustix::io::read(event, &mut words) {
                 Ok(16) => u64::from_ne_bytes(words[8..].try_into().expect("eight bytes")),
@@ -272,7 +272,7 @@ impl Source for Perf {
     }
 }
 
-/// Bytes of each CPU's ring where there are so many.
+/// Bytes of each CPU's ring on a host with so many CPUs.
 pub(super) fn ring_size(cpus: usize) -> usize {
     let each = (ALL_RINGS / cpus.max(1)).clamp(SMALLEST_RING, RING);
     1 << each.ilog2()
@@ -280,7 +280,7 @@ pub(super) fn ring_size(cpus: usize) -> usize {
 
 /// CPUs from a list like `0-3,8`.
 pub(super) fn parse_cpus(text: &str) -> Option<Vec<u32>> {
-    /// More than the kernel can have.
+    /// More than a kernel supports.
     const MOST: u32 = 1 << 16;
     let mut cpus = Vec::new();
     for part in text.split(',') {

@@ -1,59 +1,33 @@
-//! Where records of tracepoints come from.
+//! A source of tracepoint records.
 
 use std::os::fd::BorrowedFd;
 
-use rustix::io::Errno;
-
-use super::hit::Sample;
-use super::page::DamagedPage;
 use super::ring::Damaged;
-use super::tracepoints::Event;
+use super::tracepoints::{Event, Sample};
 
-/// What a source has to tell.
+/// A record of a source.
 #[derive(Clone, Copy, Debug)]
-pub enum Heard<'a> {
+pub enum Record<'a> {
     /// A record as the kernel wrote it, to be decoded by its format.
     Sample(Sample<'a>),
-    /// One that its source has decoded.
+    /// A record that the source has decoded.
     Event(Event),
-    /// One that its source could make nothing of.
-    Nonsense,
+    /// A record that the source cannot decode.
+    Malformed,
 }
 
 /// A source of tracepoint records, read by one thread at a time.
 pub trait Source: Send {
-    /// Descriptors that become readable when much has gathered. They are the same as long as the source lives.
+    /// Descriptors that become readable when a buffer is half full. They stay the same for the life of the source.
     fn wakes(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// Gives everything that was recorded by now to `sink`. Records of one CPU come in order of time; those of several
-    /// CPUs do not.
+    /// Passes every record written so far to `sink`. Records of one CPU come in order of time; records of different CPUs do
+    /// not.
     ///
     /// # Errors
-    /// [`SourceError`]: nothing more can be had from it.
-    fn drain(&mut self, sink: &mut dyn FnMut(Heard<'_>)) -> Result<(), SourceError>;
+    /// [`Damaged`]: the source gives no more records.
+    fn drain(&mut self, sink: &mut dyn FnMut(Record<'_>)) -> Result<(), Damaged>;
 
-    /// Records that found no room, so far.
+    /// Records that did not fit into a buffer, so far.
     fn lost(&mut self) -> u64;
-}
-
-/// A source that has nothing more to give.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// A perf ring is damaged.
-    #[error(transparent)]
-    Ring(#[from] Damaged),
-    /// A tracefs buffer cannot be read.
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-}
-
-/// Why an instance has nothing more to give.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// A page makes no sense.
-    #[error(transparent)]
-    Page(#[from] DamagedPage),
-    /// A read failed.
-    #[error("reading the trace buffer of a CPU: was its instance removed?")]
-    Read(#[source] Errno),
 }

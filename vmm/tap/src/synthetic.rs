@@ -1,7 +1,7 @@
-//! A source without a kernel: records made by a thread of ours, through the same ring, with the same bytes.
+//! A source without a kernel: a thread of this process writes the same bytes through the same ring.
 //!
-//! The writer's half follows `perf_output_begin`/`end`: a record that finds no room is counted; the next that finds
-//! some is preceded by a `PERF_RECORD_LOST`; the reader is woken each time another watermark of bytes is written.
+//! The writer follows `perf_output_begin` and `perf_output_end`: a record that does not fit is counted, the next one that
+//! fits is preceded by a `PERF_RECORD_LOST`, and the reader is woken after each watermark of bytes.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -11,13 +11,14 @@ use perf_event_open_sys::bindings as abi;
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 
-use super::hit::Sample;
 use super::mapping::Mapping;
+use super::perf_record::{read, write_sample};
+use super::ring::Damaged;
 use super::ring::{HEAD, HEADER, Ring, TAIL};
-use super::sample::{read, write_sample};
-use super::source::{Heard, Source, SourceError};
+use super::source::{Record, Source};
+use super::tracepoints::Sample;
 
-/// The first page, which is no data.
+/// The first page, which is not data.
 const PAGE: usize = 4096;
 
 /// The reader's half.
@@ -28,7 +29,7 @@ pub struct Synthetic {
     lost: u64,
 }
 
-/// The writer's half. The losses it knows of, the reader hears of with the next record that finds room.
+/// The writer's half. It reports losses to the reader with the next record that fits.
 #[derive(Debug)]
 pub struct Producer {
     memory: Arc<Mapping>,
@@ -44,10 +45,10 @@ pub struct Producer {
 /// Both halves of a ring of `size` bytes of data, a power of two.
 ///
 /// # Errors
-/// No memory.
+/// There is no memory for it.
 ///
 /// # Panics
-/// On a size that is none.
+/// If the size is not a power of two of at least a page.
 pub fn synthetic(size: usize) -> Result<(Synthetic, Producer), Errno> {
     let memory = Arc::new(Mapping::anonymous(PAGE + size)?);
     let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
@@ -59,7 +60,7 @@ pub fn synthetic(size: usize) -> Result<(Synthetic, Producer), Errno> {
 }
 
 impl Producer {
-    /// Writes a sample, as if on `cpu`. Whether there was room.
+    /// Writes a sample, as if on `cpu`; returns whether it fitted.
     pub fn push(&mut self, sample: &Sample<'_>, cpu: u32) -> bool {
         self.record.clear();
         if self.lost > 0 {
@@ -89,21 +90,21 @@ impl Producer {
     fn store(&mut self) -> bool {
         let tail = self.memory.word(TAIL).load(Ordering::Acquire);
         let room = self.size - (self.head - tail);
-        // As in the kernel, the ring never fills to the last byte: head and tail would not differ.
+        // As in the kernel, the ring is never filled to the last byte: head and tail would be equal.
         if room <= self.record.len() as u64 {
             return false;
         }
         let at = (self.head & (self.size - 1)) as usize;
         let front = self.record.len().min(self.size as usize - at);
-        // SAFETY: from head on, by the room just measured, is ours: the reader keeps out until the head moves past.
+        // SAFETY: the reader does not read beyond the head until it moves past; the room was just measured.
         unsafe { self.memory.put(PAGE + at, &self.record[..front]) };
-        // SAFETY: as above; the record goes on at the beginning of the data.
+        // SAFETY: as above; the record continues at the beginning of the data.
         unsafe { self.memory.put(PAGE, &self.record[front..]) };
         self.head += self.record.len() as u64;
         self.memory.word(HEAD).store(self.head, Ordering::Release);
         if self.head - self.woken_at > self.watermark {
             self.woken_at = self.head;
-            // The counter cannot overflow: the reader takes it whole.
+            // The counter cannot overflow: each read resets it.
             let _ = rustix::io::retry_on_intr(|| rustix::io::write(&*self.wake, &1u64.to_ne_bytes()));
         }
         true
@@ -120,12 +121,11 @@ impl Source for Synthetic {
         vec![self.wake.as_fd()]
     }
 
-    fn drain(&mut self, sink: &mut dyn FnMut(Heard<'_>)) -> Result<(), SourceError> {
-        // Nothing to take is fine: nobody woke us.
+    fn drain(&mut self, sink: &mut dyn FnMut(Record<'_>)) -> Result<(), Damaged> {
+        // Fails if no watermark was reached since the last time.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         let lost = &mut self.lost;
-        self.ring.drain(|kind, body| read(kind, body).tell(sink, lost))?;
-        Ok(())
+        self.ring.drain(|kind, body| read(kind, body).pass(sink, lost))
     }
 
     fn lost(&mut self) -> u64 {

@@ -1,40 +1,40 @@
-//! Whose context an event came from: threads by number, looked up once each, soon after they were first heard of.
+//! The threads that events came from: looked up once each, soon after their first event.
 
 use std::fs;
 
 /// `PF_KTHREAD` in the flags of `/proc/TID/stat`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
-/// Threads that are remembered by name; others stay numbers.
+/// The limit on threads that are looked up.
 const MOST: usize = 4096;
 
-/// A thread.
+/// A thread, as it was when it was looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// Its number.
+    /// Its thread ID.
     pub tid: u32,
-    /// Its process; `None` if it was gone when it was looked up.
+    /// Its process; `None` if the event did not have it.
     pub pid: Option<u32>,
-    /// Its name; empty if it was gone.
+    /// Its name; empty if it was gone by then.
     pub comm: String,
-    /// Whether it is the kernel's own.
+    /// Whether it is a kernel thread.
     pub kernel: bool,
 }
 
-/// The threads heard of.
+/// The threads of the events so far.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
-    /// In order of number.
+    /// In order of thread ID.
     known: Vec<Task>,
     /// Not looked up yet.
     new: Vec<(u32, u32)>,
-    /// The last one heard, to tell quickly that nothing is new.
+    /// The thread of the last event: most events are of the same thread as the one before.
     last: Option<u32>,
 }
 
 impl Tasks {
-    /// Notes that a thread was heard of.
+    /// Notes the thread of an event.
     #[inline]
-    pub(super) fn heard(&mut self, pid: u32, tid: u32) {
+    pub(super) fn note(&mut self, pid: u32, tid: u32) {
         if self.last != Some(tid) {
             self.last = Some(tid);
             self.consider(pid, tid);
@@ -50,7 +50,7 @@ impl Tasks {
         }
     }
 
-    /// Looks up who is new.
+    /// Looks up the new threads.
     pub(super) fn look_up(&mut self) {
         for (pid, tid) in self.new.drain(..) {
             let task = look_up(pid, tid);
@@ -60,7 +60,7 @@ impl Tasks {
         }
     }
 
-    /// All that were heard of.
+    /// All threads that were looked up.
     pub(super) fn known(&self) -> &[Task] {
         &self.known
     }
@@ -69,20 +69,11 @@ impl Tasks {
 fn look_up(pid: u32, tid: u32) -> Task {
     let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
     let (comm, kernel) = parse_stat(&stat).unwrap_or_default();
-    let pid = match pid {
-        0 => process_of(tid),
-        pid => Some(pid),
-    };
-    Task { tid, pid, comm, kernel }
-}
-
-fn process_of(tid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+    Task { tid, pid: (pid != 0).then_some(pid), comm, kernel }
 }
 
 /// The name, and whether it is a kernel thread's, from `PID (NAME) STATE PPID PGRP SESSION TTY TPGID FLAGS …`. A name
-/// may hold anything, brackets too.
+/// may contain brackets.
 fn parse_stat(stat: &str) -> Option<(String, bool)> {
     let (front, rest) = stat.rsplit_once(')')?;
     let comm = front.split_once('(')?.1;
@@ -95,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_may_hold_brackets() {
+    fn a_name_may_contain_brackets() {
         let line = "71 (a) b (c) S 2 0 0 0 -1 2129984 0 0";
         assert_eq!(parse_stat(line), Some(("a) b (c".to_owned(), true)));
         assert_eq!(parse_stat("71 (sh) R 2 0 0 0 -1 4194304 0"), Some(("sh".to_owned(), false)));
@@ -103,11 +94,11 @@ mod tests {
     }
 
     #[test]
-    fn we_know_ourselves_and_who_is_gone_stays_a_number() {
+    fn a_thread_is_looked_up_once_and_one_that_is_gone_has_no_name() {
         let mut tasks = Tasks::default();
         let ours = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-        for tid in [ours, u32::MAX, ours] {
-            tasks.heard(0, tid);
+        for (pid, tid) in [(std::process::id(), ours), (0, u32::MAX), (std::process::id(), ours)] {
+            tasks.note(pid, tid);
         }
         tasks.look_up();
         let found = |tid| tasks.known().iter().find(|task| task.tid == tid).unwrap();

@@ -1,30 +1,29 @@
-//! The tracepoints that are listened to, and what each of them says.
+//! The tracepoints that are recorded, and the events that their records are.
 //!
-//! | interest | tracepoints | what for |
+//! | interest | tracepoints | purpose |
 //! | --- | --- | --- |
 //! | ranges | `kvm:kvm_unmap_hva_range` | each range that KVM is told to drop, selected by address in the kernel |
-//! | causes | vmscan, compaction, migrate: a begin and an end each | what the thread was at that announced a range |
-//! | calls | madvise, mprotect, munmap, mremap, fallocate, process_madvise, fork, userfaultfd's ioctls | the same, where the calls are not ours |
-//! | faults | `kvm:kvm_page_fault`, kvmmmu, tlb | what KVM did about it; one event for each of its faults |
+//! | causes | vmscan, compaction, migrate: a begin and an end each | the work of the thread that announced a range |
+//! | calls | madvise, mprotect, munmap, mremap, fallocate, process_madvise, fork, userfaultfd's ioctls | the same for system calls of other processes |
+//! | KVM | `kvm:kvm_page_fault`, kvmmmu, tlb | what KVM did, counted |
 //!
-//! What the kernel lacks is named in the result and is no error; but without the ranges there is no tap.
+//! Tracepoints that the kernel lacks are listed in the layout. Only the ranges are required.
 
 use guest_mem::{Hva, HvaRange};
 use rustix::io::Errno;
 
 use super::filter::Filtered;
 use super::format::{Field, Format, FormatError};
-use super::hit::Sample;
 use host::tracefs::{Tracefs, TracefsError};
 
-/// What a thread is at while it announces ranges.
+/// Work of a thread during which it announces ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Work {
-    /// It found no free memory, and reclaims some itself.
+    /// It reclaims memory because it found none free.
     DirectReclaim,
-    /// Its cgroup is at a limit, or somebody wrote to `memory.reclaim`.
+    /// It reclaims memory of a cgroup: a limit, or a write to `memory.reclaim`.
     MemcgReclaim,
-    /// Its node is to be emptied before another is used.
+    /// It reclaims memory of its node before it uses another one.
     NodeReclaim,
     /// It moves pages to make room for a large one.
     Compaction,
@@ -53,19 +52,19 @@ pub enum Call {
     Fallocate,
     /// `fork`, `vfork`, `clone`, `clone3`.
     Fork,
-    /// An ioctl of userfaultfd that announces, by its number. Its end is not seen: it lasts until the thread begins
-    /// something else.
+    /// An ioctl of userfaultfd that announces a range, by its number. Its end is not recorded: it lasts until the thread
+    /// begins other work.
     Userfault(u32),
 }
 
-/// What KVM did, counted and not listed.
+/// An event of KVM that is counted and not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Deed {
-    /// A page fault by a guest. Not every KVM tells of it: kvm_pvm does not.
+pub enum KvmEvent {
+    /// A page fault by a guest. kvm_pvm does not have this tracepoint's event.
     PageFault,
     /// An SPTE was set.
     SetSpte,
-    /// A page of the shadow is zapped.
+    /// A shadow page is zapped.
     ZapPage,
     /// All of a VM's SPTEs are zapped.
     ZapAll,
@@ -73,12 +72,12 @@ pub enum Deed {
     TdpChange,
     /// A TLB flush.
     TlbFlush,
-    /// A fault is answered by an SPTE: one for each that is, however many neighbours are mapped with it.
+    /// A fault is resolved by an SPTE: one event for a fault, however many neighbours are mapped with it.
     SpteRequest,
 }
 
-impl Deed {
-    /// All of them.
+impl KvmEvent {
+    /// All of them, in order.
     pub const ALL: [Self; 7] = [
         Self::PageFault,
         Self::SetSpte,
@@ -103,41 +102,54 @@ impl Deed {
     }
 }
 
-/// What one record says.
+/// The content of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// KVM is told to drop a range.
     Range(HvaRange),
-    /// A thread begins with something.
+    /// A thread begins a piece of work.
     Begin(Work),
-    /// It is done with it.
+    /// It ends it.
     End(Work),
-    /// KVM did something.
-    Did(Deed),
+    /// An event of KVM.
+    Kvm(KvmEvent),
 }
 
-/// One record, decoded.
+/// A record of a tracepoint as the kernel wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// When: `CLOCK_MONOTONIC`, nanoseconds.
+pub struct Sample<'a> {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time_ns: u64,
-    /// The process in whose context; 0 where the source does not say.
+    /// The process.
     pub pid: u32,
     /// The thread.
     pub tid: u32,
-    /// What happened.
+    /// The record, laid out by its format; padding may follow.
+    pub raw: &'a [u8],
+}
+
+/// A decoded record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// The process.
+    pub pid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// The content.
     pub what: What,
 }
 
-/// What is wanted of the kernel. Ranges always are.
+/// Which tracepoints are recorded beside the ranges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
-    /// What threads are at.
+    /// Reclaim, compaction and migration.
     pub causes: bool,
-    /// System calls that change mappings, everybody's.
+    /// System calls that change mappings, of all processes.
     pub calls: bool,
-    /// What KVM does.
-    pub deeds: bool,
+    /// Events of KVM.
+    pub kvm: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -145,12 +157,12 @@ enum Kind {
     Range,
     Begin(Work),
     End(Work),
-    /// Which call it is, an argument says too.
+    /// The begin of a call, of which an argument is recorded.
     Argument(&'static str, fn(u32) -> Call),
-    Did(Deed),
+    Kvm(KvmEvent),
 }
 
-/// Where in tracefs, and what it says.
+/// A tracepoint's path in tracefs, and its content.
 type Tracepoint = (&'static str, Kind);
 
 const RANGES: Tracepoint = ("kvm/kvm_unmap_hva_range", Kind::Range);
@@ -201,27 +213,27 @@ const CALLS: [Tracepoint; 25] = [
     ("syscalls/sys_exit_clone", exit(Call::Fork)),
     ("syscalls/sys_enter_clone3", enter(Call::Fork)),
     ("syscalls/sys_exit_clone3", exit(Call::Fork)),
-    // Not its exit, which would fire for every KVM_RUN of the host.
+    // Without its exit, which would fire for every KVM_RUN of the host.
     ("syscalls/sys_enter_ioctl", Kind::Argument("cmd", Call::Userfault)),
 ];
 
-const DEEDS: [Tracepoint; 7] = [
-    ("kvm/kvm_page_fault", Kind::Did(Deed::PageFault)),
-    ("kvmmmu/kvm_mmu_set_spte", Kind::Did(Deed::SetSpte)),
-    ("kvmmmu/kvm_mmu_prepare_zap_page", Kind::Did(Deed::ZapPage)),
-    ("kvmmmu/kvm_mmu_zap_all_fast", Kind::Did(Deed::ZapAll)),
-    ("kvmmmu/kvm_tdp_mmu_spte_changed", Kind::Did(Deed::TdpChange)),
-    ("tlb/tlb_flush", Kind::Did(Deed::TlbFlush)),
-    ("kvmmmu/kvm_mmu_spte_requested", Kind::Did(Deed::SpteRequest)),
+const KVM: [Tracepoint; 7] = [
+    ("kvm/kvm_page_fault", Kind::Kvm(KvmEvent::PageFault)),
+    ("kvmmmu/kvm_mmu_set_spte", Kind::Kvm(KvmEvent::SetSpte)),
+    ("kvmmmu/kvm_mmu_prepare_zap_page", Kind::Kvm(KvmEvent::ZapPage)),
+    ("kvmmmu/kvm_mmu_zap_all_fast", Kind::Kvm(KvmEvent::ZapAll)),
+    ("kvmmmu/kvm_tdp_mmu_spte_changed", Kind::Kvm(KvmEvent::TdpChange)),
+    ("tlb/tlb_flush", Kind::Kvm(KvmEvent::TlbFlush)),
+    ("kvmmmu/kvm_mmu_spte_requested", Kind::Kvm(KvmEvent::SpteRequest)),
 ];
 
-/// Why the kernel's tracepoints cannot be listened to.
+/// The tracepoint of the ranges cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// There is no such tracepoint, or we may not read of it.
+    /// It does not exist, or its format may not be read.
     #[error("the kernel's account needs the tracepoint kvm:kvm_unmap_hva_range{}", ranges_remedy(.0.source))]
     NoRanges(#[source] TracefsError),
-    /// It does not look as it must.
+    /// Its format is not usable.
     #[error("the kernel's account cannot read its tracepoint")]
     Format(#[from] FormatError),
 }
@@ -234,14 +246,14 @@ fn ranges_remedy(errno: Errno) -> &'static str {
     }
 }
 
-/// A tracepoint that is listened to.
+/// A tracepoint that is recorded.
 #[derive(Clone, Debug)]
 pub struct Listened {
-    /// Where in `events`: `kvm/kvm_unmap_hva_range`.
+    /// Its path below `events`: `kvm/kvm_unmap_hva_range`.
     pub path: &'static str,
     /// Its number.
     pub id: u16,
-    /// What the kernel is to pick of its hits.
+    /// Which of its events the kernel records.
     pub filtered: Filtered,
     shape: Shape,
 }
@@ -252,15 +264,14 @@ enum Shape {
     Begin(Work),
     End(Work),
     Argument(Field, fn(u32) -> Call),
-    Did(Deed),
+    Kvm(KvmEvent),
 }
 
-/// How the records of all tracepoints that are listened to are decoded.
+/// The layouts of all tracepoints that are recorded.
 #[derive(Clone, Debug)]
 pub struct Layout {
     kind: Field,
-    thread: Field,
-    /// Whether the ranges' record is their two addresses, in the order of the tracepoint's arguments.
+    /// Whether the ranges' record has the two addresses and no other field.
     names_its_arguments: bool,
     listened: Vec<Listened>,
     missing: Vec<String>,
@@ -275,7 +286,7 @@ impl Layout {
         Self::of(interest, |path| tracefs.read(&format!("events/{path}/format")))
     }
 
-    /// The same from texts that `format` gives, by path.
+    /// The same from texts that `format` returns by path.
     ///
     /// # Errors
     /// As [`Layout::read`].
@@ -284,11 +295,10 @@ impl Layout {
         format: impl Fn(&str) -> Result<String, TracefsError>,
     ) -> Result<Self, LayoutError> {
         let ranges = Format::parse(&format(RANGES.0).map_err(LayoutError::NoRanges)?)?;
-        let (kind, thread) = (ranges.field("common_type")?, ranges.field("common_pid")?);
+        let kind = ranges.field("common_type")?;
         let mut listened = vec![Listened::of(&RANGES, &ranges)?];
         let mut missing = Vec::new();
-        let wanted =
-            [(interest.causes, &CAUSES[..]), (interest.calls, &CALLS[..]), (interest.deeds, &DEEDS[..])];
+        let wanted = [(interest.causes, &CAUSES[..]), (interest.calls, &CALLS[..]), (interest.kvm, &KVM[..])];
         for tracepoint in wanted.iter().filter(|(wanted, _)| *wanted).flat_map(|(_, all)| *all) {
             let read = |text: String| Ok(Listened::of(tracepoint, &Format::parse(&text)?)?);
             match format(tracepoint.0).map_err(LayoutError::NoRanges).and_then(read) {
@@ -297,10 +307,10 @@ impl Layout {
             }
         }
         let names_its_arguments = ranges.own_fields() == ["start", "end"];
-        Ok(Self { kind, thread, names_its_arguments, listened, missing })
+        Ok(Self { kind, names_its_arguments, listened, missing })
     }
 
-    /// What is listened to, the ranges first.
+    /// The tracepoints, the ranges first.
     pub fn listened(&self) -> &[Listened] {
         &self.listened
     }
@@ -310,33 +320,28 @@ impl Layout {
         &self.missing
     }
 
-    /// Has the kernel pick the deeds of these threads, which are numbered as the initial PID namespace does it: those of
-    /// all VMs of a host are far too many to be looked at here.
-    pub fn narrow_deeds(&mut self, threads: &[u32]) {
-        let deeds = self.listened.iter_mut().filter(|listened| matches!(listened.shape, Shape::Did(_)));
-        deeds.for_each(|listened| listened.filtered = Filtered::ByThreads(threads.to_vec()));
+    /// Limits the events of KVM to these threads, by their numbers in the initial PID namespace: a host's VMs together have
+    /// far too many events to be read.
+    pub fn limit_kvm_events(&mut self, threads: &[u32]) {
+        let of_kvm = self.listened.iter_mut().filter(|listened| matches!(listened.shape, Shape::Kvm(_)));
+        of_kvm.for_each(|listened| listened.filtered = Filtered::ByThreads(threads.to_vec()));
     }
 
-    /// The deeds that are listened to.
-    pub fn deeds(&self) -> impl Iterator<Item = Deed> {
+    /// The events of KVM that are recorded.
+    pub fn kvm_events(&self) -> impl Iterator<Item = KvmEvent> {
         self.listened.iter().filter_map(|listened| match listened.shape {
-            Shape::Did(deed) => Some(deed),
+            Shape::Kvm(event) => Some(event),
             _ => None,
         })
     }
 
-    /// Whether a range's fields are `start` and `end` and nothing else. Then they are the tracepoint's arguments, too, in
-    /// the same order: the kernel tells the names of fields alone.
+    /// Whether a range's fields are `start` and `end` and no others. Then the tracepoint's arguments are these in the same
+    /// order: the kernel tells the names of fields, and not those of arguments.
     pub fn names_its_arguments(&self) -> bool {
         self.names_its_arguments
     }
 
-    /// The thread that a record names. Numbered in the initial namespace.
-    pub fn thread(&self, raw: &[u8]) -> Option<u32> {
-        self.thread.read(raw).map(|thread| thread as u32)
-    }
-
-    /// What a record says; `None` of one that is not listened to or makes no sense.
+    /// Decodes a record; `None` if its tracepoint is not recorded, or its content is not valid.
     #[inline]
     pub fn decode(&self, sample: &Sample<'_>) -> Option<Event> {
         let id = self.kind.read(sample.raw)? as u16;
@@ -349,7 +354,7 @@ impl Layout {
             Shape::Begin(work) => What::Begin(work),
             Shape::End(work) => What::End(work),
             Shape::Argument(field, call) => What::Begin(Work::Call(call(field.read(sample.raw)? as u32))),
-            Shape::Did(deed) => What::Did(deed),
+            Shape::Kvm(event) => What::Kvm(event),
         };
         Some(Event { time_ns: sample.time_ns, pid: sample.pid, tid: sample.tid, what })
     }
@@ -367,7 +372,7 @@ impl Listened {
                 let filtered = if field == "cmd" { Filtered::ByIoctl } else { Filtered::No };
                 (Shape::Argument(format.field(field)?, call), filtered)
             }
-            Kind::Did(deed) => (Shape::Did(deed), Filtered::No),
+            Kind::Kvm(event) => (Shape::Kvm(event), Filtered::No),
         };
         Ok(Self { path, id: format.id(), filtered, shape })
     }

@@ -4,6 +4,7 @@
 use guest_mem::{Hva, HvaRange, Order, PAGE_SIZE, PMD_SIZE};
 
 use crate::events::{Called, Certainty, ExpectedKind, KernelRange, Ranges};
+use super::ranges::RangeSums;
 use notifier_bridge::By;
 
 /// How often a split may be announced beside the first time: by the split of the PMD and by that of the folio (Linux 6.12 and
@@ -16,8 +17,7 @@ const MOST_SENTENCES: usize = 3;
 /// The kernel's account of some reclaim steps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// Ranges by cause, in the order of [`By::ALL`].
-    by_cause: [Ranges; By::ALL.len()],
+    ranges: RangeSums<()>,
     /// Events that were lost.
     pub lost: u64,
     /// Operations whose ranges were compared with what was expected.
@@ -48,14 +48,12 @@ struct Expected {
 impl Account {
     /// Ranges of one cause.
     pub fn of(&self, cause: By) -> Ranges {
-        self.by_cause[cause as usize]
+        self.sum(|one| one == cause)
     }
 
     /// Ranges of all causes that `wanted` picks.
     pub fn sum(&self, wanted: impl Fn(By) -> bool) -> Ranges {
-        let mut sum = Ranges::default();
-        By::ALL.iter().copied().filter(|cause| wanted(*cause)).for_each(|cause| sum += self.of(cause));
-        sum
+        self.ranges.sum(|cause, _, _| wanted(cause))
     }
 
     /// Operations that differed, if any was compared and no event was lost.
@@ -78,7 +76,7 @@ impl Account {
 
     /// A range that the kernel announced in the step.
     pub(super) fn announced(&mut self, arena: HvaRange, range: &KernelRange) {
-        self.by_cause[range.cause as usize] += Ranges { ranges: 1, bytes: range.bytes };
+        self.ranges.add(range, None);
         let start = Hva::new(arena.start().get().wrapping_add_signed(range.start));
         if let (Some(call), Some(range)) = (range.call, HvaRange::with_len(start, range.bytes)) {
             self.of_calls.push((call as usize, range));

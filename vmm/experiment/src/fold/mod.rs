@@ -3,8 +3,10 @@
 
 mod achieved;
 mod kernel;
+mod ranges;
 mod sums;
 
 pub(crate) use achieved::achieved;
 pub use kernel::Account;
+pub use ranges::{RANGE_SIZES, RangeSums};
 pub(crate) use sums::{Rate, Sums};

@@ -43,7 +43,7 @@ pub struct RunRecord {
     /// When the first vCPU first entered the guest, `CLOCK_MONOTONIC`.
     #[serde(default = "Measured::absent")]
     pub first_kvm_run_monotonic_ns: Measured<u64>,
-    /// By what the kernel's own account was kept: `tracefs` or `perf`.
+    /// By what the kernel's own account was kept: `bpf` or `perf`.
     #[serde(default = "Measured::absent")]
     pub tap: Measured<String>,
     /// What recording costs.

@@ -1,16 +1,16 @@
-//! A BPF program as a source of ranges, with perf events for whatever else is listened to. It costs a range least: no
-//! record is reserved, filled by a general rule, and committed, but four words are stored.
+//! A BPF program as the source of ranges, with perf events for the other tracepoints. It costs least for each range: it
+//! stores four words, where perf reserves, fills and commits a record.
 //!
 //! ```text
-//!   kvm_unmap_hva_range ── program ── the CPU's part: head, tail, slots ──┐
-//!                             └─ every half a part: bell ── wakes         ├─> Source
-//!   all else ── perf events ── rings ─────────────────────────────────────┘
+//!   kvm_unmap_hva_range ── program ── the CPU's buffer: head, tail, slots ─┐
+//!                             └─ every half a buffer: wakeup               ├─> Source
+//!   other tracepoints ── perf events ── rings ─────────────────────────────┘
 //! ```
 //!
-//! The program belongs to the tracepoint as a listener of its own: it takes nothing from others who listen there. It is
-//! gone when its descriptor is closed, by whatever end the process comes to.
+//! The program is attached beside other listeners of the tracepoint and does not disturb them. The kernel detaches it when
+//! its descriptor is closed, which the end of the process does as well.
 
-mod parts;
+mod buffers;
 mod program;
 mod sys;
 
@@ -23,20 +23,21 @@ use std::sync::atomic::{Ordering, fence};
 use guest_mem::{Hva, HvaRange};
 use rustix::io::Errno;
 
-use self::parts::{Parts, SLOT, part_size};
+use self::buffers::{Buffers, SLOT, buffer_size};
 use super::mapping::Mapping;
 use super::perf::{Perf, PerfError, parse_cpus, ring_size};
-use super::source::{Heard, Source, SourceError};
+use super::ring::Damaged;
+use super::source::{Record, Source};
 use super::tracepoints::Layout;
 use host::in_initial_pid_namespace;
 
-/// The kernel's page, and the least that a BPF ring can have.
+/// The kernel's page, and the smallest size of a BPF ring.
 const PAGE: usize = 4096;
 
-/// Why there is no BPF program.
+/// The BPF program cannot be loaded or attached.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
-    /// Programs are not for us.
+    /// This process may not load programs.
     #[error(
         "BPF programs are refused: setcap cap_bpf,cap_perfmon+ep zapscope, or be root; before Linux 5.11 with \
          `ulimit -l unlimited`; a kernel locked down for confidentiality may have none for anybody"
@@ -47,25 +48,25 @@ pub enum BpfError {
     Call {
         /// The system call's name.
         call: &'static str,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
-    /// The tracepoint's arguments are not the two addresses.
+    /// The tracepoint's arguments are not known to be the two addresses.
     #[error(
         "kvm:kvm_unmap_hva_range has other fields than start and end, so a BPF program cannot tell its arguments"
     )]
     Arguments,
-    /// Threads have other numbers here than in the program.
+    /// This PID namespace numbers threads otherwise than the program.
     #[error(
         "a BPF program numbers threads as the initial PID namespace does, and this is another: use perf (`--tap perf`), \
          or run outside the container"
     )]
     Namespace,
-    /// The host does not say which CPUs it can have.
+    /// The list of the host's possible CPUs cannot be read.
     #[error("/sys/devices/system/cpu/possible cannot be read, so the CPUs are not known")]
     Cpus(#[source] io::Error),
-    /// No perf events for the rest.
+    /// The perf events for the other tracepoints are refused.
     #[error(transparent)]
     Perf(#[from] PerfError),
 }
@@ -78,32 +79,32 @@ fn hint(errno: &Errno) -> &'static str {
     }
 }
 
-/// Ranges by a program, all else by perf.
+/// Ranges by a program, other tracepoints by perf.
 #[derive(Debug)]
 pub struct Bpf {
-    parts: Parts,
-    bell: Bell,
+    buffers: Buffers,
+    wakeup: Wakeup,
     program: OwnedFd,
     rest: Perf,
-    /// As long as this is open the program runs.
+    /// The program is attached as long as this is open.
     _attached: OwnedFd,
 }
 
 impl Bpf {
-    /// Whether the kernel takes a program of ours for a raw tracepoint; it is not attached.
+    /// Whether this process may load a program for a raw tracepoint. The program is not attached.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's answer.
     pub fn permitted() -> Result<(), Errno> {
         sys::load(&program::that_does_nothing()).map(drop)
     }
 
-    /// Listens to all that `layout` lists, ranges only where they meet the hull of `watched`.
+    /// Opens the tracepoints of `layout`; ranges are recorded where they meet the hull of `watched`.
     ///
     /// # Errors
     /// [`BpfError`].
     pub fn open(layout: &Layout, watched: &[HvaRange]) -> Result<Self, BpfError> {
-        let (ranges, rest) = layout.listened().split_first().expect("a layout has the ranges");
+        let (ranges, rest) = layout.listened().split_first().expect("a layout begins with the ranges");
         if !layout.names_its_arguments() {
             return Err(BpfError::Arguments);
         }
@@ -113,21 +114,21 @@ impl Bpf {
         let possible = fs::read_to_string("/sys/devices/system/cpu/possible").map_err(BpfError::Cpus)?;
         let cpus =
             parse_cpus(possible.trim()).ok_or_else(|| BpfError::Cpus(io::ErrorKind::InvalidData.into()))?;
-        // A part is found by its CPU's number.
+        // A buffer is found by its CPU's number.
         let cpus = cpus.last().map_or(1, |last| *last as usize + 1);
         let slots = (ring_size(cpus) / SLOT) as u32;
         let map =
-            sys::mappable_array(cpus as u32, part_size(slots) as u32).map_err(refused("BPF_MAP_CREATE"))?;
-        let parts = Parts::of(map.as_fd(), cpus, slots).map_err(refused("mmap of a BPF map"))?;
-        let bell = Bell::new().map_err(refused("BPF_MAP_CREATE of a ring"))?;
+            sys::mappable_array(cpus as u32, buffer_size(slots) as u32).map_err(refused("BPF_MAP_CREATE"))?;
+        let buffers = Buffers::of(map.as_fd(), cpus, slots).map_err(refused("mmap of a BPF map"))?;
+        let wakeup = Wakeup::new().map_err(refused("BPF_MAP_CREATE of a ring"))?;
         let near = watched.iter().copied().fold(HvaRange::empty(Hva::new(0)), HvaRange::hull);
-        let program = program::assemble(map.as_fd(), bell.ring.as_fd(), slots, near);
+        let program = program::assemble(map.as_fd(), wakeup.ring.as_fd(), slots, near);
         let program = sys::load(&program).map_err(refused("BPF_PROG_LOAD"))?;
         let rest = Perf::open(rest, watched)?;
         let name = ranges.path.rsplit('/').next().unwrap_or(ranges.path);
         let name = CString::new(name).expect("names of tracepoints have no NUL");
         let attached = sys::attach(program.as_fd(), &name).map_err(refused("BPF_RAW_TRACEPOINT_OPEN"))?;
-        Ok(Self { parts, bell, program, rest, _attached: attached })
+        Ok(Self { buffers, wakeup, program, rest, _attached: attached })
     }
 }
 
@@ -141,31 +142,31 @@ fn refused(call: &'static str) -> impl FnOnce(Errno) -> BpfError {
 impl Source for Bpf {
     fn wakes(&self) -> Vec<BorrowedFd<'_>> {
         let mut wakes = self.rest.wakes();
-        wakes.push(self.bell.ring.as_fd());
+        wakes.push(self.wakeup.ring.as_fd());
         wakes
     }
 
-    /// Ranges first: then the beginning of whatever caused one is among the rest.
-    fn drain(&mut self, sink: &mut dyn FnMut(Heard<'_>)) -> Result<(), SourceError> {
-        self.bell.answer();
-        self.parts.drain(|event| sink(event.map_or(Heard::Nonsense, Heard::Event)))?;
+    /// Ranges first: so the begin of the work that caused a range is read after it, and is never missing.
+    fn drain(&mut self, sink: &mut dyn FnMut(Record<'_>)) -> Result<(), Damaged> {
+        self.wakeup.reset();
+        self.buffers.drain(|event| sink(event.map_or(Record::Malformed, Record::Event)))?;
         self.rest.drain(sink)
     }
 
     fn lost(&mut self) -> u64 {
-        self.parts.lost() + sys::misses(&self.program) + self.rest.lost()
+        self.buffers.lost() + sys::misses(&self.program) + self.rest.lost()
     }
 }
 
-/// A BPF ring that is only there to be polled.
+/// A BPF ring that is used for nothing but polling.
 #[derive(Debug)]
-struct Bell {
+struct Wakeup {
     ring: OwnedFd,
     consumer: Mapping,
     producer: Mapping,
 }
 
-impl Bell {
+impl Wakeup {
     fn new() -> Result<Self, Errno> {
         let ring = sys::ring(PAGE as u32)?;
         let consumer = Mapping::of(ring.as_fd(), PAGE)?;
@@ -173,11 +174,11 @@ impl Bell {
         Ok(Self { ring, consumer, producer })
     }
 
-    /// Rings no more, until it is rung again.
-    fn answer(&self) {
-        // What may only be read may only be loaded so.
-        let rung = self.producer.word(0).load(Ordering::Relaxed);
+    /// Consumes what the program has written, so that the ring is not readable until it writes again.
+    fn reset(&self) {
+        // A read-only mapping allows relaxed loads alone.
+        let written = self.producer.word(0).load(Ordering::Relaxed);
         fence(Ordering::Acquire);
-        self.consumer.word(0).store(rung, Ordering::Release);
+        self.consumer.word(0).store(written, Ordering::Release);
     }
 }

@@ -1,26 +1,26 @@
-//! The program that runs at each hit of `kvm_unmap_hva_range`, assembled here instruction by instruction: it is short,
-//! and so nobody needs a compiler for BPF.
+//! The program that runs at each `kvm_unmap_hva_range`, assembled instruction by instruction: it is short, so that no BPF
+//! compiler is needed.
 //!
 //! ```text
-//!   if end <= near.start || start >= near.end: return            others' addresses
-//!   part = parts[cpu]
-//!   if part.head - part.tail >= slots: part.lost += 1; return    no room
-//!   part.slots[part.head % slots] = { now, thread, start, end }
-//!   part.head += 1                                               from here on it is the reader's
-//!   if part.head % (slots / 2) == 0: ring the bell               another half is full
+//!   if end <= near.start || start >= near.end: return                  another process's addresses
+//!   buffer = buffers[cpu]
+//!   if buffer.head - buffer.tail >= slots: buffer.lost += 1; return    it does not fit
+//!   buffer.slots[buffer.head % slots] = { now, thread, start, end }
+//!   buffer.head += 1                                                   the slot is published
+//!   if buffer.head % (slots / 2) == 0: write to the wakeup ring        another half is full
 //! ```
 //!
-//! Nothing else runs it on the same CPU meanwhile, so no part has two writers. Plain stores publish in order on x86.
+//! The kernel does not run it twice at once on a CPU, so each buffer has one writer. Plain stores are in order on x86.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use guest_mem::HvaRange;
 
-use super::parts::{HEAD, LOST, SLOT, SLOTS, TAIL};
+use super::buffers::{HEAD, LOST, SLOT, SLOTS, TAIL};
 use crate::filter::everywhere;
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("the head of a part is published by a plain store, which only x86 keeps behind the slot's");
+compile_error!("the head of a buffer is published by a plain store, which only x86 keeps behind the slot's");
 
 /// `struct bpf_insn`.
 #[repr(C)]
@@ -33,7 +33,7 @@ pub(super) struct Insn {
     immediate: i32,
 }
 
-/// A register. What a call gives is in `R0`, its arguments are in `R1` to `R5`, which it spoils.
+/// A register. A call returns in `R0`, takes its arguments from `R1` to `R5`, and clobbers these.
 #[derive(Clone, Copy)]
 struct R(u8);
 
@@ -42,10 +42,10 @@ const R1: R = R(1);
 const R2: R = R(2);
 const R3: R = R(3);
 const R4: R = R(4);
-const PART: R = R(6);
+const BUFFER: R = R(6);
 const START: R = R(7);
 const END: R = R(8);
-/// The slot, once start and end are in it.
+/// The address of the slot, once start and end are stored.
 const PLACE: R = START;
 const AT: R = R(9);
 const STACK: R = R(10);
@@ -61,7 +61,7 @@ const SUB: u8 = 0x17;
 const AND: u8 = 0x57;
 const SHIFT_LEFT: u8 = 0x67;
 const MOVE: u8 = 0xb7;
-/// In an operation or a jump: the operand is a register.
+/// Flag of an operation or a jump: the operand is a register.
 const REGISTER: u8 = 0x08;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
@@ -70,7 +70,7 @@ const JUMP_IF_NOT_BELOW: u8 = 0x35;
 const JUMP_IF_NOT: u8 = 0x55;
 const JUMP_IF_NOT_ABOVE: u8 = 0xb5;
 const JUMP: u8 = 0x05;
-/// In an `LD_IMM64`: the number is a map's descriptor.
+/// In an `LD_IMM64`: the number is the descriptor of a map.
 const MAP: R = R(1);
 
 // Helpers of the kernel.
@@ -86,7 +86,7 @@ struct Assembler {
     insns: Vec<Insn>,
 }
 
-/// A jump whose end is not known yet.
+/// A jump whose target is not known yet.
 #[must_use]
 struct Jump(usize);
 
@@ -111,7 +111,7 @@ impl Assembler {
         self.put(operation | REGISTER, to, from, 0, 0);
     }
 
-    /// A number of 64 bits takes two instructions.
+    /// Loads a number of 64 bits, by two instructions.
     fn wide(&mut self, to: R, kind: R, number: u64) {
         self.put(LD_IMM64, to, kind, 0, number as u32 as i32);
         self.put(0, R0, R0, 0, (number >> 32) as i32);
@@ -143,7 +143,7 @@ impl Assembler {
         Jump(self.insns.len() - 1)
     }
 
-    /// The jumps end here.
+    /// Sets the target of the jumps to the next instruction.
     fn land(&mut self, jumps: impl IntoIterator<Item = Jump>) {
         for Jump(from) in jumps {
             self.insns[from].offset = (self.insns.len() - from - 1) as i16;
@@ -158,12 +158,17 @@ pub(super) fn that_does_nothing() -> Vec<Insn> {
     a.insns
 }
 
-/// The program for `parts` of so many slots each, a power of two, and ranges that meet `near`.
-pub(super) fn assemble(parts: BorrowedFd<'_>, bell: BorrowedFd<'_>, slots: u32, near: HvaRange) -> Vec<Insn> {
+/// The program for `buffers` of so many slots each, a power of two, and ranges that meet `near`.
+pub(super) fn assemble(
+    buffers: BorrowedFd<'_>,
+    wakeup: BorrowedFd<'_>,
+    slots: u32,
+    near: HvaRange,
+) -> Vec<Insn> {
     assert!(slots.is_power_of_two() && slots >= 2);
     let mut a = Assembler::default();
     let mut out = Vec::new();
-    // The context is the tracepoint's arguments.
+    // The context has the tracepoint's arguments.
     a.load(START, R1, 0);
     a.load(END, R1, 8);
     if near != everywhere() {
@@ -175,15 +180,15 @@ pub(super) fn assemble(parts: BorrowedFd<'_>, bell: BorrowedFd<'_>, slots: u32, 
 
     a.call(GET_SMP_PROCESSOR_ID);
     a.put(STX_WORD, STACK, R0, -4, 0);
-    a.map(R1, parts);
+    a.map(R1, buffers);
     a.copy(R2, STACK);
     a.with(ADD, R2, -4);
     a.call(MAP_LOOKUP_ELEM);
     out.push(a.jump(JUMP_IF_EQUAL, R0, R0, 0));
-    a.copy(PART, R0);
+    a.copy(BUFFER, R0);
 
-    a.load(AT, PART, HEAD as i16);
-    a.load(R1, PART, TAIL as i16);
+    a.load(AT, BUFFER, HEAD as i16);
+    a.load(R1, BUFFER, TAIL as i16);
     a.copy(R2, AT);
     a.with_register(SUB, R2, R1);
     let full = a.jump(JUMP_IF_NOT_BELOW, R2, R0, slots as i32);
@@ -191,7 +196,7 @@ pub(super) fn assemble(parts: BorrowedFd<'_>, bell: BorrowedFd<'_>, slots: u32, 
     a.copy(R1, AT);
     a.with(AND, R1, slots as i32 - 1);
     a.with(SHIFT_LEFT, R1, SLOT.ilog2() as i32);
-    a.with_register(ADD, R1, PART);
+    a.with_register(ADD, R1, BUFFER);
     const WORDS: [i16; 4] = [SLOTS as i16, SLOTS as i16 + 8, SLOTS as i16 + 16, SLOTS as i16 + 24];
     a.store(R1, WORDS[2], START);
     a.store(R1, WORDS[3], END);
@@ -202,12 +207,12 @@ pub(super) fn assemble(parts: BorrowedFd<'_>, bell: BorrowedFd<'_>, slots: u32, 
     a.store(PLACE, WORDS[1], R0);
 
     a.with(ADD, AT, 1);
-    a.store(PART, HEAD as i16, AT);
+    a.store(BUFFER, HEAD as i16, AT);
     a.with(AND, AT, slots as i32 / 2 - 1);
     out.push(a.jump(JUMP_IF_NOT, AT, R0, 0));
-    // What is said does not matter, only that something is. A bell that nobody heard for long takes no more.
+    // The content does not matter. The call fails if the ring is full, and then the reader is woken already.
     a.put(ST, STACK, R0, -8, 0);
-    a.map(R1, bell);
+    a.map(R1, wakeup);
     a.copy(R2, STACK);
     a.with(ADD, R2, -8);
     a.set(R3, 8);
@@ -216,9 +221,9 @@ pub(super) fn assemble(parts: BorrowedFd<'_>, bell: BorrowedFd<'_>, slots: u32, 
     out.push(a.jump(JUMP, R0, R0, 0));
 
     a.land([full]);
-    a.load(R1, PART, LOST as i16);
+    a.load(R1, BUFFER, LOST as i16);
     a.with(ADD, R1, 1);
-    a.store(PART, LOST as i16, R1);
+    a.store(BUFFER, LOST as i16, R1);
     a.land(out);
     a.end();
     a.insns

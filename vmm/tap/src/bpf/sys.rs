@@ -1,5 +1,5 @@
-//! The commands of bpf(2) that the tap needs, as `linux/bpf.h` has them: each a number and a structure, of which the
-//! kernel takes what is given and reads zeros for the rest.
+//! The commands of bpf(2) that the tap needs, as in `linux/bpf.h`: each has a number and a structure, whose missing end the
+//! kernel reads as zeros.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -20,7 +20,7 @@ const MAP_TYPE_RINGBUF: u32 = 27;
 const MMAPABLE: u32 = 1 << 10;
 const PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 
-/// None of the helpers that are called is for programs under the GPL alone.
+/// No helper that the program calls requires the GPL.
 const LICENSE: &CStr = c"MIT OR Apache-2.0";
 
 #[repr(C)]
@@ -61,33 +61,33 @@ struct GetInfo {
     info: u64,
 }
 
-/// `struct bpf_prog_info`, up to the word that is read.
+/// `struct bpf_prog_info`, up to `recursion_misses`.
 type ProgInfo = [u64; 27];
 /// `recursion_misses`.
 const MISSES: usize = 26;
 
 /// # Safety
-/// `attributes` is what `command` takes, its addresses are good for as long as the call lasts.
+/// `attributes` is the structure of `command`, and its addresses are valid during the call.
 unsafe fn bpf<T>(command: i32, mut attributes: T) -> Result<i32, Errno> {
-    // The kernel writes back how much it told of a program.
+    // The kernel may write to the structure: the length of the information that it returns.
     let at = std::ptr::from_mut(&mut attributes);
-    // SAFETY: the structure is as long as it is said to be and nobody else's; what it points to the caller answers for.
+    // SAFETY: the structure is owned and has the given length; its addresses are valid, as the caller ensures.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, at, size_of::<T>()) };
     if done < 0 { Err(last_errno()) } else { Ok(done as i32) }
 }
 
 /// # Safety
-/// As [`bpf`], and `command` gives a descriptor.
+/// As [`bpf`], and `command` returns a descriptor.
 unsafe fn descriptor<T>(command: i32, attributes: T) -> Result<OwnedFd, Errno> {
-    // SAFETY: by the caller's promise.
+    // SAFETY: as the caller ensures.
     let raw = unsafe { bpf(command, attributes) }?;
     // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// Before Linux 5.11 maps count as locked memory, root's too: where there is no room the limit is lifted, by whoever may.
+/// Creates a map. Before Linux 5.11 maps count as locked memory, also for root: at the limit it is raised, if permitted.
 fn create(wanted: MapCreate) -> Result<OwnedFd, Errno> {
-    // SAFETY: it points to nothing.
+    // SAFETY: the structure has no address.
     let made = unsafe { descriptor(MAP_CREATE, wanted) };
     let Err(Errno::PERM) = made else { return made };
     let unlimited = Rlimit { current: None, maximum: None };
@@ -145,7 +145,7 @@ pub(super) fn attach(program: BorrowedFd<'_>, tracepoint: &CStr) -> Result<Owned
     unsafe { descriptor(RAW_TRACEPOINT_OPEN, wanted) }
 }
 
-/// How often a program did not run because it was running on that CPU already. Kernels before 5.12 do not tell.
+/// How often the program did not run because it was running on that CPU already; 0 before Linux 5.12, which does not count.
 pub(super) fn misses(program: &OwnedFd) -> u64 {
     let mut info: ProgInfo = [0; MISSES + 1];
     let wanted = GetInfo {
@@ -153,6 +153,6 @@ pub(super) fn misses(program: &OwnedFd) -> u64 {
         info_len: size_of::<ProgInfo>() as u32,
         info: info.as_mut_ptr() as u64,
     };
-    // SAFETY: as many bytes as are named are there to be written, and nobody else looks at them meanwhile.
+    // SAFETY: the buffer is owned and has the given length.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, wanted) }.map_or(0, |_| info[MISSES])
 }

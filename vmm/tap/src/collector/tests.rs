@@ -1,10 +1,9 @@
-use super::super::hit::Sample;
 use super::super::synthetic::{Producer, synthetic};
-use super::super::tracepoints::{Interest, Work};
+use super::super::tracepoints::{Interest, Sample, Work};
 use super::*;
 use guest_mem::Hva;
 
-/// Formats of an invented kernel, in which some fields lie elsewhere and most causes are missing.
+/// Formats of an invented kernel: some fields have other offsets, and most causes are missing.
 fn layout() -> Layout {
     let interest = Interest { causes: true, ..Interest::default() };
     Layout::of(interest, |path| {
@@ -19,8 +18,8 @@ fn layout() -> Layout {
             "vmscan/mm_vmscan_direct_reclaim_begin" => (301, ""),
             "vmscan/mm_vmscan_direct_reclaim_end" => (302, ""),
             other => {
-                let (path, attempt) = (other.to_owned(), "reading".to_owned());
-                return Err(super::super::TracefsError { attempt, path, source: Errno::NOENT });
+                let path = other.to_owned();
+                return Err(super::super::TracefsError { attempt: "reading", path, source: Errno::NOENT });
             }
         };
         Ok(format!("name: x\nID: {id}\nformat:\n{common}{fields}\nprint fmt: \"\"\n"))
@@ -63,7 +62,7 @@ fn events_are_selected_by_address_and_come_in_order_of_time() {
         event(60, What::End(Work::DirectReclaim)),
     ];
     assert_eq!(events, expected);
-    assert_eq!((seen.records, seen.elsewhere, seen.foreign, seen.lost), (6, 1, 2, 0));
+    assert_eq!((seen.records, seen.elsewhere, seen.undecoded, seen.lost), (6, 1, 2, 0));
     assert_eq!(collector.tasks().iter().map(|task| (task.tid, task.pid)).collect::<Vec<_>>(), [(8, Some(7))]);
     assert_eq!(collector.missing().len(), 8);
     assert!(collector.missing().contains(&"compaction:mm_compaction_begin".to_owned()));
@@ -77,7 +76,7 @@ fn the_reader_empties_the_ring_before_it_is_full() {
     let mut sent = 0;
     while sent < 50_000 {
         let sample = Sample { time_ns: sent, pid: 7, tid: 8, raw: &record };
-        // A full ring waits for the reader, who must come by itself.
+        // The writer waits for the reader, which must be woken by the watermark.
         if writer.push(&sample, 0) { sent += 1 } else { std::thread::yield_now() }
     }
     let mut events = Vec::new();
@@ -87,7 +86,7 @@ fn the_reader_empties_the_ring_before_it_is_full() {
 }
 
 #[test]
-fn an_account_for_which_there_is_no_memory_is_refused_and_aborts_nothing() {
+fn a_collector_without_memory_for_its_events_is_refused() {
     let (source, _writer) = synthetic(1 << 16).unwrap();
     let refused = Collector::start(Box::new(source), layout(), &[range(0, 0x1000)], 1 << 58);
     let why = refused.map(drop).unwrap_err().to_string();
@@ -95,7 +94,7 @@ fn an_account_for_which_there_is_no_memory_is_refused_and_aborts_nothing() {
 }
 
 #[test]
-fn what_finds_the_buffer_full_is_counted() {
+fn events_that_do_not_fit_into_the_buffer_are_counted() {
     let (source, mut writer) = synthetic(1 << 16).unwrap();
     let collector = Collector::start(Box::new(source), layout(), &[range(0, 0x1000)], 10).unwrap();
     (0..25).for_each(|time| push(&mut writer, time, &raw(300, 0, 0x1000)));
@@ -106,13 +105,9 @@ fn what_finds_the_buffer_full_is_counted() {
 }
 
 #[test]
-fn without_the_ranges_there_is_no_layout_and_it_says_so() {
+fn a_layout_without_the_ranges_is_an_error_that_names_them() {
     let refused = Layout::of(Interest::default(), |path| {
-        Err(super::super::TracefsError {
-            attempt: "reading".to_owned(),
-            path: path.to_owned(),
-            source: Errno::NOENT,
-        })
+        Err(super::super::TracefsError { attempt: "reading", path: path.to_owned(), source: Errno::NOENT })
     });
     assert!(refused.unwrap_err().to_string().contains("kvm:kvm_unmap_hva_range"));
 }

@@ -2,25 +2,25 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::super::hit::Sample;
-use super::super::source::{Heard, Source};
+use super::super::source::{Record, Source};
 use super::super::synthetic::synthetic;
+use super::super::tracepoints::Sample;
 use super::*;
 
 #[test]
-fn what_goes_in_comes_out_over_many_turns_of_the_ring() {
+fn records_are_read_as_written_over_many_turns_of_the_ring() {
     let (mut reader, mut writer) = synthetic(4096).unwrap();
     let (mut written, mut seen) = (0u64, Vec::new());
     for round in 0..400usize {
-        // Lengths that do not divide the ring, so that records go round the corner.
+        // Lengths that do not divide the ring, so that records wrap around its end.
         let raw = vec![round as u8; 24 + round % 40];
         for _ in 0..=round % 9 {
             assert!(writer.push(&Sample { time_ns: written, pid: 1, tid: 2, raw: &raw }, 0));
             written += 1;
         }
         reader
-            .drain(&mut |heard| {
-                let Heard::Sample(sample) = heard else { panic!("{heard:?}") };
+            .drain(&mut |record| {
+                let Record::Sample(sample) = record else { panic!("{record:?}") };
                 assert!(sample.raw.windows(2).all(|pair| pair[0] == pair[1] || pair[1] == 0));
                 seen.push(sample.time_ns);
             })
@@ -32,7 +32,7 @@ fn what_goes_in_comes_out_over_many_turns_of_the_ring() {
 }
 
 #[test]
-fn what_found_no_room_is_counted_and_told() {
+fn records_that_do_not_fit_are_counted_and_reported() {
     let (mut reader, mut writer) = synthetic(4096).unwrap();
     let raw = [0; 24];
     let push = |writer: &mut super::super::synthetic::Producer, time_ns| {
@@ -48,7 +48,7 @@ fn what_found_no_room_is_counted_and_told() {
     assert_eq!(seen + reader.lost(), 101);
 }
 
-/// A ring over memory of the test's own.
+/// A ring over the test's own memory.
 fn ring(head: u64, tail: u64, data: &[u64]) -> Ring<Mapping> {
     let memory = Mapping::anonymous(2 * 4096).unwrap();
     memory.word(HEAD).store(head, Ordering::Relaxed);
@@ -60,7 +60,7 @@ fn ring(head: u64, tail: u64, data: &[u64]) -> Ring<Mapping> {
 }
 
 #[test]
-fn a_record_that_cannot_be_is_refused_and_the_ring_given_up() {
+fn an_inconsistent_record_is_damage_and_the_ring_is_emptied() {
     let header = |length: u64| length << 48 | 9;
     for (head, tail, first) in [
         (64, 0, header(0)),
@@ -73,13 +73,13 @@ fn a_record_that_cannot_be_is_refused_and_the_ring_given_up() {
     ] {
         let mut ring = ring(head, tail, &[first]);
         assert_eq!(ring.drain(|_, _| {}), Err(Damaged { position: tail }), "{head} {tail} {first:#x}");
-        assert_eq!(ring.drain(|_, _| panic!("given up")), Ok(()));
+        assert_eq!(ring.drain(|_, _| panic!("it was emptied")), Ok(()));
     }
 }
 
 proptest! {
     #[test]
-    fn no_content_makes_it_panic_or_run_on(head: u64, tail: u64, data in prop::collection::vec(any::<u64>(), 512)) {
+    fn no_content_makes_it_panic_or_read_beyond(head: u64, tail: u64, data in prop::collection::vec(any::<u64>(), 512)) {
         for (head, tail) in [(head, tail), (tail.wrapping_add(head % 4096) & !7, tail & !7)] {
             let (mut ring, mut bytes) = (ring(head, tail, &data), 0);
             let _ = ring.drain(|_, body| bytes += HEADER + body.len());
