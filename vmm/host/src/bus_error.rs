@@ -1,9 +1,8 @@
-//! The last words of a process that touches memory which the kernel cannot give.
+//! The message of a process that is ended by SIGBUS.
 //!
-//! Where a page of guest memory may be refused it is asked for by a system call before it is touched
-//! ([`guest_mem::Region::reach`]), and the refusal is an error. What is left, and cannot be asked for: memory that failed,
-//! swap that cannot be read back, a page that goes between the question and the touch. It ends the process, as without
-//! this; but not without a word.
+//! Where the kernel may refuse a page of guest memory, a system call asks for it before it is touched
+//! ([`guest_mem::Region::reach`]), and the refusal is an error. SIGBUS remains for memory that failed, for swap that cannot be
+//! read, and for a page that is taken between the system call and the touch. It ends the process, with this message.
 
 use std::io;
 
@@ -14,25 +13,25 @@ const END: &[u8] =
     b", which this process has mapped (SIGBUS): memory that failed, swap that cannot be read back, or a \
 pool or cgroup of huge pages that was emptied meanwhile; the kernel's log (dmesg) may say which\n";
 
-/// Has the process say why it dies of SIGBUS. The rest is as before: the signal ends it.
+/// Installs a handler that prints a message at SIGBUS. The signal ends the process as without it.
 ///
 /// # Errors
 /// The handler cannot be installed.
 pub fn say_why() -> io::Result<()> {
     // SAFETY: all zeros is a value of the structure: no handler, no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = last_words;
+    let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = print_and_raise;
     action.sa_sigaction = handler as usize;
-    // Once: what comes after it is the default, which ends the process.
+    // Once: afterwards the default action ends the process.
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESETHAND | libc::SA_ONSTACK;
-    // SAFETY: the handler makes two system calls and touches nothing but its stack; the old action is not asked for.
+    // SAFETY: the handler makes two system calls and accesses its stack alone; the old action is not asked for.
     match unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-extern "C" fn last_words(signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
+extern "C" fn print_and_raise(signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
     // SAFETY: the kernel hands the handler a structure that lives as long as the handler runs.
     let info = unsafe { &*info };
     // SAFETY: for SIGBUS the kernel fills in the address.
@@ -49,9 +48,9 @@ extern "C" fn last_words(signal: c_int, info: *mut siginfo_t, _context: *mut c_v
         put(&[b"0123456789abcdef"[address >> (4 * digit) & 0xf]]);
     }
     put(END);
-    // SAFETY: the bytes are on this stack. Not through the output's thread: this one may be holding what that waits for.
+    // SAFETY: the bytes are on this stack. Not by the output's thread, which may wait for a lock of this thread.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
-    // For a signal that somebody sent, or that a broken page raised elsewhere: there is no instruction to repeat.
+    // A signal that another process sent has no instruction that raises it again.
     // SAFETY: the call takes an integer; the signal is pending until the handler returns, and then ends the process.
     unsafe { libc::raise(signal) };
 }
@@ -63,21 +62,21 @@ mod tests {
 
     use super::*;
 
-    const NAME: &str = "bus_error::tests::a_page_that_is_not_there_is_named_at_the_end";
+    const NAME: &str = "bus_error::tests::the_message_names_the_missing_page";
 
-    /// The test starts itself again, to be what dies.
+    /// The test starts itself again as the process that is ended.
     #[test]
-    fn a_page_that_is_not_there_is_named_at_the_end() {
+    fn the_message_names_the_missing_page() {
         if std::env::var_os("ZAPSCOPE_TEST_SIGBUS").is_some() {
             say_why().unwrap();
             // A file that is shorter than its mapping.
             let file = rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
             let (read, shared) = (rustix::mm::ProtFlags::READ, rustix::mm::MapFlags::SHARED);
-            // SAFETY: a new mapping, of which nobody knows.
+            // SAFETY: a new mapping.
             let at = unsafe { rustix::mm::mmap(std::ptr::null_mut(), 4096, read, shared, &file, 0) }.unwrap();
-            // SAFETY: what is mapped there cannot be read, which is what the test is about.
+            // SAFETY: mapped; the read raises SIGBUS, which ends the process.
             unsafe { at.cast::<u8>().read_volatile() };
-            unreachable!("there is nothing to read");
+            unreachable!("the page does not exist");
         }
         let mut again = Command::new(std::env::current_exe().unwrap());
         again.args([NAME, "--exact", "--nocapture"]).env("ZAPSCOPE_TEST_SIGBUS", "1");

@@ -1,4 +1,4 @@
-//! Why a change to the host was not made.
+//! The error of a change to the host.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,15 +9,15 @@ use rustix::io::Errno;
 use super::guardian::GuardianError;
 use program::exit::{Class, Classified};
 
-/// A change that was not made.
+/// A change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// The old value could not be read, so it could not be restored.
+    /// The old value cannot be read, and so could not be restored.
     #[error("cannot read {path} and could not restore it later, so it is not changed")]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's answer.
         #[source]
         source: io::Error,
     },
@@ -28,16 +28,16 @@ pub enum ChangeError {
         path: PathBuf,
         /// The value.
         value: String,
-        /// What the system answered.
+        /// The system's answer.
         #[source]
         source: io::Error,
     },
-    /// Another run has changed it, and would restore it under our feet.
+    /// Another run has changed the switch, and will restore it.
     #[error("{path} is changed by another zapscope (pid {pid}) at the moment: run one after the other")]
     Taken {
         /// The file.
         path: PathBuf,
-        /// The other run, in its PID namespace.
+        /// The other run's PID, in its PID namespace.
         pid: u32,
     },
     /// The cgroup exists already or could not be made.
@@ -45,16 +45,16 @@ pub enum ChangeError {
     Cgroup {
         /// Its directory.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's answer.
         #[source]
         source: io::Error,
     },
-    /// Nobody could undo it after a crash.
+    /// There is no guardian to undo it after a crash.
     #[error(transparent)]
     Guardian(#[from] GuardianError),
 }
 
-/// What to do about a switch that does not take a value.
+/// The remedy for a switch that refuses a value.
 fn write_remedy(error: &io::Error) -> &'static str {
     match Errno::from_io_error(error) {
         Some(Errno::ACCESS | Errno::PERM) => ": it is for root",
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_answer_of_a_switch_has_its_own_remedy() {
+    fn each_error_of_a_switch_has_its_own_remedy() {
         let said = |errno: Errno| {
             let (path, value) = (PathBuf::from("/sys/x"), "1".to_owned());
             ChangeError::Write { path, value, source: errno.into() }.to_string()
@@ -94,6 +94,6 @@ mod tests {
         ] {
             assert!(said(errno).contains(words), "{errno}: {}", said(errno));
         }
-        assert_eq!(said(Errno::IO), "cannot write '1' to /sys/x", "nothing is known");
+        assert_eq!(said(Errno::IO), "cannot write '1' to /sys/x", "no remedy is known");
     }
 }

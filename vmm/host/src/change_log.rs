@@ -1,18 +1,18 @@
-//! The changes of a run as a file, for the case that whoever would undo them dies with it: SIGKILL of the first process of
-//! a PID namespace, or of a whole cgroup, takes the guardian along.
+//! The changes of a run in a file, for the case that the guardian is killed with the run: by SIGKILL of the first process of
+//! a PID namespace, or of a whole cgroup.
 //!
 //! ```text
 //!   /run/zapscope/PID-TOKEN.changes     one line of JSON each, appended before the change is made
 //!     {"boot":"…","pid":4711}
-//!     {"plan":{"id":1,"action":{…}}}    run, guardian: the change, and what undoes it
-//!     {"forget":{"id":1}}               whoever undid it
+//!     {"plan":{"id":1,"action":{…}}}    run, guardian: the change, by the action that undoes it
+//!     {"forget":{"id":1}}               run, guardian, next zapscope: it is undone
 //!
-//!   run and guardian     hold the file by a shared lock for as long as they live
-//!   the next zapscope    takes it by an exclusive lock, which it gets once both are dead, and undoes what is left
+//!   run and guardian     hold a shared lock on the file for as long as they live
+//!   the next zapscope    takes an exclusive lock, which it gets when both have ended, and undoes what is left
 //! ```
 //!
-//! The directory is locked for as long as it takes to make a file in it and lock that, or to look for files whose owners
-//! are dead: a file is never seen between its creation and its lock. The last one to leave removes the directory.
+//! The directory is locked while a file is made in it and locked, and while files of ended runs are searched: so a file is
+//! never found between its creation and its lock. The last file to be removed takes the directory along.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -28,17 +28,17 @@ use super::guardian_message::{Request, to_line};
 use super::root::Root;
 use super::undo::UndoAction;
 
-/// Names another directory than those of [`directories`].
+/// The environment variable that names another directory than those of [`directories`].
 pub const STATE_DIR: &str = "ZAPSCOPE_STATE_DIR";
 
 const SUFFIX: &str = ".changes";
-/// Nobody holds a directory for longer than it takes to read some small files.
+/// A directory is locked while some small files are read.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(2);
-/// A log of a long run has some kilobytes.
+/// The limit on a log. That of a long run has some kilobytes.
 const LONGEST: u64 = 1 << 24;
 
-/// Changes cannot be noted.
+/// The log cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{attempt} {path}")]
 pub struct LogError {
@@ -53,8 +53,8 @@ fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogEr
     move |source| LogError { attempt, path, source }
 }
 
-/// Where logs are kept, the first that can be used: what the environment names, else the system's place for what does not
-/// outlive a boot, else the user's.
+/// The directories for logs, of which the first usable one is used: that of the environment variable; else the system's for
+/// runtime data, else the user's.
 pub fn directories() -> Vec<PathBuf> {
     if let Some(named) = environment(STATE_DIR) {
         return vec![named];
@@ -63,7 +63,7 @@ pub fn directories() -> Vec<PathBuf> {
     [PathBuf::from("/run/zapscope")].into_iter().chain(of_user).collect()
 }
 
-/// The first of these directories in which a log can be made, as far as that shows without making one.
+/// The first of these directories in which a log can probably be made. Nothing is written.
 pub fn usable(directories: &[PathBuf]) -> Option<&PathBuf> {
     let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
     directories.iter().find(|directory| match directory.metadata() {
@@ -72,9 +72,9 @@ pub fn usable(directories: &[PathBuf]) -> Option<&PathBuf> {
     })
 }
 
-/// A variable that names a directory; not where the program has rights that whoever started it lacks.
+/// A directory named by an environment variable. Ignored if the program has more rights than its caller.
 fn environment(name: &str) -> Option<PathBuf> {
-    // SAFETY: takes a number and reads what the kernel gave at the start of the process.
+    // SAFETY: takes a number, and reads the auxiliary vector of this process.
     let has_more_rights = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
     let path = PathBuf::from(std::env::var_os(name).filter(|_| !has_more_rights)?);
     path.is_absolute().then_some(path)
@@ -83,13 +83,13 @@ fn environment(name: &str) -> Option<PathBuf> {
 /// The first line of a log.
 #[derive(Debug, Serialize, Deserialize)]
 struct Heading {
-    /// Of the boot in which it was written: a later one has none of the changes.
+    /// The boot in which it was written: a later boot has none of the changes.
     boot: String,
-    /// Of the run, in its PID namespace.
+    /// The run's PID, in its PID namespace.
     pid: u32,
 }
 
-/// A log, which its holder has locked.
+/// A log, locked.
 #[derive(Debug)]
 pub(crate) struct ChangeLog {
     file: File,
@@ -97,7 +97,7 @@ pub(crate) struct ChangeLog {
 }
 
 impl ChangeLog {
-    /// Begins one in the first of `directories` that can be used.
+    /// Begins a log in the first usable one of `directories`.
     pub(crate) fn begin(directories: &[PathBuf], token: &str) -> Result<Self, LogError> {
         let mut last = LogError {
             attempt: "choosing a directory to note changes in",
@@ -114,7 +114,7 @@ impl ChangeLog {
     }
 
     fn begin_in(directory: &Path, token: &str) -> Result<Self, LogError> {
-        let held = Held::of(directory, true)?;
+        let held = LockedDirectory::of(directory, true)?;
         let path = held.path.join(format!("{token}{SUFFIX}"));
         let made = OpenOptions::new()
             .read(true)
@@ -137,7 +137,7 @@ impl ChangeLog {
         }
     }
 
-    /// Joins in holding one that a run has begun.
+    /// Opens and locks the log of a run, as its guardian.
     pub(crate) fn join(path: &Path) -> io::Result<Self> {
         let file = open(path)?;
         flock(&file, FlockOperation::NonBlockingLockShared)?;
@@ -148,70 +148,71 @@ impl ChangeLog {
         &self.path
     }
 
-    /// Adds a line. It is in the file when this returns, whoever dies then.
+    /// Appends a line. It is in the file when this returns.
     pub(crate) fn note(&mut self, request: &Request) -> Result<(), LogError> {
         self.line(request).map_err(failed("writing", &self.path))
     }
 
     fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         let text = to_line(line)?;
-        // One write: a process that is killed has written all of a line or nothing of it.
+        // One write: a process that is killed has written the whole line or nothing.
         self.file.write_all(text.as_bytes())
     }
 
-    /// What is outstanding by it, in the order in which it was changed.
-    pub(crate) fn outstanding(&mut self) -> io::Result<Noted> {
-        read(&mut self.file).map(|(_, noted)| noted)
+    /// The outstanding changes, in the order in which they were made.
+    pub(crate) fn outstanding(&mut self) -> io::Result<Outstanding> {
+        read(&mut self.file).map(|(_, outstanding)| outstanding)
     }
 
-    /// The pid of another run whose log has a change of this switch outstanding. Its undoing and ours would spoil each
-    /// other.
-    pub(crate) fn who_else_changes(&self, switch: &Path) -> Option<u32> {
+    /// The PID of another run with an outstanding change of this switch. Both would restore a wrong value.
+    pub(crate) fn other_run_that_changes(&self, switch: &Path) -> Option<u32> {
         let directory = self.path.parent()?;
-        let _held = Held::of(directory, false).ok()?;
+        let _held = LockedDirectory::of(directory, false).ok()?;
         logs_in(directory).into_iter().filter(|path| *path != self.path).find_map(|path| {
-            let (heading, noted) = read(&mut open(&path).ok()?).ok()?;
+            let (heading, outstanding) = read(&mut open(&path).ok()?).ok()?;
             let is_it =
                 |action: &UndoAction| matches!(action, UndoAction::WriteFile { path, .. } if path == switch);
             let heading = heading.filter(|heading| heading.boot == this_boot())?;
-            noted.actions.iter().any(|(_, action)| is_it(action)).then_some(heading.pid)
+            outstanding.actions.iter().any(|(_, action)| is_it(action)).then_some(heading.pid)
         })
     }
 
-    /// Nothing is outstanding: removes it, and the directory with the last one.
+    /// Removes the log, in which nothing is outstanding, and the directory with the last log.
     pub(crate) fn end(self) {
-        let held = self.path.parent().and_then(|directory| Held::of(directory, false).ok());
+        let held = self.path.parent().and_then(|directory| LockedDirectory::of(directory, false).ok());
         let _ = fs::remove_file(&self.path);
         if let Some(held) = held {
-            // Where others are noted in it, it stays.
+            // Fails if there are other logs.
             let _ = fs::remove_dir(&held.path);
         }
     }
 }
 
-/// The log of a run that is dead, and its guardian with it.
+/// The log of a run that has ended, and its guardian too.
 #[derive(Debug)]
 pub(crate) struct Abandoned {
     pub(crate) log: ChangeLog,
     pub(crate) pid: u32,
-    pub(crate) noted: Noted,
+    pub(crate) outstanding: Outstanding,
 }
 
 impl Abandoned {
-    /// All of them. Those of an earlier boot, and those in which nothing is left to do, are removed.
+    /// Finds all of them. Those of an earlier boot and those without an outstanding change are removed.
     pub(crate) fn find(directories: &[PathBuf]) -> Vec<Self> {
         let (mut found, mut empty) = (Vec::new(), Vec::new());
         for directory in directories {
-            let Ok(_held) = Held::of(directory, false) else { continue };
+            let Ok(_held) = LockedDirectory::of(directory, false) else { continue };
             for path in logs_in(directory) {
                 let Ok(file) = open(&path) else { continue };
                 if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                     continue;
                 }
                 let mut log = ChangeLog { file, path };
-                let Ok((heading, noted)) = read(&mut log.file) else { continue };
+                let Ok((heading, outstanding)) = read(&mut log.file) else { continue };
                 match heading.filter(|heading| heading.boot == this_boot()) {
-                    Some(heading) if !noted.is_empty() => found.push(Self { log, pid: heading.pid, noted }),
+                    Some(heading) if !outstanding.is_empty() => {
+                        found.push(Self { log, pid: heading.pid, outstanding })
+                    }
                     _ => empty.push(log),
                 }
             }
@@ -221,31 +222,31 @@ impl Abandoned {
     }
 }
 
-/// What a log says.
+/// The outstanding changes by a sequence of requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Noted {
-    /// What undoes each change that is outstanding.
+pub(crate) struct Outstanding {
+    /// The actions that undo them.
     pub(crate) actions: Vec<(u64, UndoAction)>,
-    /// zram devices that were to be made, of which nobody noted the number: made or not.
-    pub(crate) unheard: Vec<u64>,
+    /// zram devices that were asked for and whose number is not known: made or not.
+    pub(crate) unreported: Vec<u64>,
 }
 
-impl Noted {
+impl Outstanding {
     pub(crate) fn is_empty(&self) -> bool {
-        self.actions.is_empty() && self.unheard.is_empty()
+        self.actions.is_empty() && self.unreported.is_empty()
     }
 
-    fn take(&mut self, request: Request) {
+    pub(crate) fn take(&mut self, request: Request) {
         match request {
             Request::Plan { id, action } => {
-                self.unheard.retain(|known| *known != id);
+                self.unreported.retain(|known| *known != id);
                 if !self.actions.iter().any(|(known, _)| *known == id) {
                     self.actions.push((id, action));
                 }
             }
-            Request::AddZram { id } => self.unheard.push(id),
+            Request::AddZram { id } => self.unreported.push(id),
             Request::Forget { id } => {
-                self.unheard.retain(|known| *known != id);
+                self.unreported.retain(|known| *known != id);
                 self.actions.retain(|(known, _)| *known != id);
             }
             Request::Log { .. } | Request::Done => {}
@@ -253,27 +254,27 @@ impl Noted {
     }
 }
 
-/// A last line without its end is of a change that was not made: it is made when the line is written.
-fn read(file: &mut File) -> io::Result<(Option<Heading>, Noted)> {
+/// A last line without its end is of a change that was not made: changes are made after their line is written.
+fn read(file: &mut File) -> io::Result<(Option<Heading>, Outstanding)> {
     let mut text = String::new();
     io::Seek::rewind(file)?;
     file.take(LONGEST).read_to_string(&mut text)?;
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let mut lines = whole.lines();
     let heading = lines.next().and_then(|line| serde_json::from_str(line).ok());
-    let mut noted = Noted::default();
-    lines.filter_map(|line| serde_json::from_str(line).ok()).for_each(|request| noted.take(request));
-    Ok((heading, noted))
+    let mut outstanding = Outstanding::default();
+    lines.filter_map(|line| serde_json::from_str(line).ok()).for_each(|request| outstanding.take(request));
+    Ok((heading, outstanding))
 }
 
-/// Opens a log that is ours: what it says is done with our rights.
+/// Opens a log if it is this user's: its actions are performed with this user's rights.
 fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).append(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_file() && is_ours(&metadata) { Ok(file) } else { Err(ErrorKind::PermissionDenied.into()) }
 }
 
-/// Whether nobody else can have written it.
+/// Whether only this user can have written it.
 fn is_ours(metadata: &fs::Metadata) -> bool {
     metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0
 }
@@ -290,13 +291,13 @@ fn this_boot() -> String {
     Root::default().text("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
-/// A directory of ours, locked.
-struct Held {
+/// A directory of this user, locked.
+struct LockedDirectory {
     path: PathBuf,
     _lock: File,
 }
 
-impl Held {
+impl LockedDirectory {
     fn of(path: &Path, make: bool) -> Result<Self, LogError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -310,11 +311,11 @@ impl Held {
             }
             match Self::lock(path) {
                 Ok(Some(held)) => return Ok(held),
-                // Somebody else is in it, or has just removed it.
+                // Another process has locked it, or has just removed it.
                 Ok(None) if Instant::now() < deadline => std::thread::sleep(PAUSE),
                 Err(error) if make && error.kind() == ErrorKind::NotFound && Instant::now() < deadline => {}
                 Ok(None) => {
-                    return Err(failed("waiting for whoever holds", path)(ErrorKind::TimedOut.into()));
+                    return Err(failed("waiting for the lock of", path)(ErrorKind::TimedOut.into()));
                 }
                 Err(error) => return Err(failed("opening", path)(error)),
             }
@@ -332,7 +333,7 @@ impl Held {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         }
-        // A directory that was removed meanwhile has no links left.
+        // A directory that was removed meanwhile has no links.
         let is_there = lock.metadata()?.nlink() > 0;
         if is_there {
             Ok(Some(Self { path: path.to_owned(), _lock: lock }))

@@ -1,8 +1,8 @@
-//! What a run changed on its host: under which switches its rows were measured.
+//! The changes to the host in a run record: the switches under which its rows were measured.
 
 use serde::{Deserialize, Serialize};
 
-/// One change, undone by now if it could be.
+/// A change to the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "kebab-case")]
 pub enum HostChange {
@@ -10,35 +10,35 @@ pub enum HostChange {
     Switch {
         /// The file.
         path: String,
-        /// What it said before.
+        /// Its value before.
         from: String,
-        /// What it said then.
+        /// Its value during the run.
         to: String,
-        /// What it was changed for.
+        /// The reason.
         why: String,
     },
     /// A zram device.
     Zram {
-        /// Its node.
+        /// Its device node.
         device: String,
-        /// What it was changed for.
+        /// The reason.
         why: String,
     },
     /// A cgroup.
     Cgroup {
         /// Its directory.
         path: String,
-        /// What it was changed for.
+        /// The reason.
         why: String,
     },
     /// An instance of tracefs, as earlier versions made one.
     TraceInstance {
         /// Its name.
         name: String,
-        /// What it was changed for.
+        /// The reason.
         why: String,
     },
-    /// A change that a newer program made.
+    /// A change of a kind that this version does not know.
     #[serde(other)]
     Unknown,
 }

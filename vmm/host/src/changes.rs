@@ -1,15 +1,14 @@
-//! Changes to the host: announced, and undone on every way out.
+//! Changes to the host, which are announced and undone on every way out.
 //!
-//! | way out | who undoes |
+//! | way out | undone by |
 //! | --- | --- |
 //! | return, error, `?`, panic | [`HostChanges`] as it is dropped, in reverse order |
-//! | Ctrl-C, SIGTERM, SIGHUP | the same: the run's thread sees [`super::signals::Cancel`] and returns |
-//! | SIGKILL, abort, `exit`, out of memory | the [guardian](super::guardian), after the death |
-//! | an undo that fails here | the guardian tries again after the run's end: a swap device then is empty |
+//! | Ctrl-C, SIGTERM, SIGHUP | the same: the run's thread checks [`super::signals::Cancel`] and returns |
+//! | SIGKILL, abort, `exit`, out of memory | the [guardian](super::guardian), when the process has ended |
+//! | an undo that fails here | the guardian, again, after the run's end: by then a swap device is empty |
 //! | both killed, as at the end of a PID namespace | the next zapscope, by the [log](super::change_log) |
 //!
-//! Nothing is started and nothing changed before the first change is asked for. A thread waits for the guardian's death and
-//! has another one take its place.
+//! Nothing is started before the first change. A thread waits for the end of the guardian, and starts another one then.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -33,10 +32,10 @@ use crate::in_initial_pid_namespace;
 
 use guest_mem::with_causes;
 
-/// Where changes and undoings are announced.
+/// Receives the announcements of changes and undoings.
 pub type Announce = Box<dyn FnMut(&str) + Send>;
 
-/// One change that is outstanding.
+/// The identity of an outstanding change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChangeId(u64);
 
@@ -49,48 +48,43 @@ pub struct AddedZram {
     pub number: u32,
 }
 
-/// What became of a switch.
+/// The result of changing a switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Switched {
-    /// The change, to undo it early; `None` if the switch said so already.
+    /// The change, to undo it early; `None` if the switch had this value already.
     pub change: Option<ChangeId>,
-    /// What it says now: the kernel may grant less, as with `nr_hugepages`.
+    /// The value now: the kernel may grant less, as with `nr_hugepages`.
     pub now: String,
 }
 
-/// The changes this run made to its host and has not undone.
+/// The changes of this run to the host.
 pub struct HostChanges(Arc<Mutex<State>>);
 
 struct State {
     program: GuardianProgram,
     directories: Vec<PathBuf>,
     guardian: Option<Guardian>,
-    /// Whether a thread waits for the guardian's death.
+    /// Whether a thread waits for the guardian's end.
     watched: bool,
     log: Option<ChangeLog>,
     outstanding: Vec<(ChangeId, UndoAction)>,
     made: Vec<HostChange>,
-    /// Of this run and no other, in any PID namespace: what it makes is named by it.
+    /// Unique to this run, in any PID namespace: part of the names of what it makes.
     token: String,
     last: u64,
+    /// Texts that were announced.
     said: BTreeSet<String>,
     announce: Announce,
 }
 
 impl HostChanges {
-    /// No changes yet. `announce` hears of each change and each undoing; it must not panic.
+    /// No changes yet. `announce` receives each change and each undoing; it must not panic.
     pub fn new(announce: impl FnMut(&str) + Send + 'static) -> Self {
-        Self::guarded_by(GuardianProgram::default(), announce)
+        Self::logged_in(directories(), GuardianProgram::default(), announce)
     }
 
-    /// The same with a guardian that is not this program's own, for a program whose `main` has no
-    /// [`super::guardian_main::run_if_asked`].
-    pub fn guarded_by(program: GuardianProgram, announce: impl FnMut(&str) + Send + 'static) -> Self {
-        Self::noted_in(directories(), program, announce)
-    }
-
-    /// The same with its log in one of these directories.
-    pub(crate) fn noted_in(
+    /// The same with another guardian program, and its log in one of these directories.
+    fn logged_in(
         directories: Vec<PathBuf>,
         program: GuardianProgram,
         announce: impl FnMut(&str) + Send + 'static,
@@ -110,22 +104,22 @@ impl HostChanges {
         })))
     }
 
-    /// A name for what this run makes on the host, which no other run gives.
+    /// A name for an object of this run on the host, which no other run uses.
     pub fn unique_name(&self) -> String {
         format!("zapscope-{}", self.lock().token)
     }
 
-    /// Sets a switch. One that says `value` already is left alone.
+    /// Sets a switch, unless it has this value already.
     ///
     /// # Errors
-    /// [`ChangeError`]; the switch says then what it said before.
+    /// [`ChangeError`]; the switch then has its old value.
     pub fn change_sysfs(
         &self,
         path: impl AsRef<Path>,
         value: &str,
         why: &str,
     ) -> Result<Switched, ChangeError> {
-        // The guardian has another working directory.
+        // Absolute, because the guardian has another working directory.
         let path = &std::path::absolute(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned());
         let read = || read_switch(path).map_err(|source| ChangeError::Read { path: path.clone(), source });
         let old = read()?;
@@ -135,8 +129,8 @@ impl HostChanges {
         let mut state = self.lock();
         let action = UndoAction::WriteFile { path: path.clone(), value: old.clone(), set: value.to_owned() };
         let change = state.plan(&self.0, action)?;
-        // After the plan is noted: of two runs that want the same switch at once, each sees the other.
-        if let Some(pid) = state.log.as_ref().and_then(|log| log.who_else_changes(path)) {
+        // After the plan is in the log: of two runs that want the same switch at once, each finds the other.
+        if let Some(pid) = state.log.as_ref().and_then(|log| log.other_run_that_changes(path)) {
             state.forget(change);
             return Err(ChangeError::Taken { path: path.clone(), pid });
         }
@@ -151,8 +145,8 @@ impl HostChanges {
         Ok(Switched { change: Some(change), now })
     }
 
-    /// Has a zram device made, of no size yet. It is removed again whatever happens, also between its
-    /// creation and the return of this function.
+    /// Makes a zram device, of no size yet. It is removed on every way out, also on one between its creation and the return
+    /// of this function.
     ///
     /// # Errors
     /// [`ChangeError::Guardian`].
@@ -165,7 +159,7 @@ impl HostChanges {
         let (number, diskseq) = match added {
             Ok(made) => made,
             Err(error) => {
-                state.add_unheard(change, &error);
+                state.add_unreported(change, &error);
                 return Err(error.into());
             }
         };
@@ -175,8 +169,8 @@ impl HostChanges {
         Ok(AddedZram { change, number })
     }
 
-    /// Makes a cgroup that must not exist yet, for processes of the group whose directory is `home`, to which they are
-    /// moved back when it is removed.
+    /// Makes a cgroup, which must not exist yet, for processes of the group `home`, to which they are moved back when it is
+    /// removed.
     ///
     /// # Errors
     /// [`ChangeError`].
@@ -206,20 +200,7 @@ impl HostChanges {
         }
     }
 
-    /// Writes down how a change will be undone. Call it *before* making the change; announce it yourself.
-    ///
-    /// # Errors
-    /// [`ChangeError::Guardian`]: then do not make the change.
-    pub fn plan(&self, action: UndoAction) -> Result<ChangeId, ChangeError> {
-        self.lock().plan(&self.0, action)
-    }
-
-    /// The change was not made after all, or its owner undid it.
-    pub fn forget(&self, change: ChangeId) {
-        self.lock().forget(change);
-    }
-
-    /// Undoes one change now. A change that is not outstanding is done with.
+    /// Undoes one change now, if it is outstanding.
     ///
     /// # Errors
     /// [`UndoError`]; the change stays outstanding.
@@ -227,8 +208,8 @@ impl HostChanges {
         self.lock().undo(change)
     }
 
-    /// Undoes all changes, the last one first, and gives back what could not be undone; the guardian tries
-    /// that again when this process has ended.
+    /// Undoes all changes, the last one first; returns those that cannot be undone, which the guardian tries again when this
+    /// process has ended.
     pub fn undo_all(&self) -> Vec<UndoError> {
         let mut state = self.lock();
         let changes: Vec<_> = state.outstanding.iter().rev().map(|(change, _)| *change).collect();
@@ -245,12 +226,12 @@ impl HostChanges {
         failures
     }
 
-    /// What is outstanding, in the order in which it was changed.
+    /// The outstanding changes, in the order in which they were made.
     pub fn outstanding(&self) -> Vec<UndoAction> {
         self.lock().outstanding.iter().map(|(_, action)| action.clone()).collect()
     }
 
-    /// All that was changed, undone or not, in the order in which it was changed; the same again and again once.
+    /// All changes, undone or not, in the order in which they were made; equal ones once.
     pub fn made(&self) -> Vec<HostChange> {
         self.lock().made.clone()
     }
@@ -261,7 +242,7 @@ impl HostChanges {
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // Whoever panicked with it held has at worst planned a change that was not made, which is harmless.
+    // A panic with the lock held leaves at worst a planned change that was not made, which is harmless.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -273,7 +254,7 @@ impl State {
         self.note(&request);
         let told = self.guard(shared)?.tell(&request);
         self.outstanding.push((change, action));
-        // One that was ended just now hears nothing; another one hears of all that is outstanding.
+        // If the guardian ended just now, a new one receives all outstanding changes.
         if told.is_err()
             && let Err(error) = self.start_guardian(true)
         {
@@ -287,7 +268,7 @@ impl State {
         self.outstanding.retain(|(known, _)| *known != change);
         self.note(&Request::Forget { id: change.0 });
         if let Some(guardian) = &mut self.guardian {
-            // One that is gone will not undo it either, and another one is not told of it.
+            // A guardian that has ended will not undo it, and a new one does not receive it.
             let _ = guardian.tell(&Request::Forget { id: change.0 });
         }
     }
@@ -308,7 +289,7 @@ impl State {
         Ok(())
     }
 
-    /// The guardian, alive as far as can be known; another one if it was ended.
+    /// The guardian; a new one if it has ended.
     fn guard(&mut self, shared: &Arc<Mutex<Self>>) -> Result<&mut Guardian, GuardianError> {
         let dead = self.guardian.as_mut().map(Guardian::is_dead);
         if dead != Some(false) {
@@ -317,10 +298,10 @@ impl State {
         if !self.watched {
             self.watched = watch(Arc::downgrade(shared));
         }
-        Ok(self.guardian.as_mut().expect("started above, or alive"))
+        Ok(self.guardian.as_mut().expect("it was started above, or runs"))
     }
 
-    /// Starts one, and tells it all that is outstanding.
+    /// Starts a guardian, and sends it all outstanding changes. `instead`: of one that has ended.
     fn start_guardian(&mut self, instead: bool) -> Result<(), GuardianError> {
         self.guardian = None;
         self.begin_log()?;
@@ -338,7 +319,7 @@ impl State {
         Ok(())
     }
 
-    /// Without a log a change is made all the same, unless nobody could undo it then.
+    /// Begins the log. Changes are made without one, unless the guardian does not outlive the PID namespace.
     fn begin_log(&mut self) -> Result<(), GuardianError> {
         if self.log.is_some() {
             return Ok(());
@@ -361,7 +342,7 @@ impl State {
         }
     }
 
-    /// A log that takes no more says so once, and is not asked again.
+    /// Appends to the log; after an error, which is announced, the log is not used any more.
     fn note(&mut self, request: &Request) {
         let Some(log) = &mut self.log else { return };
         if let Err(error) = log.note(request) {
@@ -370,8 +351,8 @@ impl State {
         }
     }
 
-    /// A guardian that died may have made a device before: it has noted its number then.
-    fn add_unheard(&mut self, change: ChangeId, error: &GuardianError) {
+    /// A guardian that has ended may have made the device before: then its number is in the log.
+    fn add_unreported(&mut self, change: ChangeId, error: &GuardianError) {
         let noted = self.log.as_mut().and_then(|log| log.outstanding().ok()).unwrap_or_default();
         let action = noted.actions.into_iter().find(|(id, _)| *id == change.0);
         match (action, error) {
@@ -392,7 +373,7 @@ impl State {
         ChangeId(self.last)
     }
 
-    /// Says what it has not said yet: a cgroup that is made for each trial is announced once.
+    /// Announces a text once: a cgroup, for example, is made for each trial.
     fn say(&mut self, text: &str) {
         if self.said.insert(text.to_owned()) {
             (self.announce)(text);
@@ -400,14 +381,14 @@ impl State {
     }
 }
 
-/// Has a thread wait for the guardian's death. Whether it does: without one, the death shows at the next change.
+/// Starts a thread that waits for the guardian's end; returns whether it runs. Without it the next change notices the end.
 fn watch(state: Weak<Mutex<State>>) -> bool {
-    let watch = move || while await_death(&state) {};
+    let watch = move || while await_end(&state) {};
     std::thread::Builder::new().name("guardian-watch".to_owned()).spawn(watch).is_ok()
 }
 
-/// Waits until the guardian is dead and has another one take its place. False when there is none to wait for.
-fn await_death(shared: &Weak<Mutex<State>>) -> bool {
+/// Waits for the guardian's end and starts another one. False when there is no guardian to wait for.
+fn await_end(shared: &Weak<Mutex<State>>) -> bool {
     let end = |state: &mut State| {
         state.watched = false;
         false
@@ -423,7 +404,7 @@ fn await_death(shared: &Weak<Mutex<State>>) -> bool {
     while matches!(rustix::event::poll(&mut [PollFd::new(&death, PollFlags::IN)], None), Err(Errno::INTR)) {}
     let Some(shared) = shared.upgrade() else { return false };
     let mut state = lock(&shared);
-    // Dismissed, or replaced by whoever made a change meanwhile.
+    // Dismissed, or replaced when a change was made meanwhile.
     if !state.guardian.as_mut().is_some_and(Guardian::is_dead) {
         return state.guardian.is_some() || end(&mut state);
     }
@@ -439,7 +420,7 @@ fn await_death(shared: &Weak<Mutex<State>>) -> bool {
     }
 }
 
-/// `4711-5eed0ddba11`: no other run has it, in whatever PID namespace.
+/// `4711-5eed0ddb`: unique to this run, in any PID namespace.
 fn token() -> String {
     format!("{}-{:08x}", std::process::id(), RandomState::new().hash_one(()) as u32)
 }

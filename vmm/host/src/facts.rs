@@ -1,6 +1,6 @@
-//! What a host is, as far as it bears on a measurement: the `host` part of a run record.
+//! The facts of a host that bear on a measurement: the `host` part of a run record.
 //!
-//! Everything is read once and kept as read; what could not be read is `None`, which JSON shows as null.
+//! All of them are read once. A fact that cannot be read is `None`, which is null in JSON.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::reclaimers::Reclaimer;
 use super::root::Root;
 use super::swaps::{SwapDevice, parse_swaps};
 
-/// A host, as it was when it was read.
+/// The facts of a host at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct HostFacts {
     /// `uname -r`.
@@ -22,7 +22,7 @@ pub struct HostFacts {
     pub cores: usize,
     /// Bytes of memory.
     pub memory_bytes: Option<u64>,
-    /// Bytes of memory that were free or easily freed.
+    /// Bytes of memory that are free or easily freed.
     pub available_bytes: Option<u64>,
     /// KVM's module and MMU.
     pub kvm: KvmFacts,
@@ -48,11 +48,11 @@ pub struct HostFacts {
     pub numa_balancing: Option<u32>,
     /// Whether reclaim moves pages to a slower node first.
     pub numa_demotion: Option<bool>,
-    /// Whoever else takes memory from processes.
+    /// Daemons and threads that take memory from processes.
     pub reclaimers: Vec<Reclaimer>,
 }
 
-/// The huge-page switches: the chosen words.
+/// The huge-page switches: their bracketed words.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ThpFacts {
     /// `transparent_hugepage/enabled`.
@@ -61,7 +61,7 @@ pub struct ThpFacts {
     pub defrag: Option<String>,
     /// `transparent_hugepage/shmem_enabled`.
     pub shmem_enabled: Option<String>,
-    /// Each size's own switches, by its size in KiB. Empty before Linux 6.8.
+    /// The switches of each size, by the size in KiB. Empty before Linux 6.8.
     pub sizes: BTreeMap<u64, ThpSize>,
 }
 
@@ -77,9 +77,9 @@ pub struct ThpSize {
 /// khugepaged, which collapses small pages into huge ones in the background.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct KhugepagedFacts {
-    /// Pages looked at in one go.
+    /// Pages scanned in one pass.
     pub pages_to_scan: Option<u64>,
-    /// Milliseconds between two goes.
+    /// Milliseconds between two passes.
     pub scan_sleep_ms: Option<u64>,
     /// Pages that may be missing where it collapses.
     pub max_ptes_none: Option<u64>,
@@ -90,10 +90,10 @@ pub struct KhugepagedFacts {
 /// The version of a cgroup hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum CgroupVersion {
-    /// The old one: no `memory.reclaim`.
+    /// Version 1, without `memory.reclaim`.
     #[serde(rename = "v1")]
     V1,
-    /// The unified one.
+    /// Version 2, the unified hierarchy.
     #[serde(rename = "v2")]
     V2,
 }
@@ -105,7 +105,7 @@ impl HostFacts {
         Self { cores, ..Self::read_from(&Root::default()) }
     }
 
-    /// Reads the files of a host; what this process may use of it is not in them, so `cores` stays 0.
+    /// Reads the files of a host. The number of cores that this process may use is not in them: `cores` is 0.
     pub fn read_from(root: &Root) -> Self {
         let meminfo = root.text("/proc/meminfo").unwrap_or_default();
         Self {
@@ -125,7 +125,7 @@ impl HostFacts {
                 parse_memory_cgroup(mounts, root.text("/proc/cgroups").as_deref().unwrap_or_default())
             }),
             lru_gen: root.text("/sys/kernel/mm/lru_gen/enabled"),
-            // 2 is "stopped, everything unmerged".
+            // 2 stands for stopped with all pages unmerged.
             ksm_running: root.number::<u32>("/sys/kernel/mm/ksm/run").map(|run| run == 1),
             numa_balancing: root.number("/proc/sys/kernel/numa_balancing"),
             numa_demotion: root.flag("/sys/kernel/mm/numa/demotion_enabled"),
@@ -134,7 +134,7 @@ impl HostFacts {
     }
 }
 
-/// What a guest can have of a host at most: its memory and its swap. `None` where it does not say.
+/// The limit on a guest's memory: the host's memory and swap. `None` if it cannot be read.
 pub fn memory_and_swap(root: &Root) -> Option<u64> {
     let meminfo = root.text("/proc/meminfo")?;
     let swap = parse_meminfo(&meminfo, "SwapTotal").unwrap_or(0);
@@ -188,8 +188,8 @@ pub(crate) fn parse_meminfo(meminfo: &str, key: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// Which hierarchy has the memory controller: v1 if one is mounted with it, v2 if the unified one is mounted
-/// and the controller is in hierarchy 0. A host can have both mounted, and only one of them has the memory.
+/// The hierarchy with the memory controller: v1 if a v1 hierarchy is mounted with it, v2 if the unified one is mounted and
+/// the controller is in hierarchy 0. A host can have both mounted; one of them has the controller.
 pub(crate) fn parse_memory_cgroup(mountinfo: &str, cgroups: &str) -> Option<CgroupVersion> {
     let mounted = |wanted: &str, option: Option<&str>| {
         mountinfo.lines().filter_map(|line| line.split_once(" - ")).any(|(_, end)| {
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cloud_host_is_read_whole() {
+    fn all_facts_of_a_host_are_read() {
         let (_dir, root) = tree(&[
             ("proc/cpuinfo", "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu\n"),
             ("proc/meminfo", "MemTotal:       24684516 kB\nMemFree: 1 kB\nMemAvailable:   24000000 kB\n"),
@@ -248,11 +248,11 @@ mod tests {
         assert_eq!((facts.page_cluster, facts.ksm_running), (Some(3), Some(false)));
         let json = serde_json::to_value(&facts).unwrap();
         assert_eq!(json["kvm"]["mmu"], "shadow (pvm)");
-        assert!(json["lru_gen"].is_null(), "what is not there is null");
+        assert!(json["lru_gen"].is_null(), "a missing file is null");
     }
 
     #[test]
-    fn swap_is_memory_too() {
+    fn memory_includes_swap() {
         let (_dir, root) = tree(&[("proc/meminfo", "MemTotal: 24 kB\nSwapCached: 1 kB\nSwapTotal: 8 kB\n")]);
         assert_eq!(memory_and_swap(&root), Some(32 * 1024));
         let (_dir, root) = tree(&[("proc/meminfo", "MemTotal: 24 kB\n")]);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_shows_nothing_is_still_a_host() {
+    fn a_host_without_files_has_no_facts() {
         let (_dir, root) = tree(&[]);
         assert_eq!(memory_and_swap(&root), None);
         let facts = HostFacts::read_from(&root);
@@ -279,14 +279,14 @@ mod tests {
     const V2: &str = "31 25 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
 
     #[test]
-    fn the_memory_controller_lives_in_one_hierarchy() {
+    fn the_memory_controller_is_in_one_hierarchy() {
         assert_eq!(parse_memory_cgroup(&[V1, V2].concat(), ""), Some(CgroupVersion::V1));
         assert_eq!(parse_memory_cgroup(V2, "memory\t0\t99\t1\n"), Some(CgroupVersion::V2));
         assert_eq!(parse_memory_cgroup(V2, ""), Some(CgroupVersion::V2));
     }
 
     #[test]
-    fn a_controller_that_is_off_is_in_none() {
+    fn a_controller_that_is_off_is_in_no_hierarchy() {
         assert_eq!(parse_memory_cgroup(V2, "memory\t0\t1\t0\n"), None, "cgroup_disable=memory");
         assert_eq!(parse_memory_cgroup(&V1.replace("memory", "cpuset"), ""), None);
     }

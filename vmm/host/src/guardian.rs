@@ -1,22 +1,21 @@
-//! The guardian: a child process that undoes what a killed run left behind.
+//! The guardian: a child process that undoes the changes of a run that was killed.
 //!
 //! ```text
 //!  run                                      guardian (own session, ignores SIGINT, SIGTERM, SIGHUP, SIGQUIT)
-//!   ├─ start, log ────────────────────────►   │  joins in holding the log (`change_log`)
+//!   ├─ start, log ────────────────────────►   │  locks the log as well (`change_log`)
 //!   │ ◄──────────────────────────── ready ──  │
 //!   ├─ plan 1: write 'madvise' back ──────►   │  outstanding: 1        the change is made after this
 //!   ├─ add-zram 2 ────────────────────────►   │  makes the device, outstanding: 1, 2
 //!   │ ◄─────────────────────── zram 3 ──────  │
 //!   ├─ forget 2 (the run undid it) ───────►   │  outstanding: 1
 //!   ├─ done ──────────────────────────────►   └─ exits
-//!   ╳ killed: the socket closes ──────────►      waits for the death, undoes 1, exits
+//!   ╳ killed: the socket closes ──────────►      waits for the run's end, undoes 1, exits
 //! ```
 //!
-//! There is no moment at which a change exists and the guardian does not know of it: a plan is in the socket
-//! before the change is made, and stays readable after the sender's death; a zram device, whose number nobody
-//! knows before it exists, is made by the guardian itself. A run whose guardian dies starts another one and tells it all
-//! that is outstanding. Whoever kills both, as the end of a PID namespace does, leaves the log, by which the next zapscope
-//! undoes ([`super::leftovers`]).
+//! The guardian knows of every change before it exists: the plan is in the socket before the change is made, and stays
+//! readable after the run's end; a zram device, whose number is not known before it exists, is made by the guardian. A run
+//! whose guardian ends starts another one and sends it all outstanding changes. If both are killed, as by the end of a PID
+//! namespace, the next zapscope undoes by the log ([`super::leftovers`]).
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Write};
@@ -34,21 +33,20 @@ use super::change_log::LogError;
 use super::guardian_message::{Answer, Request, to_line};
 use program::exit::{Class, Classified};
 
-/// The hidden argument that makes the program a guardian; the owner's pid follows it.
+/// The hidden argument that makes the program a guardian; the PID of the run follows it.
 pub const GUARDIAN_ARGUMENT: &str = "__guardian";
 
-/// A guardian answers within microseconds, on an emulated host within a second; this bounds what a broken one can
-/// cost.
+/// The limit on the wait for an answer. A guardian answers within microseconds, on an emulated host within a second.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What can go wrong between a run and its guardian.
+/// The guardian failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardianError {
     /// It could not be started.
     #[error("cannot start the process that would undo changes after a crash, so nothing is changed{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] io::Error),
-    /// It is gone, or silent.
+    /// It has ended, or does not answer.
     #[error(
         "the process that would undo changes after a crash is gone, so nothing more is changed; start again"
     )]
@@ -56,13 +54,13 @@ pub enum GuardianError {
     /// It made no zram device.
     #[error("reading /sys/class/zram-control/hot_add made no zram device: {}", hot_add_remedy(*.errno))]
     NoZram {
-        /// What the kernel answered, if it was the kernel.
+        /// The kernel's answer, if the kernel refused.
         errno: Option<i32>,
-        /// What the system answered.
+        /// The system's answer.
         #[source]
         source: io::Error,
     },
-    /// It would die with this process, and nobody would know what to undo.
+    /// It would be killed with this process, and there is no log.
     #[error(
         "in this PID namespace the end of its first process ends whoever would undo a change, and it cannot be noted for a \
          later zapscope, so nothing is changed: give it a directory of its own by ZAPSCOPE_STATE_DIR, or a writable /run"
@@ -70,7 +68,7 @@ pub enum GuardianError {
     Mortal(#[source] LogError),
 }
 
-/// What to do about a zram device that the kernel does not make.
+/// The remedy if the kernel makes no zram device.
 fn hot_add_remedy(errno: Option<i32>) -> &'static str {
     match errno {
         Some(libc::ENOENT) => "the driver is not there: `modprobe zram num_devices=0`",
@@ -93,7 +91,7 @@ impl Classified for GuardianError {
     }
 }
 
-/// How to start a guardian: the running program itself with [`GUARDIAN_ARGUMENT`], unless a test says else.
+/// The command that starts a guardian: this program with [`GUARDIAN_ARGUMENT`], or a test's own.
 #[derive(Clone, Debug)]
 pub struct GuardianProgram {
     program: OsString,
@@ -103,7 +101,7 @@ pub struct GuardianProgram {
 
 impl Default for GuardianProgram {
     fn default() -> Self {
-        // Not the path: the file may have been replaced since.
+        // Not by its path: the file may have been replaced.
         Self::new("/proc/self/exe").arg(GUARDIAN_ARGUMENT).arg(std::process::id().to_string())
     }
 }
@@ -129,7 +127,7 @@ impl GuardianProgram {
     }
 }
 
-/// A run's end of the line to its guardian.
+/// The guardian, as its run sees it.
 #[derive(Debug)]
 pub(crate) struct Guardian {
     child: Child,
@@ -137,12 +135,12 @@ pub(crate) struct Guardian {
 }
 
 impl Guardian {
-    /// Starts one and waits until it is out of reach of Ctrl-C, and holds the log.
+    /// Starts a guardian, and waits until it ignores Ctrl-C and has locked the log.
     pub(crate) fn start(program: &GuardianProgram, log: Option<&Path>) -> Result<Self, GuardianError> {
         let (ours, theirs) = UnixStream::pair().map_err(GuardianError::Start)?;
         ours.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(GuardianError::Start)?;
-        // The command keeps `theirs` open until it is dropped: it must be gone before we wait for an answer,
-        // or a guardian that fails to start would look like a slow one.
+        // The command keeps `theirs` open until it is dropped: it must be dropped before the wait for an answer, or a guardian
+        // that fails to start would look like a slow one.
         let child = Command::new(&program.program)
             .arg0("zapscope-guardian")
             .args(&program.arguments)
@@ -168,23 +166,23 @@ impl Guardian {
         }
     }
 
-    /// Whether it has ended, which it does not do by itself as long as it is needed.
+    /// Whether it has ended.
     pub(crate) fn is_dead(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// Readable once it is dead; `None` on kernels before 5.3.
+    /// A pidfd, readable once it has ended; `None` on kernels before 5.3.
     pub(crate) fn death(&self) -> Option<OwnedFd> {
         rustix::process::pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).ok()
     }
 
-    /// Tells it something; when this returns, the guardian will know even if we die.
+    /// Sends a request. When this returns, the guardian will read it even if this process ends.
     pub(crate) fn tell(&mut self, request: &Request) -> Result<(), GuardianError> {
         let line = to_line(request).map_err(GuardianError::Gone)?;
         self.channel.get_mut().write_all(line.as_bytes()).map_err(GuardianError::Gone)
     }
 
-    /// Has it make a zram device. Its number and serial number.
+    /// Has it make a zram device; returns the device's number and serial number.
     pub(crate) fn add_zram(&mut self, id: u64) -> Result<(u32, Option<u64>), GuardianError> {
         self.tell(&Request::AddZram { id })?;
         match self.answer().map_err(GuardianError::Gone)? {
@@ -197,7 +195,7 @@ impl Guardian {
         }
     }
 
-    /// Lets it go: all is undone.
+    /// Has it exit: all changes are undone.
     pub(crate) fn dismiss(mut self) {
         if self.tell(&Request::Done).is_ok() {
             let deadline = Instant::now() + EXIT_TIMEOUT;
@@ -211,7 +209,7 @@ impl Guardian {
         self.child.id()
     }
 
-    /// The next answer, left unread.
+    /// The next answer, which stays unread.
     #[cfg(test)]
     pub(crate) fn peek(&self) -> Answer {
         let mut bytes = [0u8; 1024];
@@ -233,9 +231,9 @@ impl Guardian {
 mod tests {
     use super::*;
 
-    /// What the kernel answers, or the guardian where it was not the kernel: each has a sentence, and no other's.
+    /// Each error of the kernel, and of the guardian itself, has its own sentence.
     #[test]
-    fn each_answer_of_hot_add_has_its_own_remedy() {
+    fn each_error_of_hot_add_has_its_own_remedy() {
         const KNOWN: [(&[i32], &str); 4] = [
             (&[libc::ENOENT], "`modprobe zram num_devices=0`"),
             (&[libc::EACCES, libc::EPERM], "run as root"),

@@ -1,4 +1,4 @@
-//! What a run and its guardian say to each other, a line of JSON each.
+//! The messages between a run and its guardian, a line of JSON each.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,41 +7,41 @@ use serde::{Deserialize, Serialize};
 
 use super::undo::UndoAction;
 
-/// What a run tells its guardian.
+/// A message to the guardian.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// Note in this file what is undone, and hold it.
+    /// Open this log, lock it, and append to it.
     Log {
         /// The file.
         path: PathBuf,
     },
-    /// A change is about to be made; this would undo it.
+    /// A change is about to be made, which this action undoes.
     Plan {
         /// The change.
         id: u64,
-        /// Its undoing.
+        /// The action.
         action: UndoAction,
     },
-    /// Make a zram device, and remove it if need be.
+    /// Make a zram device, and keep it as an outstanding change.
     AddZram {
         /// The change.
         id: u64,
     },
-    /// The change was undone, or not made after all.
+    /// The change was undone, or not made.
     Forget {
         /// The change.
         id: u64,
     },
-    /// All is undone.
+    /// All changes are undone: exit.
     Done,
 }
 
-/// What a guardian says.
+/// A message of the guardian.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
-    /// It has its own session and ignores signals, or it holds the log: changes may begin.
+    /// It has its own session and ignores signals; or it has locked the log.
     Ready,
     /// The device was made.
     Zram {
@@ -52,14 +52,14 @@ pub(crate) enum Answer {
     },
     /// The device was not made.
     Failed {
-        /// What the kernel answered, if it was the kernel.
+        /// The kernel's answer, if the kernel refused.
         errno: Option<i32>,
         /// The reason, in words.
         why: String,
     },
 }
 
-/// One line of JSON: a newline within is escaped there.
+/// One line of JSON, in which newlines are escaped.
 pub(crate) fn to_line(message: &impl Serialize) -> io::Result<String> {
     let mut line = serde_json::to_string(message).map_err(io::Error::from)?;
     line.push('\n');

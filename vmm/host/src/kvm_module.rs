@@ -1,28 +1,28 @@
-//! Which KVM this host runs, and with what kind of secondary MMU.
+//! The KVM module of this host, and the kind of its secondary MMU.
 
 use serde::Serialize;
 
 use super::root::Root;
 
-/// How KVM translates guest memory.
+/// The way in which KVM translates guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum MmuKind {
-    /// Intel's second level of page tables.
+    /// Extended page tables (Intel).
     #[serde(rename = "EPT")]
     Ept,
-    /// AMD's.
+    /// Nested page tables (AMD).
     #[serde(rename = "NPT")]
     Npt,
-    /// KVM shadows the guest's own page tables: each guest page-table write costs.
+    /// Shadow paging: KVM shadows the guest's page tables, and each write to them costs an exit.
     #[serde(rename = "shadow")]
     Shadow,
-    /// Shadowing without hardware virtualisation: guest ring 0 is emulated as well.
+    /// Shadow paging without hardware virtualisation, where guest ring 0 is emulated as well.
     #[serde(rename = "shadow (pvm)")]
     ShadowPvm,
 }
 
 impl MmuKind {
-    /// The field's name for it.
+    /// The usual name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ept => "EPT",
@@ -32,7 +32,7 @@ impl MmuKind {
         }
     }
 
-    /// Whether a guest operating system runs here at native speed in ring 0.
+    /// Whether a guest kernel runs at native speed in ring 0.
     pub fn runs_guest_kernels_natively(self) -> bool {
         self != Self::ShadowPvm
     }
@@ -49,7 +49,7 @@ impl std::fmt::Display for MmuKind {
 pub struct KvmFacts {
     /// `kvm_intel`, `kvm_amd`, `kvm_pvm`; `None` if none is loaded.
     pub module: Option<String>,
-    /// The kind of its MMU; `None` where `/sys` does not say.
+    /// The kind of its MMU; `None` if `/sys` does not tell.
     pub mmu: Option<MmuKind>,
     /// Whether two-dimensional paging uses the newer, mostly lockless TDP MMU.
     pub tdp_mmu: Option<bool>,
@@ -58,7 +58,7 @@ pub struct KvmFacts {
 }
 
 impl KvmFacts {
-    /// The same, of a host whose files are below `root`.
+    /// Reads the files of a host.
     pub fn read_from(root: &Root) -> Self {
         let modules = root.names("/sys/module");
         let two_dimensional = |module: &str| {
@@ -69,7 +69,7 @@ impl KvmFacts {
         Self {
             module: module.map(str::to_owned),
             mmu: module.and_then(|module| match module {
-                // It has no such parameter: nothing but shadowing can be done without hardware.
+                // It has no such parameter.
                 "kvm_pvm" => Some(MmuKind::ShadowPvm),
                 module => mmu_kind(module, two_dimensional(module)),
             }),
@@ -79,13 +79,13 @@ impl KvmFacts {
     }
 }
 
-/// The vendor module among the loaded ones. KVM takes the first that registers and refuses the others.
+/// The vendor module among the loaded ones. KVM accepts the first that registers.
 fn vendor_module(modules: &[String]) -> Option<&str> {
     let vendors = ["kvm_intel", "kvm_amd", "kvm_pvm"];
     modules.iter().map(String::as_str).find(|module| vendors.contains(module))
 }
 
-/// The kind of MMU that goes with a module and its `ept` or `npt` parameter, if that can be read.
+/// The kind of MMU by a module and its `ept` or `npt` parameter.
 fn mmu_kind(module: &str, two_dimensional: Option<bool>) -> Option<MmuKind> {
     Some(match (module, two_dimensional?) {
         ("kvm_intel", true) => MmuKind::Ept,
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_module_and_its_parameter_name_the_mmu() {
+    fn the_module_and_its_parameter_tell_the_mmu() {
         assert_eq!(mmu_kind("kvm_intel", Some(true)), Some(MmuKind::Ept));
         assert_eq!(mmu_kind("kvm_amd", Some(true)), Some(MmuKind::Npt));
     }

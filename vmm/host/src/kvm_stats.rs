@@ -1,12 +1,11 @@
-//! KVM's binary statistics: the ground truth for how many SPTEs there are and how often TLBs were flushed.
+//! KVM's binary statistics, by which SPTEs and TLB flushes are counted.
 //!
 //! ```text
 //! KVM_GET_STATS_FD ─► header │ id │ descriptors (name, kind, offset) │ data (u64 each, live)
 //!                     read once, at open ─────────────────────────────┘   └─ read() / read_many(): one pread
 //! ```
 //!
-//! Which statistics exist, their order and their place differ between kernels and between architectures:
-//! everything is looked up by name, nothing is assumed.
+//! The statistics, their order and their offsets differ between kernels and architectures: each is looked up by name.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -18,7 +17,7 @@ use rustix::io::Errno;
 const KVM_GET_STATS_FD: libc::c_ulong = ((KVMIO as libc::c_ulong) << 8) | 0xce;
 const _: () = assert!(KVM_GET_STATS_FD == 0xaece);
 
-/// What the parser below relies on, taken from the kernel's own structures.
+/// The layout that the parser relies on, checked against the kernel's structures.
 const HEADER_LEN: usize = size_of::<kvm_stats_header>();
 const DESCRIPTOR_LEN: usize = size_of::<kvm_stats_desc>();
 const _: () = assert!(HEADER_LEN == 24);
@@ -30,15 +29,15 @@ const _: () = assert!(DESCRIPTOR_LEN == 16);
 const _: () = assert!(std::mem::offset_of!(kvm_stats_desc, size) == 6);
 const _: () = assert!(std::mem::offset_of!(kvm_stats_desc, offset) == 8);
 
-/// More than any kernel has by a factor of ten: a bound on what a damaged header can make us allocate.
+/// The limits on a header, ten times those of any kernel: the file is untrusted input.
 const MOST_DESCRIPTORS: u32 = 4096;
 const LONGEST_NAME: u32 = 1024;
 
-/// The widest span one [`KvmStats::read_many`] fetches with one pread; wider ones take one each. Linux 6.18's
-/// whole vCPU block is 1.3 KiB.
+/// The widest span that [`KvmStats::read_many`] reads by one pread; values of a wider one are read one by one. The vCPU block
+/// of Linux 6.18 has 1.3 KiB.
 const SPAN_BYTES: usize = 4096;
 
-/// What can go wrong with KVM's statistics.
+/// KVM's statistics cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StatsError {
     /// The kernel gave no descriptor for the statistics.
@@ -47,9 +46,9 @@ pub enum StatsError {
     /// Reading failed.
     #[error("cannot read {what} of KVM's binary statistics")]
     Read {
-        /// The part that was being read.
+        /// The part that was read.
         what: &'static str,
-        /// The kernel's reason.
+        /// The kernel's answer.
         #[source]
         errno: Errno,
     },
@@ -58,7 +57,7 @@ pub enum StatsError {
         "{what} of KVM's binary statistics is cut short: this kernel lays them out in a way unknown here"
     )]
     Short {
-        /// The part that was being read.
+        /// The part that was read.
         what: &'static str,
     },
     /// The header or a descriptor says something impossible.
@@ -69,7 +68,7 @@ pub enum StatsError {
     },
 }
 
-/// One statistic of the [`KvmStats`] it was looked up in, and of no other.
+/// A statistic of the [`KvmStats`] in which it was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatIndex {
     /// Bytes from the start of the file.
@@ -79,7 +78,7 @@ pub struct StatIndex {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Descriptor {
     name: String,
-    /// How many `u64`: 1 for counters, gauges and peaks, more for histograms.
+    /// The number of `u64` values: 1 for counters, gauges and peaks, more for histograms.
     values: u16,
     /// Bytes from the start of the data block.
     offset: u32,
@@ -94,9 +93,9 @@ pub struct KvmStats {
 }
 
 impl KvmStats {
-    /// Asks a VM or a vCPU for its statistics.
+    /// The statistics of a VM or a vCPU.
     pub fn of(vm_or_vcpu: &impl AsRawFd) -> Result<Self, StatsError> {
-        // SAFETY: the request reads and writes no memory of ours; what is not a VM or vCPU refuses it.
+        // SAFETY: the request accesses no memory of this process; other descriptors refuse it.
         let raw = unsafe { libc::ioctl(vm_or_vcpu.as_raw_fd(), KVM_GET_STATS_FD, 0) };
         if raw < 0 {
             let error = std::io::Error::last_os_error();
@@ -120,41 +119,29 @@ impl KvmStats {
         Ok(Self { fd, data_offset: u64::from(header.data_offset), descriptors })
     }
 
-    /// The names this kernel has, in its order, histograms included.
+    /// All names, in the kernel's order, those of histograms too.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.descriptors.iter().map(|descriptor| descriptor.name.as_str())
     }
 
-    /// Every statistic that is a single number, with its name.
-    pub fn scalars(&self) -> impl Iterator<Item = (&str, StatIndex)> {
-        self.descriptors
-            .iter()
-            .filter(|descriptor| descriptor.values == 1)
-            .map(|descriptor| (descriptor.name.as_str(), self.index(descriptor)))
-    }
-
-    /// Looks up a statistic that is a single number. `None`: this kernel has none of that name, or it is a
-    /// histogram.
+    /// Looks up a statistic that is a single number; `None` if the kernel has none of that name, or it is a histogram.
     pub fn index_of(&self, name: &str) -> Option<StatIndex> {
-        self.scalars().find(|(known, _)| *known == name).map(|(_, index)| index)
+        let found = self.descriptors.iter().find(|one| one.values == 1 && one.name == name)?;
+        Some(StatIndex { at: self.data_offset + u64::from(found.offset) })
     }
 
-    fn index(&self, descriptor: &Descriptor) -> StatIndex {
-        StatIndex { at: self.data_offset + u64::from(descriptor.offset) }
-    }
-
-    /// The value now.
+    /// The present value.
     pub fn read(&self, index: StatIndex) -> Result<u64, StatsError> {
         let mut value = [0u8; 8];
         fill(&self.fd, &mut value, index.at, "a value")?;
         Ok(u64::from_ne_bytes(value))
     }
 
-    /// The values now, by one pread of the span they lie in. Neither locks nor allocates: it stands around
-    /// every zap. The values are not one atomic snapshot; the kernel has none to give.
+    /// The present values, by one pread of their span. It neither locks nor allocates: it is called around every zap. The
+    /// values are not an atomic snapshot, which the kernel does not offer.
     ///
     /// # Panics
-    /// If `out` is not as long as `indices`.
+    /// If `out` and `indices` differ in length.
     pub fn read_many(&self, indices: &[StatIndex], out: &mut [u64]) -> Result<(), StatsError> {
         assert_eq!(indices.len(), out.len(), "one value an index");
         let Some(first) = indices.iter().map(|index| index.at).min() else { return Ok(()) };
@@ -226,8 +213,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
-/// Reads all of `out`, or says which part was short. KVM's file may serve header, descriptors and data with
-/// separate reads, never across what it has.
+/// Fills `out`; an error names the part that was short. KVM may serve header, descriptors and data by separate reads.
 fn fill(fd: &OwnedFd, mut out: &mut [u8], mut at: u64, what: &'static str) -> Result<(), StatsError> {
     while !out.is_empty() {
         match rustix::io::pread(fd, &mut *out, at) {
@@ -249,8 +235,7 @@ mod tests {
 
     use super::*;
 
-    /// A statistics file as the kernel would serve it: an id between header and descriptors, a histogram of
-    /// three in the middle.
+    /// A statistics file as of the kernel: an ID between header and descriptors, a histogram of three values in the middle.
     fn sample(num_desc: u32) -> Vec<u8> {
         let (name_size, id_offset, desc_offset) = (16u32, 24u32, 40u32);
         let data_offset = desc_offset + 3 * (16 + name_size);
@@ -282,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_found_by_name_wherever_the_kernel_put_them() {
+    fn values_are_found_by_name_at_any_offset() {
         let stats = KvmStats::open(file_of(&sample(3))).unwrap();
         assert_eq!(stats.names().collect::<Vec<_>>(), ["pages_4k", "halt_hist", "pf_taken"]);
         let (pages, faults) = (stats.index_of("pages_4k").unwrap(), stats.index_of("pf_taken").unwrap());
@@ -293,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_has_not_is_not_found() {
+    fn a_missing_statistic_is_not_found() {
         let stats = KvmStats::open(file_of(&sample(3))).unwrap();
         assert_eq!(stats.index_of("pages_1g"), None);
         assert_eq!(stats.index_of("halt_hist"), None, "a histogram is not a number");

@@ -1,4 +1,4 @@
-//! What a run that was killed together with its guardian has left on this host, undone by the next zapscope.
+//! The changes of a run that was killed together with its guardian, undone by the next zapscope.
 
 use std::path::PathBuf;
 
@@ -8,16 +8,16 @@ use super::guardian_message::Request;
 use super::undo::{UndoAction, Undone};
 use guest_mem::with_causes;
 
-/// One change that was left, and what became of it.
+/// A change that was left, and the result of its undoing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
-    /// What was left, and what was done about it.
+    /// The sentence for the user.
     pub text: String,
-    /// Whether it is gone.
+    /// Whether the change is undone.
     pub is_gone: bool,
 }
 
-/// Undoes what is left of runs that are dead, and of whose guardians are. What cannot be undone stays noted.
+/// Undoes the changes that ended runs and their guardians left. Those that cannot be undone stay in the log.
 pub fn undo_leftovers() -> Vec<Leftover> {
     undo_those_in(&directories())
 }
@@ -27,18 +27,18 @@ pub(crate) fn undo_those_in(directories: &[PathBuf]) -> Vec<Leftover> {
 }
 
 fn undo(abandoned: Abandoned) -> Vec<Leftover> {
-    let Abandoned { mut log, pid, noted } = abandoned;
+    let Abandoned { mut log, pid, outstanding } = abandoned;
     let of = format!("left by a zapscope that was killed (pid {pid})");
     let mut left: Vec<Leftover> = Vec::new();
-    for (id, action) in noted.actions.iter().rev() {
+    for (id, action) in outstanding.actions.iter().rev() {
         let (is_gone, what) = undo_one(action);
         if is_gone {
             let _ = log.note(&Request::Forget { id: *id });
         }
         left.push(Leftover { text: format!("{of}: {what}"), is_gone });
     }
-    for id in noted.unheard {
-        // It may never have been made, and what there is may be somebody else's: it is said once, and not touched.
+    for id in outstanding.unreported {
+        // It may not have been made, and an unused device may be another program's: it is reported once and not removed.
         let text = format!(
             "{of}: perhaps an unused zram device; `zramctl` shows it, `echo NUMBER > /sys/class/zram-control/hot_remove` \
              removes it"
@@ -46,7 +46,7 @@ fn undo(abandoned: Abandoned) -> Vec<Leftover> {
         let _ = log.note(&Request::Forget { id });
         left.push(Leftover { text, is_gone: false });
     }
-    if log.outstanding().is_ok_and(|noted| noted.is_empty()) {
+    if log.outstanding().is_ok_and(|outstanding| outstanding.is_empty()) {
         ChangeLog::end(log);
     }
     left
@@ -54,7 +54,7 @@ fn undo(abandoned: Abandoned) -> Vec<Leftover> {
 
 fn undo_one(action: &UndoAction) -> (bool, String) {
     if let UndoAction::RemoveZram { number, diskseq: None } = action {
-        // Without a serial number another program may have made a device of the same number since.
+        // Without a serial number the device may be another program's of the same number.
         return (
             false,
             format!("zram{number}, if nobody else made that since; by hand: {}", action.by_hand()),
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_is_undone_backwards_and_said() {
+    fn changes_that_are_left_are_undone_backwards_and_reported() {
         let place = tempfile::tempdir().unwrap();
         let directory = place.path().join("zapscope");
         let switch = place.path().join("switch");
@@ -94,16 +94,16 @@ mod tests {
         assert_eq!(gone, [true, true, false]);
         assert!(left[0].text.contains("undone now: write 'b' back"), "{left:?}");
         assert!(left[2].text.contains("perhaps an unused zram"), "{left:?}");
-        assert_eq!(undo_those_in(&directories), [], "said once");
+        assert_eq!(undo_those_in(&directories), [], "reported once");
         assert!(!directory.exists());
     }
 
     #[test]
-    fn what_cannot_be_undone_stays_noted() {
+    fn a_change_that_cannot_be_undone_stays_in_the_log() {
         let place = tempfile::tempdir().unwrap();
         let directory = place.path().join("zapscope");
         let mut log = ChangeLog::begin(std::slice::from_ref(&directory), "1-a").unwrap();
-        // Without a serial number it is nobody's to remove later.
+        // A device without a serial number is not removed.
         let action = UndoAction::RemoveZram { number: 4_000_000_000, diskseq: None };
         log.note(&Request::Plan { id: 1, action }).unwrap();
         drop(log);

@@ -1,4 +1,17 @@
-//! The host: what it is, what is changed on it and undone, who else uses it.
+//! The host: its facts, the changes that a run makes to it and their undoing, and other zapscope runs.
+//!
+//! ```text
+//!   HostChanges ── plan ──> guardian, change log ── the change ── … ── undo        on every way out
+//!        └ neither is alive any more: the next zapscope reads the log (leftovers)
+//! ```
+//!
+//! | module | what it has |
+//! | --- | --- |
+//! | [`facts`], [`kvm_module`], [`swaps`], [`rights`], [`strangers`] | what the host is, and what disturbs a measurement |
+//! | [`changes`], [`undo`], [`change_log`], [`guardian`], [`leftovers`] | changes, and every way to undo them |
+//! | [`neighbours`] | other zapscope runs at the same time |
+//! | [`tracefs`], [`kvm_stats`], [`root`] | files of the kernel |
+//! | [`signals`], [`bus_error`], [`processors`], [`resident`] | this process on the host |
 
 pub mod bus_error;
 pub mod change_error;

@@ -1,30 +1,34 @@
-//! Other zapscope runs on this host: two of them reclaim from the same memory and disturb each other's times.
+//! Other zapscope runs on this host. Two of them reclaim from the same memory and disturb each other's times.
 //!
-//! Each run binds a datagram socket named `@zapscope-run-<PID namespace>-<pid>` in the abstract namespace, which the kernel
-//! frees on any death. A starting run finds the names in `/proc/net/unix` and tells their owners its own, so
-//! that both learn of each other, whoever came first. Runs in another network namespace are not seen. A container can share
-//! the network and not the PIDs: what is pid 1 there is another process here.
+//! Each run binds a datagram socket named `@zapscope-run-<PID namespace>-<pid>` in the abstract namespace. The kernel frees
+//! the name when the process ends. A starting run reads the names in `/proc/net/unix` and sends its own name to each, so
+//! that both runs know of each other, whichever started first. Runs in another network namespace are not found.
+//!
+//! A lock on a file does not do the same: the earlier run must learn of one that starts and ends within it, a run without
+//! privileges has no directory in common with one of root, and files are left behind by SIGKILL.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use crate::pid_namespace::pid_namespace;
+
 const PREFIX: &str = "zapscope-run-";
 
-/// A run without its socket.
+/// The socket of this run cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot open the socket by which other zapscope runs would notice this one (results may be disturbed unseen)"
 )]
 pub struct NeighbourError(#[source] io::Error);
 
-/// A run, as it is named: by its PID namespace's number and its pid in it.
+/// The identity of a run: its PID namespace, and its PID there. In another namespace the same PID is another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
     /// The inode of its PID namespace.
     namespace: u64,
-    /// Its pid there.
+    /// Its PID there.
     pid: u32,
 }
 
@@ -42,8 +46,8 @@ impl Run {
         Some(Self { namespace: namespace.parse().ok()?, pid: pid.parse().ok()? })
     }
 
-    /// The run, told to somebody in the PID namespace `here`.
-    fn told_in(self, here: u64) -> String {
+    /// The run's name for a user in the PID namespace `here`.
+    fn describe(self, here: u64) -> String {
         match self.namespace == here {
             true => format!("pid {}", self.pid),
             false => format!("pid {} of another PID namespace, as a container has", self.pid),
@@ -51,15 +55,7 @@ impl Run {
     }
 }
 
-/// The number of this process's PID namespace; 0 on a kernel without them.
-fn pid_namespace() -> u64 {
-    let link = std::fs::read_link("/proc/self/ns/pid").ok();
-    let number =
-        link.as_ref().and_then(|link| link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok());
-    number.unwrap_or(0)
-}
-
-/// This run's place among the others.
+/// This run among the others.
 #[derive(Debug)]
 pub struct Neighbours {
     socket: UnixDatagram,
@@ -69,7 +65,7 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// Takes a place, and tells those who are there.
+    /// Binds the socket, and sends its name to the runs that are there.
     pub fn join() -> Result<Self, NeighbourError> {
         Self::join_as(PREFIX, Run::this(), live_sockets)
     }
@@ -77,14 +73,14 @@ impl Neighbours {
     fn join_as(prefix: &str, own: Run, list: impl FnOnce() -> String) -> Result<Self, NeighbourError> {
         let socket = bind(&own.name(prefix)).map_err(NeighbourError)?;
         let mut neighbours = Self { socket, prefix: prefix.to_owned(), own, seen: BTreeSet::new() };
-        // After our own name is there: of two runs that start at once, each finds the other.
+        // After the bind: of two runs that start at once, each finds the other.
         for run in parse_runs(&list(), prefix) {
             neighbours.greet(run);
         }
         Ok(neighbours)
     }
 
-    /// Every other run that was alive at some time during this one.
+    /// Every other run that was alive at any time during this one, so far.
     pub fn neighbours_seen(&mut self) -> &BTreeSet<Run> {
         let mut bytes = [0u8; 64];
         while let Ok(length) = self.socket.recv(&mut bytes) {
@@ -95,10 +91,10 @@ impl Neighbours {
         &self.seen
     }
 
-    /// The warning for the run record, if there is one to give.
+    /// The warning for the run record, if there was another run.
     pub fn warning(&mut self) -> Option<String> {
         let here = self.own.namespace;
-        let runs: Vec<_> = self.neighbours_seen().iter().map(|run| run.told_in(here)).collect();
+        let runs: Vec<_> = self.neighbours_seen().iter().map(|run| run.describe(here)).collect();
         (!runs.is_empty()).then(|| {
             format!(
                 "another zapscope ran at the same time ({}), each disturbs the other's times, and what one takes to swap may \
@@ -114,9 +110,9 @@ impl Neighbours {
         }
         let Ok(address) = SocketAddr::from_abstract_name(run.name(&self.prefix)) else { return };
         match self.socket.send_to_addr(self.own.name(&self.prefix).as_bytes(), &address) {
-            // It ended since it was listed.
+            // It has ended since it was listed.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            // Told, or alive with a full queue: there it is.
+            // Sent; or its queue is full, and it is alive.
             _ => {
                 self.seen.insert(run);
             }
@@ -131,13 +127,13 @@ fn bind(name: &str) -> io::Result<UnixDatagram> {
 }
 
 fn live_sockets() -> String {
-    // A path in it need not be text.
+    // A path in it may be any bytes.
     std::fs::read("/proc/net/unix")
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .unwrap_or_default()
 }
 
-/// The runs in the names of `/proc/net/unix`, where `@` stands for the abstract namespace.
+/// The runs among the names of `/proc/net/unix`, where `@` marks the abstract namespace.
 fn parse_runs(sockets: &str, prefix: &str) -> BTreeSet<Run> {
     let name_of = |line: &str| line.split_whitespace().nth(7)?.strip_prefix('@').map(str::to_owned);
     sockets.lines().filter_map(name_of).filter_map(|name| Run::parse(&name, prefix)).collect()
@@ -167,7 +163,7 @@ mod tests {
         assert_eq!(parse_runs("", PREFIX), BTreeSet::new());
     }
 
-    /// A prefix of this test's own: a real run on this host is nobody's neighbour here.
+    /// A prefix of one test, so that real runs on this host are not found.
     fn prefix(test: &str) -> String {
         format!("zapscope-test-{}-{test}-", std::process::id())
     }
@@ -176,29 +172,33 @@ mod tests {
     fn both_learn_of_each_other() {
         let prefix = prefix("both");
         let mut first = Neighbours::join_as(&prefix, run(1), live_sockets).unwrap();
-        assert_eq!(first.warning(), None, "nobody else is there");
+        assert_eq!(first.warning(), None, "no other run is there");
         let mut second = Neighbours::join_as(&prefix, run(2), live_sockets).unwrap();
         assert_eq!(first.neighbours_seen(), &BTreeSet::from([run(2)]));
         assert_eq!(second.neighbours_seen(), &BTreeSet::from([run(1)]));
         drop(second);
-        assert!(first.warning().unwrap().contains("(pid 2)"), "seen is seen, also when it has ended");
+        assert!(first.warning().unwrap().contains("(pid 2)"), "a run that has ended was there all the same");
         let mut third = Neighbours::join_as(&prefix, run(3), live_sockets).unwrap();
-        assert_eq!(third.neighbours_seen(), &BTreeSet::from([run(1)]), "the dead are no neighbours");
+        assert_eq!(
+            third.neighbours_seen(),
+            &BTreeSet::from([run(1)]),
+            "a run that ended before is not found"
+        );
     }
 
     #[test]
-    fn a_pid_of_another_namespace_is_told_as_one() {
+    fn a_pid_of_another_namespace_is_marked() {
         let prefix = prefix("namespaces");
         let mut here = Neighbours::join_as(&prefix, run(1), live_sockets).unwrap();
-        // Another process has the same pid in its own namespace, and takes its own place.
+        // Another process has the same PID in its own namespace.
         let mut there = Neighbours::join_as(&prefix, Run { namespace: 8, pid: 1 }, live_sockets).unwrap();
-        for told in [here.warning().unwrap(), there.warning().unwrap()] {
-            assert!(told.contains("(pid 1 of another PID namespace"), "{told}");
+        for warning in [here.warning().unwrap(), there.warning().unwrap()] {
+            assert!(warning.contains("(pid 1 of another PID namespace"), "{warning}");
         }
     }
 
     #[test]
-    fn a_run_that_ended_since_it_was_listed_is_no_neighbour() {
+    fn a_run_that_ended_after_it_was_listed_is_not_reported() {
         let prefix = prefix("stale");
         let list = format!("head\n0: 2 0 0 0002 01 17013 @{prefix}7-77\n");
         let mut run = Neighbours::join_as(&prefix, run(1), || list).unwrap();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_greeting_is_ignored() {
+    fn other_datagrams_are_ignored() {
         let prefix = prefix("noise");
         let mut run = Neighbours::join_as(&prefix, run(1), String::new).unwrap();
         let stranger = UnixDatagram::unbound().unwrap();
@@ -220,7 +220,7 @@ mod tests {
 
     const CHILD_PREFIX: &str = "ZAPSCOPE_TEST_NEIGHBOUR";
 
-    /// Not a test: the other process of the next one.
+    /// Not a test: the other process of the next test.
     #[test]
     fn not_a_test_but_a_neighbour() {
         let Ok(prefix) = std::env::var(CHILD_PREFIX) else { return };
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_frees_its_place() {
+    fn a_killed_process_frees_its_name() {
         let prefix = prefix("process");
         let mut run = Neighbours::join_as(&prefix, run(1), live_sockets).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())

@@ -15,7 +15,7 @@ pub struct Reclaimer {
 }
 
 impl Reclaimer {
-    /// Looks for them among the running processes.
+    /// Finds them among the running processes.
     pub(crate) fn find(root: &Root) -> Vec<Self> {
         let named = |pid: u32| Some((pid, root.text(&format!("/proc/{pid}/comm"))?));
         let pids = root.names("/proc").into_iter().filter_map(|name| name.parse::<u32>().ok());
@@ -26,12 +26,12 @@ impl Reclaimer {
     }
 }
 
-/// What a process of this name does to the memory of others.
+/// The effect of a process of this name on the memory of others.
 pub(crate) fn what_it_does(name: &str) -> Option<&'static str> {
     match name {
         "senpai" | "oomd" => Some("reclaims from cgroups proactively"),
         "systemd-oomd" | "earlyoom" | "nohang" => Some("kills processes under memory pressure"),
-        // One thread a DAMON context.
+        // A thread for each DAMON context.
         name if name.starts_with("kdamond") => Some("reclaims or moves pages by DAMON's schemes"),
         _ => None,
     }

@@ -1,26 +1,26 @@
-//! What of this program stays in memory beside the guest.
+//! The resident code of this program, which counts beside the guest's memory.
 
 use std::ffi::c_void;
 use std::ptr;
 
 use super::root::Root;
 
-/// Unmaps the code that has run so far, this program's and its libraries'. Most of it was needed to start: reading the
-/// command line and the scenario, examining the host, unpacking a kernel. What is needed again is mapped again from the
-/// page cache, a fault for each 64 KiB.
+/// Unmaps the code of this program and its libraries. Most of what has run was needed for the start only: the command line,
+/// the scenario, the facts of the host, a kernel's decompression. Code that is needed again is mapped again from the page
+/// cache, by one fault for each 64 KiB.
 ///
-/// The kernel counts file pages as resident as long as they are mapped, and maps sixteen for each that is touched.
+/// The kernel counts file pages as resident while they are mapped, and maps sixteen for each that is touched.
 pub fn unmap_code() {
     let maps = Root::default().text("/proc/self/maps").unwrap_or_default();
     for (start, end) in maps.lines().filter_map(code_of_a_file) {
         let address = ptr::with_exposed_provenance_mut::<c_void>(start);
-        // SAFETY: a private mapping of a file that was never writable has no content of its own: what comes back at the
-        // next access is the same, also for code that runs at this moment.
+        // SAFETY: a private mapping of a file that was never writable has no modified pages: the next access maps the same
+        // content, also of code that is running.
         unsafe { libc::madvise(address, end - start, libc::MADV_DONTNEED) };
     }
 }
 
-/// The addresses of a mapping of `/proc/self/maps`, if it is executable code from a file.
+/// The addresses of a line of `/proc/self/maps` that is executable code of a file.
 fn code_of_a_file(line: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_whitespace();
     let (range, access) = (fields.next()?, fields.next()?);
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn the_program_goes_on() {
+    fn code_runs_after_it() {
         unmap_code();
         assert_eq!("42".parse(), Ok(42));
     }

@@ -1,19 +1,18 @@
-//! What this process may do to the host, judged as the kernel judges it: by the capability that an operation asks for, held
-//! in the user namespace that the kernel asks about. Who is user 0 says neither: root of a container may lack
-//! capabilities, root of a user namespace has all of them and none of the host's.
+//! The capabilities of this process, which the kernel checks in the initial user namespace. The user ID does not tell them:
+//! root of a container may lack some, root of a user namespace has all of them in that namespace only.
 
 use std::fmt;
 
 use super::root::Root;
 
-/// `PROC_USER_INIT_INO` of the kernel, the same on every one.
+/// `PROC_USER_INIT_INO`, the same on every kernel.
 const INITIAL: &str = "user:[4026531837]";
 
 /// A capability, by its number in `<linux/capability.h>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Capability {
-    /// To look at other users' processes.
+    /// Access to other users' processes.
     SysPtrace = 19,
     /// swapon, swapoff, mount, and most switches of the host.
     SysAdmin = 21,
@@ -34,20 +33,20 @@ impl fmt::Display for Capability {
     }
 }
 
-/// A capability that is asked for and not there.
+/// A capability that the process lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Lacking {
     /// The process does not have it.
     #[error("{0} is missing: be root, or root with that capability")]
     Capability(Capability),
-    /// It has it where it does not count.
+    /// The process has it in another user namespace only.
     #[error(
         "{0} counts in the initial user namespace only, and this process is in another: run outside of it"
     )]
     Namespace(Capability),
 }
 
-/// The effective capabilities of this process, and whether they are the host's.
+/// The effective capabilities of this process, and whether they are those of the initial user namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
     effective: u64,
@@ -60,7 +59,7 @@ impl Rights {
         Self::read_from(&Root::default())
     }
 
-    /// Those that the files of a host tell.
+    /// Those in the files of a host.
     pub fn read_from(root: &Root) -> Self {
         let effective = root.text("/proc/self/status").as_deref().and_then(parse_effective).unwrap_or(0);
         // A kernel without user namespaces has no such link.
@@ -69,12 +68,12 @@ impl Rights {
         Self { effective, initial_user_namespace }
     }
 
-    /// Whether the host grants what asks for this capability.
+    /// Whether the process has this capability in the initial user namespace.
     pub fn has(&self, capability: Capability) -> bool {
         self.lacks(capability).is_none()
     }
 
-    /// Why the host refuses what asks for this capability, if it does.
+    /// Why the process lacks this capability; `None` if it has it.
     pub fn lacks(&self, capability: Capability) -> Option<Lacking> {
         let effective = self.effective >> capability as u8 & 1 == 1;
         match (effective, self.initial_user_namespace) {
@@ -114,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_effective_set_counts_in_the_initial_namespace() {
+    fn effective_capabilities_count_in_the_initial_namespace() {
         let root = rights(ROOT, Some(INITIAL));
         assert!(root.has(Capability::SysAdmin) && root.has(Capability::Perfmon));
         assert!(rights(ROOT, None).has(Capability::SysAdmin), "there are no user namespaces");
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn root_of_a_user_namespace_is_not_the_hosts() {
+    fn root_of_a_user_namespace_has_no_capability_of_the_host() {
         let contained = rights(ROOT, Some("user:[4026532201]"));
         let why = contained.lacks(Capability::SysAdmin).unwrap();
         assert_eq!(why, Lacking::Namespace(Capability::SysAdmin));
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_shows_nothing_grants_nothing() {
+    fn without_files_there_is_no_capability() {
         assert!(!Rights::read_from(&Root::at("/nonexistent")).has(Capability::SysAdmin));
         assert_eq!(parse_effective("CapEff: none\n"), None);
     }

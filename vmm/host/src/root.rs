@@ -1,4 +1,4 @@
-//! Where `/proc`, `/sys` and `/dev` are read from: the host's own, or a captured copy in a test.
+//! The root below which `/proc`, `/sys` and `/dev` are read: the host's own, or a captured copy in a test.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -19,33 +19,33 @@ impl Root {
         Self(path.into())
     }
 
-    /// Where `path`, given as on the host (`/sys/...`), is found here.
+    /// The path below this root of `path`, which is given as on the host (`/sys/...`).
     pub fn path(&self, path: &str) -> PathBuf {
         self.0.join(path.trim_start_matches('/'))
     }
 
-    /// The file's text without surrounding white space; `None` if there is none or it may not be read.
+    /// The file's text without surrounding white space; `None` if it does not exist or may not be read.
     pub fn text(&self, path: &str) -> Option<String> {
         let bytes = std::fs::read(self.path(path)).ok()?;
         Some(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 
-    /// The file's number.
+    /// The number in the file.
     pub fn number<N: FromStr>(&self, path: &str) -> Option<N> {
         self.text(path)?.parse().ok()
     }
 
-    /// A kernel or module parameter of yes or no, however this kernel spells it.
+    /// A boolean parameter of the kernel or a module, in any of its spellings.
     pub fn flag(&self, path: &str) -> Option<bool> {
         parse_flag(&self.text(path)?)
     }
 
-    /// The chosen word of a switch file.
+    /// The bracketed word of a switch.
     pub fn choice(&self, path: &str) -> Option<String> {
         chosen_word(&self.text(path)?).map(str::to_owned)
     }
 
-    /// The names in a directory, sorted; empty if there is none.
+    /// The names in a directory, sorted; empty if it cannot be read.
     pub fn names(&self, path: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(path)).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -53,18 +53,18 @@ impl Root {
         names
     }
 
-    /// Whether there is such a file or directory.
+    /// Whether the file or directory exists.
     pub fn exists(&self, path: impl AsRef<Path>) -> bool {
         self.0.join(path.as_ref().strip_prefix("/").unwrap_or(path.as_ref())).exists()
     }
 }
 
-/// The bracketed word of a switch file, as in `always [madvise] never`.
+/// The bracketed word of a switch, as in `always [madvise] never`.
 pub(crate) fn chosen_word(text: &str) -> Option<&str> {
     text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
 }
 
-/// Boolean parameters come as `Y` or `N`, as numbers, and as words; every number but 0 is on.
+/// Boolean parameters are `Y` or `N`, numbers, or words; each number but 0 is on.
 fn parse_flag(text: &str) -> Option<bool> {
     match text {
         "Y" | "y" | "yes" | "on" | "true" => Some(true),

@@ -1,14 +1,14 @@
-//! Ctrl-C as a cancel token: a run ends early by returning, and what it changed is undone on the way.
+//! Ctrl-C as a cancel token: a run ends early by returning, and its changes are undone on the way.
 //!
 //! ```text
 //! main: cancel_on_signal(): the signals are blocked ─► threads start, inherit the mask
 //!                                 │
 //! SIGINT, SIGTERM, SIGHUP ─► signalfd ─► the signal thread ─► Cancel: a flag that steps poll,
 //!                                            │               an eventfd that wakes sleepers
-//!                                            └─ then, whatever comes of it: the announcement
+//!                                            └─ then the announcement, which may fail
 //! ```
 //!
-//! A signal thread that cannot go on lets the signals through: then they end the process, and the guardian undoes.
+//! If the signal thread fails, it unblocks the signals: then they end the process, and the guardian undoes its changes.
 
 use guest_mem::remedy::{self, Asked};
 use std::io;
@@ -25,18 +25,18 @@ use super::changes::Announce;
 use program::exit::{Class, Classified};
 use program::stop_signals::stop_signals;
 
-/// The signal thread reads, and says a line.
+/// The stack of the signal thread, which reads and prints a line.
 const STACK: usize = 64 << 10;
 
-/// The cancel token's or the signals' descriptor could not be had.
+/// The cancel token or the signal thread cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up {what} for Ctrl-C{}", remedy::after_io(*asked, source))]
 pub struct SignalError {
-    /// What was being set up.
+    /// The part that was set up.
     pub what: &'static str,
-    /// What that takes.
+    /// The resource that it needs.
     pub asked: Asked,
-    /// Why it failed.
+    /// The system's answer.
     #[source]
     pub source: io::Error,
 }
@@ -47,24 +47,24 @@ impl Classified for SignalError {
     }
 }
 
-/// The run was told to end.
+/// A signal has asked for the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("stopped by a signal; what was measured so far is kept")]
 pub struct Cancelled;
 
-/// A token that says whether to go on. Clones are the same token.
+/// A token by which a run is cancelled. Clones are the same token.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<Token>);
 
 #[derive(Debug)]
 struct Token {
     is_set: AtomicBool,
-    /// Readable once cancelled; never read, so that it wakes everybody and for good.
+    /// Readable once cancelled. It is never read, so that it stays readable for all waiters.
     wake: OwnedFd,
 }
 
 impl Cancel {
-    /// A token that says to go on.
+    /// A token that is not cancelled.
     pub fn new() -> Result<Self, SignalError> {
         let wake =
             rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| {
@@ -73,25 +73,25 @@ impl Cancel {
         Ok(Self(Arc::new(Token { is_set: AtomicBool::new(false), wake })))
     }
 
-    /// Tells everybody to end.
+    /// Cancels.
     pub fn cancel(&self) {
-        // Release, paired with the load in `is_cancelled`: whoever ends sees what led to it.
+        // Release, paired with the load in `is_cancelled`.
         self.0.is_set.store(true, Ordering::Release);
-        // Can only fail if the counter is full, and then it is readable already.
+        // Fails only if the counter is full, and then it is readable.
         let _ = rustix::io::retry_on_intr(|| rustix::io::write(&self.0.wake, &1u64.to_ne_bytes()));
     }
 
-    /// Whether to end.
+    /// Whether it was cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.0.is_set.load(Ordering::Acquire)
     }
 
-    /// For the `?` of a step.
+    /// [`Cancelled`] as an error, for `?`.
     pub fn check(&self) -> Result<(), Cancelled> {
         if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 
-    /// Sleeps, unless told to end.
+    /// Sleeps until the time is over or the token is cancelled.
     pub fn sleep(&self, duration: Duration) -> Result<(), Cancelled> {
         let end = std::time::Instant::now() + duration;
         loop {
@@ -100,11 +100,11 @@ impl Cancel {
             if left.is_zero() {
                 return Ok(());
             }
-            // A duration longer than a time_t can hold is cut to a day, and the loop goes on.
+            // A duration that does not fit into a time_t is cut to a day; the loop continues.
             let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 86_400, tv_nsec: 0 });
             match rustix::event::poll(&mut [PollFd::new(&self.0.wake, PollFlags::IN)], Some(&timeout)) {
                 Ok(_) | Err(Errno::INTR) => {}
-                // Cannot wait on the descriptor: wait without it, in pieces.
+                // The descriptor cannot be polled: sleep in short pieces.
                 Err(_) => std::thread::sleep(left.min(Duration::from_millis(10))),
             }
         }
@@ -118,19 +118,19 @@ impl AsFd for Cancel {
     }
 }
 
-/// A token that SIGINT, SIGTERM and SIGHUP cancel. Call it before the first thread is started: a thread without the
-/// mask would be ended by the signal, and all others with it.
+/// A token that SIGINT, SIGTERM and SIGHUP cancel. Call this before the first thread is started: a signal to a thread without
+/// the mask would end the process.
 ///
-/// `announce` hears of each signal after the token does.
+/// `announce` receives each signal after the token is cancelled.
 ///
 /// # Errors
-/// [`SignalError`]; the signals are then as they were.
+/// [`SignalError`]; the signals are not blocked then.
 pub fn cancel_on_signal(announce: impl FnMut(&str) + Send + 'static) -> Result<Cancel, SignalError> {
     let cancel = Cancel::new()?;
     block_stop_signals()?;
     let started = StopSignals::new(cancel.clone(), announce).and_then(StopSignals::start);
     if let Err(error) = started {
-        // Without a thread that takes them they end the process at once, as they do before this call.
+        // Without the signal thread they end the process at once, as before this call.
         let _ = unblock_stop_signals();
         return Err(error);
     }
@@ -146,10 +146,10 @@ fn unblock_stop_signals() -> Result<(), SignalError> {
     change_mask(libc::SIG_UNBLOCK)
 }
 
-/// Has a write beyond `ulimit -f` fail with EFBIG, as one fails on a full disk, in place of ending this process. Children
-/// inherit it: the only one is the guardian, whose messages may go to such a file.
+/// Makes a write beyond `ulimit -f` fail with EFBIG, as on a full disk, instead of ending this process. The guardian, the only
+/// child, inherits it.
 pub fn ignore_file_size_signal() {
-    // SAFETY: ignoring a signal runs no code of ours in a handler.
+    // SAFETY: an ignored signal has no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
@@ -166,7 +166,7 @@ fn change_mask(how: i32) -> Result<(), SignalError> {
     }
 }
 
-/// Receives the stop signals on behalf of a [`Cancel`].
+/// The stop signals, which cancel a token.
 struct StopSignals {
     fd: OwnedFd,
     cancel: Cancel,
@@ -174,7 +174,7 @@ struct StopSignals {
 }
 
 impl StopSignals {
-    /// Takes the signals, which [`block_stop_signals`] must have blocked.
+    /// Opens the signals, which [`block_stop_signals`] must have blocked.
     fn new(cancel: Cancel, announce: impl FnMut(&str) + Send + 'static) -> Result<Self, SignalError> {
         let set = stop_signals();
         // SAFETY: the set is initialised and only read; -1 asks for a new descriptor.
@@ -195,7 +195,7 @@ impl StopSignals {
     fn start(mut self) -> Result<(), SignalError> {
         let serve = move || {
             while self.receive().is_ok() {}
-            // The mask is each thread's own: as long as this thread lives, the signals end the process through it.
+            // A mask is of one thread: as long as this thread lives unblocked, the signals end the process.
             let _ = unblock_stop_signals();
             loop {
                 std::thread::park();
@@ -205,7 +205,7 @@ impl StopSignals {
         thread.map(drop).map_err(|source| SignalError { what: "a thread", asked: Asked::Thread, source })
     }
 
-    /// Waits for a signal and acts on it.
+    /// Waits for a signal and cancels the token.
     fn receive(&mut self) -> io::Result<()> {
         let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
         let length = loop {
@@ -221,7 +221,7 @@ impl StopSignals {
         let number = u32::from_ne_bytes([record[0], record[1], record[2], record[3]]);
         let again = self.cancel.is_cancelled();
         self.cancel.cancel();
-        // This thread outlives whatever the announcement does: the next signal is heard as well.
+        // A panic in the announcement must not end this thread.
         let _ = catch_unwind(AssertUnwindSafe(|| (self.announce)(&announcement(number, again))));
         Ok(())
     }
@@ -230,7 +230,7 @@ impl StopSignals {
 const _: () = assert!(std::mem::offset_of!(libc::signalfd_siginfo, ssi_signo) == 0);
 const _: () = assert!(size_of::<libc::signalfd_siginfo>() == 128);
 
-/// What to say about a signal, depending on whether it is the first.
+/// The announcement of a signal; `again` if it is not the first.
 fn announcement(number: u32, again: bool) -> String {
     let name = match number as i32 {
         libc::SIGINT => "Ctrl-C",
@@ -238,7 +238,7 @@ fn announcement(number: u32, again: bool) -> String {
         libc::SIGHUP => "SIGHUP",
         _ => "a signal",
     };
-    // What is undone on the host is announced by whoever undoes it: here it is not known whether anything was changed.
+    // The undoing of changes is announced where it is done: here it is not known whether there are any.
     if again {
         format!("{name} again: stopping already, a moment please")
     } else {
@@ -265,7 +265,7 @@ mod tests {
         cancel.cancel();
         assert_eq!(other.check(), Err(Cancelled));
         assert_eq!(other.sleep(LONG), Err(Cancelled));
-        assert_eq!(other.sleep(LONG), Err(Cancelled), "the wake-up is for good");
+        assert_eq!(other.sleep(LONG), Err(Cancelled), "the token stays cancelled");
     }
 
     #[test]
@@ -291,7 +291,7 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(30));
     }
 
-    /// Raises a signal in this one thread, in which it is blocked: other tests are not disturbed.
+    /// Raises a signal in this thread, in which it is blocked: other tests are not disturbed.
     fn raise(signal: i32) {
         // SAFETY: takes nothing and cannot fail.
         let this_thread = unsafe { libc::pthread_self() };
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announcement_that_panics_costs_no_signal() {
+    fn after_a_panic_in_the_announcement_signals_are_received() {
         std::thread::spawn(|| {
             block_stop_signals().unwrap();
             let cancel = Cancel::new().unwrap();
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_that_cannot_be_received_any_more_are_let_through() {
+    fn signals_are_unblocked_when_they_cannot_be_received() {
         let known = |thread: &i32| {
             std::fs::read_to_string(format!("/proc/self/task/{thread}/comm"))
                 .is_ok_and(|name| name.trim() == "signals")

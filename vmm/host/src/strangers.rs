@@ -1,30 +1,24 @@
-//! Who else takes memory on this host: whatever reclaims, merges, moves or collapses pages on its own makes
-//! invalidations that are strangers to an experiment.
+//! Sources of invalidations on this host that do not belong to an experiment: reclaim, merging, migration and collapse by
+//! the kernel or by other processes.
 
 use super::facts::HostFacts;
 use super::reclaimers::what_it_does;
 
-/// Below this share of free memory kswapd is likely to be at work.
+/// Below this share of available memory kswapd probably reclaims.
 const LOW_MEMORY_PERCENT: u64 = 10;
 
 impl HostFacts {
-    /// What on this host will disturb a measurement, with what would change it. `ours` is the swap device the run made for
-    /// itself, if it made one.
+    /// What disturbs a measurement on this host, each with its remedy. `ours` is the run's own swap device, if it has one.
     pub fn warnings(&self, ours: Option<&str>) -> Vec<String> {
-        warnings_of(self, ours)
+        let mut warnings = page_movers(self);
+        warnings.extend(self.reclaimers.iter().filter_map(|one| {
+            let effect = what_it_does(&one.name)?;
+            Some(format!("{} (pid {}) {effect}: stop it for the measurement", one.name, one.pid))
+        }));
+        warnings.extend(swap_warnings(self, ours));
+        warnings.extend(memory_warning(self));
+        warnings
     }
-}
-
-fn warnings_of(host: &HostFacts, ours: Option<&str>) -> Vec<String> {
-    let mut warnings = Vec::new();
-    warnings.extend(page_movers(host));
-    warnings.extend(host.reclaimers.iter().filter_map(|one| {
-        let deed = what_it_does(&one.name)?;
-        Some(format!("{} (pid {}) {deed}: stop it for the measurement", one.name, one.pid))
-    }));
-    warnings.extend(swap_warnings(host, ours));
-    warnings.extend(memory_warning(host));
-    warnings
 }
 
 fn page_movers(host: &HostFacts) -> Vec<String> {
@@ -109,7 +103,7 @@ mod tests {
         SwapDevice { path: path.to_owned(), bytes: 1 << 30, used_bytes: 0, priority }
     }
 
-    /// A server with everything on that can be on.
+    /// A server on which every source is active.
     fn busy() -> HostFacts {
         HostFacts {
             ksm_running: Some(true),
@@ -131,9 +125,9 @@ mod tests {
     }
 
     #[test]
-    fn each_stranger_is_named_with_its_cure() {
-        let warnings = warnings_of(&busy(), None);
-        let cures = [
+    fn each_source_is_named_with_its_remedy() {
+        let warnings = busy().warnings(None);
+        let remedies = [
             "ksm/run",
             "transparent_hugepage/enabled",
             "numa_balancing=0",
@@ -143,10 +137,10 @@ mod tests {
             "--zram",
             "free some memory",
         ];
-        for cure in cures {
-            assert!(warnings.iter().any(|warning| warning.contains(cure)), "{cure}: {warnings:?}");
+        for remedy in remedies {
+            assert!(warnings.iter().any(|warning| warning.contains(remedy)), "{remedy}: {warnings:?}");
         }
-        assert_eq!(warnings.len(), cures.len());
+        assert_eq!(warnings.len(), remedies.len());
     }
 
     #[test]
@@ -161,8 +155,8 @@ mod tests {
             available_bytes: Some(7 << 30),
             ..HostFacts::default()
         };
-        assert_eq!(warnings_of(&quiet, None), Vec::<String>::new());
-        assert_eq!(warnings_of(&quiet, Some("/dev/zram1")), Vec::<String>::new());
+        assert_eq!(quiet.warnings(None), Vec::<String>::new());
+        assert_eq!(quiet.warnings(Some("/dev/zram1")), Vec::<String>::new());
     }
 
     #[test]
@@ -171,8 +165,8 @@ mod tests {
             swaps: vec![swap("/dev/zram1", 100), swap("/dev/zram0", other)],
             ..HostFacts::default()
         };
-        assert_eq!(warnings_of(&host(-2), Some("/dev/zram1")), Vec::<String>::new());
-        assert!(warnings_of(&host(100), Some("/dev/zram1"))[0].contains("swapoff /dev/zram0"));
-        assert!(warnings_of(&host(200), Some("/dev/zram1"))[0].contains("priority 200"));
+        assert_eq!(host(-2).warnings(Some("/dev/zram1")), Vec::<String>::new());
+        assert!(host(100).warnings(Some("/dev/zram1"))[0].contains("swapoff /dev/zram0"));
+        assert!(host(200).warnings(Some("/dev/zram1"))[0].contains("priority 200"));
     }
 }

@@ -1,10 +1,9 @@
-//! What takes one change to the host back, as data: it can be kept, printed, and sent to another process.
+//! The undoing of one change to the host, as data: it can be stored, printed, and sent to another process.
 //!
-//! Each action is harmless if the change was never made or is already undone, because it is written down
-//! before the change.
+//! Each action is harmless if the change was not made or is undone already, because it is written down before the change.
 
 use std::fmt;
-use std::fs::{self};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,64 +13,64 @@ use serde::{Deserialize, Serialize};
 use super::switch_file::{read_switch, write_switch};
 use super::zram;
 
-/// How long a cgroup may take to notice that its last process is gone.
+/// A cgroup may be busy for a moment after its last process has left.
 const CGROUP_TRIES: u32 = 20;
 const CGROUP_PAUSE: Duration = Duration::from_millis(50);
 
-/// Takes one change back.
+/// Undoes one change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "undo", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum UndoAction {
-    /// Write the old value back into a switch of sysfs or procfs, unless somebody else has set it meanwhile.
+    /// Write the old value back to a switch, unless it was changed by another process meanwhile.
     WriteFile {
         /// The file.
         path: PathBuf,
-        /// What it said before.
+        /// The old value.
         value: String,
-        /// What the change wrote. A number may have been granted in part, as `nr_hugepages` is.
+        /// The value that the change wrote. Of a number the kernel may have granted a part, as of `nr_hugepages`.
         set: String,
     },
     /// Stop swapping to a zram device and remove it.
     RemoveZram {
         /// Its number.
         number: u32,
-        /// The kernel's serial number of the disk, which is never given twice: the next device of the same
-        /// number may be somebody else's. `None` on kernels before 5.15.
+        /// The kernel's serial number of the disk, which is never reused: the next device of the same number may be another
+        /// program's. `None` on kernels before 5.15.
         diskseq: Option<u64>,
     },
-    /// Move the processes of a cgroup back to where they came from and remove it.
+    /// Move the processes of a cgroup back to their group and remove it.
     RemoveCgroup {
         /// Its directory.
         path: PathBuf,
-        /// The directory of the group that they came from.
+        /// The directory of the group that they are moved to.
         home: PathBuf,
     },
 }
 
-/// What became of a change that was to be taken back.
+/// The result of an undo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Undone {
-    /// The host is as it was, as far as this change goes.
+    /// The change is undone.
     Restored,
-    /// Somebody else has set the switch meanwhile, to this: it stays so.
+    /// Another process has set the switch to this value meanwhile, and it is left so.
     LeftAlone(String),
 }
 
-/// A change that could not be taken back.
+/// A change could not be undone.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}; by hand: {by_hand}")]
 pub struct UndoError {
-    /// What was tried.
+    /// The action.
     pub action: String,
-    /// The commands that do it.
+    /// The shell commands for it.
     pub by_hand: String,
-    /// Why it failed.
+    /// The system's answer.
     #[source]
     pub source: io::Error,
 }
 
 impl UndoAction {
-    /// Does it.
+    /// Performs the action.
     pub fn perform(&self) -> Result<Undone, UndoError> {
         let restored = |()| Undone::Restored;
         let done = match self {
@@ -115,7 +114,7 @@ fn ignore_absent(done: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Writes `old` back where a change wrote `set`.
+/// Writes `old` back to a switch to which a change wrote `set`.
 fn restore(path: &Path, old: &str, set: &str) -> io::Result<Undone> {
     let now = match read_switch(path) {
         Ok(now) => now,
@@ -130,7 +129,7 @@ fn restore(path: &Path, old: &str, set: &str) -> io::Result<Undone> {
     ignore_absent(write_switch(path, old)).map(|()| Undone::Restored)
 }
 
-/// Whether a number is what the kernel grants of a change from one number to another.
+/// Whether `now` is a part of the change from `old` to `set`.
 fn is_part_of(now: &str, old: &str, set: &str) -> bool {
     let number = |text: &str| text.parse::<u64>().ok();
     match (number(now), number(old), number(set)) {
@@ -142,7 +141,7 @@ fn is_part_of(now: &str, old: &str, set: &str) -> bool {
 fn remove_cgroup(path: &Path, home: &Path) -> io::Result<()> {
     let members = fs::read_to_string(path.join("cgroup.procs"))?;
     for pid in members.lines() {
-        // A process that just ended is no obstacle; any other failure shows in rmdir.
+        // The process may have ended; any other failure makes rmdir fail.
         let _ = write_switch(&home.join("cgroup.procs"), pid);
     }
     let mut last = fs::remove_dir(path);
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_survives_the_way_to_another_process() {
+    fn an_action_is_read_as_it_was_written() {
         let path = PathBuf::from("/sys/a \"quoted\"\nname");
         let actions = [
             UndoAction::WriteFile { path, value: "ma\ndvise\\".to_owned(), set: "x".to_owned() },
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_has_set_meanwhile_stays() {
+    fn a_value_set_by_another_process_stays() {
         let (_dir, path) = file_saying("always [inherit] never");
         let done = write(&path, "never", "always").perform().unwrap();
         assert_eq!(done, Undone::LeftAlone("inherit".to_owned()));
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_was_granted_in_part_is_ours() {
+    fn a_number_that_was_granted_in_part_is_restored() {
         for (now, ours) in
             [("64", true), ("17", true), ("16", true), ("65", false), ("3", false), ("x", false)]
         {
@@ -216,7 +215,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever a switch said, and whatever a run makes of it step by step: undone backwards it says the same.
+        /// Any sequence of values: undone backwards, the switch has its first value.
         #[test]
         fn undoing_backwards_restores_any_state(
             first in "[a-z]{1,8}|[0-9]{1,6}",
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_needs_no_undoing() {
+    fn a_missing_object_needs_no_undoing() {
         let (dir, path) = file_saying("");
         fs::remove_file(&path).unwrap();
         write(&path, "x", "y").perform().unwrap();

@@ -1,7 +1,5 @@
-//! Taking a zram device away again, and asking the kernel for a new one.
-//!
-//! Sizing it and swapping to it is not done here: this is the part that must work from another process after
-//! the one that used the device is gone.
+//! Making and removing zram devices. The removal works from another process, after the end of the one that used the device.
+//! [`guest_mem::swap_on_device`] makes a device swap.
 
 use std::ffi::CString;
 use std::io::{self, ErrorKind};
@@ -15,18 +13,18 @@ use super::switch_file::write_switch;
 const HOT_ADD: &str = "/sys/class/zram-control/hot_add";
 const HOT_REMOVE: &str = "/sys/class/zram-control/hot_remove";
 
-/// udev and blkid open a device that just changed; they are done soon.
+/// udev and blkid open a device for a moment after each change.
 const BUSY_TRIES: u32 = 40;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// A device the kernel made for us.
+/// A device that was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NewZram {
     pub(crate) number: u32,
     pub(crate) diskseq: Option<u64>,
 }
 
-/// Makes a device: to read `hot_add` is to make one.
+/// Makes a device, by reading `hot_add`.
 pub(crate) fn hot_add() -> io::Result<NewZram> {
     let text = std::fs::read_to_string(HOT_ADD)?;
     let number = text.trim().parse().map_err(|_| {
@@ -40,7 +38,7 @@ pub(crate) fn diskseq_of(number: u32) -> Option<u64> {
     Root::default().number(&format!("/sys/block/zram{number}/diskseq"))
 }
 
-/// Removes device `number`, if it is there and is the one that `diskseq` names.
+/// Removes device `number`, if it exists and has this serial number.
 pub(crate) fn remove(number: u32, diskseq: Option<u64>) -> io::Result<()> {
     let directory = PathBuf::from(format!("/sys/block/zram{number}"));
     if !directory.exists() || (diskseq.is_some() && diskseq != diskseq_of(number)) {
@@ -53,15 +51,15 @@ pub(crate) fn remove(number: u32, diskseq: Option<u64>) -> io::Result<()> {
     while_busy(|| write_switch(HOT_REMOVE.as_ref(), &number.to_string()))
 }
 
-/// Whether the kernel swaps to the device. Without that there is nothing to switch off, which takes a right that making the
-/// device does not. In another mount namespace its path is another, its name is not.
+/// Whether the kernel swaps to the device: swapoff needs a capability that making the device does not. The device is compared
+/// by name, because another mount namespace has other paths.
 fn is_swapped_to(number: u32) -> bool {
     let name = format!("zram{number}");
     let swaps = Root::default().text("/proc/swaps").unwrap_or_default();
     parse_swaps(&swaps).iter().any(|device| device.path.rsplit('/').next() == Some(&name))
 }
 
-/// Reads everything back in and stops swapping to the device; fine if nobody swapped to it.
+/// Reads all swapped pages back and stops swapping to the device; no error if it is not in use.
 fn swapoff(device: &str) -> io::Result<()> {
     let path = CString::new(device)?;
     // SAFETY: the path is NUL-terminated and only read.
@@ -70,7 +68,7 @@ fn swapoff(device: &str) -> io::Result<()> {
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        // Not a swap device (any more), or no device node.
+        // It is not a swap device any more, or has no device node.
         Some(libc::EINVAL | libc::ENOENT) => Ok(()),
         _ => Err(error),
     }
@@ -99,7 +97,7 @@ mod tests {
         let path = PathBuf::from(format!("/sys/block/zram{}", made.number));
         if made.diskseq.is_some() {
             remove(made.number, made.diskseq.map(|seq| seq + 1)).unwrap();
-            assert!(path.exists(), "another disk of the same number is left alone");
+            assert!(path.exists(), "another disk of the same number is not removed");
         }
         remove(made.number, made.diskseq).unwrap();
         assert!(!path.exists());
@@ -107,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn only_busy_is_tried_again() {
+    fn only_a_busy_device_is_tried_again() {
         let mut tries = 0;
         let done = while_busy(|| {
             tries += 1;

@@ -38,7 +38,7 @@ use host::{HostChanges, Root};
 use machine::boot::BootError;
 use machine::pc::PcError;
 use machine::{Machine, VmConfig, VmError};
-use program::input::{self, What};
+use program::input::{self, FileKind};
 
 /// Who accesses the memory.
 pub enum Backend {
@@ -112,7 +112,7 @@ impl<'a> Runner<'a> {
     pub fn new(scenario: &'a Scenario, backend: Backend, cancel: &'a Cancel) -> Result<Self, RunError> {
         let image = match (&scenario.kernel, &scenario.linux, &backend) {
             (Some(path), None, _) => {
-                let image = input::read(What::GuestKernel, path)?;
+                let image = input::read(FileKind::GuestKernel, path)?;
                 elf::check(&image).map_err(|refused| RunError::Machine(BootError::from(refused).into()))?;
                 image.into()
             }

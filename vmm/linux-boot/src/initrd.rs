@@ -160,7 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use program::input::What;
+    use program::input::FileKind;
 
     proptest! {
         #[test]
@@ -184,7 +184,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let bytes: Vec<u8> = (0..10_001_u32).map(|at| at as u8).collect();
         file.as_file().write_all(&bytes).unwrap();
-        let input = Input::open(What::Initrd, file.path()).unwrap();
+        let input = Input::open(FileKind::Initrd, file.path()).unwrap();
         let initrd = Initrd::of_input(&input).unwrap();
         let memory = memory();
         let range = initrd.place(&memory, room(0x8000, 0x8_0000), RoomEnd::Memory).unwrap();
@@ -210,7 +210,7 @@ mod tests {
         assert!(place(large, RoomEnd::Gap).contains("the gap for devices"));
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(
-            Initrd::of_input(&Input::open(What::Initrd, file.path()).unwrap()),
+            Initrd::of_input(&Input::open(FileKind::Initrd, file.path()).unwrap()),
             Err(InitrdError::Empty)
         ));
         file.as_file().set_len(100).unwrap();

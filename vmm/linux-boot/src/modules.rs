@@ -20,7 +20,7 @@ use index::{Index, normal};
 pub use error::ModuleError;
 
 use super::compression::{Compression, Failure, Fault, zeroed};
-use program::input::{self, What};
+use program::input::{self, FileKind};
 
 /// A module to be loaded.
 #[derive(Clone, PartialEq, Eq)]
@@ -104,8 +104,8 @@ impl Order<'_> {
         let full = || ModuleError::Room { path: path.to_owned(), room: self.room };
         let no_memory = |bytes| ModuleError::NoMemory { path: path.to_owned(), bytes };
         let left = self.room - self.used;
-        let most = What::Module.most();
-        let bytes = input::read(What::Module, path)?;
+        let most = FileKind::Module.most();
+        let bytes = input::read(FileKind::Module, path)?;
         let unpacked = match Compression::of(&bytes) {
             Some(compression) => {
                 unpack(compression, &bytes, most.min(left)).map_err(|failure| match failure {
@@ -147,7 +147,7 @@ fn unpack(compression: Compression, bytes: &[u8], most: u64) -> Result<Vec<u8>, 
 fn describe(compression: Compression, Failure { at, fault }: Failure) -> String {
     match fault {
         Fault::Truncated => format!("truncated: its {compression} stream ends at byte {at}"),
-        Fault::Full => format!("no module: it unpacks to more than {} bytes", What::Module.most()),
+        Fault::Full => format!("no module: it unpacks to more than {} bytes", FileKind::Module.most()),
         Fault::Corrupt(why) => format!("damaged: its {compression} stream at byte {at}: {why}"),
         Fault::Unsupported => format!("compressed with {compression}, which is not unpacked here"),
         Fault::NoMemory(bytes) => format!("not unpacked: there is no memory for {bytes} bytes"),

@@ -1,22 +1,20 @@
-//! Times, kept in a histogram and summed up in eight numbers.
+//! Times, in a histogram that is summed up in eight numbers.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Values are told apart up to a minute: what lies above is counted as a minute, but its true value goes into
-/// the sum and the maximum.
+/// The histogram ends at a minute: longer times are counted there; the sum and the maximum have their true value.
 const HIGHEST: u64 = 60_000_000_000;
 
-/// A growing set of times, known to three significant digits. Owned by the thread that measures, merged when it
-/// is done.
+/// Times to three significant digits. Owned by the thread that measures, and merged at its end.
 ///
-/// The histogram begins with 16 KiB and grows whenever a longest time is twice the longest before: to 80 KiB for
-/// times of some microseconds, to 220 KiB at most. A set that stays empty, as most of a run do, has none.
+/// The histogram begins with 16 KiB and grows each time the longest time doubles: to 80 KiB for times of some microseconds, to
+/// 220 KiB at most. A set without a time has no histogram.
 #[derive(Clone, Debug)]
 pub struct Samples {
-    /// Made with the first time.
+    /// Made at the first time.
     histogram: Option<Histogram<u64>>,
-    /// The histogram knows its values to three digits only; these are exact.
+    /// Exact, unlike the histogram's values.
     min: u64,
     max: u64,
     sum: u64,
@@ -29,7 +27,7 @@ impl Default for Samples {
 }
 
 impl Samples {
-    /// Takes one time.
+    /// Adds a time.
     pub fn record(&mut self, nanoseconds: u64) {
         let histogram = self.histogram.get_or_insert_with(empty);
         histogram.record(nanoseconds.min(HIGHEST)).expect("it grows as it must");
@@ -38,7 +36,7 @@ impl Samples {
         self.sum = self.sum.saturating_add(nanoseconds);
     }
 
-    /// Takes all of another set's times.
+    /// Adds all times of another set.
     pub fn merge(&mut self, other: &Self) {
         let Some(theirs) = &other.histogram else { return };
         self.histogram.get_or_insert_with(empty).add(theirs).expect("it grows as it must");
@@ -47,7 +45,7 @@ impl Samples {
         self.sum = self.sum.saturating_add(other.sum);
     }
 
-    /// How many there are.
+    /// The number of times.
     pub fn count(&self) -> u64 {
         self.histogram.as_ref().map_or(0, Histogram::len)
     }
@@ -77,11 +75,10 @@ fn empty() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are among the five it offers")
 }
 
-/// Times in eight numbers, nanoseconds. Of no times at all only `count` and `sum` are numbers, both 0: there
-/// is no middle of nothing.
+/// Times in eight numbers, nanoseconds. Without a time `count` and `sum` are 0, and the others are null.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Distribution {
-    /// How many values.
+    /// The number of times.
     pub count: u64,
     /// The shortest, exact.
     pub min: Option<u64>,
@@ -103,7 +100,7 @@ impl Distribution {
     /// The names of its numbers.
     pub const FIELDS: [&str; 8] = ["count", "min", "p50", "p90", "p99", "p999", "max", "sum"];
 
-    /// The number of that name, if there is one.
+    /// The number of this name.
     pub fn field(&self, name: &str) -> Option<u64> {
         match name {
             "count" => Some(self.count),
@@ -117,11 +114,6 @@ impl Distribution {
             _ => None,
         }
     }
-
-    /// The mean, if there is one.
-    pub fn mean(&self) -> Option<f64> {
-        (self.count > 0).then(|| self.sum as f64 / self.count as f64)
-    }
 }
 
 #[cfg(test)]
@@ -130,10 +122,9 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn nothing_has_no_middle() {
+    fn an_empty_set_has_no_quantiles() {
         let empty = Samples::default().summary();
         assert_eq!(empty, Distribution::default());
-        assert_eq!(empty.mean(), None);
         let text = serde_json::to_string(&empty).unwrap();
         assert!(text.contains(r#""count":0"#) && text.contains(r#""p50":null"#), "{text}");
     }

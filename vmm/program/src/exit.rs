@@ -1,12 +1,12 @@
-//! How a command ends: its exit code, and the class of an error, from which the code follows.
+//! The exit code of a command, and the class of an error, from which the code follows.
 //!
 //! ```text
 //!   an error ── Classified::class ──> Class ──> Exit ──> the process's exit code
 //!   a result ─────────────────────────────────> Exit ─┘
 //! ```
 //!
-//! A command returns `Result<Exit, Failure>`. [`Failure`] is made of any error that is [`Classified`], and of no other:
-//! an error without a class does not compile.
+//! A command returns `Result<Exit, Failure>`. A [`Failure`] is made of an error that is [`Classified`]: an error without a
+//! class does not compile.
 
 mod foreign;
 
@@ -17,25 +17,25 @@ use std::process::ExitCode;
 
 use rustix::io::Errno;
 
-/// What a command ended with. The numbers are part of the command line: they are never changed.
+/// The result of a command. The numbers are part of the command line and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All that was asked for was done.
+    /// Success.
     Done = 0,
-    /// It was done, and something is wrong with what was looked at: an expectation, a page, an account, a row that failed,
-    /// a guest that crashed, a watched process that ended.
+    /// The work was done, and its subject is wrong: an expectation, a page, an account, a row that failed, a guest that
+    /// crashed, a watched process that ended.
     Wrong = 1,
-    /// The user has to change something: the command line, a scenario, a file that is missing or is not what it should
-    /// be, a place for the results that is taken.
+    /// The user has to correct something: the command line, a scenario, a missing or wrong file, a place for results that is
+    /// taken.
     Mistake = 2,
-    /// This host cannot, or not with the rights that this user has.
+    /// This host cannot do it, or not with this user's rights.
     Host = 3,
     /// The guest of `boot` asked for a reset.
     Reset = 4,
-    /// The system or this program failed in the middle of its work.
+    /// The system or this program failed during the work.
     Fault = 5,
-    /// A signal, or Ctrl-A x, stopped it: as shells have it for SIGINT.
+    /// A signal or Ctrl-A x stopped it; the number that shells use for SIGINT.
     Interrupted = 130,
 }
 
@@ -56,7 +56,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Who can do something about an error.
+/// The origin of an error: who can correct it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The guest, or what was measured: see [`Exit::Wrong`].
@@ -65,15 +65,15 @@ pub enum Class {
     Mistake,
     /// Whoever administers this host: see [`Exit::Host`].
     Host,
-    /// Nobody in advance: see [`Exit::Fault`].
+    /// The system or this program: see [`Exit::Fault`].
     Fault,
-    /// It is no error: a signal asked for the end.
+    /// No error: a signal asked for the end.
     Interrupted,
 }
 
 impl Class {
-    /// Of a system call that this host refused while something was set up: what it lacks, forbids or has used up is the
-    /// host's; any other answer should not have come.
+    /// The class of a system call that failed during a setup: of the host, if it lacks, forbids or has used up something; else
+    /// a fault.
     pub fn of_refusal(errno: Errno) -> Self {
         match errno {
             Errno::PERM
@@ -97,8 +97,8 @@ impl Class {
         }
     }
 
-    /// Of a file that the user named, to be read or to be made: what its path, its kind or its permissions forbid is the
-    /// user's to change; any other answer is the system's.
+    /// The class of an error on a file that the user named: a mistake, if its path, type or permissions are wrong; else of the
+    /// host or a fault.
     pub fn of_named_file(error: &io::Error) -> Self {
         match Errno::from_io_error(error) {
             Some(
@@ -118,20 +118,20 @@ impl Class {
                 | Errno::BUSY
                 | Errno::INVAL,
             ) => Self::Mistake,
-            // The limits of this process, and memory: as of any other system call.
+            // Limits of this process, and memory.
             Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::FBIG) => Self::Host,
             Some(_) => Self::Fault,
-            // The standard library's own: no text, an end too early, a NUL in a path.
+            // An error of the standard library: no text, an early end, a NUL in a path.
             None => Self::Mistake,
         }
     }
 
-    /// Of a system call that was refused while something was set up, by the standard library's error.
+    /// As [`Class::of_refusal`], of an error of the standard library.
     pub fn of_refused_io(error: &io::Error) -> Self {
         Errno::from_io_error(error).map_or(Self::Fault, Self::of_refusal)
     }
 
-    /// The same of an ioctl's error.
+    /// As [`Class::of_refusal`], of an error of an ioctl.
     pub fn of_refused_ioctl(error: kvm_ioctls::Error) -> Self {
         Self::of_refusal(Errno::from_raw_os_error(error.errno()))
     }
@@ -149,9 +149,9 @@ impl From<Class> for Exit {
     }
 }
 
-/// An error that says who can do something about it.
+/// An error with a class.
 pub trait Classified: Error {
-    /// Who that is.
+    /// The class.
     fn class(&self) -> Class;
 }
 
@@ -159,12 +159,12 @@ pub trait Classified: Error {
 pub struct Failure(Box<dyn Classified>);
 
 impl Failure {
-    /// What the command ends with.
+    /// The exit code.
     pub fn exit(&self) -> Exit {
         self.0.class().into()
     }
 
-    /// The error, to be shown with all it comes from.
+    /// The error, to be shown with its sources.
     pub fn error(&self) -> &(dyn Error + 'static) {
         &*self.0
     }
@@ -182,7 +182,7 @@ impl fmt::Debug for Failure {
     }
 }
 
-/// What only the kernel's or a library's error is known of, and nobody has said what was attempted.
+/// An error of the kernel or a library without its context.
 impl Classified for io::Error {
     fn class(&self) -> Class {
         Class::Fault
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_named_is_the_users_until_the_system_fails() {
+    fn an_error_on_a_named_file_is_a_mistake_unless_the_system_fails() {
         let class = |errno: Errno| Class::of_named_file(&errno.into());
         for errno in [Errno::NOENT, Errno::ACCESS, Errno::EXIST, Errno::ISDIR, Errno::NOTDIR, Errno::ROFS] {
             assert_eq!(class(errno), Class::Mistake, "{errno}");

@@ -1,7 +1,7 @@
-//! Files that a user names, to be read: opened without waiting, known to be of the right kind, read up to a bound.
+//! Files that a user names: opened without blocking, checked for their type, read up to a limit.
 //!
-//! A name may lead to a pipe without a writer, a device without an end, or a file that grows. So nothing here waits for
-//! anybody, and nothing is read beyond what a file of its kind can have.
+//! A path may lead to a pipe without a writer, a device without an end, or a growing file. So an open never blocks, and no
+//! more is read than a file of its kind can have.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use crate::exit::{Class, Classified};
 use crate::units;
 
-/// What a file is named for.
+/// The purpose for which a file is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum FileKind {
     /// A Linux kernel.
     Kernel,
     /// The bare guest's own kernel.
@@ -38,8 +38,8 @@ pub enum What {
     EventLog,
 }
 
-impl What {
-    /// Its name in a sentence.
+impl FileKind {
+    /// The noun in messages.
     pub fn noun(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -55,10 +55,10 @@ impl What {
         }
     }
 
-    /// The most bytes that are read into memory at once.
+    /// The limit on its bytes that are read into memory at once.
     pub fn most(self) -> u64 {
         match self {
-            // With everything built in and its debug information left out, some 100 MiB.
+            // A kernel with all drivers built in, without debug information, has some 100 MiB.
             Self::Kernel | Self::GuestKernel | Self::Initrd => 256 << 20,
             // A graphics driver with its debug information has some 100 MiB.
             Self::Module => 256 << 20,
@@ -66,7 +66,7 @@ impl What {
             Self::Scenario => 1 << 20,
             // Thousands of rows.
             Self::RunRecord => 64 << 20,
-            // Read part by part, each with a bound of its own.
+            // Read in parts, each with its own limit.
             Self::Disk | Self::Snapshot | Self::EventLog => u64::MAX,
         }
     }
@@ -75,7 +75,7 @@ impl What {
         self == Self::Disk
     }
 
-    /// What to name in its place.
+    /// What to name instead.
     fn wanted(self) -> &'static str {
         match self {
             Self::Kernel => "name a bzImage or an ELF vmlinux",
@@ -91,49 +91,49 @@ impl What {
     }
 }
 
-/// A file that is not read.
+/// A file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// It does not open.
+    /// It cannot be opened.
     #[error("cannot open the {} {}{}", what.noun(), path.display(), remedy(*what, source))]
     Open {
-        /// What the file was to be.
-        what: What,
+        /// The purpose of the file.
+        what: FileKind,
         /// The file or directory.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's answer.
         source: io::Error,
     },
-    /// It is of no kind that ends.
+    /// It is not of a type that has an end.
     #[error("the {} {} is {kind}, and {}: {}", what.noun(), path.display(), neither(*what), what.wanted())]
     Kind {
-        /// What the file was to be.
-        what: What,
+        /// The purpose of the file.
+        what: FileKind,
         /// The file or directory.
         path: PathBuf,
-        /// What it is.
+        /// The type.
         kind: &'static str,
     },
-    /// No such file is so large.
+    /// It is larger than files of its kind.
     #[error("the {} {} has {}more than {}: {}", what.noun(), path.display(), length(*len), units::bytes(*most), what.wanted())]
     Large {
-        /// What the file was to be.
-        what: What,
+        /// The purpose of the file.
+        what: FileKind,
         /// The file or directory.
         path: PathBuf,
-        /// Its bytes, where it says so before its end.
+        /// Its bytes, if it was known before it was read.
         len: Option<u64>,
-        /// The bound.
+        /// The limit.
         most: u64,
     },
-    /// It does not let itself be read.
+    /// Reading it failed.
     #[error("cannot read the {} {}", what.noun(), path.display())]
     Read {
-        /// What the file was to be.
-        what: What,
+        /// The purpose of the file.
+        what: FileKind,
         /// The file or directory.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's answer.
         source: io::Error,
     },
 }
@@ -143,7 +143,7 @@ impl Classified for InputError {
         match self {
             Self::Open { source, .. } => Class::of_named_file(source),
             Self::Kind { .. } | Self::Large { .. } => Class::Mistake,
-            // Whatever says "later" has no content.
+            // A file that would block has no content.
             Self::Read { source, .. } if source.kind() == io::ErrorKind::WouldBlock => Class::Mistake,
             Self::Read { source, .. } => Class::of_named_file(source),
         }
@@ -151,13 +151,13 @@ impl Classified for InputError {
 }
 
 impl InputError {
-    /// Whether there is no such file.
+    /// Whether the file does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
-fn remedy(what: What, source: &io::Error) -> String {
+fn remedy(what: FileKind, source: &io::Error) -> String {
     let remedy = match Errno::from_io_error(source) {
         Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) | None => what.wanted(),
         Some(Errno::ACCESS | Errno::PERM) => "give this user the right to",
@@ -169,7 +169,7 @@ fn remedy(what: What, source: &io::Error) -> String {
     format!(": {remedy}")
 }
 
-fn neither(what: What) -> &'static str {
+fn neither(what: FileKind) -> &'static str {
     if what.takes_block_devices() { "neither a regular file nor a block device" } else { "no regular file" }
 }
 
@@ -177,10 +177,10 @@ fn length(len: Option<u64>) -> String {
     len.map_or_else(String::new, |len| format!("{}, ", units::bytes(len)))
 }
 
-/// A file that was named, open for reading.
+/// A named file, open for reading.
 #[derive(Debug)]
 pub struct Input {
-    what: What,
+    what: FileKind,
     path: PathBuf,
     file: File,
     len: u64,
@@ -191,17 +191,17 @@ impl Input {
     ///
     /// # Errors
     /// [`InputError`]: it does not open, or is a directory, a pipe, a socket or a device.
-    pub fn open(what: What, path: &Path) -> Result<Self, InputError> {
+    pub fn open(what: FileKind, path: &Path) -> Result<Self, InputError> {
         let file = open_for(what, path, OpenOptions::new().read(true))?;
         let len = file.metadata().map_err(|source| cannot_open(what, path, source))?.len();
         Ok(Self { what, path: path.to_owned(), file, len })
     }
 
-    /// Its bytes, as it said when it was opened.
+    /// Its length when it was opened.
     pub fn len(&self) -> u64 {
         self.len
     }
-    /// Whether it said that there are none.
+    /// Whether that is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -214,16 +214,16 @@ impl Input {
         self.file
     }
 
-    /// All of it.
+    /// Its content.
     ///
     /// # Errors
-    /// [`InputError`]: there is more than a file of its kind has, or it cannot be read.
+    /// [`InputError`]: it is larger than files of its kind, or cannot be read.
     pub fn read(self) -> Result<Vec<u8>, InputError> {
         let most = self.what.most();
         self.read_within(most)
     }
 
-    /// All of it, if it is no more than `most`.
+    /// Its content, of at most `most` bytes.
     ///
     /// # Errors
     /// As [`Input::read`].
@@ -235,7 +235,7 @@ impl Input {
         let mut bytes = Vec::new();
         let failed = |source: io::Error| InputError::Read { what, path: path.clone(), source };
         bytes.try_reserve_exact(len as usize).map_err(|_| failed(Errno::NOMEM.into()))?;
-        // It may have grown, and files of /proc say 0.
+        // It may have grown, and files of /proc have a length of 0.
         file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > most {
             return Err(InputError::Large { what, path, len: None, most });
@@ -244,34 +244,34 @@ impl Input {
     }
 }
 
-/// All of a file.
+/// The content of a file.
 ///
 /// # Errors
 /// [`InputError`].
-pub fn read(what: What, path: &Path) -> Result<Vec<u8>, InputError> {
+pub fn read(what: FileKind, path: &Path) -> Result<Vec<u8>, InputError> {
     Input::open(what, path)?.read()
 }
 
-/// Opens a file as `options` say, if it is of a kind that has an end.
+/// Opens a file by `options`, if it is of a type that has an end.
 ///
 /// # Errors
 /// [`InputError`].
-pub fn open_for(what: What, path: &Path, options: &mut OpenOptions) -> Result<File, InputError> {
+pub fn open_for(what: FileKind, path: &Path, options: &mut OpenOptions) -> Result<File, InputError> {
     let failed = |source| cannot_open(what, path, source);
-    // Before it is opened: opening some devices does something.
+    // Before the open, which has an effect on some devices.
     check_kind(what, path, &path.metadata().map_err(failed)?)?;
-    // A pipe would wait for its other end.
+    // A pipe would block until its other end is opened.
     let file = options.custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
-    // Again, in case the name leads elsewhere by now.
+    // Again, because the path may lead to another file by now.
     check_kind(what, path, &file.metadata().map_err(failed)?)?;
     Ok(file)
 }
 
-fn cannot_open(what: What, path: &Path, source: io::Error) -> InputError {
+fn cannot_open(what: FileKind, path: &Path, source: io::Error) -> InputError {
     InputError::Open { what, path: path.to_owned(), source }
 }
 
-fn check_kind(what: What, path: &Path, metadata: &Metadata) -> Result<(), InputError> {
+fn check_kind(what: FileKind, path: &Path, metadata: &Metadata) -> Result<(), InputError> {
     let kind = metadata.file_type();
     let kind = match kind {
         _ if kind.is_file() => return Ok(()),
@@ -286,10 +286,10 @@ fn check_kind(what: What, path: &Path, metadata: &Metadata) -> Result<(), InputE
     Err(InputError::Kind { what, path: path.to_owned(), kind })
 }
 
-/// Bytes that [`beginning`] looks at.
+/// The number of bytes that [`beginning`] shows at most.
 pub const BEGINNING: usize = 32;
 
-/// How a file begins, told to whoever named the wrong one: a text by its first line, anything else by its bytes.
+/// Describes the beginning of a wrong file: of a text by its first line, else by its bytes.
 pub fn beginning(bytes: &[u8]) -> String {
     let bytes = &bytes[..bytes.len().min(BEGINNING)];
     let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r');
@@ -310,21 +310,21 @@ mod tests {
 
     use super::*;
 
-    const ALL: [What; 10] = [
-        What::Kernel,
-        What::GuestKernel,
-        What::Initrd,
-        What::Module,
-        What::ModuleList,
-        What::Disk,
-        What::Snapshot,
-        What::Scenario,
-        What::RunRecord,
-        What::EventLog,
+    const ALL: [FileKind; 10] = [
+        FileKind::Kernel,
+        FileKind::GuestKernel,
+        FileKind::Initrd,
+        FileKind::Module,
+        FileKind::ModuleList,
+        FileKind::Disk,
+        FileKind::Snapshot,
+        FileKind::Scenario,
+        FileKind::RunRecord,
+        FileKind::EventLog,
     ];
 
     #[test]
-    fn what_has_no_end_is_refused_by_its_kind_and_at_once() {
+    fn a_file_without_an_end_is_refused_without_blocking() {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name);
         let fifo = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused_before_it_is_read() {
+    fn a_file_that_is_too_large_is_refused_before_it_is_read() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("large");
         for what in ALL.into_iter().filter(|what| what.most() < u64::MAX) {
@@ -358,7 +358,7 @@ mod tests {
             assert_eq!(error.class(), Class::Mistake);
         }
         std::fs::write(&path, [7; 100]).unwrap();
-        let input = || Input::open(What::Scenario, &path).unwrap();
+        let input = || Input::open(FileKind::Scenario, &path).unwrap();
         assert_eq!(input().read_within(100).unwrap(), [7; 100]);
         assert!(input().read_within(99).is_err());
         // A file that grows after it was opened.
@@ -368,12 +368,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_the_kernels_that_says_0_is_read_all_the_same() {
-        assert!(!read(What::Scenario, Path::new("/proc/self/status")).unwrap().is_empty());
+    fn a_file_of_proc_with_length_0_is_read() {
+        assert!(!read(FileKind::Scenario, Path::new("/proc/self/status")).unwrap().is_empty());
     }
 
     #[test]
-    fn a_text_is_told_from_other_files() {
+    fn the_beginning_of_a_text_is_its_first_line() {
         for (bytes, said) in [
             (&b"#!/bin/sh\nexec true\n"[..], "a text file that begins with `#!/bin/sh`"),
             (b"one line that is far longer than what is looked at", "`one line that is far longer than`"),
@@ -387,8 +387,8 @@ mod tests {
     }
 
     #[test]
-    fn the_remedy_follows_from_the_answer() {
-        let error = Input::open(What::Kernel, Path::new("/nowhere/vmlinuz")).unwrap_err();
+    fn the_remedy_follows_from_the_error() {
+        let error = Input::open(FileKind::Kernel, Path::new("/nowhere/vmlinuz")).unwrap_err();
         assert!(error.is_missing() && error.to_string().contains("bzImage"), "{error}");
         for (errno, word, class) in [
             (Errno::ACCESS, "the right to", Class::Mistake),
@@ -396,7 +396,7 @@ mod tests {
             (Errno::NOTDIR, "bzImage", Class::Mistake),
             (Errno::IO, "kernel's log", Class::Fault),
         ] {
-            let error = cannot_open(What::Kernel, Path::new("k"), errno.into());
+            let error = cannot_open(FileKind::Kernel, Path::new("k"), errno.into());
             assert!(error.to_string().contains(word), "{error}");
             assert_eq!(error.class(), class, "{error}");
         }

@@ -1,9 +1,9 @@
-//! The signals that end a run, and threads that do not take them.
+//! The signals that end a command, and threads that block them.
 
-/// By these a user ends a run.
+/// The signals by which a user ends a command.
 pub const STOP_SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-/// The same as a set.
+/// They as a set.
 pub fn stop_signals() -> libc::sigset_t {
     let mut set = std::mem::MaybeUninit::uninit();
     // SAFETY: `sigemptyset` initialises the set it is given.
@@ -17,17 +17,17 @@ pub fn stop_signals() -> libc::sigset_t {
     set
 }
 
-/// Starts a thread that must not take these signals, whatever its starter does with them: the mask is inherited.
+/// Starts a thread with these signals blocked: a new thread inherits the mask.
 pub fn with_stop_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
     let set = stop_signals();
     let mut before = std::mem::MaybeUninit::uninit();
-    // SAFETY: the set is initialised, and the old mask has a place.
+    // SAFETY: the set is initialised, and the old mask is written to `before`.
     let changed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, before.as_mut_ptr()) };
     let started = start();
     if changed == 0 {
-        // SAFETY: the call above has succeeded and filled it.
+        // SAFETY: the call above succeeded and has initialised it.
         let before = unsafe { before.assume_init() };
-        // SAFETY: a mask that was this thread's; the one before is not asked for.
+        // SAFETY: the old mask of this thread; the present one is not asked for.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
     }
     started

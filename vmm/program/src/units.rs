@@ -1,6 +1,6 @@
-//! Numbers as people read them: three significant digits and a unit.
+//! Numbers as text: three significant digits and a unit.
 
-/// Which characters a report may use.
+/// The characters that a report may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Charset {
     /// All of Unicode.
@@ -11,8 +11,7 @@ pub enum Charset {
 }
 
 impl Charset {
-    /// What the environment of a process can show, by the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set
-    /// and not empty. `read` reads one of them.
+    /// By the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set and not empty. `read` reads a variable.
     pub fn of_locale(read: impl Fn(&str) -> Option<String>) -> Self {
         let locale =
             ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(read).find(|value| !value.is_empty());
@@ -20,7 +19,7 @@ impl Charset {
         if locale.contains("utf-8") || locale.contains("utf8") { Self::Utf8 } else { Self::Ascii }
     }
 
-    /// The sign of what is not known.
+    /// The sign for an unknown value.
     pub const fn missing(self) -> &'static str {
         match self {
             Self::Utf8 => "–",
@@ -49,13 +48,13 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// `1 page`, `16,384 pages`: a count and its noun, which takes an s.
+/// `1 page`, `16,384 pages`: a count and its noun, with a plural s.
 pub fn counted(number: u64, noun: &str) -> String {
     let ending = if number == 1 { "" } else { "s" };
     format!("{} {noun}{ending}", count(number))
 }
 
-/// `4 KiB`, `1.05 MiB`: exact where a whole number of units is, else three digits.
+/// `4 KiB`, `1.05 MiB`: exact for a whole number of units, else three digits.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut exponent = if bytes == 0 { 0 } else { bytes.ilog2() as usize / 10 };
@@ -80,7 +79,7 @@ pub fn nanoseconds(nanoseconds: f64, charset: Charset) -> String {
     format!("{} {unit}", trimmed(&three_digits(nanoseconds / size)))
 }
 
-/// A quotient: `1.0`, `1.53`, `257`, `16,384`; by powers of ten where nobody counts its digits.
+/// A quotient: `1.0`, `1.53`, `257`, `16,384`; very large ones as a power of ten.
 pub fn times(quotient: f64) -> String {
     const COUNTABLE: f64 = 1e15;
     if quotient.abs() >= COUNTABLE {
@@ -88,7 +87,7 @@ pub fn times(quotient: f64) -> String {
     }
     let text = three_digits(quotient);
     match text.split_once('.') {
-        // One decimal stays, so that a quotient is never taken for a count.
+        // One decimal stays, which distinguishes a quotient from a count.
         Some((_, decimals)) if decimals.len() == 2 => {
             text.strip_suffix('0').map(str::to_owned).unwrap_or(text)
         }
@@ -108,8 +107,8 @@ pub fn percent(part: f64) -> String {
     format!("{} %", trimmed(&digits))
 }
 
-/// A backing, and how much of the memory is really that if not all of it is: `thp`, `thp (62 %)`. The part is `None` where
-/// it is not known.
+/// A backing, with the part of the memory that has it if not all has: `thp`, `thp (62 %)`. The part is `None` if it is not
+/// known.
 pub fn label(backing: &str, earned: Option<f64>) -> String {
     match earned {
         Some(part) if part < 0.995 => format!("{backing} ({})", percent(part)),
@@ -164,14 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_told_with_what_was_earned_of_it() {
+    fn a_label_has_the_part_of_the_memory() {
         let labels = [Some(1.0), Some(0.62), Some(0.0), None].map(|part| label("thp", part));
         assert_eq!(labels[..3], ["thp", "thp (62 %)", "thp (0 %)"]);
         assert!(labels[3].contains("not known"), "{labels:?}");
     }
 
     #[test]
-    fn times_of_day_and_night() {
+    fn times_have_three_digits_and_a_unit() {
         for (number, text) in [
             (0.0, "0 ns"),
             (0.4, "0.4 ns"),

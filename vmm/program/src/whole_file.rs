@@ -1,11 +1,11 @@
-//! A file that is there whole or not at all, whatever ends this program meanwhile.
+//! A file that is complete or absent, also if this program is killed meanwhile.
 //!
 //! ```text
-//!   create ── a file without a name, in the directory that it will be in     (O_TMPFILE)
-//!      │        where the file system has none: NAME.PID.part, removed if it is dropped
+//!   create ── a file without a name in the same directory (O_TMPFILE)
+//!      │        on file systems without it: NAME.PID.part, removed when it is dropped
 //!   write ──  as any file
 //!      │
-//!   finish ── on the disk ── its name ── the directory on the disk
+//!   finish ── synced to the disk ── named ── the directory synced
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -18,32 +18,32 @@ use rustix::io::Errno;
 
 use crate::exit::{Class, Classified};
 
-/// What becomes of a file that has the name already.
+/// What to do if a file of this name exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
-    /// It stays, and there is no other.
+    /// Fail.
     Refused,
-    /// It stays until the other is whole.
+    /// Replace it when the new one is complete.
     Replaced,
 }
 
-/// Why there is no file.
+/// The file was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum WholeFileError {
-    /// There is one by that name.
+    /// A file of this name exists.
     #[error("{} is there already: name another file, or remove that one", .0.display())]
     Exists(PathBuf),
-    /// There is something by that name that no file may replace: a directory, a device.
+    /// A directory or a device has this name.
     #[error("{} is no regular file: name another file", .0.display())]
     NotRegular(PathBuf),
-    /// The system refuses.
+    /// The system refused.
     #[error("{attempt} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempt.
         attempt: &'static str,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's answer.
         #[source]
         source: io::Error,
     },
@@ -59,7 +59,7 @@ impl Classified for WholeFileError {
 }
 
 impl WholeFileError {
-    /// What the system answered, for who names the file.
+    /// The system's answer, for callers that name the file.
     pub fn into_io(self) -> io::Error {
         match self {
             Self::Io { source, .. } => source,
@@ -69,18 +69,18 @@ impl WholeFileError {
     }
 }
 
-/// A file in the making.
+/// A file that is being written.
 #[derive(Debug)]
 pub struct WholeFile {
     file: File,
     path: PathBuf,
     existing: Existing,
-    /// The name that it has meanwhile, if it has one.
+    /// Its temporary name, if it has one.
     part: Option<PathBuf>,
 }
 
 impl WholeFile {
-    /// Begins a file that will be called `path`: what would be in its way is found now.
+    /// Begins a file that will be named `path`. Obstacles are found now.
     ///
     /// # Errors
     /// [`WholeFileError`].
@@ -106,15 +106,15 @@ impl WholeFile {
         Ok(Self { file, path: path.to_owned(), existing, part })
     }
 
-    /// The file, to be written to.
+    /// The file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Gives it its name, when all of it is on the disk.
+    /// Syncs the file to the disk, and gives it its name.
     ///
     /// # Errors
-    /// The system refuses, or somebody took the name meanwhile: then there is no file.
+    /// The system refused, or the name was taken meanwhile: then there is no file.
     pub fn finish(mut self) -> Result<(), WholeFileError> {
         let named = match self.file.sync_all() {
             Ok(()) => self.name(),
@@ -129,7 +129,7 @@ impl WholeFile {
         synced.map_err(|source| self.failed("writing", source))
     }
 
-    /// Why it could not be written to.
+    /// The error of an attempt on the file.
     pub fn failed(&self, attempt: &'static str, source: io::Error) -> WholeFileError {
         WholeFileError::Io { attempt, path: self.path.clone(), source }
     }
@@ -138,7 +138,7 @@ impl WholeFile {
         if self.part.is_none() {
             match link(&self.file, &self.path) {
                 Err(Errno::EXIST) if self.existing == Existing::Replaced => {
-                    // Only a rename replaces what is there, and it needs a name to begin with.
+                    // Only a rename replaces a file, and it needs a first name.
                     let part = part_of(&self.path);
                     link(&self.file, &part)?;
                     self.part = Some(part);
@@ -173,19 +173,19 @@ impl Write for WholeFile {
 impl Drop for WholeFile {
     fn drop(&mut self) {
         if let Some(part) = &self.part {
-            // Nothing more can be done about it.
+            // An error here has no remedy.
             let _ = fs::remove_file(part);
         }
     }
 }
 
-/// A file that goes with its last descriptor unless it is given a name.
+/// A file without a name, which ends with its last descriptor unless it is named.
 fn nameless(directory: &Path) -> Result<File, Errno> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     rustix::fs::open(directory, flags, Mode::from_raw_mode(0o666)).map(File::from)
 }
 
-/// Gives a file without a name one that nobody has. By /proc: AT_EMPTY_PATH needs a capability before Linux 6.10.
+/// Names a file that has no name; fails if the name exists. By /proc: AT_EMPTY_PATH needs a capability before Linux 6.10.
 fn link(file: &File, name: &Path) -> Result<(), Errno> {
     let file = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::linkat(CWD, file, CWD, name, AtFlags::SYMLINK_FOLLOW)
@@ -217,7 +217,7 @@ mod tests {
         names
     }
 
-    /// As `create` makes one where the file system has no files without names.
+    /// As `create` does on a file system without O_TMPFILE.
     fn named(path: &Path, existing: Existing) -> WholeFile {
         let part = part_of(path);
         WholeFile {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_there_whole_or_not_at_all() {
+    fn a_file_is_complete_or_absent() {
         for make in [named, unnamed] {
             let place = tempfile::tempdir().unwrap();
             let path = place.path().join("f");
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_way_is_found_before_anything_is_written() {
+    fn obstacles_are_found_before_anything_is_written() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("f");
         fs::write(&path, "here").unwrap();

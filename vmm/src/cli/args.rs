@@ -1,4 +1,4 @@
-//! The command line's words.
+//! The arguments of the command line.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -292,7 +292,7 @@ pub enum BackendChoice {
     Soft,
 }
 
-/// A duration that is not 0.
+/// A duration other than 0.
 fn longer_than_nothing(text: &str) -> Result<TimeSpan, String> {
     match text.parse::<TimeSpan>() {
         Ok(span) if span.0.is_zero() => Err(format!("`{text}` is no time at all: write for example \"1s\"")),

@@ -1,4 +1,4 @@
-//! Choosing who accesses the memory, and saying so.
+//! The choice of the backend, which accesses the memory.
 
 use super::args::BackendChoice;
 use guest_mem::with_causes;
@@ -6,7 +6,7 @@ use lab::Backend;
 use machine::{Kvm, NoKvm};
 use program::exit::{Class, Classified};
 
-/// KVM was asked for and cannot be had.
+/// KVM was asked for and cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("no guest runs here (`--backend soft` has worker threads access the memory)")]
 pub struct NoGuest(#[source] NoKvm);
@@ -17,10 +17,10 @@ impl Classified for NoGuest {
     }
 }
 
-/// The backend, and a sentence about the choice where one is due.
+/// The backend, and a message if it is the software MMU.
 ///
 /// # Errors
-/// [`NoGuest`] if KVM was asked for by name.
+/// [`NoGuest`] if KVM was asked for.
 pub fn choose(choice: BackendChoice) -> Result<(Backend, Option<String>), NoGuest> {
     let soft = |why: &str| {
         let what = "worker threads access the memory through the software MMU";

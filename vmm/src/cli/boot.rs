@@ -25,19 +25,19 @@ use linux_boot::initrd::InitrdError;
 use linux_boot::{BootFile, Initrd, Kernel};
 use machine::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError, pvm};
 use program::exit::{Class, Classified, Exit, Failure};
-use program::input::{self, Input, What};
+use program::input::{self, FileKind, Input};
 use program::output;
 use program::output::Sink;
 use program::units;
 
-/// Before the user's own.
+/// Before the user's command line.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
-/// How long whoever waits for a signal sleeps at a time.
+/// The length of each sleep of a thread that waits for a signal.
 const DAY: Duration = Duration::from_secs(86_400);
-/// The least memory in which a kernel can be placed at all.
+/// The smallest memory in which a kernel can be placed.
 const LEAST_MEMORY: u64 = 16 << 20;
 
-/// Why there is nothing to boot.
+/// The guest cannot be booted.
 #[derive(Debug, thiserror::Error)]
 enum BootError {
     #[error("the kernel {} {refusal}", path.display())]
@@ -78,9 +78,10 @@ fn boot_kernel(arguments: &BootArguments, path: &Path) -> Result<Exit, Failure> 
     let BootArguments { backing, tune, memory: Size(bytes), .. } = *arguments;
     let wanted = Wanted { backing, bytes, tune };
     wanted.check()?;
-    let image = input::read(What::Kernel, path)?;
+    let image = input::read(FileKind::Kernel, path)?;
     identify(path, &image)?;
-    let initrd_file = arguments.initrd.as_deref().map(|path| Input::open(What::Initrd, path)).transpose()?;
+    let initrd_file =
+        arguments.initrd.as_deref().map(|path| Input::open(FileKind::Initrd, path)).transpose()?;
     let initrd = match (&initrd_file, &arguments.initrd) {
         (Some(file), Some(path)) => {
             let refused = |source| BootError::Initrd { path: path.clone(), source };
@@ -99,7 +100,7 @@ fn identify<'a>(path: &Path, image: &'a [u8]) -> Result<Kernel<'a>, BootError> {
     Kernel::identify(image).map_err(|refusal| BootError::Kernel { path: path.to_owned(), refusal })
 }
 
-/// What a machine is made of, read or opened before there is one.
+/// The files of a machine, read or opened before it is made.
 struct Files<'a> {
     path: &'a Path,
     image: Vec<u8>,
@@ -107,7 +108,7 @@ struct Files<'a> {
     disks: Vec<Disk>,
 }
 
-/// Makes the machine, and waits for its end.
+/// Makes the machine, boots it, and waits for its end.
 fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) -> Result<Exit, Failure> {
     let Files { path, image, initrd, disks } = files;
     let kernel = identify(path, &image)?;
@@ -166,7 +167,7 @@ fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) 
     Ok(code(&ending))
 }
 
-/// Refuses sizes that no guest can have, or none on this host.
+/// Refuses sizes that no guest can have, or that this host does not have.
 fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
     let Size(memory) = arguments.memory;
     if memory < LEAST_MEMORY || !memory.is_multiple_of(PMD_SIZE) {
@@ -175,14 +176,14 @@ fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
     if let Some(balloon) = arguments.balloon.filter(|balloon| balloon.0 > memory) {
         return Err(BootError::Balloon { balloon, memory: arguments.memory });
     }
-    // Its pages come as the guest touches them: more would begin well, and end with processes killed.
+    // The pages are allocated as the guest touches them: a larger guest would start, and later run out of memory.
     match facts::memory_and_swap(&Root::default()) {
         Some(host) if host < memory => Err(BootError::MoreThanTheHost(arguments.memory, host)),
         _ => Ok(()),
     }
 }
 
-/// The error with the name of the file that it speaks of.
+/// The error with the name of its file.
 fn named(error: PcError, arguments: &BootArguments) -> Failure {
     let path = match &error {
         PcError::Load(source) => match source.file() {
@@ -198,7 +199,7 @@ fn named(error: PcError, arguments: &BootArguments) -> Failure {
     }
 }
 
-/// Where the guest's console is written. Where the guest cannot live beyond its first process, its life ends there.
+/// The destination of the guest's console. On kvm_pvm, where a guest cannot run its first process, it ends the guest there.
 fn console(emulated: bool, life: &Arc<Life>) -> Box<dyn Sink> {
     if !emulated {
         return Box::new(output::Console);
@@ -207,7 +208,7 @@ fn console(emulated: bool, life: &Arc<Life>) -> Box<dyn Sink> {
     Box::new(pvm::InitWatch::new(output::Console, move || life.end(Ending::HostLimit)))
 }
 
-/// SIGTERM and SIGHUP end the machine; Ctrl-C does where it does not belong to the guest.
+/// SIGTERM and SIGHUP end the machine, and Ctrl-C unless the terminal passes it to the guest.
 fn end_on_signal(cancel: Cancel, life: &Arc<Life>) -> Result<(), Failure> {
     let life = life.clone();
     std::thread::Builder::new().name("stop".to_owned()).spawn(move || {
@@ -227,14 +228,14 @@ fn open_disk((index, text): (usize, &OsString)) -> Result<Disk, devices::virtio:
     Disk::open(Path::new(OsStr::from_bytes(path)), read_only, &format!("disk{index}"))
 }
 
-/// How much of the guest's memory is what was asked for; `None` if it cannot be looked at.
+/// The part of the guest's memory that has the backing; `None` if it cannot be read.
 fn earned(pc: &Pc) -> Option<Earned> {
     let mut scanner = PageScanner::new().ok()?;
     let mut regions = pc.memory().ram().iter().map(|region| Earned::of(&mut scanner, region));
     regions.try_fold(Earned::NOTHING, |all, region| Some(all.and(region.ok()?)))
 }
 
-/// Says what the memory was, unless it was just what was asked for.
+/// Reports the memory's backing, unless all of it has the one that was asked for.
 fn report_backing(backing: Backing, earned: Option<Earned>) {
     let said = |earned: &Earned| units::label(&backing.to_string(), earned.fraction());
     if let Some(earned) = earned.filter(|earned| earned.resident > 0 && said(earned) != backing.to_string()) {

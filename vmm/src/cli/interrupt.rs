@@ -1,9 +1,9 @@
-//! What ends a command before its work is done.
+//! Signals that end a command.
 
 use host::signals::{self, Cancel, SignalError};
 use program::output;
 
-/// A token that Ctrl-C and its like cancel. From the first of them on nobody waits for a reader that does not read.
+/// A token that a stop signal cancels. After the first signal the program does not wait for a reader that does not read.
 pub fn cancel_on_signal() -> Result<Cancel, SignalError> {
     signals::cancel_on_signal(|text| {
         output::hurry();

@@ -1,4 +1,4 @@
-//! What a user types.
+//! The command line: its commands, and the exit code of each.
 
 mod args;
 mod attach;
@@ -36,7 +36,7 @@ use host::{bus_error, guardian_main};
 use program::exit::{Exit, Failure};
 use program::output;
 
-/// The whole program, with the process's own arguments.
+/// The program, with the arguments of the process.
 pub fn main() -> ExitCode {
     match guardian_main::run_if_asked(std::env::args_os()) {
         Some(code) => code,
@@ -44,23 +44,22 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The program with these arguments, the first of which is its name.
+/// The program, with these arguments, of which the first is its name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let overdue = Overdue::count();
     ignore_file_size_signal();
     output::say_panics();
-    // Without it the process ends as it does with it, and says less.
+    // Without the handler SIGBUS ends the process without a message.
     let _ = bus_error::say_why();
     guest_mem::hear_what_is_left_behind(|what| output::message(what));
-    // A panic, too, ends by returning: what was said before it is still to be written.
+    // A panic, too, ends by a return, so that waiting output is written.
     let arguments = arguments.into_iter().collect();
     let exit = catch_unwind(|| perform(arguments)).unwrap_or(Exit::Fault);
     let complete = output::finish().is_none();
     ended(exit, complete, Overdue::count() > overdue).into()
 }
 
-/// What the process ends with. A wait for a thread or a wake of our own that was given up has been told of, and what was
-/// done besides is no longer all that was asked for. Nor is what was found wrong the guest's for sure.
+/// The exit code. After a wait for a thread of this program that was given up, neither a success nor a finding is certain.
 fn ended(exit: Exit, complete: bool, overdue: bool) -> Exit {
     match exit {
         Exit::Done if !complete => Exit::Fault,
@@ -92,7 +91,7 @@ fn perform(arguments: Vec<OsString>) -> Exit {
     }
 }
 
-/// Help and version, too, come this way, with an exit code of 0.
+/// A refused command line. Help and version are errors of clap as well, with an exit code of 0.
 fn refused(message: &clap::Error) -> Exit {
     if message.use_stderr() {
         output::beside(message);
@@ -120,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_that_was_given_up_is_a_fault_of_the_programs() {
+    fn a_wait_that_was_given_up_is_a_fault() {
         for exit in [Exit::Done, Exit::Wrong, Exit::Host, Exit::Reset, Exit::Fault] {
             assert_eq!(ended(exit, true, true), Exit::Fault);
             assert_eq!(ended(exit, true, false), exit);

@@ -1,5 +1,4 @@
-//! The directory that a command writes into: there, writable and nobody else's before the work begins, and taken away
-//! again if nothing was kept in it.
+//! The directory for a command's results: made and locked before the work begins, and removed if nothing is kept in it.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,28 +10,28 @@ use rustix::io::Errno;
 
 use program::exit::{Class, Classified};
 
-/// Where directories go unless told otherwise.
+/// The directory for results without `--out`.
 const PARENT: &str = "zapscope-runs";
 
-/// Why there is no place.
+/// The directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// The system refuses.
+    /// The system refused.
     #[error("cannot write {}{}", path.display(), remedy::after_io(Asked::Place, source))]
     Write {
-        /// Which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's answer.
         #[source]
         source: io::Error,
     },
-    /// It is a file, or something else that holds none.
+    /// It is not a directory.
     #[error("{} is no directory: choose another with `--out DIR`", .0.display())]
     NoDirectory(PathBuf),
-    /// It holds a record.
+    /// It has a record.
     #[error("{} is there already: choose another directory with `--out DIR`, or remove that one", .0.display())]
     Taken(PathBuf),
-    /// Another process is about to write a record.
+    /// Another process has locked it.
     #[error("another zapscope is writing into {}: choose another directory with `--out DIR`", .0.display())]
     Busy(PathBuf),
 }
@@ -46,22 +45,22 @@ impl Classified for PlaceError {
     }
 }
 
-/// A directory, reserved.
+/// A directory that is reserved for this process.
 #[derive(Debug)]
 pub struct Place {
     path: PathBuf,
-    /// Holds the lock, which goes with this process, however that ends.
+    /// The lock, which the kernel releases when the process ends.
     _lock: File,
-    /// The directories that were made for it, outermost first.
+    /// The directories that were made, outermost first.
     made: Vec<PathBuf>,
     kept: bool,
 }
 
 impl Place {
-    /// Reserves `out`, or a new directory named after the time and what is recorded. None of `files` may be there.
+    /// Reserves `out`, or a new directory named by the time and `name`. None of `files` may exist.
     ///
     /// # Errors
-    /// [`PlaceError`]; what was made until then is gone again.
+    /// [`PlaceError`]; the directories that were made are removed.
     pub fn reserve(
         out: Option<&Path>,
         started_at: &str,
@@ -83,17 +82,17 @@ impl Place {
         Ok(Self { path, _lock: lock, made: std::mem::take(&mut made.0), kept: false })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Something was written that shall stay.
+    /// Keeps the directory.
     pub fn keep(&mut self) {
         self.kept = true;
     }
 
-    /// Whether something was.
+    /// Whether it is kept.
     pub fn is_kept(&self) -> bool {
         self.kept
     }
@@ -112,7 +111,7 @@ fn open(path: &Path) -> Result<File, PlaceError> {
     let directory = File::open(path).map_err(|source| failed(path, source))?;
     match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => Err(PlaceError::Busy(path.to_owned())),
-        // A file system without locks: two that begin at once find each other when they name their files.
+        // A file system without locks: of two commands that begin at once, one fails to make its files.
         _ => Ok(directory),
     }
 }
@@ -126,12 +125,12 @@ fn failed(path: &Path, source: io::Error) -> PlaceError {
     }
 }
 
-/// Directories that were made, outermost first; removed when it is dropped, if they are empty.
+/// Directories that were made, outermost first. When dropped it removes those that are empty.
 #[derive(Default)]
 struct Made(Vec<PathBuf>);
 
 impl Made {
-    /// Makes a directory and those above it that are missing.
+    /// Makes a directory and its missing parents.
     fn all_of(&mut self, path: &Path) -> Result<(), PlaceError> {
         let missing: Vec<_> = path
             .ancestors()
@@ -140,7 +139,7 @@ impl Made {
         for above in missing.into_iter().rev() {
             match fs::create_dir(above) {
                 Ok(()) => self.0.push(above.to_owned()),
-                // Somebody else was faster.
+                // Another process has made it.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && above.is_dir() => {}
                 Err(source) => return Err(failed(above, source)),
             }
@@ -148,7 +147,7 @@ impl Made {
         if path.is_dir() { Ok(()) } else { Err(PlaceError::NoDirectory(path.to_owned())) }
     }
 
-    /// Makes a directory that did not exist: two runs in one second get two.
+    /// Makes a directory that did not exist, with a number if the name is taken.
     fn fresh(&mut self, parent: &Path, name: &str) -> Result<PathBuf, PlaceError> {
         self.all_of(parent)?;
         let mut attempt = 1;
@@ -172,7 +171,7 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         for path in self.0.iter().rev() {
-            // One that holds something by now stays.
+            // Fails if it is not empty.
             let _ = fs::remove_dir(path);
         }
     }
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_get_the_same_directory() {
+    fn equal_names_get_different_directories() {
         let dir = tempfile::tempdir().unwrap();
         let mut made = Made::default();
         let [a, b] = [0, 1].map(|_| made.fresh(&dir.path().join("runs"), "x").unwrap());
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_one_process_s_alone_and_gone_if_nothing_was_kept() {
+    fn a_directory_is_locked_and_removed_unless_it_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a/b");
         let first = reserve(&out).unwrap();
@@ -208,13 +207,13 @@ mod tests {
         kept.keep();
         drop(kept);
         assert!(out.is_dir());
-        // One that was there before stays.
+        // A directory that existed before stays.
         drop(reserve(&out).unwrap());
         assert!(out.is_dir());
     }
 
     #[test]
-    fn what_is_in_the_way_is_named() {
+    fn an_obstacle_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("record.json"), "{}").unwrap();
         let taken = reserve(dir.path()).unwrap_err();

@@ -1,4 +1,4 @@
-//! Progress on standard error: the row that is being made, and what is to be said of those before.
+//! Progress on standard error: the present row, and messages about the rows before it.
 
 use experiment::record::{Row, Verdict};
 use experiment::scenario::RowPlan;
@@ -9,11 +9,11 @@ use program::output;
 /// Progress on standard error.
 #[derive(Default)]
 pub struct Shown {
-    /// Whether rows do not reach the disk, and it was said.
+    /// Whether a failure to write rows was reported.
     not_kept: bool,
-    /// The number of the row being made, from 1.
+    /// The number of the present row, from 1.
     number: usize,
-    /// Why rows could not run, each with the first of them.
+    /// The reasons why rows could not run, each with its first row.
     reasons: Vec<(String, usize)>,
 }
 
@@ -50,7 +50,7 @@ impl Drop for Shown {
     }
 }
 
-/// The line about row `number`, which could not run. What keeps many rows away is said once.
+/// The line about row `number`, which could not run. The same reason is given once.
 fn could_not_run(said: &mut Vec<(String, usize)>, number: usize, why: &str) -> String {
     if let Some((_, first)) = said.iter().find(|(known, _)| known == why) {
         return format!("  could not run, as row {first}");

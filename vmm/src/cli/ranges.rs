@@ -4,10 +4,10 @@ use guest_mem::{Hva, HvaRange, PAGE_SIZE};
 
 use experiment::choice::{BadRange, ByteRange};
 
-/// A text that is no range of whole pages.
+/// The text is not a range of whole pages.
 #[derive(Debug, thiserror::Error)]
 pub enum BadPages {
-    /// It is no range of bytes.
+    /// It is not a range of bytes.
     #[error(transparent)]
     Range(#[from] BadRange),
     /// It begins or ends inside a page.
@@ -15,9 +15,9 @@ pub enum BadPages {
     Part {
         /// The text.
         given: String,
-        /// The whole pages around it.
+        /// The begin of the whole pages around it.
         start: u64,
-        /// See `start`.
+        /// Their end.
         end: u64,
     },
 }
@@ -36,7 +36,7 @@ pub fn pages(text: &str) -> Result<ByteRange, BadPages> {
     Err(BadPages::Part { given: text.to_owned(), start: whole.start, end: whole.end })
 }
 
-/// A text that is no range of addresses.
+/// The text is not a range of addresses.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("`{0}` is no range of addresses: write START-END in hexadecimal, as in /proc/PID/maps, whole pages")]
 pub struct BadAddresses(String);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_paged_out_is_whole_pages() {
+    fn a_range_to_page_out_has_whole_pages() {
         assert_eq!(pages("4KiB..8MiB").unwrap(), ByteRange { start: 4096, end: 8 << 20 });
         assert!(pages("1..8192").unwrap_err().to_string().contains("0..8192 is"));
         assert!(pages("0..4097").unwrap_err().to_string().contains("0..8192 is"));

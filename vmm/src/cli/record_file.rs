@@ -1,5 +1,4 @@
-//! A record in a directory of its own, whose place is reserved before the work begins, and which is on the disk, as it
-//! stands, while the work goes on.
+//! A record in its own directory, which is reserved before the work begins. The record is rewritten while the work goes on.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,18 +7,17 @@ use super::place::{Place, PlaceError};
 use lab::NotKept;
 use program::whole_file::{Existing, WholeFile, WholeFileError};
 
-/// A record that is written again and again: at any moment there is a whole one, or none yet.
+/// A record that is rewritten: at any time the file is complete, or absent.
 #[derive(Debug)]
 pub struct RecordFile {
     path: PathBuf,
-    /// What is there by its name: somebody else's until the first was written, then ours.
+    /// Whether a file of its name is replaced: not before the first write, when it is another process's.
     existing: Existing,
     place: Place,
 }
 
 impl RecordFile {
-    /// Reserves a record called `file` in the directory `out`, or in one named after the time and what is recorded. None of
-    /// the files `beside` it may be there either.
+    /// Reserves a record `file` in the directory `out`, or in a new one. Neither it nor the files `beside` it may exist.
     ///
     /// # Errors
     /// [`PlaceError`].
@@ -32,7 +30,7 @@ impl RecordFile {
     ) -> Result<Self, PlaceError> {
         let place = Place::reserve(out, started_at, name, &[&[file], beside].concat())?;
         let path = place.path().join(file);
-        // Only to know that it can be made.
+        // A trial: it is dropped.
         match WholeFile::create(&path, Existing::Refused) {
             Ok(_) => Ok(Self { path, existing: Existing::Refused, place }),
             Err(WholeFileError::Exists(path)) => Err(PlaceError::Taken(path)),
@@ -40,28 +38,28 @@ impl RecordFile {
         }
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory that it is in.
+    /// Its directory.
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// The directory stays, whether or not a record is in it.
+    /// Keeps the directory, also without a record.
     pub fn keep_place(&mut self) {
         self.place.keep();
     }
 
-    /// Puts the record on the disk, in the place of the one before.
+    /// Writes the record to the disk, in place of the last one.
     ///
     /// # Errors
-    /// [`NotKept`]; the one before is still there.
+    /// [`NotKept`]; the last one stays.
     pub fn put(&mut self, json: &str) -> Result<(), NotKept> {
         let written = self.write(json);
-        // One that has its name is ours, also where the directory did not reach the disk.
+        // A file that got its name is ours, even if syncing the directory failed.
         let ours = match &written {
             Ok(()) => true,
             Err(WholeFileError::Exists(_) | WholeFileError::NotRegular(_)) => false,
@@ -86,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_there_as_soon_as_it_is_put_and_its_place_before() {
+    fn a_record_is_there_after_each_write_and_its_directory_before() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let reserve = || RecordFile::reserve(Some(&out), "t", "n", "record.json", &["log"]);
@@ -105,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_put_there_meanwhile_is_not_replaced() {
+    fn a_file_of_another_process_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let mut record = RecordFile::reserve(Some(dir.path()), "t", "n", "record.json", &[]).unwrap();
         std::fs::write(record.path(), "theirs").unwrap();

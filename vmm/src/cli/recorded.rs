@@ -1,4 +1,4 @@
-//! Reading a run directory again.
+//! Reading a run directory.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use experiment::events::{self, EventLog, EventLogError, RowEvents};
 use experiment::record::{RecordError, Row, RunRecord};
 use program::exit::{Class, Classified};
-use program::input::{self, Input, InputError, What};
+use program::input::{self, FileKind, Input, InputError};
 
-/// Why a run cannot be read.
+/// A run cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordedError {
     #[error(transparent)]
@@ -33,14 +33,14 @@ impl Classified for RecordedError {
     }
 }
 
-/// A run directory, its log being read.
+/// A run directory, whose log is read row by row.
 ///
-/// A run that was killed, or goes on, leaves a record that says so. Its log may be ahead of that record by one row, and
-/// that row may be cut short: it is read up to there.
+/// The record of a run that was killed or goes on is marked. Its log may have one row more than the record, which may be
+/// incomplete: reading ends before it.
 pub struct Recorded {
     /// The run record.
     pub record: RunRecord,
-    /// Where the log is.
+    /// The path of the log.
     pub path: PathBuf,
     log: EventLog<BufReader<File>>,
     has_ended: bool,
@@ -57,19 +57,19 @@ impl Recorded {
             false => (run.parent().unwrap_or(Path::new("")).to_owned(), run.to_owned()),
         };
         let path = directory.join(events::FILE_NAME);
-        let text = input::read(What::RunRecord, &json).map_err(|error| match error.is_missing() {
+        let text = input::read(FileKind::RunRecord, &json).map_err(|error| match error.is_missing() {
             true if path.exists() => RecordedError::NoRow(directory.clone()),
             _ => error.into(),
         })?;
         let record = RunRecord::from_json(&String::from_utf8_lossy(&text))
             .map_err(|source| RecordedError::Record(json.clone(), source))?;
-        let log = Input::open(What::EventLog, &path)?.into_file();
+        let log = Input::open(FileKind::EventLog, &path)?.into_file();
         let log =
             EventLog::new(BufReader::new(log)).map_err(|source| RecordedError::Log(path.clone(), source))?;
         Ok(Self { has_ended: record.has_ended(), record, path, log })
     }
 
-    /// A sentence on a run that did not end.
+    /// A warning if the run did not end.
     pub fn warning(&self) -> Option<String> {
         let (rows, run) = (self.record.rows.len(), self.path.parent().unwrap_or(Path::new("")).display());
         (!self.has_ended).then(|| {
@@ -79,7 +79,7 @@ impl Recorded {
         })
     }
 
-    /// The events of the next row of which there are any, with the row.
+    /// The next row with events, and its events.
     ///
     /// # Errors
     /// [`RecordedError`].

@@ -20,10 +20,10 @@ use program::exit::{Class, Classified, Exit, Failure};
 use program::output;
 use program::units::{self, Charset};
 
-/// How many of the recorded rows --validate takes, each under every policy.
+/// The number of recorded rows that `--validate` runs, each under every policy.
 const SAMPLE: usize = 3;
 
-/// Why there is nothing to replay.
+/// The run cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 enum ReplayRefused {
     #[error("--granule {0}: it must be a power of two, at least 4 KiB")]
@@ -43,7 +43,7 @@ impl Classified for ReplayRefused {
     }
 }
 
-/// A recorded row that others are predicted from.
+/// A recorded row from which others are predicted.
 struct Source {
     events: RowEvents,
     row: Row,
@@ -90,8 +90,7 @@ fn describe(row: &Row) -> String {
     format!("{}, {}, {}, {}", label.case, label.tried.backing, label.tried.policy, label.tried.reclaim)
 }
 
-/// Reads the record and, of each group of rows that differ in the policy alone, the events of the one that was
-/// disturbed least.
+/// Reads the record, and of each group of rows that differ in the policy alone the events of the least disturbed one.
 fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), ReplayRefused> {
     let mut recorded = Recorded::open(run)?;
     recorded.warning().iter().for_each(output::message);
@@ -120,8 +119,8 @@ fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), Repla
     }
 }
 
-/// The less the listener did beside the kernel, the better the times from one victim to the next; and a row that knows
-/// how fast its hot loops are is better than one that does not.
+/// A measure of the disturbance by the listener, which makes the times between victims worse. A row with the speed of its hot
+/// loops comes before one without.
 fn disturbance(source: &Source) -> (bool, u8) {
     let place = match source.row.label.tried.policy.announced() {
         None => 0,
@@ -135,7 +134,7 @@ fn disturbance(source: &Source) -> (bool, u8) {
     (!refills, place)
 }
 
-/// Runs a sample of what is predicted, and compares.
+/// Runs a sample of the predicted rows, and compares.
 fn validate(
     arguments: &ReplayArguments,
     record: &RunRecord,
@@ -200,8 +199,8 @@ fn validate(
     Ok(if missing > 0 { Exit::Host } else { Exit::Done })
 }
 
-/// The recorded row under another policy, as a row to be run; `None` if the scenario has no such case any more, or no
-/// listener could zap so.
+/// The plan of a recorded row under another policy; `None` if the scenario has no such case any more, or the combination is
+/// impossible.
 fn plan<'s>(
     scenario: &'s Scenario,
     row: &Row,

@@ -1,4 +1,4 @@
-//! `zapscope boot --restore`: the bare guest from a snapshot, and what that costs.
+//! `zapscope boot --restore`: the bare guest from a snapshot, and the cost of its start.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use program::units::{self, Charset};
 
 pub fn restore(path: &Path, arguments: &RestoreArguments, tune: bool) -> Result<Exit, Failure> {
     let started = started();
-    // As far as it takes to know that it is one, before anything is made.
+    // First: a file that is not a snapshot is refused before anything is made.
     let snapshot = Snapshot::open(path)?;
     let kvm = Kvm::open()?;
     let cancel = cancel_on_signal()?;
@@ -54,8 +54,8 @@ fn run(
     measure(restored, snapshot, how, started, not_restored)
 }
 
-/// When this process was started, by `CLOCK_MONOTONIC`. The kernel tells it to a hundredth of a second only; but until
-/// `main` a process does nothing but compute, so its CPU time is how long it has been there.
+/// The start of this process, by `CLOCK_MONOTONIC`. The kernel's own value has a resolution of 10 ms; a process does not sleep
+/// before `main`, so that its CPU time is its age.
 fn started() -> u64 {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     let cpu = cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64;

@@ -19,14 +19,14 @@ use program::exit::{Class, Classified, Exit, Failure};
 use program::output;
 use program::units::{self, Charset};
 
-/// What tells of accounts that disagree.
+/// The key of warnings about accounts that disagree.
 const DIFFERENCES: &str = "account_differences";
 
 /// What `--tap tracefs` means.
 const NO_INSTANCE: &str = "--tap tracefs: tracefs instances are not used any more; as with `--tap auto` a BPF program keeps \
                            the kernel's account, or perf events where BPF is refused";
 
-/// A Linux guest's parts, and no Linux guest.
+/// Parts of a Linux guest without a Linux guest.
 #[derive(Debug, thiserror::Error)]
 #[error("--kernel and --modules are a Linux guest's, and this scenario has none: add `--guest linux`")]
 struct NotLinux;
@@ -37,7 +37,7 @@ impl Classified for NotLinux {
     }
 }
 
-/// No scenario by that name.
+/// There is no scenario of this name.
 #[derive(Debug, thiserror::Error)]
 #[error("no scenario `{name}`: name a TOML file, or one of the built-in {known}")]
 struct NoScenario {
@@ -52,10 +52,10 @@ impl Classified for NoScenario {
 }
 
 pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
-    // Before anything is changed: what cannot be read or written needs no zram device.
+    // Files first, before any change to the host.
     let scenario = in_guest(scenario(&arguments.scenario)?, arguments)?;
     let started_at = utc(SystemTime::now());
-    // A signal that comes from here on finds somebody who takes the directory away again.
+    // From here on a signal cancels, and the directory is removed on the way out.
     let cancel = cancel_on_signal()?;
     let mut directory = RunDirectory::reserve(arguments.out.as_deref(), &started_at, &scenario.name)?;
     let plans: Vec<_> = scenario.rows().collect();
@@ -71,9 +71,9 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
         },
         &mut directory,
     )?;
-    // First, so that no output that is not read keeps a result from the disk; an error of it costs no output.
+    // Before the output, which may block. The output follows even if writing failed.
     let written = directory.finish(&outcome.record);
-    // Of a run that failed before its first row was finished there is the error alone.
+    // A run that failed before its first row has no output but the error.
     if !(outcome.record.rows.is_empty() && matches!(outcome.ended, Ended::Failed(_))) {
         publish(arguments, &outcome)?;
     }
@@ -90,22 +90,21 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     }
 }
 
-/// What rows need of the host.
+/// The options of a run.
 pub(super) struct Live {
-    /// Who accesses the memory.
+    /// The backend.
     pub backend: BackendChoice,
-    /// Bytes of a swap device for the time.
+    /// The size of a swap device for the run.
     pub zram: Option<Size>,
     /// Whether the host's switches are set as each row needs them.
     pub tune: bool,
-    /// Who keeps the kernel's account.
+    /// The way to keep the kernel's account.
     pub tap: TapChoice,
-    /// Who ends it early.
+    /// The token that ends it early.
     pub cancel: Cancel,
 }
 
-/// Makes these rows of a scenario, with all that a run needs of the host. Returns also whether anything of the host
-/// could not be put back.
+/// Runs these rows of a scenario; returns also whether a change to the host could not be undone.
 pub(super) fn live(
     scenario: &Scenario,
     plans: &[RowPlan<'_>],
@@ -140,7 +139,7 @@ pub(super) fn live(
     Ok((outcome, !undone))
 }
 
-/// The scenario in the guest that the command line asks for.
+/// The scenario, with the guest of the command line.
 fn in_guest(scenario: Scenario, arguments: &RunArguments) -> Result<Scenario, Failure> {
     let (kernel, modules) = (arguments.kernel.clone(), arguments.modules.clone());
     let named = kernel.is_some() || modules.is_some();
@@ -164,7 +163,7 @@ fn scenario(path: &Path) -> Result<Scenario, Failure> {
     Ok(Scenario::load(path)?)
 }
 
-/// Prints the table, or the record.
+/// Prints the table or the record.
 fn publish(arguments: &RunArguments, outcome: &RunOutcome) -> Result<(), Failure> {
     let record = &outcome.record;
     let json = record.to_json()?;

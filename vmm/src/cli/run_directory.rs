@@ -1,15 +1,14 @@
-//! The run directory: one for each run, never overwritten. It holds `events.log` and `run.json`, and what it holds can be
-//! read at any moment.
+//! The run directory: one for each run, never overwritten. It has `events.log` and `run.json`, which can be read at any time.
 //!
 //! ```text
 //!   reserve ── the directory, an empty log            before anything of the host is changed
 //!      │
-//!   a row ──── its section into the log ── the disk ── run.json replaced ── the disk
-//!      │          does not fit: taken back; it waits, and the next row tries again
+//!   a row ──── its section into the log ── synced ── run.json replaced ── synced
+//!      │          the disk is full: the section waits, and the next row tries again
 //!   finish ─── the same once more, with a record that says how the run ended
 //! ```
 //!
-//! A log is never behind its record by more than what the record's warnings say, and ahead of it by one row at most.
+//! Rows that the log lacks are named in the record's warnings. The log may have one row more than the record.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,10 +22,10 @@ use guest_mem::with_causes;
 use lab::{NotKept, RowSink};
 use program::exit::{Class, Classified};
 
-/// What the record is called in a run directory.
+/// The name of the record in a run directory.
 pub const RECORD: &str = "run.json";
 
-/// The run is over, and its directory does not hold all of it.
+/// The run is over, and its directory is not complete.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{} does not hold the whole run: run it again, or take the record from `--json`",
@@ -44,20 +43,20 @@ impl Classified for Incomplete {
     }
 }
 
-/// A run directory in the making. Without a finished row it goes again.
+/// A run directory that is being written. Without a finished row it is removed.
 #[derive(Debug)]
 pub struct RunDirectory {
     log: LogFile,
-    /// Sections that did not fit yet, in order.
+    /// Sections that are not written yet, in order.
     waiting: VecDeque<Section>,
     record: RecordFile,
 }
 
 impl RunDirectory {
-    /// Reserves `out`, or a directory named after the time and the scenario.
+    /// Reserves `out`, or a directory named by the time and the scenario.
     ///
     /// # Errors
-    /// [`PlaceError`]; a directory that already holds a run is one.
+    /// [`PlaceError`], also if the directory has a run.
     pub fn reserve(out: Option<&Path>, started_at: &str, scenario: &str) -> Result<Self, PlaceError> {
         let record = RecordFile::reserve(out, started_at, scenario, RECORD, &[FILE_NAME])?;
         let path = record.place().path().join(FILE_NAME);
@@ -68,10 +67,10 @@ impl RunDirectory {
         }
     }
 
-    /// Puts the record of the whole run in it. Returns the record's path; `None` if no row was finished.
+    /// Writes the record of the whole run; returns its path, `None` if no row was finished.
     ///
     /// # Errors
-    /// [`Incomplete`]; what was written before stays.
+    /// [`Incomplete`]; the last record stays.
     pub fn finish(mut self, run: &RunRecord) -> Result<Option<PathBuf>, Incomplete> {
         if run.rows.is_empty() {
             return Ok(None);
@@ -86,7 +85,7 @@ impl RunDirectory {
         self.record.place().path().join(FILE_NAME)
     }
 
-    /// Writes the sections that wait, as far as they fit.
+    /// Writes the waiting sections, as many as fit.
     fn write_log(&mut self) -> Result<(), NotKept> {
         while let Some(section) = self.waiting.front() {
             if let Err(source) = self.log.append(section) {
@@ -104,7 +103,7 @@ impl RunDirectory {
         self.record.put(&json)
     }
 
-    /// The record with a word on what the log lacks.
+    /// The record, with a warning about the rows that the log lacks.
     fn with_gap(&self, run: &RunRecord, why: &NotKept) -> RunRecord {
         let mut run = run.clone();
         let rows: Vec<_> = self.waiting.iter().map(|section| section.row().to_string()).collect();
@@ -123,9 +122,9 @@ impl RowSink for RunDirectory {
         self.waiting.extend(events);
         match self.write_log() {
             Ok(()) => self.write_record(run),
-            // All of it was written, and is not known to be on the disk.
+            // The log is written, and syncing it failed.
             Err(why) if self.waiting.is_empty() => self.write_record(run).and(Err(why)),
-            // The row itself may still fit.
+            // The record may still fit.
             Err(why) => {
                 let run = self.with_gap(run, &why);
                 self.write_record(&run).and(Err(why))
@@ -137,7 +136,7 @@ impl RowSink for RunDirectory {
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         if !self.record.place().is_kept() {
-            // Made by this run; if it stays, so does the directory, and nothing else comes of it.
+            // It was made by this run. If this fails, the directory stays.
             let _ = std::fs::remove_file(self.log_path());
         }
     }
@@ -159,7 +158,7 @@ mod tests {
         [[case.step]]\ndo = \"fill\"\n[[case.step]]\ndo = \"reclaim\"\nvictims = \"sparse\"\ncount = 3\n";
     const ROWS: usize = 3;
 
-    /// Does something when a row is about to be made.
+    /// Calls a function before each row.
     struct Before<F>(F, Vec<String>);
 
     impl<F: FnMut(usize)> Progress for Before<F> {
@@ -184,7 +183,7 @@ mod tests {
         (runner.run_rows(&plans, &mut before, directory), before.1)
     }
 
-    /// Rows in the record, and those of them that are read with their events. Whether the run ended.
+    /// The rows in the record, those that are read with their events, and whether the run ended.
     fn read(out: &Path) -> (usize, usize, bool) {
         let mut recorded = Recorded::open(out).unwrap();
         let mut rows = 0;
@@ -241,19 +240,19 @@ mod tests {
         drop(out.reserve());
         assert!(!out.path().exists());
         let directory = out.reserve();
-        let (outcome, _) = run(&mut out_of_the_way(), |_| ());
+        let (outcome, _) = run(&mut unexamined(), |_| ());
         let none = RunRecord { rows: Vec::new(), ..outcome.record };
         assert_eq!(directory.finish(&none).unwrap(), None);
         assert!(!out.path().exists());
     }
 
-    /// A directory that nobody looks into.
-    fn out_of_the_way() -> RunDirectory {
+    /// A directory for a run that is not examined.
+    fn unexamined() -> RunDirectory {
         let place = tempfile::tempdir().unwrap();
         RunDirectory::reserve(Some(place.path()), "t", "x").unwrap()
     }
 
-    /// What SIGKILL leaves between the two writes, or within the first.
+    /// As after SIGKILL between the two writes, or within the first.
     #[test]
     fn a_log_ahead_of_its_record_is_read_as_far_as_the_record_goes() {
         let out = Out::new();
@@ -273,7 +272,7 @@ mod tests {
         let cut = &log[..log.len() - 1];
         std::fs::write(path.join(FILE_NAME), cut).unwrap();
         assert_eq!(read(&path), (2, 2, false));
-        // A run that ended leaves no such thing: that is damage.
+        // In a run that ended it is damage.
         std::fs::write(&whole, ended).unwrap();
         let mut recorded = Recorded::open(&path).unwrap();
         let read: Result<Vec<_>, _> = (0..ROWS).map(|_| recorded.next_row()).collect();

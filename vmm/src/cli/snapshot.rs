@@ -25,12 +25,12 @@ use program::output;
 use program::units;
 use program::whole_file::{Existing, WholeFile, WholeFileError};
 
-/// The generation of what the guest writes.
+/// The generation of the pattern that the guest writes.
 const GENERATION: u64 = 1;
-/// How long whoever waits for a signal sleeps at a time.
+/// The length of each sleep of a thread that waits for a signal.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A command line that makes no sense, or none on this host.
+/// A value of the command line is wrong, or too large for this host.
 #[derive(Debug, thiserror::Error)]
 enum ArgumentError {
     #[error("--memory {0}: it must be a multiple of 2 MiB, from 2 MiB to 62 GiB")]
@@ -50,7 +50,7 @@ impl Classified for ArgumentError {
     }
 }
 
-/// The file cannot be made where it shall be.
+/// The file cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no place for the snapshot")]
 struct NoPlace(#[source] WholeFileError);
@@ -72,7 +72,7 @@ pub fn snapshot(arguments: &SnapshotArguments) -> Result<Exit, Failure> {
     wanted.while_given(|| take_and_tell(arguments, file, &kvm, pattern, &cancel))
 }
 
-/// Makes the snapshot, and says what is in it.
+/// Makes the snapshot, and reports its content.
 fn take_and_tell(
     arguments: &SnapshotArguments,
     file: WholeFile,
@@ -142,7 +142,7 @@ fn take(
     write(file, kvm, machine, pattern, cancel, missing)
 }
 
-/// Has a signal stop the guest, wherever it is.
+/// Stops the guest when a signal cancels the token.
 pub(super) fn stop_when_told(cancel: &Cancel, stopper: &Arc<Stopper>) {
     let (cancel, stopper) = (cancel.clone(), stopper.clone());
     let watch = move || {

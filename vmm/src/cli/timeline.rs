@@ -35,7 +35,7 @@ impl Classified for TimelineError {
 
 pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
     let mut recorded = Recorded::open(&arguments.run)?;
-    // Reserved before the log is read through, which may take a while.
+    // Reserved before the log is read, which may take long.
     let trace = arguments.trace.as_deref().map(|path| WholeFile::create(path, Existing::Refused)).transpose();
     let trace = trace.map_err(TimelineError::Place)?;
     recorded.warning().iter().for_each(output::message);
@@ -53,7 +53,7 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
             ));
         }
         times.push(RowTime::of(&events));
-        // The sums are small; every event is kept for the trace alone.
+        // The events are kept for the trace alone; the sums are small.
         if arguments.trace.is_some() {
             rows.push(events);
         }
@@ -73,7 +73,7 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// The whole trace, or no file.
+/// Writes the trace; without all of it there is no file.
 fn write_to(path: &Path, trace: WholeFile, rows: &[RowEvents]) -> Result<(), TimelineError> {
     let failed = |source| TimelineError::Trace(path.to_owned(), source);
     let mut out = BufWriter::new(trace);

@@ -1,4 +1,4 @@
-//! A guest's backing, for the commands that run one guest: whether this host has it, and `--tune`.
+//! The backing of the commands that run one guest: whether this host gives it, and `--tune`.
 
 use guest_mem::{Backing, Unavailable};
 
@@ -7,7 +7,7 @@ use lab::{Tuner, offer_of_tune};
 use program::exit::{Class, Classified, Exit, Failure};
 use program::output;
 
-/// This host does not give a backing that the command line names.
+/// This host does not give the backing.
 #[derive(Debug, thiserror::Error)]
 #[error("--backing {backing}: {why}{}", if *.tuned { "" } else { offer_of_tune(.why) })]
 pub struct NoBacking {
@@ -22,19 +22,19 @@ impl Classified for NoBacking {
     }
 }
 
-/// Memory that a guest is to have.
+/// The memory of a guest.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// What fills it.
+    /// Its backing.
     pub backing: Backing,
-    /// How much.
+    /// Its size.
     pub bytes: u64,
-    /// Whether the host's switches may be set for it.
+    /// Whether the host's switches are set for it.
     pub tune: bool,
 }
 
 impl Wanted {
-    /// Whether the host gives it as it is; where it may be changed that is found out then.
+    /// Checks that the host gives it, unless switches are set for it later.
     ///
     /// # Errors
     /// [`NoBacking`].
@@ -42,10 +42,10 @@ impl Wanted {
         if self.tune { Ok(()) } else { self.look() }
     }
 
-    /// Does `work` while the host's switches are as this memory needs them, if they may be set, and puts them back.
+    /// Performs `work` with the host's switches set, if asked for, and restores them.
     ///
     /// # Errors
-    /// [`NoBacking`] where that was not enough, and those of `work`.
+    /// [`NoBacking`] if the host does not give the backing nevertheless, and those of `work`.
     pub fn while_given(&self, work: impl FnOnce() -> Result<Exit, Failure>) -> Result<Exit, Failure> {
         self.while_tuned(|| {
             self.look()?;
@@ -53,7 +53,7 @@ impl Wanted {
         })
     }
 
-    /// The same for memory that is taken as it comes.
+    /// The same without a check of the backing.
     ///
     /// # Errors
     /// Those of `work`.

@@ -6,13 +6,13 @@ use host::{Capability, ChangeError, HostChanges, Rights};
 use program::exit::{Class, Classified};
 use program::output;
 
-/// The device could not be had.
+/// There is no zram swap device.
 #[derive(Debug, thiserror::Error)]
 pub enum ZramSetupError {
-    /// The kernel gives none.
+    /// The device cannot be made.
     #[error(transparent)]
     Change(#[from] ChangeError),
-    /// It could not be made a swap device.
+    /// It cannot be used for swap.
     #[error(transparent)]
     Zram(#[from] ZramError),
 }
@@ -26,21 +26,21 @@ impl Classified for ZramSetupError {
     }
 }
 
-/// Adds a device to the host's changes, by which it goes again, and makes it swap of `bytes`. Without the right to swap it
-/// says so and the run goes on: what needs swap then says why it could not run, and the rest runs.
+/// Makes a swap device of `bytes`, as a change to the host. Without the capability it prints a message and the run goes on:
+/// rows that need swap then report why they could not run.
 ///
 /// # Errors
-/// [`ZramSetupError`]: a size that is none, or the right and yet no device. What was made by then is undone.
+/// [`ZramSetupError`]: a wrong size, or no device. The device is removed then.
 pub fn add_if_allowed(changes: &HostChanges, bytes: u64) -> Result<(), ZramSetupError> {
     check_swap_size(bytes)?;
-    // Making the device takes less: root of a user namespace would be left with one that it cannot swap to.
+    // Making the device needs less: root of a user namespace would have a device that it cannot swap to.
     if let Some(lacking) = Rights::read().lacks(Capability::SysAdmin) {
         output::message(format_args!("--zram: {lacking}; going on without a swap device of our own"));
         return Ok(());
     }
     let device = changes.add_zram("swap for this run")?;
     swap_on_device(device.number, bytes).map_err(|error| {
-        // What cannot be undone is said there, and tried again at the end.
+        // A failure is reported, and the undo is tried again at the end.
         let _ = changes.undo(device.change);
         error.into()
     })

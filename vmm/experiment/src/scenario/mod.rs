@@ -31,7 +31,7 @@ use guest_mem::{PAGE_SIZE, PMD_SIZE};
 use crate::choice::{Combination, Listener, Reclaim, RowLabel, Size, Zap};
 use at::At;
 use error::{Checked, Fault, Lines};
-use program::input::{self, What};
+use program::input::{self, FileKind};
 use syntax::{CaseText, ScenarioText};
 
 pub use axes::Axes;
@@ -113,7 +113,7 @@ impl Scenario {
     /// # Errors
     /// No such file, no text, or no scenario.
     pub fn load(path: &Path) -> Result<Self, ScenarioError> {
-        let text = String::from_utf8(input::read(What::Scenario, path)?).map_err(|bad| {
+        let text = String::from_utf8(input::read(FileKind::Scenario, path)?).map_err(|bad| {
             let offset = bad.utf8_error().valid_up_to();
             let line = Lines::of(bad.as_bytes()).line(offset);
             ScenarioError::NotUtf8 { path: path.to_owned(), line, offset }

@@ -32,7 +32,7 @@ impl Place {
 }
 
 #[test]
-fn a_log_is_taken_only_when_run_and_guardian_are_gone() {
+fn a_log_is_taken_when_run_and_guardian_have_ended() {
     let place = Place::new();
     let mut run = place.begin("1-a");
     run.note(&plan(1)).unwrap();
@@ -41,19 +41,19 @@ fn a_log_is_taken_only_when_run_and_guardian_are_gone() {
     guardian.note(&Request::Forget { id: 1 }).unwrap();
     assert!(place.abandoned().is_empty());
     drop(run);
-    assert!(place.abandoned().is_empty(), "the guardian is there");
+    assert!(place.abandoned().is_empty(), "the guardian runs");
     drop(guardian);
     let found = place.abandoned();
     assert_eq!(found.len(), 1);
     assert_eq!(
-        (found[0].pid, found[0].noted.actions.as_slice()),
+        (found[0].pid, found[0].outstanding.actions.as_slice()),
         (std::process::id(), &[(2, remove(2))][..])
     );
-    assert!(place.abandoned().is_empty(), "two do not undo the same");
+    assert!(place.abandoned().is_empty(), "it is not found twice");
     for one in found {
         one.log.end();
     }
-    assert!(!place.directory.exists(), "nothing of it is left");
+    assert!(!place.directory.exists(), "the directory is removed");
 }
 
 #[test]
@@ -68,26 +68,26 @@ fn the_last_log_takes_the_directory_along() {
 }
 
 #[test]
-fn a_zram_device_that_nobody_heard_of_is_known_by_its_request() {
+fn a_zram_device_without_an_answer_is_known_by_its_request() {
     let place = Place::new();
     let mut log = place.begin("1-a");
     log.note(&Request::AddZram { id: 1 }).unwrap();
     log.note(&Request::AddZram { id: 2 }).unwrap();
     log.note(&plan(2)).unwrap();
-    let noted = log.outstanding().unwrap();
-    assert_eq!((noted.unheard.as_slice(), noted.actions.len()), (&[1][..], 1));
+    let outstanding = log.outstanding().unwrap();
+    assert_eq!((outstanding.unreported.as_slice(), outstanding.actions.len()), (&[1][..], 1));
     log.note(&Request::Forget { id: 1 }).unwrap();
-    assert!(log.outstanding().unwrap().unheard.is_empty());
+    assert!(log.outstanding().unwrap().unreported.is_empty());
 }
 
 #[test]
-fn a_line_that_was_cut_off_is_of_a_change_that_was_not_made() {
+fn a_line_without_its_end_is_ignored() {
     let place = Place::new();
     let mut log = place.begin("1-a");
     log.note(&plan(1)).unwrap();
     log.file.write_all(br#"{"plan":{"id":2,"#).unwrap();
     drop(log);
-    assert_eq!(place.abandoned()[0].noted.actions, [(1, remove(1))]);
+    assert_eq!(place.abandoned()[0].outstanding.actions, [(1, remove(1))]);
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn logs_of_an_earlier_boot_and_empty_ones_are_removed() {
 }
 
 #[test]
-fn what_somebody_else_may_have_written_is_not_done() {
+fn a_log_that_other_users_can_write_is_not_performed() {
     let place = Place::new();
     let mut log = place.begin("1-a");
     log.note(&plan(1)).unwrap();
@@ -132,22 +132,7 @@ fn the_second_directory_serves_where_the_first_cannot() {
 }
 
 #[test]
-fn two_runs_do_not_change_one_switch() {
-    let place = Place::new();
-    let switch = Path::new("/sys/switch");
-    let (mut first, second) = (place.begin("1-a"), place.begin("2-b"));
-    assert_eq!(second.who_else_changes(switch), None);
-    let action = UndoAction::WriteFile { path: switch.into(), value: "a".into(), set: "b".into() };
-    first.note(&Request::Plan { id: 1, action }).unwrap();
-    assert_eq!(second.who_else_changes(switch), Some(std::process::id()));
-    assert_eq!(second.who_else_changes(Path::new("/sys/other")), None);
-    assert_eq!(first.who_else_changes(switch), None, "its own");
-    first.note(&Request::Forget { id: 1 }).unwrap();
-    assert_eq!(second.who_else_changes(switch), None);
-}
-
-#[test]
-fn many_come_and_go_at_once() {
+fn runs_begin_and_end_at_the_same_time() {
     let place = Place::new();
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -156,7 +141,7 @@ fn many_come_and_go_at_once() {
                 for round in 0..25 {
                     let mut log = place.begin(&format!("{thread}-{round}"));
                     log.note(&plan(1)).unwrap();
-                    assert!(place.abandoned().is_empty(), "nobody is dead");
+                    assert!(place.abandoned().is_empty(), "no run has ended");
                     log.end();
                 }
             });

@@ -1,5 +1,5 @@
-//! Every way out, with real processes: a child of this test binary makes changes and is ended in some way,
-//! another is its guardian. What counts is what the file says afterwards.
+//! Every way out, with real processes: a child of this test binary makes changes and is ended in some way; another child is
+//! its guardian. The tests compare the file's content afterwards.
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::guardian_message::Answer;
 use crate::root::Root;
+use objects::Disk;
+
+mod objects;
 
 const MODE: &str = "ZAPSCOPE_TEST_CHILD";
 const TARGET: &str = "ZAPSCOPE_TEST_TARGET";
@@ -32,10 +35,10 @@ fn changes() -> (HostChanges, Arc<Mutex<Vec<String>>>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&said);
     let announce = move |text: &str| sink.lock().unwrap().push(text.to_owned());
-    (HostChanges::noted_in(state_directories(std::process::id()), guardian_program(), announce), said)
+    (HostChanges::logged_in(state_directories(std::process::id()), guardian_program(), announce), said)
 }
 
-/// Of one process of these tests alone: no zapscope on this host undoes what it leaves.
+/// A directory of one process of these tests, in which no zapscope of this host looks for logs.
 fn state_directories(pid: u32) -> Vec<PathBuf> {
     vec![std::env::temp_dir().join(format!("zapscope-test-{pid}"))]
 }
@@ -46,14 +49,14 @@ struct SwitchFile {
 }
 
 impl SwitchFile {
-    fn saying(text: &str) -> Self {
+    fn with(text: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("switch");
         fs::write(&path, text).unwrap();
         Self { _dir: dir, path }
     }
 
-    fn says(&self) -> String {
+    fn text(&self) -> String {
         fs::read_to_string(&self.path).unwrap()
     }
 }
@@ -67,7 +70,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 fn is_running(pid: u32) -> bool {
-    // A zombie is done running.
+    // A zombie has ended.
     Root::default()
         .text(&format!("/proc/{pid}/stat"))
         .is_some_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim().starts_with('Z')))
@@ -77,7 +80,7 @@ fn guardian_of(changes: &HostChanges) -> u32 {
     changes.lock().guardian.as_ref().unwrap().pid()
 }
 
-/// Starts a child in `mode` and waits until it says, with its guardian's pid, that its changes are made.
+/// Starts a child in `mode`, and waits until its changes are made; returns its guardian's PID and a detail.
 fn run_child(mode: &str, target: &Path) -> (Child, u32, String) {
     let mut child = Command::new(this_binary())
         .args(["--exact", CHILD, "--nocapture"])
@@ -101,7 +104,7 @@ fn run_child(mode: &str, target: &Path) -> (Child, u32, String) {
     (child, words.next().unwrap().parse().unwrap(), detail)
 }
 
-/// Not a test: what the tests below start as another process. Does nothing in an ordinary run.
+/// Not a test: the process that the tests below start. It does nothing in an ordinary run.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a way out that runs no destructor")]
 fn not_a_test_but_a_child() {
@@ -112,12 +115,12 @@ fn not_a_test_but_a_child() {
     }
     let target = PathBuf::from(std::env::var_os(TARGET).unwrap());
     let changes =
-        HostChanges::noted_in(state_directories(std::process::id()), guardian_program(), |_: &str| {});
+        HostChanges::logged_in(state_directories(std::process::id()), guardian_program(), |_: &str| {});
     let mut detail = "-".to_owned();
     match mode.as_str() {
         "zram" => detail = Disk::of(changes.add_zram("a test").unwrap().number).to_string(),
-        "zram-unheard" => {
-            // The death between the device's creation and the news of it: the answer stays unread.
+        "zram-unread" => {
+            // Killed between the device's creation and the answer, which stays unread.
             let mut state = changes.lock();
             let id = state.next_id().0;
             let guardian = state.guard(&changes.0).unwrap();
@@ -132,7 +135,7 @@ fn not_a_test_but_a_child() {
                 value: "madvise".to_owned(),
                 set: "never".to_owned(),
             };
-            changes.plan(action).unwrap();
+            changes.lock().plan(&changes.0, action).unwrap();
         }
         _ => {
             changes.change_sysfs(&target, "always", "a test").unwrap();
@@ -160,37 +163,37 @@ fn not_a_test_but_a_child() {
 
 #[test]
 fn a_switch_is_set_announced_and_restored() {
-    let file = SwitchFile::saying("always [madvise] never\n");
-    let (changes, said) = changes();
+    let file = SwitchFile::with("always [madvise] never\n");
+    let (changes, announced) = changes();
     let now = changes.change_sysfs(&file.path, "always", "to see huge pages").unwrap().now;
-    assert_eq!((now.as_str(), file.says().as_str()), ("always", "always"));
+    assert_eq!((now.as_str(), file.text().as_str()), ("always", "always"));
     assert_eq!(changes.outstanding().len(), 1);
     drop(changes);
-    assert_eq!(file.says(), "madvise");
-    let said = said.lock().unwrap();
+    assert_eq!(file.text(), "madvise");
+    let said = announced.lock().unwrap();
     assert!(said[0].contains("madvise -> always (to see huge pages)"), "{said:?}");
     assert!(said[1].contains("undone: write 'madvise' back"), "{said:?}");
 }
 
 #[test]
 fn changes_to_one_switch_are_undone_backwards() {
-    let file = SwitchFile::saying("1");
+    let file = SwitchFile::with("1");
     let (changes, _) = changes();
     for value in ["2", "3", "4"] {
         changes.change_sysfs(&file.path, value, "a test").unwrap();
     }
     assert!(changes.undo_all().is_empty());
-    assert_eq!(file.says(), "1");
+    assert_eq!(file.text(), "1");
 }
 
 #[test]
-fn a_switch_that_says_so_already_is_no_change() {
-    let file = SwitchFile::saying("always [madvise] never\n");
-    let (changes, said) = changes();
+fn a_switch_with_the_value_is_no_change() {
+    let file = SwitchFile::with("always [madvise] never\n");
+    let (changes, announced) = changes();
     let expected = Switched { change: None, now: "madvise".to_owned() };
     assert_eq!(changes.change_sysfs(&file.path, "madvise", "a test").unwrap(), expected);
-    assert!(changes.lock().guardian.is_none(), "nothing to guard, no guardian");
-    assert!(said.lock().unwrap().is_empty());
+    assert!(changes.lock().guardian.is_none(), "no guardian without a change");
+    assert!(announced.lock().unwrap().is_empty());
 }
 
 #[test]
@@ -208,34 +211,31 @@ fn a_change_that_fails_leaves_nothing_behind() {
 
 #[test]
 fn without_a_guardian_nothing_is_changed() {
-    let file = SwitchFile::saying("0");
+    let file = SwitchFile::with("0");
     for program in ["/nonexistent/guardian", "/bin/true"] {
-        let changes = HostChanges::guarded_by(GuardianProgram::new(program), |_: &str| {});
+        let changes = HostChanges::logged_in(directories(), GuardianProgram::new(program), |_: &str| {});
         let refused = changes.change_sysfs(&file.path, "1", "a test");
         assert!(matches!(refused, Err(ChangeError::Guardian(GuardianError::Start(_)))), "{refused:?}");
-        assert_eq!(file.says(), "0");
+        assert_eq!(file.text(), "0");
     }
 }
 
 #[test]
 fn one_change_can_be_undone_early_and_once() {
-    let file = SwitchFile::saying("0");
+    let file = SwitchFile::with("0");
     let (changes, _) = changes();
-    let action =
-        UndoAction::WriteFile { path: file.path.clone(), value: "0".to_owned(), set: "1".to_owned() };
-    let change = changes.plan(action).unwrap();
-    fs::write(&file.path, "1").unwrap();
+    let change = changes.change_sysfs(&file.path, "1", "a test").unwrap().change.unwrap();
     changes.undo(change).unwrap();
-    assert_eq!(file.says(), "0");
-    fs::write(&file.path, "somebody else").unwrap();
+    assert_eq!(file.text(), "0");
+    fs::write(&file.path, "another value").unwrap();
     changes.undo(change).unwrap();
     drop(changes);
-    assert_eq!(file.says(), "somebody else");
+    assert_eq!(file.text(), "another value");
 }
 
 #[test]
-fn a_guardian_ends_with_its_purpose() {
-    let file = SwitchFile::saying("0");
+fn a_guardian_exits_when_all_is_undone() {
+    let file = SwitchFile::with("0");
     let (changes, _) = changes();
     changes.change_sysfs(&file.path, "1", "a test").unwrap();
     let guardian = guardian_of(&changes);
@@ -246,33 +246,33 @@ fn a_guardian_ends_with_its_purpose() {
 
 #[test]
 fn a_killed_run_is_cleaned_up_after() {
-    let file = SwitchFile::saying("always [madvise] never\n");
+    let file = SwitchFile::with("always [madvise] never\n");
     let (mut child, guardian, _) = run_child("sleep", &file.path);
-    assert_eq!(file.says(), "never");
+    assert_eq!(file.text(), "never");
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     eventually("the guardian ends", || !is_running(guardian));
-    assert_eq!(file.says(), "madvise");
+    assert_eq!(file.text(), "madvise");
 }
 
 #[test]
 fn a_run_killed_between_plan_and_change_is_harmless() {
-    let file = SwitchFile::saying("madvise");
+    let file = SwitchFile::with("madvise");
     let (mut child, guardian, _) = run_child("planned", &file.path);
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the guardian ends", || !is_running(guardian));
-    assert_eq!(file.says(), "madvise");
+    assert_eq!(file.text(), "madvise");
 }
 
 #[test]
 fn abort_exit_and_panic_are_cleaned_up_after() {
     for mode in ["abort", "exit", "panic", "interrupt-guardian"] {
-        let file = SwitchFile::saying("always [madvise] never\n");
+        let file = SwitchFile::with("always [madvise] never\n");
         let (mut child, guardian, _) = run_child(mode, &file.path);
         child.wait().unwrap();
         eventually(mode, || !is_running(guardian));
-        assert_eq!(file.says(), "madvise", "{mode}");
+        assert_eq!(file.text(), "madvise", "{mode}");
     }
 }
 
@@ -295,13 +295,13 @@ fn children_of(pid: u32) -> Vec<u32> {
 
 #[test]
 fn a_guardian_that_was_killed_is_replaced_and_the_next_one_undoes() {
-    let file = SwitchFile::saying("always [madvise] never\n");
+    let file = SwitchFile::with("always [madvise] never\n");
     let (mut child, first, _) = run_child("sleep", &file.path);
     kill(first, libc::SIGKILL);
     let another = || children_of(child.id()).into_iter().find(|pid| *pid != first);
     eventually("another guardian", || another().is_some());
     let second = another().unwrap();
-    // From then on it survives what ends its run; what it was not told it finds in the log.
+    // From then on it survives the run's end, and reads in the log what it did not receive.
     eventually("the guardian holds the log", || {
         let descriptors = fs::read_dir(format!("/proc/{second}/fd")).into_iter().flatten().flatten();
         let mut files = descriptors.filter_map(|one| fs::read_link(one.path()).ok());
@@ -310,95 +310,98 @@ fn a_guardian_that_was_killed_is_replaced_and_the_next_one_undoes() {
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the guardian ends", || !is_running(second));
-    assert_eq!(file.says(), "madvise");
+    assert_eq!(file.text(), "madvise");
     assert!(!state_directories(child.id())[0].exists());
 }
 
 #[test]
 fn a_change_after_the_guardians_death_is_guarded_by_another() {
-    let file = SwitchFile::saying("0");
-    let (changes, said) = changes();
+    let file = SwitchFile::with("0");
+    let (changes, announced) = changes();
     changes.change_sysfs(&file.path, "1", "a test").unwrap();
     let first = guardian_of(&changes);
     kill(first, libc::SIGKILL);
-    // It may be dying still while it is told; then the one that takes its place is told as well.
+    // It may still be ending when it receives the change; then the next guardian receives it as well.
     changes.change_sysfs(&file.path, "2", "a test").unwrap();
     eventually("another guardian", || guardian_of(&changes) != first);
     assert_eq!(changes.outstanding().len(), 2);
-    assert!(said.lock().unwrap().iter().any(|text| text.contains("another one took its place")), "{said:?}");
+    assert!(
+        announced.lock().unwrap().iter().any(|text| text.contains("another one took its place")),
+        "{announced:?}"
+    );
     drop(changes);
-    assert_eq!(file.says(), "0");
+    assert_eq!(file.text(), "0");
 }
 
-/// As the end of a PID namespace does it: the guardian has no moment left.
+/// As at the end of a PID namespace: the guardian is killed as well.
 #[test]
-fn what_is_left_by_both_the_next_one_undoes() {
-    let file = SwitchFile::saying("always [madvise] never\n");
+fn changes_left_by_run_and_guardian_are_undone_by_the_next_run() {
+    let file = SwitchFile::with("always [madvise] never\n");
     let (mut child, guardian, _) = run_child("sleep", &file.path);
     let directories = state_directories(child.id());
     let undo = || crate::leftovers::undo_those_in(&directories);
-    assert_eq!(undo(), [], "both are alive");
+    assert_eq!(undo(), [], "both run");
     kill(guardian, libc::SIGSTOP);
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(undo(), [], "the guardian is");
+    assert_eq!(undo(), [], "the guardian runs");
     kill(guardian, libc::SIGKILL);
     eventually("the guardian's end", || !is_running(guardian));
-    assert_eq!(file.says(), "never");
+    assert_eq!(file.text(), "never");
     let mut left = Vec::new();
-    // The kernel lets go of a dead process's files soon.
-    eventually("somebody undoes it", || {
+    // The kernel closes the files of an ended process after a moment.
+    eventually("the log is free", || {
         left.extend(undo());
         !left.is_empty()
     });
     assert_eq!((left.len(), left.iter().all(|one| one.is_gone)), (2, true), "{left:?}");
-    assert_eq!(file.says(), "madvise");
+    assert_eq!(file.text(), "madvise");
     assert!(!directories[0].exists());
 }
 
 #[test]
 fn two_runs_do_not_change_one_switch() {
-    let file = SwitchFile::saying("0");
+    let file = SwitchFile::with("0");
     let ((first, _), (second, _)) = (changes(), changes());
     first.change_sysfs(&file.path, "1", "a test").unwrap();
     let refused = second.change_sysfs(&file.path, "2", "a test");
     assert!(matches!(refused, Err(ChangeError::Taken { .. })), "{refused:?}");
-    assert_eq!((file.says().as_str(), second.outstanding().len()), ("1", 0));
+    assert_eq!((file.text().as_str(), second.outstanding().len()), ("1", 0));
     drop(first);
     second.change_sysfs(&file.path, "2", "a test").unwrap();
     drop(second);
-    assert_eq!(file.says(), "0");
+    assert_eq!(file.text(), "0");
 }
 
 #[test]
-fn where_nobody_can_undo_nothing_is_changed() {
-    let file = SwitchFile::saying("0");
+fn without_log_and_guardian_nothing_is_changed() {
+    let file = SwitchFile::with("0");
     let nowhere = vec![PathBuf::from("/proc/nowhere")];
-    let changes = HostChanges::noted_in(nowhere, guardian_program(), |_: &str| {});
+    let changes = HostChanges::logged_in(nowhere, guardian_program(), |_: &str| {});
     let outcome = changes.change_sysfs(&file.path, "1", "a test");
     if in_initial_pid_namespace() {
         outcome.expect("the guardian outlives this process");
     } else {
         assert!(matches!(outcome, Err(ChangeError::Guardian(GuardianError::Mortal(_)))), "{outcome:?}");
-        assert_eq!(file.says(), "0");
+        assert_eq!(file.text(), "0");
     }
 }
 
 #[test]
-fn what_was_made_is_told_once_and_said_once() {
-    let file = SwitchFile::saying("0");
-    let (changes, said) = changes();
+fn equal_changes_are_recorded_and_announced_once() {
+    let file = SwitchFile::with("0");
+    let (changes, announced) = changes();
     for _ in 0..3 {
         let switched = changes.change_sysfs(&file.path, "1", "a test").unwrap();
         changes.undo(switched.change.unwrap()).unwrap();
     }
-    assert_eq!((changes.made().len(), said.lock().unwrap().len()), (1, 2));
+    assert_eq!((changes.made().len(), announced.lock().unwrap().len()), (1, 2));
     assert!(matches!(&changes.made()[0], HostChange::Switch { from, to, .. } if from == "0" && to == "1"));
 }
 
 #[test]
 fn ctrl_c_at_the_terminal_does_not_reach_the_guardian() {
-    let file = SwitchFile::saying("madvise");
+    let file = SwitchFile::with("madvise");
     let (mut child, guardian, _) = run_child("sleep", &file.path);
     let session = |pid: u32| {
         let stat = Root::default().text(&format!("/proc/{pid}/stat")).unwrap();
@@ -411,113 +414,4 @@ fn ctrl_c_at_the_terminal_does_not_reach_the_guardian() {
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the guardian ends", || !is_running(guardian));
-}
-
-/// One zram device and no other: numbers are given again, and other programs make devices too.
-#[derive(Debug)]
-struct Disk {
-    number: u32,
-    diskseq: u64,
-}
-
-impl Disk {
-    fn of(number: u32) -> Self {
-        Self { number, diskseq: crate::zram::diskseq_of(number).unwrap() }
-    }
-
-    fn parse(text: &str) -> Self {
-        let (number, diskseq) = text.split_once(':').unwrap();
-        Self { number: number.parse().unwrap(), diskseq: diskseq.parse().unwrap() }
-    }
-
-    fn exists(&self) -> bool {
-        crate::zram::diskseq_of(self.number) == Some(self.diskseq)
-    }
-}
-
-impl fmt::Display for Disk {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}:{}", self.number, self.diskseq)
-    }
-}
-
-#[test]
-#[ignore = "needs: Zram"]
-fn a_killed_run_leaves_no_zram_behind() {
-    let (mut child, guardian, disk) = run_child("zram", Path::new("/"));
-    let disk = Disk::parse(&disk);
-    let name = format!("zram{}", disk.number);
-    fs::write(format!("/sys/block/{name}/disksize"), "16M").unwrap();
-    let formatted = Command::new("mkswap").arg(format!("/dev/{name}")).stdout(Stdio::null()).status();
-    let swapped = Command::new("swapon").args(["-p", "0", &format!("/dev/{name}")]).status();
-    let in_use = formatted.is_ok_and(|status| status.success()) && swapped.is_ok_and(|one| one.success());
-    assert!(disk.exists());
-    program::output::message(format_args!(
-        "the device is {} when its run is killed",
-        if in_use { "swapped to" } else { "idle" }
-    ));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    eventually("the guardian ends", || !is_running(guardian));
-    assert!(!disk.exists(), "{disk} is left");
-}
-
-#[test]
-#[ignore = "needs: Zram"]
-fn a_zram_whose_number_nobody_heard_is_removed() {
-    let (mut child, guardian, disk) = run_child("zram-unheard", Path::new("/"));
-    let disk = Disk::parse(&disk);
-    assert!(disk.exists());
-    child.kill().unwrap();
-    child.wait().unwrap();
-    eventually("the guardian ends", || !is_running(guardian));
-    assert!(!disk.exists(), "{disk} is left");
-}
-
-#[test]
-#[ignore = "needs: Zram"]
-fn a_zram_is_removed_in_the_ordinary_way() {
-    let (changes, said) = changes();
-    let added = changes.add_zram("a test").unwrap();
-    let disk = Disk::of(added.number);
-    assert!(disk.exists());
-    changes.undo(added.change).unwrap();
-    assert!(!disk.exists());
-    drop(changes);
-    assert_eq!(said.lock().unwrap().len(), 2);
-}
-
-/// A cgroup for this process to make. What earlier ones left that were killed together with their guardians is removed.
-fn cgroup_in(parent: &Path) -> PathBuf {
-    const NAME: &str = "zapscope-test-";
-    for old in fs::read_dir(parent).unwrap().flatten() {
-        let owner = old.file_name().to_str().and_then(|name| name.strip_prefix(NAME)?.parse().ok());
-        if owner.is_some_and(|owner| !is_running(owner)) {
-            let _ = UndoAction::RemoveCgroup { path: old.path(), home: parent.to_owned() }.perform();
-        }
-    }
-    parent.join(format!("{NAME}{}", std::process::id()))
-}
-
-#[test]
-#[ignore = "needs: Cgroup"]
-fn a_cgroup_is_removed_with_a_process_still_in_it() {
-    let parent = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
-        .into_iter()
-        .find(|parent| Path::new(parent).join("cgroup.procs").exists())
-        .unwrap();
-    // One of a process that is no more: there is none with the highest of numbers.
-    let left = Path::new(parent).join(format!("zapscope-test-{}", i32::MAX));
-    fs::create_dir(&left).unwrap();
-    let (changes, _) = changes();
-    let path = cgroup_in(Path::new(parent));
-    assert!(!left.exists(), "what a killed test left is removed by the next one");
-    changes.make_cgroup(&path, parent, "a test").unwrap();
-    let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
-    fs::write(path.join("cgroup.procs"), sleeper.id().to_string()).unwrap();
-    drop(changes);
-    assert!(!path.exists());
-    assert!(sleeper.try_wait().unwrap().is_none(), "its process lives on");
-    sleeper.kill().unwrap();
-    sleeper.wait().unwrap();
 }

@@ -13,7 +13,7 @@ use linux_boot::modules::{self, ModuleError};
 use linux_boot::{Kernel, LoadError, Refusal};
 use machine::pc::PcError;
 use program::exit::{Class, Classified};
-use program::input::{self, InputError, What};
+use program::input::{self, InputError, FileKind};
 use program::output::visible;
 
 /// What is to be booted.
@@ -147,7 +147,7 @@ pub(super) fn identify<'a>(path: &Path, image: &'a [u8]) -> Result<Kernel<'a>, L
 /// The files of the guest's first file system: what the user gives it, the modules, the agent.
 pub(super) fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec<u8>, LinuxError> {
     let mut archive = match &setup.guest.initrd {
-        Some(path) => input::read(What::Initrd, path)?,
+        Some(path) => input::read(FileKind::Initrd, path)?,
         None => Vec::new(),
     };
     // Where one archive follows another the kernel looks at multiples of four.

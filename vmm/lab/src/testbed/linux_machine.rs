@@ -35,7 +35,7 @@ use host::kvm_module::{KvmFacts, MmuKind};
 use linux_boot::{BootFile, Initrd};
 use machine::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, PcVcpu, prefault};
 use machine::{FaultCounts, VmCore, VmError};
-use program::input::{self, What};
+use program::input::{self, FileKind};
 use program::output::Sink;
 
 /// Before the user's own: the memory under test comes from a node of its own, and stays where it is.
@@ -97,7 +97,7 @@ impl LinuxMachine {
         if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
             return Err(LinuxError::Emulated);
         }
-        let image = input::read(What::Kernel, kernel)?;
+        let image = input::read(FileKind::Kernel, kernel)?;
         identify(kernel, &image).map(drop)
     }
 
@@ -109,7 +109,7 @@ impl LinuxMachine {
         if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
             return Err(LinuxError::Emulated);
         }
-        let image = input::read(What::Kernel, setup.kernel)?;
+        let image = input::read(FileKind::Kernel, setup.kernel)?;
         let kernel = identify(setup.kernel, &image)?;
         let archive = archive(setup, &kernel)?;
         let areas = u64::from(setup.vcpus) * AREA_SIZE;

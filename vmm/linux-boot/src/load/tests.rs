@@ -7,7 +7,7 @@ use super::super::fixture::{self, KERNEL_AT, Load, PACKED, bzimage, payload};
 use super::super::layout::{arena_node, node0};
 use super::*;
 use guest::GuestRam;
-use program::input::{Input, What};
+use program::input::{FileKind, Input};
 
 const MIB: u64 = 1 << 20;
 const INIT_SIZE: u32 = 8 << 20;
@@ -202,7 +202,7 @@ fn an_initrd_comes_from_its_file() {
     let (memory, platform) = machine(64 * MIB);
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().write_all(b"070701 and so on").unwrap();
-    let input = Input::open(What::Initrd, file.path()).unwrap();
+    let input = Input::open(FileKind::Initrd, file.path()).unwrap();
     let bzimage = packed();
     let boot = Boot {
         platform: &platform,

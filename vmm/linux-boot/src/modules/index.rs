@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::error::{MAX_FILES, ModuleError};
-use program::input::{self, What};
+use program::input::{self, FileKind};
 
 /// How deep below `kernel/` modules lie at most; on Debian it is seven.
 const MAX_DEPTH: u32 = 32;
@@ -45,7 +45,7 @@ impl Index {
 
 /// A list's text, or `None` where there is no such file.
 fn read_list(path: &Path) -> Result<Option<String>, ModuleError> {
-    match input::read(What::ModuleList, path) {
+    match input::read(FileKind::ModuleList, path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.is_missing() => Ok(None),
         Err(error) => Err(error.into()),

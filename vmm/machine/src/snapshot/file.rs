@@ -11,7 +11,7 @@ use super::header::{HEADER_BYTES, Header, HeaderError};
 use super::index::{Entry, Index};
 use super::{Bad, SnapshotError, vcpu};
 use crate::state::VcpuState;
-use program::input::{Input, What};
+use program::input::{FileKind, Input};
 
 /// A snapshot file, opened and checked.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Snapshot {
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         let failed = |attempt| move |source| SnapshotError::Io { attempt, path: path.to_owned(), source };
         let bad = |why| SnapshotError::Bad { path: path.to_owned(), why };
-        let input = Input::open(What::Snapshot, path)?;
+        let input = Input::open(FileKind::Snapshot, path)?;
         let len = input.len();
         let file = input.into_file();
         if len < PAGE_SIZE {

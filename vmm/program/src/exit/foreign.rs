@@ -1,4 +1,4 @@
-//! The classes of errors from the crates below, which know no exit codes.
+//! The classes of the errors of other crates, which do not know exit codes.
 
 use guest_mem::waits::Overdue;
 use guest_mem::{
@@ -23,7 +23,7 @@ impl Classified for ZramError {
     }
 }
 
-/// Ranges are made by this program, from what was checked.
+/// Ranges are computed from checked values.
 impl Classified for RangeError {
     fn class(&self) -> Class {
         Class::Fault
@@ -34,7 +34,7 @@ impl Classified for RegionError {
     fn class(&self) -> Class {
         match self {
             Self::Length { .. } => Class::Mistake,
-            // A backing that a kernel does not know is EINVAL as well.
+            // EINVAL is the answer of a kernel that does not know the backing, too.
             Self::Reserve { .. } | Self::Hugetlb { .. } | Self::NotGiven { .. } | Self::Setup { .. } => {
                 Class::Host
             }
@@ -89,7 +89,7 @@ impl Classified for ReclaimError {
     fn class(&self) -> Class {
         match self {
             Self::Refused { .. } | Self::Stranded { .. } | Self::Range(_) => Class::Fault,
-            // A madvise that a kernel does not know is EINVAL as well.
+            // EINVAL is the answer of a kernel that does not know the advice, too.
             Self::Call { .. } => Class::Host,
             Self::Overdue(overdue) => overdue.class(),
         }
@@ -115,10 +115,10 @@ impl Classified for BufferError {
 impl Classified for StoreError {
     fn class(&self) -> Class {
         match self {
-            // What the scenario allows it.
+            // The scenario sets the limit.
             Self::Full { .. } => Class::Mistake,
             Self::Memory { .. } => Class::Host,
-            // Of a snapshot: it was longer when it was opened.
+            // A snapshot that was cut after it was opened.
             Self::Damaged { .. } | Self::NoSuchPage { .. } => Class::Wrong,
             Self::Shape { .. } | Self::Io { .. } | Self::Short { .. } | Self::ReadOnly { .. } => Class::Fault,
         }
@@ -226,7 +226,7 @@ impl Classified for EvictError {
     }
 }
 
-/// A thread or a wake of this program's own.
+/// A thread or a wake-up of this program.
 impl Classified for Overdue {
     fn class(&self) -> Class {
         Class::Fault

@@ -1,16 +1,15 @@
-//! The one way out: standard output and standard error are written here and nowhere else.
+//! Standard output and standard error, which nothing else in the program writes.
 //!
-//! | what | where | if nobody reads |
+//! | function | stream | if it is not read |
 //! | --- | --- | --- |
-//! | [`result()`], [`json`] | standard output | waits until the end, all of it |
-//! | [`live`] | standard output | 1 MiB waits; more is dropped, counted, and said so in its place |
-//! | [`Console`] | standard output, byte by byte as the guest sends it | the same |
+//! | [`result()`], [`json`] | standard output | all of it waits until the end |
+//! | [`live`] | standard output | 1 MiB waits; more is dropped, and a note in its place has the count |
+//! | [`Console`] | standard output, the guest's bytes unchanged | the same |
 //! | [`message`], [`progress`], [`status()`] | standard error | the same |
-//! | [`beside`] | standard error | waits until the end, all of it |
+//! | [`beside`] | standard error | all of it waits until the end |
 //!
-//! Nothing here waits, panics, or fails: whether something can be shown decides nothing about the rest of the program.
-//! [`finish`] waits for the readers at the program's end. Only the console is passed on raw; in all other text what a
-//! terminal would obey is made visible, since names, errors and reports quote what others wrote.
+//! None of these functions blocks, panics or fails. [`finish`] waits for the readers at the end of the program. In all text but
+//! the console's, control characters are made visible, because names, errors and reports quote text of other programs.
 
 mod queue;
 mod status;
@@ -28,34 +27,34 @@ use queue::{Keep, Stream};
 use status::Status;
 use writer::Writer;
 
-/// How long a panic's text may take to be read.
+/// The limit on the wait for a reader of a panic's text.
 const PANIC: Duration = Duration::from_millis(200);
 
 static WRITER: Writer = {
-    // SAFETY: open for the life of the process: the standard library opens /dev/null in the place of a standard
-    // descriptor that is closed at the start, and whatever this program closes it has opened later.
+    // SAFETY: open for the life of the process: the standard library opens /dev/null for a standard descriptor that is closed
+    // at the start, and this program closes none of them.
     let out = unsafe { BorrowedFd::borrow_raw(libc::STDOUT_FILENO) };
     // SAFETY: as above.
     let err = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
     Writer::new([out, err])
 };
 
-/// A result, as it is.
+/// A result.
 pub fn result(text: impl Display) {
     WRITER.say(Stream::Out, visible::lines(&text.to_string()).as_bytes(), Keep::Always);
 }
 
-/// A result in JSON, as it is.
+/// A result in JSON.
 pub fn json(text: impl Display) {
     WRITER.say(Stream::Out, visible::json(&text.to_string()).as_bytes(), Keep::Always);
 }
 
-/// A line of what goes on being measured.
+/// A line of a measurement in progress.
 pub fn live(text: impl Display) {
     say_item(Stream::Out, &text.to_string());
 }
 
-/// Says something to the user: `zapscope: TEXT`.
+/// A message to the user: `zapscope: TEXT`.
 pub fn message(text: impl Display) {
     say_item(Stream::Err, &format!("zapscope: {text}"));
 }
@@ -65,13 +64,13 @@ pub fn progress(text: impl Display) {
     say_item(Stream::Err, &text.to_string());
 }
 
-/// Further lines are indented, so that a text that quotes others cannot say something in our name.
+/// Further lines are indented, so that quoted text cannot pass for a message of this program.
 fn say_item(stream: Stream, text: &str) {
     let text = format!("{}\n", visible::item(text.trim_end()));
     WRITER.say(stream, visible::lines(&text).as_bytes(), Keep::WithRoom);
 }
 
-/// What goes on now, on the last line of a terminal that standard error is; elsewhere a line of its own.
+/// The present activity: on the last line if standard error is a terminal, else a line of its own.
 pub fn status(text: impl Display) {
     match messages_go_to_a_terminal() {
         true => WRITER.status(Some(Status::new(visible::line(&text.to_string()).into_owned()))),
@@ -79,24 +78,23 @@ pub fn status(text: impl Display) {
     }
 }
 
-/// Nothing goes on any more.
+/// Removes the line of the present activity.
 pub fn clear_status() {
     WRITER.status(None);
 }
 
-/// What stands beside a result that a program reads: on standard error, as it is.
+/// Text for the user beside a result for a program: on standard error.
 pub fn beside(text: impl Display) {
     WRITER.say(Stream::Err, visible::lines(&text.to_string()).as_bytes(), Keep::Always);
 }
 
-/// Where a guest's console goes. It takes all that it is given, and waits for nobody: it is called with the port's lock
-/// held, by a vCPU or the device thread.
+/// The destination of a guest's console. It must not block: a vCPU or the device thread calls it with the port's lock held.
 pub trait Sink: Send {
-    /// Takes what the guest has printed next.
+    /// The next bytes of the guest.
     fn take(&mut self, bytes: &[u8]);
 }
 
-/// The console of a guest, raw: its bytes are for the terminal that it is shown on.
+/// The console of a guest on standard output, its bytes unchanged.
 #[derive(Clone, Copy, Debug)]
 pub struct Console;
 
@@ -106,24 +104,23 @@ impl Sink for Console {
     }
 }
 
-/// Whether messages are read by a person at a terminal.
-#[expect(clippy::disallowed_methods, reason = "only asks what it is")]
+/// Whether standard error is a terminal.
+#[expect(clippy::disallowed_methods, reason = "only asks whether it is a terminal")]
 fn messages_go_to_a_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// The program was told to stop: its end no longer waits for a reader that does not read.
+/// A stop was asked for: from now on [`finish`] does not wait for a reader that does not read.
 pub fn hurry() {
     WRITER.hurry();
 }
 
-/// The same for a program that ends when all else has ended.
+/// Waits for the readers, for at most `limit`.
 pub fn finish_within(limit: Duration) {
     WRITER.finish(Some(limit));
 }
 
-/// Waits for the readers: a result is not lost because its reader is slow. Returns why standard output could not be
-/// written; that its reader has gone is no reason.
+/// Waits for the readers, however slow. Returns the error of standard output, unless its reader has closed it.
 pub fn finish() -> Option<Errno> {
     let failure = WRITER.finish(None);
     if let Some(errno) = failure {
@@ -136,8 +133,7 @@ pub fn finish() -> Option<Errno> {
     failure
 }
 
-/// Says a panic the way everything is said. The text waits a moment to be read, since a panic may be the last thing
-/// that happens.
+/// Prints panics as messages. The hook waits a moment for the reader, because the process may end after it.
 pub fn say_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();

@@ -1,13 +1,13 @@
-//! What waits to be written: in the order in which it was said, and no more of it than there is room for.
+//! The text that waits to be written, in order and up to a limit.
 //!
 //! ```text
 //!   push ──> chunks of both streams, oldest first ──> first(writable) ── write ──> written(count)
-//!     └─ no room: the stream is shut, bytes are counted ── half of it is written ──> a note says how many
+//!     └─ over the limit: bytes are dropped and counted ── half is written ──> a note with the count
 //! ```
 
 use std::collections::VecDeque;
 
-/// Where text goes.
+/// A standard stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
@@ -16,25 +16,25 @@ pub enum Stream {
     Err,
 }
 
-/// For whom room is found.
+/// Whether text may be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// However much waits: a result.
+    /// Never: a result.
     Always,
-    /// While there is room: what goes on being said whether or not somebody reads it.
+    /// Over the limit: messages and progress.
     WithRoom,
 }
 
-/// How many bytes of a stream may wait.
+/// The limit on the bytes of a stream that wait.
 pub const ROOM: usize = 1 << 20;
-/// Short texts that follow one another are written with one call, up to this length.
+/// Consecutive short texts are joined up to this length.
 const GATHER: usize = 4096;
 
 #[derive(Debug)]
 struct Chunk {
     stream: Stream,
     bytes: Vec<u8>,
-    /// How many of the bytes are written.
+    /// The number of bytes that are written.
     written: usize,
 }
 
@@ -42,13 +42,13 @@ struct Chunk {
 struct Lane {
     /// Bytes that wait.
     waiting: usize,
-    /// Bytes that were dropped since there was room last.
+    /// Bytes dropped since the last note.
     dropped: u64,
-    /// Nothing is written to it any more.
+    /// Closed: nothing more is written.
     dead: bool,
 }
 
-/// What waits to be written.
+/// The text that waits to be written.
 #[derive(Debug)]
 pub struct Queue {
     chunks: VecDeque<Chunk>,
@@ -60,12 +60,12 @@ impl Lane {
 }
 
 impl Queue {
-    /// Nothing waits.
+    /// An empty queue.
     pub const fn new() -> Self {
         Self { chunks: VecDeque::new(), lanes: [Lane::OPEN; 2] }
     }
 
-    /// Puts bytes at the end, as a whole or not at all.
+    /// Appends bytes, all or none.
     pub fn push(&mut self, stream: Stream, bytes: &[u8], keep: Keep) {
         let lane = &mut self.lanes[stream as usize];
         if lane.dead || bytes.is_empty() {
@@ -90,7 +90,7 @@ impl Queue {
         }
     }
 
-    /// Says how much is missing, at the place where it is.
+    /// Appends a note in place of the dropped bytes.
     fn note_loss(&mut self, stream: Stream) {
         let dropped = std::mem::take(&mut self.lanes[stream as usize].dropped);
         if dropped > 0 {
@@ -106,7 +106,7 @@ impl Queue {
         Some((chunk.stream, &chunk.bytes[chunk.written..]))
     }
 
-    /// The stream's oldest bytes are written, so many of them.
+    /// So many of the stream's oldest bytes are written.
     pub fn written(&mut self, stream: Stream, count: usize) {
         let Some(at) = self.chunks.iter().position(|chunk| chunk.stream == stream) else { return };
         let chunk = &mut self.chunks[at];
@@ -116,24 +116,24 @@ impl Queue {
         }
         let lane = &mut self.lanes[stream as usize];
         lane.waiting = lane.waiting.saturating_sub(count);
-        // With a gap between shut and open there is one note for a slow reader, not one a line.
+        // Text is accepted again at half the limit, so that a slow reader gets one note and not one for each line.
         if lane.waiting <= ROOM / 2 {
             self.note_loss(stream);
         }
     }
 
-    /// Nobody will read the stream any more: drops what waits for it, and what is still to come.
+    /// Drops the text of a stream, and all later text: it has no reader any more.
     pub fn close(&mut self, stream: Stream) {
         self.chunks.retain(|chunk| chunk.stream != stream);
         self.lanes[stream as usize] = Lane { dead: true, ..Lane::OPEN };
     }
 
-    /// For which streams something waits.
+    /// The streams for which text waits.
     pub fn wanted(&self) -> [bool; 2] {
         [Stream::Out, Stream::Err].map(|stream| self.lanes[stream as usize].waiting > 0)
     }
 
-    /// How many bytes wait for a stream.
+    /// The bytes that wait for a stream.
     #[cfg(test)]
     pub fn waiting(&self, stream: Stream) -> usize {
         self.lanes[stream as usize].waiting
@@ -147,7 +147,7 @@ mod tests {
 
     const BOTH: [bool; 2] = [true; 2];
 
-    /// Writes all that waits, `at_a_time` bytes with each call. Returns what each stream got.
+    /// Writes all text, `at_a_time` bytes by each call; returns the text of each stream.
     fn drain(queue: &mut Queue, at_a_time: usize) -> [String; 2] {
         let mut got = [Vec::new(), Vec::new()];
         while let Some((stream, bytes)) = queue.first(BOTH) {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_written_in_order() {
+    fn text_is_written_in_order() {
         let mut queue = Queue::new();
         queue.push(Stream::Err, b"begun\n", Keep::WithRoom);
         queue.push(Stream::Out, b"table\n", Keep::Always);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_nobody_reads_does_not_grow() {
+    fn a_stream_without_a_reader_does_not_grow() {
         let mut queue = Queue::new();
         let line = [b'x'; 1000];
         for _ in 0..5000 {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_kept_whatever_waits() {
+    fn a_result_is_never_dropped() {
         let mut queue = Queue::new();
         queue.push(Stream::Out, &vec![b'x'; ROOM], Keep::WithRoom);
         queue.push(Stream::Out, b"lost\n", Keep::WithRoom);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_stream_swallows_and_the_other_goes_on() {
+    fn a_closed_stream_drops_its_text_and_the_other_goes_on() {
         let mut queue = Queue::new();
         queue.push(Stream::Out, b"a", Keep::Always);
         queue.push(Stream::Err, b"b", Keep::Always);
@@ -214,7 +214,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_that_is_not_counted(
+        fn dropped_bytes_are_counted(
             said in prop::collection::vec((any::<bool>(), any::<bool>(), 1usize..300_000, 0usize..400_000), 1..40),
         ) {
             let mut queue = Queue::new();

@@ -1,34 +1,34 @@
-//! The line at the bottom of a terminal that says what goes on: erased before anything else is said, drawn again when
-//! nothing waits to be written. So a terminal that is not read gets one such line, and not one each second.
+//! The status line at the bottom of a terminal: erased before other text, drawn again when no text waits. A terminal that is not
+//! read so gets one such line, and not one each second.
 
 use std::time::{Duration, Instant};
 
-/// How often the time in it goes on.
+/// The interval at which its time is updated.
 pub const TICK: Duration = Duration::from_secs(1);
-/// To the line's start, and nothing on it.
+/// Moves to the begin of the line and clears it.
 pub const ERASE: &str = "\r\x1b[2K";
 
-/// What goes on.
+/// The status line.
 #[derive(Debug)]
 pub struct Status {
     text: String,
     begun: Instant,
-    /// When it was drawn, if it stands on the terminal.
+    /// When it was drawn; `None` if it is not on the terminal.
     drawn: Option<Instant>,
 }
 
 impl Status {
-    /// Text of one line, harmless to a terminal; it is cut where the terminal ends.
+    /// `text` is one line without control characters; it is cut to the terminal's width.
     pub fn new(text: String) -> Self {
         Self { text, begun: Instant::now(), drawn: None }
     }
 
-    /// Something else is said: takes the line away. Returns what does so, if it is there.
+    /// The sequence that erases the line, if it is on the terminal.
     pub fn erase(&mut self) -> Option<&'static str> {
         self.drawn.take().map(|_| ERASE)
     }
 
-    /// The line, if it is not on the terminal or its time has gone on.
+    /// The line, if it is not on the terminal or its time has changed.
     pub fn draw(&mut self, now: Instant, width: usize) -> Option<String> {
         if self.drawn.is_some_and(|drawn| now < drawn + TICK) {
             return None;

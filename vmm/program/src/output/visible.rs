@@ -1,15 +1,15 @@
-//! Text that a terminal obeys, made text that it shows.
+//! Control characters in text, made visible.
 //!
-//! Names of other processes, what a guest says when it panics, strings of a record or a file: none of them is ours, and
-//! each may hold escape sequences. What Rust's `Debug` would not show as itself (control characters, invisible and
-//! bidirectional formatting, combining marks, unassigned code points) is written as an escape.
+//! Names of processes, a guest's panic, strings of a record or a file may contain escape sequences for the terminal. Characters
+//! that Rust's `Debug` escapes (control characters, invisible and bidirectional formatting, combining marks, unassigned code
+//! points) are written as escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde::{Deserialize, Deserializer};
 
-/// Whether a terminal shows it and does nothing else. A combining mark changes the character before it.
+/// Whether a terminal only displays it. A combining mark changes the character before it.
 fn is_shown(character: char) -> bool {
     match character {
         ' '..='~' => true,
@@ -34,17 +34,17 @@ fn escape(shown: &mut String, character: char) {
     shown.extend(character.escape_unicode());
 }
 
-/// Text of one line: no character of it ends the line or does anything else to a terminal.
+/// One line: line ends and control characters are escaped.
 pub fn line(text: &str) -> Cow<'_, str> {
     replace(text, is_shown, escape)
 }
 
-/// Text that may have several lines, and tabs.
+/// Several lines: newlines and tabs stay.
 pub fn lines(text: &str) -> Cow<'_, str> {
     replace(text, |character| matches!(character, '\n' | '\t') || is_shown(character), escape)
 }
 
-/// One item of a text: its further lines are indented, so that none of them can be taken for the next item.
+/// An item of a text: its further lines are indented, so that they cannot pass for other items.
 pub fn item(text: &str) -> Cow<'_, str> {
     match text.contains('\n') {
         true => Cow::Owned(text.replace('\n', "\n  ")),
@@ -52,24 +52,17 @@ pub fn item(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// What somebody else printed, in lines of their own that are marked as such.
+/// Text of another program, in lines that are marked as quoted.
 pub fn quoted(text: &str) -> String {
     text.lines().flat_map(|quoted| ["\n  | ".into(), line(quoted)]).collect()
 }
 
-/// Reads a name of somebody else's as a line, for serde.
+/// Deserialises a name of another program as one line.
 pub fn read_line<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     String::deserialize(from).map(|text| line(&text).into_owned())
 }
 
-/// The same of several.
-pub fn read_line_each<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    let texts = Vec::<String>::deserialize(from)?;
-    Ok(texts.iter().map(|text| line(text).into_owned()).collect())
-}
-
-/// JSON that says the same and does nothing to a terminal: such characters stand in strings only, where JSON has an
-/// escape for them.
+/// Equivalent JSON without control characters: they occur in strings only, where JSON can escape them.
 pub fn json(text: &str) -> Cow<'_, str> {
     let kept = |character| matches!(character, '\n' | '\t' | '\r') || is_shown(character);
     replace(text, kept, |shown, character| {
@@ -85,7 +78,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What no terminal may get from us, named by what it does and not by a table.
+    /// Characters that must not reach a terminal, by their effect and not by a table.
     fn is_harmful(character: char) -> bool {
         let bidirectional = matches!(character, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         let ends_a_line = matches!(character, '\u{2028}' | '\u{2029}');
@@ -117,7 +110,7 @@ mod tests {
         }
 
         #[test]
-        fn json_says_the_same(text in foreign(), key in foreign()) {
+        fn json_is_equivalent(text in foreign(), key in foreign()) {
             let value = serde_json::json!({ key: [text] });
             for written in [serde_json::to_string(&value).unwrap(), serde_json::to_string_pretty(&value).unwrap()] {
                 let shown = json(&written);
@@ -127,14 +120,14 @@ mod tests {
         }
 
         #[test]
-        fn what_is_shown_once_is_shown_again_unchanged(text in foreign()) {
+        fn escaped_text_is_not_escaped_again(text in foreign()) {
             let shown = lines(&text).into_owned();
             prop_assert!(matches!(lines(&shown), Cow::Borrowed(same) if same == shown));
         }
     }
 
     #[test]
-    fn what_a_terminal_obeys_is_shown() {
+    fn control_characters_are_escaped() {
         assert_eq!(line("\u{1b}[2J\u{9b}m\u{7}"), "\\u{1b}[2J\\u{9b}m\\u{7}");
         assert_eq!(line("a\nok 1 b\r"), "a\\u{a}ok 1 b\\u{d}");
         assert_eq!(lines("a\n\tb\u{202e}"), "a\n\tb\\u{202e}");
@@ -142,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_of_an_item_or_a_quotation_begins_where_ours_do() {
+    fn lines_of_an_item_or_a_quotation_are_indented() {
         let foreign = "a\nzapscope: all is well\n\u{1b}[A";
         assert_eq!(item(foreign), "a\n  zapscope: all is well\n  \u{1b}[A");
         assert_eq!(quoted(foreign), "\n  | a\n  | zapscope: all is well\n  | \\u{1b}[A");
@@ -150,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_text_stays_as_it_is() {
+    fn displayed_text_is_unchanged() {
         for ours in [
             "amplification × 1,234 µs – “x” … ≤ ≥ ∞ │ ─ ┼ ▏█",
             "plain 'text' \"quoted\" \\ # {}",

@@ -1,12 +1,12 @@
-//! The thread that writes, so that nobody else waits for a reader.
+//! The thread that writes, so that no other thread waits for a reader.
 //!
 //! ```text
 //!   any thread: say ──> Queue ──> the writer: poll both streams ── writable ──> write, at most 4 KiB
-//!                 └── wakes it       └── an error: the stream is closed; standard output's is kept for the end
-//!   the end: finish waits until nothing waits any more, or a stop was asked for and the readers do not read
+//!                 └── wakes it       └── an error: the stream is closed; that of standard output is kept for the end
+//!   the end: finish waits until the queue is empty, or a stop was asked for and the readers do not read
 //! ```
 //!
-//! It is started by the first text. Where it cannot be, the text waits until the end, and `finish` writes it.
+//! The first text starts it. If the thread cannot be started, the text waits until the end, and `finish` writes it.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -19,29 +19,29 @@ use super::queue::{Keep, Queue, Stream};
 use super::status::{Status, TICK};
 use crate::stop_signals::with_stop_signals_blocked;
 
-/// One write is at most this long: a pipe that can be written to takes so much without blocking.
+/// The limit on a write: a writable pipe takes this much without blocking.
 const WRITE: usize = 4096;
-/// The writer calls the kernel, and nothing deep.
+/// The stack of the writer thread.
 const STACK: usize = 64 << 10;
-/// How long a program that was told to stop waits for a reader that does not read.
+/// After a stop: the limit on the wait for a reader that does not read.
 const IDLE: Duration = Duration::from_secs(1);
-/// How long it waits for one that reads.
+/// After a stop: the limit on the wait for a reader that reads.
 const SLOW: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 struct State {
     queue: Queue,
-    /// What stands at the bottom of the terminal that standard error is.
+    /// The status line, if standard error is a terminal.
     status: Option<Status>,
-    /// There is a writer thread.
+    /// Whether there is a writer thread.
     has_writer: bool,
-    /// What the writer waits for, while it does.
+    /// The streams that the writer polls, while it does.
     polled: Option<[bool; 2]>,
-    /// Grows with each write.
+    /// The number of writes.
     writes: u64,
-    /// A stop was asked for.
+    /// Whether a stop was asked for.
     hurry: bool,
-    /// Why standard output was closed, if not because its reader had gone.
+    /// The error by which standard output was closed, unless its reader had closed it.
     failure: Option<Errno>,
 }
 
@@ -52,7 +52,7 @@ impl State {
         }
     }
 
-    /// Draws the status where nothing waits. Returns when to look again.
+    /// Draws the status line if no text waits; returns when to draw it again.
     fn draw_status(&mut self, width: impl FnOnce() -> usize) -> Option<Duration> {
         let status = self.status.as_mut()?;
         if self.queue.wanted() == [false; 2]
@@ -64,18 +64,18 @@ impl State {
     }
 }
 
-/// Two descriptors, what waits for them, and who writes it.
+/// Two streams, their queue, and the writer thread.
 #[derive(Debug)]
 pub struct Writer {
     streams: [BorrowedFd<'static>; 2],
     state: Mutex<State>,
-    /// Something was written, or need not be waited for.
+    /// Signalled after each write, and when a stop is asked for.
     changed: Condvar,
     wake: OnceLock<OwnedFd>,
 }
 
 impl Writer {
-    /// Nothing is written, and no thread started, before there is something to say.
+    /// A writer without a thread, which the first text starts.
     pub const fn new(streams: [BorrowedFd<'static>; 2]) -> Self {
         let state = State {
             queue: Queue::new(),
@@ -93,7 +93,7 @@ impl Writer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has bytes written. Waits for no reader.
+    /// Queues bytes. Does not block.
     pub fn say(&'static self, stream: Stream, bytes: &[u8], keep: Keep) {
         let mut state = self.lock();
         state.erase_status();
@@ -106,7 +106,7 @@ impl Writer {
         }
     }
 
-    /// Sets the line at the bottom of the terminal that standard error is, or takes it away.
+    /// Sets or removes the status line.
     pub fn status(&'static self, status: Option<Status>) {
         let mut state = self.lock();
         if state.status.is_none() && status.is_none() {
@@ -122,19 +122,19 @@ impl Writer {
 
     fn wake(&self) {
         if let Some(wake) = self.wake.get() {
-            // Fails only when the counter is full, and then it is readable already.
+            // Fails only if the counter is full, and then it is readable.
             let _ = rustix::io::retry_on_intr(|| rustix::io::write(wake, &1u64.to_ne_bytes()));
         }
     }
 
-    /// Whether there is a thread now.
+    /// Starts the thread; returns whether it runs.
     fn start(&'static self) -> bool {
         if self.wake.get().is_none() {
             let Ok(event) = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) else { return false };
             let _ = self.wake.set(event);
         }
         let thread = std::thread::Builder::new().name("output".to_owned()).stack_size(STACK);
-        // With the signals let through, one of them would end the process although somebody waits to hear of it.
+        // A stop signal to a thread without the mask would end the process.
         with_stop_signals_blocked(|| thread.spawn(|| self.run()).is_ok())
     }
 
@@ -153,11 +153,11 @@ impl Writer {
         }
     }
 
-    /// Waits until one of the streams can be written to, or there is more to write, or the time is over.
+    /// Waits until a stream is writable, more text is queued, or the time is over; returns the writable streams.
     fn wait(&self, wanted: [bool; 2], timeout: Option<Duration>) -> [bool; 2] {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let wake = self.wake.get().map(|wake| PollFd::new(wake, PollFlags::IN));
-        // A stream for which nothing waits is left out: that its reader has gone would be told again and again.
+        // A stream without text is not polled: a closed reader would make it ready all the time.
         let streams = [0, 1].map(|index| {
             wanted[index].then(|| PollFd::from_borrowed_fd(self.streams[index], PollFlags::OUT))
         });
@@ -166,7 +166,7 @@ impl Writer {
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return [false; 2],
-            // Cannot wait: the write itself then waits, or says why not.
+            // Polling failed: the write blocks or fails.
             Err(_) => return wanted,
         }
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
@@ -179,13 +179,13 @@ impl Writer {
         writable
     }
 
-    /// How many columns the terminal has that standard error is.
+    /// The width of the terminal.
     fn width(&self) -> usize {
         rustix::termios::tcgetwinsize(self.streams[Stream::Err as usize])
             .map_or(80, |size| size.ws_col.into())
     }
 
-    /// Writes the oldest bytes for a stream that can be written to.
+    /// Writes the oldest bytes of a writable stream.
     fn write_first(&self, writable: [bool; 2]) {
         let mut bytes = [0; WRITE];
         let (stream, length) = match self.lock().queue.first(writable) {
@@ -215,14 +215,14 @@ impl Writer {
         self.changed.notify_all();
     }
 
-    /// From now on nobody waits for a reader that does not read.
+    /// A stop was asked for: limits the wait of `finish`.
     pub fn hurry(&self) {
         self.lock().hurry = true;
         self.changed.notify_all();
     }
 
-    /// Waits until all is written, at most as long as there is reason to and the limit. Returns why standard output
-    /// could not be written, if there was something to write and a reader.
+    /// Waits until all text is written, for at most `limit`, and after a stop for at most [`IDLE`] or [`SLOW`]. Returns the error of
+    /// standard output, unless its reader has closed it.
     pub fn finish(&self, limit: Option<Duration>) -> Option<Errno> {
         let mut state = self.lock();
         state.erase_status();
@@ -238,7 +238,7 @@ impl Writer {
                 (last, writes) = (now, state.writes);
             }
             if state.hurry {
-                // What was waited before the stop does not count.
+                // The time before the stop does not count.
                 let told = *told.get_or_insert(now);
                 if now >= last.max(told) + IDLE || now >= told + SLOW {
                     break;
@@ -253,7 +253,7 @@ impl Writer {
         state.failure
     }
 
-    /// Without a thread the end of the program is when its text is written.
+    /// Writes in this thread, without a writer thread.
     fn write_here<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let wanted = state.queue.wanted();
         drop(state);

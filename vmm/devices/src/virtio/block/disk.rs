@@ -11,7 +11,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::{Failure, SECTOR};
 use program::exit::{Class, Classified};
-use program::input::{self, InputError, What};
+use program::input::{self, FileKind, InputError};
 
 /// A disk that cannot be given to the guest.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +78,7 @@ impl Disk {
     /// Opens the raw image or block device at `path`. `id` is the serial number that the guest sees: its first 20 bytes.
     pub fn open(path: &Path, read_only: bool, id: &str) -> Result<Self, DiskError> {
         let owned = || path.to_owned();
-        let file = input::open_for(What::Disk, path, OpenOptions::new().read(true).write(!read_only));
+        let file = input::open_for(FileKind::Disk, path, OpenOptions::new().read(true).write(!read_only));
         let mut file = file.map_err(|error| match error {
             InputError::Open { source, .. } if !read_only && is_refused(&source) => {
                 DiskError::NotWritable { path: owned() }

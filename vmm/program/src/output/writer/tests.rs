@@ -10,10 +10,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::*;
 use crate::output::queue::ROOM;
 
-/// How long what must not wait may take on a busy host.
+/// The limit for a call that must not block, on a busy host.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A writer to these two, for the rest of the process: its thread never ends.
+/// A writer to these two. Its thread never ends.
 fn writer(out: impl Into<OwnedFd>, err: impl Into<OwnedFd>) -> &'static Writer {
     let kept: &'static [OwnedFd; 2] = Box::leak(Box::new([out.into(), err.into()]));
     Box::leak(Box::new(Writer::new([kept[0].as_fd(), kept[1].as_fd()])))
@@ -28,14 +28,14 @@ fn device(path: &str) -> File {
     File::options().write(true).open(path).unwrap()
 }
 
-/// Fails unless `what` returns soon.
+/// Panics unless `what` returns within [`SOON`].
 fn soon<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = channel();
     std::thread::spawn(move || send.send(what()));
     receive.recv_timeout(SOON).expect("it waits for a reader")
 }
 
-/// Reads until the text ends with this.
+/// Reads until the text ends with `end`.
 fn read_until(from: &mut File, end: &str) -> String {
     let mut text = Vec::new();
     while !text.ends_with(end.as_bytes()) {
@@ -48,13 +48,13 @@ fn read_until(from: &mut File, end: &str) -> String {
 }
 
 #[test]
-fn who_says_something_never_waits_and_the_other_stream_goes_on() {
+fn a_full_stream_blocks_neither_its_writer_nor_the_other_stream() {
     let ((mut out, to_out), (mut err, to_err)) = (pipe(), pipe());
     let writer = writer(to_out, to_err);
     soon(move || (0..5000).for_each(|_| writer.say(Stream::Out, &[b'x'; 1000], Keep::WithRoom)));
     writer.say(Stream::Err, b"stopping\n", Keep::WithRoom);
     assert_eq!(soon(move || read_until(&mut err, "\n")), "stopping\n");
-    // The reader comes at last: it gets what was kept, and how much was not.
+    // A late reader gets the kept text, and the count of the dropped bytes.
     let text = soon(move || read_until(&mut out, "before]\n"));
     let (kept, note) = text.split_once("\n[zapscope: ").unwrap();
     let dropped: usize = note.split(' ').next().unwrap().parse().unwrap();
@@ -77,7 +77,7 @@ fn the_end_waits_for_a_slow_reader_and_loses_nothing() {
 }
 
 #[test]
-fn a_stop_ends_the_wait_for_who_does_not_read_also_while_it_lasts() {
+fn a_stop_ends_the_wait_for_a_reader_that_does_not_read() {
     let ((_out, to_out), (mut err, to_err)) = (pipe(), pipe());
     let writer = writer(to_out, to_err);
     writer.say(Stream::Out, &vec![b'x'; 3 << 20], Keep::Always);
@@ -88,7 +88,7 @@ fn a_stop_ends_the_wait_for_who_does_not_read_also_while_it_lasts() {
     writer.say(Stream::Err, b"SIGTERM: stopping\n", Keep::WithRoom);
     assert_eq!(end.recv_timeout(SOON), Ok(None));
     assert_eq!(soon(move || read_until(&mut err, "\n")), "SIGTERM: stopping\n");
-    // And again, with nobody to wait for at the start.
+    // And again, after the stop.
     assert_eq!(soon(move || writer.finish(None)), None);
 }
 
@@ -101,7 +101,7 @@ fn a_limit_ends_the_wait() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_failure_and_costs_the_other_nothing() {
+fn a_closed_reader_is_no_failure_and_does_not_affect_the_other_stream() {
     let ((out, to_out), (mut err, to_err)) = (pipe(), pipe());
     drop(out);
     let writer = writer(to_out, to_err);
@@ -114,7 +114,7 @@ fn a_reader_that_has_gone_is_no_failure_and_costs_the_other_nothing() {
 }
 
 #[test]
-fn a_dead_standard_error_is_silent() {
+fn text_for_a_closed_standard_error_is_dropped() {
     let ((mut out, to_out), (err, to_err)) = (pipe(), pipe());
     drop(err);
     let writer = writer(to_out, to_err);
@@ -140,7 +140,7 @@ fn a_full_disk_is_a_failure_of_results_and_not_of_messages() {
 }
 
 #[test]
-fn a_status_is_replaced_by_what_is_said_and_does_not_outlive_the_end() {
+fn a_status_is_erased_by_other_text_and_at_the_end() {
     let ((_out, to_out), (mut err, to_err)) = (pipe(), pipe());
     let writer = writer(to_out, to_err);
     writer.status(Some(Status::new("[1/2] sparse".to_owned())));
