@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use super::change_error::ChangeError;
 use super::change_log::{ChangeLog, directories};
-use super::guardian::{Guardian, GuardianError, GuardianProgram};
+use super::guardian::{Guardian, GuardianError, GuardianProgram, this_program};
 use super::guardian_message::Request;
 use super::switch_file::{read_switch, write_switch};
 use super::undo::{UndoAction, UndoError, Undone};
@@ -80,7 +80,7 @@ struct State {
 impl HostChanges {
     /// No changes yet. `announce` receives each change and each undoing; it must not panic.
     pub fn new(announce: impl FnMut(&str) + Send + 'static) -> Self {
-        Self::logged_in(directories(), GuardianProgram::default(), announce)
+        Self::logged_in(directories(), this_program, announce)
     }
 
     /// The same with another guardian program, and its log in one of these directories.
@@ -305,7 +305,7 @@ impl State {
     fn start_guardian(&mut self, instead: bool) -> Result<(), GuardianError> {
         self.guardian = None;
         self.begin_log()?;
-        let mut guardian = Guardian::start(&self.program, self.log.as_ref().map(ChangeLog::path))?;
+        let mut guardian = Guardian::start(self.program, self.log.as_ref().map(ChangeLog::path))?;
         for (change, action) in &self.outstanding {
             guardian.tell(&Request::Plan { id: change.0, action: action.clone() })?;
         }

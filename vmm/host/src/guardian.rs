@@ -17,7 +17,6 @@
 //! whose guardian ends starts another one and sends it all outstanding changes. If both are killed, as by the end of a PID
 //! namespace, the next zapscope undoes by the log ([`super::leftovers`]).
 
-use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -91,40 +90,15 @@ impl Classified for GuardianError {
     }
 }
 
-/// The command that starts a guardian: this program with [`GUARDIAN_ARGUMENT`], or a test's own.
-#[derive(Clone, Debug)]
-pub struct GuardianProgram {
-    program: OsString,
-    arguments: Vec<OsString>,
-    environment: Vec<(OsString, OsString)>,
-}
+/// Makes the command that starts a guardian: this program with [`GUARDIAN_ARGUMENT`], or a test's own.
+pub(crate) type GuardianProgram = fn() -> Command;
 
-impl Default for GuardianProgram {
-    fn default() -> Self {
-        // Not by its path: the file may have been replaced.
-        Self::new("/proc/self/exe").arg(GUARDIAN_ARGUMENT).arg(std::process::id().to_string())
-    }
-}
-
-impl GuardianProgram {
-    /// A program that will call [`super::guardian_main::guard`].
-    pub fn new(program: impl AsRef<OsStr>) -> Self {
-        Self { program: program.as_ref().to_owned(), arguments: Vec::new(), environment: Vec::new() }
-    }
-
-    /// Adds an argument.
-    #[must_use]
-    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
-        self.arguments.push(argument.as_ref().to_owned());
-        self
-    }
-
-    /// Adds a variable to its environment.
-    #[must_use]
-    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
-        self
-    }
+/// This program as the guardian of this process.
+pub(crate) fn this_program() -> Command {
+    // Not by its path: the file may have been replaced.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("zapscope-guardian").arg(GUARDIAN_ARGUMENT).arg(std::process::id().to_string());
+    command
 }
 
 /// The guardian, as its run sees it.
@@ -136,15 +110,12 @@ pub(crate) struct Guardian {
 
 impl Guardian {
     /// Starts a guardian, and waits until it ignores Ctrl-C and has locked the log.
-    pub(crate) fn start(program: &GuardianProgram, log: Option<&Path>) -> Result<Self, GuardianError> {
+    pub(crate) fn start(program: GuardianProgram, log: Option<&Path>) -> Result<Self, GuardianError> {
         let (ours, theirs) = UnixStream::pair().map_err(GuardianError::Start)?;
         ours.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(GuardianError::Start)?;
         // The command keeps `theirs` open until it is dropped: it must be dropped before the wait for an answer, or a guardian
         // that fails to start would look like a slow one.
-        let child = Command::new(&program.program)
-            .arg0("zapscope-guardian")
-            .args(&program.arguments)
-            .envs(program.environment.iter().map(|(name, value)| (name, value)))
+        let child = program()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()

@@ -63,7 +63,7 @@ pub enum StatsError {
     /// The header or a descriptor says something impossible.
     #[error("KVM's binary statistics make no sense here: {what}")]
     Layout {
-        /// What it says.
+        /// The unexpected content.
         what: String,
     },
 }
@@ -101,7 +101,7 @@ impl KvmStats {
             let error = std::io::Error::last_os_error();
             return Err(StatsError::Unavailable(Errno::from_io_error(&error).unwrap_or(Errno::NOTTY)));
         }
-        // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+        // SAFETY: the kernel has just returned this descriptor, which has no other owner.
         Self::open(unsafe { OwnedFd::from_raw_fd(raw) })
     }
 

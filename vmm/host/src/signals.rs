@@ -186,7 +186,7 @@ impl StopSignals {
                 source: io::Error::last_os_error(),
             });
         }
-        // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+        // SAFETY: the kernel has just returned this descriptor, which has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         Ok(Self { fd, cancel, announce: Box::new(announce) })
     }

@@ -149,7 +149,7 @@ fn parse_mounts(mountinfo: &str) -> Vec<String> {
 
 fn owned(raw: libc::c_long) -> Result<OwnedFd, Errno> {
     match i32::try_from(raw) {
-        // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+        // SAFETY: the kernel has just returned this descriptor, which has no other owner.
         Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(last_errno()),
     }

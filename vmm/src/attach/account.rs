@@ -230,6 +230,12 @@ mod tests {
         Task { tid, pid: Some(pid), comm: comm.to_owned(), kernel }
     }
 
+    fn account(events: &[Event], parties: Parties<'_>, layout: Layout<'_>) -> Account {
+        let mut account = Account::default();
+        account.add(events, &mut Ongoing::default(), parties, layout);
+        account
+    }
+
     #[test]
     fn each_range_has_a_cause_a_size_and_a_need() {
         let tasks = [
@@ -259,11 +265,7 @@ mod tests {
         let folios =
             [LargeFolio { pages: range(0, 4 * PAGE_SIZE), mapped: 4, order: Order::new(2).unwrap() }];
         let parties = Parties { tasks: &tasks, holder: HOLDER, ours: OURS };
-        let account_of = |folios| {
-            let mut account = Account::default();
-            account.add(&events, &mut Ongoing::default(), parties, Layout { pages: &pages, folios });
-            account
-        };
+        let account_of = |folios| account(&events, parties, Layout { pages: &pages, folios });
         let account = account_of(Some(folios.as_slice()));
         let seen = account.by_cause_and_size();
         let seen: Vec<_> =
@@ -305,9 +307,7 @@ mod tests {
         let parties = Parties { tasks: &kswapd, holder: HOLDER, ours: OURS };
         let of = |ranges: &[HvaRange], pages: &[PageRun]| {
             let events: Vec<Event> = ranges.iter().map(|range| event(7, What::Range(*range))).collect();
-            let mut account = Account::default();
-            account.add(&events, &mut Ongoing::default(), parties, Layout { pages, folios: Some(&[]) });
-            account
+            account(&events, parties, Layout { pages, folios: Some(&[]) })
         };
         let apart: Vec<HvaRange> = std::iter::once(block).chain(block.pages()).collect();
         let account = of(&apart, &[huge]);

@@ -151,6 +151,11 @@ impl Record {
         self.total = Some(Entry::of(total));
     }
 
+    /// The number of spans.
+    pub fn spans(&self) -> usize {
+        self.spans.len()
+    }
+
     /// Notes how it ended.
     pub fn end(&mut self, ended: &Ended) {
         self.ended = Some(ended.to_string());

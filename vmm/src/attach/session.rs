@@ -114,20 +114,7 @@ impl Session {
     /// # Errors
     /// [`SessionError`].
     pub fn open(holder: Holder, wanted: &[HvaRange], via: Via) -> Result<Self, SessionError> {
-        let maps = holder.maps()?;
-        let memory = match wanted {
-            [] => guest_memory(&maps),
-            wanted => {
-                let pid = holder.pid();
-                let of = |&range: &HvaRange| {
-                    named(&maps, range).map_err(|source| SessionError::NotMapped { pid, source })
-                };
-                wanted.iter().map(of).collect::<Result<_, _>>()?
-            }
-        };
-        if memory.is_empty() {
-            return Err(SessionError::NoMemory(holder.pid()));
-        }
+        let memory = watched_memory(&holder, wanted)?;
         let mut warnings = Vec::new();
         let mut or_warn = |what: &str, why: String| warnings.push(format!("{what}: {why}"));
         let counters = Counters::open(holder.pid(), holder.vms());
@@ -248,6 +235,18 @@ impl Session {
         };
         self.warnings.push(format!("{NO_FOLIOS}: {why}"));
     }
+}
+
+/// The memory to watch: what is `wanted`, or the mappings that look like a guest's memory.
+fn watched_memory(holder: &Holder, wanted: &[HvaRange]) -> Result<Vec<Memory>, SessionError> {
+    let (pid, maps) = (holder.pid(), holder.maps()?);
+    let of =
+        |&range: &HvaRange| named(&maps, range).map_err(|source| SessionError::NotMapped { pid, source });
+    let memory = match wanted {
+        [] => guest_memory(&maps),
+        wanted => wanted.iter().map(of).collect::<Result<_, _>>()?,
+    };
+    if memory.is_empty() { Err(SessionError::NoMemory(pid)) } else { Ok(memory) }
 }
 
 /// Folios of more than one page that PTEs map; `None` if they cannot be known, or there is too much memory to read.

@@ -21,7 +21,7 @@ use program::units::Charset;
 use tap::Via;
 
 /// Lines after which the headings are repeated.
-const PAGE: u32 = 24;
+const PAGE: usize = 24;
 /// The record grows with each span. It is written so seldom that writing takes at most one part in so many of the time.
 const WRITING: u32 = 20;
 
@@ -84,7 +84,6 @@ fn watch(
         growing.record.pageout = Some(paged_out);
     }
     growing.follow();
-    let mut lines = 0;
     let ended = loop {
         let left = arguments.length.map(|length| length.0.saturating_sub(since(begun)));
         let stopped =
@@ -103,10 +102,9 @@ fn watch(
             span.counters.clone_from(&counters);
         }
         total.add(&span);
-        if lines % PAGE == 0 {
+        if growing.record.spans() % PAGE == 0 {
             say(&attach::columns());
         }
-        lines += 1;
         say(&attach::line(since(begun).as_secs_f64(), &span, &counters, charset));
         growing.record.add(&span, &total);
         counters = span.counters;
@@ -119,13 +117,12 @@ fn watch(
     };
     say("all");
     say(&attach::line(since(begun).as_secs_f64(), &total, &at_first, charset));
-    let kept = growing.end(arguments, &ended);
-    let alive = !matches!(ended, Ended::ProcessEnded);
-    if !alive {
+    let written = growing.end(arguments, &ended);
+    let has_ended = matches!(ended, Ended::ProcessEnded);
+    if has_ended {
         output::message(session.holder().ended());
     }
-    kept?;
-    Ok(alive)
+    written.map(|()| !has_ended)
 }
 
 /// The growing record, which is on the disk while the watch goes on.

@@ -15,7 +15,7 @@ use experiment::choice::{Combination, Granule, PolicyChoice, Size, ZapChoice};
 use experiment::events::{Event, RowEvents};
 use experiment::record::{Row, RunRecord};
 use experiment::scenario::{RowPlan, Scenario};
-use lab::{Ended, TapChoice};
+use lab::{Ended, RunOutcome, TapChoice};
 use program::exit::{Class, Classified, Exit, Failure};
 use program::output;
 use program::units::{self, Charset};
@@ -179,6 +179,11 @@ fn validate(
     }
     let differ = compared.iter().flat_map(|(_, checks)| checks);
     let differ = differ.filter(|check| check.judgement == replay::Judgement::Differs).count();
+    exit(outcome, differ as u64, left_changed)
+}
+
+/// The exit code of a run of predicted rows, of which so many counts differ.
+fn exit(outcome: RunOutcome, differ: u64, left_changed: bool) -> Result<Exit, Failure> {
     match outcome.ended {
         Ended::Complete => {}
         Ended::Cancelled => return Ok(Exit::Interrupted),
@@ -187,7 +192,7 @@ fn validate(
     if differ > 0 || outcome.failed > 0 {
         output::message(format_args!(
             "not as predicted: {}; {} failed",
-            units::counted(differ as u64, "count"),
+            units::counted(differ, "count"),
             units::counted(outcome.failed.into(), "row")
         ));
         return Ok(Exit::Wrong);

@@ -193,7 +193,7 @@ fn open_event(listened: &Listened, cpu: u32, counts_losses: &mut bool) -> Result
             )
         };
         if raw >= 0 {
-            // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+            // SAFETY: the kernel has just returned this descriptor, which has no other owner.
             return Ok(unsafe { OwnedFd::from_raw_fd(raw) });
         }
         match last_errno() {

@@ -23,19 +23,17 @@ fn this_binary() -> PathBuf {
 }
 
 /// A guardian made of this test binary.
-fn guardian_program() -> GuardianProgram {
-    GuardianProgram::new(this_binary())
-        .arg("--exact")
-        .arg(CHILD)
-        .arg("--nocapture")
-        .env(MODE, format!("guardian {}", std::process::id()))
+fn guardian_program() -> Command {
+    let mut command = Command::new(this_binary());
+    command.args(["--exact", CHILD, "--nocapture"]).env(MODE, format!("guardian {}", std::process::id()));
+    command
 }
 
 fn changes() -> (HostChanges, Arc<Mutex<Vec<String>>>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&said);
     let announce = move |text: &str| sink.lock().unwrap().push(text.to_owned());
-    (HostChanges::logged_in(state_directories(std::process::id()), guardian_program(), announce), said)
+    (HostChanges::logged_in(state_directories(std::process::id()), guardian_program, announce), said)
 }
 
 /// A directory of one process of these tests, in which no zapscope of this host looks for logs.
@@ -115,7 +113,7 @@ fn not_a_test_but_a_child() {
     }
     let target = PathBuf::from(std::env::var_os(TARGET).unwrap());
     let changes =
-        HostChanges::logged_in(state_directories(std::process::id()), guardian_program(), |_: &str| {});
+        HostChanges::logged_in(state_directories(std::process::id()), guardian_program, |_: &str| {});
     let mut detail = "-".to_owned();
     match mode.as_str() {
         "zram" => detail = Disk::of(changes.add_zram("a test").unwrap().number).to_string(),
@@ -212,8 +210,9 @@ fn a_change_that_fails_leaves_nothing_behind() {
 #[test]
 fn without_a_guardian_nothing_is_changed() {
     let file = SwitchFile::with("0");
-    for program in ["/nonexistent/guardian", "/bin/true"] {
-        let changes = HostChanges::logged_in(directories(), GuardianProgram::new(program), |_: &str| {});
+    let programs: [GuardianProgram; 2] = [|| Command::new("/nonexistent"), || Command::new("/bin/true")];
+    for program in programs {
+        let changes = HostChanges::logged_in(directories(), program, |_: &str| {});
         let refused = changes.change_sysfs(&file.path, "1", "a test");
         assert!(matches!(refused, Err(ChangeError::Guardian(GuardianError::Start(_)))), "{refused:?}");
         assert_eq!(file.text(), "0");
@@ -377,7 +376,7 @@ fn two_runs_do_not_change_one_switch() {
 fn without_log_and_guardian_nothing_is_changed() {
     let file = SwitchFile::with("0");
     let nowhere = vec![PathBuf::from("/proc/nowhere")];
-    let changes = HostChanges::logged_in(nowhere, guardian_program(), |_: &str| {});
+    let changes = HostChanges::logged_in(nowhere, guardian_program, |_: &str| {});
     let outcome = changes.change_sysfs(&file.path, "1", "a test");
     if in_initial_pid_namespace() {
         outcome.expect("the guardian outlives this process");

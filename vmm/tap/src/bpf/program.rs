@@ -143,6 +143,29 @@ impl Assembler {
         Jump(self.insns.len() - 1)
     }
 
+    /// Jumps if the range from START to END does not meet `near`.
+    fn jumps_outside(&mut self, near: HvaRange) -> Vec<Jump> {
+        if near == everywhere() {
+            return Vec::new();
+        }
+        self.wide(R2, R0, near.start().get());
+        let below = self.jump(JUMP_IF_NOT_ABOVE | REGISTER, END, R2, 0);
+        self.wide(R2, R0, near.end().get());
+        vec![below, self.jump(JUMP_IF_NOT_BELOW | REGISTER, START, R2, 0)]
+    }
+
+    /// Writes to the wakeup ring. The content does not matter; the write fails if the ring is full, and then the reader is woken
+    /// already.
+    fn wake(&mut self, wakeup: BorrowedFd<'_>) {
+        self.put(ST, STACK, R0, -8, 0);
+        self.map(R1, wakeup);
+        self.copy(R2, STACK);
+        self.with(ADD, R2, -8);
+        self.set(R3, 8);
+        self.set(R4, 0);
+        self.call(RINGBUF_OUTPUT);
+    }
+
     /// Sets the target of the jumps to the next instruction.
     fn land(&mut self, jumps: impl IntoIterator<Item = Jump>) {
         for Jump(from) in jumps {
@@ -171,12 +194,7 @@ pub(super) fn assemble(
     // The context has the tracepoint's arguments.
     a.load(START, R1, 0);
     a.load(END, R1, 8);
-    if near != everywhere() {
-        a.wide(R2, R0, near.start().get());
-        out.push(a.jump(JUMP_IF_NOT_ABOVE | REGISTER, END, R2, 0));
-        a.wide(R2, R0, near.end().get());
-        out.push(a.jump(JUMP_IF_NOT_BELOW | REGISTER, START, R2, 0));
-    }
+    out.extend(a.jumps_outside(near));
 
     a.call(GET_SMP_PROCESSOR_ID);
     a.put(STX_WORD, STACK, R0, -4, 0);
@@ -210,14 +228,7 @@ pub(super) fn assemble(
     a.store(BUFFER, HEAD as i16, AT);
     a.with(AND, AT, slots as i32 / 2 - 1);
     out.push(a.jump(JUMP_IF_NOT, AT, R0, 0));
-    // The content does not matter. The call fails if the ring is full, and then the reader is woken already.
-    a.put(ST, STACK, R0, -8, 0);
-    a.map(R1, wakeup);
-    a.copy(R2, STACK);
-    a.with(ADD, R2, -8);
-    a.set(R3, 8);
-    a.set(R4, 0);
-    a.call(RINGBUF_OUTPUT);
+    a.wake(wakeup);
     out.push(a.jump(JUMP, R0, R0, 0));
 
     a.land([full]);

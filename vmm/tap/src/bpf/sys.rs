@@ -81,7 +81,7 @@ unsafe fn bpf<T>(command: i32, mut attributes: T) -> Result<i32, Errno> {
 unsafe fn descriptor<T>(command: i32, attributes: T) -> Result<OwnedFd, Errno> {
     // SAFETY: as the caller ensures.
     let raw = unsafe { bpf(command, attributes) }?;
-    // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+    // SAFETY: the kernel has just returned this descriptor, which has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
@@ -137,7 +137,7 @@ pub(super) fn load(program: &[Insn]) -> Result<OwnedFd, Errno> {
     unsafe { descriptor(PROG_LOAD, wanted) }
 }
 
-/// Runs `program` at each hit of the tracepoint, until what is returned is closed.
+/// Attaches `program` to the tracepoint, until the returned descriptor is closed.
 pub(super) fn attach(program: BorrowedFd<'_>, tracepoint: &CStr) -> Result<OwnedFd, Errno> {
     let wanted =
         RawTracepointOpen { name: tracepoint.as_ptr() as u64, prog_fd: program.as_raw_fd() as u32, pad: 0 };
