@@ -193,11 +193,8 @@ fn succeeds(program: &str, arguments: &[&str]) -> bool {
 impl Need {
     /// The need of this name, for those that have nothing but a name.
     pub fn named(name: &str) -> Option<Self> {
-        use Need::{
-            Cgroup, Kvm, LinuxGuest, NotEmulated, Qemu, SlotZap, Tap, Unshare, Userfault, Zram,
-        };
-        let named =
-            [Kvm, SlotZap, Zram, Cgroup, Unshare, Userfault, Tap, Qemu, LinuxGuest, NotEmulated];
+        use Need::{Cgroup, Kvm, LinuxGuest, NotEmulated, Qemu, SlotZap, Tap, Unshare, Userfault, Zram};
+        let named = [Kvm, SlotZap, Zram, Cgroup, Unshare, Userfault, Tap, Qemu, LinuxGuest, NotEmulated];
         named.into_iter().find(|need| format!("{need:?}") == name)
     }
 }

@@ -66,7 +66,13 @@ pub fn attribute(
 }
 
 /// The maker of a range, and the call if it is a step's.
-fn cause_of(event: &Event, calls: &Calls, ongoing: &Ongoing, tasks: &[Task], pid: u32) -> (By, Option<usize>) {
+fn cause_of(
+    event: &Event,
+    calls: &Calls,
+    ongoing: &Ongoing,
+    tasks: &[Task],
+    pid: u32,
+) -> (By, Option<usize>) {
     if event.tid == calls.thread {
         let work = ongoing.cause(event.tid);
         let call = calls.at(event.time_ns);

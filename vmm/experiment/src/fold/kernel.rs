@@ -3,8 +3,8 @@
 
 use guest_mem::{Hva, HvaRange, Order, PAGE_SIZE, PMD_SIZE};
 
-use crate::events::{Called, Certainty, ExpectedKind, KernelRange, Ranges};
 use super::ranges::RangeSums;
+use crate::events::{Called, Certainty, ExpectedKind, KernelRange, Ranges};
 use notifier_bridge::By;
 
 /// How often a split may be announced beside the first time: by the split of the PMD and by that of the folio (Linux 6.12 and

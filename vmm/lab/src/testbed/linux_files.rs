@@ -13,7 +13,7 @@ use linux_boot::modules::{self, ModuleError};
 use linux_boot::{Kernel, LoadError, Refusal};
 use machine::pc::PcError;
 use program::exit::{Class, Classified};
-use program::input::{self, InputError, FileKind};
+use program::input::{self, FileKind, InputError};
 use program::output::visible;
 
 /// What is to be booted.
