@@ -102,7 +102,7 @@ fn watch(
             span.counters.clone_from(&counters);
         }
         total.add(&span);
-        if growing.record.spans() % PAGE == 0 {
+        if growing.record.spans().is_multiple_of(PAGE) {
             say(&attach::columns());
         }
         say(&attach::line(since(begun).as_secs_f64(), &span, &counters, charset));
