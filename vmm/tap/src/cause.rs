@@ -16,7 +16,7 @@ use notifier_bridge::By;
 
 use super::ongoing::Ongoing;
 use super::tasks::Task;
-use super::tracepoints::{Event, Work};
+use super::tracepoints::Event;
 
 /// By whom the range of an event was announced, outside of a run's steps: a kernel thread by its name; else the work that
 /// its thread was doing; else the process, which `of_process` may know by the thread.
@@ -33,17 +33,6 @@ pub fn of_range(
     let pid = task.and_then(|task| task.pid).unwrap_or(event.pid);
     let known = || ongoing.cause(event.tid).or_else(|| of_process(pid, task));
     known().unwrap_or_else(|| of_stranger(task))
-}
-
-/// The maker of ranges that a piece of work is; `None` for a system call, which does not tell by itself.
-pub(super) fn of_work(work: Work) -> Option<By> {
-    match work {
-        Work::DirectReclaim | Work::NodeReclaim => Some(By::DirectReclaim),
-        Work::MemcgReclaim => Some(By::MemcgReclaim),
-        Work::Compaction => Some(By::Compaction),
-        Work::Migration => Some(By::Migration),
-        Work::Call(_) => None,
-    }
 }
 
 /// The maker of ranges that a thread of another process is.

@@ -4,7 +4,6 @@ use guest_mem::HvaRange;
 
 use notifier_bridge::By;
 
-use super::cause::of_work;
 use super::tracepoints::{Call, Event, What, Work};
 
 /// Work in progress, by thread, in the order in which it was begun.
@@ -56,7 +55,7 @@ impl Ongoing {
 
     /// The innermost work of a thread that is a cause by itself.
     pub fn cause(&self, tid: u32) -> Option<By> {
-        self.of(tid).find_map(of_work)
+        self.of(tid).find_map(Work::maker)
     }
 
     fn of(&self, tid: u32) -> impl Iterator<Item = Work> {

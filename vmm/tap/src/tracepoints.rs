@@ -10,6 +10,7 @@
 //! Tracepoints that the kernel lacks are listed in the layout. Only the ranges are required.
 
 use guest_mem::{Hva, HvaRange};
+use notifier_bridge::By;
 use rustix::io::Errno;
 
 use super::filter::Filtered;
@@ -31,6 +32,19 @@ pub enum Work {
     Migration,
     /// A system call.
     Call(Call),
+}
+
+impl Work {
+    /// The maker of ranges that the work is; `None` for a system call, which does not tell by itself.
+    pub(super) fn maker(self) -> Option<By> {
+        match self {
+            Self::DirectReclaim | Self::NodeReclaim => Some(By::DirectReclaim),
+            Self::MemcgReclaim => Some(By::MemcgReclaim),
+            Self::Compaction => Some(By::Compaction),
+            Self::Migration => Some(By::Migration),
+            Self::Call(_) => None,
+        }
+    }
 }
 
 /// A system call that changes mappings.
