@@ -1,6 +1,10 @@
 //! Compiles the programs that run inside guests, with the toolchain that compiles everything else: the bare test
 //! guest, and the agent that is init of a Linux guest.
 
+#[cfg(target_arch = "x86_64")]
+#[path = "arch/x86_64.rs"]
+mod arch;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,24 +19,17 @@ struct Program {
     variable: &'static str,
 }
 
-/// An image that uses the host's own CPU features, or that can be relocated, does not start.
 const GUEST: Program = Program {
     directory: "guest",
     binary: "zapscope-guest",
-    flags: &[
-        "-Crelocation-model=static",
-        "-Ctarget-cpu=x86-64",
-        "-Cforce-unwind-tables=no",
-        "-Ctarget-feature=+crt-static",
-    ],
+    flags: arch::GUEST_FLAGS,
     variable: "ZAPSCOPE_GUEST",
 };
 
-/// There is no dynamic linker in the initramfs, and no library.
 const AGENT: Program = Program {
     directory: "agent",
     binary: "zapscope-agent",
-    flags: &["-Crelocation-model=static", "-Ctarget-cpu=x86-64", "-Ctarget-feature=+crt-static"],
+    flags: arch::AGENT_FLAGS,
     variable: "ZAPSCOPE_AGENT",
 };
 
@@ -42,10 +39,9 @@ fn variable(name: &str) -> String {
 
 fn main() {
     let target = variable("HOST");
-    for watched in ["guest", "agent", "abi/src", "build.rs"] {
+    for watched in ["guest", "agent", "abi/src", "arch", "build.rs"] {
         println!("cargo:rerun-if-changed={watched}");
     }
-    assert!(target.starts_with("x86_64-"), "guests are x86-64, and are built by an x86-64 toolchain");
     compile(&GUEST, &target);
     if target.ends_with("-gnu") {
         find_static_libc();

@@ -3,6 +3,7 @@
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::arch::FaultFrame;
 use crate::layout::{AREA_SIZE, MAX_VCPUS, PAGE_SIZE, STALLS_OFFSET, TABLE_ENTRIES, TABLE_OFFSET};
 use crate::order::RawOrder;
 
@@ -66,36 +67,6 @@ pub struct Block {
     stalls_dropped: u64,
     message_len: u64,
     message: [u8; MESSAGE_BYTES],
-}
-
-/// What ring 0 leaves on the fault stack: the registers at the exception, lowest address first.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the registers' own names")]
-pub struct FaultFrame {
-    pub cr2: u64,
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rbp: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rbx: u64,
-    pub rax: u64,
-    pub vector: u64,
-    pub error_code: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
 }
 
 /// Where in the control area the fault stack ends; it grows down from there.

@@ -1,7 +1,7 @@
 //! The guest's physical memory map.
 //!
 //! ```text
-//! 0x0000_7000  PVH start info, memory map, command line   (written by whoever boots the guest)
+//! 0x0000_6000  start info, memory map   (written by whoever boots the guest)
 //! 0x0010_0000  the guest's image: code, page tables, stacks
 //! 0x0040_0000  control areas, 2 MiB for each vCPU:
 //!              +0x00_0000  the control block, its last bytes the ring 0 fault stack
@@ -35,14 +35,11 @@ pub const ARENA_MAX: u64 = (64 << 30) - 2 * ARENA_GPA;
 /// How many vCPUs the guest is built for: each has its own lane in every page's header.
 pub const MAX_VCPUS: u32 = 32;
 
-/// The I/O port of the doorbell. The byte written says why: one of [`doorbell`].
-pub const DOORBELL_PORT: u16 = 0x5a0;
-
-/// In EDI at the PVH entry: whoever boots has prepared the control areas, and ESI holds the vCPU's index.
-/// Any other value there and the guest runs its self-test on the serial port, as under any other VMM.
+/// What a vCPU begins with in a register (x86-64: EDI, beside its index in ESI) if whoever boots the guest has prepared the
+/// control areas. With any other value there the guest runs its self-test on the serial port, as under any other VMM.
 pub const CONTROL_MAGIC: u32 = 0x7a61_7073;
 
-/// What the byte written to [`DOORBELL_PORT`] means.
+/// What the byte written to the doorbell means.
 pub mod doorbell {
     /// The vCPU is up and waits for its first order.
     pub const READY: u8 = 1;

@@ -22,6 +22,7 @@
 
 #![no_std]
 
+pub mod arch;
 pub mod block;
 pub mod layout;
 pub mod link;

@@ -18,7 +18,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::memory::Space;
 use crate::port::Port;
-use crate::{faults, power};
+use crate::{arch, faults, power};
 
 /// An order, and the memory it is about, in which its vCPU has an area.
 struct Job {
@@ -129,13 +129,7 @@ impl Machine for Here<'_> {
     }
     #[inline(always)]
     fn tsc(&self) -> u64 {
-        // SAFETY: every x86-64 processor has the fence.
-        unsafe { std::arch::x86_64::_mm_lfence() };
-        // SAFETY: every x86-64 processor has the counter, and Linux lets programs read it.
-        let now = unsafe { std::arch::x86_64::_rdtsc() };
-        // SAFETY: as above.
-        unsafe { std::arch::x86_64::_mm_lfence() };
-        now
+        arch::tsc()
     }
     fn table(&self, index: u64) -> u32 {
         self.area.table(index)

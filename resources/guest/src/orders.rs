@@ -11,7 +11,7 @@ use guest_abi::order::WorkOrder;
 use guest_abi::page::PagePtr;
 use guest_abi::work::{self, Machine};
 
-use crate::{cpu, paging};
+use crate::arch;
 
 /// vCPU index plus 1 of whoever began to serve last: where a panic message goes. With several vCPUs a panic
 /// may be reported in another's area; the doorbell still tells which vCPU it was.
@@ -21,19 +21,19 @@ static SERVING: AtomicU32 = AtomicU32::new(0);
 pub fn serve(vcpu: u32) -> ! {
     SERVING.store(vcpu + 1, Ordering::Relaxed);
     let area = area_of(vcpu);
-    cpu::ring(doorbell::READY);
+    arch::ring(doorbell::READY);
     loop {
         let outcome = match WorkOrder::try_from(area.order()) {
             Ok(order) => {
-                paging::map_up_to(order.start + order.len);
-                paging::warm();
+                arch::map_up_to(order.start + order.len);
+                arch::warm();
                 let Ok(outcome) = work::run(&mut Bare { area: area_of(vcpu) }, vcpu, &order);
                 outcome
             }
             Err(_) => Outcome { refused: 1, ..Outcome::default() },
         };
         area.set_outcome(outcome);
-        cpu::ring(doorbell::DONE);
+        arch::ring(doorbell::DONE);
     }
 }
 
@@ -74,7 +74,7 @@ impl Machine for Bare {
     }
     #[inline(always)]
     fn tsc(&self) -> u64 {
-        cpu::tsc()
+        arch::tsc()
     }
     fn table(&self, index: u64) -> u32 {
         self.area.table(index)

@@ -10,24 +10,20 @@ use guest_abi::order::{Task, Walk, WorkOrder};
 use guest_abi::page::PagePtr;
 use guest_abi::work::{self, Machine};
 
-use crate::{cpu, memory_map};
+use crate::arch;
 
-/// The first 16550's transmit register. The FIFO of an emulated one is never full.
-const SERIAL: u16 = 0x3f8;
-/// The keyboard controller's command port; 0xfe pulses the reset line.
-const KEYBOARD: u16 = 0x64;
 /// At most this much memory is tested.
 const MOST: u64 = 256 << 20;
 
 /// Tests memory and ends.
 pub fn run(start_info: u32) -> ! {
     // The control areas' place is free here; memory from there to 4 GiB is identity mapped.
-    match memory_map::largest_ram(start_info, CONTROL_GPA, 1 << 32) {
+    match arch::largest_ram(start_info, CONTROL_GPA, 1 << 32) {
         Some((start, len)) => test(start.next_multiple_of(4096), len.min(MOST) & !4095),
         None => say(format_args!("zapscope guest: no memory map with RAM above 4 MiB\n")),
     }
     loop {
-        cpu::out(KEYBOARD, 0xfe);
+        arch::reset();
     }
 }
 
@@ -50,7 +46,7 @@ struct Serial;
 
 impl Write for Serial {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.bytes().for_each(|byte| cpu::out(SERIAL, byte));
+        text.bytes().for_each(arch::say);
         Ok(())
     }
 }
@@ -66,7 +62,7 @@ impl Machine for Alone {
         Ok(with(unsafe { PagePtr::new(gpa as *mut u64) }))
     }
     fn tsc(&self) -> u64 {
-        cpu::tsc()
+        arch::tsc()
     }
     fn table(&self, _index: u64) -> u32 {
         0

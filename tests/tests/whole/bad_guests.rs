@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest::{CrashKind, CrashReport, GuestError};
-use guest_abi::layout::{ARENA_GPA, CONTROL_GPA, DOORBELL_PORT, PAGE_SIZE, doorbell};
+use guest_abi::arch::DOORBELL_PORT;
+use guest_abi::layout::{ARENA_GPA, CONTROL_GPA, PAGE_SIZE, doorbell};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::Backing;
 use machine::Kvm;

@@ -9,8 +9,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_abi::arch::DOORBELL_PORT;
 use guest_abi::block::Outcome;
-use guest_abi::layout::{DOORBELL_PORT, area_gpa, doorbell};
+use guest_abi::layout::{area_gpa, doorbell};
 use guest_abi::order::RawOrder;
 use machine::snapshot::header::HEADER_BYTES;
 use tests::place::{Ended, Place};

@@ -137,7 +137,7 @@ fn low_memory_is_not_protected_while_the_host_writes_to_it() {
     let toggle = slots(&bare, ZapMethod::Protect);
     let (send, ended) = channel();
     std::thread::scope(|scope| {
-        let writes = core.surroundings.host_writes.read().unwrap();
+        let writes = core.shared.host_writes.read().unwrap();
         toggle.zap(bare.pages(0, 1));
         scope.spawn(|| {
             toggle.zap(low.range());

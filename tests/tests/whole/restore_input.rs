@@ -8,8 +8,8 @@ use guest_mem::Backing;
 use machine::snapshot::file::Snapshot;
 use machine::snapshot::header::{HEADER_BYTES, Header};
 use machine::snapshot::index::Entry;
-use machine::snapshot::vcpu;
 use machine::state::VcpuState;
+use machine::state_bytes;
 use tests::place::{Ended, Place};
 use tests::{program, xz};
 
@@ -67,7 +67,7 @@ impl Snapshots {
         let Snapshot { mut vcpus, mut header, .. } = self.sound();
         change(&mut vcpus);
         let mut bytes = Vec::new();
-        vcpus.iter().for_each(|state| vcpu::encode(state, &mut bytes));
+        vcpus.iter().for_each(|state| state_bytes::encode(state, &mut bytes));
         assert_eq!(bytes.len() as u64, header.state.0, "sections have the lengths they had");
         header.state.1 = xz::crc32(&bytes);
         self.changed(|file| {

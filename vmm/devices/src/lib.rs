@@ -21,12 +21,15 @@
 //! Locks are taken in the order transport, backend; a vCPU thread holds them only while it handles an exit, when it is
 //! outside the guest, so that the device thread may stop the vCPUs while it holds a backend.
 
+mod arch;
 pub mod bus;
 pub mod loop_thread;
 pub mod power;
 pub mod serial;
 pub mod terminal;
 pub mod virtio;
+
+pub use arch::*;
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};

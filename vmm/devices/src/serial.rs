@@ -13,7 +13,6 @@ mod tests;
 
 use program::output::Sink;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,11 +25,6 @@ use super::{new_event, signal};
 
 pub use input::SerialInput;
 pub use output::Output;
-
-/// COM1's ports.
-pub const COM1_PORTS: Range<u64> = 0x3f8..0x400;
-/// COM1's interrupt.
-pub const COM1_IRQ: u32 = 4;
 
 const INTERRUPT_ENABLE: u64 = 1;
 const MODEM_CONTROL: u64 = 4;

@@ -9,15 +9,16 @@
 //! deadline, because a guest may do anything, including nothing.
 
 pub mod agent;
+mod arch;
 mod area;
 pub mod clock;
 mod crash;
-pub mod elf;
 mod mailbox;
 mod ram;
 
+pub use arch::{Registers, elf, ports};
 pub use area::Area;
-pub use crash::{CrashKind, CrashReport, Registers};
+pub use crash::{CrashKind, CrashReport};
 pub use mailbox::{GuestError, Mailbox, Phase};
 pub use ram::{GuestRam, RamPart};
 

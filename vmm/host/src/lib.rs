@@ -13,6 +13,7 @@
 //! | [`tracefs`], [`kvm_stats`], [`root`] | files of the kernel |
 //! | [`signals`], [`bus_error`], [`processors`], [`resident`] | this process on the host |
 
+mod arch;
 pub mod bus_error;
 pub mod change_error;
 pub mod change_log;
@@ -40,6 +41,7 @@ pub mod tracefs;
 pub mod undo;
 mod zram;
 
+pub use arch::CpuFlags;
 pub use change_error::ChangeError;
 pub use change_made::HostChange;
 pub use changes::{AddedZram, ChangeId, HostChanges, Switched};

@@ -35,7 +35,7 @@ use host::processors;
 use host::resident;
 use host::signals::Cancel;
 use host::{HostChanges, Root};
-use machine::boot::BootError;
+use machine::BootError;
 use machine::pc::PcError;
 use machine::{Machine, VmConfig, VmError};
 use program::input::{self, FileKind};

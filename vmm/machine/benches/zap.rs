@@ -81,7 +81,7 @@ impl Busy {
 
     fn stop(&mut self) -> Duration {
         let begun = Instant::now();
-        drop(self.machine.core().surroundings.gate.hold().expect("the vCPUs leave"));
+        drop(self.machine.core().shared.gate.hold().expect("the vCPUs leave"));
         begun.elapsed()
     }
 
@@ -96,7 +96,7 @@ impl Busy {
             memory_size: len,
             userspace_addr: slot.hva_range().start().get(),
         };
-        let hold = core.surroundings.gate.hold().expect("the vCPUs leave");
+        let hold = core.shared.gate.hold().expect("the vCPUs leave");
         let begun = Instant::now();
         for len in [0, slot.len()] {
             // SAFETY: only for the next call.
@@ -112,7 +112,7 @@ impl Busy {
     fn bare_toggle(&mut self) -> Duration {
         let page = self.next_page();
         // The vCPU must know that an EFAULT in between is ours.
-        let _window = self.machine.core().surroundings.window.open();
+        let _window = self.machine.core().shared.window.open();
         let begun = Instant::now();
         for flags in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
             // SAFETY: one page of the arena, to which no reference exists.

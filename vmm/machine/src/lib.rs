@@ -6,12 +6,13 @@
 //!            │     └── KvmSlots: invalidate_range_start ── zap ──┬─ Memslot: Gate::hold, delete, restore
 //!            │                                                   ├─ Protect: ProtectionWindow, mprotect twice
 //!            │                                                   └─ Unmap
-//!            └─ Vcpu ── Mailbox ── thread: Gate ── KVM_RUN ── exit::decide
+//!            └─ BareVcpu ── Mailbox, and Vcpu ── thread: Gate ── KVM_RUN ── arch::Exit
 //! ```
 
-pub mod boot;
+mod arch;
+mod bare;
+mod boot_error;
 mod device;
-mod exit;
 pub mod gate;
 mod machine;
 mod memslots;
@@ -19,18 +20,20 @@ mod no_kvm;
 pub mod pc;
 mod slots;
 pub mod snapshot;
-pub mod state;
 mod stats;
 mod stepped;
-mod surroundings;
 pub mod sys;
 #[cfg(test)]
 mod testing;
 mod vcpu;
 mod vm;
 mod vm_error;
+mod vm_shared;
 pub mod window;
 
+pub use arch::{OtherCpu, pvm, state, state_bytes};
+pub use bare::BareVcpu;
+pub use boot_error::BootError;
 pub use device::Kvm;
 pub use machine::Machine;
 pub use memslots::GuestCpu;
@@ -38,10 +41,10 @@ pub use no_kvm::NoKvm;
 pub use slots::{Accounting, KvmSlots, ZapMethod};
 pub use stats::{FaultCounts, Leaves, VcpuStats, VmStats};
 pub use stepped::Stepped;
-pub use surroundings::Surroundings;
 pub use vcpu::Vcpu;
 pub use vm::{VmConfig, VmCore};
 pub use vm_error::VmError;
+pub use vm_shared::VmShared;
 
 #[cfg(test)]
 harness::watch_libtest!();

@@ -7,14 +7,13 @@ use crate::Kvm;
 use guest_abi::block::Outcome;
 use guest_abi::layout::area_gpa;
 use guest_mem::{Gpa, Region};
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 
-use super::boot;
+use super::arch::boot;
+use super::bare::BareVcpu;
 use super::memslots::GuestCpu;
 use super::stats::{FaultCounts, VcpuStats};
-use super::vcpu::Vcpu;
 use super::vm::{VmConfig, VmCore};
-use super::vm_error::{VmError, failed};
+use super::vm_error::VmError;
 use guest::{Area, GuestError, GuestRam};
 
 /// How long a guest may take to report for work. The ring 0 stub is a hundred instructions; an emulated host that is
@@ -25,7 +24,7 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Machine {
     // Before `core`, so that nobody runs when it goes: the memory would stay until the last of them has ended.
-    vcpus: Vec<Vcpu>,
+    vcpus: Vec<BareVcpu>,
     vcpu_stats: Vec<VcpuStats>,
     core: Arc<VmCore>,
 }
@@ -42,17 +41,14 @@ impl Machine {
         let memory = GuestRam::new([(Gpa::new(0), core.low_memory().clone())]);
         let entry = boot::load(&memory, low_memory, image)?;
         boot::write_start_info(&memory, core.ram())?;
-        let cpuid =
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         let mut machine = Self { vcpus: Vec::new(), vcpu_stats: Vec::new(), core };
         for index in 0..config.vcpus {
             let core = &machine.core;
             let fd = core.create_vcpu(index)?;
-            fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
-            boot::set_registers(&fd, index, entry)?;
+            boot::set_first_state(kvm, &fd, index, entry)?;
             let stats = VcpuStats::of(&fd);
             let area = core.control_area(index)?;
-            let vcpu = Vcpu::start(index, fd, area, core.surroundings.clone())
+            let vcpu = BareVcpu::start(index, fd, area, core.shared.clone())
                 .map_err(|source| VmError::Thread { vcpu: index, source })?;
             machine.vcpus.push(vcpu);
             machine.vcpu_stats.push(stats);
@@ -76,7 +72,7 @@ impl Machine {
             let stats = VcpuStats::of(&fd);
             let area = core.control_area(index)?;
             let processor = processors.get(index as usize).copied().flatten();
-            let vcpu = Vcpu::resume(index, fd, area, core.surroundings.clone(), processor)
+            let vcpu = BareVcpu::resume(index, fd, area, core.shared.clone(), processor)
                 .map_err(|source| VmError::Thread { vcpu: index, source })?;
             machine.vcpus.push(vcpu);
             machine.vcpu_stats.push(stats);
@@ -89,8 +85,8 @@ impl Machine {
     /// # Errors
     /// [`VmError::ThreadLost`].
     pub fn stop(mut self) -> Result<(Arc<VmCore>, Vec<GuestCpu>), VmError> {
-        self.vcpus.iter_mut().for_each(Vcpu::quit);
-        let vcpus = self.vcpus.drain(..).map(Vcpu::stop).collect::<Option<Vec<_>>>();
+        self.vcpus.iter_mut().for_each(BareVcpu::quit);
+        let vcpus = self.vcpus.drain(..).map(BareVcpu::stop).collect::<Option<Vec<_>>>();
         Ok((self.core.clone(), vcpus.ok_or(VmError::ThreadLost)?))
     }
 
@@ -108,14 +104,14 @@ impl Machine {
     }
 
     /// The vCPUs.
-    pub fn vcpus(&self) -> &[Vcpu] {
+    pub fn vcpus(&self) -> &[BareVcpu] {
         &self.vcpus
     }
 
-    /// Waits for the end of a vCPU's order. See [`Vcpu::wait`].
+    /// Waits for the end of a vCPU's order. See [`BareVcpu::wait`].
     ///
     /// # Errors
-    /// As [`Vcpu::wait`].
+    /// As [`BareVcpu::wait`].
     pub fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
         self.vcpus[vcpu as usize].wait(patience)
     }
@@ -129,7 +125,7 @@ impl Machine {
 impl Drop for Machine {
     /// All are told before the first is waited for.
     fn drop(&mut self) {
-        self.vcpus.iter_mut().for_each(Vcpu::quit);
+        self.vcpus.iter_mut().for_each(BareVcpu::quit);
     }
 }
 

@@ -17,8 +17,8 @@ use guest_mem::{Memslot, Region, RegionError, SlotTable, with_causes};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::surroundings::Surroundings;
 use super::vm_error::{VmError, failed};
+use super::vm_shared::VmShared;
 use guest::CrashKind;
 
 /// `KVM_SET_USER_MEMORY_REGION`.
@@ -44,7 +44,7 @@ pub(super) struct Vm {
     slots: Arc<dyn SetSlot>,
     file: Arc<VmFd>,
     installed: Mutex<Installed>,
-    surroundings: Arc<Surroundings>,
+    shared: Arc<VmShared>,
 }
 
 /// What the guest has for memory now.
@@ -58,15 +58,15 @@ pub(super) struct Installed {
 
 impl Vm {
     /// A VM without memory.
-    pub fn new(file: VmFd, surroundings: Arc<Surroundings>) -> Self {
+    pub fn new(file: VmFd, shared: Arc<VmShared>) -> Self {
         let file = Arc::new(file);
-        Self::with_slots(file.clone(), file, surroundings)
+        Self::with_slots(file.clone(), file, shared)
     }
 
     /// The same, whose memslots are set by somebody else than KVM alone.
-    pub fn with_slots(file: Arc<VmFd>, slots: Arc<dyn SetSlot>, surroundings: Arc<Surroundings>) -> Self {
+    pub fn with_slots(file: Arc<VmFd>, slots: Arc<dyn SetSlot>, shared: Arc<VmShared>) -> Self {
         let nothing = Installed { table: Arc::new(SlotTable::default()), behind: Vec::new() };
-        Self { slots, file, installed: Mutex::new(nothing), surroundings }
+        Self { slots, file, installed: Mutex::new(nothing), shared }
     }
 
     /// KVM's handle of the VM. For all but memslots and vCPUs, of which this value must know.
@@ -75,8 +75,8 @@ impl Vm {
     }
 
     /// What all who act on the VM share.
-    pub fn surroundings(&self) -> &Arc<Surroundings> {
-        &self.surroundings
+    pub fn shared(&self) -> &Arc<VmShared> {
+        &self.shared
     }
 
     /// Makes a vCPU.
@@ -102,8 +102,8 @@ impl Vm {
         assert!(new.as_slice().iter().all(covered), "a memslot lies outside of its memory");
         let mut installed = self.lock();
         // What cannot be held is shut.
-        let _hold = self.surroundings.gate.hold();
-        if let Some(why) = self.surroundings.gate.shut() {
+        let _hold = self.shared.gate.hold();
+        if let Some(why) = self.shared.gate.shut() {
             return Err(VmError::Broken(Box::new(why.clone())));
         }
         match replace(&*self.slots, &installed.table, &new) {
@@ -116,7 +116,7 @@ impl Vm {
                 // Which slots there are is not known: all that any of them may point to is kept.
                 installed.behind.extend(behind);
                 installed.table = Arc::new(SlotTable::default());
-                self.surroundings.gate.shut_for_good(CrashKind::Memslots(with_causes(&error)));
+                self.shared.gate.shut_for_good(CrashKind::Memslots(with_causes(&error)));
                 Err(error)
             }
         }
@@ -132,7 +132,7 @@ impl Vm {
             set(&*self.slots, slot, Direction::Out).and_then(|()| set(&*self.slots, slot, Direction::In));
         if let Err(error) = &done {
             installed.table = Arc::new(SlotTable::default());
-            self.surroundings.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
+            self.shared.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
         }
         done
     }

@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::io::Errno;
 
-use host::Root;
 use host::kvm_module::KvmFacts;
+use host::{CpuFlags, Root};
 use program::exit::{Class, Classified};
 
 /// Where KVM's device is.
@@ -90,10 +90,10 @@ impl NoKvm {
     pub fn samples() -> Vec<Self> {
         let file = |group: &str| Some((group.to_owned(), 0o660));
         let module = || Some("kvm_amd".to_owned());
-        let (none, intel) = (CpuFlags::default(), CpuFlags { vmx: true, ..CpuFlags::default() });
+        let [none, la57, intel] = CpuFlags::samples();
         let hosts = [
             KvmHost { module: None, flags: none, file: None },
-            KvmHost { module: None, flags: CpuFlags { la57: true, ..none }, file: file("root") },
+            KvmHost { module: None, flags: la57, file: file("root") },
             KvmHost { module: module(), flags: intel, file: file("kvm") },
             KvmHost { module: None, flags: intel, file: None },
         ];
@@ -158,39 +158,6 @@ impl KvmHost {
                 "it is for root: `chgrp kvm {DEVICE} && chmod 660 {DEVICE}`, or `setfacl -m u:$USER:rw {DEVICE}`"
             ),
         }
-    }
-}
-
-/// The processor's flags that decide about KVM's modules.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct CpuFlags {
-    vmx: bool,
-    svm: bool,
-    /// Page tables of five levels, which kvm_pvm cannot use.
-    la57: bool,
-}
-
-impl CpuFlags {
-    fn read_from(root: &Root) -> Self {
-        Self::parse(&root.text("/proc/cpuinfo").unwrap_or_default())
-    }
-
-    fn parse(cpuinfo: &str) -> Self {
-        let line = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
-        let has = |flag: &str| line.split_whitespace().any(|word| word == flag);
-        Self { vmx: has("vmx"), svm: has("svm"), la57: has("la57") }
-    }
-
-    /// Which module to load.
-    fn module(self) -> String {
-        if self.vmx || self.svm {
-            return format!("`modprobe kvm_{}`", if self.vmx { "intel" } else { "amd" });
-        }
-        let boot = if self.la57 { ", on a host booted with `no5lvl`" } else { "" };
-        format!(
-            "this processor offers neither vmx nor svm: switch nested virtualisation on in what this machine runs under, \
-             or `modprobe kvm_pvm` where its kernel has that{boot}"
-        )
     }
 }
 
@@ -277,16 +244,6 @@ mod tests {
         for errno in [Errno::NOMEM, Errno::PERM, Errno::IO] {
             assert_eq!(NoKvm::no_version(errno), NoKvm::NoVm(errno));
         }
-    }
-
-    #[test]
-    fn the_processor_of_this_host_is_read() {
-        let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir(root.path().join("proc")).unwrap();
-        let read = || CpuFlags::read_from(&Root::at(root.path()));
-        assert_eq!(read(), CpuFlags::default());
-        std::fs::write(root.path().join("proc/cpuinfo"), "flags : fpu svm la57\n").unwrap();
-        assert_eq!(read(), CpuFlags { vmx: false, svm: true, la57: true });
     }
 
     #[test]

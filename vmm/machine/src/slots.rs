@@ -78,7 +78,7 @@ impl KvmSlots {
             return Zapped::NOTHING;
         }
         // Nothing is taken from vCPUs that may be inside. The gate is shut by then, and who waits for the guest is told.
-        let Ok(hold) = self.core.surroundings.gate.hold() else { return Zapped::NOTHING };
+        let Ok(hold) = self.core.shared.gate.hold() else { return Zapped::NOTHING };
         let before = self.leaves();
         // A refusal has shut the gate; who waits for the guest is told.
         let refused = slots.iter().any(|slot| self.core.vm.reinstall(installed, slot).is_err());
@@ -117,10 +117,10 @@ impl KvmSlots {
             .map(|block| block.len() - block.intersection(part).map_or(0, HvaRange::len))
             .sum();
         // The arena is the guest's alone; elsewhere devices write too, and would die of it.
-        let surroundings = &self.core.surroundings;
+        let shared = &self.core.shared;
         let _alone = (!std::ptr::eq(region, &**self.core.arena()))
-            .then(|| surroundings.host_writes.write().unwrap_or_else(PoisonError::into_inner));
-        let _window = surroundings.window.open();
+            .then(|| shared.host_writes.write().unwrap_or_else(PoisonError::into_inner));
+        let _window = shared.window.open();
         if let Err(error) = guest_mem::toggle_protection(region, part) {
             // It may be left read-only.
             self.give_up(&error);
@@ -143,8 +143,8 @@ impl KvmSlots {
     /// Ends a guest whose memory is not as it should be.
     fn give_up(&self, error: &(dyn std::error::Error + 'static)) {
         // Held or not, nobody comes in again.
-        let _hold = self.core.surroundings.gate.hold();
-        self.core.surroundings.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
+        let _hold = self.core.shared.gate.hold();
+        self.core.shared.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
     }
 
     fn leaves(&self) -> Option<(u64, u64)> {

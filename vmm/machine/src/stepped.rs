@@ -7,7 +7,8 @@ use guest::{Area, CrashKind};
 use guest_abi::order::WorkOrder;
 
 use super::Machine;
-use super::exit::{self, Action, Exit};
+use super::arch::{self, Exit};
+use super::bare::Action;
 use super::memslots::GuestCpu;
 use super::vm::VmCore;
 use super::vm_error::VmError;
@@ -44,12 +45,14 @@ impl Stepped {
     pub fn run(&mut self, order: &WorkOrder) -> Result<Duration, Box<CrashKind>> {
         self.area.set_order((*order).into());
         let begun = Instant::now();
-        let mut exit = exit::run(self.cpu.file_mut());
-        while exit == Exit::Interrupted {
-            exit = exit::run(self.cpu.file_mut());
-        }
+        let exit = loop {
+            match arch::run(self.cpu.file_mut()) {
+                Exit::Interrupted => {}
+                exit => break Action::of(exit, true, |_| false),
+            }
+        };
         let took = begun.elapsed();
-        match exit::decide(exit, true, |_| false) {
+        match exit {
             Action::NextOrder => Ok(took),
             Action::Crash(kind) => Err(Box::new(kind)),
             other => Err(CrashKind::Other(format!("left KVM in an unexpected way: {other:?}")).into()),

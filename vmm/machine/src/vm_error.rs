@@ -4,7 +4,7 @@ use guest_mem::remedy::{self, Asked};
 use guest_mem::{Gpa, RegionError, SlotError};
 use rustix::io::Errno;
 
-use super::boot::BootError;
+use super::boot_error::BootError;
 use super::no_kvm::NoKvm;
 use guest::CrashKind;
 use program::exit::{Class, Classified};

@@ -95,12 +95,12 @@ impl Testbed for KvmTestbed {
         match reclaim.during_call() {
             DuringCall::Usable => call(),
             DuringCall::ReadOnly => {
-                let _window = self.core.surroundings.window.open();
+                let _window = self.core.shared.window.open();
                 call();
             }
             DuringCall::Empty => {
                 // A guest that cannot be held is at its end: what it would lose is lost with it.
-                let _hold = self.core.surroundings.gate.hold();
+                let _hold = self.core.shared.gate.hold();
                 call();
             }
         }
@@ -110,7 +110,7 @@ impl Testbed for KvmTestbed {
     }
     fn breaker(&self) -> Breaker {
         let mailboxes = self.mailboxes().into_iter().cloned().collect();
-        Breaker { surroundings: Some(self.core.surroundings.clone()), mailboxes }
+        Breaker { shared: Some(self.core.shared.clone()), mailboxes }
     }
     fn costs_one_row(&self) -> Option<String> {
         match &self.guest {
@@ -121,7 +121,7 @@ impl Testbed for KvmTestbed {
         }
     }
     fn thread(&self, vcpu: u32) -> Option<Pid> {
-        self.core.surroundings.gate.thread(vcpu)
+        self.core.shared.gate.thread(vcpu)
     }
     fn leaves(&self) -> Option<Leaves> {
         self.core.stats.leaves()
@@ -147,7 +147,7 @@ impl Testbed for KvmTestbed {
         }
     }
     fn first_entry_ns(&self) -> Option<u64> {
-        let at = self.core.surroundings.first_entry_ns.load(Ordering::Relaxed);
+        let at = self.core.shared.first_entry_ns.load(Ordering::Relaxed);
         (at != 0).then_some(at)
     }
 }

@@ -33,8 +33,8 @@ use guest::{GuestError, Mailbox};
 use host::Root;
 use host::kvm_module::{KvmFacts, MmuKind};
 use linux_boot::{BootFile, Initrd};
-use machine::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, PcVcpu, prefault};
-use machine::{FaultCounts, VmCore, VmError};
+use machine::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, prefault};
+use machine::{FaultCounts, Vcpu, VmCore, VmError};
 use program::input::{self, FileKind};
 use program::output::Sink;
 
@@ -160,7 +160,7 @@ impl LinuxMachine {
             .wait_hello(BOOT_PATIENCE)
             .and_then(|hello| Ok((hello, link.map_arena(setup.arena, pages, &is_ram)?)));
         let (hello, mapped) = up.map_err(|source| {
-            let vcpus = pc.vcpus().iter().filter_map(PcVcpu::registers).map(|at| format!("\n{at}")).collect();
+            let vcpus = pc.vcpus().iter().filter_map(Vcpu::registers).map(|at| format!("\n{at}")).collect();
             LinuxError::Agent { source, vcpus, console: console.text() }
         })?;
         if mapped.areas.len() != setup.vcpus as usize {
@@ -201,7 +201,7 @@ impl LinuxMachine {
 
     /// Whether its guest still runs, and may.
     pub fn is_alive(&self) -> bool {
-        self.pc.life().ending().is_none() && self.pc.memory().surroundings().gate.shut().is_none()
+        self.pc.life().ending().is_none() && self.pc.memory().shared().gate.shut().is_none()
     }
 
     /// What ended the guest, if the next need not meet it: see [`CrashKind::costs_one_row`](guest::CrashKind::costs_one_row).

@@ -23,7 +23,7 @@ pub use soft::{SoftError, SoftTestbed};
 use experiment::choice::{Reclaim, Zap};
 use experiment::events::GivenBack;
 use guest::{CrashReport, GuestError, Mailbox};
-use machine::{FaultCounts, Leaves, Surroundings};
+use machine::{FaultCounts, Leaves, VmShared};
 
 /// An operating system in a guest, as far as a scenario uses it.
 pub trait GuestSystem {
@@ -50,17 +50,17 @@ pub trait GuestSystem {
 #[derive(Clone)]
 pub struct Breaker {
     /// Keeps vCPUs out; workers of the software MMU have none, and wait for the page that nobody brings.
-    surroundings: Option<Arc<Surroundings>>,
+    shared: Option<Arc<VmShared>>,
     mailboxes: Vec<Arc<Mailbox>>,
 }
 
 impl Breaker {
     /// Stops it, with a report for each worker.
     pub fn stop(&self, report: impl Fn(u32) -> CrashReport) {
-        if let Some(surroundings) = &self.surroundings {
+        if let Some(shared) = &self.shared {
             // Held or not, nobody comes in again.
-            let _hold = surroundings.gate.hold();
-            surroundings.gate.shut_for_good(report(0).kind);
+            let _hold = shared.gate.hold();
+            shared.gate.shut_for_good(report(0).kind);
         }
         self.mailboxes.iter().for_each(|mailbox| mailbox.fail(report(mailbox.vcpu())));
     }

@@ -233,7 +233,7 @@ impl Testbed for SoftTestbed {
         Faults::UserMode
     }
     fn breaker(&self) -> Breaker {
-        Breaker { surroundings: None, mailboxes: self.workers.clone() }
+        Breaker { shared: None, mailboxes: self.workers.clone() }
     }
     fn thread(&self, vcpu: u32) -> Option<Pid> {
         self.pids[vcpu as usize].get().copied()

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use super::super::fixture::{PACKED, stream};
 use super::*;
+use crate::fixture::{PACKED, stream};
 
 fn unpack(compression: Compression, input: &[u8], room: usize) -> Result<Vec<u8>, Failure> {
     let mut output = vec![0xee; room];

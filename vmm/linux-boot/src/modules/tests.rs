@@ -2,8 +2,8 @@ use std::fs;
 
 use proptest::prelude::*;
 
-use super::super::fixture::{PACKED, stream};
 use super::*;
+use crate::fixture::{PACKED, stream};
 
 /// For all modules of a test.
 const ROOM: u64 = 64 << 20;
@@ -190,7 +190,7 @@ fn a_damaged_module_is_named() {
         let error = load_order(directory.path(), &["a"], ROOM).err().unwrap().to_string();
         assert!(error.contains(words) && error.contains("a.ko"), "{error}");
     }
-    let bare = directory(&[("kernel/a.ko", &super::super::fixture::kernel())]);
+    let bare = directory(&[("kernel/a.ko", &crate::fixture::kernel())]);
     assert!(load_order(bare.path(), &["a"], ROOM).err().unwrap().to_string().contains(".modinfo"));
 }
 

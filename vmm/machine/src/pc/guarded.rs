@@ -4,13 +4,13 @@ use std::sync::{Arc, PoisonError};
 
 use event_manager::{EventOps, Events};
 
-use crate::surroundings::Surroundings;
+use crate::vm_shared::VmShared;
 use devices::loop_thread::Served;
 
 /// See the [module](self).
 pub(super) struct Guarded {
     pub served: Box<dyn Served>,
-    pub surroundings: Arc<Surroundings>,
+    pub shared: Arc<VmShared>,
 }
 
 impl Served for Guarded {
@@ -21,7 +21,7 @@ impl Served for Guarded {
         self.served.init(ops)
     }
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
-        let _writes = self.surroundings.host_writes.read().unwrap_or_else(PoisonError::into_inner);
+        let _writes = self.shared.host_writes.read().unwrap_or_else(PoisonError::into_inner);
         self.served.process(events, ops)
     }
 }
@@ -57,14 +57,13 @@ mod tests {
 
     #[test]
     fn a_device_waits_for_the_end_of_a_toggle() {
-        let surroundings = Arc::new(Surroundings::new(1, Vec::new()));
+        let shared = Arc::new(VmShared::new(1, Vec::new()));
         let event = Arc::new(new_event().unwrap());
         let (send, served) = channel();
-        let device =
-            Guarded { served: Box::new(Tells(event.clone(), send)), surroundings: surroundings.clone() };
+        let device = Guarded { served: Box::new(Tells(event.clone(), send)), shared: shared.clone() };
         assert_eq!(device.name(), "the test device");
         let running = DeviceLoop::start(vec![Box::new(device)]).unwrap();
-        let toggle = surroundings.host_writes.write().unwrap();
+        let toggle = shared.host_writes.write().unwrap();
         signal(&event);
         let early = served.recv_timeout(Duration::from_millis(200));
         drop(toggle);

@@ -11,33 +11,32 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use crate::Kvm;
+use crate::arch::setup::{self, Processor};
 use guest_mem::Backing;
 use guest_mem::remedy::{self, Asked};
 use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::exits::{Buses, PcExits};
 use super::give_back::{GiveBack, Taker};
 use super::guarded::Guarded;
 use super::life::Life;
 use super::memory::PcMemory;
-use super::setup::{self, Processor};
-use super::vcpu::{Buses, PcVcpu, Shared};
 use super::watch::LifeWatch;
 use crate::stats::{FaultCounts, VcpuStats};
+use crate::vcpu::Vcpu;
 use crate::vm_error::{VmError, failed};
-use devices::bus::{Bus, BusError};
+use devices::bus::BusError;
 use devices::loop_thread::{DeviceLoop, LoopError, Served};
-use devices::power::{ACPI_PORTS, AcpiPower, I8042, I8042_PORTS, PowerSwitch};
-use devices::serial::{COM1_IRQ, COM1_PORTS, SerialInput, SerialPort};
+use devices::power::PowerSwitch;
+use devices::serial::{SerialInput, SerialPort};
 use devices::virtio::balloon::{Balloon, BalloonHandle};
 use devices::virtio::block::{Block, Disk};
 use devices::virtio::console::Console;
 use devices::virtio::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use devices::virtio::{Interrupt, VirtioDevice};
-use linux_boot::acpi::{self, AcpiError};
-use linux_boot::layout::{self, MemoryNode, Platform, VirtioSlot};
-use linux_boot::registers::{self, RegistersError};
-use linux_boot::{self, Boot, Initrd, Kernel, LoadError};
+use linux_boot::layout;
+use linux_boot::{self, Boot, Initrd, Kernel, LoadError, MemoryNode, Platform, RegistersError, VirtioSlot};
 use program::exit::{Class, Classified};
 use program::output::Sink;
 
@@ -82,9 +81,6 @@ pub enum PcError {
     /// Page state cannot be read.
     #[error(transparent)]
     Scan(#[from] guest_mem::ScanError),
-    /// The tables.
-    #[error(transparent)]
-    Acpi(#[from] AcpiError),
     /// The kernel.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -102,7 +98,7 @@ impl Classified for PcError {
             Self::Vm(error) => error.class(),
             Self::TooMuchMemory(_) | Self::TooManyDevices => Class::Mistake,
             Self::Device { source, .. } => Class::of_refused_io(source),
-            Self::Bus(_) | Self::Acpi(_) => Class::Fault,
+            Self::Bus(_) => Class::Fault,
             Self::Scan(error) => error.class(),
             Self::Load(error) => error.class(),
             Self::Registers(error) => Class::of_refused_ioctl(error.source),
@@ -127,7 +123,7 @@ pub struct BootSpec<'a> {
 /// A PC.
 pub struct Pc {
     // In order of their end: nobody runs when the devices go, nobody uses the memory when it goes.
-    vcpus: Vec<PcVcpu>,
+    vcpus: Vec<Vcpu>,
     vcpu_stats: Vec<VcpuStats>,
     watch: Option<LifeWatch>,
     devices: Option<DeviceLoop>,
@@ -157,16 +153,15 @@ impl Pc {
         let memory = PcMemory::new(kvm, config.vcpus, nodes, config.backing, config.slot_zap_all_quirk)?;
         setup::chipset(memory.vm().file())?;
         let switch = PowerSwitch::new().map_err(device("power switch"))?;
-        let mut ports = Bus::new("port");
-        ports.insert(I8042_PORTS, Arc::new(Mutex::new(I8042::new(switch.clone()))))?;
-        ports.insert(ACPI_PORTS, Arc::new(Mutex::new(AcpiPower::new(switch.clone()))))?;
+        let mut buses = Buses::default();
+        setup::add_power(&mut buses.ports, &switch)?;
         Ok(Self {
             vcpus: Vec::new(),
             vcpu_stats: Vec::new(),
             watch: None,
             devices: None,
             served: Vec::new(),
-            buses: Buses { ports, mmio: Bus::new("MMIO") },
+            buses,
             virtio: Vec::new(),
             interrupts: Vec::new(),
             switch,
@@ -183,10 +178,10 @@ impl Pc {
     /// [`PcError`].
     pub fn add_serial(&mut self, output: Box<dyn Sink>) -> Result<Arc<Mutex<SerialPort>>, PcError> {
         let port = SerialPort::new(event("serial port")?, output).map_err(device("serial port"))?;
-        let register = self.memory.vm().file().register_irqfd(port.irq(), COM1_IRQ);
+        let register = self.memory.vm().file().register_irqfd(port.irq(), setup::SERIAL_GSI);
         register.map_err(failed("KVM_IRQFD"))?;
         let port = Arc::new(Mutex::new(port));
-        self.buses.ports.insert(COM1_PORTS, port.clone())?;
+        setup::add_serial(&mut self.buses.ports, port.clone())?;
         Ok(port)
     }
 
@@ -252,12 +247,11 @@ impl Pc {
         vm.register_irqfd(interrupt.irq(), slot.gsi).map_err(failed("KVM_IRQFD"))?;
         let (transport, worker) =
             VirtioMmio::new(virtio, self.memory.device_view(), interrupt).map_err(device(name))?;
-        let notify = IoEventAddress::Mmio(slot.base.get() + QUEUE_NOTIFY);
+        let notify = IoEventAddress::Mmio(slot.range.start().get() + QUEUE_NOTIFY);
         for (index, event) in (0u32..).zip(transport.queue_events()) {
             vm.register_ioevent(event, &notify, index).map_err(failed("KVM_IOEVENTFD"))?;
         }
-        let range = slot.range();
-        let range = range.start().get()..range.end().get();
+        let range = slot.range.start().get()..slot.range.end().get();
         self.buses.mmio.insert(range, Arc::new(Mutex::new(transport)))?;
         self.served.push(Box::new(worker));
         self.virtio.push(slot);
@@ -271,13 +265,11 @@ impl Pc {
     pub fn boot(&mut self, spec: &BootSpec<'_>) -> Result<(), PcError> {
         let (memory, vcpus) = (self.memory.device_view(), self.processor.vcpus());
         let platform = Platform { vcpus, memory: self.memory.nodes().to_vec(), virtio: self.virtio.clone() };
-        let rsdp = acpi::write(&memory, &platform)?;
         let boot = Boot {
             platform: &platform,
             kernel: spec.kernel,
             initrd: spec.initrd,
             cmdline: spec.cmdline,
-            rsdp,
             in_guest_decompression: spec.in_guest_decompression,
         };
         let start = linux_boot::load(&memory, &boot)?;
@@ -285,25 +277,20 @@ impl Pc {
             .map(|index| self.processor.make(self.memory.vm(), index))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(first) = files.first() {
-            registers::set_registers(first, &start)?;
+            linux_boot::set_registers(first, &start)?;
         }
-        let surroundings = self.memory.surroundings();
+        let shared = self.memory.shared().clone();
         let served = self.served.drain(..);
-        let served =
-            served.map(|served| Box::new(Guarded { served, surroundings: surroundings.clone() }) as _);
+        let served = served.map(|served| Box::new(Guarded { served, shared: shared.clone() }) as _);
         let devices = DeviceLoop::start(served.collect())?;
         self.watch = Some(
             LifeWatch::start(self.life.clone(), self.switch.clone(), &devices).map_err(device("watch"))?,
         );
         self.devices = Some(devices);
-        let shared = Shared {
-            surroundings: self.memory.surroundings().clone(),
-            buses: Arc::new(std::mem::take(&mut self.buses)),
-            life: self.life.clone(),
-        };
+        let exits = PcExits { buses: Arc::new(std::mem::take(&mut self.buses)), life: self.life.clone() };
         for (index, fd) in (0..).zip(files) {
             self.vcpu_stats.push(VcpuStats::of(&fd));
-            let vcpu = PcVcpu::start(index, fd, shared.clone())
+            let vcpu = Vcpu::start(index, fd, shared.clone(), exits.clone(), None)
                 .map_err(|source| VmError::Thread { vcpu: index, source })?;
             self.vcpus.push(vcpu);
         }
@@ -319,7 +306,7 @@ impl Pc {
         &self.memory
     }
     /// Its vCPUs, once it runs.
-    pub fn vcpus(&self) -> &[PcVcpu] {
+    pub fn vcpus(&self) -> &[Vcpu] {
         &self.vcpus
     }
     /// What it gave back of its memory.
@@ -341,7 +328,7 @@ impl Pc {
 impl Drop for Pc {
     /// All are told before the first is waited for.
     fn drop(&mut self) {
-        self.vcpus.iter_mut().for_each(PcVcpu::quit);
+        self.vcpus.iter_mut().for_each(Vcpu::quit);
     }
 }
 

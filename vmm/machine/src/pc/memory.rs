@@ -18,13 +18,14 @@ use crate::Kvm;
 use guest_mem::{Address, Backing, GpaRange, HvaRange, Region, SlotTable, SlotTableBuilder};
 use kvm_ioctls::VmFd;
 
+use crate::arch;
 use crate::memslots::{SetSlot, Vm};
 use crate::stats::VmStats;
-use crate::surroundings::Surroundings;
 use crate::vm::{self, VmCore};
 use crate::vm_error::VmError;
+use crate::vm_shared::VmShared;
 use guest::{Area, GuestRam};
-use linux_boot::layout::MemoryNode;
+use linux_boot::MemoryNode;
 
 /// A VM with the memory of a PC, and without vCPUs.
 #[derive(Debug)]
@@ -82,17 +83,17 @@ impl PcMemory {
         keep_quirk: bool,
         slots: impl FnOnce(Arc<VmFd>) -> Arc<S>,
     ) -> Result<Self, VmError> {
-        let (file, slot_zap_drops_all) = vm::create(kvm, keep_quirk)?;
+        let (file, slot_zap_drops_all) = arch::create(kvm, keep_quirk)?;
         let file = Arc::new(file);
         let ram = nodes
             .iter()
             .map(|node| Ok(Arc::new(Region::map(node.range.len(), backing)?)))
             .collect::<Result<Arc<[_]>, VmError>>()?;
         let stats = Arc::new(VmStats::of(&file));
-        let surroundings = Surroundings::new(vcpus, nodes.iter().map(|node| node.range).collect());
+        let shared = VmShared::new(vcpus, nodes.iter().map(|node| node.range).collect());
         let view = GuestRam::new(nodes.iter().map(|node| node.range.start()).zip(ram.iter().cloned()));
         let memory = Self {
-            vm: Arc::new(Vm::with_slots(file.clone(), slots(file), Arc::new(surroundings))),
+            vm: Arc::new(Vm::with_slots(file.clone(), slots(file), Arc::new(shared))),
             nodes,
             ram,
             stats,
@@ -124,8 +125,8 @@ impl PcMemory {
         &self.nodes
     }
     /// What the vCPU threads share.
-    pub fn surroundings(&self) -> &Arc<Surroundings> {
-        self.vm.surroundings()
+    pub fn shared(&self) -> &Arc<VmShared> {
+        self.vm.shared()
     }
     /// The memory of every node, in the order of [`PcMemory::nodes`]; under an arena it is not the guest's.
     pub fn ram(&self) -> &[Arc<Region>] {
@@ -398,7 +399,7 @@ mod tests {
             slots.refuse_from(call);
             assert!(memory.lend_arena(spec(&memory)).is_err());
             assert!(slots.dangling().is_empty(), "call {call}");
-            let gate = &memory.surroundings().gate;
+            let gate = &memory.shared().gate;
             assert!(matches!(gate.shut(), Some(CrashKind::Memslots(_))), "call {call}");
             // Nothing is tried on it any more.
             slots.refuse(&[]);
@@ -467,7 +468,7 @@ mod tests {
             let listener = KvmSlots::new(core.clone(), ZapMethod::Memslot, Accounting::Off);
             slots.refuse(&[call]);
             listener.zap(core.arena().slice(0, 4096).unwrap());
-            let gate = &memory.surroundings().gate;
+            let gate = &memory.shared().gate;
             assert!(matches!(gate.shut(), Some(CrashKind::Memslots(why)) if why.contains("memslot")));
             assert!(slots.dangling().is_empty());
             // It is not zapped again.

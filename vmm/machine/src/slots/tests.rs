@@ -1,11 +1,11 @@
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use guest_mem::waits::WAKE;
+use guest_mem::waits::{Patience, WAKE};
 use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE};
 
 use super::*;
-use crate::testing::{LEAST, bare_guest, bare_guest_in, touch_all};
+use crate::testing::{LEAST, bare_guest, bare_guest_in, submit_touch, touch_all};
 use crate::{Kvm, VmConfig};
 
 /// Of a VM where a slot's zap drops the slot alone, as far as this program knows.
@@ -94,6 +94,22 @@ fn without_its_quirk_kvm_drops_one_slot() {
     }
 }
 
+/// KVM counts a flush if a vCPU had to leave the guest for it.
+#[test]
+#[ignore = "needs: Kvm"]
+fn flushes_are_counted() {
+    let machine = bare_guest();
+    let core = machine.core();
+    submit_touch(&machine, None);
+    let listener = KvmSlots::new(core.clone(), ZapMethod::Protect, Accounting::Off);
+    let flushes = || core.stats.remote_tlb_flushes().expect("KVM counts them since Linux 5.14");
+    let (before, mut patience) = (flushes(), Patience::new(WAKE));
+    while flushes() == before {
+        assert_eq!(patience.over(), None, "what a vCPU uses goes again and again, and nothing is flushed");
+        listener.zap(core.arena().range());
+    }
+}
+
 /// A device that writes to low memory would die of a toggle there. The arena has no devices.
 #[test]
 #[ignore = "needs: Kvm"]
@@ -102,7 +118,7 @@ fn only_a_toggle_of_low_memory_waits_for_devices() {
     let (arena, low) = (page_of(listener.core.arena()), page_of(&listener.core.low()[0]));
     let (zapped, zaps) = channel();
     std::thread::scope(|scope| {
-        let writing = listener.core.surroundings.host_writes.read().unwrap();
+        let writing = listener.core.shared.host_writes.read().unwrap();
         scope.spawn(|| {
             for range in [arena, low] {
                 listener.zap(range);
@@ -132,7 +148,7 @@ fn a_zap_that_the_kernel_refuses_ends_its_guest() {
             _ => map_for_reading(page),
         }
         listener.zap(page);
-        match listener.core.surroundings.gate.shut() {
+        match listener.core.shared.gate.shut() {
             Some(CrashKind::Memslots(why)) => assert!(why.contains(words), "{why}"),
             other => panic!("{method:?}: {other:?}"),
         }

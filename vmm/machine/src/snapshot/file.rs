@@ -9,8 +9,9 @@ use swap::ImageStore;
 
 use super::header::{HEADER_BYTES, Header, HeaderError};
 use super::index::{Entry, Index};
-use super::{Bad, SnapshotError, vcpu};
-use crate::state::VcpuState;
+use super::{Bad, SnapshotError};
+use crate::arch::state::VcpuState;
+use crate::arch::state_bytes;
 use program::input::{FileKind, Input};
 
 /// A snapshot file, opened and checked.
@@ -53,7 +54,7 @@ impl Snapshot {
         if expected != found {
             return Err(bad(Bad::States { expected, found }));
         }
-        let vcpus = vcpu::decode(&states, header.vcpus).map_err(|why| bad(why.into()))?;
+        let vcpus = state_bytes::decode(&states, header.vcpus).map_err(|why| bad(why.into()))?;
         let index = part(layout.index)?;
         let index = Index::decode(&index, header.index_crc, header.pages(), header.stored)
             .map_err(|why| bad(why.into()))?;

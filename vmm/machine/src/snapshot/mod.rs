@@ -12,14 +12,12 @@
 //! Everything is registered, the guest's code and page tables too: its first instruction is a fault. A page that does not
 //! hold its checksum never gets into the guest: whoever asks for it waits, and the guest is stopped ([`stop::Stopper`]).
 
-pub mod cpu;
 pub mod file;
 pub mod header;
 pub mod index;
 pub mod record;
 pub mod restore;
 pub mod stop;
-pub mod vcpu;
 pub mod work;
 pub mod write;
 
@@ -30,7 +28,8 @@ use guest_mem::{ContentError, ScanError};
 use swap::{AttachError, BufferError, HandOverError, HandlerError, StoreError};
 
 use crate::VmError;
-use crate::state::StateError;
+use crate::arch::state::StateError;
+use crate::arch::{OtherCpu, state_bytes};
 use guest::GuestError;
 use program::exit::{Class, Classified};
 use program::input::InputError;
@@ -158,8 +157,8 @@ pub enum Bad {
     },
     /// A vCPU's state makes no sense.
     #[error(transparent)]
-    State(#[from] vcpu::BadState),
+    State(#[from] state_bytes::BadState),
     /// It was made on another processor.
     #[error(transparent)]
-    Cpu(#[from] cpu::OtherCpu),
+    Cpu(#[from] OtherCpu),
 }

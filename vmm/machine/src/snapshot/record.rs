@@ -121,7 +121,7 @@ pub fn measure(
         }
     };
     let first_run =
-        restored.machine().core().surroundings.first_entry_ns.load(std::sync::atomic::Ordering::Relaxed);
+        restored.machine().core().shared.first_entry_ns.load(std::sync::atomic::Ordering::Relaxed);
     let (bytes_read, reads) = restored.read();
     let earned = Earned::of(&mut PageScanner::new()?, restored.machine().core().arena())?;
     let [low, arena] = restored.finish()?;

@@ -16,11 +16,11 @@ use swap::{
 };
 use uffd::{Event, PageFault};
 
+use super::SnapshotError;
 use super::file::Snapshot;
 use super::index::Entry;
 use super::stop::Stopper;
-use super::{SnapshotError, cpu};
-use crate::state::offered_cpuid;
+use crate::arch::{self, OtherCpu};
 use crate::{GuestCpu, Machine, VmConfig, VmCore};
 use guest::CrashKind;
 use host::processors;
@@ -162,8 +162,8 @@ fn make_vcpus(kvm: &Kvm, core: &VmCore, snapshot: &Snapshot) -> Result<Vec<Guest
     let mut vcpus = Vec::new();
     for (index, state) in (0u32..).zip(&snapshot.vcpus) {
         let fd = core.create_vcpu(index)?;
-        let bad = |why: cpu::OtherCpu| SnapshotError::Bad { path: snapshot.path().into(), why: why.into() };
-        cpu::check(&state.cpuid, &offered_cpuid(kvm, &fd, index)?).map_err(bad)?;
+        let bad = |why: OtherCpu| SnapshotError::Bad { path: snapshot.path().into(), why: why.into() };
+        arch::check_cpu(state, kvm, &fd, index)?.map_err(bad)?;
         vcpus.push(fd);
     }
     Ok(vcpus)

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{Machine, Surroundings};
+use crate::{Machine, VmShared};
 use guest::{CrashKind, CrashReport, Mailbox};
 
 /// Stops a guest, from any thread, and waits for nobody: a vCPU that is inside KVM, in the middle of reading the guest's
@@ -14,7 +14,7 @@ pub struct Stopper(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     why: Option<CrashKind>,
-    guest: Option<(Arc<Surroundings>, Vec<Arc<Mailbox>>)>,
+    guest: Option<(Arc<VmShared>, Vec<Arc<Mailbox>>)>,
 }
 
 impl Stopper {
@@ -22,7 +22,7 @@ impl Stopper {
     pub fn watch(&self, machine: &Machine) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mailboxes = machine.vcpus().iter().map(|vcpu| vcpu.mailbox().clone()).collect();
-        state.guest = Some((machine.core().surroundings.clone(), mailboxes));
+        state.guest = Some((machine.core().shared.clone(), mailboxes));
         state.stop();
     }
 
@@ -36,12 +36,12 @@ impl Stopper {
 
 impl State {
     fn stop(&self) {
-        let (Some(kind), Some((surroundings, mailboxes))) = (&self.why, &self.guest) else { return };
-        surroundings.gate.shut_for_good(kind.clone());
+        let (Some(kind), Some((shared, mailboxes))) = (&self.why, &self.guest) else { return };
+        shared.gate.shut_for_good(kind.clone());
         for mailbox in mailboxes {
             let vcpu = mailbox.vcpu();
             mailbox.fail(CrashReport { vcpu, kind: kind.clone(), registers: None });
-            surroundings.gate.kick(vcpu);
+            shared.gate.kick(vcpu);
         }
     }
 }

@@ -8,11 +8,12 @@ use guest_mem::{
 };
 use swap::{PageBuffer, checksum};
 
+use super::SnapshotError;
 use super::header::Header;
 use super::index::Index;
-use super::{SnapshotError, vcpu};
 use crate::Machine;
-use crate::state::{VcpuState, come_to_rest};
+use crate::arch::state::{VcpuState, come_to_rest};
+use crate::arch::state_bytes;
 use host::signals::Cancel;
 use program::whole_file::WholeFile;
 
@@ -55,7 +56,7 @@ pub fn write(
     let mut states = Vec::new();
     for (index, fd) in (0..).zip(&mut vcpus) {
         come_to_rest(fd.file_mut(), index)?;
-        vcpu::encode(&VcpuState::take(kvm, fd, index, missing)?, &mut states);
+        state_bytes::encode(&VcpuState::take(kvm, fd, index, missing)?, &mut states);
     }
     let mut header = Header {
         vcpus: vcpus.len() as u32,

@@ -1,0 +1,9 @@
+//! What depends on the processor: registers, counters, the devices' addresses, the executables that run.
+//!
+//! An architecture is a folder here. The rest of the crate names what it needs from this module and nothing from a folder.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::*;

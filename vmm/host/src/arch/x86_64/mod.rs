@@ -1,0 +1,5 @@
+//! x86-64.
+
+mod cpu_flags;
+
+pub use cpu_flags::CpuFlags;

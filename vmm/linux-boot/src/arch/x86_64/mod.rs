@@ -1,0 +1,32 @@
+//! x86-64.
+//!
+//! | module | what it knows |
+//! | --- | --- |
+//! | [`layout`] | where everything lies, devices and memory alike |
+//! | [`image`], `bzimage`, `vmlinux` | kernel files |
+//! | [`payload`] | the kernel that is compressed in a bzImage |
+//! | [`mod@load`], [`memory_map`], `zero_page`, [`start_info`], `long_mode`, `reset_vector` | guest memory |
+//! | `registers` | the first registers |
+//! | `acpi` | ACPI tables |
+
+mod acpi;
+mod bzimage;
+#[cfg(any(test, feature = "fixture"))]
+pub mod fixture;
+pub mod image;
+pub mod layout;
+pub mod load;
+mod long_mode;
+pub mod memory_map;
+pub mod payload;
+mod registers;
+mod reset_vector;
+pub mod start_info;
+#[cfg(test)]
+mod testing;
+mod vmlinux;
+mod zero_page;
+
+pub use image::{Kernel, Refusal};
+pub use load::{Boot, BootFile, LoadError, Start, load};
+pub use registers::{RegistersError, set_registers};

@@ -1,0 +1,24 @@
+//! x86-64.
+
+pub mod boot;
+mod cpuid;
+pub(crate) mod exit;
+mod other_cpu;
+pub mod pvm;
+mod registers;
+mod repair;
+pub(crate) mod setup;
+pub mod state;
+pub mod state_bytes;
+#[cfg(test)]
+mod testing;
+mod vm;
+
+pub(crate) use exit::{Exit, Space, doorbell, internal_error, run};
+pub use other_cpu::OtherCpu;
+pub(crate) use other_cpu::check_cpu;
+pub(crate) use registers::registers;
+pub(crate) use repair::repair;
+#[cfg(test)]
+pub(crate) use testing::{about_to_run, in_ring_3};
+pub(crate) use vm::create;
