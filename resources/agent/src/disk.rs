@@ -13,31 +13,22 @@ pub const ROOT: &str = "/disk";
 /// Why there is no shell.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// No disk.
     #[error(
         "the initramfs has no /bin/sh, and there is no virtio disk: give the guest a disk with a root filesystem"
     )]
     None,
-    /// The list of filesystems cannot be read.
     #[error("/proc/filesystems cannot be read")]
     Filesystems(#[source] io::Error),
-    /// No filesystem of the kernel's is on it.
     #[error("the disk {disk} holds no filesystem that this kernel knows ({kinds})")]
     Unknown {
-        /// The device.
         disk: String,
-        /// Those that were tried.
         kinds: String,
     },
-    /// It cannot be mounted.
     #[error("the disk {disk} cannot be mounted on {ROOT}")]
     Mount {
-        /// The device.
         disk: String,
-        /// The reason.
         source: Errno,
     },
-    /// It has no shell.
     #[error("the disk {0} has no /bin/sh")]
     NoShell(String),
 }

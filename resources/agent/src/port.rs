@@ -22,28 +22,22 @@ static OPENED: OnceLock<Port> = OnceLock::new();
 /// Why there is no talking to the VMM.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
-    /// It did not appear.
     #[error(
         "this is init of a guest of zapscope, and takes its orders over a virtio-console port named {PORT_NAME}; there \
          was none after {} s (ports: {found})",
         PATIENCE.as_secs()
     )]
     Missing {
-        /// Those that are there.
         found: String,
     },
-    /// There is no way to wait for it.
     #[error(
         "the kernel has no uevents (CONFIG_NET) to wait with for the port {PORT_NAME}, and it is not there yet"
     )]
     NoUevents(#[source] Errno),
-    /// It cannot be opened.
     #[error("the port {PORT_NAME} is {0}, which cannot be opened")]
     Open(String, #[source] io::Error),
-    /// A message was not sent.
     #[error("the port to the VMM cannot be written")]
     Write(#[source] io::Error),
-    /// A message was too long.
     #[error(transparent)]
     Message(#[from] LinkError),
 }

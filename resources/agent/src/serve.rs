@@ -29,37 +29,25 @@ use crate::{counters, power, quiet};
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// What the VMM sent is no message.
     #[error("the VMM broke the protocol")]
     Link(#[from] LinkError),
-    /// The VMM does not listen.
     #[error(transparent)]
     Port(#[from] PortError),
-    /// The port cannot be read.
     #[error("the port to the VMM cannot be read")]
     Read(#[source] io::Error),
-    /// The VMM has closed its side of the port.
     #[error("the VMM has closed the port")]
     HungUp,
-    /// An order that cannot be given.
     #[error("the VMM broke the protocol")]
     Order(#[from] WorkerError),
-    /// Nothing can be waited for.
     #[error("poll failed")]
     Poll(#[source] Errno),
-    /// A vCPU's thread died, and how cannot be told.
     #[error("a vCPU's thread died")]
     Fault(#[source] io::Error),
-    /// A vCPU's thread died.
     #[error("vCPU {vcpu}'s thread got {signal} at {address:#x}, {place}")]
     Died {
-        /// Which vCPU's.
         vcpu: u16,
-        /// The signal's name.
         signal: &'static str,
-        /// What it touched.
         address: usize,
-        /// What is there.
         place: String,
     },
 }

@@ -13,13 +13,10 @@ use crate::port::{Port, PortError};
 /// Why a command did not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ShellError {
-    /// One is running.
     #[error("a command is running already")]
     Busy,
-    /// There is no shell.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The shell was not started.
     #[error("the shell cannot be started")]
     Start(#[source] io::Error),
 }

@@ -35,13 +35,10 @@ pub struct Worker {
 /// Why an order was not given to its vCPU.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The vCPU is at work.
     #[error("vCPU {0} was given an order while it had one")]
     Busy(u16),
-    /// There is no such vCPU.
     #[error("an order for vCPU {0}, of which this guest has none")]
     NoVcpu(u16),
-    /// There is nothing to work on.
     #[error("an order for vCPU {0} before any memory was mapped")]
     NoMemory(u16),
 }

@@ -20,31 +20,12 @@ pub trait BusDevice: Send {
 
 /// A range that cannot be given to a device.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum BusError {
-    /// Nothing lies in it.
     #[error("the {bus} range [{start:#x}, {end:#x}) is empty")]
-    Empty {
-        /// Which bus.
-        bus: &'static str,
-        /// First address.
-        start: u64,
-        /// First address after it.
-        end: u64,
-    },
-    /// Another device has a part of it.
+    Empty { bus: &'static str, start: u64, end: u64 },
     #[error("the {bus} range [{start:#x}, {end:#x}) overlaps a device at [{other_start:#x}, {other_end:#x})")]
-    Overlap {
-        /// Which bus.
-        bus: &'static str,
-        /// First address.
-        start: u64,
-        /// First address after it.
-        end: u64,
-        /// The first address of the device that is there.
-        other_start: u64,
-        /// The first address after that device.
-        other_end: u64,
-    },
+    Overlap { bus: &'static str, start: u64, end: u64, other_start: u64, other_end: u64 },
 }
 
 struct Claim {

@@ -35,25 +35,16 @@ pub trait Served: Send {
 
 /// Why there is no device thread, or no longer.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum LoopError {
-    /// It could not be started.
     #[error("cannot start the device thread{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] io::Error),
-    /// The loop itself failed.
     #[error("the device thread cannot wait for events: {0}")]
     Wait(event_manager::Error),
-    /// A device could not change what it waits for.
     #[error("{device}: cannot change what it waits for: {source}")]
-    Device {
-        /// The device's name.
-        device: &'static str,
-        /// The event manager's reason.
-        source: event_manager::Error,
-    },
-    /// A device has a bug.
+    Device { device: &'static str, source: event_manager::Error },
     #[error("the device thread panicked: {0}")]
     Panicked(String),
-    /// It was told to end, and does not.
     #[error(transparent)]
     Overdue(#[from] Overdue),
 }

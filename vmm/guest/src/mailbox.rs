@@ -35,54 +35,26 @@ pub enum Phase {
 
 /// Why an order did not come to its end.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum GuestError {
-    /// The guest did what it must not do.
     #[error("{0}")]
     Crashed(Arc<CrashReport>),
-    /// Nothing came back in time.
     #[error("vCPU {vcpu} gave no sign of life for {} ms, after {touches} touches", waited.as_millis())]
-    Silent {
-        /// Which vCPU.
-        vcpu: u32,
-        /// For how long.
-        waited: Duration,
-        /// How far it had come.
-        touches: u64,
-    },
-    /// A thread of this program, or a wake from one, did not come.
+    Silent { vcpu: u32, waited: Duration, touches: u64 },
     #[error(transparent)]
     Overdue(#[from] Overdue),
-    /// An order was given to a vCPU that had one, or was not up.
     #[error("vCPU {vcpu} was given an order while it was {phase}")]
-    Busy {
-        /// Which vCPU.
-        vcpu: u32,
-        /// What it was doing.
-        phase: &'static str,
-    },
-    /// The guest's operating system, or the agent in it, could not do what it was asked.
+    Busy { vcpu: u32, phase: &'static str },
     #[error("the Linux guest: {0}")]
     System(String),
-    /// The guest refused the order.
     #[error("vCPU {vcpu} refused its order: {order:?}")]
-    Refused {
-        /// Which vCPU.
-        vcpu: u32,
-        /// The order as it stood in the control block.
-        order: RawOrder,
-    },
-    /// The stall ring's counters make no sense.
+    Refused { vcpu: u32, order: RawOrder },
     #[error(
         "vCPU {vcpu} left its stall ring corrupt: {} recorded, {} taken",
         ring.recorded,
         ring.taken
     )]
-    Ring {
-        /// Which vCPU.
-        vcpu: u32,
-        /// The counters.
-        ring: RingCorrupt,
-    },
+    Ring { vcpu: u32, ring: RingCorrupt },
 }
 
 impl Classified for GuestError {

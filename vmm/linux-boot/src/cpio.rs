@@ -27,41 +27,16 @@ const S_IFLNK: u32 = 0o120_000;
 
 /// Why an archive could not be written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum CpioError {
-    /// A name that Linux would not take.
     #[error("{name:?} cannot be a name in an initramfs: {why}")]
-    Name {
-        /// The name.
-        name: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// Too large for the format.
+    Name { name: String, why: &'static str },
     #[error("{name:?} has {len} bytes, and a file in an initramfs at most 4 GiB")]
-    TooLarge {
-        /// The file.
-        name: String,
-        /// Its bytes.
-        len: u64,
-    },
-    /// The source ended early.
+    TooLarge { name: String, len: u64 },
     #[error("{name:?} should have {wanted} bytes and ended after {got}: it changed while it was read")]
-    Short {
-        /// The file.
-        name: String,
-        /// What was announced.
-        wanted: u64,
-        /// What came.
-        got: u64,
-    },
-    /// The source or the sink failed.
+    Short { name: String, wanted: u64, got: u64 },
     #[error("{name:?} cannot be put into the initramfs")]
-    Io {
-        /// The entry.
-        name: String,
-        /// What the system answered.
-        source: io::Error,
-    },
+    Io { name: String, source: io::Error },
 }
 
 impl Classified for CpioError {

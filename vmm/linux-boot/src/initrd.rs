@@ -60,33 +60,17 @@ impl RoomEnd {
 
 /// Why an initrd cannot be had.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum InitrdError {
-    /// Nothing in it.
     #[error("the initrd is empty: leave --initrd out, or name a cpio archive")]
     Empty,
-    /// It does not fit.
     #[error(
         "the initrd has {len} bytes, and between the kernel's end at {} and {}, {}, there are {}: {}",
         .room.start(), .room.end(), .end.name(), .room.len(), .end.remedy()
     )]
-    TooLarge {
-        /// Its bytes.
-        len: u64,
-        /// What is left beside the kernel.
-        room: GpaRange,
-        /// What ends it.
-        end: RoomEnd,
-    },
-    /// It could not be read.
+    TooLarge { len: u64, room: GpaRange, end: RoomEnd },
     #[error("the initrd's {len} bytes cannot be read into the guest's memory at {at}")]
-    Read {
-        /// Bytes.
-        len: u64,
-        /// Where they would go.
-        at: Gpa,
-        /// What went wrong there.
-        source: GuestMemoryError,
-    },
+    Read { len: u64, at: Gpa, source: GuestMemoryError },
 }
 
 impl Classified for InitrdError {

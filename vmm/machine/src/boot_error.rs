@@ -5,42 +5,20 @@ use program::exit::{Class, Classified};
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum BootError {
-    /// The file is not what this machine runs.
     #[error(transparent)]
     NotAGuest(#[from] NotAGuest),
-    /// linux-loader could not place it.
     #[error("the guest kernel cannot be loaded into {low_memory} bytes of low memory")]
-    Load {
-        /// How much memory there is below the arena.
-        low_memory: u64,
-        /// What went wrong there.
-        source: linux_loader::loader::Error,
-    },
-    /// There is no entry.
+    Load { low_memory: u64, source: linux_loader::loader::Error },
     #[error("the guest kernel has {0}: build it with one")]
     NoEntry(&'static str),
-    /// The entry lies outside what was loaded.
     #[error("the guest kernel's entry {entry:#x} lies outside of its {low_memory} bytes of low memory")]
-    WildEntry {
-        /// The entry.
-        entry: u64,
-        /// How much memory there is below the arena.
-        low_memory: u64,
-    },
-    /// The start info could not be written.
+    WildEntry { entry: u64, low_memory: u64 },
     #[error("the PVH start info cannot be written")]
     StartInfo(#[source] linux_loader::configurator::Error),
-    /// The vCPU refuses its registers.
     #[error("KVM refuses vCPU {vcpu}'s first registers ({call})")]
-    Registers {
-        /// Which vCPU.
-        vcpu: u32,
-        /// Which call.
-        call: &'static str,
-        /// What the system answered.
-        source: kvm_ioctls::Error,
-    },
+    Registers { vcpu: u32, call: &'static str, source: kvm_ioctls::Error },
 }
 
 impl Classified for BootError {

@@ -13,23 +13,18 @@ pub const DEVICE: &str = "/dev/kvm";
 
 /// Why there is no KVM.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum NoKvm {
-    /// Its device does not open.
     #[error("{DEVICE} cannot be opened: {remedy}")]
     Open {
-        /// What to do.
         remedy: String,
-        /// What the system answered.
         #[source]
         source: Errno,
     },
-    /// Something else has its place.
     #[error("{DEVICE} is not KVM's device, for it does not answer KVM_GET_API_VERSION: {}", self.remedy())]
     OtherDevice(#[source] Errno),
-    /// KVM of another world.
     #[error("{DEVICE} speaks version {version} of KVM's API: {}", self.remedy(), version = .0)]
     Version(i32),
-    /// It makes no VM.
     #[error("{DEVICE} opens, but KVM makes no virtual machine: {}", self.remedy())]
     NoVm(#[source] Errno),
 }

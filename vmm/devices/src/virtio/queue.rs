@@ -15,33 +15,14 @@ const LONGEST_CHAIN: usize = 1024;
 
 /// Why a queue cannot be served any more.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum QueueFault {
-    /// The available ring makes no sense, or the used ring cannot be written.
     #[error("queue {queue}: {source}")]
-    Ring {
-        /// Which queue.
-        queue: usize,
-        /// The ring's fault.
-        source: virtio_queue::Error,
-    },
-    /// The queue's place or size makes no sense.
+    Ring { queue: usize, source: virtio_queue::Error },
     #[error("queue {queue}: {what}")]
-    Setup {
-        /// Which queue.
-        queue: usize,
-        /// What is wrong.
-        what: &'static str,
-    },
-    /// A chain does not lead anywhere.
+    Setup { queue: usize, what: &'static str },
     #[error("queue {queue}: the descriptor chain at {head} {what}")]
-    Chain {
-        /// Which queue.
-        queue: usize,
-        /// Its first descriptor.
-        head: u16,
-        /// What is wrong.
-        what: &'static str,
-    },
+    Chain { queue: usize, head: u16, what: &'static str },
 }
 
 /// Whether a queue has been served.

@@ -6,37 +6,18 @@ use guest_mem::{Address, Gpa, GpaRange, PMD_SIZE};
 
 /// An address that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum Misplaced {
-    /// Not a multiple of 2 MiB.
     #[error("{0} is not a multiple of 2 MiB")]
     Unaligned(Gpa),
-    /// Beyond the address space, or where the guest has no RAM.
     #[error("it has no RAM in all of {len:#x} bytes from {start}")]
-    NoRam {
-        /// Where it begins.
-        start: Gpa,
-        /// How long it is.
-        len: u64,
-    },
-    /// Two things in one place.
+    NoRam { start: Gpa, len: u64 },
     #[error("{0:?} and {1:?} overlap")]
     Overlap(GpaRange, GpaRange),
-    /// An area more or less than there are vCPUs.
     #[error("{areas} control areas for {vcpus} vCPUs")]
-    Areas {
-        /// How many it named.
-        areas: usize,
-        /// How many it should have.
-        vcpus: u16,
-    },
-    /// More huge pages than memory.
+    Areas { areas: usize, vcpus: u16 },
     #[error("{huge} bytes of huge pages in an arena of {bytes}")]
-    Huge {
-        /// What it claims.
-        huge: u64,
-        /// What was asked.
-        bytes: u64,
-    },
+    Huge { huge: u64, bytes: u64 },
 }
 
 /// The memory that orders are about, in guest physical memory; checked.

@@ -14,63 +14,28 @@ pub(super) const MAX_MODULES: usize = 4096;
 
 /// Why modules could not be had.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ModuleError {
-    /// No such module.
     #[error("there is no module {name:?} in {}, and it is not built in{}", .directory.display(), wanted_by(.by.as_deref()))]
-    Missing {
-        /// Its name.
-        name: String,
-        /// The module that needs it, unless it was asked for.
-        by: Option<String>,
-        /// Where it was looked for.
-        directory: PathBuf,
-    },
-    /// A file could not be read.
+    Missing { name: String, by: Option<String>, directory: PathBuf },
     #[error(transparent)]
     Input(#[from] InputError),
-    /// A directory could not be read.
     #[error("the directory of modules {} cannot be read{}", .path.display(), read_remedy(.source))]
-    Directory {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system answered.
-        source: io::Error,
-    },
-    /// It is another kind of directory.
+    Directory { path: PathBuf, source: io::Error },
     #[error("{} has more than {MAX_FILES} files: it is no directory of modules", .0.display())]
     Crowded(PathBuf),
-    /// Too much to be loaded.
     #[error(
         "the modules up to {} have more than {} together: give the guest more memory (`memory` in [linux]), or name its \
          own kernel's modules",
         .path.display(), units::bytes(*.room)
     )]
-    Room {
-        /// The first that does not.
-        path: PathBuf,
-        /// What there is for them.
-        room: u64,
-    },
-    /// A file could not be unpacked.
+    Room { path: PathBuf, room: u64 },
     #[error("{} is {}", .path.display(), .why)]
-    Damaged {
-        /// The file or directory.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-    /// It is no fault of the file.
+    Damaged { path: PathBuf, why: String },
     #[error("no memory for {bytes} bytes, to unpack {}: free memory on the host, or raise `ulimit -v`", .path.display())]
-    NoMemory {
-        /// The file or directory.
-        path: PathBuf,
-        /// What was asked for at once.
-        bytes: u64,
-    },
-    /// Modules that need one another.
+    NoMemory { path: PathBuf, bytes: u64 },
     #[error("the modules {0} need one another: no order loads them")]
     Cycle(String),
-    /// Too many of them.
     #[error("more than {MAX_MODULES} modules would be loaded: ask for fewer")]
     TooMany,
 }

@@ -57,37 +57,24 @@ pub struct PcConfig {
 
 /// Why there is no PC, or why it does not start.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum PcError {
-    /// The VM.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// Too much memory for the address space.
     #[error("{0} bytes of memory do not fit into the guest's address space")]
     TooMuchMemory(u64),
-    /// A descriptor could not be made.
     #[error("the {device} cannot be made{}", remedy::after_io(Asked::Descriptor, source))]
-    Device {
-        /// The device's name.
-        device: &'static str,
-        /// What the system answered.
-        source: std::io::Error,
-    },
-    /// More devices than places.
+    Device { device: &'static str, source: std::io::Error },
     #[error("there is room for {} virtio devices, and this is one more", layout::MAX_VIRTIO)]
     TooManyDevices,
-    /// Two devices in one place: a fault of the layout.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// Page state cannot be read.
     #[error(transparent)]
     Scan(#[from] guest_mem::ScanError),
-    /// The kernel.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The first registers.
     #[error(transparent)]
     Registers(#[from] RegistersError),
-    /// The device thread.
     #[error(transparent)]
     Loop(#[from] LoopError),
 }

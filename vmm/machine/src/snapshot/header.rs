@@ -46,40 +46,23 @@ pub struct Header {
 
 /// Why a file is no snapshot, or none of use here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum HeaderError {
-    /// It begins with something else.
     #[error("it is no snapshot: make one with `zapscope snapshot --out FILE`")]
     Magic,
-    /// Another program wrote it.
     #[error(
         "it is a snapshot of version {0}, and this program reads version {VERSION}: make it again with this program"
     )]
     Version(u32),
-    /// Its header is not what was written.
     #[error(
         "its header is damaged: the checksum is {found:#010x}, not {expected:#010x}; make the snapshot again"
     )]
-    Checksum {
-        /// What stands in it.
-        expected: u32,
-        /// What its bytes give.
-        found: u32,
-    },
-    /// A field is outside of its bounds, under a checksum that is right.
+    Checksum { expected: u32, found: u32 },
     #[error("its header says {what}, which no guest has: whoever wrote it is not this program")]
-    Nonsense {
-        /// The field and its value.
-        what: String,
-    },
-    /// The file is not as long as its header says.
+    Nonsense { what: String },
     #[error("it has {found} where its header says {expected}: it was cut short, or is not copied yet",
         found = units::bytes(*.found), expected = units::bytes(*.expected))]
-    Length {
-        /// What it should have.
-        expected: u64,
-        /// What it has.
-        found: u64,
-    },
+    Length { expected: u64, found: u64 },
 }
 
 /// Where the parts of a snapshot are: byte ranges of the file, each from a page boundary on.

@@ -30,27 +30,16 @@ pub enum Entry {
 
 /// Why an index makes no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum IndexError {
-    /// It is not what was written.
     #[error(
         "its page index is damaged: the checksum is {found:#010x}, not {expected:#010x}; make the snapshot again"
     )]
-    Checksum {
-        /// What the header says.
-        expected: u32,
-        /// What its bytes give.
-        found: u32,
-    },
-    /// It has another number of pages than the header.
+    Checksum { expected: u32, found: u32 },
     #[error(
         "its page index has {found} pages, and its header says {expected}: whoever wrote it is not this program"
     )]
-    Pages {
-        /// What the header says.
-        expected: u64,
-        /// How many bits are set, or checksums there.
-        found: u64,
-    },
+    Pages { expected: u64, found: u64 },
 }
 
 impl Index {

@@ -37,76 +37,44 @@ use program::whole_file::WholeFileError;
 
 /// Why there is no snapshot, or no guest from one.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum SnapshotError {
-    /// A system call on the file failed.
     #[error("{attempt} the snapshot {}", path.display())]
     Io {
-        /// What was tried.
         attempt: &'static str,
-        /// Which file.
         path: PathBuf,
-        /// What the system answered.
         #[source]
         source: io::Error,
     },
-    /// The file could not be written.
     #[error("no snapshot was made")]
     Written(#[from] WholeFileError),
-    /// It cannot be opened, or is a directory, a device, a pipe.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// The file's content is no use.
     #[error("the snapshot {}: {why}", path.display())]
-    Bad {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: Bad,
-    },
-    /// A page of it is not what was written, found while all of them were read.
+    Bad { path: PathBuf, why: Bad },
     #[error("the snapshot {}: the page at guest physical address {gpa:#x} is damaged: its checksum is {found:#010x}, not \
              {expected:#010x}; make the snapshot again", path.display())]
-    Page {
-        /// Which file.
-        path: PathBuf,
-        /// Which page.
-        gpa: u64,
-        /// What was stored.
-        expected: u32,
-        /// What was read.
-        found: u32,
-    },
-    /// The VM could not be made.
+    Page { path: PathBuf, gpa: u64, expected: u32, found: u32 },
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// A vCPU's state could not be taken or given.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The guest did not do its work.
     #[error(transparent)]
     Guest(#[from] GuestError),
-    /// Memory could not be read or written.
     #[error(transparent)]
     Content(#[from] ContentError),
-    /// What the pages are could not be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
-    /// No buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
-    /// Pages could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// There is no userfaultfd over the memory.
     #[error("pages cannot be brought one by one; `--eager` reads all of them before the start")]
     Attach(#[from] AttachError),
-    /// Memory was used before it was handed over.
     #[error(transparent)]
     HandOver(#[from] HandOverError),
-    /// Nobody to serve faults, or one of them gave up.
     #[error(transparent)]
     Handlers(#[from] HandlerError),
-    /// The user wants to stop.
     #[error("interrupted")]
     Cancelled,
 }
@@ -138,27 +106,18 @@ impl Classified for SnapshotError {
 
 /// What is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum Bad {
-    /// Its header.
     #[error(transparent)]
     Header(#[from] header::HeaderError),
-    /// Its index.
     #[error(transparent)]
     Index(#[from] index::IndexError),
-    /// The vCPUs' states are not what was written.
     #[error(
         "its vCPUs' states are damaged: the checksum is {found:#010x}, not {expected:#010x}; make the snapshot again"
     )]
-    States {
-        /// What the header says.
-        expected: u32,
-        /// What their bytes give.
-        found: u32,
-    },
-    /// A vCPU's state makes no sense.
+    States { expected: u32, found: u32 },
     #[error(transparent)]
     State(#[from] state_bytes::BadState),
-    /// It was made on another processor.
     #[error(transparent)]
     Cpu(#[from] OtherCpu),
 }

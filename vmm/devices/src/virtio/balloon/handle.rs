@@ -55,10 +55,9 @@ impl BalloonCounts {
 /// A target that no guest could reach.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("a balloon of {pages} pages does not fit into a guest of {ram} pages")]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct TargetError {
-    /// What was asked for.
     pub pages: u32,
-    /// What the guest has.
     pub ram: u32,
 }
 

@@ -14,10 +14,9 @@ pub trait Reclaimer: Send {
 /// Pages that the guest gave back and the host could not take.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot reclaim guest memory {range}")]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct ReclaimError {
-    /// The pages, as the guest names them.
     pub range: GpaRange,
-    /// What went wrong there.
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
 }

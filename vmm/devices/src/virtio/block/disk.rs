@@ -15,36 +15,19 @@ use program::input::{self, FileKind, InputError};
 
 /// A disk that cannot be given to the guest.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum DiskError {
-    /// It cannot be opened, or is a directory, a pipe, a socket, a character device.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// It may only be read.
     #[error("the disk {} cannot be written: attach it read-only, or change its permissions", path.display())]
-    NotWritable {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It holds nothing.
+    NotWritable { path: PathBuf },
     #[error("the disk {} is empty: a raw image has at least one sector of 512 bytes", path.display())]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Its last sector is not whole.
+    Empty { path: PathBuf },
     #[error("the disk {} has {len} bytes, not a multiple of 512: it is no raw image, or was cut short", path.display())]
-    Unaligned {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        len: u64,
-    },
-    /// Its end cannot be found.
+    Unaligned { path: PathBuf, len: u64 },
     #[error("cannot find the end of the disk {}", path.display())]
     End {
-        /// The file.
         path: PathBuf,
-        /// What the system answered.
         #[source]
         source: io::Error,
     },

@@ -43,33 +43,14 @@ const VERSION_MAX: usize = 256;
 /// Why a file with a setup header is no bzImage that this machine runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// The file ends early.
     #[error("it is truncated: {what} needs {needed} bytes, and the file has {len}")]
-    Truncated {
-        /// What does not fit.
-        what: &'static str,
-        /// Bytes that would be needed.
-        needed: u64,
-        /// Bytes there are.
-        len: u64,
-    },
-    /// A field says what no kernel says.
+    Truncated { what: &'static str, needed: u64, len: u64 },
     #[error("its setup header is damaged: {field} is {value:#x}, {wanted}")]
-    Field {
-        /// The field's name in the boot protocol.
-        field: &'static str,
-        /// What it says.
-        value: u64,
-        /// What it should say.
-        wanted: &'static str,
-    },
-    /// Older than what can be unpacked.
+    Field { field: &'static str, value: u64, wanted: &'static str },
     #[error("it speaks boot protocol {}.{:02}, from before Linux 2.6.26: 2.08 or later is needed", .0 >> 8, .0 & 0xff)]
     TooOld(u16),
-    /// A zImage.
     #[error("it is a zImage (LOADED_HIGH is not set): build it as `bzImage`")]
     ZImage,
-    /// A 32-bit kernel.
     #[error("it is a 32-bit kernel (XLF_KERNEL_64 is not set): an x86-64 kernel is needed")]
     ThirtyTwoBit,
 }

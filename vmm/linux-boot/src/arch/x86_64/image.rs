@@ -7,50 +7,31 @@ use program::input;
 
 /// Why a file is not a kernel that this machine boots. The text completes "the kernel FILE …".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum Refusal {
-    /// Nothing in it.
     #[error("is empty")]
     Empty,
-    /// A bzImage, but not one of ours.
     #[error("is a bzImage, but {0}")]
     BzImage(#[from] HeaderError),
-    /// An ELF file, but not one of ours.
     #[error("is {0}: an x86-64 ELF executable is needed")]
     Elf(String),
-    /// A raw kernel image of another architecture.
     #[error("is a kernel image for {architecture}: this machine is x86-64")]
-    Foreign {
-        /// The architecture's name.
-        architecture: &'static str,
-    },
-    /// A compressed kernel in an EFI program.
+    Foreign { architecture: &'static str },
     #[error("is an EFI zboot image for {architecture}: this machine boots an x86-64 bzImage or ELF kernel")]
-    Zboot {
-        /// The architecture's name.
-        architecture: String,
-    },
-    /// Some other EFI program.
+    Zboot { architecture: String },
     #[error(
         "is an EFI application (PE) for {architecture} without a bzImage in it: take the kernel out of it \
          (`objcopy -O binary --only-section=.linux FILE bzImage` for a unified kernel image)"
     )]
-    Efi {
-        /// The architecture's name.
-        architecture: String,
-    },
-    /// A compressed file.
+    Efi { architecture: String },
     #[error("is a file compressed with {0}: unpack it with `{tool}` if it is a kernel; an initramfs goes to --initrd", tool = .0.tool())]
     Compressed(Compression),
-    /// An initramfs.
     #[error("is a cpio archive, an initramfs: give it to --initrd, and a bzImage or ELF kernel here")]
     Cpio,
-    /// U-Boot's wrapping.
     #[error("is a U-Boot image (uImage): this machine boots a bzImage or ELF kernel")]
     UImage,
-    /// A boot sector, or the image of a disk.
     #[error("is a boot sector or a disk image: give the kernel itself; a disk goes to --disk")]
     BootSector,
-    /// None of these.
     #[error("is no kernel, but {}: a bzImage or an x86-64 ELF kernel is needed", input::beginning(.0))]
     Unknown(Vec<u8>),
 }

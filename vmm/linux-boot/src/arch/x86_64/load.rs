@@ -70,83 +70,44 @@ pub enum Start {
 
 /// Why a kernel cannot be booted with what it was given.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum LoadError {
-    /// Too little memory for anything.
     #[error("the guest has {0} bytes of memory at address 0, and Linux needs more than its first MiB")]
     NoMemory(u64),
-    /// The memory map does not fit.
     #[error("the guest's memory is in {0} pieces; its memory map holds 128")]
     TooManyPieces(usize),
-    /// The payload could not be unpacked.
     #[error(transparent)]
     Payload(#[from] PayloadError),
-    /// What came out of the payload is no kernel.
     #[error("what is packed in the bzImage is no kernel of this machine's")]
     Packed(#[source] NotAGuest),
-    /// The tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
-    /// An ELF kernel that cannot be placed.
     #[error(transparent)]
     Vmlinux(#[from] VmlinuxError),
-    /// Too old to begin in long mode.
     #[error(
         "the kernel speaks a boot protocol before 2.12 (Linux 3.8) and does not say whether its decompressor has a \
          64-bit entry: leave --in-guest-decompression out"
     )]
     NoEntry64,
-    /// The kernel does not fit.
     #[error(
         "the kernel needs {needed} until it has read the memory map, and the guest's memory for it is {room}: {}",
         layout::kernel_remedy(*needed, *room)
     )]
-    KernelTooLarge {
-        /// What it needs.
-        needed: GpaRange,
-        /// What there is.
-        room: GpaRange,
-    },
-    /// The kernel's place makes no sense.
+    KernelTooLarge { needed: GpaRange, room: GpaRange },
     #[error("the kernel wants {len} bytes at {at:#x}, which is past the end of the address space")]
-    WildAddress {
-        /// The guest physical address that it wants.
-        at: u64,
-        /// How much.
-        len: u64,
-    },
-    /// linux-loader could not place a bzImage.
+    WildAddress { at: u64, len: u64 },
     #[error("the bzImage cannot be loaded")]
     Place(#[source] linux_loader::loader::Error),
-    /// The initrd.
     #[error(transparent)]
     Initrd(#[from] InitrdError),
-    /// The command line is too long.
     #[error("the command line has {len} bytes, and this kernel takes {limit}: shorten it by {}", .len - .limit)]
-    CmdlineTooLong {
-        /// Its bytes.
-        len: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// The command line has an end before its end.
+    CmdlineTooLong { len: u64, limit: u64 },
     #[error("the command line has a NUL at byte {0}, where the kernel would stop reading: take it out")]
     CmdlineNul(usize),
-    /// A boot structure could not be written.
     #[error("the {what} cannot be written")]
-    Structure {
-        /// The structure's name.
-        what: &'static str,
-        /// What went wrong there.
-        source: linux_loader::configurator::Error,
-    },
-    /// Guest memory does not reach where it should.
+    Structure { what: &'static str, source: linux_loader::configurator::Error },
     #[error("the {what} cannot be written to the guest's memory")]
-    Memory {
-        /// The structure's name.
-        what: &'static str,
-        /// What went wrong there.
-        source: GuestMemoryError,
-    },
+    Memory { what: &'static str, source: GuestMemoryError },
 }
 
 impl Classified for LoadError {

@@ -17,74 +17,33 @@ const SIZE_LEN: usize = 4;
 
 /// Why a payload could not be unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum PayloadError {
-    /// No known magic.
     #[error("the kernel's payload is in no known compression (it begins with {0:02x?})")]
     Unknown(Vec<u8>),
-    /// A compression that nothing here unpacks.
     #[error(
         "the kernel's payload is compressed with {0}, which is not unpacked here: boot it with \
          --in-guest-decompression, or take a kernel with gzip, xz, LZ4 or zstd"
     )]
     Unsupported(Compression),
-    /// More than allowed.
     #[error("the kernel claims to unpack to {claim} bytes, and at most {limit} are possible here")]
-    TooLarge {
-        /// The size it claims.
-        claim: u64,
-        /// What is possible.
-        limit: u64,
-    },
-    /// The stream goes on after the claimed size.
+    TooLarge { claim: u64, limit: u64 },
     #[error(
         "the kernel's {compression} payload unpacks to more than the {claim} bytes it claims, at its byte {at}"
     )]
-    Bomb {
-        /// Which compression.
-        compression: Compression,
-        /// The size it claims.
-        claim: u64,
-        /// Where in the payload.
-        at: usize,
-    },
-    /// The stream ends before the claimed size.
+    Bomb { compression: Compression, claim: u64, at: usize },
     #[error("the kernel's {compression} payload unpacks to {got} bytes instead of the {claim} it claims")]
-    Short {
-        /// Which compression.
-        compression: Compression,
-        /// The size it claims.
-        claim: u64,
-        /// What came out.
-        got: u64,
-    },
-    /// The input ends in the middle.
+    Short { compression: Compression, claim: u64, got: u64 },
     #[error(
         "the kernel's {compression} payload is truncated: it ends at byte {at} in the middle of the stream"
     )]
-    Truncated {
-        /// Which compression.
-        compression: Compression,
-        /// Where in the payload.
-        at: usize,
-    },
-    /// The input is damaged.
+    Truncated { compression: Compression, at: usize },
     #[error("the kernel's {compression} payload is damaged at byte {at}: {why}")]
-    Corrupt {
-        /// Which compression.
-        compression: Compression,
-        /// Where in the payload.
-        at: usize,
-        /// What its decoder says.
-        why: String,
-    },
-    /// It is no fault of the payload.
+    Corrupt { compression: Compression, at: usize, why: String },
     #[error(
         "no memory for {bytes} bytes, to unpack the kernel's payload: free memory on the host, or raise `ulimit -v`"
     )]
-    NoMemory {
-        /// What was asked for at once.
-        bytes: u64,
-    },
+    NoMemory { bytes: u64 },
 }
 
 impl Classified for PayloadError {

@@ -21,10 +21,9 @@ const RFLAGS: u64 = 2;
 /// Why a vCPU could not be set.
 #[derive(Debug, thiserror::Error)]
 #[error("KVM refuses the boot vCPU's first registers ({call})")]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct RegistersError {
-    /// Which call.
     pub call: &'static str,
-    /// What the system answered.
     pub source: kvm_ioctls::Error,
 }
 

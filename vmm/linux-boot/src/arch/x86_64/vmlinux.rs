@@ -19,69 +19,27 @@ const MAX_SEGMENTS: u16 = 64;
 /// Why an ELF kernel cannot be placed.
 #[derive(Debug, thiserror::Error)]
 pub enum VmlinuxError {
-    /// The headers make no sense.
     #[error("the kernel's ELF headers are damaged")]
     Headers(#[source] elf::ParseError),
-    /// Too many program headers.
     #[error("the kernel has {0} program headers; at most {MAX_SEGMENTS} make sense")]
     TooManySegments(u16),
-    /// Nothing would be loaded.
     #[error("the kernel has nothing to load (no PT_LOAD program header)")]
     NothingToLoad,
-    /// A segment's bytes are not in the file.
     #[error("the kernel is truncated: segment {segment} ends at byte {end:#x}, and the file has {len:#x}")]
-    Truncated {
-        /// Which program header.
-        segment: usize,
-        /// Where the segment ends in the file.
-        end: u64,
-        /// Bytes of the file.
-        len: u64,
-    },
-    /// A segment that has more bytes in the file than in memory, or wraps around.
+    Truncated { segment: usize, end: u64, len: u64 },
     #[error(
         "the kernel's segment {segment} makes no sense: {memory:#x} bytes at {at:#x}, {file:#x} of them in the file"
     )]
-    Segment {
-        /// Which program header.
-        segment: usize,
-        /// Where in memory.
-        at: u64,
-        /// Bytes in memory.
-        memory: u64,
-        /// Bytes in the file.
-        file: u64,
-    },
-    /// A segment outside of the memory for kernels.
+    Segment { segment: usize, at: u64, memory: u64, file: u64 },
     #[error(
         "the kernel's segment {segment} at {range} does not fit into {room}, the guest's memory for kernels: {}",
         layout::kernel_remedy(*range, *room)
     )]
-    Outside {
-        /// Which program header.
-        segment: usize,
-        /// Where it would go.
-        range: GpaRange,
-        /// The memory there is.
-        room: GpaRange,
-    },
-    /// Two segments in one place.
+    Outside { segment: usize, range: GpaRange, room: GpaRange },
     #[error("the kernel's segments at {first} and {second} overlap")]
-    Overlap {
-        /// The lower one.
-        first: GpaRange,
-        /// The higher one.
-        second: GpaRange,
-    },
-    /// An entry in the void.
+    Overlap { first: GpaRange, second: GpaRange },
     #[error("the kernel's {kind} entry {entry} lies in none of its segments")]
-    WildEntry {
-        /// Which entry.
-        kind: &'static str,
-        /// Where it lies.
-        entry: Gpa,
-    },
-    /// linux-loader could not place it.
+    WildEntry { kind: &'static str, entry: Gpa },
     #[error("the kernel cannot be loaded")]
     Load(#[source] linux_loader::loader::Error),
 }

@@ -8,30 +8,17 @@ use crate::Kvm;
 
 /// A guest that began on another processor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum OtherCpu {
-    /// Of another make.
     #[error(
         "its guest began on a processor by {there}, and this one is by {here}: make the snapshot on this host"
     )]
-    Vendor {
-        /// The snapshot's.
-        there: String,
-        /// This host's.
-        here: String,
-    },
-    /// With features that this one has not.
+    Vendor { there: String, here: String },
     #[error(
         "its guest may use what this processor or its KVM lacks (CPUID leaf {leaf:#x}, {register}, bits {bits:#x}): \
              make the snapshot on this host"
     )]
-    Lacks {
-        /// The leaf.
-        leaf: u32,
-        /// The register.
-        register: &'static str,
-        /// The bits.
-        bits: u32,
-    },
+    Lacks { leaf: u32, register: &'static str, bits: u32 },
 }
 
 /// A register of a leaf.

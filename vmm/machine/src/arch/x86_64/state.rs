@@ -35,42 +35,23 @@ pub struct VcpuState {
 
 /// Why a vCPU's state could not be taken or given.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum StateError {
-    /// A call failed.
     #[error("{call} failed for vCPU {vcpu}")]
     Call {
-        /// The ioctl's name.
         call: &'static str,
-        /// Of which vCPU.
         vcpu: u32,
-        /// What the system answered.
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// The guest went on where it was to stand still.
     #[error("vCPU {vcpu} is not at rest: it left KVM_RUN with {exit}")]
-    NotAtRest {
-        /// The vCPU's number.
-        vcpu: u32,
-        /// The exit, as KVM names it.
-        exit: String,
-    },
-    /// The FPU state is larger than what is kept.
+    NotAtRest { vcpu: u32, exit: String },
     #[error(
         "this KVM keeps {bytes} bytes of FPU state, of which 4096 fit: switch off what the guest does not use (AMX)"
     )]
-    LargeXsave {
-        /// Bytes of the state.
-        bytes: i32,
-    },
-    /// More CPUID leaves than KVM takes.
+    LargeXsave { bytes: i32 },
     #[error("{entries} CPUID leaves for vCPU {vcpu}: KVM takes at most {KVM_MAX_CPUID_ENTRIES}")]
-    ManyLeaves {
-        /// The vCPU's number.
-        vcpu: u32,
-        /// How many leaves there are.
-        entries: usize,
-    },
+    ManyLeaves { vcpu: u32, entries: usize },
 }
 
 impl Classified for StateError {

@@ -46,10 +46,9 @@ const MOST_MSRS: usize = 4096;
 /// Why bytes are no vCPU's state, under a checksum that is right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the state of vCPU {vcpu} in it {what}: whoever wrote it is not this program")]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct BadState {
-    /// Which vCPU.
     pub vcpu: u32,
-    /// What is wrong.
     pub what: String,
 }
 

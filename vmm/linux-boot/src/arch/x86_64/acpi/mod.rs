@@ -39,24 +39,14 @@ const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5;
 /// Why the tables could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum AcpiError {
-    /// More vCPUs than local APIC IDs, or none.
     #[error("{0} vCPUs cannot be told to a guest: 1 to {MAX_VCPUS} have APIC IDs")]
     Vcpus(u32),
-    /// A device above 4 GiB.
     #[error("a virtio-mmio device at {0} cannot be told to a guest: below 4 GiB its window must lie")]
     Device(Gpa),
-    /// More nodes than distances fit.
     #[error("{0} NUMA nodes are too many: a distance table holds up to {max}", max = numa::MAX_NODES)]
     Nodes(u32),
-    /// They do not fit.
     #[error("the ACPI tables have {len} bytes, and their place {room} has less")]
-    TooLarge {
-        /// Their bytes.
-        len: u64,
-        /// Their place.
-        room: GpaRange,
-    },
-    /// The memory does not reach there.
+    TooLarge { len: u64, room: GpaRange },
     #[error("the ACPI tables cannot be written to the guest's memory")]
     Memory(#[source] GuestMemoryError),
 }
