@@ -18,8 +18,6 @@ use guest::GuestRam;
 pub struct Running {
     /// Guest RAM.
     pub memory: GuestRam,
-    /// The features that the driver accepted.
-    pub features: u64,
     /// Every queue of the device, whether the driver uses it or not.
     pub queues: Vec<VirtQueue>,
     /// How the driver is told.
@@ -29,11 +27,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// Whether the driver accepted feature bit `bit`.
-    pub const fn has(&self, bit: u32) -> bool {
-        self.features >> bit & 1 == 1
-    }
-
     /// Serves one queue for one turn: see [`VirtQueue::serve`]. If there is more, its event is signalled, so that others
     /// come first.
     pub fn serve(
@@ -79,8 +72,8 @@ impl Backend {
         self.device.write_config(offset, data);
     }
 
-    pub(super) fn activate(&mut self, mut running: Running) {
-        self.device.activate(&mut running);
+    pub(super) fn activate(&mut self, running: Running) {
+        self.device.activate();
         self.running = Some(running);
         // A driver may fill its queues before DRIVER_OK, and its notifications of then are forgotten.
         self.events.iter().for_each(signal);

@@ -1,4 +1,4 @@
-//! virtio-balloon: the guest gives pages back, and says how its memory is used.
+//! virtio-balloon: the guest gives pages back.
 //!
 //! ```text
 //!   BalloonHandle::set_target ── config interrupt ──> driver
@@ -6,7 +6,6 @@
 //!                              └─ PageSet                     ├─> Reclaimer ─> the bridge ─> the host takes them
 //!   reporting queue: buffers ─> checked ──────────────────────┘      with Cause::Balloon or Cause::FreePageReport
 //!   deflate queue: PFNs ─> leave the PageSet
-//!   stats queue: the driver's buffer is kept until BalloonHandle::request_stats, and comes back filled
 //! ```
 //!
 //! A page that a guest names wrongly (outside of RAM, twice, never ballooned) is refused: counted, and never handed on.
@@ -18,14 +17,10 @@
 mod handle;
 mod pages;
 mod reclaimer;
-mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use guest_mem::{GpaRange, PAGE_SIZE};
 use notifier_bridge::Cause;
@@ -34,16 +29,13 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::queue::{Buffer, Chain, Outcome, QueueFault, copy_from, lies_in_ram, total_len};
 use super::{Interrupt, Running, VirtioDevice, copy_config};
-use crate::take_signal;
 use guest::GuestRam;
 use handle::Shared;
 use pages::PageSet;
 
 pub use handle::{BalloonCounts, BalloonHandle, TargetError};
 pub use reclaimer::{ReclaimError, Reclaimer};
-pub use stats::{BalloonStats, STAT_NAMES, Stat};
 
-const F_STATS_VQ: u32 = 1;
 const F_DEFLATE_ON_OOM: u32 = 2;
 const F_REPORTING: u32 = 5;
 
@@ -58,7 +50,6 @@ const MOST_PFNS: u64 = 16 << 10;
 enum Role {
     Inflate,
     Deflate,
-    Stats,
     Reporting,
 }
 
@@ -67,8 +58,6 @@ pub struct Balloon {
     shared: Arc<Shared>,
     reclaimer: Box<dyn Reclaimer>,
     pages: PageSet,
-    /// The stats buffer that the driver has given to be asked by.
-    stats_buffer: Option<u16>,
     /// PFNs of the buffer being served.
     pfns: Vec<u32>,
     /// Whether free page reporting is offered.
@@ -81,19 +70,13 @@ impl Balloon {
         memory: &GuestRam,
         reclaimer: Box<dyn Reclaimer>,
         interrupt: Arc<Interrupt>,
-    ) -> io::Result<(Self, BalloonHandle)> {
+    ) -> (Self, BalloonHandle) {
         let ram: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-        let shared = Arc::new(Shared::new(interrupt, u32::try_from(ram / PAGE_SIZE).unwrap_or(u32::MAX))?);
+        let shared = Arc::new(Shared::new(interrupt, u32::try_from(ram / PAGE_SIZE).unwrap_or(u32::MAX)));
         let pages = PageSet::up_to(memory.last_addr().0 / PAGE_SIZE + 1);
-        let balloon = Self {
-            shared: shared.clone(),
-            reclaimer,
-            pages,
-            stats_buffer: None,
-            pfns: Vec::new(),
-            takes_reports: true,
-        };
-        Ok((balloon, BalloonHandle::new(shared)))
+        let balloon =
+            Self { shared: shared.clone(), reclaimer, pages, pfns: Vec::new(), takes_reports: true };
+        (balloon, BalloonHandle::new(shared))
     }
 
     /// The same balloon without free page reporting: the guest gives back only what it is asked for.
@@ -103,13 +86,12 @@ impl Balloon {
     }
 
     /// What queue `queue` is for. In the specification reporting is queue 4; Linux leaves no gaps for queues it does
-    /// not use and finds it at 3, or at 2 without statistics. Nothing else can be at those places, since free page hints
-    /// are not offered.
-    fn role(queue: usize, running: &Running) -> Role {
+    /// not use and finds it at 2. Nothing else can be at those places, since neither statistics nor free page hints are
+    /// offered.
+    const fn role(queue: usize) -> Role {
         match queue {
             0 => Role::Inflate,
             1 => Role::Deflate,
-            2 if running.has(F_STATS_VQ) => Role::Stats,
             _ => Role::Reporting,
         }
     }
@@ -205,35 +187,6 @@ impl Balloon {
         }
         self.shared.add(counts, self.pages.len());
     }
-
-    fn serve_stats(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
-        let mut back = Vec::new();
-        running.serve(queue, &mut |memory, chain| {
-            self.shared.set_stats(BalloonStats::read(memory, chain.readable));
-            // There is to be one buffer. Of several the last is kept.
-            back.extend(self.stats_buffer.replace(chain.head));
-            Ok(Outcome::Kept)
-        })?;
-        let Running { memory, queues, interrupt, .. } = running;
-        back.iter().try_for_each(|&head| queues[queue].use_kept(memory, interrupt, head, 0))?;
-        self.answer_stats_request(running)
-    }
-
-    /// Asks the driver by giving its buffer back, if there is one and the host wants to know.
-    fn answer_stats_request(&mut self, running: &mut Running) -> Result<(), QueueFault> {
-        const STATS_QUEUE: usize = 2;
-        if !running.has(F_STATS_VQ)
-            || self.stats_buffer.is_none()
-            || !self.shared.asked.swap(false, Ordering::SeqCst)
-        {
-            return Ok(());
-        }
-        let Running { memory, queues, interrupt, .. } = running;
-        match self.stats_buffer.take() {
-            Some(head) => queues[STATS_QUEUE].use_kept(memory, interrupt, head, 0),
-            None => Ok(()),
-        }
-    }
 }
 
 impl VirtioDevice for Balloon {
@@ -242,12 +195,12 @@ impl VirtioDevice for Balloon {
     }
 
     fn queue_sizes(&self) -> &'static [u16] {
-        // Inflate, deflate, statistics, and the two places of reporting, which Linux wants to have at least 32.
-        &[128, 128, 16, 64, 64]
+        // Inflate, deflate, and the places of reporting, which Linux wants to have at least 32.
+        &[128, 128, 64, 64, 64]
     }
 
     fn features(&self) -> u64 {
-        1 << F_STATS_VQ | 1 << F_DEFLATE_ON_OOM | u64::from(self.takes_reports) << F_REPORTING
+        1 << F_DEFLATE_ON_OOM | u64::from(self.takes_reports) << F_REPORTING
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -261,35 +214,22 @@ impl VirtioDevice for Balloon {
         }
     }
 
-    fn activate(&mut self, _running: &mut Running) {}
-
     fn reset(&mut self) {
         // The next driver uses all of its memory again.
         self.pages.clear();
-        self.stats_buffer = None;
         self.shared.reset();
     }
 
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
-        let serve: fn(&mut Self, &GuestRam, &Chain<'_>) = match Self::role(queue, running) {
+        let serve: fn(&mut Self, &GuestRam, &Chain<'_>) = match Self::role(queue) {
             Role::Inflate => Self::inflate,
             Role::Deflate => Self::deflate,
             Role::Reporting => Self::report,
-            Role::Stats => return self.serve_stats(queue, running),
         };
         running.serve(queue, &mut |memory, chain| {
             serve(self, memory, chain);
             Ok(Outcome::Used(0))
         })
-    }
-
-    fn source(&self) -> Option<RawFd> {
-        Some(self.shared.ask.as_raw_fd())
-    }
-
-    fn source_ready(&mut self, running: Option<&mut Running>) -> Result<(), QueueFault> {
-        take_signal(&self.shared.ask);
-        running.map_or(Ok(()), |running| self.answer_stats_request(running))
     }
 }
 

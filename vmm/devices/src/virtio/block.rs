@@ -179,8 +179,6 @@ impl VirtioDevice for Block {
     /// Nothing in it is the driver's.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, _running: &mut Running) {}
-
     fn reset(&mut self) {}
 
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {

@@ -209,7 +209,7 @@ impl VirtioDevice for Console {
     /// Nothing in it is the driver's.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, _running: &mut Running) {
+    fn activate(&mut self) {
         self.control = Control::default();
         if self.hung_up {
             self.control.host_closed();

@@ -228,7 +228,6 @@ impl VirtioMmio {
         match self.set_up_queues() {
             Ok(queues) => lock(&self.backend).activate(Running {
                 memory: self.memory.clone(),
-                features: self.registers.driver_features,
                 queues,
                 interrupt: self.interrupt.clone(),
                 events: self.events.clone(),

@@ -42,8 +42,8 @@ pub trait VirtioDevice: Send {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// The driver writes to the configuration space.
     fn write_config(&mut self, offset: u64, data: &[u8]);
-    /// The driver is ready. `running` has the features it accepted and its queues.
-    fn activate(&mut self, running: &mut Running);
+    /// The driver is ready.
+    fn activate(&mut self) {}
     /// Forgets everything about the driver.
     fn reset(&mut self);
     /// The driver has made buffers available in a queue: serves it by [`Running::serve`].

@@ -39,8 +39,6 @@ pub enum Turn {
 pub enum Outcome {
     /// Used it, and wrote so many bytes.
     Used(u32),
-    /// Keeps it, to use it later.
-    Kept,
     /// Could not serve it yet: it is the next one again, once something else has happened.
     Later,
     /// Has served enough of it for one turn: it is the next one again.
@@ -195,7 +193,6 @@ impl VirtQueue {
                         self.queue.add_used(memory, head, len).map_err(ring)?;
                         used = true;
                     }
-                    Outcome::Kept => {}
                     Outcome::Later => stopped = Some(Turn::Done),
                     Outcome::Again => stopped = Some(Turn::More),
                 }
@@ -218,23 +215,6 @@ impl VirtQueue {
             self.tell(memory, interrupt)?;
         }
         Ok(turn)
-    }
-
-    /// Uses a chain that was kept.
-    pub fn use_kept(
-        &mut self,
-        memory: &GuestRam,
-        interrupt: &Interrupt,
-        head: u16,
-        len: u32,
-    ) -> Result<(), QueueFault> {
-        if !self.queue.ready() {
-            return Ok(());
-        }
-        self.queue
-            .add_used(memory, head, len)
-            .map_err(|source| QueueFault::Ring { queue: self.index, source })?;
-        self.tell(memory, interrupt)
     }
 
     fn tell(&mut self, memory: &GuestRam, interrupt: &Interrupt) -> Result<(), QueueFault> {

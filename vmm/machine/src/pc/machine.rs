@@ -198,8 +198,7 @@ impl Pc {
     pub fn add_balloon(&mut self, reports: bool) -> Result<BalloonHandle, PcError> {
         let interrupt = self.interrupt("balloon")?;
         let taker = Box::new(Taker::new(self.memory.clone(), self.give_back.clone())?);
-        let (balloon, handle) =
-            Balloon::new(&self.memory.device_view(), taker, interrupt.clone()).map_err(device("balloon"))?;
+        let (balloon, handle) = Balloon::new(&self.memory.device_view(), taker, interrupt.clone());
         let balloon = if reports { balloon } else { balloon.without_reports() };
         self.add_virtio("balloon", Box::new(balloon), interrupt)?;
         Ok(handle)

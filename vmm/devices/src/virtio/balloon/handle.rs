@@ -1,16 +1,12 @@
 //! The host's hold of a balloon.
 
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::EventFd;
-
 use super::reclaimer::ReclaimError;
-use super::stats::BalloonStats;
+use crate::lock;
 use crate::virtio::Interrupt;
-use crate::{lock, new_event, signal};
 use program::exit::{Class, Classified};
 
 /// What has gone through a balloon, in pages of 4 KiB unless the name says otherwise.
@@ -73,35 +69,27 @@ pub(super) struct Shared {
     interrupt: Arc<Interrupt>,
     ram: u32,
     target: AtomicU32,
-    pub(super) actual: AtomicU32,
-    /// The host wants fresh statistics.
-    pub(super) asked: AtomicBool,
-    pub(super) ask: EventFd,
+    actual: AtomicU32,
     state: Mutex<State>,
-    fresh: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     counts: BalloonCounts,
     error: Option<ReclaimError>,
-    stats: BalloonStats,
-    /// How often the guest has answered.
-    answers: u64,
 }
 
 impl Shared {
-    pub(super) fn new(interrupt: Arc<Interrupt>, ram: u32) -> io::Result<Self> {
-        Ok(Self {
+    pub(super) fn new(interrupt: Arc<Interrupt>, ram: u32) -> Self {
+        Self {
             interrupt,
             ram,
             target: AtomicU32::new(0),
             actual: AtomicU32::new(0),
-            asked: AtomicBool::new(false),
-            ask: new_event()?,
             state: Mutex::default(),
-            fresh: Condvar::new(),
-        })
+            changed: Condvar::new(),
+        }
     }
 
     /// The configuration space: `num_pages`, `actual`.
@@ -126,19 +114,12 @@ impl Shared {
         lock(&self.state).error = Some(error);
     }
 
-    pub(super) fn set_stats(&self, stats: BalloonStats) {
-        let mut state = lock(&self.state);
-        state.stats = stats;
-        state.answers += 1;
-        self.fresh.notify_all();
-    }
-
     /// The guest says how large the balloon is.
     pub(super) fn set_actual(&self, pages: u32) {
         // Under the lock, so that whoever has just looked is waiting by now.
         let _state = lock(&self.state);
         self.actual.store(pages, Ordering::SeqCst);
-        self.fresh.notify_all();
+        self.changed.notify_all();
     }
 
     /// The driver has gone: its pages are its successor's to use. The target stays.
@@ -182,7 +163,7 @@ impl BalloonHandle {
     pub fn wait_change(&self, pages: u32, patience: Duration) -> u32 {
         let state = lock(&self.0.state);
         let same = |_: &mut State| self.actual() == pages;
-        drop(self.0.fresh.wait_timeout_while(state, patience, same));
+        drop(self.0.changed.wait_timeout_while(state, patience, same));
         self.actual()
     }
 
@@ -194,28 +175,5 @@ impl BalloonHandle {
     /// Takes the last error of the reclaimer.
     pub fn take_error(&self) -> Option<ReclaimError> {
         lock(&self.0.state).error.take()
-    }
-
-    /// Asks the guest for its statistics. It answers when it comes to it; a guest without a driver never does.
-    pub fn request_stats(&self) {
-        self.0.asked.store(true, Ordering::SeqCst);
-        signal(&self.0.ask);
-    }
-
-    /// The guest's last answer, and how many there have been.
-    pub fn stats(&self) -> (BalloonStats, u64) {
-        let state = lock(&self.0.state);
-        (state.stats.clone(), state.answers)
-    }
-
-    /// Asks and waits for the answer; `None` if there is none in time.
-    pub fn fresh_stats(&self, patience: Duration) -> Option<BalloonStats> {
-        let state = lock(&self.0.state);
-        let before = state.answers;
-        self.request_stats();
-        let unanswered = |state: &mut State| state.answers == before;
-        let waited = self.0.fresh.wait_timeout_while(state, patience, unanswered);
-        let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        (!timeout.timed_out()).then(|| state.stats.clone())
     }
 }

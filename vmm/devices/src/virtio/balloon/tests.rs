@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use guest_mem::Gpa;
 use proptest::prelude::*;
@@ -16,9 +15,8 @@ use crate::virtio::testing::{Driver, memory, readable, writable};
 
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
-const STATS: usize = 2;
 /// The queue that Linux uses for reporting, and the specification's.
-const REPORTING: [usize; 2] = [3, 4];
+const REPORTING: [usize; 2] = [2, 4];
 
 /// Pages of the first region of RAM and of the second.
 const PAGES: [std::ops::Range<u32>; 2] = [0..256, 512..768];
@@ -50,7 +48,7 @@ struct Bench {
 fn bench() -> Bench {
     let (memory, interrupt, taken) = (memory(), interrupt(), Taken::default());
     let recorder = Recorder { taken: taken.clone(), refuses: Gpa::new(0x7000) };
-    let (balloon, handle) = Balloon::new(&memory, Box::new(recorder), interrupt.clone()).unwrap();
+    let (balloon, handle) = Balloon::new(&memory, Box::new(recorder), interrupt.clone());
     let mut driver = Driver::new(Box::new(balloon), memory, interrupt);
     driver.set_up(ALL);
     Bench { driver, handle, taken }
@@ -66,17 +64,6 @@ impl Bench {
 
     fn taken(&self) -> Vec<(u64, u64, Cause)> {
         lock(&self.taken).drain(..).map(|(range, cause)| (range.start().get(), range.len(), cause)).collect()
-    }
-
-    fn put_stats(&mut self, stats: &[(u16, u64)], extra: u32) -> u16 {
-        let bytes: Vec<u8> = stats
-            .iter()
-            .flat_map(|(tag, value)| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat())
-            .collect();
-        self.driver.put(DATA, &bytes);
-        let head = self.driver.add(STATS, &[readable(DATA, bytes.len() as u32 + extra)]);
-        self.driver.kick(STATS);
-        head
     }
 }
 
@@ -195,91 +182,16 @@ fn free_pages_are_reclaimed_as_reported() {
 }
 
 #[test]
-fn without_statistics_linux_reports_through_queue_2() {
-    let mut bench = bench();
-    bench.driver.set_up(!(1 << F_STATS_VQ));
-    assert_eq!(bench.driver.transact(2, &[writable(0x5_0000, 0x1000)]), 0);
-    assert_eq!(bench.taken(), [(0x5_0000, 0x1000, Cause::FreePageReport)]);
-}
-
-#[test]
-fn statistics_come_when_they_are_asked_for() {
-    let mut bench = bench();
-    // The buffer that primes the queue holds statistics already, and is kept.
-    let head = bench.put_stats(&[(4, 1000), (5, 2000)], 0);
-    assert_eq!(bench.driver.used(STATS), []);
-    let (stats, answers) = bench.handle.stats();
-    assert_eq!(
-        (stats.get(Stat::FreeMemory), stats.get(Stat::TotalMemory), answers),
-        (Some(1000), Some(2000), 1)
-    );
-    assert_eq!(stats.get(Stat::OomKill), None, "not mentioned, not zero");
-    // The request gives the buffer back.
-    bench.handle.request_stats();
-    bench.driver.worker.source_ready();
-    assert_eq!(bench.driver.used(STATS), [(head.into(), 0)]);
-    bench.put_stats(&[(4, 900), (15, 1), (16, 2), (0xffff, 3)], 0);
-    let (stats, answers) = bench.handle.stats();
-    assert_eq!(answers, 2);
-    assert_eq!(stats.iter().collect::<Vec<_>>(), [("free_memory", 900), ("direct_reclaim", 1)]);
-    assert_eq!((&stats.unknown[..], stats.malformed), (&[(16, 2), (0xffff, 3)][..], false));
-    assert_eq!(bench.driver.used(STATS), [], "asked once, given back once");
-}
-
-#[test]
-fn a_request_before_the_driver_has_given_a_buffer_is_answered_with_the_first() {
-    let mut bench = bench();
-    bench.handle.request_stats();
-    bench.driver.worker.source_ready();
-    let head = bench.put_stats(&[(4, 1)], 0);
-    assert_eq!(bench.driver.used(STATS), [(head.into(), 0)]);
-}
-
-#[test]
-fn statistics_that_make_no_sense_are_marked() {
-    let mut bench = bench();
-    bench.put_stats(&[(4, 1)], 5);
-    let (stats, _) = bench.handle.stats();
-    assert_eq!((stats.get(Stat::FreeMemory), stats.malformed), (Some(1), true));
-    bench.driver.add(STATS, &[readable(DATA, u32::MAX)]);
-    bench.driver.kick(STATS);
-    assert!(bench.handle.stats().0.malformed);
-    bench.driver.add(STATS, &[readable(0x10_0000, 10)]);
-    bench.driver.kick(STATS);
-    assert!(bench.handle.stats().0.malformed);
-    // There is to be one buffer: of three the last is kept.
-    assert_eq!(bench.driver.used(STATS).len(), 2);
-}
-
-#[test]
-fn one_who_waits_for_statistics_gets_them_or_gives_up() {
-    let mut bench = bench();
-    assert_eq!(bench.handle.fresh_stats(Duration::ZERO), None);
-    let handle = bench.handle.clone();
-    let waits = std::thread::spawn(move || handle.fresh_stats(Duration::from_secs(60)));
-    // Whenever the other begins to wait, one of these answers comes after that.
-    while !waits.is_finished() {
-        bench.put_stats(&[(4, 77)], 0);
-        bench.driver.used(STATS);
-    }
-    assert_eq!(waits.join().unwrap().unwrap().get(Stat::FreeMemory), Some(77));
-}
-
-#[test]
 fn a_reset_empties_the_balloon_and_keeps_the_target() {
     let mut bench = bench();
     bench.handle.set_target(9).unwrap();
     bench.send(INFLATE, &[1, 2, 3]);
     bench.driver.write(0x104, 3);
-    bench.put_stats(&[(4, 1)], 0);
     bench.driver.set_up(PLAIN);
     assert_eq!((bench.handle.counts().pages, bench.handle.actual(), bench.driver.read(0x100)), (0, 0, 9));
     bench.taken();
     bench.send(INFLATE, &[1, 2, 3]);
     assert_eq!(bench.taken().len(), 1, "the pages may go into the next driver's balloon");
-    bench.handle.request_stats();
-    bench.driver.worker.source_ready();
-    assert_eq!(bench.driver.used(STATS), [], "the buffer of before the reset is not given back");
 }
 
 /// Pages of RAM and around it.

@@ -11,11 +11,10 @@ use crate::virtio::testing::{Descriptor, Driver, memory, readable, writable};
 
 const DEVICE_FEATURE: u64 = 1 << 3;
 
-/// Copies, keeps one chain of queue 1 until the next, and lets 8 bytes of configuration be written.
+/// Copies, and lets 8 bytes of configuration be written.
 #[derive(Default)]
 struct Echo {
     config: [u8; 8],
-    kept: Option<u16>,
 }
 
 impl VirtioDevice for Echo {
@@ -36,19 +35,11 @@ impl VirtioDevice for Echo {
             self.config[at as usize] = byte;
         }
     }
-    fn activate(&mut self, running: &mut Running) {
-        assert!(running.has(VIRTIO_F_VERSION_1));
-    }
     fn reset(&mut self) {
         *self = Self::default();
     }
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
-        let mut back = None;
         running.serve(queue, &mut |memory, chain| {
-            if queue == 1 {
-                back = self.kept.replace(chain.head);
-                return Ok(Outcome::Kept);
-            }
             if !chain.readable.iter().chain(chain.writable).all(|&buffer| lies_in_ram(memory, buffer)) {
                 return Err(QueueFault::Chain { queue, head: chain.head, what: "lies outside of RAM" });
             }
@@ -57,9 +48,7 @@ impl VirtioDevice for Echo {
             copy_from(memory, chain.readable, 0, &mut bytes).unwrap();
             copy_to(memory, chain.writable, 0, &bytes).unwrap();
             Ok(Outcome::Used(len as u32))
-        })?;
-        let Running { memory, queues, interrupt, .. } = running;
-        back.map_or(Ok(()), |head| queues[queue].use_kept(memory, interrupt, head, 0))
+        })
     }
 }
 
@@ -311,24 +300,14 @@ fn a_queue_can_be_stopped_while_the_device_runs() {
 }
 
 #[test]
-fn a_reset_forgets_kept_chains_and_buffers_not_yet_served() {
+fn a_reset_forgets_buffers_not_yet_served() {
     let mut driver = echo();
     driver.set_up(ALL);
-    driver.add(1, &[readable(DATA, 4)]);
-    driver.kick(1);
-    assert_eq!(driver.used(1), [], "kept");
     driver.add(0, &[readable(DATA, 4), writable(DATA + 4, 4)]);
     driver.write(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     driver.reset();
     driver.run();
     assert_eq!(driver.used(0), [], "nothing is used after a reset");
-    driver.set_up(ALL);
-    let head = driver.add(1, &[readable(DATA, 4)]);
-    driver.kick(1);
-    assert_eq!(driver.used(1), [], "the chain from before the reset is not given back");
-    driver.add(1, &[readable(DATA, 4)]);
-    driver.kick(1);
-    assert_eq!(driver.used(1), [(head.into(), 0)]);
 }
 
 #[test]
