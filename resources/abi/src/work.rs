@@ -11,9 +11,6 @@ pub trait Machine {
     type Fault;
 
     /// Reaches the page at guest physical address `gpa`, for writing if `write`, and hands it to `with`.
-    ///
-    /// # Errors
-    /// No such page.
     fn page<R>(&mut self, gpa: u64, write: bool, with: impl FnOnce(PagePtr) -> R) -> Result<R, Self::Fault>;
     /// The time stamp counter, read so that neither earlier nor later accesses cross it.
     fn tsc(&self) -> u64;

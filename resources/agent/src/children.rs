@@ -11,9 +11,6 @@ pub struct Children(OwnedFd);
 
 impl Children {
     /// Blocks the signal; to be called before there is a second thread, which inherits that.
-    ///
-    /// # Errors
-    /// The kernel refuses.
     pub fn watch() -> io::Result<Self> {
         // SAFETY: all zeros is a valid set, and is made an empty one first.
         let mut set: libc::sigset_t = unsafe { mem::zeroed() };

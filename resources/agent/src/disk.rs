@@ -34,9 +34,6 @@ pub enum DiskError {
 }
 
 /// Mounts the disk, read-only, with the kernel's own filesystems inside, unless it is mounted.
-///
-/// # Errors
-/// [`DiskError`].
 pub fn mount_root() -> Result<(), DiskError> {
     let disk = first().ok_or(DiskError::None)?;
     let shell = Path::new(ROOT).join("bin/sh");

@@ -60,9 +60,6 @@ pub struct Faults(OwnedFd);
 
 impl Faults {
     /// Takes over the signals.
-    ///
-    /// # Errors
-    /// The kernel refuses.
     pub fn install() -> io::Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         REPORTS.store(write.into_raw_fd(), Ordering::Relaxed);
@@ -85,9 +82,6 @@ impl Faults {
     }
 
     /// Reads the fault that has arrived.
-    ///
-    /// # Errors
-    /// The pipe cannot be read.
     pub fn read(&self) -> io::Result<Fault> {
         let mut record = [0; RECORD];
         // Written at once, and shorter than a pipe's atomic write.

@@ -35,9 +35,6 @@ const MOUNTS: [Mount; 7] = [
 ];
 
 /// Mounts them all. Returns a line for each that is missing and not needed.
-///
-/// # Errors
-/// One that is needed is missing.
 pub fn mount_all() -> Result<Vec<String>, MountError> {
     let mut missing = Vec::new();
     for &Mount { kind, target, options, needed } in &MOUNTS {

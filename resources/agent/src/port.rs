@@ -56,9 +56,6 @@ impl Port {
     }
 
     /// Waits for the port and opens it.
-    ///
-    /// # Errors
-    /// [`PortError`].
     pub fn open() -> Result<&'static Self, PortError> {
         let name = find()?;
         let path = format!("/dev/{name}");
@@ -79,9 +76,6 @@ impl Port {
     }
 
     /// Reads what has arrived; nothing if the VMM has closed its side.
-    ///
-    /// # Errors
-    /// The port cannot be read.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(buffer)
     }

@@ -91,9 +91,6 @@ struct Ready {
 
 impl Agent {
     /// Serves the VMM until it wants the guest to end.
-    ///
-    /// # Errors
-    /// What makes it impossible to go on.
     pub fn serve(&mut self) -> Result<Infallible, ServeError> {
         let mut decoder = Decoder::new();
         loop {

@@ -31,9 +31,6 @@ pub struct Shell {
 
 impl Shell {
     /// Runs `sh -c command`, in the initramfs if that has a shell, else in the first disk.
-    ///
-    /// # Errors
-    /// [`ShellError`].
     pub fn start(command: &str) -> Result<Self, ShellError> {
         let mut shell = Command::new("/bin/sh");
         if !Path::new("/bin/sh").exists() {
@@ -68,9 +65,6 @@ impl Shell {
     }
 
     /// Passes on some of what has arrived, at least one byte unless there is no more. Returns how much.
-    ///
-    /// # Errors
-    /// The VMM is gone.
     pub fn pass_on(&mut self, port: &Port) -> Result<usize, PortError> {
         let mut bytes = [0; MAX_PAYLOAD];
         let len = self.output.read(&mut bytes).unwrap_or(0);
@@ -84,9 +78,6 @@ impl Shell {
 
     /// Passes on what was written before the command ended. A process that it left behind may write on: the rest
     /// of the pipe is given back.
-    ///
-    /// # Errors
-    /// The VMM is gone.
     pub fn finish(mut self, port: &Port) -> Result<PipeReader, PortError> {
         let waiting = rustix::io::ioctl_fionread(&self.output).unwrap_or(0);
         let mut left = usize::try_from(waiting).unwrap_or(usize::MAX);

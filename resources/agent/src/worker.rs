@@ -45,9 +45,6 @@ pub enum WorkerError {
 
 impl Worker {
     /// Starts the thread of `vcpu`, pinned to `cpu`.
-    ///
-    /// # Errors
-    /// The kernel has no thread to give.
     pub fn start(vcpu: u16, cpu: u32, port: &'static Port) -> io::Result<Self> {
         let (jobs, orders) = sync_channel(1);
         let busy = Arc::new(AtomicBool::new(false));

@@ -276,11 +276,6 @@ impl Mailbox {
 
     // The worker's side.
 
-    /// Whether the worker was told to end.
-    pub fn quitting(&self) -> bool {
-        self.lock().quit
-    }
-
     /// Reports for work, or reports an order done, and waits for the next one. `false` when told to end, or failed.
     pub fn next_order(&self) -> bool {
         self.set(Phase::Idle);

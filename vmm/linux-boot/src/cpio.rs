@@ -92,9 +92,6 @@ impl<W: Write> Writer<W> {
     }
 
     /// Adds a directory.
-    ///
-    /// # Errors
-    /// [`CpioError`].
     pub fn directory(&mut self, name: &str, permissions: u32) -> Result<(), CpioError> {
         self.entry(name, S_IFDIR | permissions & 0o7777, (0, 0), 0, &mut io::empty())
     }
@@ -112,9 +109,6 @@ impl<W: Write> Writer<W> {
         self.entry(name, S_IFREG | permissions & 0o7777, (0, 0), len, data)
     }
     /// Adds a symbolic link to `target`.
-    ///
-    /// # Errors
-    /// [`CpioError`].
     pub fn symlink(&mut self, name: &str, target: &str) -> Result<(), CpioError> {
         if target.is_empty() || target.contains('\0') || target.len() >= NAME_MAX {
             return Err(CpioError::Name {
@@ -125,9 +119,6 @@ impl<W: Write> Writer<W> {
         self.entry(name, S_IFLNK | 0o777, (0, 0), target.len() as u64, &mut target.as_bytes())
     }
     /// Adds a device node or a pipe.
-    ///
-    /// # Errors
-    /// [`CpioError`].
     pub fn node(&mut self, name: &str, permissions: u32, node: Node) -> Result<(), CpioError> {
         let (kind, device) = match node {
             Node::Char { major, minor } => (S_IFCHR, (major, minor)),
@@ -137,9 +128,6 @@ impl<W: Write> Writer<W> {
         self.entry(name, kind | permissions & 0o7777, device, 0, &mut io::empty())
     }
     /// Ends the archive and gives back where it was written.
-    ///
-    /// # Errors
-    /// [`CpioError::Io`].
     pub fn finish(mut self) -> Result<W, CpioError> {
         let failed = |source| CpioError::Io { name: TRAILER.to_owned(), source };
         self.header(&Header { name: TRAILER, mode: 0, len: 0, device: (0, 0) }).map_err(failed)?;

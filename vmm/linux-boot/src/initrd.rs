@@ -84,9 +84,6 @@ impl Classified for InitrdError {
 
 impl<'a> Initrd<'a> {
     /// All of a file.
-    ///
-    /// # Errors
-    /// [`InitrdError::Empty`].
     pub fn of_input(input: &'a Input) -> Result<Self, InitrdError> {
         match input.len() {
             0 => Err(InitrdError::Empty),
@@ -107,9 +104,6 @@ impl<'a> Initrd<'a> {
     }
 
     /// Reads it into guest memory as high in `room`, which ends for that reason, as it fits, and says where.
-    ///
-    /// # Errors
-    /// [`InitrdError`].
     pub fn place(&self, memory: &GuestRam, room: GpaRange, end: RoomEnd) -> Result<GpaRange, InitrdError> {
         let len = self.len();
         if len == 0 {

@@ -32,9 +32,6 @@ pub struct BareVcpu {
 
 impl BareVcpu {
     /// Starts a thread that runs `cpu` as vCPU `index`.
-    ///
-    /// # Errors
-    /// The system has no room for another thread.
     pub(super) fn start(index: u32, cpu: GuestCpu, area: Area, shared: Arc<VmShared>) -> io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new(index, area));
         let exits = BareExits { mailbox: mailbox.clone(), up: false };
@@ -43,9 +40,6 @@ impl BareVcpu {
 
     /// The same, of a vCPU that had reported for work before its state was taken: it enters the guest with its first
     /// order, on this processor if it may.
-    ///
-    /// # Errors
-    /// The system has no room for another thread.
     pub(super) fn resume(
         index: u32,
         cpu: GuestCpu,

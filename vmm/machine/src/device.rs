@@ -52,9 +52,6 @@ impl Kvm {
     }
 
     /// A VM without memory and vCPUs.
-    ///
-    /// # Errors
-    /// [`NoKvm::NoVm`].
     pub fn create_vm(&self) -> Result<VmFd, NoKvm> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         first.map_or_else(|| create_vm(&self.system), Ok)

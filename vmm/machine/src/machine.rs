@@ -32,9 +32,6 @@ pub struct Machine {
 impl Machine {
     /// Makes a VM, loads `image` into it, and starts its vCPUs. They are on their way to their first report;
     /// [`Machine::wait_up`] waits for it.
-    ///
-    /// # Errors
-    /// [`VmError`].
     pub fn start(kvm: &Kvm, config: &VmConfig, image: &[u8]) -> Result<Self, VmError> {
         let core = Arc::new(VmCore::new(kvm, config)?);
         let low_memory = core.low_memory().range().len();
@@ -58,9 +55,6 @@ impl Machine {
 
     /// A machine of a VM whose memory and whose vCPUs are as another machine left them ([`Machine::stop`]): each enters
     /// the guest with its first order.
-    ///
-    /// # Errors
-    /// [`VmError::Thread`].
     pub fn resume(
         core: Arc<VmCore>,
         vcpus: Vec<GuestCpu>,
@@ -81,9 +75,6 @@ impl Machine {
     }
 
     /// Ends the vCPUs' threads, and gives the VM and the vCPUs as they left the guest.
-    ///
-    /// # Errors
-    /// [`VmError::ThreadLost`].
     pub fn stop(mut self) -> Result<(Arc<VmCore>, Vec<GuestCpu>), VmError> {
         self.vcpus.iter_mut().for_each(BareVcpu::quit);
         let vcpus = self.vcpus.drain(..).map(BareVcpu::stop).collect::<Option<Vec<_>>>();
@@ -109,9 +100,6 @@ impl Machine {
     }
 
     /// Waits for the end of a vCPU's order. See [`BareVcpu::wait`].
-    ///
-    /// # Errors
-    /// As [`BareVcpu::wait`].
     pub fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError> {
         self.vcpus[vcpu as usize].wait(patience)
     }

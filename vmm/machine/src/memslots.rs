@@ -80,9 +80,6 @@ impl Vm {
     }
 
     /// Makes a vCPU.
-    ///
-    /// # Errors
-    /// [`VmError::Call`].
     pub fn create_vcpu(self: &Arc<Self>, index: u32) -> Result<GuestCpu, VmError> {
         let file = self.file.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))?;
         Ok(GuestCpu { file, vm: self.clone() })

@@ -67,9 +67,6 @@ impl VmCore {
     }
 
     /// Makes the VM: memory mapped, memslots in place, the quirk as asked for.
-    ///
-    /// # Errors
-    /// [`VmError`].
     pub fn new(kvm: &Kvm, config: &VmConfig) -> Result<Self, VmError> {
         let (file, slot_zap_drops_all) = arch::create(kvm, config.slot_zap_all_quirk)?;
         let low = Region::map(low_memory(config.vcpus), Backing::Base4k)?;
@@ -100,9 +97,6 @@ impl VmCore {
         self.vm.file()
     }
     /// Makes a vCPU.
-    ///
-    /// # Errors
-    /// [`VmError::Call`].
     pub fn create_vcpu(&self, index: u32) -> Result<GuestCpu, VmError> {
         self.vm.create_vcpu(index)
     }

@@ -207,11 +207,6 @@ impl Decoder {
         Ok(Some(Frame { kind, vcpu, payload: &self.buffer[HEADER_BYTES..HEADER_BYTES + len] }))
     }
 
-    /// Whether the stream may end here: no frame is in progress.
-    pub fn at_boundary(&self) -> bool {
-        self.filled == 0
-    }
-
     /// Fills the buffer up to `wanted` bytes. Returns whether it holds that many.
     fn fill(&mut self, wanted: usize, input: &mut &[u8]) -> bool {
         let count = wanted.saturating_sub(self.filled).min(input.len());

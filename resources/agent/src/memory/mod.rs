@@ -36,9 +36,6 @@ pub struct Space {
 
 impl Space {
     /// Makes an arena of `bytes`, and an area for each of `vcpus`.
-    ///
-    /// # Errors
-    /// [`MemoryError`].
     pub fn make(bytes: u64, pages: Pages, vcpus: u32) -> Result<Self, MemoryError> {
         if bytes == 0 || !bytes.is_multiple_of(HUGE) || bytes > ARENA_MAX {
             return Err(MemoryError::Size(bytes));

@@ -14,9 +14,6 @@ const CHUNK: usize = 4096;
 
 /// Calls `each` with the index and the frame number of every page of `count` from `base`; `None` for one that is not
 /// there.
-///
-/// # Errors
-/// The file cannot be read.
 pub fn frames(
     base: *const u8,
     count: usize,

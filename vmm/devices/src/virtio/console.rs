@@ -56,7 +56,6 @@ pub struct Console {
     hung_up: bool,
     /// How much of the first available transmit chain is in the socket already.
     sent: u64,
-    dropped: u64,
 }
 
 /// What became of one transfer between guest memory and the socket.
@@ -76,12 +75,7 @@ impl Console {
     /// A console whose port is the other end of `socket`.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, control: Control::default(), hung_up: false, sent: 0, dropped: 0 })
-    }
-
-    /// Bytes that the guest sent while the host had closed its end.
-    pub fn dropped(&self) -> u64 {
-        self.dropped
+        Ok(Self { socket, control: Control::default(), hung_up: false, sent: 0 })
     }
 
     /// The guest's output.
@@ -103,8 +97,7 @@ impl Console {
                 self.sent = done + more;
                 Ok(Outcome::Later)
             }
-            Transfer::HungUp(more) => {
-                self.dropped += len - done - more;
+            Transfer::HungUp(_) => {
                 self.hang_up();
                 Ok(Outcome::Used(0))
             }

@@ -1,7 +1,7 @@
 //! What a device tells its driver outside of the queues.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
@@ -17,7 +17,6 @@ pub struct Interrupt {
     generation: AtomicU32,
     driver_ok: AtomicBool,
     needs_reset: AtomicBool,
-    faults: AtomicU64,
     fault: Mutex<Option<String>>,
 }
 
@@ -30,7 +29,6 @@ impl Interrupt {
             generation: AtomicU32::new(0),
             driver_ok: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),
-            faults: AtomicU64::new(0),
             fault: Mutex::new(None),
         }
     }
@@ -58,7 +56,6 @@ impl Interrupt {
     /// The device cannot go on before a reset.
     pub fn fail(&self, reason: String) {
         *lock(&self.fault) = Some(reason);
-        self.faults.fetch_add(1, Ordering::Relaxed);
         self.needs_reset.store(true, Ordering::SeqCst);
         self.config_changed();
     }
@@ -66,11 +63,6 @@ impl Interrupt {
     /// Why the device last had to be reset.
     pub fn last_fault(&self) -> Option<String> {
         lock(&self.fault).clone()
-    }
-
-    /// How often it has had to be.
-    pub fn faults(&self) -> u64 {
-        self.faults.load(Ordering::Relaxed)
     }
 
     /// Whether it has to be now: DEVICE_NEEDS_RESET.

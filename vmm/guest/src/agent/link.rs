@@ -28,9 +28,6 @@ pub struct Link {
 impl Link {
     /// A link over `socket`, whose other end is the virtio-console device. An answer may take `patience`, a command
     /// any time; `log` is told, on the reader's thread, what the agent has to say.
-    ///
-    /// # Errors
-    /// The socket or the thread cannot be had.
     pub fn new(
         socket: UnixStream,
         patience: Duration,
@@ -64,9 +61,6 @@ impl Link {
     }
 
     /// Waits at most `patience` for the agent to be up.
-    ///
-    /// # Errors
-    /// [`AgentError::Silent`], or [`AgentError::Ended`].
     pub fn wait_hello(&self, patience: Duration) -> Result<Hello, AgentError> {
         let hello = self.shared.wait(
             "the first word of the guest's agent",
@@ -94,9 +88,6 @@ impl Link {
     }
 
     /// The guest's own counters.
-    ///
-    /// # Errors
-    /// [`AgentError`].
     pub fn counters(&self) -> Result<Counters, AgentError> {
         self.ask(Request::Counters, &ToAgent::Counters, "tell its counters", |state| &mut state.counters)
     }
@@ -134,9 +125,6 @@ impl Link {
     }
 
     /// Asks the agent to power the guest off. The guest's end is for whoever runs its vCPUs to see.
-    ///
-    /// # Errors
-    /// [`AgentError::Ended`].
     pub fn power_off(&self) -> Result<(), AgentError> {
         self.shared.send(&ToAgent::PowerOff)
     }
@@ -149,9 +137,6 @@ impl Link {
 
     /// Starts the thread that takes orders from `mailbox` to the agent. It ends when the mailbox is told to quit, if
     /// its vCPU has no order, and with the link.
-    ///
-    /// # Errors
-    /// The thread cannot be had.
     pub fn courier(&self, mailbox: Arc<Mailbox>) -> std::io::Result<Thread<()>> {
         let shared = self.shared.clone();
         let name = format!("courier{}", mailbox.vcpu());

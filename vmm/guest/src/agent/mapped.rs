@@ -33,9 +33,6 @@ pub struct ArenaMap {
 
 impl ArenaMap {
     /// Checks what the agent said about an arena of `bytes`. `is_ram` tells whether all of a range is RAM.
-    ///
-    /// # Errors
-    /// [`Misplaced`].
     pub fn check(
         mapped: &Mapped,
         bytes: u64,

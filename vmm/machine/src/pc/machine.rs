@@ -127,9 +127,6 @@ pub struct Pc {
 
 impl Pc {
     /// Memory, interrupt controllers, timer and power control.
-    ///
-    /// # Errors
-    /// [`PcError`].
     pub fn new(kvm: &Kvm, config: &PcConfig) -> Result<Self, PcError> {
         let too_much = || PcError::TooMuchMemory(config.memory.saturating_add(config.arena_node));
         let mut nodes: Vec<MemoryNode> = layout::node0(config.memory).ok_or_else(too_much)?;
@@ -160,9 +157,6 @@ impl Pc {
     }
 
     /// The first serial port, printed to `output`. It wants to be fed, be it from `/dev/null`.
-    ///
-    /// # Errors
-    /// [`PcError`].
     pub fn add_serial(&mut self, output: Box<dyn Sink>) -> Result<Arc<Mutex<SerialPort>>, PcError> {
         let port = SerialPort::new(event("serial port")?, output).map_err(device("serial port"))?;
         let register = self.memory.vm().file().register_irqfd(port.irq(), setup::SERIAL_GSI);
@@ -183,18 +177,12 @@ impl Pc {
     }
 
     /// A disk.
-    ///
-    /// # Errors
-    /// [`PcError`].
     pub fn add_disk(&mut self, disk: Disk) -> Result<(), PcError> {
         let interrupt = self.interrupt("disk")?;
         self.add_virtio("disk", Box::new(Block::new(disk)), interrupt)
     }
 
     /// A balloon, which also takes what the guest reports as free, if `reports`.
-    ///
-    /// # Errors
-    /// [`PcError`].
     pub fn add_balloon(&mut self, reports: bool) -> Result<BalloonHandle, PcError> {
         let interrupt = self.interrupt("balloon")?;
         let taker = Box::new(Taker::new(self.memory.clone(), self.give_back.clone())?);
@@ -205,9 +193,6 @@ impl Pc {
     }
 
     /// The way to the guest's agent: the stream's other end is the port in the guest.
-    ///
-    /// # Errors
-    /// [`PcError`].
     pub fn add_agent(&mut self) -> Result<UnixStream, PcError> {
         let (ours, ports) = UnixStream::pair().map_err(device("agent's port"))?;
         let console = Console::new(ports).map_err(device("agent's port"))?;
@@ -245,9 +230,6 @@ impl Pc {
     }
 
     /// Puts tables and kernel into memory, starts the device thread, and then the vCPUs.
-    ///
-    /// # Errors
-    /// [`PcError`].
     pub fn boot(&mut self, spec: &BootSpec<'_>) -> Result<(), PcError> {
         let (memory, vcpus) = (self.memory.device_view(), self.processor.vcpus());
         let platform = Platform { vcpus, memory: self.memory.nodes().to_vec(), virtio: self.virtio.clone() };

@@ -61,9 +61,6 @@ pub struct ArenaSpec {
 
 impl PcMemory {
     /// Maps every node's memory and gives it to a new VM.
-    ///
-    /// # Errors
-    /// [`VmError`].
     pub fn new(
         kvm: &Kvm,
         vcpus: u32,

@@ -67,9 +67,6 @@ impl Snapshot {
     }
 
     /// Its pages as a store.
-    ///
-    /// # Errors
-    /// No further descriptor.
     pub fn store(&self) -> Result<ImageStore, SnapshotError> {
         let failed = |source| SnapshotError::Io { attempt: "opening", path: self.path.clone(), source };
         let data = self.header.layout().data;

@@ -121,9 +121,6 @@ impl Header {
     }
 
     /// Reads a header of a file of `file_len` bytes.
-    ///
-    /// # Errors
-    /// [`HeaderError`].
     pub fn decode(page: &[u8; HEADER_BYTES], file_len: u64) -> Result<Self, HeaderError> {
         let mut fields = Fields(page);
         if fields.take() != MAGIC {

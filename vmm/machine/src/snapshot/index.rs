@@ -70,9 +70,6 @@ impl Index {
     }
 
     /// Reads the index of `pages` pages, a multiple of 8, of which `stored` are in the file.
-    ///
-    /// # Errors
-    /// [`IndexError`].
     pub fn decode(bytes: &[u8], crc: u32, pages: u64, stored: u64) -> Result<Self, IndexError> {
         let found = crc32fast::hash(bytes);
         if found != crc {

@@ -73,9 +73,6 @@ pub struct Brought {
 
 impl Restored {
     /// Makes a machine of a snapshot. `missing` is told what this KVM does not take of a vCPU.
-    ///
-    /// # Errors
-    /// [`SnapshotError`].
     pub fn new(
         kvm: &Kvm,
         snapshot: &Snapshot,

@@ -28,9 +28,6 @@ pub fn parts(pages: &Pages, vcpus: u32) -> Vec<Pages> {
 
 /// Has the vCPUs do `task` to `pages`, each to a part of them: the first part is vCPU `first`'s. Each outcome goes to
 /// `each`.
-///
-/// # Errors
-/// The guest fails.
 pub fn all(
     machine: &Machine,
     pages: &Pages,

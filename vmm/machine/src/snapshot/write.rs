@@ -39,9 +39,6 @@ pub struct Written {
 
 /// Ends a machine whose vCPUs wait for orders, and writes it to `file`. `missing` is told what this KVM does not give of a
 /// vCPU.
-///
-/// # Errors
-/// [`SnapshotError`].
 pub fn write(
     file: WholeFile,
     kvm: &Kvm,

@@ -81,9 +81,6 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// Starts a thread that runs `cpu` as vCPU `index`, on this processor if it may.
-    ///
-    /// # Errors
-    /// The system has no room for another thread.
     pub(super) fn start(
         index: u32,
         cpu: GuestCpu,

@@ -148,11 +148,6 @@ impl BalloonHandle {
         Ok(())
     }
 
-    /// The size that was asked for.
-    pub fn target(&self) -> u32 {
-        self.0.target.load(Ordering::SeqCst)
-    }
-
     /// The size that the guest says the balloon has. What it has been seen to give is [`BalloonCounts::pages`].
     pub fn actual(&self) -> u32 {
         self.0.actual.load(Ordering::SeqCst)

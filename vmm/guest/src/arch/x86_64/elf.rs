@@ -9,9 +9,6 @@ pub struct NotAGuest(pub String);
 
 /// Refuses what is not a little-endian x86-64 ELF executable, by name. (The loader checks neither class nor
 /// machine.)
-///
-/// # Errors
-/// [`NotAGuest`].
 pub fn check(image: &[u8]) -> Result<(), NotAGuest> {
     let refuse = |what: String| Err(NotAGuest(what));
     if image.len() < 64 {

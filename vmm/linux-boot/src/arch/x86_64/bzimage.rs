@@ -167,9 +167,6 @@ impl<'a> BzImage<'a> {
     }
 
     /// Unpacks the kernel, into at most `limit` bytes.
-    ///
-    /// # Errors
-    /// [`PayloadError`].
     pub fn unpack(&self, limit: u64) -> Result<Vec<u8>, PayloadError> {
         // The kernel unpacks itself into init_size bytes: a payload that claims more is a lie.
         let most = if self.init_size() == 0 { limit } else { limit.min(self.init_size()) };

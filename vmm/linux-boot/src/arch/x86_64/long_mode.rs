@@ -27,9 +27,6 @@ const ENTRIES_PER_TABLE: u64 = 512;
 pub const CR3: Gpa = PAGE_TABLES;
 
 /// Writes GDT and page tables to their places.
-///
-/// # Errors
-/// Where the memory does not reach there.
 pub fn write(memory: &GuestRam) -> Result<(), GuestMemoryError> {
     let put = |at: u64, entry: u64| memory.write_obj(entry, GuestAddress(at));
     for (at, entry) in (GDT.get()..).step_by(8).zip(ENTRIES) {

@@ -56,9 +56,6 @@ impl Classified for PayloadError {
 }
 
 /// Unpacks a payload into at most `limit` bytes, and never more than [`LARGEST`].
-///
-/// # Errors
-/// [`PayloadError`].
 pub fn unpack(payload: &[u8], limit: u64) -> Result<Vec<u8>, PayloadError> {
     let limit = limit.min(LARGEST);
     let stored = payload.starts_with(b"\x7fELF"); // CONFIG_KERNEL_UNCOMPRESSED

@@ -28,9 +28,6 @@ pub struct RegistersError {
 }
 
 /// Sets the boot vCPU to where the kernel begins, as its boot protocol demands it.
-///
-/// # Errors
-/// [`RegistersError`].
 pub fn set_registers(fd: &VcpuFd, start: &Start) -> Result<(), RegistersError> {
     let failed = |call| move |source| RegistersError { call, source };
     let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;

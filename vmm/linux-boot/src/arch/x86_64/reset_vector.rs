@@ -23,9 +23,6 @@ const PORT: [u8; 2] = RESET.to_le_bytes();
 const CODE: [u8; 9] = [0xb0, RESET_VALUE, 0xba, PORT[0], PORT[1], 0xee, 0xf4, 0xeb, 0xfd];
 
 /// Writes the code to its place.
-///
-/// # Errors
-/// Where the memory does not reach there.
 pub fn write(memory: &GuestRam) -> Result<(), GuestMemoryError> {
     memory.write_slice(&CODE, GuestAddress(RESET_VECTOR.get()))
 }

@@ -14,9 +14,6 @@ use guest::GuestRam;
 const MAGIC: u32 = 0x336e_c578;
 
 /// Writes the start info, its memory map and its module list (the initrd) to their places.
-///
-/// # Errors
-/// linux-loader's, where the memory does not reach there.
 pub fn write(
     memory: &GuestRam,
     map: &[Entry],

@@ -60,9 +60,6 @@ fn bare_header() -> setup_header {
 }
 
 /// Writes the zero page to its place.
-///
-/// # Errors
-/// linux-loader's, where the memory does not reach there.
 pub fn write(memory: &GuestRam, page: &boot_params) -> Result<(), linux_loader::configurator::Error> {
     let params = BootParams::new(page, GuestAddress(ZERO_PAGE.get()));
     LinuxBootConfigurator::write_bootparams(&params, memory)

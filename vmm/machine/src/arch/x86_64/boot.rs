@@ -49,18 +49,12 @@ pub(crate) fn load(memory: &GuestRam, low_memory: u64, image: &[u8]) -> Result<G
 }
 
 /// Writes the start info and the memory map it points to.
-///
-/// # Errors
-/// [`BootError::StartInfo`].
 pub(crate) fn write_start_info(memory: &GuestRam, ram: &[GpaRange]) -> Result<(), BootError> {
     let map: Vec<_> = ram.iter().map(|&range| Entry { range, kind: Kind::Ram }).collect();
     start_info::write(memory, &map, None, Gpa::new(0)).map_err(BootError::StartInfo)
 }
 
 /// Gives a vCPU its CPUID, and sets it to the PVH entry: the magic in EDI, its index in ESI.
-///
-/// # Errors
-/// [`BootError::Registers`].
 pub(crate) fn set_first_state(kvm: &Kvm, fd: &VcpuFd, vcpu: u32, entry: Gpa) -> Result<(), BootError> {
     let failed = |call| move |source| BootError::Registers { vcpu, call, source };
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;

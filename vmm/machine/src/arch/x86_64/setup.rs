@@ -34,9 +34,6 @@ const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
 const LVT: [(usize, u32); 2] = [(0x350, 7 << 8), (0x360, 4 << 8)];
 
 /// Interrupt controllers and timer, in the kernel. Before any vCPU is made.
-///
-/// # Errors
-/// [`VmError::Call`].
 pub fn chipset(vm: &VmFd) -> Result<(), VmError> {
     // AMD's KVM takes it too and does not need it.
     if vm.check_extension(Cap::SetIdentityMapAddr) {
@@ -73,9 +70,6 @@ pub struct Processor {
 
 impl Processor {
     /// As this KVM supports it.
-    ///
-    /// # Errors
-    /// [`VmError::Call`].
     pub fn of(kvm: &Kvm, vcpus: u32) -> Result<Self, VmError> {
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
@@ -89,9 +83,6 @@ impl Processor {
 
     /// Makes vCPU `index` as a PC's firmware would leave it. The boot vCPU has its registers set afterwards; the others
     /// wait for the start-up interrupt.
-    ///
-    /// # Errors
-    /// [`VmError::Call`].
     pub(crate) fn make(&self, vm: &Arc<Vm>, index: u32) -> Result<GuestCpu, VmError> {
         let fd = vm.create_vcpu(index)?;
         let mut cpuid = self.supported.clone();

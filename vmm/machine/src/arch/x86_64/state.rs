@@ -135,9 +135,6 @@ impl VcpuState {
     }
 
     /// Gives the state to a new vCPU. `missing` is told which MSRs this KVM does not take.
-    ///
-    /// # Errors
-    /// KVM refuses.
     pub fn give(
         &self,
         kvm: &Kvm,

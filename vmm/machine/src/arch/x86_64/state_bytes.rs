@@ -74,9 +74,6 @@ pub fn encode(state: &VcpuState, out: &mut Vec<u8>) {
 }
 
 /// Reads the states of `vcpus` vCPUs, and nothing else.
-///
-/// # Errors
-/// [`BadState`].
 pub fn decode(bytes: &[u8], vcpus: u32) -> Result<Vec<VcpuState>, BadState> {
     let mut rest = bytes;
     let states = (0..vcpus)

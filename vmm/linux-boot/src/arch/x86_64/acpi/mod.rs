@@ -52,9 +52,6 @@ pub enum AcpiError {
 }
 
 /// Writes the platform's tables to their place and returns where the RSDP lies.
-///
-/// # Errors
-/// [`AcpiError`].
 pub fn write(memory: &GuestRam, platform: &Platform) -> Result<Gpa, AcpiError> {
     let image = tables(platform)?;
     memory.write_slice(&image, GuestAddress(ACPI_START.get())).map_err(AcpiError::Memory)?;
@@ -62,9 +59,6 @@ pub fn write(memory: &GuestRam, platform: &Platform) -> Result<Gpa, AcpiError> {
 }
 
 /// The tables as they lie from [`ACPI_START`] on, the RSDP first.
-///
-/// # Errors
-/// [`AcpiError`].
 pub fn tables(platform: &Platform) -> Result<Vec<u8>, AcpiError> {
     if !(1..=MAX_VCPUS).contains(&platform.vcpus) {
         return Err(AcpiError::Vcpus(platform.vcpus));
