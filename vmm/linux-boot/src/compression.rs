@@ -42,7 +42,7 @@ pub enum Compression {
 
 /// What went wrong while unpacking.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum UnpackFault {
     /// The input ended too early.
     Truncated,
     /// The output does not fit into the buffer.
@@ -57,11 +57,11 @@ pub enum Fault {
 
 /// Where and what. `at` is the input's offset, up to where the decoder had read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct UnpackError {
     /// Bytes of input that had been read.
     pub at: usize,
     /// What went wrong.
-    pub fault: Fault,
+    pub fault: UnpackFault,
 }
 
 impl Compression {
@@ -98,14 +98,16 @@ impl Compression {
     /// compressed stream is not looked at; LZ4's legacy frame has no end but the input's.
     ///
     /// # Errors
-    /// [`Failure`]; output that does not fit is one.
-    pub fn unpack(self, input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+    /// [`UnpackError`]; output that does not fit is one.
+    pub fn unpack(self, input: &[u8], output: &mut [u8]) -> Result<usize, UnpackError> {
         match self {
             Self::Gzip => gzip(input, output),
             Self::Xz => xz(input, output),
             Self::Lz4 => lz4(input, output),
             Self::Zstd => zstd(input, output),
-            Self::Bzip2 | Self::Lzma | Self::Lzo => Err(Failure { at: 0, fault: Fault::Unsupported }),
+            Self::Bzip2 | Self::Lzma | Self::Lzo => {
+                Err(UnpackError { at: 0, fault: UnpackFault::Unsupported })
+            }
         }
     }
 }
@@ -124,7 +126,7 @@ impl fmt::Display for Compression {
     }
 }
 
-fn gzip(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+fn gzip(input: &[u8], output: &mut [u8]) -> Result<usize, UnpackError> {
     let mut decoder = flate2::bufread::GzDecoder::new(input);
     let mut written = 0;
     loop {
@@ -136,19 +138,19 @@ fn gzip(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
         let at = input.len() - decoder.get_ref().len();
         match read {
             Ok(0) => return Ok(written),
-            Ok(_) if full => return Err(Failure { at, fault: Fault::Full }),
+            Ok(_) if full => return Err(UnpackError { at, fault: UnpackFault::Full }),
             Ok(count) => written += count,
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Err(Failure { at, fault: Fault::Truncated });
+                return Err(UnpackError { at, fault: UnpackFault::Truncated });
             }
-            Err(error) => return Err(Failure { at, fault: Fault::Corrupt(error.to_string()) }),
+            Err(error) => return Err(UnpackError { at, fault: UnpackFault::Corrupt(error.to_string()) }),
         }
     }
 }
 
 /// Zeroes, if there is memory for them. The kernel makes each page as it is first touched: a false claim takes none.
-pub fn zeroed(len: usize) -> Result<Vec<u8>, Fault> {
-    let none = Fault::NoMemory(len as u64);
+pub fn zeroed(len: usize) -> Result<Vec<u8>, UnpackFault> {
+    let none = UnpackFault::NoMemory(len as u64);
     if len == 0 {
         return Ok(Vec::new());
     }
@@ -162,7 +164,7 @@ pub fn zeroed(len: usize) -> Result<Vec<u8>, Fault> {
     Ok(unsafe { Vec::from_raw_parts(start, len, len) })
 }
 
-fn xz(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+fn xz(input: &[u8], output: &mut [u8]) -> Result<usize, UnpackError> {
     let mut dictionary = XZ_DICTIONARY;
     // Each time with more: a stream of several blocks may ask again.
     loop {
@@ -171,15 +173,17 @@ fn xz(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
                 let why = format!(
                     "it asks for a dictionary of {wanted} bytes, and at most {XZ_DICTIONARY_MAX} are possible here"
                 );
-                return Err(Failure { at, fault: Fault::Corrupt(why) });
+                return Err(UnpackError { at, fault: UnpackFault::Corrupt(why) });
             }
             Err((_, XzError::DictionaryTooLarge(wanted))) if wanted > dictionary as u64 => {
                 dictionary = wanted as usize;
             }
             Err((at, XzError::NeedsLargerInputBuffer)) => {
-                return Err(Failure { at, fault: Fault::Truncated });
+                return Err(UnpackError { at, fault: UnpackFault::Truncated });
             }
-            Err((at, error)) => return Err(Failure { at, fault: Fault::Corrupt(error.to_string()) }),
+            Err((at, error)) => {
+                return Err(UnpackError { at, fault: UnpackFault::Corrupt(error.to_string()) });
+            }
             Ok(done) => return done,
         }
     }
@@ -191,10 +195,10 @@ fn xz_within(
     dictionary: usize,
     input: &[u8],
     output: &mut [u8],
-) -> Result<Result<usize, Failure>, (usize, XzError)> {
+) -> Result<Result<usize, UnpackError>, (usize, XzError)> {
     let memory = match zeroed(dictionary) {
         Ok(memory) => memory,
-        Err(fault) => return Ok(Err(Failure { at: 0, fault })),
+        Err(fault) => return Ok(Err(UnpackError { at: 0, fault })),
     };
     let mut decoder = XzDecoder::in_heap_with_alloc_dict(memory, dictionary);
     let (mut read, mut written) = (0, 0);
@@ -206,28 +210,28 @@ fn xz_within(
         let step = step.map_err(|error| (read, error))?;
         read += step.input_consumed();
         if full && step.output_produced() > 0 {
-            return Ok(Err(Failure { at: read, fault: Fault::Full }));
+            return Ok(Err(UnpackError { at: read, fault: UnpackFault::Full }));
         }
         written += step.output_produced();
         if step.is_end_of_stream() {
             return Ok(Ok(written));
         }
         if !step.made_progress() {
-            return Ok(Err(Failure { at: read, fault: Fault::Truncated }));
+            return Ok(Err(UnpackError { at: read, fault: UnpackFault::Truncated }));
         }
     }
 }
 
-fn lz4(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+fn lz4(input: &[u8], output: &mut [u8]) -> Result<usize, UnpackError> {
     use lz4_flex::block::{DecompressError, decompress_into};
     if !input.starts_with(&LZ4_MAGIC) {
         let why = "not the legacy frame that kernels use".to_owned();
-        return Err(Failure { at: 0, fault: Fault::Corrupt(why) });
+        return Err(UnpackError { at: 0, fault: UnpackFault::Corrupt(why) });
     }
     let (mut read, mut written) = (LZ4_MAGIC.len(), 0);
     while read < input.len() {
         let Some(&size) = input[read..].first_chunk::<4>() else {
-            return Err(Failure { at: read, fault: Fault::Truncated });
+            return Err(UnpackError { at: read, fault: UnpackFault::Truncated });
         };
         // The tool may write one frame after the other.
         if size == LZ4_MAGIC {
@@ -237,34 +241,37 @@ fn lz4(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
         let start = read + size.len();
         let end = start.checked_add(u32::from_le_bytes(size) as usize);
         let Some(block) = end.and_then(|end| input.get(start..end)) else {
-            return Err(Failure { at: read, fault: Fault::Truncated });
+            return Err(UnpackError { at: read, fault: UnpackFault::Truncated });
         };
         let room = (output.len() - written).min(LZ4_BLOCK);
         written += decompress_into(block, &mut output[written..written + room]).map_err(|error| {
             let too_small = matches!(error, DecompressError::OutputTooSmall { .. });
-            let fault =
-                if too_small && room < LZ4_BLOCK { Fault::Full } else { Fault::Corrupt(error.to_string()) };
-            Failure { at: read, fault }
+            let fault = if too_small && room < LZ4_BLOCK {
+                UnpackFault::Full
+            } else {
+                UnpackFault::Corrupt(error.to_string())
+            };
+            UnpackError { at: read, fault }
         })?;
         read = start + block.len();
     }
     Ok(written)
 }
 
-fn zstd(input: &[u8], output: &mut [u8]) -> Result<usize, Failure> {
+fn zstd(input: &[u8], output: &mut [u8]) -> Result<usize, UnpackError> {
     // Without a window of its own (128 MiB for a kernel): what was unpacked lies in the output. But in one go
     // zstd takes the input to end with the frame, and of an error it does not say where.
     let frame = zstd_safe::find_frame_compressed_size(input).ok().and_then(|len| input.get(..len));
     if let Some(Ok(written)) = frame.map(|frame| zstd_safe::decompress(output, frame)) {
         return Ok(written);
     }
-    Err(locate_zstd_failure(input, output.len()))
+    Err(locate_zstd_error(input, output.len()))
 }
 
 /// Unpacks once more, in steps and to nowhere, for the place of the error and its kind.
-fn locate_zstd_failure(input: &[u8], room: usize) -> Failure {
+fn locate_zstd_error(input: &[u8], room: usize) -> UnpackError {
     let Some(mut context) = DCtx::try_create() else {
-        return Failure { at: 0, fault: Fault::Corrupt("no memory for a decoder".to_owned()) };
+        return UnpackError { at: 0, fault: UnpackFault::Corrupt("no memory for a decoder".to_owned()) };
     };
     let mut scratch = vec![0; DCtx::out_size()];
     let mut source = InBuffer::around(input);
@@ -276,13 +283,13 @@ fn locate_zstd_failure(input: &[u8], room: usize) -> Failure {
         let (produced, at) = (sink.pos(), source.pos());
         written = written.saturating_add(produced);
         let fault = match step {
-            Err(code) => Fault::Corrupt(zstd_safe::get_error_name(code).to_owned()),
-            Ok(_) if written > room => Fault::Full,
-            Ok(0) => Fault::Corrupt("it unpacks in steps and not in one go".to_owned()),
-            Ok(_) if at == before && produced == 0 => Fault::Truncated,
+            Err(code) => UnpackFault::Corrupt(zstd_safe::get_error_name(code).to_owned()),
+            Ok(_) if written > room => UnpackFault::Full,
+            Ok(0) => UnpackFault::Corrupt("it unpacks in steps and not in one go".to_owned()),
+            Ok(_) if at == before && produced == 0 => UnpackFault::Truncated,
             Ok(_) => continue,
         };
-        return Failure { at, fault };
+        return UnpackError { at, fault };
     }
 }
 

@@ -19,7 +19,7 @@ use index::{Index, normal};
 
 pub use error::ModuleError;
 
-use super::compression::{Compression, Failure, Fault, zeroed};
+use super::compression::{Compression, UnpackError, UnpackFault, zeroed};
 use program::input::{self, FileKind};
 
 /// A module to be loaded.
@@ -109,8 +109,8 @@ impl Order<'_> {
         let unpacked = match Compression::of(&bytes) {
             Some(compression) => {
                 unpack(compression, &bytes, most.min(left)).map_err(|failure| match failure {
-                    Failure { fault: Fault::Full, .. } if left < most => full(),
-                    Failure { fault: Fault::NoMemory(bytes), .. } => no_memory(bytes),
+                    UnpackError { fault: UnpackFault::Full, .. } if left < most => full(),
+                    UnpackError { fault: UnpackFault::NoMemory(bytes), .. } => no_memory(bytes),
                     failure => damaged(describe(compression, failure)),
                 })?
             }
@@ -128,29 +128,31 @@ impl Order<'_> {
 }
 
 /// Unpacks a file that does not say into how much, to at most `most` bytes. The buffer grows with what comes out of it.
-fn unpack(compression: Compression, bytes: &[u8], most: u64) -> Result<Vec<u8>, Failure> {
+fn unpack(compression: Compression, bytes: &[u8], most: u64) -> Result<Vec<u8>, UnpackError> {
     let mut room = (bytes.len() as u64).saturating_mul(8).clamp(1 << 20, most.max(1 << 20)).min(most);
     loop {
-        let mut unpacked = zeroed(room as usize).map_err(|fault| Failure { at: 0, fault })?;
+        let mut unpacked = zeroed(room as usize).map_err(|fault| UnpackError { at: 0, fault })?;
         match compression.unpack(bytes, &mut unpacked) {
             Ok(len) => {
                 unpacked.truncate(len);
                 unpacked.shrink_to_fit();
                 return Ok(unpacked);
             }
-            Err(Failure { fault: Fault::Full, .. }) if room < most => room = room.saturating_mul(4).min(most),
+            Err(UnpackError { fault: UnpackFault::Full, .. }) if room < most => {
+                room = room.saturating_mul(4).min(most)
+            }
             Err(failure) => return Err(failure),
         }
     }
 }
 
-fn describe(compression: Compression, Failure { at, fault }: Failure) -> String {
+fn describe(compression: Compression, UnpackError { at, fault }: UnpackError) -> String {
     match fault {
-        Fault::Truncated => format!("truncated: its {compression} stream ends at byte {at}"),
-        Fault::Full => format!("no module: it unpacks to more than {} bytes", FileKind::Module.most()),
-        Fault::Corrupt(why) => format!("damaged: its {compression} stream at byte {at}: {why}"),
-        Fault::Unsupported => format!("compressed with {compression}, which is not unpacked here"),
-        Fault::NoMemory(bytes) => format!("not unpacked: there is no memory for {bytes} bytes"),
+        UnpackFault::Truncated => format!("truncated: its {compression} stream ends at byte {at}"),
+        UnpackFault::Full => format!("no module: it unpacks to more than {} bytes", FileKind::Module.most()),
+        UnpackFault::Corrupt(why) => format!("damaged: its {compression} stream at byte {at}: {why}"),
+        UnpackFault::Unsupported => format!("compressed with {compression}, which is not unpacked here"),
+        UnpackFault::NoMemory(bytes) => format!("not unpacked: there is no memory for {bytes} bytes"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use event_manager::{EventOps, EventSet, Events};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{Chain, Outcome, QueueFault, Turn, VirtQueue};
+use super::queue::{Chain, Outcome, QueueError, Turn, VirtQueue};
 use super::{Interrupt, VirtioDevice};
 use crate::loop_thread::Served;
 use crate::{lock, new_event, signal, take_signal};
@@ -32,8 +32,8 @@ impl Running {
     pub fn serve(
         &mut self,
         queue: usize,
-        serve: &mut dyn FnMut(&GuestRam, &Chain<'_>) -> Result<Outcome, QueueFault>,
-    ) -> Result<(), QueueFault> {
+        serve: &mut dyn FnMut(&GuestRam, &Chain<'_>) -> Result<Outcome, QueueError>,
+    ) -> Result<(), QueueError> {
         let Self { memory, queues, interrupt, events, .. } = self;
         let turn = queues[queue].serve(memory, interrupt, &mut |chain| serve(memory, chain))?;
         if turn == Turn::More {
@@ -106,7 +106,7 @@ impl Backend {
         }
     }
 
-    fn fail(&mut self, fault: &QueueFault) {
+    fn fail(&mut self, fault: &QueueError) {
         self.running = None;
         self.interrupt.fail(fault.to_string());
     }

@@ -27,7 +27,7 @@ use notifier_bridge::Cause;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::queue::{Buffer, Chain, Outcome, QueueFault, copy_from, lies_in_ram, total_len};
+use super::queue::{Buffer, Chain, Outcome, QueueError, copy_from, lies_in_ram, total_len};
 use super::{Interrupt, Running, VirtioDevice, copy_config};
 use guest::GuestRam;
 use handle::Shared;
@@ -220,7 +220,7 @@ impl VirtioDevice for Balloon {
         self.shared.reset();
     }
 
-    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
+    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueError> {
         let serve: fn(&mut Self, &GuestRam, &Chain<'_>) = match Self::role(queue) {
             Role::Inflate => Self::inflate,
             Role::Deflate => Self::deflate,

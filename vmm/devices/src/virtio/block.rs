@@ -20,7 +20,7 @@ use vm_memory::{GuestMemoryBackend, ReadVolatile, WriteVolatile};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::queue::{Buffer, Chain, Outcome, QueueFault, copy_from, copy_to, pieces, total_len};
+use super::queue::{Buffer, Chain, Outcome, QueueError, copy_from, copy_to, pieces, total_len};
 use super::{Running, VirtioDevice, copy_config};
 use config::{Config, RANGES, SEGMENT_SIZE, SEGMENTS};
 
@@ -39,13 +39,13 @@ const RANGE: u64 = 16;
 
 /// How a request failed: its status byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
+enum RequestError {
     Io,
     Unsupported,
 }
 
 /// What is done to a range of bytes, with the flags that came with it.
-type OnRange<'a> = dyn FnMut(&mut Disk, Range<u64>, u32) -> Result<(), Failure> + 'a;
+type OnRange<'a> = dyn FnMut(&mut Disk, Range<u64>, u32) -> Result<(), RequestError> + 'a;
 
 /// A virtio block device.
 #[derive(Debug)]
@@ -67,16 +67,16 @@ impl Block {
         let Some(data) = room.checked_sub(1) else { return Err("has no room for a status") };
         let status = match self.perform(memory, chain, data) {
             Ok(()) => VIRTIO_BLK_S_OK,
-            Err(Failure::Io) => VIRTIO_BLK_S_IOERR,
-            Err(Failure::Unsupported) => VIRTIO_BLK_S_UNSUPP,
+            Err(RequestError::Io) => VIRTIO_BLK_S_IOERR,
+            Err(RequestError::Unsupported) => VIRTIO_BLK_S_UNSUPP,
         };
         copy_to(memory, chain.writable, data, &[status as u8]).ok_or("has its status outside of RAM")?;
         Ok(Outcome::Used(room as u32))
     }
 
-    fn perform(&mut self, memory: &GuestRam, chain: &Chain<'_>, room: u64) -> Result<(), Failure> {
+    fn perform(&mut self, memory: &GuestRam, chain: &Chain<'_>, room: u64) -> Result<(), RequestError> {
         let mut header = [0u8; HEADER as usize];
-        copy_from(memory, chain.readable, 0, &mut header).ok_or(Failure::Io)?;
+        copy_from(memory, chain.readable, 0, &mut header).ok_or(RequestError::Io)?;
         let sector = u64::from_le_bytes([
             header[8], header[9], header[10], header[11], header[12], header[13], header[14], header[15],
         ]);
@@ -95,37 +95,37 @@ impl Block {
                     self.disk.file().write_all_volatile(&slice)
                 })
             }
-            VIRTIO_BLK_T_FLUSH => self.disk.file().sync_data().map_err(|_| Failure::Io),
+            VIRTIO_BLK_T_FLUSH => self.disk.file().sync_data().map_err(|_| RequestError::Io),
             VIRTIO_BLK_T_GET_ID => {
                 let id = self.disk.id();
                 let len = id.len().min(room as usize);
-                copy_to(memory, chain.writable, 0, &id[..len]).ok_or(Failure::Io)
+                copy_to(memory, chain.writable, 0, &id[..len]).ok_or(RequestError::Io)
             }
             VIRTIO_BLK_T_DISCARD => {
                 self.each_range(memory, chain.readable, data, &mut |disk, range, flags| {
                     // No flag has a meaning here.
-                    if flags != 0 { Err(Failure::Unsupported) } else { disk.punch_hole(range) }
+                    if flags != 0 { Err(RequestError::Unsupported) } else { disk.punch_hole(range) }
                 })
             }
             VIRTIO_BLK_T_WRITE_ZEROES => {
                 self.each_range(memory, chain.readable, data, &mut |disk, range, flags| match flags {
                     0 => disk.write_zeroes(range),
                     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP => disk.punch_hole(range),
-                    _ => Err(Failure::Unsupported),
+                    _ => Err(RequestError::Unsupported),
                 })
             }
-            _ => Err(Failure::Unsupported),
+            _ => Err(RequestError::Unsupported),
         }
     }
 
-    fn writable(&self) -> Result<(), Failure> {
-        if self.disk.is_read_only() { Err(Failure::Io) } else { Ok(()) }
+    fn writable(&self) -> Result<(), RequestError> {
+        if self.disk.is_read_only() { Err(RequestError::Io) } else { Ok(()) }
     }
 
     /// Goes to `sector` if `len` bytes from there are whole sectors of the disk, and not more than one request may move.
-    fn seek(&mut self, sector: u64, len: u64) -> Result<(), Failure> {
+    fn seek(&mut self, sector: u64, len: u64) -> Result<(), RequestError> {
         if len > REQUEST {
-            return Err(Failure::Io);
+            return Err(RequestError::Io);
         }
         let start = self.disk.range(sector, len)?.start;
         self.disk.seek(start)
@@ -138,17 +138,17 @@ impl Block {
         buffers: &[Buffer],
         len: u64,
         act: &mut OnRange<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), RequestError> {
         self.writable()?;
         if len == 0 || !len.is_multiple_of(RANGE) || len > u64::from(RANGES) * RANGE {
-            return Err(Failure::Io);
+            return Err(RequestError::Io);
         }
         let mut ranges = Vec::new();
         for at in (HEADER..HEADER + len).step_by(RANGE as usize) {
             let mut sector = [0u8; 8];
             let mut rest = [0u8; 8];
-            copy_from(memory, buffers, at, &mut sector).ok_or(Failure::Io)?;
-            copy_from(memory, buffers, at + 8, &mut rest).ok_or(Failure::Io)?;
+            copy_from(memory, buffers, at, &mut sector).ok_or(RequestError::Io)?;
+            copy_from(memory, buffers, at + 8, &mut rest).ok_or(RequestError::Io)?;
             let (sectors, flags) =
                 (u64::from_le_bytes(rest) & u64::from(u32::MAX), u64::from_le_bytes(rest) >> 32);
             ranges.push((self.disk.range(u64::from_le_bytes(sector), sectors * SECTOR)?, flags as u32));
@@ -181,9 +181,9 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {}
 
-    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
+    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueError> {
         running.serve(queue, &mut |memory, chain| {
-            self.answer(memory, chain).map_err(|what| QueueFault::Chain { queue, head: chain.head, what })
+            self.answer(memory, chain).map_err(|what| QueueError::Chain { queue, head: chain.head, what })
         })
     }
 }
@@ -197,12 +197,12 @@ fn for_each_slice(
     from: u64,
     len: u64,
     transfer: &mut dyn FnMut(Slice<'_>) -> Result<(), vm_memory::VolatileMemoryError>,
-) -> Result<(), Failure> {
+) -> Result<(), RequestError> {
     for (address, len) in pieces(buffers, from, len) {
         for slice in memory.get_slices(address, len) {
-            let slice = slice.map_err(|_| Failure::Io)?;
+            let slice = slice.map_err(|_| RequestError::Io)?;
             // The file may have been cut short since it was opened: an end of file is an error too.
-            transfer(slice).map_err(|_| Failure::Io)?;
+            transfer(slice).map_err(|_| RequestError::Io)?;
         }
     }
     Ok(())

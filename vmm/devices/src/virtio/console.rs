@@ -27,7 +27,7 @@ use std::os::unix::net::UnixStream;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vm_memory::{GuestMemoryBackend, ReadVolatile, VolatileMemoryError, WriteVolatile};
 
-use super::queue::{Chain, Outcome, QueueFault, pieces, total_len};
+use super::queue::{Chain, Outcome, QueueError, pieces, total_len};
 use super::{Running, VirtioDevice, copy_config};
 use control::Control;
 pub use control::PORT_NAME;
@@ -151,7 +151,7 @@ impl Console {
         }
     }
 
-    fn serve_queue(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
+    fn serve_queue(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueError> {
         running.serve(queue, &mut |memory, chain| {
             let outcome = match queue {
                 PORT0_TRANSMIT => Ok(Outcome::Used(0)),
@@ -162,12 +162,12 @@ impl Console {
                 // The receive queue of port 0: nothing ever comes.
                 _ => Ok(Outcome::Later),
             };
-            outcome.map_err(|what| QueueFault::Chain { queue, head: chain.head, what })
+            outcome.map_err(|what| QueueError::Chain { queue, head: chain.head, what })
         })
     }
 
     /// Serves the queues that another one's turn has given something to do, each for one turn.
-    fn follow_up(&mut self, running: &mut Running) -> Result<(), QueueFault> {
+    fn follow_up(&mut self, running: &mut Running) -> Result<(), QueueError> {
         if self.control.guest_has_opened() {
             self.serve_queue(RECEIVE, running)?;
         }
@@ -214,7 +214,7 @@ impl VirtioDevice for Console {
         self.sent = 0;
     }
 
-    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
+    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueError> {
         self.serve_queue(queue, running)?;
         self.follow_up(running)
     }
@@ -223,7 +223,7 @@ impl VirtioDevice for Console {
         Some(self.socket.as_raw_fd())
     }
 
-    fn source_ready(&mut self, running: Option<&mut Running>) -> Result<(), QueueFault> {
+    fn source_ready(&mut self, running: Option<&mut Running>) -> Result<(), QueueError> {
         let Some(running) = running else { return Ok(()) };
         self.serve_queue(RECEIVE, running)?;
         self.serve_queue(TRANSMIT, running)?;

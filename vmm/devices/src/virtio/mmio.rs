@@ -20,7 +20,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, DeviceWorker, Running};
-use super::queue::{Layout, QueueFault, VirtQueue};
+use super::queue::{Layout, QueueError, VirtQueue};
 use super::{Interrupt, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::{lock, signal};
@@ -236,7 +236,7 @@ impl VirtioMmio {
         }
     }
 
-    fn set_up_queues(&self) -> Result<Vec<VirtQueue>, QueueFault> {
+    fn set_up_queues(&self) -> Result<Vec<VirtQueue>, QueueError> {
         let event_idx = self.registers.driver_features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1;
         let each = self.registers.queues.iter().enumerate().map(|(index, registers)| {
             let mut queue = VirtQueue::unused(index, registers.max_size)?;

@@ -11,7 +11,7 @@
 //! One lock, the backend's, covers a device and its queues. The transport does not need it for what a guest does in an
 //! interrupt handler, so an interrupt is never handled at the speed of a disk.
 //!
-//! A device that finds a queue corrupt returns a [`QueueFault`]: the backend then records the text, takes the queues
+//! A device that finds a queue corrupt returns a [`QueueError`]: the backend then records the text, takes the queues
 //! away, sets DEVICE_NEEDS_RESET and tells the driver. Everything comes back by the driver's reset.
 
 pub mod backend;
@@ -28,7 +28,7 @@ use std::os::fd::RawFd;
 
 pub use backend::{Backend, DeviceWorker, Running};
 pub use interrupt::Interrupt;
-pub use queue::QueueFault;
+pub use queue::QueueError;
 
 /// One kind of device, without transport.
 pub trait VirtioDevice: Send {
@@ -47,13 +47,13 @@ pub trait VirtioDevice: Send {
     /// Forgets everything about the driver.
     fn reset(&mut self);
     /// The driver has made buffers available in a queue: serves it by [`Running::serve`].
-    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault>;
+    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueError>;
     /// A descriptor of the device's own, watched edge-triggered for reading and writing.
     fn source(&self) -> Option<RawFd> {
         None
     }
     /// Something happened to it; `running` is `None` while there is no driver.
-    fn source_ready(&mut self, _running: Option<&mut Running>) -> Result<(), QueueFault> {
+    fn source_ready(&mut self, _running: Option<&mut Running>) -> Result<(), QueueError> {
         Ok(())
     }
 }

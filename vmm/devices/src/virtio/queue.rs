@@ -1,7 +1,7 @@
 //! One virtqueue, and the chains of descriptors that a driver puts into it.
 //!
 //! Rings and descriptors are walked by virtio-queue; added here is what it passes over in silence: a chain that breaks
-//! off, runs in a circle or is in the wrong order is a [`QueueFault`], not a shorter chain. A chain is read once; what
+//! off, runs in a circle or is in the wrong order is a [`QueueError`], not a shorter chain. A chain is read once; what
 //! the guest writes into its descriptors later changes nothing.
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -16,7 +16,7 @@ const LONGEST_CHAIN: usize = 1024;
 /// Why a queue cannot be served any more.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
-pub enum QueueFault {
+pub enum QueueError {
     #[error("queue {queue}: {source}")]
     Ring { queue: usize, source: virtio_queue::Error },
     #[error("queue {queue}: {what}")]
@@ -131,8 +131,8 @@ pub struct VirtQueue {
 
 impl VirtQueue {
     /// A queue that the driver does not use.
-    pub(super) fn unused(index: usize, max_size: u16) -> Result<Self, QueueFault> {
-        let queue = Queue::new(max_size).map_err(|source| QueueFault::Ring { queue: index, source })?;
+    pub(super) fn unused(index: usize, max_size: u16) -> Result<Self, QueueError> {
+        let queue = Queue::new(max_size).map_err(|source| QueueError::Ring { queue: index, source })?;
         Ok(Self { index, queue, buffers: Vec::new() })
     }
 
@@ -142,8 +142,8 @@ impl VirtQueue {
         layout: Layout,
         memory: &GuestRam,
         event_idx: bool,
-    ) -> Result<(), QueueFault> {
-        let ring = |source| QueueFault::Ring { queue: self.index, source };
+    ) -> Result<(), QueueError> {
+        let ring = |source| QueueError::Ring { queue: self.index, source };
         let size = u16::try_from(layout.size).map_err(|_| ring(virtio_queue::Error::InvalidSize))?;
         self.queue.try_set_size(size).map_err(ring)?;
         self.queue.try_set_desc_table_address(GuestAddress(layout.descriptors)).map_err(ring)?;
@@ -153,10 +153,10 @@ impl VirtQueue {
         self.queue.set_ready(true);
         if layout.driver == 0 {
             // virtio-queue takes a ring at 0 for one that was never set.
-            return Err(QueueFault::Setup { queue: self.index, what: "the available ring is at address 0" });
+            return Err(QueueError::Setup { queue: self.index, what: "the available ring is at address 0" });
         }
         if !self.queue.is_valid(memory) {
-            return Err(QueueFault::Setup { queue: self.index, what: "a ring lies outside of RAM" });
+            return Err(QueueError::Setup { queue: self.index, what: "a ring lies outside of RAM" });
         }
         Ok(())
     }
@@ -172,8 +172,8 @@ impl VirtQueue {
         &mut self,
         memory: &GuestRam,
         interrupt: &Interrupt,
-        serve: &mut dyn FnMut(&Chain<'_>) -> Result<Outcome, QueueFault>,
-    ) -> Result<Turn, QueueFault> {
+        serve: &mut dyn FnMut(&Chain<'_>) -> Result<Outcome, QueueError>,
+    ) -> Result<Turn, QueueError> {
         if !self.queue.ready() {
             return Ok(Turn::Done);
         }
@@ -181,7 +181,7 @@ impl VirtQueue {
         let mut used = false;
         let turn = loop {
             let index = self.index;
-            let ring = move |source| QueueFault::Ring { queue: index, source };
+            let ring = move |source| QueueError::Ring { queue: index, source };
             self.queue.disable_notification(memory).map_err(ring)?;
             let mut stopped = None;
             while left > 0 && stopped.is_none() {
@@ -217,21 +217,21 @@ impl VirtQueue {
         Ok(turn)
     }
 
-    fn tell(&mut self, memory: &GuestRam, interrupt: &Interrupt) -> Result<(), QueueFault> {
+    fn tell(&mut self, memory: &GuestRam, interrupt: &Interrupt) -> Result<(), QueueError> {
         let wanted = self.queue.needs_notification(memory);
-        if wanted.map_err(|source| QueueFault::Ring { queue: self.index, source })? {
+        if wanted.map_err(|source| QueueError::Ring { queue: self.index, source })? {
             interrupt.used_buffers();
         }
         Ok(())
     }
 
     /// Reads the next available chain into `buffers`: its head and how many of them are readable.
-    fn take(&mut self, memory: &GuestRam) -> Result<Option<(u16, usize)>, QueueFault> {
+    fn take(&mut self, memory: &GuestRam) -> Result<Option<(u16, usize)>, QueueError> {
         let queue = self.index;
-        let chain = self.queue.iter(memory).map_err(|source| QueueFault::Ring { queue, source })?.next();
+        let chain = self.queue.iter(memory).map_err(|source| QueueError::Ring { queue, source })?.next();
         let Some(chain) = chain else { return Ok(None) };
         let head = chain.head_index();
-        let fault = |what| Err(QueueFault::Chain { queue, head, what });
+        let fault = |what| Err(QueueError::Chain { queue, head, what });
         self.buffers.clear();
         let (mut readable, mut ended) = (0, false);
         for descriptor in chain {

@@ -14,7 +14,7 @@ use program::exit::{Class, Classified};
 /// A message that is well formed, and that the agent had no business to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
-pub enum Lie {
+pub enum ProtocolError {
     #[error("it sent another message before it said Hello")]
     NoHello,
     #[error("it said Hello twice")]
@@ -38,7 +38,7 @@ pub enum End {
     #[error("the agent broke the protocol: {0}")]
     Protocol(LinkError),
     #[error("the agent broke the protocol: {0}")]
-    Lied(Lie),
+    Violated(ProtocolError),
     #[error("the guest closed the port to its agent")]
     Closed,
     #[error("the socket to the virtio-console device failed: {0}")]

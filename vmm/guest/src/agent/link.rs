@@ -16,7 +16,7 @@ use super::courier;
 use super::error::{AgentError, End};
 use super::mapped::ArenaMap;
 use super::shared::Shared;
-use super::state::{Answer, Asked, Counters, Hello, State, printable};
+use super::state::{Answer, Counters, Exchange, Hello, State, printable};
 use crate::Mailbox;
 
 /// The link to one guest's agent.
@@ -103,7 +103,7 @@ impl Link {
         }
         let sent = self.shared.send(&ToAgent::Shell { command });
         if sent.is_err() {
-            self.shared.lock().shell.status = Asked::Nobody;
+            self.shared.lock().shell.status = Exchange::Idle;
         }
         sent?;
         loop {
@@ -148,7 +148,7 @@ impl Link {
         request: Request,
         message: &ToAgent<'_>,
         what: &'static str,
-        slot: impl Fn(&mut State) -> &mut Asked<Answer<T>>,
+        slot: impl Fn(&mut State) -> &mut Exchange<Answer<T>>,
     ) -> Result<T, AgentError> {
         if !slot(&mut self.shared.lock()).ask() {
             return Err(AgentError::Busy(request));

@@ -24,7 +24,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use error::{AgentError, End, Lie};
+pub use error::{AgentError, End, ProtocolError};
 pub use link::Link;
 pub use mapped::{ArenaMap, Misplaced};
 pub use state::{Counters, Hello};

@@ -1,7 +1,7 @@
 //! What the reader thread and everybody who waits share: pure, no input or output.
 //!
 //! ```text
-//!   a request:   Nobody ── ask ──> Awaited ── answer ──> Here ── take ──> Nobody
+//!   a request:   Idle ── ask ──> Awaited ── answer ──> Arrived ── take ──> Idle
 //!                  │                  └── no answer in time: the link ends
 //!                  └── answer: a lie, the link ends
 //!   an order:    the same, for each vCPU
@@ -13,7 +13,7 @@ use std::time::Instant;
 use guest_abi::layout::MAX_VCPUS;
 use guest_abi::link::{ABI_VERSION, FromAgent, Mapped, Request};
 
-use super::error::{End, Lie};
+use super::error::{End, ProtocolError};
 
 /// How the agent introduced itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,34 +38,34 @@ pub struct Counters {
 
 /// Something asked of the agent.
 #[derive(Debug)]
-pub(super) enum Asked<T> {
-    Nobody,
+pub(super) enum Exchange<T> {
+    Idle,
     Awaited,
-    Here(T),
+    Arrived(T),
 }
 
-impl<T> Asked<T> {
+impl<T> Exchange<T> {
     /// Notes that it is asked. Returns whether it was free.
     pub(super) fn ask(&mut self) -> bool {
-        let free = matches!(self, Self::Nobody);
+        let free = matches!(self, Self::Idle);
         if free {
             *self = Self::Awaited;
         }
         free
     }
 
-    fn answer(&mut self, answer: T, lie: Lie) -> Result<(), End> {
+    fn answer(&mut self, answer: T, error: ProtocolError) -> Result<(), End> {
         if !matches!(self, Self::Awaited) {
-            return Err(End::Lied(lie));
+            return Err(End::Violated(error));
         }
-        *self = Self::Here(answer);
+        *self = Self::Arrived(answer);
         Ok(())
     }
 
     /// Takes the answer, if it is here.
     pub(super) fn take(&mut self) -> Option<T> {
-        match std::mem::replace(self, Self::Nobody) {
-            Self::Here(answer) => Some(answer),
+        match std::mem::replace(self, Self::Idle) {
+            Self::Arrived(answer) => Some(answer),
             other => {
                 *self = other;
                 None
@@ -83,7 +83,7 @@ const OUTPUT_BYTES: usize = 256 << 10;
 /// A command's output and end.
 #[derive(Debug)]
 pub(super) struct Shell {
-    pub(super) status: Asked<Answer<i32>>,
+    pub(super) status: Exchange<Answer<i32>>,
     pub(super) output: VecDeque<u8>,
 }
 
@@ -94,10 +94,10 @@ pub(super) struct State {
     /// Why the VMM is ending the link. Until the reader has ended it, answers still arrive.
     pub(super) reason: Option<End>,
     pub(super) end: Option<End>,
-    pub(super) mapped: Asked<Answer<Mapped>>,
-    pub(super) counters: Asked<Answer<Counters>>,
+    pub(super) mapped: Exchange<Answer<Mapped>>,
+    pub(super) counters: Exchange<Answer<Counters>>,
     pub(super) shell: Shell,
-    pub(super) orders: [Asked<()>; MAX_VCPUS as usize],
+    pub(super) orders: [Exchange<()>; MAX_VCPUS as usize],
     /// When anything of this last changed.
     pub(super) changed: Instant,
 }
@@ -108,10 +108,10 @@ impl State {
             hello: None,
             reason: None,
             end: None,
-            mapped: Asked::Nobody,
-            counters: Asked::Nobody,
-            shell: Shell { status: Asked::Nobody, output: VecDeque::new() },
-            orders: [const { Asked::Nobody }; MAX_VCPUS as usize],
+            mapped: Exchange::Idle,
+            counters: Exchange::Idle,
+            shell: Shell { status: Exchange::Idle, output: VecDeque::new() },
+            orders: [const { Exchange::Idle }; MAX_VCPUS as usize],
             changed: Instant::now(),
         }
     }
@@ -129,35 +129,37 @@ impl State {
         use FromAgent as M;
         let is_early = !matches!(message, M::Hello { .. } | M::Log { .. } | M::Failed { .. });
         if self.hello.is_none() && is_early {
-            return Err(End::Lied(Lie::NoHello));
+            return Err(End::Violated(ProtocolError::NoHello));
         }
         match message {
             M::Hello { abi, vcpus, release } => self.greet(abi, vcpus, release),
-            M::Mapped(mapped) => self.mapped.answer(Ok(mapped), Lie::Unasked(Request::MapArena)),
+            M::Mapped(mapped) => self.mapped.answer(Ok(mapped), ProtocolError::Unasked(Request::MapArena)),
             M::Done { vcpu } => match self.orders.get_mut(usize::from(vcpu)) {
-                Some(order) => order.answer((), Lie::Idle(vcpu)),
-                None => Err(End::Lied(Lie::Idle(vcpu))),
+                Some(order) => order.answer((), ProtocolError::Idle(vcpu)),
+                None => Err(End::Violated(ProtocolError::Idle(vcpu))),
             },
             M::ShellOutput { bytes } => {
-                if !matches!(self.shell.status, Asked::Awaited) {
-                    return Err(End::Lied(Lie::Unasked(Request::Shell)));
+                if !matches!(self.shell.status, Exchange::Awaited) {
+                    return Err(End::Violated(ProtocolError::Unasked(Request::Shell)));
                 }
                 self.shell.output.extend(bytes);
                 Ok(())
             }
-            M::ShellExited { status } => self.shell.status.answer(Ok(status), Lie::Unasked(Request::Shell)),
+            M::ShellExited { status } => {
+                self.shell.status.answer(Ok(status), ProtocolError::Unasked(Request::Shell))
+            }
             M::CountersAre { moved_pages, huge_bytes, text } => {
                 let counters = Counters { moved_pages, huge_bytes, text: printable(text) };
-                self.counters.answer(Ok(counters), Lie::Unasked(Request::Counters))
+                self.counters.answer(Ok(counters), ProtocolError::Unasked(Request::Counters))
             }
             // Told where no lock is held.
             M::Log { .. } => Ok(()),
             M::Refused { request, what } => {
                 let what = printable(what);
                 match request {
-                    Request::MapArena => self.mapped.answer(Err(what), Lie::Unasked(request)),
-                    Request::Shell => self.shell.status.answer(Err(what), Lie::Unasked(request)),
-                    Request::Counters => self.counters.answer(Err(what), Lie::Unasked(request)),
+                    Request::MapArena => self.mapped.answer(Err(what), ProtocolError::Unasked(request)),
+                    Request::Shell => self.shell.status.answer(Err(what), ProtocolError::Unasked(request)),
+                    Request::Counters => self.counters.answer(Err(what), ProtocolError::Unasked(request)),
                 }
             }
             M::Failed { what } => Err(End::Failed(printable(what))),
@@ -166,13 +168,13 @@ impl State {
 
     fn greet(&mut self, abi: u32, vcpus: u16, release: &str) -> Result<(), End> {
         if self.hello.is_some() {
-            return Err(End::Lied(Lie::SecondHello));
+            return Err(End::Violated(ProtocolError::SecondHello));
         }
         if abi != ABI_VERSION {
-            return Err(End::Lied(Lie::Abi(abi)));
+            return Err(End::Violated(ProtocolError::Abi(abi)));
         }
         if vcpus == 0 || u32::from(vcpus) > MAX_VCPUS {
-            return Err(End::Lied(Lie::Vcpus(vcpus)));
+            return Err(End::Violated(ProtocolError::Vcpus(vcpus)));
         }
         self.hello = Some(Hello { vcpus, release: printable(release) });
         Ok(())

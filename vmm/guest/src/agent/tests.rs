@@ -362,20 +362,20 @@ fn lie(messages: Vec<FromAgent<'static>>) -> End {
 #[test]
 fn every_lie_ends_the_link_by_its_name() {
     let mapped = Mapped { arena_gpa: 0, huge_bytes: 0, area_gpas: AreaGpas::default() };
-    let unasked = Lie::Unasked;
+    let unasked = ProtocolError::Unasked;
     for (messages, expected) in [
-        (vec![FromAgent::Done { vcpu: 0 }], Lie::Idle(0)),
-        (vec![FromAgent::Done { vcpu: MAX_VCPUS as u16 - 1 }], Lie::Idle(31)),
+        (vec![FromAgent::Done { vcpu: 0 }], ProtocolError::Idle(0)),
+        (vec![FromAgent::Done { vcpu: MAX_VCPUS as u16 - 1 }], ProtocolError::Idle(31)),
         (vec![FromAgent::Mapped(mapped)], unasked(Request::MapArena)),
         (vec![FromAgent::ShellOutput { bytes: b"x" }], unasked(Request::Shell)),
         (vec![FromAgent::ShellExited { status: 0 }], unasked(Request::Shell)),
         (vec![FromAgent::Refused { request: Request::Shell, what: "" }], unasked(Request::Shell)),
         (vec![FromAgent::Refused { request: Request::MapArena, what: "" }], unasked(Request::MapArena)),
-        (vec![FromAgent::Hello { abi: ABI_VERSION, vcpus: 1, release: "" }], Lie::SecondHello),
+        (vec![FromAgent::Hello { abi: ABI_VERSION, vcpus: 1, release: "" }], ProtocolError::SecondHello),
     ] {
         let shown = format!("{messages:?}");
         let end = lie(messages);
-        assert!(matches!(end, End::Lied(lie) if lie == expected), "{shown}: {end:?}");
+        assert!(matches!(end, End::Violated(lie) if lie == expected), "{shown}: {end:?}");
     }
 }
 
@@ -383,18 +383,18 @@ fn every_lie_ends_the_link_by_its_name() {
 fn a_hello_that_cannot_be_true_ends_the_link() {
     let hello = |abi, vcpus| FromAgent::Hello { abi, vcpus, release: "" };
     for (first, expected) in [
-        (hello(ABI_VERSION + 1, 1), Lie::Abi(ABI_VERSION + 1)),
-        (hello(ABI_VERSION, 0), Lie::Vcpus(0)),
-        (hello(ABI_VERSION, MAX_VCPUS as u16 + 1), Lie::Vcpus(33)),
-        (FromAgent::Done { vcpu: 0 }, Lie::NoHello),
-        (FromAgent::ShellExited { status: 0 }, Lie::NoHello),
+        (hello(ABI_VERSION + 1, 1), ProtocolError::Abi(ABI_VERSION + 1)),
+        (hello(ABI_VERSION, 0), ProtocolError::Vcpus(0)),
+        (hello(ABI_VERSION, MAX_VCPUS as u16 + 1), ProtocolError::Vcpus(33)),
+        (FromAgent::Done { vcpu: 0 }, ProtocolError::NoHello),
+        (FromAgent::ShellExited { status: 0 }, ProtocolError::NoHello),
     ] {
         let mut play = Play::new(LONG, move |agent| {
             agent.say(first);
             assert!(agent.hear(|_| ()).is_none());
         });
         let error = play.link.wait_hello(LONG).unwrap_err();
-        assert!(matches!(error, AgentError::Ended(End::Lied(lie)) if lie == expected), "{error:?}");
+        assert!(matches!(error, AgentError::Ended(End::Violated(lie)) if lie == expected), "{error:?}");
         play.over();
     }
 }
@@ -477,6 +477,6 @@ proptest! {
             let _ = agent.socket.write_all(&bytes);
         });
         play.over();
-        prop_assert!(matches!(end_of(&play.link), End::Protocol(_) | End::Closed | End::Lied(_) | End::Socket(_)));
+        prop_assert!(matches!(end_of(&play.link), End::Protocol(_) | End::Closed | End::Violated(_) | End::Socket(_)));
     }
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixture::{PACKED, stream};
 
-fn unpack(compression: Compression, input: &[u8], room: usize) -> Result<Vec<u8>, Failure> {
+fn unpack(compression: Compression, input: &[u8], room: usize) -> Result<Vec<u8>, UnpackError> {
     let mut output = vec![0xee; room];
     let len = compression.unpack(input, &mut output)?;
     output.truncate(len);
@@ -35,7 +35,7 @@ proptest! {
         for compression in PACKED {
             let packed = stream(compression, &content);
             let failure = unpack(compression, &packed, content.len().saturating_sub(missing)).unwrap_err();
-            prop_assert_eq!(failure.fault, Fault::Full, "{}", compression);
+            prop_assert_eq!(failure.fault, UnpackFault::Full, "{}", compression);
             prop_assert!(failure.at <= packed.len());
         }
     }
@@ -74,7 +74,7 @@ fn every_truncation_is_an_error_inside_of_what_is_left() {
                 Ok(unpacked) => assert!(compression == Compression::Lz4 && cut <= 4 && unpacked.is_empty()),
                 Err(failure) => {
                     assert!(failure.at <= cut, "{compression} cut at {cut}: {failure:?}");
-                    assert_ne!(failure.fault, Fault::Full, "{compression} cut at {cut}");
+                    assert_ne!(failure.fault, UnpackFault::Full, "{compression} cut at {cut}");
                 }
             }
         }
@@ -93,7 +93,7 @@ fn several_lz4_blocks_are_put_together() {
     // A block that claims more bytes than there are.
     let mut liar = packed;
     liar[4..8].fill(0xff);
-    assert_eq!(unpack(Compression::Lz4, &liar, content.len()).unwrap_err().fault, Fault::Truncated);
+    assert_eq!(unpack(Compression::Lz4, &liar, content.len()).unwrap_err().fault, UnpackFault::Truncated);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn an_xz_stream_cannot_ask_for_a_gigabyte_of_dictionary() {
     // 0x24 stands for 1 GiB.
     let packed = with_dictionary(stream(Compression::Xz, b"kernel"), 0x24);
     let failure = unpack(Compression::Xz, &packed, 100).unwrap_err();
-    assert!(matches!(&failure.fault, Fault::Corrupt(why) if why.contains("1073741824")), "{failure:?}");
+    assert!(matches!(&failure.fault, UnpackFault::Corrupt(why) if why.contains("1073741824")), "{failure:?}");
 }
 
 /// A stream whose LZMA2 filter has this property. The block header has a checksum.
@@ -144,7 +144,7 @@ fn memory_that_is_not_there_is_an_error() {
     assert_eq!(zeroed(0), Ok(Vec::new()));
     assert_eq!(zeroed(5), Ok(vec![0; 5]));
     for len in [1 << 62, usize::MAX] {
-        assert_eq!(zeroed(len), Err(Fault::NoMemory(len as u64)));
+        assert_eq!(zeroed(len), Err(UnpackFault::NoMemory(len as u64)));
     }
 }
 
@@ -173,7 +173,7 @@ fn the_others_are_known_by_name_only() {
     {
         let compression = Compression::of(magic).unwrap();
         assert_eq!(compression.to_string(), name);
-        assert_eq!(unpack(compression, magic, 10).unwrap_err().fault, Fault::Unsupported);
+        assert_eq!(unpack(compression, magic, 10).unwrap_err().fault, UnpackFault::Unsupported);
     }
     assert_eq!(Compression::of(b""), None);
     assert_eq!(Compression::of(b"\x1f"), None);

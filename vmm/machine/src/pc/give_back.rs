@@ -56,15 +56,15 @@ impl std::fmt::Debug for GiveBack {
 }
 
 /// The devices' way to [`GiveBack`].
-pub struct Taker {
+pub struct BalloonReclaimer {
     memory: Arc<PcMemory>,
     given: GiveBack,
     scanner: PageScanner,
     planner: Planner,
 }
 
-impl Taker {
-    /// A taker of `memory`'s pages that adds to `given`.
+impl BalloonReclaimer {
+    /// One for `memory`'s pages that adds to `given`.
     ///
     /// # Errors
     /// Page state cannot be read on this host.
@@ -99,7 +99,7 @@ type Refused = Box<dyn std::error::Error + Send + Sync>;
 )]
 struct NotOurs;
 
-impl Reclaimer for Taker {
+impl Reclaimer for BalloonReclaimer {
     fn reclaim(&mut self, range: GpaRange, cause: Cause) -> Result<(), ReclaimError> {
         let memory = self.memory.clone();
         let failed = |source| ReclaimError { range, source };
@@ -130,8 +130,8 @@ mod tests {
             let view = memory.device_view();
             view.write_obj(7_u64, GuestAddress(at)).unwrap();
             let given = GiveBack::new(&memory);
-            let mut taker = Taker::new(memory, given.clone()).unwrap();
-            taker.reclaim(GpaRange::with_len(Gpa::new(at), PAGES).unwrap(), Cause::Balloon).unwrap();
+            let mut reclaimer = BalloonReclaimer::new(memory, given.clone()).unwrap();
+            reclaimer.reclaim(GpaRange::with_len(Gpa::new(at), PAGES).unwrap(), Cause::Balloon).unwrap();
             assert_eq!(view.read_obj::<u64>(GuestAddress(at)).unwrap(), 0, "{backing:?}");
             let bytes = |given: GivenBack| [given.balloon.bytes, given.reported.bytes];
             assert_eq!(bytes(given.so_far()), [PAGES, 0]);

@@ -18,7 +18,7 @@ use kvm_ioctls::IoEventAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::exits::{Buses, PcExits};
-use super::give_back::{GiveBack, Taker};
+use super::give_back::{BalloonReclaimer, GiveBack};
 use super::guarded::Guarded;
 use super::life::Life;
 use super::memory::PcMemory;
@@ -185,8 +185,8 @@ impl Pc {
     /// A balloon, which also takes what the guest reports as free, if `reports`.
     pub fn add_balloon(&mut self, reports: bool) -> Result<BalloonHandle, PcError> {
         let interrupt = self.interrupt("balloon")?;
-        let taker = Box::new(Taker::new(self.memory.clone(), self.give_back.clone())?);
-        let (balloon, handle) = Balloon::new(&self.memory.device_view(), taker, interrupt.clone());
+        let reclaimer = Box::new(BalloonReclaimer::new(self.memory.clone(), self.give_back.clone())?);
+        let (balloon, handle) = Balloon::new(&self.memory.device_view(), reclaimer, interrupt.clone());
         let balloon = if reports { balloon } else { balloon.without_reports() };
         self.add_virtio("balloon", Box::new(balloon), interrupt)?;
         Ok(handle)

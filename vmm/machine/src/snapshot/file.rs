@@ -9,7 +9,7 @@ use swap::ImageStore;
 
 use super::header::{HEADER_BYTES, Header, HeaderError};
 use super::index::{Entry, Index};
-use super::{Bad, SnapshotError};
+use super::{BadContent, SnapshotError};
 use crate::arch::state::VcpuState;
 use crate::arch::state_bytes;
 use program::input::{FileKind, Input};
@@ -52,7 +52,7 @@ impl Snapshot {
         let states = part(layout.state)?;
         let (expected, found) = (header.state.1, crc32fast::hash(&states));
         if expected != found {
-            return Err(bad(Bad::States { expected, found }));
+            return Err(bad(BadContent::States { expected, found }));
         }
         let vcpus = state_bytes::decode(&states, header.vcpus).map_err(|why| bad(why.into()))?;
         let index = part(layout.index)?;

@@ -51,7 +51,7 @@ pub enum SnapshotError {
     #[error(transparent)]
     Input(#[from] InputError),
     #[error("the snapshot {}: {why}", path.display())]
-    Bad { path: PathBuf, why: Bad },
+    Bad { path: PathBuf, why: BadContent },
     #[error("the snapshot {}: the page at guest physical address {gpa:#x} is damaged: its checksum is {found:#010x}, not \
              {expected:#010x}; make the snapshot again", path.display())]
     Page { path: PathBuf, gpa: u64, expected: u32, found: u32 },
@@ -87,7 +87,7 @@ impl Classified for SnapshotError {
             Self::Input(error) => error.class(),
             // Whether it is found before the start or at a fault: a page is wrong.
             Self::Page { .. } => Class::Wrong,
-            Self::Bad { why: Bad::Cpu(_), .. } => Class::Host,
+            Self::Bad { why: BadContent::Cpu(_), .. } => Class::Host,
             Self::Bad { .. } => Class::Mistake,
             Self::Vm(error) => error.class(),
             Self::State(error) => error.class(),
@@ -107,7 +107,7 @@ impl Classified for SnapshotError {
 /// What is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
-pub enum Bad {
+pub enum BadContent {
     #[error(transparent)]
     Header(#[from] header::HeaderError),
     #[error(transparent)]

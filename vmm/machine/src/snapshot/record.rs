@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::SnapshotError;
 use super::file::Snapshot;
-use super::restore::{Brought, How, Restored};
+use super::restore::{How, PagesBrought, Restored};
 use super::work::{self, Pages};
 use guest::GuestError;
 use guest::clock::TscRate;
@@ -125,7 +125,7 @@ pub fn measure(
     let (bytes_read, reads) = restored.read();
     let earned = Earned::of(&mut PageScanner::new()?, restored.machine().core().arena())?;
     let [low, arena] = restored.finish()?;
-    let sum = |get: fn(&Brought) -> u64| get(&low) + get(&arena);
+    let sum = |get: fn(&PagesBrought) -> u64| get(&low) + get(&arena);
     let (mode, around, handlers) = match how {
         How::Lazily { around, handlers } => ("lazy", Some(around.to_string()), Some(handlers)),
         How::Eagerly => ("eager", None, None),

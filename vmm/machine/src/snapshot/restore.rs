@@ -62,7 +62,7 @@ struct Paging {
 
 /// What was brought to one region.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Brought {
+pub struct PagesBrought {
     /// By faults: what the handlers did.
     pub handlers: HandlerReport,
     /// Pages of zeros among those that came.
@@ -100,8 +100,9 @@ impl Restored {
             How::Lazily { around, handlers } => {
                 let mut entries = snapshot.entries();
                 let mut take = |memory: Memory, start, handlers| {
-                    let hears =
-                        |processor: &Option<usize>| (Ear { stopper: stopper.clone(), start }, *processor);
+                    let hears = |processor: &Option<usize>| {
+                        (LossListener { stopper: stopper.clone(), start }, *processor)
+                    };
                     let hears = processors.iter().cycle().take(handlers as usize).map(hears).collect();
                     let options = Options { store: store.clone(), around, events: false };
                     Paging::start(snapshot, memory, options, &mut entries, hears)
@@ -138,7 +139,7 @@ impl Restored {
     ///
     /// # Errors
     /// A handler had given up.
-    pub fn finish(self) -> Result<[Brought; 2], SnapshotError> {
+    pub fn finish(self) -> Result<[PagesBrought; 2], SnapshotError> {
         let Self { machine, paging, .. } = self;
         let Some([low, arena]) = paging else { return Ok(Default::default()) };
         // Its vCPUs may be in the middle of a fault.
@@ -172,7 +173,7 @@ impl Paging {
         memory: Memory,
         options: Options,
         entries: &mut impl Iterator<Item = Entry>,
-        hears: Vec<(Ear, Option<usize>)>,
+        hears: Vec<(LossListener, Option<usize>)>,
     ) -> Result<Self, SnapshotError> {
         let swapper = Arc::new(Swapper::attach(memory, options)?);
         let mut zeros = 0;
@@ -191,22 +192,22 @@ impl Paging {
         Ok(Self { handlers, swapper, zeros })
     }
 
-    fn finish(self) -> Result<Brought, SnapshotError> {
+    fn finish(self) -> Result<PagesBrought, SnapshotError> {
         let mut handlers = HandlerReport::default();
         self.handlers.stop()?.into_iter().for_each(|one| handlers += one);
         let zeros = self.zeros - self.swapper.count(|state| state == SwapState::Zero);
-        Ok(Brought { handlers, zeros, left: self.swapper.count(SwapState::is_out) })
+        Ok(PagesBrought { handlers, zeros, left: self.swapper.count(SwapState::is_out) })
     }
 }
 
 /// What a handler does with what it hears: a page that cannot be brought stops the guest.
-struct Ear {
+struct LossListener {
     stopper: Arc<Stopper>,
     /// The guest physical address at which the region begins.
     start: u64,
 }
 
-impl Observer for Ear {
+impl Observer for LossListener {
     fn fault(&mut self, _fault: &PageFault, _served: Served) {}
 
     fn event(&mut self, _event: &Event) {}

@@ -9,7 +9,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
-use super::{Failure, SECTOR};
+use super::{RequestError, SECTOR};
 use program::exit::{Class, Classified};
 use program::input::{self, FileKind, InputError};
 
@@ -101,29 +101,29 @@ impl Disk {
     }
 
     /// The bytes of a request, if they are whole sectors of this disk.
-    pub(super) fn range(&self, sector: u64, len: u64) -> Result<Range<u64>, Failure> {
+    pub(super) fn range(&self, sector: u64, len: u64) -> Result<Range<u64>, RequestError> {
         let end = sector.checked_add(len / SECTOR).filter(|&end| end <= self.sectors);
         match end {
             Some(end) if len.is_multiple_of(SECTOR) => Ok(sector * SECTOR..end * SECTOR),
-            _ => Err(Failure::Io),
+            _ => Err(RequestError::Io),
         }
     }
 
-    pub(super) fn seek(&mut self, to: u64) -> Result<(), Failure> {
-        self.file.seek(SeekFrom::Start(to)).map(drop).map_err(|_| Failure::Io)
+    pub(super) fn seek(&mut self, to: u64) -> Result<(), RequestError> {
+        self.file.seek(SeekFrom::Start(to)).map(drop).map_err(|_| RequestError::Io)
     }
 
     /// Gives the bytes back to the file system; they read as zeroes.
-    pub(super) fn punch_hole(&mut self, range: Range<u64>) -> Result<(), Failure> {
+    pub(super) fn punch_hole(&mut self, range: Range<u64>) -> Result<(), RequestError> {
         self.allocate(FallocateFlags::PUNCH_HOLE, range)
     }
 
     /// Makes the bytes zeroes and keeps them allocated.
-    pub(super) fn write_zeroes(&mut self, range: Range<u64>) -> Result<(), Failure> {
+    pub(super) fn write_zeroes(&mut self, range: Range<u64>) -> Result<(), RequestError> {
         self.allocate(FallocateFlags::ZERO_RANGE, range)
     }
 
-    fn allocate(&mut self, how: FallocateFlags, range: Range<u64>) -> Result<(), Failure> {
+    fn allocate(&mut self, how: FallocateFlags, range: Range<u64>) -> Result<(), RequestError> {
         if range.is_empty() {
             return Ok(());
         }
@@ -131,8 +131,8 @@ impl Disk {
         match fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, range.start, len) {
             Ok(()) => Ok(()),
             // The guest's kernel then writes the zeroes itself, or leaves out the discard.
-            Err(Errno::OPNOTSUPP) => Err(Failure::Unsupported),
-            Err(_) => Err(Failure::Io),
+            Err(Errno::OPNOTSUPP) => Err(RequestError::Unsupported),
+            Err(_) => Err(RequestError::Io),
         }
     }
 }

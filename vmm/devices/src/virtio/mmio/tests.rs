@@ -38,10 +38,10 @@ impl VirtioDevice for Echo {
     fn reset(&mut self) {
         *self = Self::default();
     }
-    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueFault> {
+    fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueError> {
         running.serve(queue, &mut |memory, chain| {
             if !chain.readable.iter().chain(chain.writable).all(|&buffer| lies_in_ram(memory, buffer)) {
-                return Err(QueueFault::Chain { queue, head: chain.head, what: "lies outside of RAM" });
+                return Err(QueueError::Chain { queue, head: chain.head, what: "lies outside of RAM" });
             }
             let len = total_len(chain.readable).min(total_len(chain.writable)).min(1 << 16);
             let mut bytes = vec![0; len as usize];

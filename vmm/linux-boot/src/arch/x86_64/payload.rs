@@ -7,7 +7,7 @@
 //! The size is the image's own claim, and the buffer's: a stream that unpacks to more, or to less, is refused.
 //! The claim itself is held against what the guest has, and against [`LARGEST`].
 
-use crate::compression::{Compression, Failure, Fault, zeroed};
+use crate::compression::{Compression, UnpackError, UnpackFault, zeroed};
 use program::exit::{Class, Classified};
 
 /// The largest kernel unpacked. One with everything in it has some 100 MiB.
@@ -79,12 +79,12 @@ pub fn unpack(payload: &[u8], limit: u64) -> Result<Vec<u8>, PayloadError> {
     };
     let mut unpacked = room(claim)?;
     let stream = if compression == Compression::Gzip { payload } else { stream };
-    let got = compression.unpack(stream, &mut unpacked).map_err(|Failure { at, fault }| match fault {
-        Fault::Truncated => PayloadError::Truncated { compression, at },
-        Fault::Full => PayloadError::Bomb { compression, claim, at },
-        Fault::Corrupt(why) => PayloadError::Corrupt { compression, at, why },
-        Fault::Unsupported => PayloadError::Unsupported(compression),
-        Fault::NoMemory(bytes) => PayloadError::NoMemory { bytes },
+    let got = compression.unpack(stream, &mut unpacked).map_err(|UnpackError { at, fault }| match fault {
+        UnpackFault::Truncated => PayloadError::Truncated { compression, at },
+        UnpackFault::Full => PayloadError::Bomb { compression, claim, at },
+        UnpackFault::Corrupt(why) => PayloadError::Corrupt { compression, at, why },
+        UnpackFault::Unsupported => PayloadError::Unsupported(compression),
+        UnpackFault::NoMemory(bytes) => PayloadError::NoMemory { bytes },
     })? as u64;
     if got != claim {
         return Err(PayloadError::Short { compression, claim, got });
