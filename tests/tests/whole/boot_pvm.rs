@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use linux_boot::cpio::{Node, Writer};
+use linux_boot::cpio::Writer;
 use tests::host::MINIMAL_KERNEL;
 use tests::{code, elf, program};
 
@@ -18,7 +18,7 @@ const HOST_LIMIT: i32 = 3;
 fn initrd(path: &Path) {
     let mut archive = Writer::new(fs::File::create(path).unwrap());
     archive.directory("dev", 0o755).unwrap();
-    archive.node("dev/console", 0o600, Node::Char { major: 5, minor: 1 }).unwrap();
+    archive.character_device("dev/console", 0o600, (5, 1)).unwrap();
     let program = elf::image(&code::spin());
     archive.file("init", 0o755, program.len() as u64, &mut &program[..]).unwrap();
     archive.finish().unwrap();

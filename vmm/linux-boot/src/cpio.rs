@@ -18,10 +18,8 @@ const ALIGNMENT: u64 = 4;
 /// `PATH_MAX`, the NUL included: longer names Linux skips.
 const NAME_MAX: usize = 4096;
 
-const S_IFIFO: u32 = 0o010_000;
 const S_IFCHR: u32 = 0o020_000;
 const S_IFDIR: u32 = 0o040_000;
-const S_IFBLK: u32 = 0o060_000;
 const S_IFREG: u32 = 0o100_000;
 const S_IFLNK: u32 = 0o120_000;
 
@@ -46,27 +44,6 @@ impl Classified for CpioError {
             Self::Io { .. } => Class::Fault,
         }
     }
-}
-
-/// What kind of device a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Node {
-    /// A character device.
-    Char {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A block device.
-    Block {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A named pipe.
-    Fifo,
 }
 
 /// Writes an archive to `W`, entry by entry. Only [`Self::finish`] makes it one.
@@ -95,6 +72,7 @@ impl<W: Write> Writer<W> {
     pub fn directory(&mut self, name: &str, permissions: u32) -> Result<(), CpioError> {
         self.entry(name, S_IFDIR | permissions & 0o7777, (0, 0), 0, &mut io::empty())
     }
+
     /// Adds a file of `len` bytes, which `data` gives.
     ///
     /// # Errors
@@ -108,6 +86,7 @@ impl<W: Write> Writer<W> {
     ) -> Result<(), CpioError> {
         self.entry(name, S_IFREG | permissions & 0o7777, (0, 0), len, data)
     }
+
     /// Adds a symbolic link to `target`.
     pub fn symlink(&mut self, name: &str, target: &str) -> Result<(), CpioError> {
         if target.is_empty() || target.contains('\0') || target.len() >= NAME_MAX {
@@ -118,15 +97,17 @@ impl<W: Write> Writer<W> {
         }
         self.entry(name, S_IFLNK | 0o777, (0, 0), target.len() as u64, &mut target.as_bytes())
     }
-    /// Adds a device node or a pipe.
-    pub fn node(&mut self, name: &str, permissions: u32, node: Node) -> Result<(), CpioError> {
-        let (kind, device) = match node {
-            Node::Char { major, minor } => (S_IFCHR, (major, minor)),
-            Node::Block { major, minor } => (S_IFBLK, (major, minor)),
-            Node::Fifo => (S_IFIFO, (0, 0)),
-        };
-        self.entry(name, kind | permissions & 0o7777, device, 0, &mut io::empty())
+
+    /// Adds a character device of this major and minor number.
+    pub fn character_device(
+        &mut self,
+        name: &str,
+        permissions: u32,
+        number: (u32, u32),
+    ) -> Result<(), CpioError> {
+        self.entry(name, S_IFCHR | permissions & 0o7777, number, 0, &mut io::empty())
     }
+
     /// Ends the archive and gives back where it was written.
     pub fn finish(mut self) -> Result<W, CpioError> {
         let failed = |source| CpioError::Io { name: TRAILER.to_owned(), source };

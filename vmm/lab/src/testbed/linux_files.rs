@@ -8,7 +8,7 @@ use devices::virtio::block::DiskError;
 use experiment::scenario::LinuxGuest;
 use guest::agent::AgentError;
 use guest::agent::initramfs::{self, Kind};
-use linux_boot::cpio::{CpioError, Node, Writer};
+use linux_boot::cpio::{CpioError, Writer};
 use linux_boot::modules::{self, ModuleError};
 use linux_boot::{Kernel, LoadError, Refusal};
 use machine::pc::PcError;
@@ -167,7 +167,7 @@ pub(super) fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec
             Kind::Directory => writer.directory(path, 0o755)?,
             Kind::File(mut bytes) => writer.file(path, 0o644, bytes.len() as u64, &mut bytes)?,
             Kind::Program(mut bytes) => writer.file(path, 0o755, bytes.len() as u64, &mut bytes)?,
-            Kind::Device { major, minor } => writer.node(path, 0o600, Node::Char { major, minor })?,
+            Kind::Device { major, minor } => writer.character_device(path, 0o600, (major, minor))?,
         }
     }
     Ok(writer.finish()?)
