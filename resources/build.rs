@@ -1,8 +1,6 @@
 //! Compiles the programs that run inside guests, with the toolchain that compiles everything else: the bare test
 //! guest, and the agent that is init of a Linux guest.
 
-#[cfg(target_arch = "x86_64")]
-#[path = "arch/x86_64.rs"]
 mod arch;
 
 use std::env;

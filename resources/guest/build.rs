@@ -2,9 +2,10 @@
 //! linker script links again.
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/arch/x86_64/link.ld");
+    let architecture = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it for build scripts");
+    let script = format!("{}/src/arch/{architecture}/link.ld", env!("CARGO_MANIFEST_DIR"));
+    println!("cargo:rerun-if-changed={script}");
     println!("cargo:rerun-if-changed=build.rs");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/arch/x86_64/link.ld");
     for argument in ["-nostartfiles", "-nostdlib", "-Wl,--build-id=none,-z,norelro,-z,noexecstack"] {
         println!("cargo:rustc-link-arg={argument}");
     }
