@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use guest::clock::tsc;
 use guest_abi::layout::{ARENA_GPA, PAGE_SIZE};
 use guest_abi::order::{Access, Task, Walk, WorkOrder};
 use guest_mem::{Backing, HvaRange, Operation, Region, perform};
@@ -118,12 +119,6 @@ impl Guest {
     pub fn first(&self, len: u64) -> HvaRange {
         self.arena().slice(0, len).expect("the arena is as long")
     }
-}
-
-/// What the guest's clock counts.
-fn tsc() -> u64 {
-    // SAFETY: every x86-64 processor that runs KVM has it.
-    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// The processors this process may run on.
