@@ -1,4 +1,4 @@
-//! How the guest is linked. Here and not in the flags of whoever starts this build, so that a change of the
+//! How the guest is linked. Here and not in flags given to this build, so that a change of the
 //! linker script links again.
 
 fn main() {

@@ -86,7 +86,7 @@ pub struct RingCorrupt {
     pub taken: u64,
 }
 
-/// One vCPU's control area, from either side. Not to be copied: whoever keeps the memory mapped lends it.
+/// One vCPU's control area, from either side. Not to be copied: the owner of the mapping lends it.
 ///
 /// ```compile_fail,E0507
 /// fn two(area: &guest_abi::block::ControlArea) -> guest_abi::block::ControlArea {

@@ -1,7 +1,7 @@
 //! The guest's physical memory map.
 //!
 //! ```text
-//! 0x0000_6000  start info, memory map   (written by whoever boots the guest)
+//! 0x0000_6000  start info, memory map   (written by the boot loader)
 //! 0x0010_0000  the guest's image: code, page tables, stacks
 //! 0x0040_0000  control areas, 2 MiB for each vCPU:
 //!              +0x00_0000  the control block, its last bytes the ring 0 fault stack
@@ -35,7 +35,7 @@ pub const ARENA_MAX: u64 = (64 << 30) - 2 * ARENA_GPA;
 /// How many vCPUs the guest is built for: each has its own lane in every page's header.
 pub const MAX_VCPUS: u32 = 32;
 
-/// What a vCPU begins with in a register (x86-64: EDI, beside its index in ESI) if whoever boots the guest has prepared the
+/// What a vCPU begins with in a register (x86-64: EDI, beside its index in ESI) if the VMM has prepared the
 /// control areas. With any other value there the guest runs its self-test on the serial port, as under any other VMM.
 pub const CONTROL_MAGIC: u32 = 0x7a61_7073;
 

@@ -27,7 +27,7 @@ impl Children {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just opened, and nobody else's.
+        // SAFETY: just opened, and owned by this value alone.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 

@@ -75,7 +75,7 @@ pub struct Agent {
     pub space: Option<Arc<Space>>,
     /// The command that runs.
     pub shell: Option<Shell>,
-    /// Outputs of processes that a command left behind, which nobody reads any more.
+    /// Outputs of processes that a command left behind: they are read and thrown away.
     pub leftovers: Vec<PipeReader>,
 }
 
@@ -240,7 +240,7 @@ impl Agent {
     }
 }
 
-/// Reads what nobody wants. Returns whether more may come.
+/// Reads output and throws it away. Returns whether more may come.
 fn discard(pipe: &mut PipeReader) -> bool {
     pipe.read(&mut [0; 4096]).is_ok_and(|len| len > 0)
 }

@@ -87,7 +87,7 @@ fn serve(vcpu: u16, jobs: &Receiver<Job>, busy: &AtomicBool, port: &Port) {
         if let Some(area) = job.space.area(vcpu.into()) {
             area.set_outcome(carry_out(&job, area, vcpu.into()));
         }
-        // Before it says so: whoever hears of it may drop the memory.
+        // Before the report: after it the memory may be dropped.
         drop(job);
         busy.store(false, Ordering::Release);
         if let Err(error) = port.send(&FromAgent::Done { vcpu }) {

@@ -13,7 +13,7 @@ use guest_abi::work::{self, Machine};
 
 use crate::arch;
 
-/// vCPU index plus 1 of whoever began to serve last: where a panic message goes. With several vCPUs a panic
+/// Index plus 1 of the vCPU that began to serve last: where a panic message goes. With several vCPUs a panic
 /// may be reported in another's area; the doorbell still tells which vCPU it was.
 static SERVING: AtomicU32 = AtomicU32::new(0);
 

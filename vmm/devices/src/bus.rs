@@ -130,7 +130,7 @@ mod tests {
     fn what_no_device_claims_reads_all_ones() {
         let mut bus = Bus::new("port");
         bus.insert(0x10..0x14, device(1)).unwrap();
-        // Nobody there, past the end, and across the end of the address space.
+        // No device there, past the end, and across the end of the address space.
         for address in [0x20, 0x0f, 0x14, 0x13, u64::MAX] {
             let mut data = [0u8; 2];
             bus.read(address, &mut data);

@@ -13,7 +13,7 @@
 //!                                        └─ Interrupt ──> irqfd ──> the guest
 //! ```
 //!
-//! Nothing here knows KVM. Whoever assembles the machine registers each [`EventFd`]: those of
+//! Nothing here knows KVM. The machine registers each [`EventFd`]: those of
 //! [`virtio::mmio::VirtioMmio::queue_events`] as ioeventfds on the queue-notify register with the queue's index as
 //! datamatch, those of the interrupts as irqfds. A notification without an ioeventfd arrives as a register write and
 //! does the same.

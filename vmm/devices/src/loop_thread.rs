@@ -151,7 +151,7 @@ impl DeviceLoop {
         Ok(Self { stop, ended, thread: Some(thread) })
     }
 
-    /// Readable once the thread serves nobody any more, for whatever reason.
+    /// Readable once the thread has ended, for whatever reason.
     pub fn ended(&self) -> &EventFd {
         &self.ended
     }

@@ -33,7 +33,7 @@ pub struct PowerSwitch {
 }
 
 impl PowerSwitch {
-    /// A switch that nobody has pressed.
+    /// A switch that has not been pressed.
     pub fn new() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self { happened: OnceLock::new(), wake: new_event()? }))
     }

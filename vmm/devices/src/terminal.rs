@@ -70,7 +70,7 @@ mod tests {
         let made = unsafe { libc::openpty(&raw mut master, &raw mut slave, none, none.cast(), none.cast()) };
         assert_eq!(made, 0, "{}", io::Error::last_os_error());
         [master, slave].map(|fd| {
-            // SAFETY: the call made the descriptor, nobody else owns it.
+            // SAFETY: the call made the descriptor, and only this value owns it.
             unsafe { OwnedFd::from_raw_fd(fd) }
         })
     }

@@ -41,7 +41,7 @@ pub enum CrashKind {
     HostLimit(String),
     /// The guest's memory could not be given back to it after it had been taken away for a moment.
     Memslots(String),
-    /// The guest used an I/O port that nobody serves.
+    /// The guest used an I/O port without a device.
     Port {
         /// The port's number.
         port: u16,

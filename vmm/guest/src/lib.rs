@@ -1,4 +1,4 @@
-//! Whoever carries out work orders: vCPUs of the bare guest, or workers on the software MMU.
+//! The workers that carry out orders: vCPUs of the bare guest, or workers on the software MMU.
 //!
 //! ```text
 //!   engine ── Mailbox::submit(order) ──> worker thread ── runs the guest ── Mailbox::next_order / fail

@@ -184,7 +184,7 @@ impl Mailbox {
     /// # Errors
     /// The worker's failure, its refusal of the order, or [`GuestError::Silent`] after `patience` in which
     /// neither the order ended nor its count of touches moved. [`GuestError::Overdue`] if it had not even taken the order
-    /// by then, or had ended it and nobody was woken.
+    /// by then, or had ended it without a wake.
     pub fn wait(&self, patience: Duration) -> Result<Outcome, GuestError> {
         let mut state = self.lock();
         let mut touches = self.area.touches();

@@ -1,6 +1,6 @@
 //! Guest memory as loaders and devices take it: by guest physical address, through `vm-memory`'s volatile accesses.
 //!
-//! The view owns what it shows: whoever holds one, or a copy of it, keeps the memory mapped.
+//! The view owns what it shows: a view, or a copy of it, keeps the memory mapped.
 
 use std::sync::{Arc, OnceLock};
 
@@ -51,8 +51,8 @@ impl GuestMemoryRegion for RamPart {
             let why = self.refused.get_or_init(|| guest_mem::with_causes(&error));
             GuestMemoryError::IOError(std::io::Error::other(why.clone()))
         })?;
-        // SAFETY: a part of a mapping that `self` keeps, and the slice borrows `self`; whoever else uses the memory does
-        // so by volatile or atomic access, or is the guest.
+        // SAFETY: a part of a mapping that `self` keeps, and the slice borrows `self`; every other user of the memory
+        // does so by volatile or atomic access, or is the guest.
         Ok(unsafe { VolatileSlice::new(slice.start().as_ptr(), count) })
     }
 }
@@ -136,7 +136,7 @@ mod tests {
         assert!(odd.write_slice(&[1; 2], GuestAddress(4)).is_err());
     }
 
-    /// A device that holds a view holds the memory, whoever else has let go of it.
+    /// A device that holds a view holds the memory, after every other owner has let go of it.
     #[test]
     fn a_view_keeps_the_memory_mapped() {
         let memory = Arc::new(Region::map(PMD_SIZE, Backing::Base4k).unwrap());

@@ -44,7 +44,7 @@ impl Kvm {
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map_err(|error| NoKvm::cannot_open(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        // SAFETY: the descriptor is open, and from here on nobody else's.
+        // SAFETY: the descriptor is open, and from here on only this value owns it.
         let system = unsafe { kvm_ioctls::Kvm::from_raw_fd(file.into_raw_fd()) };
         speaks_our_version(system.get_api_version())?;
         let first = create_vm(&system)?;

@@ -56,7 +56,7 @@ pub struct Seat {
     immediate_exit: Mutex<Flag>,
 }
 
-/// Where a vCPU's `immediate_exit` is; null while nobody sits there.
+/// Where a vCPU's `immediate_exit` is; null while the seat is empty.
 #[derive(Debug)]
 struct Flag(*mut u8);
 
@@ -76,7 +76,7 @@ pub struct Gate {
     closed: AtomicU32,
     /// How many vCPUs found it shut and are not in yet; also the futex of who wants to shut it again.
     waiting: AtomicU32,
-    /// Set once guest memory is not what it should be: nobody is let in any more.
+    /// Set once guest memory is not what it should be: no vCPU is let in any more.
     broken: AtomicBool,
     /// Why, from before `broken` is set.
     why: OnceLock<CrashKind>,
@@ -113,7 +113,7 @@ impl Gate {
     /// that wait for it.
     ///
     /// # Errors
-    /// One does not leave, or nobody says that it has. The gate is shut for good then, but what is in the guest may still
+    /// One does not leave, or its wake is lost. The gate is shut for good then, but what is in the guest may still
     /// be there.
     pub fn hold(&self) -> Result<Hold<'_>, Overdue> {
         self.all_out().inspect_err(|overdue| self.shut_for_good(CrashKind::Overdue(overdue.clone())))
@@ -142,7 +142,7 @@ impl Gate {
         self.broken.store(true, Ordering::SeqCst);
     }
 
-    /// Why nobody is let in any more, if so.
+    /// Why no vCPU is let in any more, if so.
     pub fn shut(&self) -> Option<&CrashKind> {
         self.why.get()
     }
@@ -165,8 +165,8 @@ impl Seat {
         }
         let flag = self.flag();
         if !flag.0.is_null() {
-            // SAFETY: whoever sits there gives the seat up only under the lock, and `sit` was promised the pointer until
-            // then; the page is shared with the kernel, hence volatile.
+            // SAFETY: the thread that sits there gives the seat up only under the lock, and `sit` was promised the
+            // pointer until then; the page is shared with the kernel, hence volatile.
             unsafe { flag.0.write_volatile(1) };
         }
         drop(flag);
@@ -183,7 +183,7 @@ impl Seat {
 enum Missed {
     /// The word stands as it stood.
     Zero,
-    /// It is 0, and nobody woke who waited for it.
+    /// It is 0, and the waiter was not woken.
     Wake,
 }
 
@@ -196,8 +196,8 @@ impl Missed {
     }
 }
 
-/// Waits until a word is 0: for a moment by looking, then asleep. Whoever makes it 0 wakes the futex. A word that changes
-/// to something else has the patience begin anew.
+/// Waits until a word is 0: for a moment by looking, then asleep. The thread that makes it 0 wakes the futex. A word
+/// that changes to something else has the patience begin anew.
 fn wait_for_zero(word: &AtomicU32, patience: Duration) -> Result<(), Missed> {
     for _ in 0..SPINS {
         if word.load(Ordering::SeqCst) == 0 {
@@ -218,7 +218,7 @@ fn wait_for_zero(word: &AtomicU32, patience: Duration) -> Result<(), Missed> {
     }
 }
 
-/// What is wrong with a word that was `before` when it was slept on, if nobody woke the sleeper in time.
+/// What is wrong with a word that was `before` when it was slept on, if no wake came in time.
 fn missed(word: &AtomicU32, before: u32) -> Option<Missed> {
     match word.load(Ordering::SeqCst) {
         0 => Some(Missed::Wake),
@@ -282,7 +282,8 @@ impl<'a> Seated<'a> {
             self.no_longer_waiting();
         }
         let _leave = Leave(self);
-        // Whoever shuts it for good holds the gate, so did it before the vCPU came this far; or kicks afterwards.
+        // The thread that shuts it for good holds the gate, so did it before the vCPU came this far; or kicks
+        // afterwards.
         if self.gate.broken.load(Ordering::SeqCst) {
             return Err(self.gate.why.get().expect("set before the flag"));
         }
@@ -295,7 +296,7 @@ impl<'a> Seated<'a> {
         loop {
             match wait_for_zero(&self.gate.closed, patience) {
                 Ok(()) => return Ok(()),
-                // Whoever holds it is at work, for all that is known.
+                // The holder is at work, for all that is known.
                 Err(Missed::Zero) if times < HOLDS => times += 1,
                 Err(missed) => {
                     let what = "the gate to be opened by whoever took memory from the guest";

@@ -23,7 +23,7 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 /// A VM, its vCPUs, and the guest in it.
 #[derive(Debug)]
 pub struct Machine {
-    // Before `core`, so that nobody runs when it goes: the memory would stay until the last of them has ended.
+    // Before `core`, so that no vCPU runs when it goes: the memory would stay until the last of them has ended.
     vcpus: Vec<BareVcpu>,
     vcpu_stats: Vec<VcpuStats>,
     core: Arc<VmCore>,

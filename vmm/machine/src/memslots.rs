@@ -3,7 +3,7 @@
 //! ```text
 //!   Vm ── file, memslots, and the regions behind them
 //!    ▲         exchange:  slots out ──> slots in ──> regions whose slots are out are let go of
-//!    │                       └── KVM refuses ── the way back ── KVM refuses ──> nobody is let in, everything stays mapped
+//!    │                       └── KVM refuses ── the way back ── KVM refuses ──> no vCPU is let in, all stays mapped
 //!    └── GuestCpu: the file of a vCPU. The last of them ends before the memory does
 //! ```
 //!
@@ -85,7 +85,7 @@ impl Vm {
         Ok(GuestCpu { file, vm: self.clone() })
     }
 
-    /// The guest's memory as it is, while nobody else changes it.
+    /// The guest's memory as it is, locked against changes.
     pub fn lock(&self) -> MutexGuard<'_, Installed> {
         self.installed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,7 +93,7 @@ impl Vm {
     /// Makes the VM's memslots those of `new`, which lie in `behind`; what is the same stays. No vCPU runs meanwhile.
     ///
     /// # Errors
-    /// KVM refuses. All is then as it was, or nobody is let into the guest any more.
+    /// KVM refuses. All is then as it was, or no vCPU is let in any more.
     pub fn exchange(&self, new: Arc<SlotTable>, behind: Vec<Arc<Region>>) -> Result<(), VmError> {
         let covered = |slot: &Memslot| behind.iter().any(|region| region.range().covers(slot.hva_range()));
         assert!(new.as_slice().iter().all(covered), "a memslot lies outside of its memory");
@@ -123,7 +123,7 @@ impl Vm {
     /// of the guest meanwhile, and has `installed` from this VM.
     ///
     /// # Errors
-    /// KVM refuses, and the slot may be gone: nobody is let into the guest any more.
+    /// KVM refuses, and the slot may be gone: no vCPU is let in any more.
     pub fn reinstall(&self, installed: &mut Installed, slot: &Memslot) -> Result<(), VmError> {
         let done =
             set(&*self.slots, slot, Direction::Out).and_then(|()| set(&*self.slots, slot, Direction::In));

@@ -57,8 +57,8 @@ impl KvmSlots {
     /// Drops KVM's translations of `range`, and of whatever else the method cannot spare: nothing once the memory is no
     /// longer the guest's.
     ///
-    /// If KVM or the kernel refuses to give back what was taken for the zap, no vCPU is let in again, and whoever waits
-    /// for one hears why: a guest that runs on without its memory would be wrong, not slow.
+    /// If KVM or the kernel refuses to give back what was taken for the zap, no vCPU is let in again, and a thread that
+    /// waits for one hears why: a guest that runs on without its memory would be wrong, not slow.
     pub fn zap(&self, range: HvaRange) -> Zapped {
         // One zap at a time in a VM: a slot that two threads delete and put back would be put back too early.
         let mut installed = self.core.vm.lock();
@@ -142,7 +142,7 @@ impl KvmSlots {
 
     /// Ends a guest whose memory is not as it should be.
     fn give_up(&self, error: &(dyn std::error::Error + 'static)) {
-        // Held or not, nobody comes in again.
+        // Held or not, no vCPU comes in again.
         let _hold = self.core.shared.gate.hold();
         self.core.shared.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
     }

@@ -42,9 +42,9 @@ pub fn signal_thread(thread: i32) {
 /// Why a sleep on a futex was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woke {
-    /// For any reason but the time: whoever slept looks again.
+    /// For any reason but the time: the sleeper looks again.
     Early,
-    /// Nobody woke the sleeper for so long.
+    /// The time has passed without a wake.
     TimedOut,
 }
 

@@ -42,7 +42,7 @@ impl ProtectionWindow {
     /// way, waits for its end.
     ///
     /// # Errors
-    /// It does not end, or nobody says that it has.
+    /// It does not end, or its wake is lost.
     pub fn explains(&self, before: u64) -> Result<bool, Overdue> {
         self.explains_within(before, WAKE)
     }
@@ -62,7 +62,7 @@ impl ProtectionWindow {
         }
     }
 
-    /// What is wrong if nobody woke in time who began to wait when so many toggles had ended.
+    /// What is wrong if no wake came in time to a thread that began to wait when so many toggles had ended.
     fn missed(&self, ended: u64, patience: Duration) -> Option<Overdue> {
         let what = "the host to give back what it had made read-only for a moment";
         match self.open.load(Ordering::SeqCst) {
@@ -75,7 +75,7 @@ impl ProtectionWindow {
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        // Before `open` falls: whoever sees no open window must see that one ended.
+        // Before `open` falls: a thread that sees no open window must see that one ended.
         self.0.ended.fetch_add(1, Ordering::SeqCst);
         self.0.open.fetch_sub(1, Ordering::SeqCst);
         sys::futex_wake_all(&self.0.open);

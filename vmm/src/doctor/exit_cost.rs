@@ -16,7 +16,7 @@ use machine::{Kvm, Machine, Stepped, VmConfig};
 
 const ROUNDS: usize = 2000;
 const WARM_UP: usize = 100;
-/// It takes a tenth of a second; on an emulated host, seconds. Whoever takes longer does not come back.
+/// It takes a tenth of a second; on an emulated host, seconds. A guest that takes longer does not come back.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Above this, an exit is dear enough to drown what it surrounds.
 const DEAR_EXIT_NS: u64 = 20_000;
@@ -41,7 +41,7 @@ struct Spread {
 pub(super) fn probe() -> Result<Costs, String> {
     let (send, receive) = mpsc::channel();
     let spawned = std::thread::Builder::new().name("exit-cost".to_owned()).spawn(move || {
-        // Nobody listens any more once the patience has ended.
+        // The receiver is gone once the patience has ended.
         let _ = send.send(measure().map_err(|error| error.to_string()));
     });
     spawned.map_err(|error| error.to_string())?;

@@ -84,7 +84,7 @@ fn open_tracepoint(id: u64) -> Result<OwnedFd, Errno> {
         )
     };
     match i32::try_from(raw) {
-        // SAFETY: the kernel just made this descriptor for us, nobody else owns it.
+        // SAFETY: the kernel just made this descriptor, and only this value owns it.
         Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(last_errno()),
     }

@@ -92,7 +92,7 @@ impl Mapping {
             // Before Linux 5.14.
             Err(MemoryError::Call(_, Errno::INVAL)) => {
                 for offset in (start..start + len).step_by(PAGE) {
-                    // SAFETY: inside the mapping, by `advise`'s check; writable; nobody else uses it yet.
+                    // SAFETY: inside the mapping, by `advise`'s check; writable; no reference to it exists yet.
                     unsafe { self.base.wrapping_add(offset).write_volatile(0) };
                 }
                 Ok(())
@@ -104,7 +104,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's, and whoever used it has given up the value that held it.
+        // SAFETY: the mapping is this value's, and no user of it is left: each borrowed the value.
         let _ = unsafe { mm::munmap(self.reserved.0, self.reserved.1) };
     }
 }

@@ -120,7 +120,7 @@ fn input_raises_the_interrupt_and_more_than_the_fifo_holds_waits() {
     assert!(!take_signal(&port.room.event));
     assert_eq!(hear(&mut port).len(), taken);
     assert!(take_signal(&port.room.event), "the rest may come now");
-    // Nobody waits: nobody is told.
+    // Without a waiter no event is signalled.
     port.offer(b"x");
     hear(&mut port);
     assert!(!take_signal(&port.room.event));

@@ -9,9 +9,9 @@
 //!                        control transmitq ── DEVICE_READY, PORT_READY, PORT_OPEN ──> Control
 //! ```
 //!
-//! Nothing is lost and nobody spins: what the guest has no buffers for stays in the socket, what the socket does not
-//! take stays in the queue. The socket is watched edge-triggered, so that whoever was refused is told once when it can
-//! go on. Data goes to the guest only while a program there has the port open: Linux throws away what comes before.
+//! No data is lost and no thread spins: what the guest has no buffers for stays in the socket, what the socket does not
+//! take stays in the queue. The socket is watched edge-triggered, so that a side that was refused is told once when it
+//! can go on. Data goes to the guest only while a program there has the port open: Linux throws away what comes before.
 //!
 //! Port 0 exists as a pair of queues, because the specification counts from there, and is never added: for a driver
 //! without MULTIPORT it would be a console, and what a driver sends there is dropped.

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::{lock, signal};
 
 /// The interrupt of one device, with what the driver reads to learn its reason. Shared by the transport, the device
-/// thread, and whoever on the host changes the device's configuration.
+/// thread, and the host's handles that change the device's configuration.
 #[derive(Debug)]
 pub struct Interrupt {
     irq: EventFd,

@@ -26,7 +26,7 @@ fn deliver(shared: &Shared, mailbox: &Mailbox) -> Result<(), AgentError> {
     // Before it is sent: the answer may overtake whatever comes after.
     shared.lock().orders[vcpu].ask();
     shared.send(&ToAgent::Order { vcpu: vcpu as u16, order: mailbox.area().order() })?;
-    // As long as the order takes. Whoever gave it watches its touches, and ends the link.
+    // As long as the order takes. Its giver watches the count of touches, and ends the link.
     shared.wait("the guest's agent to carry out an order", None, |state| state.orders[vcpu].take())?;
     Ok(())
 }

@@ -53,7 +53,7 @@ impl Link {
                     told => told,
                 });
                 shared.announce(state);
-                // So that whoever sends hears of it too.
+                // So that a sender gets the error too.
                 let _ = shared.socket.shutdown(Shutdown::Both);
             })?
         };
@@ -124,7 +124,7 @@ impl Link {
         }
     }
 
-    /// Asks the agent to power the guest off. The guest's end is for whoever runs its vCPUs to see.
+    /// Asks the agent to power the guest off. The guest's end is seen by the vCPUs' machine.
     pub fn power_off(&self) -> Result<(), AgentError> {
         self.shared.send(&ToAgent::PowerOff)
     }

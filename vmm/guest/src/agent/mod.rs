@@ -11,7 +11,7 @@
 //!
 //! An order travels over the link, its outcome does not: the agent leaves that in the vCPU's control area, which both
 //! sides share, as the bare guest does. The reader thread checks every message against what was asked. A guest that
-//! answers what nobody asked, or sends what is no message, breaks the link for good: every wait ends with the reason,
+//! answers without a request, or sends what is no message, breaks the link for good: every wait ends with the reason,
 //! and every vCPU's mailbox fails with it.
 
 mod courier;

@@ -76,7 +76,7 @@ impl Shared {
             let late = slept.filter(|slept| wake_was_lost(state.changed.elapsed(), *slept));
             let found = take(&mut state);
             if found.is_some() {
-                // Whoever waits for room in the output.
+                // Those who wait for room in the output.
                 self.announce(state);
                 return match late {
                     Some(slept) => Err(Overdue::unannounced(what, slept).into()),

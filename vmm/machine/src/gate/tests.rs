@@ -46,7 +46,7 @@ fn nobody_is_inside_while_the_gate_is_held() {
     });
 }
 
-/// Each vCPU sees its kick and lingers, the last one longest: whoever holds waits for all of them.
+/// Each vCPU sees its kick and lingers, the last one longest: the holder waits for all of them.
 #[test]
 fn the_slowest_to_leave_is_waited_for() {
     const VCPUS: u32 = 3;
@@ -144,7 +144,7 @@ fn a_kick_that_comes_too_late_writes_nowhere() {
     let seated = unsafe { gate.sit(0, flag) };
     assert_eq!(gate.thread(0), Some(rustix::thread::gettid()));
     let kick = || {
-        // As whoever kicks has seen it a moment ago.
+        // As the kicking thread has seen it a moment ago.
         gate.seats[0].inside.store(1, Ordering::SeqCst);
         gate.kick(0);
         // SAFETY: the local outlives the gate's use.

@@ -16,7 +16,7 @@ use devices::virtio::balloon::{ReclaimError, Reclaimer};
 use notifier_bridge::hook;
 use notifier_bridge::{GivenBack, Ranges};
 
-/// What was given back, and who is told: shared by the device that takes it and whoever asks.
+/// What was given back, and the bridge that is told: shared by the balloon and the machine's user.
 #[derive(Clone)]
 pub struct GiveBack(Arc<Mutex<State>>);
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   vCPU thread: crash ───────────┐
-//!   power port, i8042: off, reset ├──> Life::end (the first one counts) ──> whoever waits, or was told by a hook
+//!   power port, i8042: off, reset ├──> Life::end (the first one counts) ──> its waiters and hooks
 //!   terminal, signal: stopped ────┘
 //! ```
 
@@ -26,7 +26,7 @@ pub enum Ending {
     Device(String),
     /// The guest has come to where this host can run it no further.
     HostLimit,
-    /// Whoever runs the machine wants it to end.
+    /// The machine's user wants it to end.
     Stopped,
 }
 

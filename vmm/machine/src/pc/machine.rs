@@ -109,7 +109,7 @@ pub struct BootSpec<'a> {
 
 /// A PC.
 pub struct Pc {
-    // In order of their end: nobody runs when the devices go, nobody uses the memory when it goes.
+    // In order of their end: no vCPU runs when the devices go, no device is left when the memory goes.
     vcpus: Vec<Vcpu>,
     vcpu_stats: Vec<VcpuStats>,
     watch: Option<LifeWatch>,

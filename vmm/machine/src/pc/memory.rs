@@ -71,7 +71,7 @@ impl PcMemory {
         Self::with_slots(kvm, vcpus, nodes, backing, keep_quirk, |file| file)
     }
 
-    /// The same, with memslots set by whom `slots` makes of KVM.
+    /// The same, with memslots set through what `slots` makes of KVM.
     fn with_slots<S: SetSlot + 'static>(
         kvm: &Kvm,
         vcpus: u32,
@@ -184,7 +184,7 @@ impl PcMemory {
     /// Takes the arena out of the guest again: its memory is what it was before.
     ///
     /// # Errors
-    /// [`VmError`]: the arena is still the guest's then, or nobody is let into the guest any more.
+    /// [`VmError`]: the arena is still the guest's then, or no vCPU is let in any more.
     pub fn take_arena_back(&self) -> Result<(), VmError> {
         self.exchange(None).map(drop)
     }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(memory.slots().as_slice(), before.as_slice());
     }
 
-    /// Where a slot's zap drops everything, whoever counts faults has to expect some of other memory.
+    /// Where a slot's zap drops everything, a count of faults includes some of other memory.
     #[test]
     #[ignore = "needs: Kvm"]
     fn other_memory_is_zapped_when_slots_are_and_told_once() {
@@ -421,7 +421,7 @@ mod tests {
         assert!(memory.control_area(range(63 * MIB, at.len())).is_none());
     }
 
-    /// Whoever lets go of a loan early lets go of nothing that the guest can reach.
+    /// A loan dropped early keeps all memory that the guest can reach.
     #[test]
     #[ignore = "needs: Kvm"]
     fn an_arena_stays_until_its_slots_are_out() {
@@ -454,7 +454,8 @@ mod tests {
         assert_eq!((slots.calls(), slots.dangling()), (0, vec![]));
     }
 
-    /// The slot is deleted, and KVM does not take it again: no panic, and whoever runs the guest hears of it.
+    /// The slot is deleted, and KVM does not take it again: no panic, and each entry into the guest ends with the
+    /// reason.
     #[test]
     #[ignore = "needs: Kvm"]
     fn a_slot_that_is_not_taken_back_ends_its_guest() {

@@ -1,5 +1,5 @@
-//! The thread that ends a PC's life for whoever is no thread of its own: the power switch, and a device thread that
-//! has ended.
+//! The thread that ends a PC's life for those that have no thread of their own: the power switch, and a device thread
+//! that has ended.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;

@@ -23,7 +23,7 @@ fn page_of(region: &Region) -> HvaRange {
 
 const METHODS: [ZapMethod; 3] = [ZapMethod::Memslot, ZapMethod::Protect, ZapMethod::Unmap];
 
-/// Whoever counts faults of the arena is told when others are to be expected, and only then.
+/// The core notes when faults outside of the arena are to be expected, and only then.
 #[test]
 #[ignore = "needs: Kvm"]
 fn only_a_zap_of_low_memory_is_one() {
@@ -60,7 +60,7 @@ fn where_a_slots_zap_drops_all_it_is_all_that_went() {
     assert!(listener.core.low_zapped.load(Ordering::Relaxed));
 }
 
-/// Of an arena that the guest has touched, every page. Without accounting nobody looks.
+/// Of an arena that the guest has touched, every page. Without accounting the counts stay empty.
 #[test]
 #[ignore = "needs: Kvm"]
 fn a_zap_counts_the_translations_that_went() {
@@ -168,7 +168,7 @@ fn map_for_reading(page: HvaRange) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(page.len()).unwrap();
     let file = std::fs::File::open(file.path()).unwrap();
-    // SAFETY: in place of a page of the test's own memory, which nobody uses.
+    // SAFETY: in place of a page of the test's own memory, to which no reference exists.
     let done = unsafe {
         rustix::mm::mmap(
             at,

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Everything is registered, the guest's code and page tables too: its first instruction is a fault. A page that does not
-//! hold its checksum never gets into the guest: whoever asks for it waits, and the guest is stopped ([`stop::Stopper`]).
+//! hold its checksum never gets into the guest: the vCPU that touches it waits, and the guest is stopped
+//! ([`stop::Stopper`]).
 
 pub mod file;
 pub mod header;

@@ -80,7 +80,7 @@ pub struct RestoreRecord {
     pub pages_brought: u64,
     /// Of those, pages of zeros, which are not in the file.
     pub zero_pages_brought: u64,
-    /// Pages that nobody asked for.
+    /// Pages that the guest has not touched.
     pub pages_left: u64,
     /// Bytes of the file's pages that were read.
     pub bytes_read: u64,

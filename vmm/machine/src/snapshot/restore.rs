@@ -53,7 +53,7 @@ pub struct Restored {
 /// What brings the pages of one region.
 #[derive(Debug)]
 struct Paging {
-    // Before the swapper: nobody serves what is no longer there.
+    // Before the swapper, which the handlers use.
     handlers: Handlers,
     swapper: Arc<Swapper>,
     /// Pages of zeros that were out at first.
@@ -67,7 +67,7 @@ pub struct PagesBrought {
     pub handlers: HandlerReport,
     /// Pages of zeros among those that came.
     pub zeros: u64,
-    /// Pages that nobody asked for.
+    /// Pages that the guest has not touched.
     pub left: u64,
 }
 
@@ -148,7 +148,7 @@ impl Restored {
     }
 
     /// Leaves everything as it is for the process's end, which is near: a vCPU that waits for a lost page would keep
-    /// whoever waits for its thread, and must not be given zeros in its place, as it would be if its memory's userfaultfd
+    /// the thread that joins it, and must not be given zeros in its place, as it would be if its memory's userfaultfd
     /// were closed.
     pub fn abandon(self) {
         std::mem::forget(self);

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::{Machine, VmShared};
 use guest::{CrashKind, CrashReport, Mailbox};
 
-/// Stops a guest, from any thread, and waits for nobody: a vCPU that is inside KVM, in the middle of reading the guest's
-/// code or page tables, comes back from there with its page or not at all. Whoever runs the guest hears of it in place of
-/// its order's outcome, and ends the process without waiting for that vCPU's thread.
+/// Stops a guest, from any thread, without waiting: a vCPU that is inside KVM, in the middle of reading the guest's
+/// code or page tables, comes back from there with its page or not at all. The machine's user gets the reason in place
+/// of its order's outcome, and ends the process without waiting for that vCPU's thread.
 #[derive(Debug, Default)]
 pub struct Stopper(Mutex<State>);
 

@@ -61,7 +61,7 @@ pub fn timed(
             submit(machine, vcpu, &(part.start..end), task)?;
             part.start = end;
         }
-        // Whoever had none is idle, and its ring is empty.
+        // A vCPU without an order is idle, and its ring is empty.
         for vcpu in 0..left.len() as u32 {
             machine.wait(vcpu, PATIENCE)?;
             machine.vcpus()[vcpu as usize].mailbox().take_stalls(&mut each)?;

@@ -34,8 +34,8 @@ impl SharedRunState {
         }
     }
 
-    /// The state now. The vCPU's thread reads it once the vCPU counts as inside the guest: whoever changes the state and
-    /// then kicks the vCPU either finds it inside, or the thread sees the change.
+    /// The state now. The vCPU's thread reads it once the vCPU counts as inside the guest: a thread that changes the
+    /// state and then kicks the vCPU either finds it inside, or the thread sees the change.
     pub(super) fn get(&self) -> RunState {
         Self::of(self.0.load(Ordering::SeqCst))
     }

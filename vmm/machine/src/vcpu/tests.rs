@@ -82,7 +82,7 @@ fn a_command_may_take_longer_than_the_way_to_it() {
     assert_eq!(vcpu.with_patience(patience, work).unwrap(), Some(()));
 }
 
-/// No kick is needed: whoever changes the state has found the vCPU outside of the guest.
+/// No kick is needed: the thread that changes the state has found the vCPU outside of the guest.
 #[test]
 #[ignore = "needs: Kvm"]
 fn a_vcpu_that_was_told_something_does_not_enter() {
@@ -118,7 +118,7 @@ fn a_hole_is_a_crash_where_memory_was_promised_and_a_device_elsewhere() {
 #[test]
 #[ignore = "needs: Kvm"]
 fn what_kvm_cannot_emulate_is_told() {
-    // mov eax, HOLE; jmp eax: nobody fetches instructions from a device.
+    // mov eax, HOLE; jmp eax: KVM fetches no instructions from a device.
     let code = [&[0xb8], &(HOLE as u32).to_le_bytes()[..], &[0xff, 0xe0]].concat();
     let crash = prepared(&code, &[]).crash(|_| ());
     assert!(matches!(crash, CrashKind::InternalError { suberror: 1, .. }), "{crash:?}");

@@ -116,7 +116,7 @@ impl Shared {
 
     /// The guest says how large the balloon is.
     pub(super) fn set_actual(&self, pages: u32) {
-        // Under the lock, so that whoever has just looked is waiting by now.
+        // Under the lock, so that a thread that has just read the size is waiting by now.
         let _state = lock(&self.state);
         self.actual.store(pages, Ordering::SeqCst);
         self.changed.notify_all();

@@ -214,7 +214,7 @@ fn run(driver: &mut Driver, attack: &Attack, kind: Kind) {
     for act in &attack.acts {
         apply(driver, act, &mut accounts);
         settle(driver, kind, &mut accounts);
-        // A device that has given up serves nobody, and is no target any more. A vandal may leave it so.
+        // A device that has given up serves no driver, and is no target any more. A vandal may leave it so.
         if kind == Kind::Cheat && driver.mmio.interrupt().needs_reset() {
             for queue in 0..driver.rings.len() {
                 driver.add(queue, &[readable(DATA, 16), writable(DATA + 0x100, 16)]);

@@ -142,7 +142,7 @@ impl<'a> BzImage<'a> {
         let start = self.setup_len + self.header.payload_offset as usize;
         &self.file[start..start + self.header.payload_length as usize]
     }
-    /// Whether the decompressor has a 64-bit entry. Before protocol 2.12 nobody says so.
+    /// Whether the decompressor has a 64-bit entry. Before protocol 2.12 the header does not say.
     pub fn has_64_bit_entry(&self) -> bool {
         self.header.version >= WITH_XLOADFLAGS
     }

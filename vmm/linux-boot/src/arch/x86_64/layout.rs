@@ -61,7 +61,7 @@ pub const CMDLINE: Gpa = Gpa::new(0x2_0000);
 pub const CMDLINE_ROOM: u64 = 0x1_0000;
 /// Where the low RAM of a PC ends.
 pub const LOW_RAM_END: Gpa = Gpa::new(0xa_0000);
-/// The ACPI tables, the RSDP first. Firmware's place: Linux searches it for an RSDP if nobody names one.
+/// The ACPI tables, the RSDP first. Firmware's place: Linux searches it for an RSDP if the boot protocol names none.
 pub const ACPI_START: Gpa = Gpa::new(0xe_0000);
 /// The first address a kernel may use.
 pub const HIGH_RAM_START: Gpa = Gpa::new(0x10_0000);

@@ -141,7 +141,7 @@ pub enum BootFile {
 }
 
 impl LoadError {
-    /// The file that it speaks of, for whoever knows that file's name.
+    /// The file that it speaks of, for callers that know the file's name.
     pub fn file(&self) -> Option<BootFile> {
         match self {
             Self::Payload(_)

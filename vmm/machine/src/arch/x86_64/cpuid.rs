@@ -3,7 +3,7 @@
 //! One socket, one thread a core, APIC identifiers 0, 1, 2 … Besides the topology only three things are
 //! changed: the hypervisor bit is set, the TSC deadline timer is offered where KVM emulates it (KVM never
 //! reports it itself), and asynchronous page faults are withheld. With those a guest that meets a page in swap
-//! runs another task meanwhile: what a fault costs it would no longer be a stall of whoever touched the page.
+//! runs another task meanwhile: what a fault costs it would no longer be a stall of the task that touched the page.
 
 use kvm_bindings::kvm_cpuid_entry2;
 

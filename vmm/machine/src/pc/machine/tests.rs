@@ -109,7 +109,7 @@ fn a_guest_finds_its_devices_and_switches_itself_off() {
     assert!(matches!(ended.recv_timeout(WAKE), Ok(Ending::PowerOff)));
     let note = |at| pc.memory().device_view().read_obj::<u32>(GuestAddress(NOTES + at)).unwrap();
     assert_eq!([note(0), note(4)], [u32::from_le_bytes(*b"virt"), 2], "a block device");
-    // Two bits of the port are always 0 on a PC, and where nobody answers all are 1.
+    // Two bits of the port are always 0 on a PC, and without a device all are 1.
     assert_eq!(note(8) & 0xc0, 0, "the speaker's port");
     assert_eq!(pc.vcpus().len(), 2);
     // The two reads. The notification did not leave KVM.
@@ -137,7 +137,7 @@ fn faults_are_counted() {
     }
 }
 
-/// Whoever has it dropped is not told of an end, and nothing of it runs on.
+/// A dropped machine calls no hook, and none of its threads runs on.
 #[test]
 #[ignore = "needs: Kvm"]
 fn a_machine_that_is_dropped_is_gone() {

@@ -27,7 +27,7 @@ pub(super) fn dsdt(platform: &Platform) -> Result<Sdt, AcpiError> {
     Ok(table)
 }
 
-/// An edge-triggered interrupt, active high, nobody else's.
+/// An edge-triggered interrupt, active high, not shared.
 fn edge(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
 }

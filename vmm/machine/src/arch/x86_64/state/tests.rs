@@ -100,7 +100,7 @@ fn a_vcpu_that_is_given_a_state_has_it() {
     assert_eq!(taken.msrs.len() + not_given, listed);
 }
 
-/// No KVM has MSR 0x4000_fff0: it lies in the room for what hypervisors make up, and nobody has made it up.
+/// No KVM has MSR 0x4000_fff0: it lies in the range reserved for hypervisors, and none defines it.
 #[test]
 #[ignore = "needs: Kvm"]
 fn an_msr_that_cannot_be_given_is_missing() {
