@@ -7,7 +7,7 @@ use guest_mem::{Backing, Operation, perform};
 use proptest::prelude::*;
 use swap::{Evictor, FaultAround, LostWhy, Packed, SwapState};
 
-use crate::support::{Spoiler, assert_lost, lz4, rig};
+use crate::support::{Rig, Spoiler, assert_lost, lz4, rig};
 
 test_memory::tests! {
     private_pages_are_what_the_table_says: [Userfault],
@@ -113,13 +113,7 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
                 (first..first + pages).for_each(|page| holds.retain(|held, _| *held != page));
             }
             Step::Spoil { page } => {
-                let stored =
-                    matches!(rig.swapper.state(rig.range(page, 1).start()), Some(SwapState::Stored(_)));
-                if stored {
-                    store.spoils.store(true, Ordering::SeqCst);
-                    let why = assert_lost(&rig, page);
-                    store.spoils.store(false, Ordering::SeqCst);
-                    prop_assert!(matches!(why, LostWhy::Checksum { .. }), "{}", why);
+                if spoil(&rig, &store, page)? {
                     holds.remove(&page);
                 }
             }
@@ -149,6 +143,23 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
         prop_assert!(before >= stored);
     }
     begun.clear();
+    every_page_holds(&rig, &holds)
+}
+
+/// Reads a page back from a store that spoils it: it is lost. False if the page is not stored.
+fn spoil(rig: &Rig, store: &Spoiler, page: u64) -> Result<bool, TestCaseError> {
+    if !matches!(rig.swapper.state(rig.range(page, 1).start()), Some(SwapState::Stored(_))) {
+        return Ok(false);
+    }
+    store.spoils.store(true, Ordering::SeqCst);
+    let why = assert_lost(rig, page);
+    store.spoils.store(false, Ordering::SeqCst);
+    prop_assert!(matches!(why, LostWhy::Checksum { .. }), "{}", why);
+    Ok(true)
+}
+
+/// Every page holds what was written to it; and again after all were evicted.
+fn every_page_holds(rig: &Rig, holds: &HashMap<u64, u64>) -> Result<(), TestCaseError> {
     for _ in 0..2 {
         for page in 0..PAGES {
             prop_assert_eq!(rig.read(page), holds.get(&page).copied().unwrap_or(0), "page {}", page);

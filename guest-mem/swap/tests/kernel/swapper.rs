@@ -268,74 +268,98 @@ const STORM: Duration = Duration::from_secs(120);
 /// The longest pause after a discard.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Writers that count their own pages up, evictors that take whatever they get, strangers that discard and move: no count
-/// ever goes back.
+/// Threads that write to, evict and discard the same two blocks. The first block is written to; in the second, pages are
+/// discarded now and then.
+struct Storm<'a> {
+    rig: &'a Rig,
+    stop: &'a AtomicBool,
+    writes: AtomicU64,
+    evictions: AtomicU64,
+}
+
+impl Storm<'_> {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Counts its own pages up: of the first block every second one, from page `writer` on.
+    fn write(&self, writer: u64) {
+        let rig = self.rig;
+        let mut written = [0u64; 256];
+        let mut random = fastrand(writer);
+        while self.goes_on() {
+            let index = random() as usize % 256;
+            let page = index as u64 * 2 + writer;
+            let expected = if written[index] == 0 { 0 } else { value(page, written[index]) };
+            assert_eq!(rig.read(page), expected, "page {page} of {}", rig.region().backing());
+            written[index] += 1;
+            rig.write(page, value(page, written[index]));
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            // Only its first word is read: a discard may come between the two words.
+            let discarded = 512 + page;
+            let other = rig.first_word(discarded);
+            assert!(other == 0 || other == value(discarded, 0), "page {discarded} holds {other:#x}");
+            rig.write(discarded, value(discarded, 0));
+        }
+    }
+
+    fn evict(&self, seed: u64) {
+        let mut random = fastrand(seed);
+        let mut evictor = Evictor::new(&self.rig.swapper).unwrap();
+        while self.goes_on() {
+            let first = random() % 1024;
+            let len = (1 + random() % 200).min(1024 - first);
+            let range = self.rig.region().slice(first * PAGE_SIZE, len * PAGE_SIZE).unwrap();
+            evictor.evict(range).unwrap();
+            self.evictions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Discards some pages of the second block.
+    fn discard(&self, random: u64) {
+        let first = 512 + random % 500;
+        let range = self.rig.region().slice(first * PAGE_SIZE, 12 * PAGE_SIZE).unwrap();
+        self.rig.swapper.discard(range).unwrap();
+        perform(self.rig.region(), drop_of(self.rig.region().backing()), range).unwrap();
+        // No page comes back while a mapping changes: without a pause no thread would make progress.
+        let (before, discarded) = (self.writes.load(Ordering::Relaxed), Instant::now());
+        while self.writes.load(Ordering::Relaxed) == before && discarded.elapsed() < PAUSE {
+            std::thread::yield_now();
+        }
+    }
+
+    fn is_enough(&self) -> bool {
+        let raced = self.rig.heard.kept.load(Ordering::Relaxed) > 0;
+        let (writes, evictions) =
+            (self.writes.load(Ordering::Relaxed), self.evictions.load(Ordering::Relaxed));
+        evictions >= 1500 && writes >= 3000 && raced
+    }
+}
+
+/// No count ever goes back, whatever is evicted and discarded meanwhile.
 fn no_write_is_lost_in_a_storm() {
     for backing in BACKINGS {
         let rig = rig(2, backing, FaultAround::Adaptive, !backing.is_shared(), 2);
-        let (stop, heard) = (AtomicBool::new(false), &rig.heard);
-        let (rounds, writes) = (AtomicU64::new(0), AtomicU64::new(0));
-        // The first block is written to; of the second, all is thrown away now and then.
+        let stop = AtomicBool::new(false);
+        let storm = Storm { rig: &rig, stop: &stop, writes: AtomicU64::new(0), evictions: AtomicU64::new(0) };
         std::thread::scope(|scope| {
             let _stop = Stopping(&stop);
-            let mut threads = Vec::new();
-            for writer in 0..2u64 {
-                let (rig, stop, writes) = (&rig, &stop, &writes);
-                threads.push(scope.spawn(move || {
-                    let mut written = [0u64; 256];
-                    let mut random = fastrand(writer);
-                    while !stop.load(Ordering::Relaxed) {
-                        let index = random() as usize % 256;
-                        let page = index as u64 * 2 + writer;
-                        let expected = if written[index] == 0 { 0 } else { value(page, written[index]) };
-                        assert_eq!(rig.read(page), expected, "page {page} of {}", rig.region().backing());
-                        written[index] += 1;
-                        rig.write(page, value(page, written[index]));
-                        writes.fetch_add(1, Ordering::Relaxed);
-                        // Its first word alone: a discard may come between two.
-                        let other = rig.first_word(512 + page);
-                        assert!(
-                            other == 0 || other == value(512 + page, 0),
-                            "page {} holds {other:#x}",
-                            512 + page
-                        );
-                        rig.write(512 + page, value(512 + page, 0));
-                    }
-                }));
-            }
-            for evictor in 2..4u64 {
-                let (rig, stop, rounds) = (&rig, &stop, &rounds);
-                threads.push(scope.spawn(move || {
-                    let mut random = fastrand(evictor);
-                    let mut evictor = Evictor::new(&rig.swapper).unwrap();
-                    while !stop.load(Ordering::Relaxed) {
-                        let first = random() % 1024;
-                        let len = (1 + random() % 200).min(1024 - first);
-                        let range = rig.region().slice(first * PAGE_SIZE, len * PAGE_SIZE).unwrap();
-                        evictor.evict(range).unwrap();
-                        rounds.fetch_add(1, Ordering::Relaxed);
-                    }
-                }));
-            }
+            let storm = &storm;
+            let writers = [0, 1].map(|writer| scope.spawn(move || storm.write(writer)));
+            let evictors = [2, 3].map(|seed| scope.spawn(move || storm.evict(seed)));
             let mut random = fastrand(9);
-            let enough = || {
-                let raced = heard.kept.load(Ordering::Relaxed) > 0;
-                rounds.load(Ordering::Relaxed) >= 1500 && writes.load(Ordering::Relaxed) >= 3000 && raced
-            };
             let begun = Instant::now();
-            while !enough() {
-                assert!(!threads.iter().any(|thread| thread.is_finished()), "a thread has failed");
+            while !storm.is_enough() {
+                let failed = writers.iter().chain(&evictors).any(|thread| thread.is_finished());
+                assert!(!failed, "a thread has failed");
                 let late = begun.elapsed() > STORM;
-                assert!(!late, "{backing}: {writes:?} writes, {rounds:?} rounds, {heard:?} after {STORM:?}");
-                let first = 512 + random() % 500;
-                let range = rig.region().slice(first * PAGE_SIZE, 12 * PAGE_SIZE).unwrap();
-                rig.swapper.discard(range).unwrap();
-                perform(rig.region(), drop_of(backing), range).unwrap();
-                // No page comes back while a mapping changes: without a pause nobody would get anywhere.
-                let (before, discarded) = (writes.load(Ordering::Relaxed), Instant::now());
-                while writes.load(Ordering::Relaxed) == before && discarded.elapsed() < PAUSE {
-                    std::thread::yield_now();
-                }
+                let Storm { writes, evictions, .. } = storm;
+                assert!(
+                    !late,
+                    "{backing}: {writes:?} writes, {evictions:?} evictions, {:?} after {STORM:?}",
+                    rig.heard
+                );
+                storm.discard(random());
             }
         });
         rig.handlers.stop().unwrap();
