@@ -8,6 +8,8 @@ use guest_mem::{PAGE_SIZE, Page};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::page::{Extent, FilePage};
+
 /// How a file store reaches its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileIo {
@@ -81,7 +83,7 @@ impl Disk {
     /// Tries direct I/O of one page: some file systems take the flag and then want more than a page's alignment.
     fn works(&self) -> Result<bool, NotOpened> {
         let mut page = [Page::ZERO];
-        match self.write(&page, 0).and_then(|()| self.read(&mut [&mut page], 0)) {
+        match self.write(&page, FilePage::FIRST).and_then(|()| self.read(&mut [&mut page], FilePage::FIRST)) {
             Ok(()) => Ok(true),
             Err(Failed { why: Why::Errno(Errno::INVAL), .. }) => Ok(false),
             Err(Failed { why: Why::Errno(errno), .. }) => Err(("writing a first page to", errno)),
@@ -108,7 +110,7 @@ impl Disk {
     }
 
     /// Writes the pages at page `first` of the file.
-    pub(super) fn write(&self, pages: &[Page], first: u64) -> Result<(), Failed> {
+    pub(super) fn write(&self, pages: &[Page], first: FilePage) -> Result<(), Failed> {
         let bytes = Page::bytes(pages);
         transfer(bytes.len(), first, |done, offset| {
             rustix::io::pwritev(&self.file, &[IoSlice::new(&bytes[done..])], offset)
@@ -116,7 +118,7 @@ impl Disk {
     }
 
     /// Reads from page `first` of the file into each part in turn.
-    pub(super) fn read(&self, parts: &mut [&mut [Page]], first: u64) -> Result<(), Failed> {
+    pub(super) fn read(&self, parts: &mut [&mut [Page]], first: FilePage) -> Result<(), Failed> {
         let mut buffers: Vec<IoSliceMut<'_>> =
             parts.iter_mut().map(|part| IoSliceMut::new(Page::bytes_mut(part))).collect();
         let mut buffers = buffers.as_mut_slice();
@@ -129,14 +131,15 @@ impl Disk {
     }
 
     /// Gives the disk behind these pages back. Returns whether the file system could.
-    pub(super) fn punch(&self, first: u64, pages: u64) -> bool {
+    pub(super) fn punch(&self, Extent { first, pages }: Extent) -> bool {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&self.file, flags, first * PAGE_SIZE, pages * PAGE_SIZE).is_ok()
+        rustix::fs::fallocate(&self.file, flags, first.offset(), pages * PAGE_SIZE).is_ok()
     }
 
     /// Gives all of the disk back. No thread may read or write meanwhile.
     pub(super) fn punch_all(&self) {
-        if self.held() != Ok(0) && !self.punch(0, self.len / PAGE_SIZE) {
+        if self.held() != Ok(0) && !self.punch(Extent { first: FilePage::FIRST, pages: self.len / PAGE_SIZE })
+        {
             // Without holes, by length. If it cannot even be set, reads and writes say so.
             let _ = rustix::fs::ftruncate(&self.file, 0)
                 .and_then(|()| rustix::fs::ftruncate(&self.file, self.len));
@@ -155,14 +158,14 @@ impl Disk {
 /// failed.
 fn transfer(
     len: usize,
-    first: u64,
+    first: FilePage,
     mut step: impl FnMut(usize, u64) -> Result<usize, Errno>,
 ) -> Result<(), Failed> {
     const PAGE: usize = PAGE_SIZE as usize;
     let mut done = 0;
     while done < len {
         let failed = |why| Err(Failed { pages: done / PAGE, why });
-        match step(done, first * PAGE_SIZE + done as u64) {
+        match step(done, first.offset() + done as u64) {
             Ok(moved) if moved < PAGE => return failed(Why::Short { wanted: len - done, done: moved }),
             Ok(moved) => done += moved / PAGE * PAGE,
             Err(Errno::INTR) => {}
@@ -204,7 +207,7 @@ mod tests {
     fn moved(per_call: &[Result<usize, Errno>], pages: usize) -> (Result<(), Failed>, Vec<(usize, u64)>) {
         let mut calls = Vec::new();
         let mut answers = per_call.iter();
-        let done = transfer(pages * 4096, 10, |done, offset| {
+        let done = transfer(pages * 4096, FilePage::new(10), |done, offset| {
             calls.push((done, offset));
             *answers.next().expect("no more calls than answers")
         });

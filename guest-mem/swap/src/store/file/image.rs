@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use guest_mem::{PAGE_SIZE, Page};
 
 use super::disk::Disk;
+use super::page::FilePage;
 use crate::store::{Slot, Store, StoreError, Usage, check_shape};
 
 const NAME: &str = "snapshot";
@@ -46,7 +47,7 @@ impl ImageStore {
     }
 
     fn is_ours(&self, slot: Slot) -> bool {
-        slot.raw().checked_sub(1).is_some_and(|page| self.pages.contains(&page))
+        FilePage::of(slot).is_some_and(|page| self.pages.contains(&page.number()))
     }
 }
 

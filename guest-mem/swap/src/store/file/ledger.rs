@@ -5,9 +5,9 @@
 //! that it has, which is cheaper than having them allocated anew.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
 use super::extents::Extents;
+use super::page::{Extent, FilePage};
 
 /// Pages of a chunk: 1 MiB.
 pub(super) const CHUNK: u64 = 256;
@@ -40,7 +40,7 @@ pub(super) enum Disk {
     /// Nothing.
     Keep,
     /// Give these chunks' back: nothing in them is taken.
-    Punch(Vec<Range<u64>>),
+    Punch(Vec<Extent>),
     /// Give everything back: no page is taken.
     PunchAll,
 }
@@ -58,14 +58,15 @@ impl Ledger {
     }
 
     /// Takes `pages` pages to be written. `None` if there is no room.
-    pub(super) fn take(&mut self, pages: u64) -> Option<Vec<Range<u64>>> {
+    pub(super) fn take(&mut self, pages: u64) -> Option<Vec<Extent>> {
         let taken = self.extents.take(pages)?;
-        let last = taken.iter().map(|extent| extent.end.div_ceil(CHUNK)).max().unwrap_or(0) as usize;
+        let last =
+            taken.iter().map(|extent| extent.end().number().div_ceil(CHUNK)).max().unwrap_or(0) as usize;
         if last > self.chunks.len() {
             self.chunks.resize(last, Chunk::default());
         }
-        for page in taken.iter().flat_map(Clone::clone) {
-            let chunk = &mut self.chunks[(page / CHUNK) as usize];
+        for page in taken.iter().flat_map(|extent| extent.each()) {
+            let chunk = &mut self.chunks[Self::chunk_of(page)];
             chunk.taken += 1;
             chunk.backed = true;
         }
@@ -74,24 +75,24 @@ impl Ledger {
     }
 
     /// Counts pages that were taken as stored.
-    pub(super) fn keep(&mut self, extents: &[Range<u64>]) {
-        for page in extents.iter().flat_map(Clone::clone) {
+    pub(super) fn keep(&mut self, extents: &[Extent]) {
+        for page in extents.iter().flat_map(|extent| extent.each()) {
             let (chunk, word, bit) = Self::place(page);
             self.chunks[chunk].stored[word] |= bit;
             self.stored += 1;
         }
     }
 
-    /// Whether a page of this number is stored.
-    pub(super) fn is_stored(&self, page: u64) -> bool {
+    /// Whether this page is stored. It may be none of the file's.
+    pub(super) fn is_stored(&self, page: FilePage) -> bool {
         let (chunk, word, bit) = Self::place(page);
         self.chunks.get(chunk).is_some_and(|chunk| chunk.stored[word] & bit != 0)
     }
 
     /// Frees pages: those that are not stored are passed over.
-    pub(super) fn free(&mut self, pages: impl Iterator<Item = u64>) -> Disk {
+    pub(super) fn free(&mut self, pages: impl Iterator<Item = FilePage>) -> Disk {
         // Neighbours go back as one extent.
-        let mut run = 0..0;
+        let mut run = Extent::EMPTY;
         let before = self.stored;
         for page in pages {
             if !self.is_stored(page) {
@@ -100,11 +101,11 @@ impl Ledger {
             let (chunk, word, bit) = Self::place(page);
             self.chunks[chunk].stored[word] &= !bit;
             self.stored -= 1;
-            if page == run.end {
-                run.end += 1;
+            if page == run.end() {
+                run.pages += 1;
             } else {
                 self.give(run);
-                run = page..page + 1;
+                run = Extent { first: page, pages: 1 };
             }
         }
         self.give(run);
@@ -112,32 +113,37 @@ impl Ledger {
     }
 
     /// Gives pages back that were taken and could not be written.
-    pub(super) fn abandon(&mut self, extents: Vec<Range<u64>>) -> Disk {
+    pub(super) fn abandon(&mut self, extents: Vec<Extent>) -> Disk {
         for extent in extents {
             self.give(extent);
         }
         self.disk()
     }
 
-    fn place(page: u64) -> (usize, usize, u64) {
-        let within = page % CHUNK;
-        ((page / CHUNK) as usize, (within / 64) as usize, 1 << (within % 64))
+    fn chunk_of(page: FilePage) -> usize {
+        (page.number() / CHUNK) as usize
     }
 
-    fn give(&mut self, pages: Range<u64>) {
-        if pages.is_empty() {
+    /// The chunk of a page, and the word and the bit of it in there.
+    fn place(page: FilePage) -> (usize, usize, u64) {
+        let within = page.number() % CHUNK;
+        (Self::chunk_of(page), (within / 64) as usize, 1 << (within % 64))
+    }
+
+    fn give(&mut self, extent: Extent) {
+        if extent.pages == 0 {
             return;
         }
-        for page in pages.clone() {
-            let number = (page / CHUNK) as usize;
+        for page in extent.each() {
+            let number = Self::chunk_of(page);
             let chunk = &mut self.chunks[number];
             chunk.taken -= 1;
             if chunk.taken == 0 {
                 self.idle.push_back(number);
             }
         }
-        self.taken -= pages.end - pages.start;
-        self.extents.give(pages);
+        self.taken -= extent.pages;
+        self.extents.give(extent);
     }
 
     fn disk(&mut self) -> Disk {
@@ -146,7 +152,7 @@ impl Ledger {
             self.chunks.clear();
             return Disk::PunchAll;
         }
-        let mut holes: Vec<Range<u64>> = Vec::new();
+        let mut holes: Vec<Extent> = Vec::new();
         while self.idle.len() > SPARE {
             let Some(number) = self.idle.pop_front() else { break };
             let chunk = &mut self.chunks[number];
@@ -154,10 +160,10 @@ impl Ledger {
             if chunk.taken > 0 || !std::mem::replace(&mut chunk.backed, false) {
                 continue;
             }
-            let pages = number as u64 * CHUNK..(number as u64 + 1) * CHUNK;
+            let first = FilePage::new(number as u64 * CHUNK);
             match holes.last_mut() {
-                Some(hole) if hole.end == pages.start => hole.end = pages.end,
-                _ => holes.push(pages),
+                Some(hole) if hole.end() == first => hole.pages += CHUNK,
+                _ => holes.push(Extent { first, pages: CHUNK }),
             }
         }
         if holes.is_empty() { Disk::Keep } else { Disk::Punch(holes) }
@@ -170,7 +176,12 @@ mod tests {
 
     use super::*;
 
-    fn put(ledger: &mut Ledger, pages: u64) -> Vec<Range<u64>> {
+    /// The pages from one number up to another.
+    fn extent(first: u64, end: u64) -> Extent {
+        Extent::between(FilePage::new(first), FilePage::new(end))
+    }
+
+    fn put(ledger: &mut Ledger, pages: u64) -> Vec<Extent> {
         let extents = ledger.take(pages).unwrap();
         ledger.keep(&extents);
         extents
@@ -179,8 +190,11 @@ mod tests {
     /// So many chunks, each with only its page 7 stored, and the first SPARE of them then idle.
     fn spare_chunks_idle(chunks: u64) -> Ledger {
         let mut ledger = Ledger::new(100 * CHUNK);
-        assert_eq!(put(&mut ledger, chunks * CHUNK), one(&(0..chunks * CHUNK)));
-        assert_eq!(ledger.free((0..chunks * CHUNK).filter(|page| page % CHUNK != 7)), Disk::Keep);
+        assert_eq!(put(&mut ledger, chunks * CHUNK), one(&extent(0, chunks * CHUNK)));
+        assert_eq!(
+            ledger.free(extent(0, chunks * CHUNK).each().filter(|page| page.number() % CHUNK != 7)),
+            Disk::Keep
+        );
         for chunk in 0..SPARE as u64 {
             assert_eq!(free_last(&mut ledger, chunk), Disk::Keep);
         }
@@ -188,17 +202,21 @@ mod tests {
     }
 
     fn free_last(ledger: &mut Ledger, chunk: u64) -> Disk {
-        ledger.free(std::iter::once(chunk * CHUNK + 7))
+        ledger.free(std::iter::once(FilePage::new(chunk * CHUNK + 7)))
     }
 
     #[test]
     fn disk_goes_back_by_the_chunk_beyond_the_spare_ones() {
         let spare = SPARE as u64;
         let mut ledger = spare_chunks_idle(spare + 4);
-        assert_eq!(free_last(&mut ledger, spare), Disk::Punch(one(&(0..CHUNK)).to_vec()));
-        let both = [spare + 1, spare + 2].map(|chunk| chunk * CHUNK + 7);
-        assert_eq!(ledger.free(both.into_iter()), Disk::Punch(one(&(CHUNK..3 * CHUNK)).to_vec()));
-        assert_eq!(ledger.free([7, CHUNK + 7, u64::MAX].into_iter()), Disk::Keep, "not stored, passed over");
+        assert_eq!(free_last(&mut ledger, spare), Disk::Punch(one(&extent(0, CHUNK)).to_vec()));
+        let both = [spare + 1, spare + 2].map(|chunk| FilePage::new(chunk * CHUNK + 7));
+        assert_eq!(ledger.free(both.into_iter()), Disk::Punch(one(&extent(CHUNK, 3 * CHUNK)).to_vec()));
+        assert_eq!(
+            ledger.free([7, CHUNK + 7, u64::MAX].map(FilePage::new).into_iter()),
+            Disk::Keep,
+            "not stored, passed over"
+        );
         assert_eq!(ledger.stored(), 1);
         assert_eq!(free_last(&mut ledger, spare + 3), Disk::PunchAll);
         assert_eq!(ledger.stored(), 0);
@@ -209,10 +227,10 @@ mod tests {
         let spare = SPARE as u64;
         let mut ledger = spare_chunks_idle(spare + 2);
         // The only run as long is the first, over all the idle chunks.
-        let again = 0..spare * CHUNK;
+        let again = extent(0, spare * CHUNK);
         assert_eq!(put(&mut ledger, spare * CHUNK), one(&again));
         assert_eq!(free_last(&mut ledger, spare), Disk::Keep);
-        assert!(again.clone().all(|page| ledger.is_stored(page)));
+        assert!(again.each().all(|page| ledger.is_stored(page)));
         assert_eq!(ledger.stored(), spare * CHUNK + 1);
     }
 
@@ -221,8 +239,8 @@ mod tests {
         let mut ledger = Ledger::new(CHUNK);
         let kept = put(&mut ledger, 3);
         let taken = ledger.take(5).unwrap();
-        assert!(ledger.is_stored(2) && !ledger.is_stored(3));
-        assert_eq!(ledger.free(0..8), Disk::Keep, "five are still being written");
+        assert!(ledger.is_stored(FilePage::new(2)) && !ledger.is_stored(FilePage::new(3)));
+        assert_eq!(ledger.free(extent(0, 8).each()), Disk::Keep, "five are still being written");
         assert_eq!(ledger.abandon(taken), Disk::PunchAll);
         assert_eq!(kept, ledger.take(3).unwrap());
         assert!(ledger.take(CHUNK).is_none());

@@ -10,10 +10,10 @@ mod disk;
 mod extents;
 mod image;
 mod ledger;
+mod page;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,6 +23,7 @@ pub use self::disk::FileIo;
 use self::disk::{Disk, Failed, Why};
 pub use self::image::ImageStore;
 use self::ledger::Ledger;
+use self::page::{Extent, FilePage};
 use super::{Slot, Store, StoreError, Usage, check_shape};
 use guest_mem::remedy::{self, Asked};
 use guest_mem::{PAGE_SIZE, Page};
@@ -63,7 +64,7 @@ pub struct FileStore {
 
 /// Consecutive pages of the file that go to consecutive pages of the batch.
 struct Piece<'a> {
-    first: u64,
+    first: FilePage,
     index: usize,
     pages: &'a mut [Page],
 }
@@ -95,10 +96,6 @@ impl FileStore {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn page_of(slot: Slot) -> Option<u64> {
-        slot.raw().checked_sub(1)
-    }
-
     /// Gives disk back. The ledger is locked, so that pages which are being punched out are not taken.
     fn settle(&self, _locked: MutexGuard<'_, Ledger>, disk: ledger::Disk) {
         match disk {
@@ -106,19 +103,19 @@ impl FileStore {
             ledger::Disk::Punch(holes) => {
                 for hole in holes {
                     // Where the file system cannot, disk goes back when the store is empty.
-                    self.disk.punch(hole.start, hole.end - hole.start);
+                    self.disk.punch(hole);
                 }
             }
             ledger::Disk::PunchAll => self.disk.punch_all(),
         }
     }
 
-    fn write(&self, pages: &[Page], extents: &[Range<u64>]) -> Result<(), StoreError> {
+    fn write(&self, pages: &[Page], extents: &[Extent]) -> Result<(), StoreError> {
         let mut index = 0;
         for extent in extents {
-            let end = index + (extent.end - extent.start) as usize;
-            let written = self.disk.write(&pages[index..end], extent.start);
-            written.map_err(|failed| error("writing at", index, extent.start, failed))?;
+            let end = index + extent.pages as usize;
+            let written = self.disk.write(&pages[index..end], extent.first);
+            written.map_err(|failed| error("writing at", index, extent.first, failed))?;
             index = end;
         }
         Ok(())
@@ -127,7 +124,7 @@ impl FileStore {
     fn check(&self, slots: &[Slot]) -> Result<(), StoreError> {
         let ledger = self.ledger();
         let missing =
-            slots.iter().position(|&slot| !Self::page_of(slot).is_some_and(|page| ledger.is_stored(page)));
+            slots.iter().position(|&slot| !FilePage::of(slot).is_some_and(|page| ledger.is_stored(page)));
         match missing {
             None => Ok(()),
             Some(index) => Err(StoreError::NoSuchPage { store: NAME, index, slot: slots[index] }),
@@ -152,8 +149,8 @@ impl Store for FileStore {
             return Err(error);
         }
         self.ledger().keep(&extents);
-        for (slot, page) in slots.iter_mut().zip(extents.into_iter().flatten()) {
-            *slot = Slot::packed(page + 1);
+        for (slot, page) in slots.iter_mut().zip(extents.into_iter().flat_map(Extent::each)) {
+            *slot = page.slot();
         }
         Ok(())
     }
@@ -166,7 +163,7 @@ impl Store for FileStore {
 
     fn free(&self, slots: &[Slot]) {
         let mut ledger = self.ledger();
-        let disk = ledger.free(slots.iter().filter_map(|&slot| Self::page_of(slot)));
+        let disk = ledger.free(slots.iter().filter_map(|&slot| FilePage::of(slot)));
         self.settle(ledger, disk);
     }
 
@@ -182,7 +179,7 @@ impl Store for FileStore {
 fn read(disk: &Disk, store: &'static str, slots: &[Slot], pages: &mut [Page]) -> Result<u64, StoreError> {
     let mut pieces = pieces(slots, pages);
     pieces.sort_unstable_by_key(|piece| piece.first);
-    let end = |piece: &Piece<'_>| piece.first + piece.pages.len() as u64;
+    let end = |piece: &Piece<'_>| piece.first.after(piece.pages.len() as u64);
     let mut calls = 0;
     for run in pieces.chunk_by_mut(|piece, next| end(piece) == next.first) {
         for run in run.chunks_mut(MAX_PARTS) {
@@ -190,7 +187,7 @@ fn read(disk: &Disk, store: &'static str, slots: &[Slot], pages: &mut [Page]) ->
             let mut parts: Vec<&mut [Page]> = run.iter_mut().map(|piece| &mut *piece.pages).collect();
             if let Err(failed) = disk.read(&mut parts, first) {
                 let index = index_after(run, failed.pages);
-                return Err(error_at((store, "reading at"), index, first + failed.pages as u64, failed));
+                return Err(error_at((store, "reading at"), index, first.after(failed.pages as u64), failed));
             }
             calls += 1;
         }
@@ -204,7 +201,8 @@ fn pieces<'a>(slots: &[Slot], mut pages: &'a mut [Page]) -> Vec<Piece<'a>> {
     let mut index = 0;
     for run in slots.chunk_by(|slot, next| slot.raw() + 1 == next.raw()) {
         let (these, rest) = std::mem::take(&mut pages).split_at_mut(run.len());
-        pieces.push(Piece { first: run[0].raw() - 1, index, pages: these });
+        let first = FilePage::of(run[0]).expect("the slots are checked");
+        pieces.push(Piece { first, index, pages: these });
         pages = rest;
         index += run.len();
     }
@@ -222,17 +220,17 @@ fn index_after(pieces: &[Piece<'_>], mut done: usize) -> usize {
     pieces.last().map_or(0, |piece| piece.index)
 }
 
-fn error(attempt: &'static str, index: usize, first: u64, failed: Failed) -> StoreError {
-    error_at((NAME, attempt), index + failed.pages, first + failed.pages as u64, failed)
+fn error(attempt: &'static str, index: usize, first: FilePage, failed: Failed) -> StoreError {
+    error_at((NAME, attempt), index + failed.pages, first.after(failed.pages as u64), failed)
 }
 
 fn error_at(
     (store, attempt): (&'static str, &'static str),
     index: usize,
-    page: u64,
+    page: FilePage,
     failed: Failed,
 ) -> StoreError {
-    let offset = page * PAGE_SIZE;
+    let offset = page.offset();
     match failed.why {
         Why::Errno(source) => StoreError::Io { store, attempt, index, offset, source },
         Why::Short { wanted, done } => StoreError::Short { store, attempt, index, offset, wanted, done },
