@@ -1,4 +1,4 @@
-//! What recording costs, measured beside its own absence.
+//! The cost of recording, measured against the same without it.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub fn empty_invalidation_ns() -> f64 {
 
 /// Announces a range to a KVM of this process, as the kernel does when memory goes, and times it.
 pub struct Announcer {
-    /// A VM without memory is told all the same.
+    /// Even a VM without memory is notified.
     _vm: VmFd,
     region: Region,
 }
@@ -54,7 +54,7 @@ impl Announcer {
         Some(Self { _vm: vm, region })
     }
 
-    /// Where it announces.
+    /// The range that it announces.
     pub fn range(&self) -> HvaRange {
         self.region.range()
     }

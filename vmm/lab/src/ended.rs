@@ -1,4 +1,4 @@
-//! How a run ends.
+//! The end of a run.
 
 use std::fmt;
 
@@ -10,31 +10,20 @@ use machine::VmError;
 use program::exit::{Class, Classified};
 use program::input::InputError;
 
-/// Why a run ended before its last row.
+/// An error that ends a run before its last row.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum RunError {
-    /// The guest kernel that the scenario names cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// A Linux guest needs a kernel.
     #[error("a Linux guest needs a kernel: name one with `--kernel FILE`, or `kernel` in the scenario")]
     NoLinuxKernel,
-    /// The Linux guest did not come up.
     #[error("there is no Linux guest for this scenario")]
     Linux(#[source] LinuxError),
-    /// A machine could not be made, for a reason that the next row would meet too.
     #[error("no machine can be made for this scenario")]
     Machine(#[source] VmError),
-    /// The guest failed.
     #[error("the guest failed in case {case}, {row}")]
-    Guest {
-        /// Which case.
-        case: String,
-        /// Which row.
-        row: String,
-        /// What went wrong there.
-        source: Box<TrialError>,
-    },
+    Guest { case: String, row: String, source: Box<TrialError> },
 }
 
 impl Classified for RunError {
@@ -49,14 +38,14 @@ impl Classified for RunError {
     }
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Debug)]
 pub enum Ended {
     /// Every row was made.
     Complete,
     /// The user stopped it.
     Cancelled,
-    /// By what would have befallen every other row as well.
+    /// By an error that every other row would have met, too.
     Failed(RunError),
 }
 

@@ -1,4 +1,4 @@
-//! Why a trial did not come to its end.
+//! The errors that end a trial.
 
 use guest_mem::{CgroupError, ReclaimError, RegionError, ScanError, SeamError};
 use notifier_bridge::ResolveError;
@@ -7,34 +7,26 @@ use super::own_swap::OwnSwapError;
 use guest::GuestError;
 use program::exit::{Class, Classified};
 
-/// Why a trial did not come to its end.
+/// An error that ends a trial.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum TrialError {
-    /// The guest crashed, stayed silent, or broke the protocol.
     #[error(transparent)]
     Guest(#[from] GuestError),
-    /// Page state could not be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
-    /// Memory could not be taken.
     #[error(transparent)]
     Reclaim(#[from] ReclaimError),
-    /// khugepaged could not be kept out.
     #[error(transparent)]
     Region(#[from] RegionError),
-    /// The memory could not be prepared for exact toggles.
     #[error(transparent)]
     Seam(#[from] SeamError),
-    /// The cgroup could not be squeezed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// Swap in user space failed.
     #[error(transparent)]
     OwnSwap(#[from] OwnSwapError),
-    /// The device beside the guest could not reach a page.
     #[error("the device of `shared_tlb`")]
     Device(#[from] ResolveError),
-    /// The user wants to stop.
     #[error("interrupted")]
     Cancelled,
 }

@@ -21,7 +21,7 @@ pub struct HotLoops<'a> {
     pub vcpus: &'a [u32],
 }
 
-/// How a thread waits from one look at a loop's counter to the next.
+/// The pause from one look at a loop's counter to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// It sleeps.

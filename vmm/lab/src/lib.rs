@@ -1,12 +1,21 @@
-//! Running a scenario: every row a trial (or several), every trial a fresh machine.
+//! Performs an experiment and emits its events: every row is a trial (or several), every trial has a fresh machine.
 //!
 //! ```text
 //!   Scenario ── rows ──> Trial: testbed, bridge, plan
 //!                          fill ─ hot ─ baseline ─ reclaim ─ stop ─ refault ─ sweep ─ verify
 //!                                                    │
-//!                                     ReclaimStep: plan the victim, Bridge::invalidate(operation), look what left
+//!                                     Reclaimer: plan the victim, Bridge::invalidate(operation), look what left
 //!                          ──> Event, Event, … ── RowFold ──> row of the run record
 //! ```
+//!
+//! | modules | |
+//! | --- | --- |
+//! | `runner`, `so_far`, `ended`, `no_row`, `sink` | the rows of a run, its record so far, its end |
+//! | `trial`, `journal`, `contents`, `hot_loops`, `orders` | the steps of a trial, and its events |
+//! | `reclaimer`, `notes`, `own_swap`, `pressure` | memory is taken: by address, by a cgroup, to a store of our own |
+//! | `wiring`, [`testbed`] | the listeners; the guest under KVM or the workers on the software MMU |
+//! | `tapping`, `attribute` | the kernel's own account, range by range |
+//! | `calibrate`, `refill`, `swap_watch`, `tune` | what a run measures of itself, sees of others, sets on the host |
 
 mod attribute;
 mod calibrate;

@@ -1,4 +1,4 @@
-//! Why a row has no numbers, and what that means for the rows after it.
+//! Rows without numbers: the reason, and the consequence for the rows after them.
 
 use guest_mem::{SwapInfo, with_causes};
 use swap::AttachError;
@@ -9,11 +9,10 @@ use super::own_swap::OwnSwapError;
 use super::tune::offer_of_tune;
 use experiment::scenario::RowPlan;
 
-/// What fills a store sooner than its user may have thought.
 const INCOMPRESSIBLE: &str = "the guest fills its pages with a pattern that does not compress, so that `limit` under [uffd] \
                               is to be more than all that is taken";
 
-/// Why a row has no numbers.
+/// The reason for a row without numbers.
 pub enum NoRow {
     /// This host cannot run it.
     Unavailable(String),
@@ -23,8 +22,8 @@ pub enum NoRow {
     Fatal(RunError),
 }
 
-/// What an error costs, of a guest that may have met a limit of the host: that row, since the next one has another
-/// guest, or memory of its own.
+/// The consequence of an error. One of a guest that may have met a limit of the host costs that row alone: the next row has
+/// another guest, or memory of its own.
 pub fn failure(plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -> NoRow {
     match (error, one_row) {
         (TrialError::Cancelled, _) => NoRow::Cancelled,
@@ -34,7 +33,6 @@ pub fn failure(plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -
             row: describe(plan),
             source: Box::new(error),
         }),
-        // What this host does not give, and how it would.
         (TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))), _) => {
             NoRow::Unavailable(with_causes(&why))
         }
@@ -45,7 +43,7 @@ pub fn failure(plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -
     }
 }
 
-/// What this row needs and the host has not, with the remedy.
+/// The thing that this row needs and the host lacks, with the remedy.
 pub fn unavailable(plan: &RowPlan<'_>, memory: u64, tuned: bool) -> Option<String> {
     let combination = &plan.combination;
     if let Some(why) = combination.backing.unavailable_here(memory) {

@@ -1,4 +1,4 @@
-//! What happens in an operation, before it goes into the stream: nothing is encoded while a bracket is open.
+//! The announcements and system calls of an operation, before they go into the stream: nothing is encoded inside a bracket.
 
 use guest_mem::{HvaRange, Order, PAGE_SIZE, Planned, Region};
 use notifier_bridge::InvalidationRecord;
@@ -21,7 +21,6 @@ struct Call {
 /// The notes of the operation in progress.
 #[derive(Debug, Default)]
 pub struct Notes {
-    /// What was announced.
     pub records: Vec<InvalidationRecord>,
     calls: Vec<Call>,
     /// The calls of the step so far, where the kernel's account of it is kept.
@@ -84,7 +83,7 @@ impl Notes {
     }
 }
 
-/// What was planned for one operation.
+/// The ranges planned for one operation.
 pub fn planned_ranges(planned: &[Planned]) -> Ranges {
     let bytes = planned.iter().map(|planned| planned.range().len()).sum();
     Ranges { ranges: planned.len() as u64, bytes }

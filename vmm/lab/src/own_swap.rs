@@ -29,31 +29,24 @@ use guest::{CrashKind, CrashReport};
 use notifier_bridge::hook;
 use program::exit::{Class, Classified};
 
-/// Why there is no swap in user space.
+/// An error of the swap in user space.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum OwnSwapError {
-    /// The memory cannot be taken over.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// Nobody to serve faults, or one of them gave up.
     #[error(transparent)]
     Handlers(#[from] HandlerError),
-    /// No memory for a store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No file for a store.
     #[error(transparent)]
     File(#[from] FileStoreError),
-    /// No buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
-    /// Pages could not be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
-    /// Pages could not be evicted.
     #[error(transparent)]
     Evict(#[from] EvictError),
-    /// Page state could not be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
 }
@@ -91,9 +84,6 @@ pub struct OwnSwap {
 
 impl OwnSwap {
     /// Takes the testbed's arena over. The handlers sit on the vCPUs' `processors`, one after the other.
-    ///
-    /// # Errors
-    /// [`OwnSwapError`].
     pub fn start(
         testbed: &dyn Testbed,
         bridge: &Arc<Bridge>,
@@ -171,9 +161,6 @@ pub struct OwnEvictor<'s> {
 
 impl OwnEvictor<'_> {
     /// Begins to watch a range. That takes translations too, and is announced, block by block.
-    ///
-    /// # Errors
-    /// [`OwnSwapError`].
     pub fn watch(
         &mut self,
         clock: &Clock<'_>,
@@ -199,9 +186,6 @@ impl OwnEvictor<'_> {
 
     /// Evicts a range, and says what the kernel was expected to announce for it, and how many nanoseconds it took: what it
     /// announces, and what the listeners make of it, not included. Write protection and drop are announced, each in a bracket of its own: both take translations.
-    ///
-    /// # Errors
-    /// [`OwnSwapError`].
     pub fn take(
         &mut self,
         range: HvaRange,
@@ -292,10 +276,10 @@ fn protection(
     Ok(())
 }
 
-/// What a handler does with what it hears.
+/// Announces what the handlers' events report, and ends the guest for a lost page.
 struct Hearer {
     bridge: Arc<Bridge>,
-    /// What the events announced.
+    /// The ranges announced for events.
     heard: Arc<Mutex<Ranges>>,
     breaker: Breaker,
     region: HvaRange,
@@ -320,7 +304,7 @@ impl Observer for Hearer {
             Event::Remap { from, .. } => (Cause::Remap, *from),
             Event::Fault(_) => return,
         };
-        // Whatever of it lies elsewhere concerns none of our listeners.
+        // Our listeners have nothing outside the region.
         let Some(range) = range.intersection(self.region) else { return };
         let mut records = Vec::with_capacity(1);
         self.bridge.invalidate(&mut records, &self.invalidation(cause, range), || ());

@@ -38,7 +38,7 @@ impl<'c> Pressure<'c> {
 
 impl Drop for Made<'_> {
     fn drop(&mut self) {
-        // What cannot be undone stays outstanding: it is tried again with the other changes, and said then.
+        // A change that cannot be undone stays outstanding: it is undone with the others, or reported then.
         let _ = self.changes.undo(self.change);
     }
 }

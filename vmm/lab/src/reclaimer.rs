@@ -7,7 +7,7 @@
 //!     └─ look again: what really left
 //! ```
 //!
-//! What the kernel does inside one call is announced before it, see [`notifier_bridge::hook`].
+//! Everything that the kernel announces inside one call is announced before it, see [`notifier_bridge::hook`].
 
 mod own;
 
@@ -37,19 +37,18 @@ use host::signals::Cancel;
 use machine::Leaves;
 use notifier_bridge::hook;
 
-/// How often MADV_PAGEOUT is asked for the same pages. It passes over a page that somebody holds for a moment
-/// (a fault in progress on another page of the same folio is enough), and says nothing. A repetition is part of
+/// The most attempts of MADV_PAGEOUT for the same pages. It passes over a page that is held for a moment (a fault in progress
+/// on another page of the same folio is enough), and returns no error. A repetition is part of
 /// the same operation: what it announces was announced.
 const ATTEMPTS: u32 = 12;
 
-/// Attempts made one right after another; who still holds the page then may have lost its CPU meanwhile, and is waited
-/// for.
+/// Attempts without a pause between them. A thread that still holds the page then may have lost its CPU, and is waited for.
 const AT_ONCE: u32 = 3;
 
-/// How long all victims of a trial together may be waited for. Where the swap device is full, none of them ever leaves.
+/// The longest time to wait for all victims of a trial together. Where the swap device is full, none of them ever leaves.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What is done to each victim.
+/// The way in which each victim is taken.
 #[derive(Clone, Copy, Debug)]
 pub enum Method<'a> {
     /// One system call for each.
@@ -68,10 +67,10 @@ pub struct Reclaimer<'a> {
     device: Option<&'a Device>,
     /// Whether zaps take the mapping by which `MADV_PAGEOUT` finds a page, so that it must be put back first.
     zaps_unmap: bool,
-    /// Nobody but the kernel zaps: what it drops shows only in KVM's statistics around each operation.
+    /// Only the kernel zaps: its zaps show only in KVM's statistics around each operation.
     kernel_alone: bool,
     cancel: &'a Cancel,
-    /// How long victims may still be waited for.
+    /// The time left to wait for victims.
     patience: Duration,
     scanner: PageScanner,
     planner: Planner,
@@ -79,7 +78,7 @@ pub struct Reclaimer<'a> {
     replanned: Vec<Planned>,
     runs: Vec<PageRun>,
     folios: NamedFolios,
-    /// What happens in the operation in progress.
+    /// The notes of the operation in progress.
     notes: Notes,
     /// Whether the kernel announces what is planned, and nothing else.
     exact: bool,
@@ -135,14 +134,14 @@ impl<'a> Reclaimer<'a> {
         self.hot = hot.to_vec();
     }
 
-    /// How the host maps the arena now.
+    /// The host's mapping of the arena now.
     pub fn layout(&mut self) -> Result<&[PageRun], TrialError> {
         let arena = self.arena();
         self.scanner.scan_region(arena, arena.range(), &mut self.runs)?;
         Ok(&self.runs)
     }
 
-    /// How many of the arena's pages that `wanted` picks are in memory.
+    /// The number of the arena's pages, of those that `wanted` picks, that are in memory.
     pub fn resident(&mut self, wanted: impl Fn(u64) -> bool) -> Result<u64, TrialError> {
         let arena = self.arena();
         let runs = self.layout()?.iter().filter(|run| run.state.is_resident());
@@ -171,7 +170,7 @@ impl<'a> Reclaimer<'a> {
         self.notes.end(self.arena().range(), end, journal);
     }
 
-    /// What the device saw so far, if there is one.
+    /// Counts of the device so far, if there is one.
     pub fn device_counts(&self) -> Option<DeviceCounts> {
         let stats = self.device.map(Device::stats)?;
         Some(DeviceCounts { entries_dropped: stats.entries_dropped, empty_flushes: stats.empty_flushes })
@@ -328,7 +327,7 @@ impl<'a> Reclaimer<'a> {
         self.kernel_alone.then(|| self.testbed.leaves())
     }
 
-    /// What the kernel alone dropped since then.
+    /// The translations that only the kernel dropped since then.
     fn dropped_since(&self, before: Option<Option<Leaves>>) -> Dropped {
         let Some(before) = before else { return Dropped::ByListeners };
         let Some((before, after)) = before.zip(self.testbed.leaves()) else { return Dropped::Unknown };
@@ -343,15 +342,15 @@ impl<'a> Reclaimer<'a> {
         Ok(PageCounts::of(&self.runs))
     }
 
-    /// What memory is that is about to be taken and whose pages have just been looked at.
+    /// How the memory that is about to be taken is mapped, by the page runs of the last look.
     fn what_it_was(&mut self, range: HvaRange) -> Result<Was, TrialError> {
         let arena = self.arena();
         self.folios.look(&mut self.scanner, arena, range)?;
         Ok(self.folios.judge(arena.backing(), &self.runs).into())
     }
 
-    /// Lets the cgroup choose. Nothing is known before the fact, so what went is found by looking, and
-    /// announced afterwards: the kernel's own notifier has done its part by then.
+    /// Lets the cgroup choose. Its victims are not known beforehand: they are found by a scan afterwards, and announced when the
+    /// kernel's own notifier has done its part.
     fn squeeze(
         &mut self,
         cgroup: &MemoryCgroup,
@@ -397,7 +396,7 @@ impl<'a> Reclaimer<'a> {
     }
 }
 
-/// What was resident before and is not after, as it was before. Both lists tile the same range.
+/// The runs that were resident before and are not after, in their state before. Both lists tile the same range.
 fn departed(before: &[PageRun], after: &[PageRun]) -> Vec<PageRun> {
     let mut went = Vec::new();
     let mut rest = after.iter().peekable();

@@ -1,5 +1,5 @@
-//! How fast hot loops get their translations back: what a replay must know to say how far a loop comes between two
-//! zaps that take all it has.
+//! Measures how fast hot loops get their translations back. A replay needs it to predict how far a loop comes between two zaps
+//! of all its translations.
 //!
 //! After a row is over and verified, its hot loops start once more, and a few times every memslot is zapped under them.
 //! Between two zaps nothing is done but look at the clock:
@@ -28,9 +28,9 @@ use host::signals::Cancel;
 
 /// The two gaps, nanoseconds: a few faults, and a few dozen.
 const GAPS: [u64; 2] = [100_000, 500_000];
-/// How many of each: the medians count, so that a neighbour's burst moves nothing.
+/// The number of gaps of each length: the medians count, so that a burst of other load moves nothing.
 const TIMES: u64 = 11;
-/// How often the loops are let come round.
+/// The number of times that the loops are let come round.
 const AROUND: u64 = 5;
 /// With more slots a zap of all takes longer than the answer is worth.
 const MOST_SLOTS: usize = 512;

@@ -40,7 +40,7 @@ use machine::pc::PcError;
 use machine::{Machine, VmConfig, VmError};
 use program::input::{self, FileKind};
 
-/// Who accesses the memory.
+/// The user of the memory.
 pub enum Backend {
     /// A guest under KVM.
     Kvm(Kvm),
@@ -73,7 +73,7 @@ pub trait Progress {
 pub struct RunOutcome {
     /// The record, of as many rows as were made.
     pub record: RunRecord,
-    /// Why there are no more.
+    /// The end of the run.
     pub ended: Ended,
     /// Rows that failed, as against those that this host cannot run.
     pub failed: u32,
@@ -90,17 +90,17 @@ pub struct Runner<'a> {
     /// The Linux guest, once a row needed it: it serves them all.
     linux: Option<Rc<LinuxMachine>>,
     tap: Tapping,
-    /// By whom the host is changed, and whether its switches are.
+    /// Changes the host, its switches only with `--tune`.
     changes: Option<&'a HostChanges>,
     tuner: Option<Tuner<'a>>,
-    /// Who translates, once a row needed to know.
+    /// The secondary MMU, once a row needed to know it.
     mmu: Option<SecondaryMmu>,
     /// The row being made, and what happens in it.
     row: u32,
     journal: Journal,
     /// The events of the row that was made last, for the log.
     events: Option<Section>,
-    /// What was asked about hot loops: the case and all of the combination but its policy and its zap.
+    /// The rows whose hot loops were measured: the case, and the combination without its policy and its zap.
     refilled: Vec<(String, Backing, Reclaim, u64)>,
 }
 
@@ -303,7 +303,7 @@ impl<'a> Runner<'a> {
         made.into_iter().filter_map(device).collect()
     }
 
-    /// What a replay takes rows together by: all but policy and zap.
+    /// The label of a row without its policy and its zap: a replay takes rows of one kind together.
     fn kind_of(plan: &RowPlan<'_>) -> (String, Backing, Reclaim, u64) {
         let of = &plan.combination;
         (plan.case.name.clone(), of.backing, of.reclaim, of.granule.bytes())
@@ -400,7 +400,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Who used the memory.
+    /// The user of the memory, by name.
     fn guest_name(&self) -> Option<String> {
         if let Some(machine) = &self.linux {
             return Some(format!("Linux {}", machine.release()));
@@ -412,7 +412,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// What is known of the run by now.
+    /// The facts about the run that are known by now.
     fn known(&self) -> Known {
         Known {
             guest: self.guest_name(),

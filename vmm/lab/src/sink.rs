@@ -1,4 +1,4 @@
-//! Where finished rows go.
+//! The destination of finished rows.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,20 +17,20 @@ pub trait RowSink {
     fn take(&mut self, run: &RunRecord, events: Option<Section>) -> Result<(), NotKept>;
 }
 
-/// Nobody: rows are only in the outcome.
+/// No destination: rows are only in the outcome.
 impl RowSink for () {
     fn take(&mut self, _run: &RunRecord, _events: Option<Section>) -> Result<(), NotKept> {
         Ok(())
     }
 }
 
-/// What was finished is not on the disk.
+/// A finished row is not on the disk.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}{}", path.display(), remedy::after_io(Asked::Room, source))]
 pub struct NotKept {
-    /// Which file.
+    /// The file.
     pub path: PathBuf,
-    /// What the system answered.
+    /// The system's answer.
     #[source]
     pub source: io::Error,
 }

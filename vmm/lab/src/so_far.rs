@@ -11,19 +11,16 @@ use host::HostFacts;
 /// The source revision this program was built from, if it was built from a repository.
 const REVISION: Option<&str> = option_env!("ZAPSCOPE_REVISION");
 
-/// Why what is known at the end is null before it.
+/// The reason for null keys that are known only at the end.
 const NOT_ENDED: &str =
     "the run has not ended: it goes on, or it was killed after the last row of this record";
 
-/// What comes to be known while rows are made.
+/// Facts that are known once rows are made.
 pub struct Known {
-    /// Who used the memory.
     pub guest: Option<String>,
     /// When the first vCPU first entered the guest, `CLOCK_MONOTONIC`.
     pub first_entry_ns: Option<u64>,
-    /// By what the kernel's own account is kept.
     pub tap: Option<&'static str>,
-    /// What was changed on the host.
     pub host_changes: Vec<HostChange>,
 }
 
@@ -105,7 +102,7 @@ impl RunSoFar {
         record
     }
 
-    /// Puts down what is known by now. Returns the warnings of what is not, after those that stay.
+    /// Takes the facts over. Returns the warnings that stay, and those about facts that are missing.
     fn learn(&mut self, known: Known) -> Warnings {
         let mut warnings = self.lasting.clone();
         self.record.guest = known.guest;

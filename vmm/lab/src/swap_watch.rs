@@ -1,5 +1,5 @@
-//! Where else a row's pages may have gone. Swap areas are everybody's, whoever made them: the kernel fills the one of the
-//! highest priority first, and reads back what lies in one that is switched off. Two runs with a device each take their
+//! Swap areas that are not this run's and may hold a row's pages. A swap area serves every process: the kernel fills the one
+//! of the highest priority first, and reads back what lies in one that is switched off. Two runs with a device each take their
 //! pages to the same one, and the end of one run brings pages of the other back.
 
 use std::fs::File;
@@ -24,7 +24,7 @@ impl SwapWatch {
         Self { swaps: File::open("/proc/swaps").ok(), ours, before: SwapInfo::read() }
     }
 
-    /// What the row's reader must know, if there is something.
+    /// A warning for the reader of the row, if other areas may have mattered.
     pub fn end(self) -> Option<String> {
         let changed = self.swaps.as_ref().is_some_and(has_changed);
         told(&self.ours, &self.before, &SwapInfo::read(), changed)

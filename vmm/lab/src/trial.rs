@@ -32,21 +32,21 @@ use program::output::visible;
 /// The generation that every fill writes: a machine lives for one trial.
 const GENERATION: u64 = 1;
 
-/// What a trial is given.
+/// The parts of a trial.
 pub struct TrialSetup<'a> {
     /// The machine.
     pub testbed: &'a dyn Testbed,
     /// The case's steps.
     pub steps: &'a [Step],
-    /// Which pages each of them concerns.
+    /// The pages of each step.
     pub plan: &'a Plan,
     /// The cgroup this process is in, where the combination squeezes one.
     pub cgroup: Option<&'a MemoryCgroup>,
-    /// How memory is taken where this process swaps it.
+    /// The swap in user space.
     pub uffd: &'a Uffd,
     /// The processor of each vCPU, if it has one.
     pub processors: &'a [Option<usize>],
-    /// Who keeps the kernel's account, where the kernel has a listener.
+    /// The kernel's account, where the kernel has a listener.
     pub tap: Option<&'a dyn Watch>,
     /// The TSC's rate.
     pub clock: TscRate,
@@ -54,7 +54,7 @@ pub struct TrialSetup<'a> {
     pub refill: bool,
     /// Whether to stop.
     pub cancel: &'a Cancel,
-    /// What it begins with.
+    /// Its first event, with the row's label.
     pub setting: Setting,
 }
 
@@ -138,7 +138,7 @@ impl<'a> Trial<'a> {
     fn step(&mut self, index: usize, step: &'a Step) -> Result<(), TrialError> {
         let testbed = self.testbed();
         let kind = match step {
-            // What prepares for it is none of its time.
+            // The step begins after its preparation.
             Step::Reclaim(reclaim) => return self.reclaim(index, reclaim),
             Step::Hot(hot) => {
                 let set = self.setup.plan.hot(index).expect("the plan has every hot step");
@@ -362,7 +362,7 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// Whether a step takes whatever nobody uses.
+/// Whether a step takes units that are not used.
 fn takes_idle(step: &Step) -> bool {
     matches!(step, Step::Reclaim(ReclaimStep { victims: VictimChoice::Idle(_), .. }))
 }

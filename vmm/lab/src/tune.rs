@@ -29,7 +29,7 @@ impl<'c> Tuner<'c> {
     /// Sets what `bytes` in this backing need, and no more.
     ///
     /// # Errors
-    /// What could not be set, and why; the row then says itself what it lacks.
+    /// The switch that could not be set, and the reason; the row then says itself what it lacks.
     pub fn prepare(&mut self, backing: Backing, bytes: u64) -> Result<(), String> {
         if self.backing != Some(backing) {
             self.release()?;
@@ -80,7 +80,7 @@ impl<'c> Tuner<'c> {
     }
 }
 
-/// What follows a remedy that this program can carry out itself.
+/// The words that follow a remedy which this program can carry out itself.
 pub fn offer_of_tune(why: &Unavailable) -> &'static str {
     if why.remedy.settings().is_empty() { "" } else { ", or run with `--tune`" }
 }

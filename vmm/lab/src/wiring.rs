@@ -1,5 +1,4 @@
-//! Who listens in a trial: the bridge of a combination, and a device on the host's own page tables if one is
-//! wanted.
+//! The listeners of a trial: the bridge of a combination, and a device on the host's own page tables if the scenario has one.
 
 use std::sync::Arc;
 
@@ -36,7 +35,7 @@ impl Device {
         pages.try_for_each(|page| self.0.access(page.start(), false, |_, _| ()))
     }
 
-    /// What its TLB did.
+    /// Counts of its TLB.
     pub fn stats(&self) -> SharedTlbStats {
         self.0.stats()
     }
@@ -44,7 +43,7 @@ impl Device {
 
 /// See the module's text.
 pub struct Wiring {
-    /// What every operation goes through.
+    /// The bridge of every operation.
     pub bridge: Arc<Bridge>,
     /// The device, if one is wanted.
     pub device: Option<Device>,

@@ -8,7 +8,7 @@
 
 use super::sptes::Bits;
 
-/// Which pages, in which order.
+/// The pages and their order.
 #[derive(Clone, Debug)]
 enum Order {
     /// These, of which each stands once; the words' first positions in `by_page`, the positions in order of their pages.

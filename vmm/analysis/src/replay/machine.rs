@@ -1,4 +1,4 @@
-//! A model of a guest's memory: what the host maps, what the secondary MMU translates, who touches it.
+//! A model of a guest's memory: the host's mapping, the secondary MMU's translations, the hot loops.
 //!
 //! ```text
 //!   host     mapped, zero, PMD ── bits ──┐
@@ -6,7 +6,7 @@
 //!   loops    where each is ──────────────┘
 //! ```
 //!
-//! What a fault installs:
+//! A fault installs:
 //! - where the host maps the page by a PMD entry, and guest and memslot allow it, an entry of 2 MiB;
 //! - else one of 4 KiB; and with KVM's shadow MMU those of the neighbours in the aligned group of eight
 //!   (`__direct_pte_prefetch`): of each stretch without entries as many pages as `get_user_pages_fast` finds mapped and
@@ -24,7 +24,7 @@ use experiment::events::{HostState, LayoutRun, Leaves, SecondaryMmu};
 /// Pages that the shadow MMU looks at around a fault.
 const GROUP: u64 = 8;
 
-/// What a fault was on.
+/// Faults, by the page they were on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Pages that had been taken.
@@ -47,7 +47,7 @@ impl Faults {
     }
 }
 
-/// How long things take, nanoseconds.
+/// The time of a touch and of a fault, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     /// A touch by one loop that meets no fault.
@@ -95,7 +95,7 @@ impl Machine {
         }
     }
 
-    /// What the host maps now. `touched` if the guest has touched all of it since it was mapped so.
+    /// Sets the host's mapping. `touched` if the guest has touched all of it since it was mapped so.
     pub fn lay_out(&mut self, runs: &[LayoutRun], touched: bool) {
         let mut first = 0;
         for run in runs {
@@ -143,7 +143,7 @@ impl Machine {
         !self.loops.is_empty()
     }
 
-    /// How many run.
+    /// The number of loops.
     pub fn loops(&self) -> usize {
         self.loops.len()
     }
@@ -275,7 +275,7 @@ impl Machine {
             self.loops[index].advance(touches + 1);
             faults += self.touch(page);
         }
-        // What is left goes into touches, up to the next fault.
+        // The rest of the time goes into touches, up to the next fault.
         let next = self.loops[index].next_fault().map_or(u64::MAX, |(touches, _)| touches);
         self.loops[index].advance(next.min((left.max(0.0) / pace.touch) as u64));
         faults

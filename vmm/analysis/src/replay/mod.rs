@@ -8,7 +8,7 @@
 //!   run.json ── what does not depend on the policy ─────────────────────────────────── Row ── table, record
 //! ```
 //!
-//! What is exact and what is not:
+//! Exact and inexact parts of a prediction:
 //! - Ranges, bytes, slots and bytes zapped follow from the log by the functions that a run uses itself.
 //! - Entries dropped, refaults and collateral faults follow from the model in `machine.rs`. They are exact where no
 //!   hot loop runs.

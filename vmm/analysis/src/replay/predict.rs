@@ -17,18 +17,18 @@ use experiment::events::{
 use experiment::record::RowFold;
 use program::exit::{Class, Classified};
 
-/// What is asked of a row.
+/// The change to a row whose effect is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Whose range is announced.
+    /// The range policy.
     pub policy: PolicyChoice,
-    /// How the listener zaps it.
+    /// The way to zap.
     pub zap: Zap,
-    /// How large a memslot is, if not as in the row.
+    /// The size of a memslot, if it is another than the row's.
     pub granule: Option<Granule>,
 }
 
-/// How far the hot loops come between two operations.
+/// The assumption about how far the hot loops come between two operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Running {
     /// As far as the recorded times and the measured pace let them.
@@ -39,7 +39,7 @@ pub enum Running {
     Around,
 }
 
-/// What would have happened in the row: its events, folded, and what they do not say.
+/// The predicted events of a row, folded, and counts that they do not have.
 #[derive(Debug, Default)]
 pub struct Prediction {
     /// The events.
@@ -50,7 +50,7 @@ pub struct Prediction {
     pub refaults: Faults,
     /// Faults when all else is touched.
     pub sweep: Faults,
-    /// How often the hot loops ran when the guest's own pages had been dropped: each costs faults on them.
+    /// The number of times that the hot loops ran after the guest's own pages had been dropped: each costs faults on them.
     pub own_rounds: u64,
     /// Nanoseconds that the hot loops had from one operation to the next, all together.
     pub had_ns: u64,
@@ -80,7 +80,7 @@ pub struct Replay<'a> {
     granule: u64,
 }
 
-/// Why a row cannot be replayed.
+/// A row that cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 #[error("with memslots of {granule} bytes: use a larger --granule")]
 pub struct ReplayError {
@@ -98,9 +98,6 @@ impl Classified for ReplayError {
 
 impl<'a> Replay<'a> {
     /// Prepares a row, under slots of another size if `granule` says so.
-    ///
-    /// # Errors
-    /// [`ReplayError`].
     pub fn new(row: &'a RowEvents, granule: Option<Granule>) -> Result<Self, ReplayError> {
         let (setting, events) = (row.setting(), row.first_trial());
         let bytes = granule.unwrap_or(setting.label.tried.granule).bytes();
@@ -109,7 +106,7 @@ impl<'a> Replay<'a> {
         Ok(Self { setting, events, arena, slots, granule: bytes })
     }
 
-    /// What would have happened under `policy`, zapped by `zap`, as events of a row with this label.
+    /// The row under `policy`, zapped by `zap`.
     pub fn predict(&self, policy: PolicyChoice, zap: Zap, running: Running) -> Prediction {
         let mut play = self.play(policy, zap, running);
         play.all();
@@ -128,7 +125,7 @@ impl<'a> Replay<'a> {
         play.found
     }
 
-    /// Why faults cannot be predicted, if they cannot.
+    /// The reason why faults cannot be predicted, if they cannot.
     pub fn unknown_faults(&self, zap: Zap) -> Option<&'static str> {
         match self.setting.label.tried.reclaim {
             Reclaim::Uffd => return Some("how pages come back through userfaultfd is not in the model"),
@@ -166,7 +163,7 @@ impl<'a> Replay<'a> {
             machine,
             zapping,
             rule: policy.announced().unwrap_or(Policy::Modern),
-            // What the kernel alone drops is counted around the operation; what a listener drops, by itself.
+            // Zaps by the kernel are counted around the operation; those of a listener, by the listener.
             kernel_alone: Listener::of(policy, setting.mmu.has_guest()) == Listener::Kernel,
             counts_leaves: self.unknown_faults(zap).is_none(),
             recut: setting.seamed != seamed,
@@ -191,7 +188,7 @@ impl<'a> Replay<'a> {
         })
     }
 
-    /// How fast they get their translations back, where that was measured.
+    /// The speed at which they get their translations back, where it was measured.
     pub(super) fn refill(&self) -> Option<&'a Refill> {
         self.events.iter().rev().find_map(|event| match event {
             Event::Refill(refill) => Some(refill),
@@ -270,9 +267,9 @@ struct Play<'r> {
     /// The last operation, after which the loops have not run yet, and what the recorded row announced in it.
     operation: Option<Operation>,
     announced: Vec<Announcement>,
-    /// What the kernel alone dropped in the operation in progress.
+    /// The translations that only the kernel dropped in the operation in progress.
     by_kernel: Leaves,
-    /// What the listener dropped for the announcement in progress.
+    /// The effect of the listener's zaps for the announcement in progress.
     zapped: Zapped,
     found: Prediction,
 }

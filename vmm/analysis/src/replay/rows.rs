@@ -16,20 +16,17 @@ pub struct Predicted {
     /// Collateral faults if the hot loops never ran between two operations, and if they always came round; `None` where
     /// there are none, or nothing is predicted.
     pub bounds: Option<(u64, u64)>,
-    /// How many times as long as they need to come round the hot loops have from one operation to the next; `None` where
-    /// the log does not say how fast they are.
+    /// The time that hot loops have from one operation to the next over the time they need to come round; `None` where the log
+    /// does not have their speed.
     pub slack: Option<f64>,
 }
 
-/// How `policy` would have been zapped in this row of a run: as `zap = "auto"` has it.
+/// The question for `policy`, zapped as `zap = "auto"` has it.
 pub fn question(policy: PolicyChoice, granule: Option<Granule>) -> Question {
     Question { policy, zap: ZapChoice::Auto.under(policy), granule }
 }
 
 /// The row as `asked` would have made it.
-///
-/// # Errors
-/// [`ReplayError`].
 pub fn row(events: &RowEvents, asked: Question) -> Result<Predicted, ReplayError> {
     let replay = Replay::new(events, asked.granule)?;
     let found = replay.predict(asked.policy, asked.zap, Running::Recorded);
@@ -47,7 +44,7 @@ pub fn row(events: &RowEvents, asked: Question) -> Result<Predicted, ReplayError
     Ok(Predicted { row, bounds, slack })
 }
 
-/// What other speeds of the hot loops would have made of the collateral faults.
+/// The collateral faults at other speeds of the hot loops.
 fn bounds(replay: &Replay<'_>, asked: Question, found: u64, warnings: &mut Warnings) -> Option<(u64, u64)> {
     let at = |running| replay.predict(asked.policy, asked.zap, running).collateral_faults();
     if !replay.is_hot() {

@@ -1,4 +1,4 @@
-//! How fast the hot loops of a row were, by what the log has of it.
+//! The speed of a row's hot loops, from its events.
 //!
 //! ```text
 //!   undisturbed     touches and their time ──────────────────────> a touch
@@ -28,7 +28,7 @@ impl Replay<'_> {
         Some(Pace { touch, fault: slope * self.loops() as f64 })
     }
 
-    /// How long after a zap with stopped vCPUs the first fault begins.
+    /// The time from a zap with stopped vCPUs to the first fault.
     pub(super) fn entering(&self) -> Option<f64> {
         self.fault_times().map(|(_, entering)| entering)
     }
@@ -60,7 +60,7 @@ impl Replay<'_> {
         (slope.is_finite() && slope > 0.0).then_some((slope, short - few * slope))
     }
 
-    /// What a fault costs at most: the quickest time in which the loops came round, less what their touches take, over the
+    /// The most that a fault costs: the quickest time in which the loops came round, less what their touches take, over the
     /// faults that it took.
     fn by_rounds(&self) -> Option<f64> {
         let (touches, ns) = self.undisturbed()?;

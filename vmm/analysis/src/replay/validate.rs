@@ -4,14 +4,14 @@ use super::rows::Predicted;
 use experiment::choice::PolicyChoice;
 use experiment::record::Row;
 
-/// How far apart collateral faults may be.
+/// The part by which collateral faults may differ.
 const TOLERANCE: f64 = 0.1;
 /// With so many times the time they need, hot loops come round whatever else runs.
 const SLACK: f64 = 4.0;
 /// A handful of faults is nothing to take a percentage of.
 const HANDFUL: u64 = 16;
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Judgement {
     /// As it should be.
@@ -25,13 +25,13 @@ pub enum Judgement {
 /// One key of one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Check {
-    /// Which key.
+    /// The key of the row.
     pub key: &'static str,
     /// By the replay.
     pub predicted: Option<u64>,
     /// By the run.
     pub measured: Option<u64>,
-    /// What came of it.
+    /// The result.
     pub judgement: Judgement,
 }
 
@@ -70,8 +70,8 @@ pub fn checks(predicted: &Predicted, measured: &Row) -> Vec<Check> {
     checks
 }
 
-/// Why nothing follows from a comparison with what the kernel announced alone, if so it is: a prediction is of what was
-/// expected of it.
+/// The reason why a comparison with the kernel's own ranges proves nothing, if it does not: a prediction is of the expected
+/// ranges.
 fn of_kernel(measured: &Row, judgement: &Judgement) -> Option<&'static str> {
     if measured.is_expected() {
         return Some("it was not measured: nobody kept the kernel's account, or events of it were lost");
@@ -106,8 +106,8 @@ pub fn near(a: u64, b: u64) -> Judgement {
     }
 }
 
-/// Why a count that differs proves nothing, if it does not: the hot loops have so little time from one victim to the next
-/// that whoever else wants the processor decides how far they come. Two runs differ as much.
+/// The reason why a different count proves nothing, if it does not: with little time from one victim to the next, other load on
+/// the processor decides how far the hot loops come. Two runs differ as much.
 fn rushed(predicted: &Predicted) -> Option<String> {
     let (least, most) = predicted.bounds?;
     let time = match predicted.slack {

@@ -11,7 +11,7 @@ use experiment::choice::Zap;
 use experiment::events::{Leaves, SecondaryMmu};
 use experiment::record::saturating_sum;
 
-/// Who zaps, and how.
+/// A listener and its way to zap.
 #[derive(Clone, Debug)]
 pub struct Zapping {
     /// By which means; [`Zap::Nothing`] where only the kernel zaps.
@@ -25,7 +25,7 @@ pub struct Zapping {
     all_bytes: u64,
 }
 
-/// What went.
+/// The effect of a zap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Zapped {
     /// Memslots.

@@ -59,9 +59,9 @@ pub struct OtherRanges {
 /// Steps of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Phase {
-    /// How long they took, nanoseconds.
+    /// Their length, nanoseconds.
     pub ns: u64,
-    /// Where vCPUs stood still in them, outside our brackets.
+    /// The stalls of vCPUs in them, outside our brackets.
     pub stalled: Stalled,
 }
 
@@ -79,16 +79,16 @@ pub struct Steps {
 /// A row's time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RowTime {
-    /// What was tried.
+    /// The row's label.
     #[serde(flatten)]
     pub label: RowLabel,
     /// By cause, in order of appearance.
     pub causes: Vec<CauseTime>,
-    /// What the kernel announced beside.
+    /// The kernel's ranges outside our brackets or of other causes.
     pub others: Vec<OtherRanges>,
-    /// What the steps came to, by kind.
+    /// The time of the steps, by kind.
     pub steps: Steps,
-    /// What the secondary MMU did meanwhile.
+    /// Counts of the secondary MMU while memory was taken.
     pub counted: Counted,
     /// Whether the kernel's account was kept.
     pub has_account: bool,
@@ -123,7 +123,7 @@ impl RowTime {
             Event::NoAccount(_) => Some(false),
             _ => None,
         };
-        // What is known last: an account may come to an end.
+        // The last event about it counts: an account may come to an end.
         let has_account = row.events.iter().rev().find_map(of_account).unwrap_or(false);
         let mut time = Self {
             label: setting.label.clone(),

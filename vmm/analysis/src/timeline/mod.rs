@@ -1,4 +1,4 @@
-//! Where the time goes: what the host did, what the kernel said of it, and where the guest stood still, on one axis.
+//! The time of a row on one axis: the host's operations, the kernel's announcements, the guest's stalls.
 //!
 //! ```text
 //!   CLOCK_MONOTONIC ──────────────────────────────────────────────────────────────────────────────>

@@ -1,14 +1,14 @@
-//! What a row tries: the axes of an experiment's matrix, and the words and sizes they are written with.
+//! The axes of an experiment's matrix, and the words and sizes they are written with.
 //!
 //! | axis | | says |
 //! | --- | --- | --- |
-//! | `backing` | [`Backing`] | what fills the memory under test |
-//! | `policy` | [`PolicyChoice`] | whose range is announced |
-//! | `reclaim` | [`Reclaim`] | how memory is taken |
-//! | `granule` | [`Granule`] | how large a memslot is |
-//! | `zap` | [`Zap`] | how the listener drops the range |
+//! | `backing` | [`Backing`] | the pages of the memory under test |
+//! | `policy` | [`PolicyChoice`] | the range policy |
+//! | `reclaim` | [`Reclaim`] | the way to take memory |
+//! | `granule` | [`Granule`] | the size of a memslot |
+//! | `zap` | [`Zap`] | the way in which the listener drops the range |
 //!
-//! One value of each is a [`Combination`]; with the case it is tried in, and who listened, the label of a row.
+//! One value of each is a [`Combination`]; with the case and the listener, the label of a row.
 
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
@@ -77,10 +77,10 @@ impl fmt::Display for Granule {
 /// One point of the matrix: what is tried in one row. In JSON each axis has the word that a scenario has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Combination {
-    /// What was asked to fill the memory under test. What it really was is in a row's `achieved`.
+    /// The backing that was asked for. The one that the memory really had is in a row's `achieved`.
     #[serde(with = "word")]
     pub backing: Backing,
-    /// Whose range is announced; `kernel` for the kernel's own zap alone.
+    /// The range policy. `kernel`: no policy of ours; only the kernel's own invalidation.
     #[serde(with = "word")]
     pub policy: PolicyChoice,
     /// How memory is taken.
@@ -93,7 +93,7 @@ pub struct Combination {
     pub zap: Zap,
 }
 
-/// What tells a row from the others of its run.
+/// The label of a row, the only one in its run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowLabel {
     /// The case. It is a heading and the name of rows, so it is of one line wherever it was read from.

@@ -8,19 +8,16 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
-/// What is wrong with the text of a quantity.
+/// The error in the text of a quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum BadNumber {
-    /// It does not begin with digits, or ends with a point, or has more than digits and one point.
     #[error("no number")]
     Digits,
-    /// What follows the number is no unit.
     #[error("unknown unit")]
     Unit,
-    /// A part of the smallest unit is left.
     #[error("not a whole number of {0}")]
     Broken(&'static str),
-    /// It does not fit into 64 bits.
     #[error("too large")]
     Large,
 }
@@ -64,7 +61,7 @@ fn quantity(
     whole.checked_add(part_of(part, unit, smallest)?).ok_or(BadNumber::Large)
 }
 
-/// What the digits after a point are worth, where one before it is worth `unit`.
+/// The value of the digits after a point, where one before it has the value `unit`.
 fn part_of(digits: &str, unit: u64, smallest: &'static str) -> Result<u64, BadNumber> {
     let digits = digits.trim_end_matches('0');
     if digits.is_empty() {
@@ -117,19 +114,12 @@ pub struct ByteRange {
 
 /// A text that is no range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum BadRange {
-    /// No `..` in it.
     #[error("`{0}` is no range: write START..END, for example \"0..16MiB\"")]
     Shape(String),
-    /// One end is no size.
     #[error("in the range `{given}`: {why}")]
-    Size {
-        /// The whole range.
-        given: String,
-        /// What is wrong with the end.
-        why: BadSize,
-    },
-    /// Empty, or running backwards.
+    Size { given: String, why: BadSize },
     #[error("the range `{0}` is empty: its end must lie above its start")]
     Empty(String),
 }

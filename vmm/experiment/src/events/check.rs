@@ -1,4 +1,4 @@
-//! What makes sense as an event after others: nothing that was read is believed.
+//! The check of each event against those before it: a log is untrusted input.
 
 use guest_mem::{PAGE_SIZE, PMD_SIZE};
 
@@ -6,10 +6,10 @@ use super::event::{Event, HotLoops, Step};
 use super::layout::LayoutRun;
 use super::setting::Setting;
 
-/// A case of more steps is no case.
+/// The largest number of steps of a case.
 const MOST_STEPS: u32 = 4096;
 
-/// Where a stream of events stands.
+/// The state of a stream of events.
 #[derive(Debug, Default)]
 pub(super) struct Check {
     /// Pages of the memory under test, once a trial has begun.
@@ -20,7 +20,7 @@ pub(super) struct Check {
     loops: u64,
 }
 
-/// What is open.
+/// The innermost thing that has begun and not ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum At {
     #[default]

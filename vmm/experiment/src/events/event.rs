@@ -1,4 +1,4 @@
-//! What happens in a trial, one event after another.
+//! The events of a trial.
 //!
 //! `first_page` and `pages` are a range of the memory under test, counted from its beginning. `at_ns` is nanoseconds since the
 //! trial began, by `CLOCK_MONOTONIC`; any other `_ns` is a length of time.
@@ -68,7 +68,7 @@ pub enum Event {
     GuestCounters(BTreeMap<String, u64>),
     /// Every page was looked at.
     Verified { wrong: u64 },
-    /// How fast the hot loops get their translations back.
+    /// The speed at which hot loops get their translations back.
     Refill(Refill),
     /// The uncertainty of the guest's times against the host's clock, in either direction.
     Clock { uncertain_ns: u64 },
@@ -170,7 +170,6 @@ pub struct OperationEnd {
     pub expected: Option<Ranges>,
     /// Leaf translations that went, where only the kernel drops them and no listener counts.
     pub dropped: Dropped,
-    /// What the memory was.
     pub was: Was,
     /// Nanoseconds in its system calls; `None` where it was not by address.
     pub spent_ns: Option<u64>,
@@ -347,7 +346,7 @@ pub enum StallOn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelRange {
     pub at_ns: u64,
-    /// Where it begins, bytes from the beginning of the memory under test: before it, if negative.
+    /// Bytes from the beginning of the memory under test; negative for a range that begins before it.
     pub start: i64,
     pub bytes: u64,
     pub cause: By,
@@ -390,7 +389,7 @@ pub struct Swapped {
     pub events: Ranges,
 }
 
-/// How fast hot loops get their translations back once all of them are gone: measured after the row, by zapping
+/// The speed at which hot loops get their translations back once all of them are gone: measured after the row, by zapping
 /// every memslot under the running loops and counting the faults they resolve in a given time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refill {

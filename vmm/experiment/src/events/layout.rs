@@ -1,9 +1,9 @@
-//! How the host mapped the arena: runs of pages in one state, which tile it.
+//! The host's mapping of the arena: runs of pages in one state, which tile it.
 
 use guest_mem::{MapLevel, PageRun, PageState};
 use serde::{Deserialize, Serialize};
 
-/// What the host had for a page.
+/// The state of a page in the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostState {
     /// Nothing: the next touch gives zeros.
@@ -39,9 +39,9 @@ impl From<PageState> for HostState {
 /// Pages side by side in one state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayoutRun {
-    /// How many pages, from the first.
+    /// The number of pages.
     pub pages: u64,
-    /// Their state.
+    /// Their common state.
     pub state: HostState,
 }
 

@@ -11,7 +11,7 @@ use super::section::{PREAMBLE, Section};
 #[derive(Debug)]
 pub struct LogFile {
     file: File,
-    /// Where the last whole section ends.
+    /// The end of the last whole section.
     end: u64,
 }
 

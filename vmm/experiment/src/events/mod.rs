@@ -1,5 +1,5 @@
-//! The events of a run: what was done to memory, operation by operation, and what that did to the guest. Everything that is
-//! told of a run is a fold of them: its rows, its timeline, what a replay predicts.
+//! The events of a run: each operation on memory, and its effects on the guest. Every result of a run is a fold of them: its
+//! rows, its timeline, the predictions of a replay.
 //!
 //! ```text
 //!   Trial ── Event, Event, … ── Stream ──┬─ RowFold ── Row ── table, run.json, KTAP
@@ -15,9 +15,8 @@
 //!            events   one after another, each as postcard writes an [`Event`]; trial after trial
 //! ```
 //!
-//! A version that it does not know a reader refuses. Nothing in a log is believed: a length is bounded before memory is taken
-//! for it, events must come in an order that makes sense, pages must lie in the memory under test, and an error names the
-//! byte.
+//! A log is untrusted input. A reader refuses a version that it does not know, checks each length against its limit before it
+//! allocates, checks the order of the events and that pages lie in the memory under test, and names the byte of an error.
 
 mod certainty;
 mod check;
@@ -50,14 +49,14 @@ pub use notifier_bridge::{GivenBack, Ranges};
 
 use std::time::Duration;
 
-/// What the log is called in a run directory.
+/// The log's file name in a run directory.
 pub const FILE_NAME: &str = "events.log";
 
 const MAGIC: [u8; 8] = *b"zapscope";
 /// The version that this program writes, and the only one it reads.
 pub const VERSION: u32 = 4;
 
-/// The most that a section may have.
+/// The largest size of a section.
 const MOST_BYTES: u32 = 256 << 20;
 
 /// A touch that takes at least this long is a stall. A TLB miss with cold caches takes a few hundred

@@ -5,56 +5,30 @@ use std::io::{self, Read};
 use super::{MAGIC, MOST_BYTES, RowEvents, VERSION, stream};
 use program::exit::{Class, Classified};
 
-/// Why a file is no event log, or a damaged one. Bytes are counted from the begin of the file.
+/// A file that is no event log, or a damaged one. Bytes are counted from the begin of the file.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum EventLogError {
-    /// It cannot be read.
     #[error("the event log cannot be read")]
     Read(#[from] io::Error),
-    /// It begins otherwise.
     #[error("byte 0: this is no event log: name the directory of a run that `zapscope run` wrote")]
     NoLog,
-    /// Another program wrote it.
     #[error(
         "byte 8: an event log of version {0}, and this zapscope reads version {VERSION}: use the one that wrote it"
     )]
     Version(u32),
-    /// It ends too early.
     #[error(
         "byte {at}: the event log ends in the middle of a section: copy it again, or run the scenario again"
     )]
-    Truncated {
-        /// Where the section begins.
-        at: u64,
-    },
-    /// A length beyond all bounds.
+    Truncated { at: u64 },
     #[error("byte {at}: a section of {bytes} bytes, more than any row has: the event log is damaged")]
-    Large {
-        /// Where the section begins.
-        at: u64,
-        /// What it says of itself.
-        bytes: u64,
-    },
-    /// The checksum is another.
+    Large { at: u64, bytes: u64 },
     #[error(
         "byte {at}: the section's checksum is {found:#010x} and should be {expected:#010x}: the event log is damaged"
     )]
-    Checksum {
-        /// Where the section begins.
-        at: u64,
-        /// Of what was read.
-        found: u32,
-        /// As the section has it.
-        expected: u32,
-    },
-    /// The events make no sense.
+    Checksum { at: u64, found: u32, expected: u32 },
     #[error("byte {at}: {what}: the event log is damaged")]
-    Senseless {
-        /// Where in the file.
-        at: u64,
-        /// What makes no sense.
-        what: String,
-    },
+    Senseless { at: u64, what: String },
 }
 
 impl Classified for EventLogError {
@@ -92,7 +66,7 @@ impl<R: Read> EventLog<R> {
     /// The next section; `None` at the end of the log.
     ///
     /// # Errors
-    /// [`EventLogError`]; what comes after a damaged section cannot be read.
+    /// A damaged section; those after it cannot be read.
     pub fn next_row(&mut self) -> Result<Option<RowEvents>, EventLogError> {
         let at = self.at;
         let frame = self.take(12)?;
@@ -130,9 +104,6 @@ impl<R: Read> EventLog<R> {
     }
 
     /// Every section.
-    ///
-    /// # Errors
-    /// As [`EventLog::next_row`].
     pub fn rows(mut self) -> Result<Vec<RowEvents>, EventLogError> {
         let mut rows = Vec::new();
         while let Some(row) = self.next_row()? {
@@ -141,7 +112,7 @@ impl<R: Read> EventLog<R> {
         Ok(rows)
     }
 
-    /// As many bytes as there are, at most `len`: memory grows with what is read, not with what is said.
+    /// As many bytes as there are, at most `len`: memory grows with the bytes that are there, not with the length that is claimed.
     fn take(&mut self, len: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.source.by_ref().take(len).read_to_end(&mut bytes)?;

@@ -3,7 +3,7 @@
 use super::stream::Stream;
 use super::{MAGIC, MOST_BYTES, VERSION};
 
-/// What a log begins with.
+/// The first bytes of a log.
 pub(super) const PREAMBLE: [u8; 16] = {
     let mut bytes = [0; 16];
     let version = VERSION.to_le_bytes();
@@ -20,7 +20,7 @@ pub(super) const PREAMBLE: [u8; 16] = {
 #[error("the events of the row take {0} bytes, and a log holds {MOST_BYTES} a row: take less in one case")]
 pub struct TooLarge(usize);
 
-/// What happened in one row, ready for the log.
+/// The events of one row, in the form of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
     row: u32,
@@ -29,9 +29,6 @@ pub struct Section {
 
 impl Section {
     /// The section of the row with this place in `run.json`, from 0.
-    ///
-    /// # Errors
-    /// [`TooLarge`].
     pub fn new(row: u32, events: &Stream) -> Result<Self, TooLarge> {
         let events = events.bytes();
         let len = u32::try_from(events.len()).ok().filter(|len| *len <= MOST_BYTES);

@@ -1,4 +1,4 @@
-//! The setting of a trial: what was tried, on what memory.
+//! The setting of a trial: its label, its memory, its secondary MMU.
 
 use guest_mem::{Gpa, Hva, HvaRange, PAGE_SIZE, SlotError, SlotTable, SlotTableBuilder};
 use serde::{Deserialize, Serialize};
@@ -7,15 +7,15 @@ use super::wire;
 use crate::choice::{Granule, RowLabel};
 use host::kvm_module::{KvmFacts, MmuKind};
 
-/// What a trial begins with.
+/// The setting of a trial, its first event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
-    /// What was tried.
+    /// The label of its row.
     #[serde(with = "wire::Label")]
     pub label: RowLabel,
-    /// Who translated.
+    /// The secondary MMU.
     pub mmu: SecondaryMmu,
-    /// Who used the memory.
+    /// The user of the memory.
     pub guest: GuestKind,
     /// Processors that the run could use: a vCPU for each, and one shares its own with the thread that takes memory.
     pub processors: u32,
@@ -33,10 +33,10 @@ pub struct Setting {
     pub began_ns: u64,
 }
 
-/// Who uses the memory under test.
+/// The user of the memory under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GuestKind {
-    /// Nobody: workers on the software MMU.
+    /// No guest: workers on the software MMU.
     None,
     /// This project's own guest.
     Bare,
@@ -47,11 +47,11 @@ pub enum GuestKind {
 /// A stretch of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
-    /// Where it is in the host process.
+    /// Its address in the host process.
     pub hva: u64,
-    /// Where in the guest.
+    /// Its address in the guest.
     pub gpa: u64,
-    /// How long.
+    /// Its length.
     pub bytes: u64,
 }
 
@@ -65,13 +65,13 @@ impl Span {
 /// Memslots side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotRun {
-    /// What they cover together.
+    /// The memory of all of them.
     pub span: Span,
     /// Bytes of each; the last may be shorter.
     pub granule: u64,
 }
 
-/// Who translates beside the host, as far as a prediction must know.
+/// The secondary MMU, as far as a prediction depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SecondaryMmu {
     /// KVM's shadow MMU: a fault brings the resident neighbours of an aligned group of eight along.

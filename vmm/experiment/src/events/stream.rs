@@ -32,7 +32,7 @@ impl Stream {
     }
 }
 
-/// What is wrong with bytes that are to be a row's events, and how many of them were left there.
+/// The error in bytes that should be a row's events, and the number of bytes left at that place.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BadStream {
     pub what: String,

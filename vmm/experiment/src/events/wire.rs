@@ -1,4 +1,4 @@
-//! How values stand in an event that have another form elsewhere.
+//! The form in an event of values that have another form elsewhere.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub(super) mod order {
     }
 }
 
-/// How the host maps a page: whether by a PMD entry.
+/// The level of a host mapping: whether it is a PMD entry.
 pub(super) mod level {
     use guest_mem::MapLevel;
     use serde::{Deserialize, Deserializer, Serializer};

@@ -1,14 +1,14 @@
-//! Whose figures stand in a row as announced.
+//! The source of the figures that a row has as announced.
 //!
 //! | policy | the kernel's account | `invalidations`, `invalidated_bytes`, `amplification` |
 //! | --- | --- | --- |
-//! | a rule of ours | | what we announced |
-//! | `kernel` | complete | what the kernel announced |
-//! | `kernel` | not kept, or events lost | what was expected of it, with a warning: [`Row::is_expected`] |
+//! | a rule of ours | | our announcements |
+//! | `kernel` | complete | the kernel's ranges |
+//! | `kernel` | not kept, or events lost | the expected ranges, with a warning: [`Row::is_expected`] |
 //! | `kernel` | the same, and an operation named no address | null |
 //!
-//! What was expected stands beside each as `expected_ranges` and `expected_bytes`, and what had to be covered is
-//! [`notifier_bridge::Invalidation::needed_bytes`] in every row alike.
+//! The expected ranges stand beside each as `expected_ranges` and `expected_bytes`. The bytes that had to be covered are
+//! [`notifier_bridge::Invalidation::needed_bytes`] in every row.
 
 use notifier_bridge::By;
 
@@ -18,23 +18,20 @@ use crate::choice::{Listener, PolicyChoice, Reclaim, RowLabel};
 use crate::events::Ranges;
 use crate::fold::{Account, Sums};
 
-/// Why nothing was expected of the kernel.
 const NO_ADDRESS: &str = "an operation named no address: which pages go, and by how many ranges, the kernel or the use of \
                           the pages decided";
-/// Why a replay says nothing of what the kernel announced while it chose for itself.
 const NO_LOG: &str = "the kernel's own figure, of which a log without an address tells nothing";
-/// What a listener of ours was told where an operation named no address.
 const AFTERWARDS: &str = "announced after the fact, for what had gone by then: what the kernel announced while it chose \
                           stands by itself";
 
-/// Who says what was announced.
+/// The ranges announced, and their source.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Announced {
     /// We did it, or the kernel's account says so.
     Known(Ranges),
-    /// Nobody: it was expected, for want of an account for this reason.
+    /// No account, for this reason: the ranges are expected.
     Expected(Ranges, String),
-    /// Nobody, and nothing could be expected.
+    /// No account, and nothing could be expected.
     Unknown(String),
 }
 
@@ -63,7 +60,7 @@ impl Announced {
         }
     }
 
-    /// What stands in the row as announced.
+    /// The ranges that stand in the row as announced.
     pub(super) const fn ranges(&self) -> Option<Ranges> {
         match self {
             Self::Known(ranges) | Self::Expected(ranges, _) => Some(*ranges),
@@ -101,8 +98,8 @@ impl Announced {
     }
 }
 
-/// What the kernel announced where it alone did: for the steps' operations, and where this process swaps, for what its
-/// handlers protect or let go of again.
+/// The ranges that the kernel announced, where only it did: for the steps' operations, and where this process swaps, for
+/// its handlers.
 fn by_kernel(account: &Account) -> Ranges {
     account.sum(|cause| matches!(cause, By::Step | By::Userfault))
 }

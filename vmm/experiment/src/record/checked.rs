@@ -1,18 +1,18 @@
-//! What came of an expectation in a row.
+//! An expectation, checked against a row.
 
 use serde::{Deserialize, Serialize};
 
-/// A line of a scenario's `expect`, and what it came to.
+/// A line of a scenario's `expect`, and its verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
     /// As it is written.
     pub line: String,
-    /// What it came to.
+    /// The verdict.
     #[serde(flatten)]
     pub verdict: Verdict,
 }
 
-/// What an expectation came to.
+/// The verdict on an expectation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {

@@ -21,10 +21,10 @@ const SUMS: [&str; 8] = [
     "unattributed_ranges",
     "unattributed_bytes",
 ];
-/// Why times and the like are null in a row that was made up.
+/// The reason for null times in a predicted row.
 const NO_CLOCK: &str = "a replay counts; it has no clock, no guest and no kernel";
 
-/// The row of so many trials with these sums. `why` knows better why a key is null, of some.
+/// The row of so many trials with these sums. `why` gives the reason for the null of some keys.
 pub(super) fn row(label: RowLabel, trials: u32, sums: &Sums, why: impl Fn(&str) -> Option<String>) -> Row {
     let replayed = label.listener == Listener::Replay;
     let announced = Announced::of(&label, sums);
@@ -44,7 +44,7 @@ pub(super) fn row(label: RowLabel, trials: u32, sums: &Sums, why: impl Fn(&str) 
     row
 }
 
-/// What must be known beside the values that are there.
+/// Warnings about values that are there.
 fn notes(row: &Row, sums: &Sums, warnings: &mut Warnings) {
     if let Some(why) = row.label.tried.reclaim.why_stayed().filter(|_| sums.evicted_bytes < sums.victim_bytes)
     {

@@ -23,20 +23,20 @@ macro_rules! row {
         /// One row of a run. In `run.json` the label's keys stand beside the others.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct Row {
-            /// What was tried.
+            /// The case, the combination and the listener.
             #[serde(flatten)]
             pub label: RowLabel,
-            /// How many times it was tried: counts are of one trial, times of all of them.
+            /// The number of trials: counts are of one trial, times of all of them.
             #[serde(default = "one")]
             pub trials: u32,
             $( $(#[$doc])* #[serde(default = "Measured::absent")] pub $key: Measured<$type>, )+
-            /// Why the row has no numbers at all, and what would change that.
+            /// The reason for a row without numbers, and the remedy.
             #[serde(default)]
             pub could_not_run: Option<String>,
-            /// Why single values are null or doubtful.
+            /// The reasons for values that are null or doubtful.
             #[serde(default)]
             pub warnings: Warnings,
-            /// What came of the case's expectations.
+            /// The case's expectations, checked.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
             pub expectations: Vec<Checked>,
             /// The switches of the host that were set for this row, each as the command that sets it.
@@ -72,7 +72,7 @@ macro_rules! row {
                 }
             }
 
-            /// Why a key of a row with these sums is null.
+            /// The reason for the null of a key in a row with these sums.
             pub(crate) fn why_null(key: &str, $sums: &Sums) -> String {
                 match key {
                     $($( stringify!($key) => String::from($why), )?)+
@@ -106,13 +106,9 @@ macro_rules! row {
     };
 }
 
-/// Why nothing of a sharing listener's TLB is in a row.
 const NO_DEVICE: &str = "no device shares the host's page tables: set `shared_tlb = true` in the scenario";
-/// Why no balloon's doings are in a row.
 const NO_SYSTEM: &str = "no operating system runs in the guest that could give memory back";
-/// Why nothing of userfaultfd is in a row.
 const NO_OWN_SWAP: &str = "the kernel swaps in this row: `reclaim = [\"uffd\"]` is swap in user space";
-/// Why it is not known what came back by itself.
 const NOT_LOOKED: &str = "it is looked for where the kernel swaps, before a step `refault`";
 const NO_OPERATION: &str = "no operation by address was performed";
 
@@ -120,7 +116,7 @@ fn one() -> u32 {
     1
 }
 
-/// What stands under a key.
+/// The kind of value under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyKind {
     /// A number.
@@ -131,9 +127,8 @@ pub enum KeyKind {
     Other,
 }
 
-/// What can stand under a key.
+/// A value under a key.
 trait Value {
-    /// Which of the kinds it is.
     const KIND: KeyKind;
     /// Itself as a number, or the number in it that has this name.
     fn number(&self, field: Option<&str>) -> Option<f64>;
@@ -190,7 +185,7 @@ fn by_cause(account: &Account) -> BTreeMap<String, Ranges> {
 
 row! {
     |label, trials, sums, announced|
-    /// What the memory was when it was taken: a fraction for each name, `{"thp": 0.97, "4k": 0.03}`. By pagemap, and of
+    /// The backing that the memory really had when it was taken: a fraction for each name, `{"thp": 0.97, "4k": 0.03}`. By pagemap, and of
     /// `mthp` by the flags of page frames: `other` is what was in no whole folio of the size asked for.
     achieved: BTreeMap<String, f64> = achieved(&label.tried, sums).ok();
     /// Operations asked for.
@@ -272,9 +267,9 @@ row! {
     zap_ns: Distribution = times(&sums.zap_ns), else "no listener but the kernel's own, whose zap is part of the operation";
     /// Time in the operations that took the memory.
     reclaim_ns: Distribution = times(&sums.reclaim_ns), else NO_OPERATION;
-    /// How long the guest stood still at each refault.
+    /// The stall of the guest at each refault.
     refault_ns: Distribution = times(&sums.refault_ns), else no_stall();
-    /// How long it stood still at each collateral fault.
+    /// The stall of the guest at each collateral fault.
     collateral_ns: Distribution = times(&sums.collateral_ns), else no_stall();
     /// Touches a second by the hot loops, undisturbed.
     guest_touches_before: f64 = sums.before.and_then(Rate::per_second), else "the case has no baseline";
@@ -310,8 +305,8 @@ fn no_stall() -> String {
     format!("no touch took {} us or longer", STALL.as_micros())
 }
 
-/// How much was announced for each byte that was needed, or why that is no number. Less than was needed is no amplification:
-/// then not all went.
+/// The bytes announced for each byte that was needed, or the reason why there is no such number. Less than was needed is no
+/// amplification: then not all pages left.
 pub(crate) fn amplification(announced: u64, needed: u64) -> Result<f64, &'static str> {
     match (announced, needed) {
         (announced, needed) if announced < needed => {
@@ -329,7 +324,7 @@ impl Row {
     /// Whether what stands under [`Row::ANNOUNCED`] is what was expected of the kernel, and nobody measured it.
     pub fn is_expected(&self) -> bool {
         let complete = self.lost_events.get() == Some(0) && !self.kernel_ranges.is_null();
-        // Where nothing was asked for, nothing was to be expected.
+        // A row that asked for nothing expects nothing.
         let asked = self.victims.get() != Some(0) || self.invalidations.get() != Some(0);
         self.label.tried.policy == PolicyChoice::Kernel
             && self.label.listener != Listener::Replay
@@ -349,7 +344,7 @@ impl Row {
         of(&self.stranger_ranges).saturating_add(of(&self.unattributed_ranges))
     }
 
-    /// How fast the hot loops ran under pressure, as a part of how fast they run undisturbed.
+    /// The speed of the hot loops under pressure, as a part of their undisturbed speed.
     pub fn hot_loop_ratio(&self) -> Option<f64> {
         let (before, during) = (self.guest_touches_before.get()?, self.guest_touches_during.get()?);
         let ratio = during / before;

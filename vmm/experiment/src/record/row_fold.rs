@@ -64,7 +64,7 @@ impl RowFold {
         self.row_because(|_| None)
     }
 
-    /// The row. `why` knows better why a key is null, of some.
+    /// The row. `why` gives the reason for the null of some keys.
     ///
     /// # Panics
     /// If there was no trial.

@@ -22,18 +22,18 @@ pub struct RunRecord {
     pub schema: u32,
     /// When it began, UTC.
     pub started_at: String,
-    /// How it ended: `complete`, `cancelled`, or `failed: ` and why. Null, with a warning, in the record of a run that goes
+    /// The end of the run: `complete`, `cancelled`, or `failed: ` and why. Null, with a warning, in the record of a run that goes
     /// on, or that was killed.
     #[serde(default = "Measured::absent")]
     pub ended: Measured<String>,
     /// The revision of the source this program was built from.
     #[serde(default = "Measured::absent")]
     pub source_revision: Measured<String>,
-    /// Where it ran.
+    /// The host.
     pub host: Host,
     /// `kvm` or `soft`.
     pub backend: String,
-    /// Who used the memory: `bare`, or `Linux` and its release; nothing on the software MMU.
+    /// The user of the memory: `bare`, or `Linux` and its release; nothing on the software MMU.
     #[serde(default)]
     pub guest: Option<String>,
     /// The scenario's text.
@@ -46,20 +46,20 @@ pub struct RunRecord {
     /// By what the kernel's own account was kept: `bpf` or `perf`.
     #[serde(default = "Measured::absent")]
     pub tap: Measured<String>,
-    /// What recording costs.
+    /// The cost of recording.
     #[serde(default = "Overhead::absent")]
     pub overhead: Overhead,
-    /// What was changed on the host, so that it could be measured; undone since, unless a warning says otherwise.
+    /// The changes of the host for the sake of the measurement; undone since, unless a warning says otherwise.
     #[serde(default)]
     pub host_changes: Vec<HostChange>,
-    /// What should be known when reading all of it.
+    /// Warnings about the whole run.
     #[serde(default)]
     pub warnings: Warnings,
     /// The rows, in the scenario's order.
     pub rows: Vec<Row>,
 }
 
-/// Where a run ran: what a reader compares, and everything else as it was read.
+/// The host of a run: the facts that a reader compares, and all others as they were read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     /// The kernel's release.
@@ -79,7 +79,7 @@ pub struct Host {
     pub facts: Value,
 }
 
-/// What recording costs, measured in this run beside its own absence. Nanoseconds.
+/// The cost of recording, measured in this run against runs without it. Nanoseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
     /// One reading of the clock.
@@ -108,28 +108,18 @@ impl Overhead {
     }
 }
 
-/// Why a text is no run record.
+/// A text that is no run record.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum RecordError {
-    /// It is no JSON object with a `schema`.
     #[error(
         "no run record: it is no JSON object with a number `schema`; name a run.json that `zapscope run` wrote"
     )]
     NoRecord(#[source] serde_json::Error),
-    /// A newer program wrote it.
     #[error("a run record of schema {found}, and this zapscope reads up to {SCHEMA}: use a newer zapscope")]
-    Newer {
-        /// The schema found.
-        found: u32,
-    },
-    /// A key is missing or of the wrong type.
+    Newer { found: u32 },
     #[error("a run record of schema {schema} that is damaged; run the scenario again, or restore the file")]
-    Damaged {
-        /// The schema it says it has.
-        schema: u32,
-        /// What is wrong, and where.
-        source: serde_json::Error,
-    },
+    Damaged { schema: u32, source: serde_json::Error },
 }
 
 impl Classified for RecordError {

@@ -1,6 +1,6 @@
-//! Where a value stands in a scenario's text.
+//! Values with their place in a scenario's text.
 
 use toml::Spanned;
 
-/// A value, and where it stands in the text.
+/// A value with its place in the text.
 pub(super) type At<T> = Spanned<T>;

@@ -31,7 +31,7 @@ pub struct Axes {
     exclude: Vec<Exclusion>,
 }
 
-/// What is left out: combinations that are like this in all that is said.
+/// Leaves out the combinations that have all of these values.
 #[derive(Clone, Copy, Debug)]
 struct Exclusion {
     backing: Option<Backing>,
@@ -146,7 +146,7 @@ impl Axes {
                 for policy in self.announced() {
                     let zapped = zap.value.under(PolicyChoice::Announced(policy));
                     if let Some(why) = zapped.refused_for(policy, backing.value) {
-                        // A line that says `auto`, or nothing at all, is not what stands in the way.
+                        // `auto` and the default are never the mistake: the backing is.
                         let line = if zap.value == ZapChoice::Auto { backing.line } else { zap.line };
                         let problem = match why {
                             CannotZap::UnmapLosesContent => Problem::UnmapLosesContent(backing.value),

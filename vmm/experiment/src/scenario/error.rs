@@ -1,4 +1,4 @@
-//! Why a scenario was refused: where, what is wrong, what to do.
+//! The errors of a scenario: the place, the problem, the remedy.
 
 use std::path::PathBuf;
 
@@ -10,42 +10,18 @@ use crate::choice::{Reclaim, Size};
 use program::exit::{Class, Classified};
 use program::input::InputError;
 
-/// Why no scenario came of a file or a text.
+/// A file or a text that is no scenario.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ScenarioError {
-    /// The file cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// The file is not text.
     #[error("{}:{line}: byte {offset} of the file is not UTF-8; a scenario is a TOML text in UTF-8", path.display())]
-    NotUtf8 {
-        /// The path as given.
-        path: PathBuf,
-        /// The line of the first bad byte.
-        line: usize,
-        /// Its place in the file, from 0.
-        offset: usize,
-    },
-    /// It is no TOML, or a key or a value is none that a scenario has.
+    NotUtf8 { path: PathBuf, line: usize, offset: usize },
     #[error("{origin}:{line}: {message}")]
-    Syntax {
-        /// The file, or the name of a built-in.
-        origin: String,
-        /// Counted from 1.
-        line: usize,
-        /// What was found and what may stand there.
-        message: String,
-    },
-    /// Each value may stand there, but together they make no sense.
+    Syntax { origin: String, line: usize, message: String },
     #[error("{origin}:{line}: {problem}")]
-    Meaning {
-        /// The file, or the name of a built-in.
-        origin: String,
-        /// Counted from 1.
-        line: usize,
-        /// What makes no sense, and the remedy.
-        problem: Problem,
-    },
+    Meaning { origin: String, line: usize, problem: Problem },
 }
 
 impl Classified for ScenarioError {
@@ -57,7 +33,7 @@ impl Classified for ScenarioError {
     }
 }
 
-/// What makes no sense in a scenario that is written correctly. Each says its remedy.
+/// A contradiction in a scenario whose syntax is correct. Each message says its remedy.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum Problem {
@@ -127,10 +103,8 @@ pub enum Problem {
          [\"memslot\"], or the policies slot or vm"
     )]
     IdleQuirk,
-    /// A table that no row needs.
     #[error("`[uffd]` does nothing: no case has `reclaim = [\"uffd\"]`")]
     IdleUffd,
-    /// No such number of handlers.
     #[error("{0} handlers: 1 to 16, or none said for one a vCPU")]
     Handlers(u32),
     #[error("{reclaim} cannot take {backing}: {why}")]
@@ -223,7 +197,7 @@ pub(super) struct Fault {
     pub problem: Problem,
 }
 
-/// What the second stage gives.
+/// A result of the second stage.
 pub(super) type Checked<T> = Result<T, Fault>;
 
 /// The lines of a text, to tell the line of a place in it.

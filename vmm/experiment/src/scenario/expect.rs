@@ -39,7 +39,7 @@ impl Expectation {
     /// Reads a line.
     ///
     /// # Errors
-    /// What is wrong with it, and what may stand there.
+    /// The line is no expectation; the message says what may stand there.
     pub fn parse(line: &str) -> Result<Self, BadExpectation> {
         if line.len() > LONGEST {
             return Err(BadExpectation::TooLong(LONGEST));
@@ -65,7 +65,7 @@ impl Expectation {
         self.only.iter().all(|(axis, words)| words.contains(&axis.named(tried)))
     }
 
-    /// What it comes to in a row.
+    /// Checks it against a row.
     pub fn check(&self, row: &Row) -> Checked {
         let line = self.line.clone();
         if let Some(why) = &row.could_not_run {

@@ -1,4 +1,4 @@
-//! What a Linux guest is made of: the table `[linux]` of a scenario.
+//! The table `[linux]` of a scenario: the parts of a Linux guest.
 
 use std::path::{Path, PathBuf};
 
@@ -21,11 +21,11 @@ const MOST_MEMORY: u64 = 1 << 40;
 pub struct LinuxGuest {
     /// Bytes of the kernel's own memory, beside the memory under test: a multiple of 2 MiB.
     pub memory: u64,
-    /// What fills it.
+    /// The backing of that memory.
     pub backing: Backing,
-    /// What the guest maps the memory under test with.
+    /// The page size by which the guest maps the memory under test.
     pub pages: GuestPages,
-    /// Where the kernel's modules are; `None`: beside the kernel, or in /lib/modules.
+    /// The directory of the kernel's modules; `None`: beside the kernel, or in /lib/modules.
     pub modules: Option<PathBuf>,
     /// Whether the guest reports free pages to the host at moments of its own choosing: in a measurement, noise.
     pub free_page_reporting: bool,

@@ -52,7 +52,7 @@ pub struct Scenario {
     pub about: String,
     /// Bytes of the arena: a multiple of 2 MiB.
     pub memory: u64,
-    /// How many vCPUs, 1 to 32.
+    /// The number of vCPUs, 1 to 32.
     pub vcpus: u32,
     /// Seed of every choice.
     pub seed: u64,
@@ -60,9 +60,9 @@ pub struct Scenario {
     pub repetitions: u32,
     /// An image in place of the built-in test guest; the kernel of a Linux guest.
     pub kernel: Option<PathBuf>,
-    /// What a Linux guest is made of; `None` for the bare guest.
+    /// The Linux guest; `None` for the bare guest.
     pub linux: Option<LinuxGuest>,
-    /// How memory is taken by `reclaim = ["uffd"]`.
+    /// The swap in user space, for `reclaim = ["uffd"]`.
     pub uffd: Uffd,
     /// Whether KVM keeps its default of dropping every SPTE when one memslot is deleted.
     pub slot_zap_all_quirk: bool,
@@ -83,11 +83,11 @@ pub struct Case {
     pub name: String,
     /// What it is about, possibly empty.
     pub about: String,
-    /// What is tried.
+    /// The combinations of the case.
     pub axes: Axes,
-    /// What must be true of each row.
+    /// Conditions that each row must meet.
     pub expect: Vec<Expectation>,
-    /// What happens, in order; at least one step.
+    /// The steps, in order; at least one.
     pub steps: Vec<Step>,
 }
 
@@ -101,7 +101,7 @@ pub struct RowPlan<'a> {
 }
 
 impl RowPlan<'_> {
-    /// What tells its row from the others, if this is who listened.
+    /// The label of its row with this listener.
     pub fn label(&self, listener: Listener) -> RowLabel {
         RowLabel { case: self.case.name.clone(), tried: self.combination, listener }
     }
@@ -173,7 +173,7 @@ impl Scenario {
     pub fn text(&self) -> &str {
         &self.text
     }
-    /// Where the text came from.
+    /// The origin of the text: a file, or the name of a built-in.
     pub fn origin(&self) -> &str {
         &self.origin
     }
@@ -189,7 +189,7 @@ impl Scenario {
         })
     }
 
-    /// Which pages each step of the row takes, and which each hot loop visits.
+    /// The pages that each step of the row takes, and that each hot loop visits.
     pub fn plan(&self, row: &RowPlan) -> Plan {
         Plan::of(&row.case.steps, row.combination.backing, self.memory, self.seed)
             .expect("every backing of every case was laid out when the scenario was checked")
@@ -316,7 +316,7 @@ fn check_case(case: &CaseText, written: &ScenarioText, limits: &step::Limits, se
     Ok(Case { name, about: case.about.clone(), axes, expect, steps })
 }
 
-/// What a Linux guest is made of, if the scenario has one.
+/// The Linux guest, if the scenario has one.
 fn linux_guest(written: &mut ScenarioText, lines: &Lines) -> Checked<Option<LinuxGuest>> {
     let is_linux = written.guest.as_ref().is_some_and(|guest| guest.get_ref().0 == Guest::Linux);
     match written.linux.take() {

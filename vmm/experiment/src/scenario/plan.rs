@@ -15,7 +15,7 @@ use crate::choice::Size;
 /// The victims of one reclaim step, in the order in which they are taken. Pages count from the beginning of the arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Victims {
-    /// Where unit 0 begins.
+    /// The first page of unit 0.
     base: u64,
     /// Pages that one operation takes.
     unit_pages: u64,
@@ -61,7 +61,7 @@ impl Victims {
     }
 }
 
-/// What a hot loop visits.
+/// The pages that a hot loop visits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HotSet {
     /// The vCPU's table: the pages of a list, the distribution of Zipf's law, or nothing.
@@ -136,11 +136,11 @@ impl Plan {
     pub fn pages(&self) -> u64 {
         self.pages
     }
-    /// What step `step` of the case takes; `None` if it is no reclaim.
+    /// The victims of step `step` of the case; `None` if it is no reclaim.
     pub fn victims(&self, step: usize) -> Option<&Victims> {
         self.victims.iter().find(|(index, _)| *index == step).map(|(_, victims)| victims)
     }
-    /// What step `step` of the case keeps hot; `None` if it starts no hot loop.
+    /// The hot pages of step `step` of the case; `None` if it starts no hot loop.
     pub fn hot(&self, step: usize) -> Option<&HotSet> {
         self.hot.iter().find(|(index, _)| *index == step).map(|(_, hot)| hot)
     }
@@ -148,7 +148,7 @@ impl Plan {
     pub fn taken(&self) -> &RangeSet<u64> {
         &self.taken
     }
-    /// How many pages some step takes.
+    /// The number of pages that some step takes.
     pub fn taken_pages(&self) -> u64 {
         count_pages(&self.taken)
     }
@@ -176,7 +176,7 @@ fn victims(reclaim: &ReclaimStep, backing: Backing, memory: u64, seed: u64) -> R
             }
             Ok(Victims { base: 0, unit_pages, units: Units::Listed(sparse_victims(seed, available, count)) })
         }
-        // Which they are shows when they are taken.
+        // They are chosen when they are taken.
         VictimChoice::Idle(_) => Ok(Victims { base: 0, unit_pages, units: Units::Listed(Vec::new()) }),
         VictimChoice::Range(range) => {
             let align = if reclaim.unit == Unit::Range { least(backing) } else { unit };

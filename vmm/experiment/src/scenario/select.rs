@@ -1,4 +1,4 @@
-//! Which pages: the seeded choice of victims and of hot pages, and the table of Zipf's law.
+//! The seeded choice of victims and of hot pages, and the table of Zipf's law.
 //!
 //! The same seed gives the same pages on every platform and in every version: the generator is written down
 //! in [`guest_abi::work::SplitMix64`], and nothing here depends on the order of a hash map or on the C

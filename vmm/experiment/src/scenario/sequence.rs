@@ -1,4 +1,4 @@
-//! Which steps may follow which.
+//! The order in which steps may follow one another.
 //!
 //! ```text
 //!            fill              hot, baseline, stop: any number of times
@@ -16,11 +16,11 @@ use super::error::{Checked, Fault, Problem};
 use super::step::Step;
 use super::vocabulary::Action;
 
-/// What the steps so far have done.
+/// The state after the steps so far.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
     phase: Phase,
-    /// Which vCPU runs a hot loop, and the line that started it.
+    /// The vCPUs that run a hot loop, each with the line that started it.
     hot: BTreeMap<u32, usize>,
 }
 
@@ -59,7 +59,7 @@ impl Sequence {
         let action = step.action();
         match action {
             Action::Fill if !self.hot.is_empty() => Err(Problem::FillWhileHot),
-            // What happens in the guest beside the memory under test may happen at any time.
+            // These do not touch the memory under test, and may come at any time.
             Action::Fill | Action::Shell | Action::Inflate | Action::Deflate => Ok(()),
             _ if self.phase == Phase::Empty => Err(Problem::BeforeFill(action)),
             Action::Baseline | Action::Stop if self.hot.is_empty() => Err(Problem::WithoutHot(action)),

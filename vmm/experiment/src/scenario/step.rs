@@ -45,7 +45,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// What is written for it.
+    /// The word of the step.
     pub fn action(&self) -> Action {
         match self {
             Self::Fill => Action::Fill,
@@ -70,22 +70,22 @@ impl Step {
 /// A loop that touches pages for as long as it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HotLoop {
-    /// Which pages, in which order.
+    /// The pages and their order.
     pub walk: HotWalk,
-    /// How each is touched.
+    /// The kind of touch.
     pub access: Access,
     /// The vCPUs that run the loop: distinct, not empty, each below the scenario's number.
     pub vcpus: Vec<u32>,
 }
 
-/// Which pages a hot loop visits, and in which order.
+/// The pages that a hot loop visits, and their order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HotWalk {
     /// A seeded list of distinct pages, over and over.
     List {
-        /// What it is drawn from.
+        /// The set it is drawn from.
         pages: HotPages,
-        /// How many; `None` for all of them.
+        /// The number of pages; `None` for all of them.
         count: Option<u64>,
     },
     /// Every page of the arena, lowest first.
@@ -125,29 +125,29 @@ impl HotWalk {
 /// Victims, and how they are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReclaimStep {
-    /// Which pages.
+    /// The pages to take.
     pub victims: VictimChoice,
-    /// How much one operation takes.
+    /// The memory that one operation takes.
     pub unit: Unit,
-    /// How long to wait from one operation to the next.
+    /// The pause from one operation to the next.
     pub pace: Duration,
 }
 
-/// How victims are named.
+/// The choice of victims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VictimChoice {
     /// So many distinct units, at seeded places. Never with [`Unit::Range`].
     Sparse {
-        /// How many units.
+        /// The number of units.
         count: u64,
     },
     /// All of these bytes of the arena, lowest first.
     Range(ByteRange),
-    /// Whatever nobody uses. Never with [`Unit::Range`].
+    /// Units that are not used. Never with [`Unit::Range`].
     Idle(Idle),
 }
 
-/// Which idle units are taken.
+/// The choice of idle units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idle {
     /// As many as leave at most so many bytes in memory.
@@ -168,7 +168,7 @@ impl ReclaimStep {
     }
 }
 
-/// What a step is checked against.
+/// The limits that a step is checked against.
 pub(super) struct Limits<'a> {
     pub memory: u64,
     pub vcpus: u32,
@@ -187,7 +187,7 @@ pub(super) fn check(text: &StepText, limits: &Limits) -> Checked<Step> {
     match action {
         Action::Fill => Ok(Step::Fill),
         Action::Stop => Ok(Step::Stop),
-        // Which vCPU is free is known only in sequence.
+        // The free vCPU is known when the whole sequence is.
         Action::Refault => Ok(Step::Refault { vcpu: 0 }),
         Action::Sweep => Ok(Step::Sweep { vcpu: 0 }),
         Action::Hot => hot(text, limits).map(Step::Hot),

@@ -72,7 +72,7 @@ pub(super) struct AxesText {
     pub exclude: Option<At<Vec<At<ExcludeText>>>>,
 }
 
-/// What a combination is like that is left out.
+/// The values of the combinations to leave out.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExcludeText {

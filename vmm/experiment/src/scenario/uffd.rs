@@ -1,4 +1,4 @@
-//! How `reclaim = ["uffd"]` works: the table `[uffd]` of a scenario.
+//! The table `[uffd]` of a scenario: swap in user space, for `reclaim = ["uffd"]`.
 
 use serde::Deserialize;
 use swap::FaultAround;
@@ -14,13 +14,13 @@ const LIMIT: u64 = 1 << 30;
 /// Swap in user space: where pages go, and how they come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uffd {
-    /// Where evicted pages go.
+    /// The store of evicted pages.
     pub store: UffdStore,
     /// The most bytes the store holds.
     pub limit: u64,
-    /// How many pages one fault brings back.
+    /// The pages that one fault brings back.
     pub fault_around: FaultAround,
-    /// How many threads serve faults; `None` is one for each vCPU.
+    /// The number of threads that serve faults; `None` is one for each vCPU.
     pub handlers: Option<u32>,
     /// Whether the kernel reports what others do to the mapping.
     pub events: bool,

@@ -3,7 +3,7 @@
 use crate::choice::vocabulary;
 
 vocabulary! {
-    /// What a step does.
+    /// The kind of a step.
     Action ("step") {
         /// Write the pattern to every page.
         Fill = "fill",
@@ -29,7 +29,7 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// Where `reclaim = ["uffd"]` puts pages.
+    /// The store of `reclaim = ["uffd"]`.
     UffdStore ("store") {
         /// Memory of this process, compressed by LZ4.
         Lz4 = "lz4",
@@ -41,7 +41,7 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// How much of a range one reclaim operation takes.
+    /// The part of a range that one reclaim operation takes.
     Unit ("unit") {
         /// 4 KiB each, whatever they are a part of.
         Page = "page",
@@ -55,13 +55,13 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// How victims are named.
+    /// The choice of victims, as written.
     VictimKind ("choice of victims") {
         /// Distinct units at seeded places.
         Sparse = "sparse",
         /// All units of a range, lowest first.
         Range = "range",
-        /// Units that nobody uses.
+        /// Units that are not used.
         Idle = "idle",
     }
 }
@@ -83,7 +83,7 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// Which pages a hot loop visits.
+    /// The set of pages that a hot loop visits.
     HotPages ("set of hot pages") {
         /// A sample of those that no step of the case takes.
         Others = "others",
@@ -93,7 +93,7 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// How a hot loop touches a page, as written.
+    /// The kind of touch by a hot loop, as written.
     AccessKind ("access") {
         /// A load.
         Read = "read",
@@ -105,7 +105,7 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// What runs in the machine.
+    /// The guest in the machine.
     Guest ("guest") {
         /// The built-in test guest, or another image that speaks its protocol.
         Bare = "bare",
@@ -115,7 +115,7 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// What a Linux guest maps the memory under test with.
+    /// The page size by which a Linux guest maps the memory under test.
     GuestPages ("guest page size") {
         /// Transparent huge pages.
         Huge = "huge",

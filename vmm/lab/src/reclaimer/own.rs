@@ -1,4 +1,4 @@
-//! Taking memory to a store of our own: victims of the scenario's choice, or whatever nobody uses.
+//! Taking memory to a store of our own: victims of the scenario's choice, or units that are not used.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::own_swap::{OwnEvictor, OwnSwap};
 use experiment::events::OperationEnd;
 use experiment::scenario::{Idle, Victims};
 
-/// How often the memory is watched for the sake of one target. What is in use all the time stays in any case.
+/// The most rounds in which the memory is watched for one target. Pages in use all the time stay in any case.
 const ROUNDS: u32 = 8;
 
 impl Reclaimer<'_> {
@@ -56,7 +56,7 @@ impl Reclaimer<'_> {
             self.begin(&(0..arena.page_count()), journal);
             let reading = (&mut self.scanner, &mut self.planner);
             evictor.watch(&clock, arena, self.bridge, &mut self.notes, reading)?;
-            // Which pages go, and how often the memory is watched for it, nobody knows beforehand: nothing is expected.
+            // The pages, and the number of rounds, are not known beforehand: nothing is expected.
             let dropped = self.dropped_since(leaves);
             self.end(
                 &OperationEnd { dropped, was: Earned::NOTHING.into(), ..OperationEnd::default() },

@@ -1,4 +1,4 @@
-//! What a Linux guest is booted from: its kernel, its modules and the first file system, and why there is no such guest.
+//! The files of a Linux guest: its kernel, its modules and the first file system; and the errors on the way to a guest.
 
 use std::path::{Path, PathBuf};
 
@@ -16,12 +16,12 @@ use program::exit::{Class, Classified};
 use program::input::{self, FileKind, InputError};
 use program::output::visible;
 
-/// What is to be booted.
+/// The guest to boot.
 #[derive(Clone, Copy, Debug)]
 pub struct LinuxSetup<'a> {
     /// The kernel's file.
     pub kernel: &'a Path,
-    /// What the guest is made of.
+    /// The scenario's table `[linux]`.
     pub guest: &'a LinuxGuest,
     /// vCPUs.
     pub vcpus: u32,
@@ -31,82 +31,43 @@ pub struct LinuxSetup<'a> {
     pub slot_zap_all_quirk: bool,
 }
 
-/// Why there is no Linux guest.
+/// An error on the way to a Linux guest.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum LinuxError {
-    /// No user space under this KVM.
     #[error(
         "this host's KVM is kvm_pvm, under which a Linux guest reaches no user space: use the bare guest here \
          (`--guest bare`), or a host with kvm_intel or kvm_amd"
     )]
     Emulated,
-    /// A file cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// Nothing can be put where others type.
     #[error("the guest's serial port cannot be given /dev/null to read")]
     Silence(#[source] std::io::Error),
-    /// A file that is no kernel.
     #[error("the kernel {} {refusal}", path.display())]
-    Kernel {
-        /// The file or directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        refusal: Refusal,
-    },
-    /// A kernel that cannot be loaded.
+    Kernel { path: PathBuf, refusal: Refusal },
     #[error("{}", path.display())]
-    Load {
-        /// The file or directory.
-        path: PathBuf,
-        /// What went wrong there.
-        source: LoadError,
-    },
-    /// No modules for this kernel.
+    Load { path: PathBuf, source: LoadError },
     #[error(
         "no modules for the kernel {}: none in {}; name their directory with `--modules`, or `modules` in [linux]",
         kernel.display(),
         looked.join(", ")
     )]
-    NoModules {
-        /// Which kernel.
-        kernel: PathBuf,
-        /// Where they were looked for.
-        looked: Vec<String>,
-    },
-    /// A module that is needed and not there, or no module.
+    NoModules { kernel: PathBuf, looked: Vec<String> },
     #[error(transparent)]
     Module(#[from] ModuleError),
-    /// The initramfs could not be made.
     #[error("the guest's initramfs cannot be made")]
     Initramfs(#[from] CpioError),
-    /// The machine.
     #[error(transparent)]
     Machine(#[from] PcError),
-    /// The disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The agent.
     #[error("the Linux guest did not come up{}; its vCPUs:{vcpus}\nbecause", console_tail(console))]
-    Agent {
-        /// What it said.
-        source: AgentError,
-        /// Where its vCPUs are.
-        vcpus: String,
-        /// The end of its console.
-        console: String,
-    },
-    /// A thread for the agent could not be started.
+    Agent { source: AgentError, vcpus: String, console: String },
     #[error("no thread can be started for the guest's agent{}", remedy::after_io(Asked::Thread, .0))]
     Thread(#[source] std::io::Error),
-    /// The kernel has not brought up every vCPU.
     #[error("the Linux guest has {online} of {wanted} vCPUs online: its console says why")]
-    Vcpus {
-        /// How many there are.
-        wanted: u32,
-        /// How many it has.
-        online: usize,
-    },
+    Vcpus { wanted: u32, online: usize },
 }
 
 impl Classified for LinuxError {
@@ -137,7 +98,7 @@ pub(super) fn console_tail(console: &str) -> String {
 
 /// Bytes of modules at most, whatever the guest has. Those of a distribution have some 10 MiB.
 const MODULES_MOST: u64 = 1 << 30;
-/// What the agent talks through, what it is measured with, and what its disk needs.
+/// Modules of the devices that the agent needs.
 const MODULES: [&str; 3] = ["virtio_mmio", "virtio_console", "virtio_balloon"];
 const DISK_MODULE: &str = "virtio_blk";
 pub(super) fn identify<'a>(path: &Path, image: &'a [u8]) -> Result<Kernel<'a>, LinuxError> {
@@ -150,7 +111,7 @@ pub(super) fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec
         Some(path) => input::read(FileKind::Initrd, path)?,
         None => Vec::new(),
     };
-    // Where one archive follows another the kernel looks at multiples of four.
+    // The kernel looks for a following archive at multiples of four.
     archive.resize(archive.len().next_multiple_of(4), 0);
     let mut wanted = MODULES.to_vec();
     wanted.extend(setup.guest.disk.as_ref().map(|_| DISK_MODULE));
@@ -173,7 +134,7 @@ pub(super) fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec
     Ok(writer.finish()?)
 }
 
-/// Where the kernel's modules are.
+/// The directory of the kernel's modules.
 fn modules_of(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<PathBuf, LinuxError> {
     if let Some(directory) = &setup.guest.modules {
         return Ok(directory.clone());

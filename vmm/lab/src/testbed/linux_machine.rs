@@ -42,15 +42,15 @@ use program::output::Sink;
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 movable_node numa_balancing=disable";
 /// More than the memory under test, so that the agent finds one piece of its size; and what a zone keeps back.
 const SLACK: u64 = 64 << 20;
-/// What Linux divides memory by: a node ends at a multiple of it.
+/// Linux's memory section: a node ends at a multiple of it.
 const SECTION: u64 = 128 << 20;
-/// How long a kernel may take to its agent's first word, on a slow host.
+/// The longest time from the boot to the agent's first message, on a slow host.
 const BOOT_PATIENCE: Duration = Duration::from_secs(300);
-/// How long the agent may take to answer anything else.
+/// The longest time for any other answer of the agent.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a balloon may stand still before it is given up.
+/// The longest time without progress of the balloon.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(30);
-/// How much of the console is kept for a report.
+/// Bytes of the console that are kept for a report.
 const TAIL: usize = 2048;
 
 /// The end of what a console printed.
@@ -90,9 +90,6 @@ pub struct LinuxMachine {
 
 impl LinuxMachine {
     /// Whether this host can run a Linux guest at all, and this file be its kernel: before anything is changed for it.
-    ///
-    /// # Errors
-    /// [`LinuxError::Emulated`], [`LinuxError::Input`], [`LinuxError::Kernel`].
     pub fn check(kernel: &Path) -> Result<(), LinuxError> {
         if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
             return Err(LinuxError::Emulated);
@@ -102,9 +99,6 @@ impl LinuxMachine {
     }
 
     /// Boots the guest and waits until its agent has the memory under test.
-    ///
-    /// # Errors
-    /// [`LinuxError`].
     pub fn start(kvm: &Kvm, setup: &LinuxSetup<'_>) -> Result<Self, LinuxError> {
         if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
             return Err(LinuxError::Emulated);
@@ -125,7 +119,7 @@ impl LinuxMachine {
         )?;
         let console = Tail::default();
         let serial = pc.add_serial(Box::new(console.clone()))?;
-        // Nobody types; whoever feeds the port also sees to it that what it prints comes out.
+        // There is no input, but only a port that is fed prints its output.
         let silence = File::open("/dev/null");
         pc.feed_serial(serial, silence.map_err(LinuxError::Silence)?.into());
         let stream = pc.add_agent()?;
@@ -204,7 +198,7 @@ impl LinuxMachine {
         self.pc.life().ending().is_none() && self.pc.memory().shared().gate.shut().is_none()
     }
 
-    /// What ended the guest, if the next need not meet it: see [`CrashKind::costs_one_row`](guest::CrashKind::costs_one_row).
+    /// The crash that ended the guest, if the next guest need not meet it: see [`CrashKind::costs_one_row`](guest::CrashKind::costs_one_row).
     pub fn costs_one_row(&self) -> Option<String> {
         match self.pc.life().ending() {
             Some(Ending::Crash(report)) => report.kind.costs_one_row(),
@@ -213,9 +207,6 @@ impl LinuxMachine {
     }
 
     /// Puts a fresh arena in place of the memory under test.
-    ///
-    /// # Errors
-    /// [`VmError`].
     pub fn lend_arena(&self, backing: Backing, granule: u64) -> Result<Arc<VmCore>, VmError> {
         self.pc.memory().lend_arena(ArenaSpec { range: self.arena, backing, granule })
     }
@@ -239,7 +230,7 @@ impl LinuxMachine {
             // Only what is there can be mapped for writing. A host short of memory has what it has.
             let _ = region.populate(region.range());
             let range = node.range;
-            // Where KVM cannot, the guest's own faults are counted with the others.
+            // If KVM cannot, faults on the guest's own memory are counted with the others.
             let _ = vcpu.with(move |fd| prefault::map(fd, range));
         }
     }
@@ -305,7 +296,7 @@ impl GuestSystem for LinuxMachine {
     }
 }
 
-/// Whoever waits for the agent hears of the machine's end.
+/// Ends the link with the machine, so that a wait for the agent ends too.
 fn end_with(pc: &Pc, link: &Arc<Link>, console: Tail) {
     let link = Arc::downgrade(link);
     pc.life().at_end(move |ending| {

@@ -1,4 +1,4 @@
-//! What a trial runs on: a guest under KVM, or workers on the software MMU. The engine sees no difference.
+//! The machine of a trial: a guest under KVM, or workers on the software MMU. The trial sees no difference.
 
 mod kvm;
 mod linux_files;
@@ -42,7 +42,7 @@ pub trait GuestSystem {
     /// # Errors
     /// The guest failed, or its kernel has moved pages of the memory under test.
     fn counters(&self) -> Result<BTreeMap<String, u64>, GuestError>;
-    /// What the balloon and the guest's free page reports gave back to the host since this was last asked.
+    /// The memory that the balloon and free page reports gave back to the host since the last call.
     fn take_given_back(&self) -> GivenBack;
 }
 
@@ -66,7 +66,7 @@ impl Breaker {
     }
 }
 
-/// How a shell command in a guest ended.
+/// The end of a shell command in a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShellEnd {
     /// Its exit code, or 128 and the signal.
@@ -81,14 +81,11 @@ pub trait Testbed {
     fn arena(&self) -> &Region;
     /// Its memslots, and those of the memory below.
     fn slots(&self) -> &Arc<SlotTable>;
-    /// How many workers there are.
+    /// The number of workers.
     fn vcpus(&self) -> u32;
     /// A worker's mailbox.
     fn mailbox(&self, vcpu: u32) -> &Mailbox;
     /// Waits for the end of a worker's order, at most `patience` without a sign of life.
-    ///
-    /// # Errors
-    /// As [`Mailbox::wait`].
     fn wait(&self, vcpu: u32, patience: Duration) -> Result<Outcome, GuestError>;
     /// The listener that zaps so, and keeps the secondary MMU in step. For [`Zap::Nothing`] it is `None` where the kernel has
     /// a notifier of its own for this MMU; the software MMU has none, and always needs its listener.
@@ -96,15 +93,15 @@ pub trait Testbed {
     /// Performs `call`, which takes memory of the arena so, in a way that no worker is harmed by the moment in which its
     /// memory is read-only, elsewhere, or not to be had.
     fn around(&self, reclaim: Reclaim, call: &mut dyn FnMut());
-    /// The memory under test, for whoever swaps it.
+    /// The memory under test, for a swap in user space.
     fn memory(&self) -> Memory;
-    /// Whose faults that has to be.
+    /// The faults that such a swap must serve.
     fn faults(&self) -> Faults {
         Faults::All
     }
     /// The means to stop the guest for good, from any thread.
     fn breaker(&self) -> Breaker;
-    /// What ended the guest, if whoever comes after it need not meet it: what the host did not give, a page that was lost.
+    /// The crash that ended the guest, if the next guest need not meet it: a limit of the host, a lost page.
     fn costs_one_row(&self) -> Option<String> {
         (0..self.vcpus()).find_map(|vcpu| self.mailbox(vcpu).failure()?.kind.costs_one_row())
     }

@@ -34,30 +34,26 @@ use experiment::choice::{Reclaim, Zap};
 use guest::{Area, CrashKind, CrashReport, GuestError, Mailbox};
 use machine::{FaultCounts, Leaves};
 
-/// How long a worker's thread may take to start.
+/// The longest time for the start of a worker's thread.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Why workers could not be started.
+/// An error in starting workers.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum SoftError {
-    /// The memory could not be mapped.
     #[error(transparent)]
     Memory(#[from] RegionError),
-    /// The memslots make no sense.
     #[error(transparent)]
     Slots(#[from] SlotError),
-    /// Page state cannot be read, so the level of a mapping cannot be known.
     #[error(transparent)]
     Scan(#[from] ScanError),
-    /// A thread could not be started.
     #[error("worker {0}'s thread cannot be started{end}", end = remedy::after_io(Asked::Thread, .1))]
     Thread(u32, #[source] std::io::Error),
-    /// A thread did not come up.
     #[error(transparent)]
     Worker(#[from] GuestError),
 }
 
-/// How the host maps an address.
+/// Tells how the host maps an address.
 type Probe = Box<dyn Fn(Hva) -> MapLevel + Send + Sync>;
 type Mmu = SoftMmu<HostMmu<Probe>>;
 
@@ -72,7 +68,7 @@ struct Core {
 pub struct SoftTestbed {
     workers: Vec<Arc<Mailbox>>,
     threads: Vec<Thread<()>>,
-    /// Which thread each worker is.
+    /// The thread of each worker.
     pids: Vec<Arc<OnceLock<Pid>>>,
     core: Arc<Core>,
     slots: Arc<SlotTable>,
@@ -80,9 +76,6 @@ pub struct SoftTestbed {
 
 impl SoftTestbed {
     /// Memory of `arena` bytes in `backing`, under slots of `granule` bytes, and `workers` workers.
-    ///
-    /// # Errors
-    /// [`SoftError`].
     pub fn start(workers: u32, arena: u64, backing: Backing, granule: u64) -> Result<Self, SoftError> {
         let low = Region::map(low_memory(workers), Backing::Base4k)?;
         let arena = Region::map(arena, backing)?;

@@ -1,4 +1,4 @@
-//! What the guest meets afterwards: the loops are stopped, what was taken is touched again, and then all the rest.
+//! The steps after memory was taken: the loops are stopped, the pages taken are touched again, and then all others.
 
 use guest_abi::block::Stall;
 use guest_abi::order::{Access, Task};
@@ -63,15 +63,15 @@ impl Trial<'_> {
         Ok(())
     }
 
-    /// Counts what was swapped out by the kernel and is back already. With nobody of the guest's near it, somebody else
-    /// brought it, and a fault may bring several of such pages back to the guest.
+    /// Counts what was swapped out by the kernel and is back already. No guest touched it: something else on the host
+    /// brought it back, and one fault may map several such pages.
     fn look_for_returned(&mut self) -> Result<(), TrialError> {
         if !self.tried().reclaim.uses_swap() {
             return Ok(());
         }
         let contents = &self.contents;
         let here = self.reclaimer.resident(|page| contents.is_taken(page))? * PAGE_SIZE;
-        // What a cgroup left alone is none of the pages that were taken.
+        // A page that the cgroup left alone is not among the pages taken.
         let stayed = match self.tried().reclaim {
             Reclaim::Cgroup => 0,
             _ => self.reclaimer.stayed_bytes(),

@@ -4,7 +4,7 @@ use super::terms::{Axis, Relation, kind_of, numeric_keys};
 use crate::record::{KeyKind, Row};
 use std::collections::BTreeSet;
 
-/// Why a line is no expectation.
+/// The reason why a line is no expectation.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum BadExpectation {
@@ -60,7 +60,7 @@ impl Expression {
             Self::Key { key, field } => {
                 let why =
                     || row.warnings.about(key).map_or("nothing says why", |warning| warning.text.as_str());
-                // What was expected is no measurement: a line that it makes true says nothing of the row.
+                // An expected value is not a measurement, and proves nothing of the row.
                 if row.is_expected() && Row::ANNOUNCED.contains(&key.as_str()) {
                     return Err(format!("{key} is {}", why()));
                 }
@@ -149,7 +149,7 @@ impl<'l> Parser<'l> {
         Relation::of(found).ok_or_else(|| BadExpectation::Unexpected { found: found.to_owned(), wanted })
     }
 
-    /// What comes after the comparison.
+    /// Reads the limits after the comparison.
     pub(super) fn limits(&mut self) -> Result<Vec<(Axis, BTreeSet<String>)>, BadExpectation> {
         let mut only = Vec::new();
         while let Some(word) = self.words.next() {

@@ -5,7 +5,7 @@ use notifier_bridge::Policy;
 use crate::choice::{Combination, PolicyChoice, Reclaim, Zap};
 use crate::record::{KeyKind, Row};
 
-/// How two sides must compare.
+/// A relation between two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Relation {
     Less,
@@ -41,7 +41,7 @@ impl Relation {
     }
 }
 
-/// What a line can be limited by.
+/// An axis that a line can be limited by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Axis {
     Backing,
@@ -98,7 +98,7 @@ pub(super) fn kind_of(key: &str) -> Option<KeyKind> {
     Row::KEYS.iter().find(|(known, _)| *known == key).map(|(_, kind)| *kind)
 }
 
-/// Every key that is a number, for whoever named none of them.
+/// Every key that is a number, for the message about a name that is none of them.
 pub(super) fn numeric_keys() -> String {
     let keys = Row::KEYS.iter().filter_map(|(key, kind)| match kind {
         KeyKind::Number => Some((*key).to_owned()),
