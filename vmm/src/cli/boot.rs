@@ -31,8 +31,6 @@ use program::output;
 use program::output::Sink;
 use program::units;
 
-/// Before the user's command line.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
 /// The length of each sleep of a thread that waits for a signal.
 const DAY: Duration = Duration::from_secs(86_400);
 /// The smallest memory in which a kernel can be placed.
@@ -114,7 +112,7 @@ fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) 
     let Files { path, image, initrd, disks } = files;
     let kernel = identify(path, &image)?;
     let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
-    let mut cmdline = COMMAND_LINE.to_owned();
+    let mut cmdline = linux_boot::COMMAND_LINE.to_owned();
     if emulated {
         output::message(pvm::NOTICE);
         cmdline = format!("{cmdline} {}", pvm::COMMAND_LINE);

@@ -38,8 +38,8 @@ use machine::{FaultCounts, Vcpu, VmCore, VmError};
 use program::input::{self, FileKind};
 use program::output::Sink;
 
-/// Before the user's own: the memory under test comes from a node of its own, and stays where it is.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 movable_node numa_balancing=disable";
+/// The memory under test comes from a node of its own, and stays where it is.
+const ARENA_NODE: &str = "movable_node numa_balancing=disable";
 /// More than the memory under test, so that the agent finds one piece of its size; and what a zone keeps back.
 const SLACK: u64 = 64 << 20;
 /// Linux's memory section: a node ends at a multiple of it.
@@ -127,7 +127,7 @@ impl LinuxMachine {
         if let Some(path) = &setup.guest.disk {
             pc.add_disk(Disk::open(path, true, "tools")?)?;
         }
-        let cmdline = [COMMAND_LINE, &setup.guest.cmdline].join(" ");
+        let cmdline = [linux_boot::COMMAND_LINE, ARENA_NODE, &setup.guest.cmdline].join(" ");
         let initrd = Some(Initrd::Bytes(&archive));
         pc.boot(&BootSpec {
             kernel: &kernel,

@@ -27,6 +27,9 @@ mod testing;
 mod vmlinux;
 mod zero_page;
 
+/// The beginning of every command line: the console is the serial port, and a panic resets at once.
+pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+
 pub use image::{Kernel, Refusal};
 pub use load::{Boot, BootFile, LoadError, Start, load};
 pub use registers::{RegistersError, set_registers};
