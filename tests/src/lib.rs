@@ -2,6 +2,7 @@
 //! program itself as a child process.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it could not do")]
 
+pub mod built;
 pub mod bzimage;
 pub mod code;
 pub mod console;

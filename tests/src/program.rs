@@ -9,7 +9,9 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit, test_kill_process_group};
+use rustix::process::{Pid, Resource, Signal, kill_process, test_kill_process_group};
+
+use crate::stand_in;
 
 /// The first argument that makes a test binary be zapscope.
 pub const BE_ZAPSCOPE: &str = "__be-zapscope";
@@ -34,9 +36,7 @@ pub fn zapscope<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Command {
 
 /// The same command, whose process leaves no core file if a signal ends it.
 pub fn without_core(mut command: Command) -> Command {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    // SAFETY: between fork and exec, the closure makes one system call and touches nothing else.
-    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Core, none)?)) };
+    stand_in::limited(&mut command, Resource::Core, 0);
     command
 }
 

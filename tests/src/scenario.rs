@@ -162,3 +162,10 @@ impl Scenario {
         text
     }
 }
+
+/// The text of the built-in `swapout`, with this part of its memory and of what it takes whole.
+pub fn swapout(part: u64) -> String {
+    let (_, text) = resources::SCENARIOS.iter().find(|(name, _)| *name == "swapout").expect("it is built in");
+    text.replace("\"64MiB\"", &format!("\"{}MiB\"", 64 / part))
+        .replace("\"0..8MiB\"", &format!("\"0..{}MiB\"", 8 / part))
+}

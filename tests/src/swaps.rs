@@ -1,10 +1,6 @@
 //! Swap areas and zram devices of this host.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
-
-/// How long a way out may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What runs change of a host's swap, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,10 +27,6 @@ impl Swaps {
     /// Waits until they are as they were.
     #[track_caller]
     pub fn restored(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        while Self::now() != *self {
-            assert!(Instant::now() < deadline, "the host was {self:?} and is {:?}", Self::now());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        harness::until(&format!("the host's swap is {self:?} again"), || Self::now() == *self);
     }
 }

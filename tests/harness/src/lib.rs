@@ -14,7 +14,7 @@ mod waits;
 mod watchdog;
 
 pub use suite::{Need, Test, could_not_run, main};
-pub use waits::{Waiting, join, receive, waiting};
+pub use waits::{Waiting, join, receive, until, waiting};
 pub use watchdog::{PATIENCE, arm_for_libtest, watched};
 
 /// Declares the tests of a module, as a function `tests()`. First the type of the needs, then the tests: a name, what is

@@ -2,8 +2,8 @@
 
 use std::sync::mpsc::Receiver;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Instant;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::threads::own_id;
 
@@ -50,6 +50,18 @@ pub fn join<T>(thread: JoinHandle<T>, who: &str) -> T {
 pub fn receive<T>(from: &Receiver<T>, who: &str) -> T {
     let _waiting = waiting(format!("a message of {who}"));
     from.recv().unwrap_or_else(|_| panic!("{who} is gone without a message"))
+}
+
+/// Waits until something is so, and looks every few milliseconds.
+#[track_caller]
+pub fn until(what: &str, mut met: impl FnMut() -> bool) {
+    const PATIENCE: Duration = Duration::from_secs(120);
+    let _waiting = waiting(what);
+    let deadline = Instant::now() + PATIENCE;
+    while !met() {
+        assert!(Instant::now() < deadline, "waited for {PATIENCE:.0?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A line for each wait of this process.

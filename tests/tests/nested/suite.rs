@@ -1,7 +1,7 @@
 //! The suite that runs in the rig: the test binary `whole`, with the shared libraries it needs.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::Trouble;
 
@@ -10,31 +10,12 @@ pub struct Suite {
     binary: PathBuf,
 }
 
-/// Builds it in this binary's own profile. Cargo holds no lock while it runs tests.
+/// Builds it in this binary's own profile.
 pub fn build() -> Result<Suite, Trouble> {
-    let own = std::env::current_exe().map_err(Trouble::broken("this binary's path"))?;
-    // target/PROFILE/deps/nested-…; the dev profile's directory has a name of its own.
-    let profile = own.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    let profile = if profile == "debug" { "dev" } else { &profile };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = Command::new(cargo)
-        .args(["test", "--locked", "--package", "tests", "--test", "whole", "--no-run", "--profile", profile])
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(Trouble::broken("cargo"))?;
-    if !built.status.success() {
-        return Err(Trouble::Broken("the test target `whole` does not build".to_owned()));
-    }
-    let executable = String::from_utf8_lossy(&built.stdout).lines().find_map(executable_of_whole);
-    let binary = executable.ok_or_else(|| Trouble::Broken("cargo built no executable `whole`".to_owned()))?;
-    Ok(Suite { binary })
-}
-
-fn executable_of_whole(line: &str) -> Option<PathBuf> {
-    let message: serde_json::Value = serde_json::from_str(line).ok()?;
-    (message["target"]["name"] == "whole").then(|| message["executable"].as_str().map(PathBuf::from))?
+    let built = tests::built::build(&["--package", "tests", "--test", "whole"]).map_err(Trouble::Broken)?;
+    let whole = built.into_iter().find(|one| one.name == "whole");
+    let whole = whole.ok_or_else(|| Trouble::Broken("cargo built no executable `whole`".to_owned()))?;
+    Ok(Suite { binary: whole.binary })
 }
 
 impl Suite {

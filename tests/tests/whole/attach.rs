@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use guest_mem::{Address, Backing, HvaRange, PageCounts, PageScanner};
+use harness::until;
 use rustix::process::Signal;
 use test_memory::ZramSwap;
 use tests::host::mthp_64k;
@@ -101,7 +101,7 @@ pub fn qemu(place: &Place) -> Killed {
         .spawn();
     let qemu = Killed(qemu.unwrap());
     let is_up = |holder: Holder| holder.vcpus() == 1 && resident(&holder) >= 64 << 20;
-    wait_for(|| Holder::open(qemu.0.id()).is_ok_and(&is_up));
+    until("QEMU's memory is there", || Holder::open(qemu.0.id()).is_ok_and(&is_up));
     qemu
 }
 
@@ -123,14 +123,6 @@ fn resident(holder: &Holder) -> u64 {
         Err(_) => 0,
     };
     guest_memory(&maps).iter().map(|memory| memory.range).map(of).sum()
-}
-
-fn wait_for(met: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !met() {
-        assert!(Instant::now() < deadline, "waited for two minutes");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// The VM is this test's own; the program that watches it is another process.
@@ -165,7 +157,9 @@ fn faults_are_counted_of_the_watched_vm_alone() {
     let busy = Running::start(place.zapscope(&["run", "s.toml", "--tap", "off"]));
     let pid = busy.id();
     // Most of it: by then pages may be going already.
-    wait_for(|| Holder::open(pid).is_ok_and(|holder| resident(&holder) >= 16 << 20));
+    until("the guest's memory is there", || {
+        Holder::open(pid).is_ok_and(|holder| resident(&holder) >= 16 << 20)
+    });
     let watching = watch(&place, std::process::id(), &["--for", "3s", "--every", "500ms"]);
     let before = bare.machine.fault_counts().unwrap().fixed;
     let arena = bare.machine.core().arena();
@@ -252,7 +246,9 @@ fn a_process_that_ends_meanwhile_is_told() {
     let place = Place::of(&scenario::of("32MiB").fill().hot(16).baseline("60s"));
     let mut run = Running::start(place.zapscope(&["run", "s.toml", "--tap", "off"]));
     let pid = run.id();
-    wait_for(|| Holder::open(pid).is_ok_and(|holder| resident(&holder) >= 32 << 20));
+    until("the guest's memory is there", || {
+        Holder::open(pid).is_ok_and(|holder| resident(&holder) >= 32 << 20)
+    });
     let watching = watch(&place, pid, &["--every", "50ms"]);
     run.signal(Signal::KILL);
     // What was seen is written down.

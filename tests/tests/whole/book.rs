@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! <!-- needs: Kvm, Zram -->        the names of `Need`, or `none`
+//! <!-- ends with: 0, 1 -->         the exit codes that the last command may have; 0 unless said otherwise
 //! <!-- prints -->                  the words of each line are in one line of the output, in this order; numbers may differ
 //! ```
 
@@ -14,6 +15,7 @@ use test_memory::ZramSwap;
 use tests::host::{Need, guest_initrd, guest_kernels};
 use tests::place::{Ended, Place};
 use tests::program::BE_ZAPSCOPE;
+use tests::scenario;
 
 use crate::attach::qemu;
 
@@ -36,7 +38,7 @@ const PAGES: [(&str, &str); 15] = [
     ("timeline", include_str!("../../../docs/src/timeline.md")),
 ];
 
-/// The run that pages name.
+/// The run that pages name: here of a quarter of the built-in scenario's memory.
 const RUN: &str = "zapscope-runs/2017-08-29T101500Z-swapout";
 /// The kernel and the initrd that pages name.
 const KERNEL: &str = "/boot/vmlinuz-6.12";
@@ -47,6 +49,7 @@ struct Example {
     name: String,
     needs: Vec<String>,
     commands: Vec<String>,
+    codes: Vec<i32>,
     /// What the last of them prints.
     prints: String,
 }
@@ -68,12 +71,15 @@ fn test(example: Example) -> Test {
 
 /// The blocks of commands of a page that run zapscope, with what is said about them.
 fn examples(name: &str, page: &str) -> Vec<Example> {
-    let (mut examples, mut needs, mut prints) = (Vec::<Example>::new(), None, false);
+    let (mut examples, mut needs, mut codes, mut prints) = (Vec::<Example>::new(), None, vec![0], false);
     let mut lines = page.lines();
     while let Some(line) = lines.next() {
         let comment = line.strip_prefix("<!-- ").and_then(|line| line.strip_suffix(" -->"));
         if let Some(named) = comment.and_then(|comment| comment.strip_prefix("needs: ")) {
             needs = Some(named.split(", ").filter(|name| *name != "none").map(str::to_owned).collect());
+        }
+        if let Some(listed) = comment.and_then(|comment| comment.strip_prefix("ends with: ")) {
+            codes = listed.split(", ").map(|code| code.parse().expect("an exit code")).collect();
         }
         prints |= comment == Some("prints");
         let Some(language) = line.strip_prefix("```") else { continue };
@@ -83,7 +89,8 @@ fn examples(name: &str, page: &str) -> Vec<Example> {
         if language == "sh" && !commands.is_empty() {
             let needs = needs.take().unwrap_or_else(|| vec!["a comment that names them".to_owned()]);
             let name = format!("{name} {}", examples.len() + 1);
-            examples.push(Example { name, needs, commands, prints: String::new() });
+            let codes = std::mem::replace(&mut codes, vec![0]);
+            examples.push(Example { name, needs, commands, codes, prints: String::new() });
         } else if std::mem::take(&mut prints) {
             examples.last_mut().expect("a command prints it").prints = block.join("\n");
         }
@@ -105,11 +112,12 @@ fn run(example: &Example) {
         std::fs::set_permissions(place.file(name), PermissionsExt::from_mode(0o755)).unwrap();
     }
     if text.contains(RUN) {
-        place.run(&["run", "swapout", "--zram", "1GiB", "--out", RUN]).with(0);
+        place.put("swapout.toml", scenario::swapout(4));
+        place.run(&["run", "swapout.toml", "--zram", "1GiB", "--out", RUN]).with(0);
     }
     let path = format!("{}:{}", place.file("bin").display(), std::env::var("PATH").unwrap());
     let mut printed = String::new();
-    for line in &example.commands {
+    for (index, line) in example.commands.iter().enumerate() {
         let line = line.replace(KERNEL, &guest_kernels().pop().unwrap_or_default());
         let line = line.replace(INITRD, &guest_initrd().unwrap_or_default());
         // A guest's console has a shell, which this ends; nothing else reads it.
@@ -118,7 +126,11 @@ fn run(example: &Example) {
         let mut shell = Command::new("sh");
         shell.args(["-c", &line]).current_dir(place.path()).env("PATH", &path).stdin(Stdio::from(input));
         let _waiting = harness::waiting(format!("the end of `{line}`"));
-        printed = Ended::from(shell.output().unwrap()).with(0).text();
+        let ended = Ended::from(shell.output().unwrap());
+        let code = ended.status.code().unwrap_or(-1);
+        let may_be = index + 1 == example.commands.len() && example.codes.contains(&code);
+        assert!(code == 0 || may_be, "`{line}` ended with {code}: {}\n{}", ended.text(), ended.said);
+        printed = ended.text();
     }
     for line in example.prints.lines() {
         assert!(printed.lines().any(|other| is_like(line, other)), "no line like {line:?} in:\n{printed}");

@@ -7,12 +7,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use guest_abi::arch::DOORBELL_PORT;
 use guest_abi::block::Outcome;
 use guest_abi::layout::{area_gpa, doorbell};
 use guest_abi::order::RawOrder;
+use harness::until;
 use machine::snapshot::header::HEADER_BYTES;
 use tests::place::{Ended, Place};
 use tests::{elf, scenario, xz};
@@ -43,11 +43,8 @@ impl Named {
         let child = Command::new(&file).arg0("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
         let named = Self(child);
         // Its name is its own only once it has begun with its program.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while fs::read(format!("/proc/{}/comm", named.0.id())).unwrap() != [name.as_bytes(), b"\n"].concat() {
-            assert!(Instant::now() < deadline, "it does not get its name");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let comm = format!("/proc/{}/comm", named.0.id());
+        until("a process has its name", || fs::read(&comm).unwrap() == [name.as_bytes(), b"\n"].concat());
         named
     }
 }

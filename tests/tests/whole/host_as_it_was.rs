@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use guest_mem::{Backing, CgroupPlace, HostThp, HugetlbPool, PMD_SIZE};
+use harness::until;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::place::{Ended, Place};
@@ -28,9 +28,6 @@ crate::tests! {
     without_tune_rows_name_the_switch_and_the_flag: [Switches],
     tune_of_a_single_guest_sets_what_it_needs_and_puts_it_back: [Switches, Kvm],
 }
-
-/// How long the way out may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A scenario that lasts as long as its baseline, and takes 4 MiB by `reclaim` at once.
 fn scenario(backings: &[&str], reclaim: &str, baseline: &str) -> Scenario {
@@ -107,14 +104,6 @@ fn command(place: &Place, front: &[&str], arguments: &[&str]) -> Command {
 
 fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "never happened: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn arguments_of(pid: u32) -> String {
@@ -194,13 +183,13 @@ fn sigkill_takes_the_cgroup_away() {
         let groups = std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap();
         groups.contains(&format!("zapscope-{pid}-"))
     };
-    eventually("it is in a cgroup of its own", || is_in_its_group(pid));
+    until("it is in a cgroup of its own", || is_in_its_group(pid));
     let (guardian, disk) = (guardian_of(pid).unwrap(), run.zram());
     assert!(!is_in_its_group(guardian));
     kill(pid, Signal::KILL);
     let (ended, place) = run.end();
     assert_eq!(ended.status.code(), None);
-    eventually("all is undone", || cgroups_of(pid).is_empty() && !disk.is_there() && !is_running(guardian));
+    until("all is undone", || cgroups_of(pid).is_empty() && !disk.is_there() && !is_running(guardian));
     assert!(!has_notes(&place));
 }
 
@@ -230,7 +219,7 @@ fn a_killed_guardian_is_replaced() {
     assert_ne!(first, second);
     kill(pid, Signal::KILL);
     let (_, place) = run.end();
-    eventually("all is undone", || !disk.is_there() && !is_running(second));
+    until("all is undone", || !disk.is_there() && !is_running(second));
     assert!(!has_notes(&place));
 }
 
@@ -241,7 +230,7 @@ fn the_first_process_of_a_pid_namespace_leaves_a_note() {
     let guardian = guardian_of(zapscope).unwrap();
     kill(zapscope, Signal::KILL);
     let (_, place) = run.end();
-    eventually("the namespace is gone", || !is_running(zapscope) && !is_running(guardian));
+    until("the namespace is gone", || !is_running(zapscope) && !is_running(guardian));
     assert!(disk.is_swapped_to(), "nobody is left to undo it");
     // Any command that changes or examines the host, with the same directory for notes.
     let doctor = command(&place, &[], &["doctor"]).stdout(Stdio::piped()).output().unwrap();
@@ -331,11 +320,11 @@ fn undone_after(signal: Signal) {
     for backing in TUNED.into_iter().filter(|backing| !has(backing, memory())) {
         let mut run = Run::begin(&scenario(&[backing], "dontneed", "60s"), &["--tune"], &[]);
         run.running.read_until("host change: /sys/kernel/mm/");
-        eventually("it is set", || switches() != before);
+        until("it is set", || switches() != before);
         kill(run.zapscope(), signal);
         let (ended, place) = run.end();
-        eventually("the switches say what they said", || switches() == before);
-        eventually("the notes are gone", || !has_notes(&place));
+        until("the switches say what they said", || switches() == before);
+        until("the notes are gone", || !has_notes(&place));
         ended.says(&["undone"]);
     }
 }

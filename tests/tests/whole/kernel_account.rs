@@ -32,8 +32,7 @@ fn the_built_in_scenario_announces_it_to_a_program() {
 /// quarter of its memory.
 fn the_built_in_scenario_announces_by(tap: &str) {
     let part = if emulated() { 4 } else { 1 };
-    let (_, text) = resources::SCENARIOS.iter().find(|(name, _)| *name == "swapout").unwrap();
-    let text: String = text
+    let text: String = scenario::swapout(part)
         .lines()
         // Rows that are left out here cannot be expected anything of.
         .filter(|line| !line.starts_with("exclude = ") && !line.ends_with(" for policy pmd slot vm\","))
@@ -41,8 +40,6 @@ fn the_built_in_scenario_announces_by(tap: &str) {
         .map(|line| match line {
             line if line.starts_with("policy = ") => "policy = [\"kernel\", \"folio\"]\n".to_owned(),
             line if line.starts_with("reclaim = ") => "reclaim = [\"pageout\"]\n".to_owned(),
-            "memory = \"64MiB\"" => format!("memory = \"{}MiB\"\n", 64 / part),
-            "range = \"0..8MiB\"" => format!("range = \"0..{}MiB\"\n", 8 / part),
             line => format!("{line}\n"),
         })
         .collect();

@@ -196,7 +196,8 @@ fn huge_pages_come_back_whole_in_a_run() {
 /// All but 4 of 16 MiB leaves, and not the 64 pages that a loop writes to: what it faulted meanwhile was the watching.
 fn a_target_is_reached_and_the_hot_pages_stay() {
     let hot = ["pages = \"all\"", "count = 64", "access = \"write\""];
-    let scenario = scenario("fault_around = \"4KiB\"").policies(&["kernel", "folio"]).step("hot", &hot);
+    let policies = if host::emulated() { &["folio"][..] } else { &["kernel", "folio"] };
+    let scenario = scenario("fault_around = \"4KiB\"").policies(policies).step("hot", &hot);
     let idle = ["victims = \"idle\"", "target = \"4MiB\""];
     for row in rows(&scenario.step("reclaim", &idle).stop().refault().sweep(), &[]) {
         let evicted = row["evicted_bytes"].as_u64().unwrap();
@@ -211,7 +212,8 @@ fn a_target_is_reached_and_the_hot_pages_stay() {
 
 /// How long a storm lasts: `ZAPSCOPE_LONG=1` makes it ten minutes.
 fn storm() -> Duration {
-    Duration::from_secs(if host::asked_for("ZAPSCOPE_LONG") { 600 } else { 20 })
+    let short = if host::emulated() { 8 } else { 20 };
+    Duration::from_secs(if host::asked_for("ZAPSCOPE_LONG") { 600 } else { short })
 }
 
 /// Two vCPUs write without pause, one of them with locked adds; two threads evict what they get; between them pages are

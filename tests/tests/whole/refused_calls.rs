@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 use rustix::process::Resource;
 use serde_json::Value;
+use tests::host::emulated;
 use tests::place::{Ended, Place};
 use tests::scenario::{self, Scenario};
 use tests::stand_in::{self, Refusal};
@@ -153,7 +154,8 @@ fn too_little_address_space_aborts_nothing() {
 /// Wherever in its work a run meets the limit, the limit is what it tells to raise.
 fn a_limit_of_the_process_is_named_and_no_other_remedy() {
     let place = Place::of(&rows_of_two_kinds());
-    let files = (6..48).step_by(3).map(|most| (Resource::Nofile, most, "os error 24", "ulimit -n"));
+    let step = if emulated() { 6 } else { 3 };
+    let files = (6..48).step_by(step).map(|most| (Resource::Nofile, most, "os error 24", "ulimit -n"));
     let bytes = [0, 1024, 4096].map(|most| (Resource::Fsize, most, "os error 27", "ulimit -f"));
     let others = ["mount procfs", "choose a place", "free space", "free room", "be root", "remove it"];
     let mut met = Vec::new();

@@ -262,7 +262,8 @@ fn a_snapshot_that_is_ended_leaves_nothing() {
 /// be.
 fn ended_while_writing(signal: Signal) -> bool {
     let place = Place::new();
-    let command = program::grouped(place.path(), &["snapshot", "--out", "s", "--memory", "512MiB"]);
+    let memory = if tests::host::emulated() { "96MiB" } else { "512MiB" };
+    let command = program::grouped(place.path(), &["snapshot", "--out", "s", "--memory", memory]);
     let mut child = program::without_core(command).spawn().unwrap();
     let _waiting = harness::waiting("a snapshot to be written");
     while !writes_in(child.id(), place.path()) {

@@ -2,9 +2,9 @@
 //! a guest uses all of its memory.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use guest_mem::SwapInfo;
+use harness::until;
 use rustix::process::Signal;
 use test_memory::ZramSwap;
 use tests::host::{emulated, of_backend};
@@ -18,8 +18,6 @@ crate::tests! {
     a_squeeze_of_memory_in_use_kills_nobody(backend in ["soft", "kvm"]): [Zram, Cgroup, of_backend(backend)],
 }
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Another swap device comes while a row is made, takes what the row evicts, and goes with it. The run stands still while the
 /// device is made, however slow the host is; what it evicts afterwards is more than each CPU's cache of free slots (64) holds
 /// of the first device.
@@ -32,21 +30,15 @@ fn pages_that_went_to_somebody_elses_device_are_told() {
     run.read_until("made zram");
     let made = run.said.split_once("made zram").unwrap().1.split(' ').next().unwrap();
     let own = PathBuf::from(format!("/dev/zram{made}"));
-    let deadline = Instant::now() + PATIENCE;
-    let until = |what: &str, met: &dyn Fn(&SwapInfo) -> bool| {
-        let _waiting = harness::waiting(what);
-        while !met(&SwapInfo::read()) {
-            assert!(Instant::now() < deadline, "{what}: {:?}", SwapInfo::read());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    };
-    until("the run swaps to its own device", &|swaps| swaps.find(&own).is_some_and(|area| area.used > 0));
+    until("the run swaps to its own device", || {
+        SwapInfo::read().find(&own).is_some_and(|area| area.used > 0)
+    });
     run.signal(Signal::STOP);
     let theirs = ZramSwap::create(64 << 20, None);
     run.signal(Signal::CONT);
     let theirs = theirs.unwrap();
     // The device's own count of what is stored: slots that a CPU keeps for later are in use, too.
-    until("the run swaps to the other device", &|_| theirs.stored_bytes() >= 128 << 10);
+    until("the run swaps to the other device", || theirs.stored_bytes() >= 128 << 10);
     drop(theirs);
     let record = run.end().with(0).json();
     let row = &rows(&record)[0];
