@@ -106,7 +106,8 @@ pub fn qemu(place: &Place) -> Killed {
 }
 
 fn a_qemu_loses_memory_and_every_range_has_a_name() {
-    let qemu = qemu(&Place::new());
+    let place = Place::new();
+    let qemu = qemu(&place);
     let zram = ZramSwap::create(128 << 20, None).unwrap();
     push(qemu.0.id(), "QEMU's");
     drop(qemu);
