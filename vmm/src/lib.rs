@@ -1,5 +1,7 @@
 //! zapscope: the program. Its commands; what it finds out of a host; the memory of another process's VM.
 
+#![forbid(unsafe_code)]
+
 pub mod attach;
 pub mod cli;
 pub mod doctor;

@@ -96,7 +96,7 @@ fn leave_the_terminal() {
     // Fails only for the leader of a process group, which a child just started is not.
     let _ = rustix::process::setsid();
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGXFSZ] {
-        // SAFETY: ignoring a signal runs no code of ours in a handler.
+        // SAFETY: an ignored signal has no handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
     // Do not pin a directory, and be the last process that is killed when memory runs out.

@@ -60,7 +60,7 @@ pub enum StatsError {
         /// The part that was read.
         what: &'static str,
     },
-    /// The header or a descriptor says something impossible.
+    /// The header or a descriptor is not valid.
     #[error("KVM's binary statistics make no sense here: {what}")]
     Layout {
         /// The unexpected content.

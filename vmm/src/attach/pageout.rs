@@ -1,14 +1,11 @@
 //! Paging out another process's memory: `process_madvise`.
 
-use std::os::fd::{AsFd, AsRawFd};
-
-use guest_mem::{Hva, HvaRange, PageCounts, PageScanner, SwapInfo};
+use guest_mem::{HvaRange, PageCounts, PageScanner, SwapInfo};
 use rustix::io::Errno;
 use serde::Serialize;
 
 use super::holder::Holder;
 use super::memory::{Memory, needs_swap};
-use host::tracefs::last_errno;
 use program::exit::{Class, Classified};
 use program::units;
 
@@ -91,7 +88,11 @@ pub fn page_out(holder: &Holder, of: &Memory, range: HvaRange) -> Result<PagedOu
         Some(PageCounts::of(&runs).present * guest_mem::PAGE_SIZE)
     };
     let mapped_before = mapped();
-    advise(holder.pidfd(), range)?;
+    host::page_out_process(holder.pidfd(), range).map_err(|(range, errno)| match errno {
+        Errno::PERM | Errno::ACCESS => PageoutError::Refused,
+        Errno::NOSYS => PageoutError::NoCall,
+        source => PageoutError::Call { range, source },
+    })?;
     let (start, end) = (range.start().get(), range.end().get());
     Ok(PagedOut { start, end, mapped_before, mapped_after: mapped() })
 }
@@ -103,37 +104,6 @@ fn no_swap(swap: &SwapInfo) -> Option<&'static str> {
         (false, 0) => Some("this host's swap is full; `swapon` another device or file first"),
         (false, _) => None,
     }
-}
-
-/// Advises the kernel to page out a range of the process of `pidfd`. The kernel skips pages that are in use, locked or shared,
-/// and does not report them.
-fn advise(pidfd: impl AsFd, range: HvaRange) -> Result<(), PageoutError> {
-    let mut rest = range;
-    while !rest.is_empty() {
-        let vector = libc::iovec { iov_base: rest.start().as_ptr(), iov_len: rest.len() as usize };
-        // SAFETY: the kernel reads one element; its addresses are of another process and are not accessed here.
-        let advised = unsafe {
-            libc::syscall(
-                libc::SYS_process_madvise,
-                pidfd.as_fd().as_raw_fd(),
-                &raw const vector,
-                1,
-                libc::MADV_PAGEOUT,
-                0,
-            )
-        };
-        let advised = match (u64::try_from(advised), last_errno()) {
-            (Ok(0), _) => return Ok(()),
-            (Ok(advised), _) => advised,
-            (Err(_), Errno::INTR) => continue,
-            (Err(_), Errno::PERM | Errno::ACCESS) => return Err(PageoutError::Refused),
-            (Err(_), Errno::NOSYS) => return Err(PageoutError::NoCall),
-            (Err(_), source) => return Err(PageoutError::Call { range: rest, source }),
-        };
-        let done = rest.start().get() + advised.min(rest.len());
-        rest = HvaRange::new(Hva::new(done), rest.end()).unwrap_or(HvaRange::empty(rest.end()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

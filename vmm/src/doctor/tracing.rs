@@ -1,22 +1,14 @@
 //! The kernel's own account: can its tracepoints be opened, and which of those that matter exist.
 
-use std::os::fd::{FromRawFd, OwnedFd};
-
 use rustix::io::Errno;
 
 use super::finding::Finding;
-use host::tracefs::last_errno;
 use host::{Capability, Rights, Root};
 use host::{Tracefs, in_initial_pid_namespace};
-use tap::{Bpf, Interest, Layout};
+use tap::{Bpf, Interest, Layout, Perf};
 
 /// The event that shows each range KVM was told to drop.
 const UNMAP_EVENT: &str = "kvm/kvm_unmap_hva_range";
-
-const PERF_TYPE_TRACEPOINT: u64 = 2;
-/// The size of the first published `perf_event_attr`, which every kernel accepts.
-const PERF_ATTR_SIZE_VER0: u64 = 64;
-const PERF_FLAG_FD_CLOEXEC: u64 = 8;
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,38 +47,12 @@ pub(super) fn probe() -> Tracing {
         event,
         lacking: layout.map_or(Vec::new(), |layout| layout.missing().to_vec()),
         // Without the event's number, any number tells whether tracepoints may be opened at all.
-        perf: open_tracepoint(event.unwrap_or(1)).map(drop),
+        perf: Perf::permitted(event.unwrap_or(1) as u16),
         bpf: Bpf::permitted(),
         initial_pid_namespace: in_initial_pid_namespace(),
         paranoid: root.number("/proc/sys/kernel/perf_event_paranoid"),
         privileged: rights.has(Capability::Perfmon) || rights.has(Capability::SysAdmin),
         lockdown: root.choice("/sys/kernel/security/lockdown"),
-    }
-}
-
-/// Opens a tracepoint on CPU 0 for all processes, and does not enable it.
-fn open_tracepoint(id: u64) -> Result<OwnedFd, Errno> {
-    const DISABLED: u64 = 1;
-    // `struct perf_event_attr`, version 0, as words: type and size, config, period, sample type, read format,
-    // flags, wakeup and breakpoint type, breakpoint address.
-    let attributes: [u64; 8] =
-        [PERF_TYPE_TRACEPOINT | PERF_ATTR_SIZE_VER0 << 32, id, 0, 0, 0, DISABLED, 0, 0];
-    let (any_process, cpu, no_group) = (-1, 0, -1);
-    // SAFETY: the attributes are as long as they say and are only read; all else is by value.
-    let raw = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            attributes.as_ptr(),
-            any_process,
-            cpu,
-            no_group,
-            PERF_FLAG_FD_CLOEXEC,
-        )
-    };
-    match i32::try_from(raw) {
-        // SAFETY: the kernel just made this descriptor, and only this value owns it.
-        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(last_errno()),
     }
 }
 

@@ -1,11 +1,11 @@
-//! What the kernel tap takes, and what it costs.
+//! The rate that the kernel tap sustains, and its cost.
 //!
-//! | part | what it does | what must hold |
+//! | part | load | condition |
 //! | --- | --- | --- |
 //! | synthetic | a thread writes 1,000,000 records a second for 5 s into a ring such as the kernel fills | none lost |
 //! | pageout | 64 MiB of 4 KiB pages that a guest has mapped paged out to zram, tap on and off in turns | median of the pairs' ratios at most 1.05, every range seen |
 //!
-//! The program's exit code says whether it held. The zram device is made for this and taken away again.
+//! The exit code tells whether both conditions held. The zram device is made for the bench and removed.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a bench prints is its result")]
 
 use std::fs;
@@ -23,17 +23,17 @@ use tap::{Collector, Event, Interest, Layout, Sample, Tap, Via, What};
 
 const RATE: u64 = 1_000_000;
 const SECONDS: u64 = 5;
-/// Records between two looks at the clock.
+/// Records between two readings of the clock.
 const BATCH: u64 = 500;
 
 const ARENA: u64 = 64 << 20;
-/// Pairs for the tap that a run takes, so many that the noise of one is not that of the median; and for the others.
+/// Pairs for the tap that a run uses, enough for a median with little noise; and for the others.
 const PAIRS: [usize; 2] = [121, 41];
 const BOUND: f64 = 1.05;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    // Without this argument it is a test run, which times nothing.
+    // Without this argument it is a test run, without measurements.
     if !std::env::args().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     if held.iter().all(|held| *held) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The formats of the kernel that runs, or of one like it where they cannot be read.
+/// The formats of the running kernel, or of a similar one if they cannot be read.
 fn layout() -> Layout {
     let read = Tracefs::open().ok().and_then(|tracefs| Layout::read(&tracefs, Interest::default()).ok());
     read.unwrap_or_else(|| {
@@ -59,7 +59,7 @@ fn synthetic_load() -> bool {
     let id = layout.listened()[0].id;
     let watched = HvaRange::with_len(Hva::new(1 << 40), 1 << 30).expect("far from the end");
     let (source, mut writer) = synthetic(tap::perf::RING).expect("a ring's memory");
-    // Room for a second: this thread may have to wait long for its turn.
+    // Room for the events of a second: this thread may wait long for a processor.
     let collector = Collector::start(Box::new(source), layout, &[watched], RATE as usize).expect("a thread");
     let total = RATE * SECONDS;
     let begun = Instant::now();
@@ -99,7 +99,7 @@ fn synthetic_load() -> bool {
     taken == total && refused == 0
 }
 
-/// Nanoseconds that the reader thread ran.
+/// The CPU time of the reader thread, nanoseconds.
 fn reader_ns() -> u64 {
     let tasks = fs::read_dir("/proc/self/task").expect("/proc is mounted").flatten();
     let named =
@@ -110,7 +110,7 @@ fn reader_ns() -> u64 {
     ran.sum()
 }
 
-/// A guest whose whole arena is taken over and over.
+/// A guest whose arena is paged out repeatedly.
 struct Guest {
     machine: Machine,
     scanner: PageScanner,
@@ -131,8 +131,8 @@ impl Guest {
         Self { machine, scanner: PageScanner::new().expect("our own pagemap opens") }
     }
 
-    /// Has the guest write every page, and says how long it took to page all of it out, how long this thread ran for it,
-    /// and whether all left.
+    /// Has the guest write every page, and pages all of them out; returns the time, this thread's CPU time, and whether all pages
+    /// left.
     fn page_out(&mut self, generation: u64) -> (Duration, Duration, bool) {
         let order = WorkOrder {
             start: ARENA_GPA,
@@ -152,13 +152,13 @@ impl Guest {
     }
 }
 
-/// How long this thread ran so far.
+/// The CPU time of this thread.
 fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Whether the tap that a run takes holds the bound, and no tap misses a range.
+/// Whether the tap that a run opens is within the bound, and no tap misses a range.
 fn paired_pageouts() -> bool {
     let _swap = match test_memory::ZramSwap::create(256 << 20, None) {
         Ok(swap) => swap,
@@ -168,10 +168,10 @@ fn paired_pageouts() -> bool {
         }
     };
     let mut guest = Guest::start();
-    // Swap slots and zram's memory have been used once.
+    // Once before: swap slots and zram's memory are allocated.
     guest.page_out(1);
     let vias = [Via::Bpf, Via::Perf];
-    // The first that opens is what a run takes, so only it is bound.
+    // The bound is for the first tap that opens, which a run uses.
     let mut bound = Some(BOUND);
     let held: Vec<bool> = vias.into_iter().map(|via| pageouts_by(via, &mut guest, &mut bound)).collect();
     held.iter().all(|held| *held)
@@ -180,7 +180,7 @@ fn paired_pageouts() -> bool {
 fn pageouts_by(via: Via, guest: &mut Guest, bound: &mut Option<f64>) -> bool {
     let (name, watched) = (via.name(), guest.machine.core().arena().range());
     let interest = Interest { causes: true, ..Interest::default() };
-    // As a run opens it.
+    // As in a run.
     let open = || Tap::around(via, interest, watched, 1 << 16).map(|(tap, _)| tap);
     let opening = Instant::now();
     if let Err(error) = open() {
@@ -195,7 +195,7 @@ fn pageouts_by(via: Via, guest: &mut Guest, bound: &mut Option<f64>) -> bool {
     for pair in 0..pairs {
         let (mut spent, mut ran) = ([Duration::ZERO; 2], [Duration::ZERO; 2]);
         for turn in 0..2 {
-            // The order alternates, so that no drift favours one.
+            // The order alternates against drift.
             let on = (pair + turn) % 2 == 0;
             let tap = on.then(|| open().expect("it opened before"));
             let (time, thread, all_left) = guest.page_out(2 + pair as u64);
@@ -228,7 +228,7 @@ fn pageouts_by(via: Via, guest: &mut Guest, bound: &mut Option<f64>) -> bool {
     held && complete
 }
 
-/// Sorts, and gives the middle.
+/// Sorts the values; returns their median.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -92,6 +92,14 @@ struct OneCpu {
 }
 
 impl Perf {
+    /// Whether this process may open a tracepoint for all processes. The event is not enabled.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn permitted(id: u16) -> Result<(), Errno> {
+        open_disabled(id, 0, &mut true).map(drop)
+    }
+
     /// Opens the tracepoints `listened`, of which there may be none; ranges are recorded where they meet `watched`.
     ///
     /// # Errors
@@ -179,8 +187,16 @@ fn open_filtered(
 }
 
 fn open_event(listened: &Listened, cpu: u32, counts_losses: &mut bool) -> Result<OwnedFd, PerfError> {
+    open_disabled(listened.id, cpu, counts_losses).map_err(|errno| match errno {
+        Errno::ACCESS | Errno::PERM => PerfError::Refused(errno),
+        source => PerfError::Call { call: "perf_event_open", event: listened.path, cpu, source },
+    })
+}
+
+/// Opens a tracepoint for all processes; without the count of losses where the kernel does not know it.
+fn open_disabled(id: u16, cpu: u32, counts_losses: &mut bool) -> Result<OwnedFd, Errno> {
     loop {
-        let mut attributes = attributes(listened.id, *counts_losses);
+        let mut attributes = attributes(id, *counts_losses);
         let (any_process, no_group) = (-1, -1);
         // SAFETY: the attributes are as long as they say and are only read; all else is by value.
         let raw = unsafe {
@@ -199,10 +215,7 @@ fn open_event(listened: &Listened, cpu: u32, counts_losses: &mut bool) -> Result
         match last_errno() {
             // Before Linux 6.0.
             Errno::INVAL if *counts_losses => *counts_losses = false,
-            errno @ (Errno::ACCESS | Errno::PERM) => return Err(PerfError::Refused(errno)),
-            source => {
-                return Err(PerfError::Call { call: "perf_event_open", event: listened.path, cpu, source });
-            }
+            errno => return Err(errno),
         }
     }
 }
