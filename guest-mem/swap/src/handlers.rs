@@ -114,18 +114,18 @@ pub struct Handlers {
 }
 
 impl Handlers {
-    /// Starts a handler for each of `hears`, on the processor beside it if there is one.
+    /// Starts a handler for each of `observers`, on the processor beside it if there is one.
     ///
     /// # Errors
     /// [`HandlerError`]: none runs then.
     pub fn start<H: Observer + 'static>(
         swapper: &Arc<Swapper>,
-        hears: Vec<(H, Option<usize>)>,
+        observers: Vec<(H, Option<usize>)>,
     ) -> Result<Self, HandlerError> {
         let stop = Arc::new(Stop::new().map_err(HandlerError::Wait)?);
         let mut handlers = Self { stop, threads: Vec::new() };
-        let count = hears.len();
-        for (index, (hears, processor)) in hears.into_iter().enumerate() {
+        let count = observers.len();
+        for (index, (observer, processor)) in observers.into_iter().enumerate() {
             let (swapper, stop) = (swapper.clone(), handlers.stop.clone());
             let thread = Thread::start(format!("uffd{index}"), move || {
                 let has_processor = processor.is_some_and(stay_on);
@@ -137,7 +137,7 @@ impl Handlers {
                 let new = if all_woken { Waiter::always_woken } else { Waiter::new };
                 let waiter = new(&swapper.userfault, &stop).map_err(HandlerError::Wait)?;
                 let batch = if count == 1 { BATCH } else { 1 };
-                Handler::new(&swapper, hears, batch)?.run(&waiter)
+                Handler::new(&swapper, observer, batch)?.run(&waiter)
             });
             handlers.threads.push(thread.map_err(HandlerError::Thread)?);
         }
@@ -190,7 +190,7 @@ fn stay_on(processor: usize) -> bool {
 struct Handler<'s, H> {
     swapper: &'s Swapper,
     pager: Pager<'s>,
-    hears: H,
+    observer: H,
     buffer: EventBuffer,
     /// Faults that were read and not served yet.
     faults: VecDeque<PageFault>,
@@ -200,10 +200,10 @@ struct Handler<'s, H> {
 }
 
 impl<'s, H: Observer> Handler<'s, H> {
-    fn new(swapper: &'s Swapper, hears: H, batch: usize) -> Result<Self, HandlerError> {
+    fn new(swapper: &'s Swapper, observer: H, batch: usize) -> Result<Self, HandlerError> {
         let (pager, report) = (Pager::new(swapper)?, HandlerReport::default());
         let buffer = EventBuffer::new(batch);
-        Ok(Self { swapper, pager, hears, buffer, faults: VecDeque::new(), untold: Vec::new(), report })
+        Ok(Self { swapper, pager, observer, buffer, faults: VecDeque::new(), untold: Vec::new(), report })
     }
 
     fn run(mut self, waiter: &Waiter) -> Result<HandlerReport, HandlerError> {
@@ -268,7 +268,7 @@ impl<'s, H: Observer> Handler<'s, H> {
 
     fn tell(&mut self) {
         for event in self.untold.drain(..) {
-            self.hears.event(&event);
+            self.observer.event(&event);
         }
     }
 
@@ -276,7 +276,7 @@ impl<'s, H: Observer> Handler<'s, H> {
         let report = &mut self.report;
         let served = match self.pager.serve(&fault) {
             Ok(served) => served,
-            Err(lost) => return self.hears.lost(lost),
+            Err(lost) => return self.observer.lost(lost),
         };
         match served {
             Served::NotYet => return self.swapper.waiting.push(fault),
@@ -290,7 +290,7 @@ impl<'s, H: Observer> Handler<'s, H> {
             Served::Present => {}
         }
         report.faults += 1;
-        self.hears.fault(&fault, served);
+        self.observer.fault(&fault, served);
     }
 }
 

@@ -19,9 +19,9 @@ crate::tests! {
     a_damaged_page_stops_the_guest_by_name: [Kvm, Userfault],
     files_that_are_no_snapshot_are_refused: [],
     a_damaged_or_cut_snapshot_is_refused: [Kvm],
-    a_lying_header_is_refused: [Kvm],
+    a_header_that_does_not_fit_is_refused: [Kvm],
     a_guest_of_another_processor_is_refused: [Kvm],
-    a_lying_vcpu_state_is_an_error_and_nothing_worse: [Kvm, Userfault],
+    an_invalid_vcpu_state_is_an_error_and_nothing_worse: [Kvm, Userfault],
     bad_command_lines_are_refused: [],
 }
 
@@ -178,11 +178,11 @@ fn a_damaged_or_cut_snapshot_is_refused() {
     place.refused(&[], &["no snapshot"]);
 }
 
-/// Checksums that are right, over what no guest has.
-fn a_lying_header_is_refused() {
+/// The checksums are right, and the values are those of no guest.
+fn a_header_that_does_not_fit_is_refused() {
     let place = Snapshots::new("4MiB", &[]);
-    type Lie = fn(&mut Header);
-    let lies: [(Lie, &str); 10] = [
+    type Change = fn(&mut Header);
+    let changes: [(Change, &str); 10] = [
         (|header| header.arena = 2 << 20, "its header says"),
         (|header| header.arena = 8 << 20, "its header says"),
         (|header| header.arena = u64::MAX << 21, "which no guest has"),
@@ -194,8 +194,8 @@ fn a_lying_header_is_refused() {
         (|header| header.state.0 = u64::MAX, "which no guest has"),
         (|header| header.stored -= 1, "its header says"),
     ];
-    for (lie, words) in lies {
-        place.with_header(lie);
+    for (change, words) in changes {
+        place.with_header(change);
         place.refused(&[], &["changed", words]);
     }
     // Sizes that fit together, and another guest's.
@@ -234,22 +234,22 @@ fn a_guest_of_another_processor_is_refused() {
     refused(&place.0, &[3], "changed", &[], &["CPUID leaf 0x7", "ECX"]);
 }
 
-/// Registers of a liar: KVM refuses them, or the guest crashes at once and is reported. Nothing hangs.
-fn a_lying_vcpu_state_is_an_error_and_nothing_worse() {
+/// Registers that no guest has: KVM refuses them, or the guest crashes at once and is reported. Nothing hangs.
+fn an_invalid_vcpu_state_is_an_error_and_nothing_worse() {
     let place = Snapshots::new("2MiB", &[]);
-    type Lie = fn(&mut VcpuState);
-    let lies: [Lie; 5] = [
+    type Change = fn(&mut VcpuState);
+    let changes: [Change; 5] = [
         |state| state.regs.rip = 0xdead_0000_0000,
         |state| state.sregs.cr3 = 0x7fff_ffff_f000,
         |state| state.sregs.cr0 = 0,
         |state| state.sregs.efer = 0,
         |state| state.regs.rip = 0,
     ];
-    for (number, lie) in lies.into_iter().enumerate() {
-        place.with_states(|vcpus| lie(&mut vcpus[0]));
+    for (number, change) in changes.into_iter().enumerate() {
+        place.with_states(|vcpus| change(&mut vcpus[0]));
         for how in [&[][..], &["--eager"]] {
             // The guest crashes, or KVM refuses the register.
-            println!("    lie {number}");
+            println!("    change {number}");
             refused(&place.0, &[1, 5], "changed", how, &["vCPU 0"]);
         }
     }

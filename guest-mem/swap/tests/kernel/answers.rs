@@ -107,10 +107,10 @@ fn blocks_cut_a_range_where_huge_pages_end() {
     assert_eq!(of(700, 0), []);
 }
 
-/// What a handler told, in order.
-struct Teller(Sender<&'static str>);
+/// Sends the name of each report, in their order.
+struct SendsNames(Sender<&'static str>);
 
-impl Observer for Teller {
+impl Observer for SendsNames {
     fn fault(&mut self, _fault: &PageFault, _served: Served) {
         let _ = self.0.send("a fault");
     }
@@ -122,7 +122,7 @@ impl Observer for Teller {
     }
 }
 
-/// How many threads wait over a fault that nobody has read.
+/// The number of threads that wait for a fault which no handler has read.
 fn unread_faults(userfault: &Userfault) -> u64 {
     let info = format!("/proc/self/fdinfo/{}", userfault.as_fd().as_raw_fd());
     let info = std::fs::read_to_string(info).unwrap();
@@ -167,7 +167,7 @@ fn what_was_discarded_is_told_before_a_fault_that_was_read_with_it() {
             std::thread::yield_now();
         }
         drop(waiting);
-        let handlers = Handlers::start(&swapper, vec![(Teller(tells), None)]).unwrap();
+        let handlers = Handlers::start(&swapper, vec![(SendsNames(tells), None)]).unwrap();
         let order = [(); 2].map(|()| harness::receive(&told, "the handler"));
         swapper.discard(lost).unwrap();
         swapper.userfault().wake(lost).unwrap();

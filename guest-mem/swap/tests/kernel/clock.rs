@@ -57,7 +57,7 @@ fn what_is_used_stays_and_the_rest_goes() {
         // What came back was used, each at a fault of its own or with its neighbours.
         let back = |page: u64| rig.swapper.state(rig.range(page, 1).start()) == Some(SwapState::Resident);
         assert!((0..1024).all(back), "{backing}");
-        assert!(rig.heard.nothing_is_lost());
+        assert!(rig.reports.nothing_is_lost());
     }
 }
 

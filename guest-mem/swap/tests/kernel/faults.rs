@@ -78,7 +78,7 @@ fn what_cannot_be_stored_stays_as_if_nothing_had_been() {
                     assert_eq!(rig.evict(0, 8), 8);
                 }
                 assert_filled(&rig, 0..8);
-                assert!(rig.heard.nothing_is_lost());
+                assert!(rig.reports.nothing_is_lost());
                 assert_eq!(rig.stored(), 0);
             }
         }
@@ -148,7 +148,7 @@ fn a_slow_store_is_waited_for() {
         assert_eq!(rig.evict(0, 8), 8);
         assert_filled(&rig, 0..8);
         assert_eq!(store.struck(), 2);
-        assert!(rig.heard.nothing_is_lost());
+        assert!(rig.reports.nothing_is_lost());
     }
 }
 
@@ -163,7 +163,7 @@ fn a_neighbour_that_cannot_be_read_costs_nobody_else() {
             fill(&rig, 16);
             assert_eq!(rig.evict(0, 16), 16);
             assert_filled(&rig, (0..16).filter(|page| *page != 5));
-            assert!(rig.heard.nothing_is_lost(), "{fault:?}");
+            assert!(rig.reports.nothing_is_lost(), "{fault:?}");
             if fault.0 == Put {
                 assert!(matches!(assert_lost(&rig, 5), LostWhy::Checksum { .. }));
             } else {
@@ -188,21 +188,21 @@ fn of_a_huge_page_the_damaged_page_is_named() {
             } else {
                 assert_filled(&rig, 0..1024);
             }
-            assert!(rig.heard.nothing_is_lost());
+            assert!(rig.reports.nothing_is_lost());
             assert_eq!(rig.stored(), 0);
         }
     }
 }
 
-/// An ear that does not come back from what it hears until it is let go.
-struct Sits {
-    hears: Sender<()>,
+/// Waits within the report of a fault until the test lets it go on.
+struct Blocked {
+    reports: Sender<()>,
     let_go: Receiver<()>,
 }
 
-impl Observer for Sits {
+impl Observer for Blocked {
     fn fault(&mut self, _fault: &PageFault, _served: Served) {
-        self.hears.send(()).unwrap();
+        self.reports.send(()).unwrap();
         let _waiting = harness::waiting("the end of the test");
         let _ = self.let_go.recv();
     }
@@ -214,10 +214,10 @@ impl Observer for Sits {
 
 fn a_handler_that_does_not_stop_is_named_and_keeps_its_memory() {
     let (memory, swapper) = idle(PAGES_PER_PMD, lz4());
-    let ((hears, heard), (lets_go, let_go)) = (channel(), channel());
-    let handlers = Handlers::start(&swapper, vec![(Sits { hears, let_go }, None)]).unwrap();
+    let ((reports, reported), (lets_go, let_go)) = (channel(), channel());
+    let handlers = Handlers::start(&swapper, vec![(Blocked { reports, let_go }, None)]).unwrap();
     assert_eq!(read(&memory.0, 0), 0);
-    harness::receive(&heard, "the handler");
+    harness::receive(&reported, "the handler");
     let error = handlers.stop_within(Duration::from_millis(50)).unwrap_err();
     assert!(matches!(error, HandlerError::Overdue(_)), "{error}");
     let text = error.to_string();

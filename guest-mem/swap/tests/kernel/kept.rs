@@ -8,7 +8,7 @@ use swap::{
     checksum,
 };
 
-use crate::support::{Ear, Heard, Owner, Rig, idle, lz4, rig, value};
+use crate::support::{Owner, Recorder, Reports, Rig, idle, lz4, rig, value};
 
 test_memory::tests! {
     what_is_handed_over_comes_at_its_first_fault: [Userfault],
@@ -38,13 +38,13 @@ fn what_is_handed_over_comes_at_its_first_fault() {
     };
     swapper.hand_over(keep).unwrap();
     assert_eq!(swapper.count(SwapState::is_out), PAGES);
-    let heard = Arc::new(Heard::default());
-    let handlers = Handlers::start(&swapper, vec![(Ear(heard.clone()), None)]).unwrap();
-    let rig = Rig { memory, swapper, handlers, heard };
+    let reports = Arc::new(Reports::default());
+    let handlers = Handlers::start(&swapper, vec![(Recorder(reports.clone()), None)]).unwrap();
+    let rig = Rig { memory, swapper, handlers, reports };
     for page in 0..PAGES {
         assert_eq!(rig.read(page), if page.is_multiple_of(3) { value(page) } else { 0 }, "page {page}");
     }
-    assert!(rig.heard.nothing_is_lost());
+    assert!(rig.reports.nothing_is_lost());
     let report = rig.handlers.stop().unwrap()[0];
     assert_eq!((report.faults, report.returned), (PAGES, PAGES));
     assert_eq!(store.usage().pages, 0);

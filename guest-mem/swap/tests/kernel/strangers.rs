@@ -105,7 +105,7 @@ fn what_is_unmapped_is_forgotten() {
     }
     .unwrap();
     let _waiting = harness::waiting("a handler to read that pages were unmapped");
-    while rig.heard.events.load(Ordering::SeqCst) == 0 {
+    while rig.reports.events.load(Ordering::SeqCst) == 0 {
         std::thread::yield_now();
     }
     assert_eq!(rig.stored(), 8);
@@ -121,8 +121,8 @@ fn a_mapping_that_was_cut_is_dropped_piece_by_piece() {
             (0..512).for_each(|page| rig.write(page, value(page)));
             assert_eq!(rig.evict(0, 512), 512);
             (0..512).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
-            assert!(rig.heard.nothing_is_lost());
-            assert_eq!(rig.heard.events.load(Ordering::SeqCst), 0, "its own drops are no news");
+            assert!(rig.reports.nothing_is_lost());
+            assert_eq!(rig.reports.events.load(Ordering::SeqCst), 0, "its own drops make no events");
             assert_eq!(rig.stored(), 0);
         }
     }
@@ -155,7 +155,7 @@ fn shared_memory_that_is_only_unmapped_keeps_what_is_out() {
     assert_eq!(rig.evict(0, 8), 8);
     perform(rig.region(), Operation::DontNeed, rig.range(0, 16)).unwrap();
     (0..16).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
-    assert_eq!(rig.heard.events.load(Ordering::SeqCst), 1, "it is told all the same");
+    assert_eq!(rig.reports.events.load(Ordering::SeqCst), 1, "the event is reported");
     // In the middle of an eviction: a page that is mapped again is protected still.
     let mut evictor = Evictor::new(&rig.swapper).unwrap();
     let packed = evictor.claim(rig.range(0, 4)).unwrap().store().unwrap();
@@ -192,7 +192,7 @@ fn a_large_folio_that_cannot_be_split_shows_no_zeros() {
         }
         (0..64).for_each(|page| rig.write(page, value(page)));
     }
-    assert!(rig.heard.nothing_is_lost());
+    assert!(rig.reports.nothing_is_lost());
     assert_eq!(rig.stored(), 0);
 }
 
@@ -207,10 +207,10 @@ fn a_swapper_that_ends_leaves_nothing_in_its_store() {
     assert_eq!(store.usage().pages, 0);
 }
 
-/// Observer one fault too many.
-struct Fragile(Arc<AtomicU64>);
+/// Panics over the fifth fault that is reported.
+struct PanicsOverTheFifth(Arc<AtomicU64>);
 
-impl Observer for Fragile {
+impl Observer for PanicsOverTheFifth {
     fn fault(&mut self, _fault: &PageFault, _served: Served) {
         assert!(self.0.fetch_add(1, Ordering::SeqCst) != 4, "this one is too many");
     }
@@ -245,8 +245,8 @@ fn a_handler_that_panics_leaves_its_faults_to_the_others() {
     let (memory, swapper) = idle(PAGES_PER_PMD, lz4());
     let served = Arc::new(AtomicU64::new(0));
     let handlers = with_sixteen_faults(&memory, || {
-        let ears = (0..2).map(|_| (Fragile(served.clone()), None)).collect();
-        Handlers::start(&swapper, ears).unwrap()
+        let observers = (0..2).map(|_| (PanicsOverTheFifth(served.clone()), None)).collect();
+        Handlers::start(&swapper, observers).unwrap()
     });
     drop(handlers);
     assert!(served.load(Ordering::SeqCst) >= 16, "one of them has panicked");
@@ -256,7 +256,7 @@ fn a_handler_that_panics_leaves_its_faults_to_the_others() {
 fn the_faults_of_a_handler_that_panicked_are_for_the_next_one() {
     let (memory, swapper) = idle(PAGES_PER_PMD, lz4());
     let served = Arc::new(AtomicU64::new(0));
-    let start = || Handlers::start(&swapper, vec![(Fragile(served.clone()), None)]).unwrap();
+    let start = || Handlers::start(&swapper, vec![(PanicsOverTheFifth(served.clone()), None)]).unwrap();
     let handlers = with_sixteen_faults(&memory, || {
         let first = start();
         let waiting = harness::waiting("a handler to panic over the fifth fault");
@@ -320,7 +320,7 @@ fn a_block_that_comes_back_in_part_loses_nothing() {
         (0..512).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
         let report = rig.handlers.stop().unwrap()[0];
         assert_eq!(report.huge, 0, "it came in two parts: {report:?}");
-        assert!(rig.heard.nothing_is_lost());
+        assert!(rig.reports.nothing_is_lost());
         assert!(rig.swapper.count(|state| state == SwapState::Resident) >= 511);
     }
 }
@@ -339,7 +339,7 @@ fn a_window_with_pages_in_its_way_comes_back_around_them() {
         assert_eq!(rig.read(0), value(0));
         // Who reads page 0 is woken before the rest of the window is there, and the stranger has mapped his two.
         let report = rig.handlers.stop().unwrap()[0];
-        assert!(rig.heard.nothing_is_lost());
+        assert!(rig.reports.nothing_is_lost());
         for page in 0..16 {
             let left = !backing.is_shared() && [5, 9].contains(&page);
             let expected = if left { u64::from_ne_bytes([7; 8]) } else { value(page) };

@@ -1,4 +1,4 @@
-//! Memory with a swapper, and what its handlers heard.
+//! Memory with a swapper, and the reports of its handlers.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -20,20 +20,20 @@ impl AsRef<Region> for Owner {
     }
 }
 
-/// What all handlers heard.
+/// The reports of all handlers.
 #[derive(Default)]
-pub struct Heard {
+pub struct Reports {
     pub faults: AtomicU64,
     pub events: AtomicU64,
     lost: Mutex<Vec<Lost>>,
     changed: Condvar,
 }
 
-/// One handler's ear.
+/// Records what one handler reports.
 #[derive(Clone)]
-pub struct Ear(pub Arc<Heard>);
+pub struct Recorder(pub Arc<Reports>);
 
-impl Observer for Ear {
+impl Observer for Recorder {
     fn fault(&mut self, _fault: &PageFault, _served: Served) {
         self.0.faults.fetch_add(1, Ordering::SeqCst);
     }
@@ -46,7 +46,7 @@ impl Observer for Ear {
     }
 }
 
-impl Heard {
+impl Reports {
     /// Waits for the next lost page that was not asked for yet, a minute at most, and not if it was `given` all the same.
     fn next_lost(&self, given: &AtomicBool) -> Lost {
         let _waiting = harness::waiting("a page that cannot be given back");
@@ -71,7 +71,7 @@ pub struct Rig {
     pub memory: Arc<Owner>,
     pub swapper: Arc<Swapper>,
     pub handlers: Handlers,
-    pub heard: Arc<Heard>,
+    pub reports: Arc<Reports>,
 }
 
 pub fn lz4() -> Arc<dyn Store> {
@@ -131,10 +131,10 @@ pub fn attach(
 ) -> Rig {
     let memory = Arc::new(Owner(memory));
     let swapper = Arc::new(Swapper::attach(memory.clone(), Options { store, around, events }).unwrap());
-    let heard = Arc::new(Heard::default());
-    let ears = (0..handlers).map(|_| (Ear(heard.clone()), None)).collect();
-    let handlers = Handlers::start(&swapper, ears).unwrap();
-    Rig { memory, swapper, handlers, heard }
+    let reports = Arc::new(Reports::default());
+    let observers = (0..handlers).map(|_| (Recorder(reports.clone()), None)).collect();
+    let handlers = Handlers::start(&swapper, observers).unwrap();
+    Rig { memory, swapper, handlers, reports }
 }
 
 pub fn rig(blocks: u64, backing: Backing, store: Arc<dyn Store>, around: FaultAround, events: bool) -> Rig {
@@ -144,20 +144,21 @@ pub fn rig(blocks: u64, backing: Backing, store: Arc<dyn Store>, around: FaultAr
 /// Has a thread read a page that cannot be given back: it is named, the thread sleeps on, and whoever wakes it changes
 /// nothing. Only when the page is discarded there is an answer.
 pub fn assert_lost(rig: &Rig, page: u64) -> LostWhy {
-    let (memory, heard, given) = (rig.memory.clone(), rig.heard.clone(), Arc::new(AtomicBool::new(false)));
+    let (memory, reports, given) =
+        (rig.memory.clone(), rig.reports.clone(), Arc::new(AtomicBool::new(false)));
     let reader = std::thread::spawn({
         let given = given.clone();
         move || {
             let value = read(&memory.0, page);
-            heard.give(&given);
+            reports.give(&given);
             value
         }
     });
-    let lost = rig.heard.next_lost(&given);
+    let lost = rig.reports.next_lost(&given);
     assert_eq!((lost.page, lost.at), (page, rig.range(page, 1).start()), "{lost}");
     assert_eq!(rig.swapper.state(lost.at), Some(SwapState::Lost));
     rig.swapper.userfault().wake(rig.range(page, 1)).unwrap();
-    let again = rig.heard.next_lost(&given);
+    let again = rig.reports.next_lost(&given);
     assert!(again.page == page && matches!(again.why, LostWhy::Before), "{again}: {}", again.why);
     assert!(!reader.is_finished(), "woken with something else");
     rig.swapper.discard(rig.range(page, 1)).unwrap();
@@ -192,7 +193,7 @@ impl Rig {
         self.swapper.store().usage().pages
     }
     pub fn faults(&self) -> u64 {
-        self.heard.faults.load(Ordering::SeqCst)
+        self.reports.faults.load(Ordering::SeqCst)
     }
     /// Waits until so many faults are counted: a handler wakes who faulted before it counts.
     pub fn wait_faults(&self, count: u64) {

@@ -36,7 +36,7 @@ impl AsRef<Region> for Owner {
     }
 }
 
-/// Counts what it hears; a lost page fails the test.
+/// Counts the reports of the handlers; a lost page fails the test.
 #[derive(Clone, Debug, Default)]
 struct Counter {
     faults: Arc<AtomicU64>,
@@ -60,7 +60,7 @@ impl Observer for Counter {
 struct Rig {
     swapper: Arc<Swapper>,
     handlers: Handlers,
-    heard: Counter,
+    reports: Counter,
 }
 
 fn lz4() -> Arc<dyn Store> {
@@ -70,10 +70,10 @@ fn lz4() -> Arc<dyn Store> {
 fn rig(blocks: u64, backing: Backing, around: FaultAround, events: bool, handlers: usize) -> Rig {
     let memory = Arc::new(Owner(Region::map(blocks * PMD_SIZE, backing).unwrap()));
     let swapper = Arc::new(Swapper::attach(memory, Options { store: lz4(), around, events }).unwrap());
-    let heard = Counter::default();
-    let hears = (0..handlers).map(|_| (heard.clone(), None)).collect();
-    let handlers = Handlers::start(&swapper, hears).unwrap();
-    Rig { swapper, handlers, heard }
+    let reports = Counter::default();
+    let observers = (0..handlers).map(|_| (reports.clone(), None)).collect();
+    let handlers = Handlers::start(&swapper, observers).unwrap();
+    Rig { swapper, handlers, reports }
 }
 
 impl Rig {
@@ -149,7 +149,7 @@ fn what_leaves_comes_back_the_same() {
                 }
                 let reports = rig.handlers.stop().unwrap();
                 assert_eq!(rig.swapper.store().usage().pages, 0, "{backing} {around}");
-                assert_eq!(rig.heard.events.load(Ordering::Relaxed), 0, "its own drops are no news");
+                assert_eq!(rig.reports.events.load(Ordering::Relaxed), 0, "its own drops make no events");
                 let returned: u64 = reports.iter().map(|report| report.returned).sum();
                 assert_eq!(returned, evicted.pages, "{backing} {around}: {reports:?}");
             }
@@ -186,7 +186,7 @@ fn a_huge_page_comes_back_as_one() {
     let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
     let swapper = Arc::new(Swapper::attach(memory, options).unwrap());
     let handlers = Handlers::start(&swapper, vec![(Counter::default(), None)]).unwrap();
-    let rig = Rig { swapper, handlers, heard: Counter::default() };
+    let rig = Rig { swapper, handlers, reports: Counter::default() };
     (0..rig.pages()).for_each(|page| rig.write(page, value(page, 0)));
     let evicted = Evictor::new(&rig.swapper).unwrap().evict(range).unwrap();
     assert_eq!((evicted.pages, rig.counts().resident()), (rig.pages(), 0));
@@ -231,7 +231,7 @@ fn a_page_that_is_written_to_on_its_way_stays() {
         (0..8).for_each(|page| rig.write(page, value(page, 2)));
         assert_eq!(evictor.evict(eight).unwrap().pages, 8);
         let report = rig.handlers.stop().unwrap()[0];
-        assert_eq!((report.kept, rig.heard.kept.load(Ordering::Relaxed)), (2, 2), "{backing}");
+        assert_eq!((report.kept, rig.reports.kept.load(Ordering::Relaxed)), (2, 2), "{backing}");
     }
 }
 
@@ -248,7 +248,7 @@ fn what_strangers_discard_is_zero() {
         perform(rig.region(), Operation::DontNeed, sixteen).unwrap();
         (0..16).for_each(|page| assert_eq!(rig.read(page), 0, "page {page} of {backing}"));
         assert_eq!(rig.swapper.store().usage().pages, 0);
-        assert_eq!(rig.heard.events.load(Ordering::Relaxed), 1);
+        assert_eq!(rig.reports.events.load(Ordering::Relaxed), 1);
     }
 }
 
@@ -329,7 +329,7 @@ impl Storm<'_> {
     }
 
     fn is_enough(&self) -> bool {
-        let raced = self.rig.heard.kept.load(Ordering::Relaxed) > 0;
+        let raced = self.rig.reports.kept.load(Ordering::Relaxed) > 0;
         let (writes, evictions) =
             (self.writes.load(Ordering::Relaxed), self.evictions.load(Ordering::Relaxed));
         evictions >= 1500 && writes >= 3000 && raced
@@ -357,7 +357,7 @@ fn no_write_is_lost_in_a_storm() {
                 assert!(
                     !late,
                     "{backing}: {writes:?} writes, {evictions:?} evictions, {:?} after {STORM:?}",
-                    rig.heard
+                    rig.reports
                 );
                 storm.discard(random());
             }
@@ -392,10 +392,11 @@ fn handlers_with_a_processor_each_serve_every_fault_once() {
         let memory = Arc::new(Owner(Region::map(2 * PMD_SIZE, Backing::Base4k).unwrap()));
         let options = Options { store: lz4(), around: FaultAround::Fixed(1), events: false };
         let swapper = Arc::new(Swapper::attach(memory, options).unwrap());
-        let heard = Counter::default();
-        let hears = processors().take(handlers).map(|processor| (heard.clone(), Some(processor))).collect();
-        let handlers = Handlers::start(&swapper, hears).unwrap();
-        let rig = Rig { swapper, handlers, heard };
+        let reports = Counter::default();
+        let observers =
+            processors().take(handlers).map(|processor| (reports.clone(), Some(processor))).collect();
+        let handlers = Handlers::start(&swapper, observers).unwrap();
+        let rig = Rig { swapper, handlers, reports };
         let threads = 4;
         std::thread::scope(|scope| {
             for first in 0..threads {
