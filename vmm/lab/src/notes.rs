@@ -58,8 +58,20 @@ impl Notes {
         self.calls.push(Call { begin_ns, end_ns, certainty, expected });
     }
 
-    /// The last system call was made again: what the two announce between them is not known beforehand.
-    pub fn called_again(&mut self, begin_ns: u64, end_ns: u64) {
+    /// A system call was made once or more often, at these times.
+    pub fn called_repeatedly(
+        &mut self,
+        made: &[(u64, u64)],
+        certainty: Certainty,
+        planned: (&Region, &[Planned]),
+    ) {
+        let Some((first, again)) = made.split_first() else { return };
+        self.called(first.0, first.1, certainty, planned);
+        again.iter().for_each(|&(begin_ns, end_ns)| self.called_again(begin_ns, end_ns));
+    }
+
+    /// The last system call was made again: the ranges that each of the two announces are not known beforehand.
+    fn called_again(&mut self, begin_ns: u64, end_ns: u64) {
         let Some(of_step) = &mut self.of_step else { return };
         of_step.note(begin_ns, end_ns, Certainty::Unknown);
         if let Some(last) = self.calls.last_mut() {

@@ -95,14 +95,14 @@ impl OwnSwap {
         let handlers = how.handlers.unwrap_or(testbed.vcpus()).min(16) as usize;
         let heard: Vec<_> = (0..handlers).map(|_| Arc::<Mutex<Ranges>>::default()).collect();
         let hears = heard.iter().zip(processors.iter().cycle()).map(|(heard, processor)| {
-            let hearer = Hearer {
+            let announcer = EventAnnouncer {
                 bridge: bridge.clone(),
                 heard: heard.clone(),
                 breaker: testbed.breaker(),
                 region: swapper.region().range(),
                 anonymous: swapper.region().backing().is_anonymous(),
             };
-            (hearer, *processor)
+            (announcer, *processor)
         });
         let handlers = Some(Handlers::start(&swapper, hears.collect())?);
         Ok(Self { handlers, heard, swapper })
@@ -277,7 +277,7 @@ fn protection(
 }
 
 /// Announces what the handlers' events report, and ends the guest for a lost page.
-struct Hearer {
+struct EventAnnouncer {
     bridge: Arc<Bridge>,
     /// The ranges announced for events.
     heard: Arc<Mutex<Ranges>>,
@@ -286,7 +286,7 @@ struct Hearer {
     anonymous: bool,
 }
 
-impl Hearer {
+impl EventAnnouncer {
     fn invalidation(&self, cause: Cause, pages: HvaRange) -> Invalidation {
         let order = Order::of_bytes(pages.len()).unwrap_or(Order::BASE);
         let victim = Victim { pages, order, level: MapLevel::Pte, anonymous: self.anonymous };
@@ -294,7 +294,7 @@ impl Hearer {
     }
 }
 
-impl Observer for Hearer {
+impl Observer for EventAnnouncer {
     fn fault(&mut self, _fault: &PageFault, _served: Served) {}
 
     fn event(&mut self, event: &Event) {

@@ -260,21 +260,17 @@ impl<'a> Reclaimer<'a> {
     ) -> Result<(u64, u32), TrialError> {
         let (arena, testbed) = (self.arena(), self.testbed);
         let (scanner, runs) = (&mut self.scanner, &mut self.runs);
-        let certainty = match operation {
-            _ if !self.exact => Certainty::Unknown,
-            _ if operation.splits_freely(arena.backing()) => Certainty::AtLeast,
-            _ => Certainty::Exact,
+        // A zap inside a huge page cuts it up before the kernel's turn: then the kernel announces other ranges.
+        let cuts = !self.kernel_alone
+            && planned.iter().any(|planned| !matches!(planned, Planned::Take(_) | Planned::Exact(_)));
+        let certainty = match self.exact {
+            false => Certainty::Unknown,
+            // Kernels differ in the number of mappings that a cut folio has, and so in the announcements of its split.
+            true if cuts || operation.splits_freely(arena.backing()) => Certainty::AtLeast,
+            true => Certainty::Exact,
         };
         let patience = &mut self.patience;
         let replans = self.notes.calls_are_noted();
-        // A zap inside a huge page cuts it up before the kernel's turn: then the kernel announces something else.
-        let cuts = !self.kernel_alone
-            && planned.iter().any(|planned| !matches!(planned, Planned::Take(_) | Planned::Exact(_)));
-        // Into how many mappings it cut a folio, and how often its split is announced for that, differs between kernels.
-        let certainty = match certainty {
-            Certainty::Exact if cuts => Certainty::AtLeast,
-            certainty => certainty,
-        };
         let (planner, replanned) = (&mut self.planner, &mut self.replanned);
         let maps_first = self.zaps_unmap && operation.is_reclaim();
         let (mut made, mut spent) = (Vec::with_capacity(1), 0);
@@ -313,12 +309,7 @@ impl<'a> Reclaimer<'a> {
         };
         let cause = Cause::of(operation);
         hook::announce(self.bridge, &mut self.notes.records, arena, planned, cause, call)?;
-        for (attempt, &(begun, ended)) in made.iter().enumerate() {
-            match attempt {
-                0 => self.notes.called(begun, ended, certainty, (arena, &self.replanned)),
-                _ => self.notes.called_again(begun, ended),
-            }
-        }
+        self.notes.called_repeatedly(&made, certainty, (arena, &self.replanned));
         Ok((spent, made.len().saturating_sub(1) as u32))
     }
 

@@ -106,8 +106,7 @@ fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
         columns.push(column("reclaim", "reclaim", |row, _| Some(row.label.tried.reclaim.to_string())));
     }
     if differences.granule {
-        columns
-            .push(column("slots", "granule", |row, _| Some(units::bytes(row.label.tried.granule.bytes()))));
+        columns.push(column("slots", "granule", |row, _| Some(slot(row))));
     }
     if differences.zap {
         columns.push(column("zap", "zap", |row, _| Some(row.label.tried.zap.to_string())));
@@ -152,6 +151,11 @@ fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
         }),
     ]);
     columns
+}
+
+/// The size of a memslot.
+fn slot(row: &Row) -> String {
+    units::bytes(row.label.tried.granule.bytes())
 }
 
 /// The policy, and what to know before believing the row: see the [module](self).

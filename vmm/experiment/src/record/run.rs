@@ -235,70 +235,11 @@ mod tests {
         assert_eq!(RunRecord::from_json(&text).unwrap(), record);
     }
 
+    /// All keys are compared with a record that is kept, by the tests of the whole.
     #[test]
-    fn the_keys_are_those_of_the_contract() {
+    fn times_are_eight_numbers_and_a_null_is_null() {
         let json: Value = serde_json::from_str(&record().to_json().unwrap()).unwrap();
-        for key in [
-            "schema",
-            "host",
-            "source_revision",
-            "scenario",
-            "seed",
-            "warnings",
-            "overhead",
-            "backend",
-            "started_at",
-            "ended",
-            "first_kvm_run_monotonic_ns",
-            "host_changes",
-            "rows",
-        ] {
-            assert!(json.get(key).is_some(), "{key}");
-        }
         let row = &json["rows"][0];
-        for key in [
-            "case",
-            "backing",
-            "achieved",
-            "policy",
-            "reclaim",
-            "granule",
-            "zap",
-            "listener",
-            "victims",
-            "victim_bytes",
-            "evicted_bytes",
-            "invalidations",
-            "needed_bytes",
-            "invalidated_bytes",
-            "amplification",
-            "slots_zapped",
-            "zapped_bytes",
-            "sptes_zapped_4k",
-            "sptes_zapped_2m",
-            "remote_tlb_flushes",
-            "refaults",
-            "collateral_faults",
-            "zap_ns",
-            "reclaim_ns",
-            "refault_ns",
-            "collateral_ns",
-            "guest_touches_before",
-            "guest_touches_during",
-            "kernel_ranges",
-            "kernel_bytes",
-            "lost_events",
-            "kernel_zap_ranges",
-            "kernel_causes",
-            "stranger_ranges",
-            "unattributed_ranges",
-            "account_differences",
-            "integrity_errors",
-            "could_not_run",
-            "warnings",
-        ] {
-            assert!(row.get(key).is_some(), "{key}");
-        }
         let times: Vec<&String> = row["zap_ns"].as_object().unwrap().keys().collect();
         for key in ["count", "min", "p50", "p90", "p99", "p999", "max", "sum"] {
             assert!(times.iter().any(|known| *known == key), "{key}");

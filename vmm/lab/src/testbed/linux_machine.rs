@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -142,7 +143,17 @@ impl LinuxMachine {
             error => error.into(),
         })?;
         drop(archive);
+        Self::meet_agent(pc, stream, balloon, console, setup)
+    }
 
+    /// Waits for the agent, has it map the memory under test, and makes a mailbox for each vCPU.
+    fn meet_agent(
+        pc: Pc,
+        stream: UnixStream,
+        balloon: BalloonHandle,
+        console: Tail,
+        setup: &LinuxSetup<'_>,
+    ) -> Result<Self, LinuxError> {
         let link = Arc::new(Link::new(stream, PATIENCE, |_| ()).map_err(LinuxError::Thread)?);
         end_with(&pc, &link, console.clone());
         let pages = match setup.guest.pages {
