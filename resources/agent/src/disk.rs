@@ -20,15 +20,9 @@ pub enum DiskError {
     #[error("/proc/filesystems cannot be read")]
     Filesystems(#[source] io::Error),
     #[error("the disk {disk} holds no filesystem that this kernel knows ({kinds})")]
-    Unknown {
-        disk: String,
-        kinds: String,
-    },
+    Unknown { disk: String, kinds: String },
     #[error("the disk {disk} cannot be mounted on {ROOT}")]
-    Mount {
-        disk: String,
-        source: Errno,
-    },
+    Mount { disk: String, source: Errno },
     #[error("the disk {0} has no /bin/sh")]
     NoShell(String),
 }

@@ -27,9 +27,7 @@ pub enum PortError {
          was none after {} s (ports: {found})",
         PATIENCE.as_secs()
     )]
-    Missing {
-        found: String,
-    },
+    Missing { found: String },
     #[error(
         "the kernel has no uevents (CONFIG_NET) to wait with for the port {PORT_NAME}, and it is not there yet"
     )]

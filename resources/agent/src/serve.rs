@@ -44,12 +44,7 @@ pub enum ServeError {
     #[error("a vCPU's thread died")]
     Fault(#[source] io::Error),
     #[error("vCPU {vcpu}'s thread got {signal} at {address:#x}, {place}")]
-    Died {
-        vcpu: u16,
-        signal: &'static str,
-        address: usize,
-        place: String,
-    },
+    Died { vcpu: u16, signal: &'static str, address: usize, place: String },
 }
 
 /// Why memory was not made.

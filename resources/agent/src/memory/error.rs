@@ -27,21 +27,12 @@ pub enum MemoryError {
     #[error(
         "node {node} has {had} bytes to give, and {bytes} are wanted in one piece: give the node more memory"
     )]
-    TooSmall {
-        node: u32,
-        bytes: u64,
-        had: u64,
-    },
+    TooSmall { node: u32, bytes: u64, had: u64 },
     #[error(
         "node {node} does not have {bytes} contiguous bytes: {had} could be had, {longest} of them in one piece; give \
          the node more memory"
     )]
-    Exhausted {
-        node: u32,
-        bytes: u64,
-        had: u64,
-        longest: u64,
-    },
+    Exhausted { node: u32, bytes: u64, had: u64, longest: u64 },
     #[error("node {0} has no huge page for a control area: are transparent huge pages compiled in?")]
     NoHugePage(u32),
     #[error("{0} pages are not there although they were just allocated")]
