@@ -93,9 +93,7 @@ fn run(backing: Backing, events: bool, around: FaultAround, steps: Vec<Step>) ->
                 holds.insert(page, value);
             }
             Step::Read { page } => prop_assert_eq!(rig.read(page), holds.get(&page).copied().unwrap_or(0)),
-            Step::Evict { first, pages } => {
-                rig.evict(first, pages);
-            }
+            Step::Evict { first, pages } => drop(rig.evict(first, pages)),
             Step::Begin { first, pages } => {
                 let evictor = evictors.next().unwrap();
                 begun.push(evictor.claim(rig.range(first, pages)).unwrap().store().unwrap());
