@@ -34,13 +34,13 @@ features! {
     EVENT_UNMAP = 6,
     /// No fault is reported and none waits: user mode gets SIGBUS, a system call (KVM_RUN too) EFAULT.
     SIGBUS = 7,
-    /// [`crate::Fault::thread`].
+    /// [`crate::PageFault::thread`].
     THREAD_ID = 8,
     /// Minor faults of hugetlb memory (5.13).
     MINOR_HUGETLBFS = 9,
     /// Minor faults of shared memory (5.14).
     MINOR_SHMEM = 10,
-    /// [`crate::Fault::address`] to the byte (5.18).
+    /// [`crate::PageFault::address`] to the byte (5.18).
     EXACT_ADDRESS = 11,
     /// Write-protect faults of hugetlb and shared memory (5.19).
     WP_HUGETLBFS_SHMEM = 12,

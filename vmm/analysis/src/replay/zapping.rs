@@ -1,4 +1,4 @@
-//! The translations that a listener drops for a range: the arithmetic of [`machine::KvmSlots`] and of
+//! The translations that a listener drops for a range: the arithmetic of `machine::KvmSlots` and of
 //! [`notifier_bridge::SoftMmu`], without a VM.
 
 use std::ops::Range;
