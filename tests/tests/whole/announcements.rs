@@ -133,9 +133,11 @@ fn unmap(_: &Region, range: HvaRange) {
 
 fn remap(_: &Region, range: HvaRange) {
     let (len, flags) = (range.len() as usize, libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP);
+    // The kernel reads the fifth argument for MREMAP_DONTUNMAP too: the address to move to, none here.
+    let anywhere = std::ptr::null_mut::<libc::c_void>();
     // SAFETY: the pages move to a new place of the kernel's choice; no reference to either place exists.
-    let moved = unsafe { libc::mremap(range.start().as_ptr(), len, len, flags) };
-    assert_ne!(moved, libc::MAP_FAILED);
+    let moved = unsafe { libc::mremap(range.start().as_ptr(), len, len, flags, anywhere) };
+    assert_ne!(moved, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
     // SAFETY: what was just moved, which nobody else knows of.
     unsafe { libc::munmap(moved, len) };
 }

@@ -41,6 +41,11 @@ fn scenario(baseline: &str) -> Scenario {
 
 const RUN: [&str; 7] = ["run", "s.toml", "--backend", "soft", "--json", "--out", "out"];
 
+/// The same without a hot loop: its stalls, and with them the bytes of its events, would differ from run to run.
+fn of_one_size() -> Scenario {
+    scenario::of("16MiB").policies(&["kernel", "folio", "pmd"]).fill().sparse(500)
+}
+
 /// Runs a command whose files end at this many bytes: `ulimit -f`.
 fn limited(mut command: Command, bytes: u64) -> Ended {
     stand_in::limited(&mut command, Resource::Fsize, bytes);
@@ -98,7 +103,7 @@ fn warnings(record: &Value) -> String {
 /// Bytes that hold the record of three rows and the events of the first, and not those of the second: by a run without a
 /// limit, since how large they are depends on the host.
 fn room_for_one_row() -> u64 {
-    let place = Place::of(&scenario("1ms"));
+    let place = Place::of(&of_one_size());
     place.run(&RUN).with(0);
     let file = |name| fs::read(place.file("out").join(name)).unwrap();
     let (log, record) = (file("events.log"), file("run.json"));
@@ -119,7 +124,7 @@ fn rows_with_events(place: &Place) -> usize {
 fn a_full_disk_loses_nothing_while_the_run_lives() {
     // Room for the record of three rows, and for the events of one: of none at all.
     for (room, events, has_record) in [(room_for_one_row(), 1, true), (1 << 10, 0, false)] {
-        let place = Place::of(&scenario("1ms"));
+        let place = Place::of(&of_one_size());
         let ended = limited(place.zapscope(&RUN), room).with(FAULT);
         assert_eq!(ended.said.matches("rows do not reach the disk").count(), 1, "{}", ended.said);
         let printed = ended.says(&["File too large", "does not hold the whole run"]).json();
