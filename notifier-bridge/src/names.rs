@@ -42,7 +42,7 @@ mod tests {
         assert_eq!(
             names(<By as strum::VariantNames>::VARIANTS),
             "step zap guest-fault userfaultfd device own-thread kswapd khugepaged kcompactd ksmd kdamond kernel-thread \
-             direct-reclaim memcg-reclaim compaction migration another-process unattributed"
+             direct-reclaim memcg-reclaim compaction migration another-process unattributed holder"
         );
     }
 

@@ -119,21 +119,21 @@ impl Mailbox {
         self.vcpu
     }
 
-    /// The worker's control area, which lies in memory that stays mapped as long as the mailbox, whatever becomes of the
-    /// machine. No copy of it outlives that:
+    /// The worker's control area. Its memory stays mapped as long as the mailbox, whatever becomes of the machine, and no
+    /// copy of it outlives the mailbox:
     ///
     /// ```compile_fail,E0505
-    /// # fn of(machine: machine::Machine) {
-    /// let area = machine.vcpus()[0].mailbox().area();
-    /// drop(machine);
+    /// # fn of(mailbox: std::sync::Arc<guest::Mailbox>) {
+    /// let area = mailbox.area();
+    /// drop(mailbox);
     /// area.touches();
     /// # }
     /// ```
     /// ```
-    /// # fn of(machine: machine::Machine) {
-    /// let mailbox = machine.vcpus()[0].mailbox().clone();
-    /// drop(machine);
-    /// mailbox.area().touches();
+    /// # fn of(mailbox: std::sync::Arc<guest::Mailbox>) {
+    /// let other = mailbox.clone();
+    /// drop(mailbox);
+    /// other.area().touches();
     /// # }
     /// ```
     pub fn area(&self) -> &ControlArea {
