@@ -79,11 +79,6 @@ impl By {
         self.into()
     }
 
-    /// The member's place in [`Self::ALL`].
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
     /// Whether this process announced it, but not by a step.
     pub const fn is_ours(self) -> bool {
         matches!(self, Self::Zap | Self::GuestFault | Self::Userfault | Self::Device | Self::OwnThread)

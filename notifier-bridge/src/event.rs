@@ -68,17 +68,9 @@ fn unknown(given: &str) -> UnknownName {
 }
 
 impl Cause {
-    /// Every member, in order of declaration.
-    pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
-
     /// The name used in reports and on the command line.
     pub fn name(self) -> &'static str {
         self.into()
-    }
-
-    /// The member's place in [`Self::ALL`].
-    pub const fn index(self) -> usize {
-        self as usize
     }
 
     /// The cause that an operation on memory is announced with.

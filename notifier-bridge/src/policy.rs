@@ -72,11 +72,6 @@ impl Policy {
         self.into()
     }
 
-    /// The member's place in [`Self::ALL`].
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
     /// Whether the range is made of memslots, so that a listener which deletes slots drops exactly what is announced. The
     /// others follow the victim.
     pub const fn is_of_slots(self) -> bool {

@@ -10,15 +10,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use analysis::replay;
-use experiment::choice::RowLabel;
-use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
+use experiment::choice::PolicyChoice;
+use experiment::choice::fixture::label;
 use experiment::events::{
-    Announcement, Counted, Event, GuestKind, HostState, HotLoops, LayoutRun, Operation as OperationBegan,
-    OperationEnd, Ranges, Refill, RefillRound, RowEvents, SecondaryMmu, Setting, SlotRun, Span, Step, Zapped,
+    Announcement, Counted, Event, HostState, HotLoops, LayoutRun, Operation as OperationBegan, OperationEnd,
+    Ranges, Refill, RefillRound, RowEvents, Setting, Step, Zapped, fixture,
 };
 use experiment::scenario::select::sparse_victims;
-use guest_mem::{Backing, MapLevel, Operation, Order, PAGE_SIZE};
-use notifier_bridge::{Cause, Policy};
+use guest_mem::PAGE_SIZE;
+use notifier_bridge::Policy;
 
 const PAGES: u64 = (1 << 30) / PAGE_SIZE;
 const VICTIMS: u64 = 262_144;
@@ -59,28 +59,9 @@ fn events() -> RowEvents {
     let mut pages = sparse_victims(42, PAGES, PAGES);
     let hot: Vec<u32> = pages.drain(..HOT).map(|page| page as u32).collect();
     let victims: Vec<u64> = pages.iter().copied().cycle().take(VICTIMS as usize).collect();
-    let tried = Combination {
-        backing: Backing::Base4k,
-        policy: PolicyChoice::Kernel,
-        reclaim: Reclaim::By(Operation::PageOut),
-        granule: Granule::DEFAULT,
-        zap: Zap::Nothing,
-    };
-    let label = RowLabel { case: "sparse".to_owned(), tried, listener: Listener::Kernel };
-    let arena = Span { hva: 0x7f00_0000_0000, gpa: 0x4000_0000, bytes: PAGES * PAGE_SIZE };
+    let label = label(["sparse", "4k", "kernel", "pageout", "none", "kernel"]);
     let round = |ns, faults| RefillRound { gap_ns: ns, ns, faults };
-    let setting = Setting {
-        label,
-        mmu: SecondaryMmu::Shadow,
-        guest: GuestKind::Bare,
-        processors: 2,
-        large_guest_pages: true,
-        slot_zap_drops_all: false,
-        arena,
-        slots: vec![SlotRun { span: arena, granule: 2 << 20 }],
-        seamed: false,
-        began_ns: 0,
-    };
+    let setting = Setting { label, began_ns: 0, ..fixture::setting_of(PAGES) };
     let hot = HotLoops { list: Some(hot), stride: None, writes: false, loops: 1 };
     let layout = vec![LayoutRun { pages: PAGES, state: HostState::MappedByPte }];
     let end = VICTIMS * 60_000;
@@ -113,20 +94,12 @@ fn events() -> RowEvents {
 fn operation(at_ns: u64, first_page: u64) -> [Event; 3] {
     let ranges = Ranges { ranges: 1, bytes: PAGE_SIZE };
     let announced = Announcement {
-        at_ns,
-        first_page,
-        pages: 1,
-        order: Order::BASE,
-        level: MapLevel::Pte,
-        anonymous: true,
-        cause: Cause::PageOut,
-        ranges,
         sharing_calls: 1,
-        double_calls: 0,
         zapped: Zapped::default(),
         zap_ns: 0,
         operation_ns: 20_000,
         end_ns: 0,
+        ..fixture::announcement(at_ns, first_page)
     };
     let end = OperationEnd { evicted_bytes: PAGE_SIZE, expected: Some(ranges), ..OperationEnd::default() };
     [

@@ -68,7 +68,7 @@ fn an_access_never_sees_a_stale_frame() {
         }
         let mmu = &mmu;
         let reclaimers: Vec<_> =
-            policies.iter().map(|&p| scope.spawn(move || reclaim(mmu, p, p.index() as u64, 4000))).collect();
+            policies.iter().map(|&p| scope.spawn(move || reclaim(mmu, p, p as u64, 4000))).collect();
         // Devices are told to stop even if a reclaimer panicked: a failure must not hang.
         let joined: Vec<_> = reclaimers.into_iter().map(|thread| thread.join()).collect();
         stop.store(true, Ordering::Relaxed);

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use program::output::visible;
 
 pub use quantity::{BadNumber, BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
-pub use words::{Listener, PolicyChoice, Reclaim, UnknownWord, Zap, ZapChoice};
+pub use words::{Listener, PolicyChoice, Reclaim, Zap, ZapChoice};
 pub(crate) use words::{Word, vocabulary, word};
 
 /// A slot granule: a power of two of at least a page. In JSON its bytes.

@@ -5,25 +5,9 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 
 use guest_mem::{Backing, DuringCall, Operation};
-use notifier_bridge::Policy;
+use notifier_bridge::{Policy, UnknownName};
 use serde::Serializer;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
-
-/// A word that is none of those that may stand in its place.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is no {what}: choose one of {known}")]
-pub struct UnknownWord {
-    what: &'static str,
-    given: String,
-    known: String,
-}
-
-impl UnknownWord {
-    /// `given` stands in the place of a `what`, which is one of `known`.
-    pub fn new<'a>(what: &'static str, given: &str, known: impl Iterator<Item = &'a str>) -> Self {
-        Self { what, given: given.to_owned(), known: known.collect::<Vec<_>>().join(", ") }
-    }
-}
 
 /// Declares an enum with its words, so that the list in an error cannot fall out of step with the members.
 macro_rules! vocabulary_of {
@@ -54,11 +38,11 @@ macro_rules! vocabulary_of {
         }
 
         impl std::str::FromStr for $name {
-            type Err = $crate::choice::UnknownWord;
+            type Err = notifier_bridge::UnknownName;
 
             fn from_str(given: &str) -> Result<Self, Self::Err> {
                 Self::ALL.iter().copied().find(|member| member.word() == given).ok_or_else(|| {
-                    $crate::choice::UnknownWord::new($what, given, Self::ALL.iter().map(|member| member.word()))
+                    notifier_bridge::UnknownName::new($what, given, Self::ALL.iter().map(|member| member.word()))
                 })
             }
         }
@@ -173,14 +157,14 @@ impl fmt::Display for PolicyChoice {
 }
 
 impl FromStr for PolicyChoice {
-    type Err = UnknownWord;
+    type Err = UnknownName;
 
-    fn from_str(given: &str) -> Result<Self, UnknownWord> {
+    fn from_str(given: &str) -> Result<Self, UnknownName> {
         if given == "kernel" {
             return Ok(Self::Kernel);
         }
         given.parse().map(Self::Announced).map_err(|_| {
-            UnknownWord::new(
+            UnknownName::new(
                 "range policy",
                 given,
                 ["kernel"].into_iter().chain(Policy::ALL.iter().map(|policy| policy.name())),
@@ -280,16 +264,16 @@ impl fmt::Display for Reclaim {
 }
 
 impl FromStr for Reclaim {
-    type Err = UnknownWord;
+    type Err = UnknownName;
 
     /// `punch-hole` is another way to write `remove`.
-    fn from_str(given: &str) -> Result<Self, UnknownWord> {
+    fn from_str(given: &str) -> Result<Self, UnknownName> {
         match given {
             "cgroup" => Ok(Self::Cgroup),
             "uffd" => Ok(Self::Uffd),
             "punch-hole" => Ok(Self::By(Operation::PunchHole)),
             _ => given.parse().map(Self::By).map_err(|_| {
-                UnknownWord::new(
+                UnknownName::new(
                     "way to reclaim",
                     given,
                     Operation::ALL.iter().map(|operation| operation.name()).chain(["cgroup", "uffd"]),

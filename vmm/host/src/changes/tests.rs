@@ -78,6 +78,13 @@ fn guardian_of(changes: &HostChanges) -> u32 {
     changes.lock().guardian.as_ref().unwrap().pid()
 }
 
+/// Kills a child, and waits until its guardian has done its part.
+fn kill_run(mut child: Child, guardian: u32) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the guardian ends", || !is_running(guardian));
+}
+
 /// Starts a child in `mode`, and waits until its changes are made; returns its guardian's PID and a detail.
 fn run_child(mode: &str, target: &Path) -> (Child, u32, String) {
     let mut child = Command::new(this_binary())
@@ -257,10 +264,8 @@ fn a_killed_run_is_cleaned_up_after() {
 #[test]
 fn a_run_killed_between_plan_and_change_is_harmless() {
     let file = SwitchFile::with("madvise");
-    let (mut child, guardian, _) = run_child("planned", &file.path);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    eventually("the guardian ends", || !is_running(guardian));
+    let (child, guardian, _) = run_child("planned", &file.path);
+    kill_run(child, guardian);
     assert_eq!(file.text(), "madvise");
 }
 
@@ -401,7 +406,7 @@ fn equal_changes_are_recorded_and_announced_once() {
 #[test]
 fn ctrl_c_at_the_terminal_does_not_reach_the_guardian() {
     let file = SwitchFile::with("madvise");
-    let (mut child, guardian, _) = run_child("sleep", &file.path);
+    let (child, guardian, _) = run_child("sleep", &file.path);
     let session = |pid: u32| {
         let stat = Root::default().text(&format!("/proc/{pid}/stat")).unwrap();
         // After the name: state, parent, process group, session.
@@ -410,7 +415,5 @@ fn ctrl_c_at_the_terminal_does_not_reach_the_guardian() {
     };
     assert_eq!(session(guardian), guardian);
     assert_ne!(session(child.id()), guardian);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    eventually("the guardian ends", || !is_running(guardian));
+    kill_run(child, guardian);
 }

@@ -33,7 +33,7 @@ impl fmt::Display for Disk {
 #[test]
 #[ignore = "needs: Zram"]
 fn a_killed_run_leaves_no_zram_behind() {
-    let (mut child, guardian, disk) = run_child("zram", Path::new("/"));
+    let (child, guardian, disk) = run_child("zram", Path::new("/"));
     let disk = Disk::parse(&disk);
     let name = format!("zram{}", disk.number);
     fs::write(format!("/sys/block/{name}/disksize"), "16M").unwrap();
@@ -45,21 +45,17 @@ fn a_killed_run_leaves_no_zram_behind() {
         "the device is {} when its run is killed",
         if in_use { "swapped to" } else { "idle" }
     ));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    eventually("the guardian ends", || !is_running(guardian));
+    kill_run(child, guardian);
     assert!(!disk.exists(), "{disk} is left");
 }
 
 #[test]
 #[ignore = "needs: Zram"]
 fn a_zram_whose_number_was_not_read_is_removed() {
-    let (mut child, guardian, disk) = run_child("zram-unread", Path::new("/"));
+    let (child, guardian, disk) = run_child("zram-unread", Path::new("/"));
     let disk = Disk::parse(&disk);
     assert!(disk.exists());
-    child.kill().unwrap();
-    child.wait().unwrap();
-    eventually("the guardian ends", || !is_running(guardian));
+    kill_run(child, guardian);
     assert!(!disk.exists(), "{disk} is left");
 }
 

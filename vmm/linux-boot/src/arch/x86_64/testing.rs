@@ -1,10 +1,18 @@
 //! A virtual machine of this code alone.
 #![allow(clippy::unwrap_used, reason = "for tests")]
 
+use super::load::{Boot, LoadError, Start, load};
+use crate::{Kernel, Platform};
 use guest::GuestRam;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+
+/// Loads the kernel of this file alone: no initrd, no command line.
+pub fn load_alone(memory: &GuestRam, platform: &Platform, file: &[u8]) -> Result<Start, LoadError> {
+    let kernel = &Kernel::identify(file).unwrap();
+    load(memory, &Boot { platform, kernel, initrd: None, cmdline: "", in_guest_decompression: false })
+}
 
 /// One vCPU, as KVM makes it, of a virtual machine with this memory. The memory must outlive both.
 #[expect(clippy::disallowed_methods, reason = "the crate that proves KVM is built on this one")]

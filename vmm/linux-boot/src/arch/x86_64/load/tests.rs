@@ -4,6 +4,7 @@ use linux_loader::loader::bootparam::boot_params;
 
 use super::super::fixture::{self, KERNEL_AT, Load, PACKED, bzimage, payload};
 use super::super::layout::{arena_node, node0};
+use super::super::testing::load_alone;
 use super::*;
 use crate::compression::Compression;
 use guest::GuestRam;
@@ -222,31 +223,13 @@ fn a_map_of_too_many_pieces_is_refused() {
     let (memory, mut platform) = machine(64 * MIB);
     let last = platform.memory[1];
     platform.memory.extend(std::iter::repeat_n(last, 128));
-    let bzimage = packed();
-    let kernel = Kernel::identify(&bzimage).unwrap();
-    let boot = Boot {
-        platform: &platform,
-        kernel: &kernel,
-        initrd: None,
-        cmdline: "",
-        in_guest_decompression: false,
-    };
-    assert!(matches!(load(&memory, &boot), Err(LoadError::TooManyPieces(132))));
+    assert!(matches!(load_alone(&memory, &platform, &packed()), Err(LoadError::TooManyPieces(132))));
 }
 
 #[test]
 fn memory_that_is_not_there_is_an_error() {
     let (_, platform) = machine(64 * MIB);
-    let bzimage = packed();
-    let kernel = Kernel::identify(&bzimage).unwrap();
-    let boot = Boot {
-        platform: &platform,
-        kernel: &kernel,
-        initrd: None,
-        cmdline: "",
-        in_guest_decompression: false,
-    };
     let holes = [(1 << 20, 63 << 20)];
     let memory = GuestRam::mapped(&holes);
-    assert!(load(&memory, &boot).is_err());
+    assert!(load_alone(&memory, &platform, &packed()).is_err());
 }

@@ -1,10 +1,8 @@
 use kvm_ioctls::VcpuExit;
 
 use super::super::fixture::{self, KERNEL_AT, Load};
-use super::super::image::Kernel;
 use super::super::layout::node0;
-use super::super::load::{Boot, load};
-use super::super::testing::vcpu;
+use super::super::testing::{load_alone, vcpu};
 use super::*;
 use crate::Platform;
 use guest::GuestRam;
@@ -15,15 +13,7 @@ fn run(code: &[u8], pvh: bool) -> Vec<u8> {
     let memory = GuestRam::mapped(&[(0, 32 << 20)]);
     let text = Load { at: KERNEL_AT, bytes: code.to_vec(), memory: 4096 };
     let file = fixture::elf(KERNEL_AT, &[text], pvh.then_some(KERNEL_AT as u32));
-    let kernel = Kernel::identify(&file).unwrap();
-    let boot = Boot {
-        platform: &platform,
-        kernel: &kernel,
-        initrd: None,
-        cmdline: "",
-        in_guest_decompression: false,
-    };
-    let start = load(&memory, &boot).unwrap();
+    let start = load_alone(&memory, &platform, &file).unwrap();
     let (_vm, mut vcpu) = vcpu(&memory);
     set_registers(&vcpu, &start).unwrap();
     let mut written = Vec::new();
