@@ -8,7 +8,8 @@
 //!
 //! One system call can announce many ranges (a region of 4 KiB pages, a split before the page it is made for). The
 //! kernel makes them one after another inside the call; here they are made one after another before it, since user
-//! space cannot act inside the call.
+//! space cannot act inside the call. Between the bracket of a split and that of its page the memory is still mapped as it
+//! was, so a hot loop may bring a large translation back, which the second bracket drops again.
 
 use guest_mem::{HvaRange, MapLevel, Order, Planned, Region, Victim};
 
