@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use guest_mem::{Backing, CgroupPlace, HostThp, PMD_SIZE, PageScanner, Region, SwapInfo};
-use host::kvm_module::MmuKind;
 use host::{Capability, HostChanges, HostFacts, Rights};
 use machine::Kvm;
 use rustix::fs::{Access, access};
@@ -95,7 +94,7 @@ impl Need {
                 !guest_kernels().is_empty()
                     && guest_initrd().is_some()
                     && Kvm::open().is_ok()
-                    && HostFacts::read().kvm.mmu.is_some_and(MmuKind::runs_guest_kernels_natively)
+                    && HostFacts::read().kvm.mmu.is_some_and(|mmu| mmu.runs_guest_kernels_natively())
             }
             Self::Pvm => pvm(),
             Self::NotRoot => !writes_every_file(),
@@ -237,13 +236,12 @@ pub fn asked_for(variable: &str) -> bool {
 
 /// Whether KVM is kvm_pvm, which emulates a guest's ring 0.
 pub fn pvm() -> bool {
-    HostFacts::read().kvm.mmu == Some(MmuKind::ShadowPvm)
+    HostFacts::read().kvm.emulates_guest_kernels()
 }
 
 /// Whether KVM keeps its translations by the TDP MMU: two-dimensional paging, without shadow pages.
 pub fn tdp_mmu() -> bool {
-    let kvm = HostFacts::read().kvm;
-    kvm.tdp_mmu == Some(true) && matches!(kvm.mmu, Some(MmuKind::Ept | MmuKind::Npt))
+    HostFacts::read().kvm.shadows() == Some(false)
 }
 
 /// What the largest region of a test has.

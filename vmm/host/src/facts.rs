@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::kvm_module::KvmFacts;
 use super::reclaimers::Reclaimer;
 use super::root::Root;
 use super::swaps::{SwapDevice, parse_swaps};
+use crate::kvm_module::KvmFacts;
 
 /// The facts of a host at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

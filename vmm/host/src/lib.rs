@@ -23,7 +23,6 @@ pub mod facts;
 pub mod guardian;
 pub mod guardian_main;
 mod guardian_message;
-pub mod kvm_module;
 pub mod kvm_stats;
 pub mod leftovers;
 pub mod neighbours;
@@ -42,7 +41,7 @@ pub mod tracefs;
 pub mod undo;
 mod zram;
 
-pub use arch::CpuFlags;
+pub use arch::{CpuFlags, kvm_module};
 pub use change_error::ChangeError;
 pub use change_made::HostChange;
 pub use changes::{AddedZram, ChangeId, HostChanges, Switched};

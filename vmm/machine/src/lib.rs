@@ -31,7 +31,7 @@ mod vm_error;
 mod vm_shared;
 pub mod window;
 
-pub use arch::{OtherCpu, pvm, state, state_bytes};
+pub use arch::{LinuxLimit, OtherCpu, SLOT_ZAP_QUIRK, can_be_limited, quirks, state, state_bytes};
 pub use bare::BareVcpu;
 pub use boot_error::BootError;
 pub use device::Kvm;

@@ -4,6 +4,7 @@ use guest_mem::remedy::{self, Asked};
 use guest_mem::{Gpa, RegionError, SlotError};
 use rustix::io::Errno;
 
+use super::arch::SLOT_ZAP_QUIRK;
 use super::boot_error::BootError;
 use super::no_kvm::NoKvm;
 use guest::CrashKind;
@@ -20,7 +21,7 @@ pub enum VmError {
     #[error("KVM refuses to {attempt} memslot {slot} ({len} bytes at gpa {gpa}){}", kvm_remedy(*source))]
     Slot { attempt: &'static str, slot: u32, gpa: Gpa, len: u64, source: kvm_ioctls::Error },
     #[error(
-        "this KVM drops every translation of the VM when one memslot goes (no KVM_X86_QUIRK_SLOT_ZAP_ALL in \
+        "this KVM drops every translation of the VM when one memslot goes (no {SLOT_ZAP_QUIRK} in \
          KVM_CAP_DISABLE_QUIRKS2, Linux 6.12): set `slot_zap_all_quirk = true`, or `zap = [\"protect\"]`"
     )]
     QuirkStays,

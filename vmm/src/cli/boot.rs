@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_mem::{Backing, Earned, PAGE_SIZE, PMD_SIZE, PageScanner};
-use machine::Kvm;
+use machine::{Kvm, LinuxLimit};
 
 use super::args::BootArguments;
 use super::interrupt::cancel_on_signal;
@@ -18,13 +18,12 @@ use devices::terminal::RawMode;
 use devices::virtio::block::Disk;
 use experiment::choice::Size;
 use experiment::events::Ranges;
-use host::kvm_module::{KvmFacts, MmuKind};
+use host::kvm_module::KvmFacts;
 use host::signals::Cancel;
 use host::{Root, facts};
 use linux_boot::initrd::InitrdError;
 use linux_boot::{BootFile, Initrd, Kernel};
 use machine::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError};
-use machine::pvm;
 use program::exit::{Class, Classified, Exit, Failure};
 use program::input::{self, FileKind, Input};
 use program::output;
@@ -111,11 +110,11 @@ struct Files<'a> {
 fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) -> Result<Exit, Failure> {
     let Files { path, image, initrd, disks } = files;
     let kernel = identify(path, &image)?;
-    let emulated = KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm);
+    let limit = LinuxLimit::of(&KvmFacts::read_from(&Root::default()));
     let mut cmdline = linux_boot::COMMAND_LINE.to_owned();
-    if emulated {
-        output::message(pvm::NOTICE);
-        cmdline = format!("{cmdline} {}", pvm::COMMAND_LINE);
+    if let Some(limit) = limit {
+        output::message(limit.notice);
+        cmdline = format!("{cmdline} {}", limit.command_line);
     }
     if !arguments.cmdline.is_empty() {
         cmdline = format!("{cmdline} {}", arguments.cmdline);
@@ -132,7 +131,7 @@ fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) 
         },
     )?;
     let life = pc.life().clone();
-    let serial = pc.add_serial(console(emulated, &life))?;
+    let serial = pc.add_serial(console(limit, &life))?;
     let input = io::stdin().as_fd().try_clone_to_owned()?;
     let raw = RawMode::enter(io::stdin())?;
     match raw {
@@ -198,13 +197,11 @@ fn named(error: PcError, arguments: &BootArguments) -> Failure {
     }
 }
 
-/// The destination of the guest's console. On kvm_pvm, where a guest cannot run its first process, it ends the guest there.
-fn console(emulated: bool, life: &Arc<Life>) -> Box<dyn Sink> {
-    if !emulated {
-        return Box::new(output::Console);
-    }
+/// The destination of the guest's console. It ends the guest at the limit.
+fn console(limit: Option<LinuxLimit>, life: &Arc<Life>) -> Box<dyn Sink> {
+    let Some(limit) = limit else { return Box::new(output::Console) };
     let life = life.clone();
-    Box::new(pvm::InitWatch::new(output::Console, move || life.end(Ending::HostLimit)))
+    limit.watch(output::Console, move |ending| life.end(ending))
 }
 
 /// SIGTERM and SIGHUP end the machine, and Ctrl-C unless the terminal passes it to the guest.
@@ -260,8 +257,8 @@ fn code(ending: &Ending) -> Exit {
             output::message("the guest asked for a reset");
             Exit::Reset
         }
-        Ending::HostLimit => {
-            output::message(pvm::EXPLANATION);
+        Ending::HostLimit(why) => {
+            output::message(why);
             Exit::Host
         }
         Ending::Stopped => {

@@ -1,11 +1,11 @@
 //! What KVM offers for telling zaps apart and for counting them.
 
 use kvm_bindings::{
-    KVM_CAP_BINARY_STATS_FD, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_EXIT_ON_EMULATION_FAILURE,
-    KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_MEMORY_FAULT_INFO, KVM_CAP_NR_MEMSLOTS, KVM_X86_QUIRK_SLOT_ZAP_ALL,
+    KVM_CAP_BINARY_STATS_FD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IMMEDIATE_EXIT,
+    KVM_CAP_MEMORY_FAULT_INFO, KVM_CAP_NR_MEMSLOTS,
 };
 use kvm_ioctls::VmFd;
-use machine::Kvm;
+use machine::{Kvm, SLOT_ZAP_QUIRK, can_be_limited};
 
 use super::finding::Finding;
 use host::kvm_stats::KvmStats;
@@ -50,7 +50,7 @@ fn ask(vm: &VmFd) -> VmAnswers {
     let has = |capability: u32| value(capability) > 0;
     let names = |stats: KvmStats| stats.names().map(str::to_owned).collect();
     VmAnswers {
-        quirks: value(KVM_CAP_DISABLE_QUIRKS2),
+        quirks: machine::quirks(vm),
         memslots: value(KVM_CAP_NR_MEMSLOTS),
         stats: has(KVM_CAP_BINARY_STATS_FD),
         emulation_exit: has(KVM_CAP_EXIT_ON_EMULATION_FAILURE),
@@ -84,8 +84,8 @@ pub(super) fn judge(answers: &Answers) -> Vec<Finding> {
 
 fn judge_quirk(mask: i32) -> Finding {
     const SUBJECT: &str = "one slot zapped alone";
-    if mask & KVM_X86_QUIRK_SLOT_ZAP_ALL as i32 != 0 {
-        return Finding::can(SUBJECT, format!("KVM_X86_QUIRK_SLOT_ZAP_ALL can be disabled (mask {mask:#x})"));
+    if can_be_limited(mask) {
+        return Finding::can(SUBJECT, format!("{SLOT_ZAP_QUIRK} can be disabled (mask {mask:#x})"));
     }
     let why = if mask > 0 { format!("the quirk mask is {mask:#x}") } else { "no quirk mask".to_owned() };
     Finding::limited(

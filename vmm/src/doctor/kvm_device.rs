@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use super::finding::Finding;
-use host::kvm_module::{KvmFacts, MmuKind};
+use host::kvm_module::{Guests, KvmFacts};
 use machine::{Kvm, NoKvm};
 
 const DEVICE: &str = "/dev/kvm";
@@ -31,7 +31,7 @@ pub(super) fn judge(device: &Device) -> Vec<Finding> {
         Err(error) => Finding::cannot(DEVICE, refusal(error)).remedy(error.remedy()),
     };
     let mut findings = vec![open];
-    findings.extend(device.kvm.mmu.map(|mmu| judge_mmu(mmu, &device.kvm)));
+    findings.extend(device.kvm.guests().map(judge_guests));
     findings
 }
 
@@ -47,39 +47,20 @@ fn refusal(error: &NoKvm) -> String {
     }
 }
 
-fn judge_mmu(mmu: MmuKind, kvm: &KvmFacts) -> Finding {
+fn judge_guests(guests: Guests) -> Finding {
     const SUBJECT: &str = "secondary MMU";
-    let module = kvm.module.as_deref().unwrap_or("KVM");
-    match mmu {
-        MmuKind::Ept | MmuKind::Npt => {
-            let tdp = match kvm.tdp_mmu {
-                Some(true) => "TDP MMU",
-                Some(false) => "without the TDP MMU",
-                None => "whether with the TDP MMU, /sys does not say",
-            };
-            Finding::can(SUBJECT, format!("{mmu} ({module}, {tdp}): any guest runs"))
-        }
-        MmuKind::Shadow => Finding::limited(
-            SUBJECT,
-            format!("shadow page tables ({module}): guest page-table writes cost, SPTE counts include them"),
-        )
-        .remedy("load the module with ept=1 or npt=1"),
-        MmuKind::ShadowPvm => Finding::limited(
-            SUBJECT,
-            "shadow page tables of kvm_pvm: the test guest runs in ring 3; a Linux guest's ring 0 is emulated \
-             and does not reach user space",
-        )
-        .remedy("a host with kvm_intel or kvm_amd, or the nested rig"),
+    match guests.remedy {
+        None => Finding::can(SUBJECT, guests.text),
+        Some(remedy) => Finding::limited(SUBJECT, guests.text).remedy(remedy),
     }
 }
 
 /// One finding of each kind that has a remedy.
 #[cfg(test)]
 pub(super) fn samples() -> Vec<Finding> {
-    let of = |(opened, mmu)| judge(&Device { opened, kvm: KvmFacts { mmu, ..KvmFacts::default() } });
-    let mmus = [(Ok(()), Some(MmuKind::Shadow)), (Ok(()), Some(MmuKind::ShadowPvm))];
-    let refused = NoKvm::samples().into_iter().map(|error| (Err(error), None));
-    mmus.into_iter().chain(refused).flat_map(of).collect()
+    let of = |(opened, kvm)| judge(&Device { opened, kvm });
+    let refused = NoKvm::samples().into_iter().map(|error| (Err(error), KvmFacts::default()));
+    KvmFacts::limited().map(|kvm| (Ok(()), kvm)).into_iter().chain(refused).flat_map(of).collect()
 }
 
 #[cfg(test)]
@@ -87,21 +68,14 @@ mod tests {
     use super::super::finding::Verdict;
     use super::*;
 
-    fn device(opened: Result<(), NoKvm>, module: Option<&str>, mmu: Option<MmuKind>) -> Device {
-        Device { opened, kvm: KvmFacts { module: module.map(str::to_owned), mmu, ..KvmFacts::default() } }
-    }
-
     #[test]
-    fn a_usual_server_runs_any_guest() {
-        let findings = judge(&device(Ok(()), Some("kvm_intel"), Some(MmuKind::Ept)));
-        assert!(findings.iter().all(|finding| finding.verdict == Verdict::Can), "{findings:?}");
-        assert!(findings[1].detail.contains("EPT"));
-    }
-
-    #[test]
-    fn a_pvm_host_is_limited() {
-        let findings = judge(&device(Ok(()), Some("kvm_pvm"), Some(MmuKind::ShadowPvm)));
-        assert_eq!((findings[0].verdict, findings[1].verdict), (Verdict::Can, Verdict::Limited));
+    fn an_mmu_that_limits_guests_is_limited() {
+        for kvm in KvmFacts::limited() {
+            let findings = judge(&Device { opened: Ok(()), kvm });
+            assert_eq!((findings[0].verdict, findings[1].verdict), (Verdict::Can, Verdict::Limited));
+        }
+        let guests = Guests { text: "any guest runs".to_owned(), remedy: None };
+        assert_eq!(judge_guests(guests).verdict, Verdict::Can);
     }
 
     #[test]
@@ -114,7 +88,7 @@ mod tests {
             (NoKvm::Version(11), "version 11"),
             (NoKvm::NoVm(Errno::BUSY), "makes no VM"),
         ] {
-            let finding = judge(&device(Err(error.clone()), None, None)).remove(0);
+            let finding = judge(&Device { opened: Err(error.clone()), kvm: KvmFacts::default() }).remove(0);
             assert_eq!(finding.verdict, Verdict::Cannot);
             assert_eq!(finding.remedy.as_deref(), Some(error.remedy()));
             assert!(finding.detail.contains(word), "{finding:?}");

@@ -21,6 +21,7 @@
 //! another VMM runs. `experiment::fold` sums the events up.
 
 mod advice;
+mod arch;
 pub mod bpf;
 mod cause;
 pub mod collector;

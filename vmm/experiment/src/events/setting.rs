@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wire;
 use crate::choice::{Granule, RowLabel};
-use host::kvm_module::{KvmFacts, MmuKind};
+use host::kvm_module::KvmFacts;
 
 /// The setting of a trial, its first event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,12 +85,12 @@ pub enum SecondaryMmu {
 }
 
 impl SecondaryMmu {
-    /// That of this host's KVM. Two-dimensional paging without the TDP MMU goes through the shadow MMU's code.
+    /// That of this host's KVM.
     pub fn of(kvm: &KvmFacts) -> Self {
-        match (kvm.mmu, kvm.tdp_mmu) {
-            (Some(MmuKind::Shadow | MmuKind::ShadowPvm), _) | (Some(_), Some(false)) => Self::Shadow,
-            (Some(MmuKind::Ept | MmuKind::Npt), Some(true)) => Self::Tdp,
-            (Some(MmuKind::Ept | MmuKind::Npt), None) | (None, _) => Self::Unknown,
+        match kvm.shadows() {
+            Some(true) => Self::Shadow,
+            Some(false) => Self::Tdp,
+            None => Self::Unknown,
         }
     }
 
@@ -153,11 +153,7 @@ mod tests {
 
     #[test]
     fn what_sys_does_not_say_is_unknown() {
-        let of = |mmu, tdp_mmu| SecondaryMmu::of(&KvmFacts { mmu, tdp_mmu, ..KvmFacts::default() });
-        assert_eq!(of(Some(MmuKind::Ept), Some(true)), SecondaryMmu::Tdp);
-        assert_eq!(of(Some(MmuKind::Npt), Some(false)), SecondaryMmu::Shadow);
-        assert_eq!(of(Some(MmuKind::ShadowPvm), None), SecondaryMmu::Shadow);
-        assert_eq!(of(Some(MmuKind::Ept), None), SecondaryMmu::Unknown);
-        assert_eq!(of(None, Some(true)), SecondaryMmu::Unknown);
+        assert_eq!(SecondaryMmu::of(&KvmFacts::default()), SecondaryMmu::Unknown);
+        assert_eq!(KvmFacts::limited().map(|kvm| SecondaryMmu::of(&kvm)), [SecondaryMmu::Shadow; 2]);
     }
 }

@@ -32,7 +32,7 @@ use experiment::scenario::GuestPages;
 use guest::agent::{AgentError, Link};
 use guest::{GuestError, Mailbox};
 use host::Root;
-use host::kvm_module::{KvmFacts, MmuKind};
+use host::kvm_module::KvmFacts;
 use linux_boot::{BootFile, Initrd};
 use machine::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, prefault};
 use machine::{FaultCounts, Vcpu, VmCore, VmError};
@@ -92,7 +92,7 @@ pub struct LinuxMachine {
 impl LinuxMachine {
     /// Whether this host can run a Linux guest at all, and this file be its kernel: before anything is changed for it.
     pub fn check(kernel: &Path) -> Result<(), LinuxError> {
-        if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
+        if KvmFacts::read_from(&Root::default()).emulates_guest_kernels() {
             return Err(LinuxError::Emulated);
         }
         let image = input::read(FileKind::Kernel, kernel)?;
@@ -101,7 +101,7 @@ impl LinuxMachine {
 
     /// Boots the guest and waits until its agent has the memory under test.
     pub fn start(kvm: &Kvm, setup: &LinuxSetup<'_>) -> Result<Self, LinuxError> {
-        if KvmFacts::read_from(&Root::default()).mmu == Some(MmuKind::ShadowPvm) {
+        if KvmFacts::read_from(&Root::default()).emulates_guest_kernels() {
             return Err(LinuxError::Emulated);
         }
         let image = input::read(FileKind::Kernel, setup.kernel)?;
@@ -351,7 +351,7 @@ fn describe(ending: &Ending) -> String {
         Ending::Reset => "it asked for a reset".to_owned(),
         Ending::Crash(report) => report.to_string(),
         Ending::Device(what) => what.clone(),
-        Ending::HostLimit => "this host can run it no further".to_owned(),
+        Ending::HostLimit(why) => (*why).to_owned(),
         Ending::Stopped => "it was stopped".to_owned(),
     }
 }

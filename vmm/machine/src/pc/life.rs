@@ -24,8 +24,8 @@ pub enum Ending {
     Crash(Arc<CrashReport>),
     /// A device's thread could not go on.
     Device(String),
-    /// The guest has come to where this host can run it no further.
-    HostLimit,
+    /// The guest has come to where this host can run it no further, which the text explains.
+    HostLimit(&'static str),
     /// The machine's user wants it to end.
     Stopped,
 }

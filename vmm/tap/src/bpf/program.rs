@@ -10,17 +10,15 @@
 //!   if buffer.head % (slots / 2) == 0: write to the wakeup ring        another half is full
 //! ```
 //!
-//! The kernel does not run it twice at once on a CPU, so each buffer has one writer. Plain stores are in order on x86.
+//! The kernel does not run it twice at once on a CPU, so each buffer has one writer.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use guest_mem::HvaRange;
 
 use super::buffers::{HEAD, LOST, SLOT, SLOTS, TAIL};
+use crate::arch::STORE_RELEASE;
 use crate::filter::everywhere;
-
-#[cfg(not(target_arch = "x86_64"))]
-compile_error!("the head of a buffer is published by a plain store, which only x86 keeps behind the slot's");
 
 /// `struct bpf_insn`.
 #[repr(C)]
@@ -129,6 +127,12 @@ impl Assembler {
         self.put(STX, base, from, offset, 0);
     }
 
+    /// Stores behind all earlier stores. `from` has no defined value afterwards.
+    fn publish(&mut self, base: R, offset: i16, from: R) {
+        let (code, immediate) = STORE_RELEASE;
+        self.put(code, base, from, offset, immediate);
+    }
+
     fn call(&mut self, helper: i32) {
         self.put(CALL, R0, R0, 0, helper);
     }
@@ -225,7 +229,8 @@ pub(super) fn assemble(
     a.store(PLACE, WORDS[1], R0);
 
     a.with(ADD, AT, 1);
-    a.store(BUFFER, HEAD as i16, AT);
+    a.copy(R1, AT);
+    a.publish(BUFFER, HEAD as i16, R1);
     a.with(AND, AT, slots as i32 / 2 - 1);
     out.push(a.jump(JUMP_IF_NOT, AT, R0, 0));
     a.wake(wakeup);

@@ -3,8 +3,8 @@
 pub mod boot;
 mod cpuid;
 pub(crate) mod exit;
+mod linux_limit;
 mod other_cpu;
-pub mod pvm;
 mod registers;
 mod repair;
 pub(crate) mod setup;
@@ -15,6 +15,7 @@ mod testing;
 mod vm;
 
 pub(crate) use exit::{Exit, Space, doorbell, internal_error, run};
+pub use linux_limit::LinuxLimit;
 pub use other_cpu::OtherCpu;
 pub(crate) use other_cpu::check_cpu;
 pub(crate) use registers::registers;
@@ -22,3 +23,4 @@ pub(crate) use repair::repair;
 #[cfg(test)]
 pub(crate) use testing::{about_to_run, in_ring_3};
 pub(crate) use vm::create;
+pub use vm::{SLOT_ZAP_QUIRK, can_be_limited, quirks};

@@ -9,6 +9,9 @@ use crate::vm_error::{VmError, failed};
 /// Where Intel's KVM may keep its task state for guests in real mode; below the 4 GiB line, above all RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
+/// The name of the quirk by which a slot's zap drops everything.
+pub const SLOT_ZAP_QUIRK: &str = "KVM_X86_QUIRK_SLOT_ZAP_ALL";
+
 /// A VM without memory. Returns also whether a slot's zap drops everything.
 pub(crate) fn create(kvm: &Kvm, keep_quirk: bool) -> Result<(VmFd, bool), VmError> {
     let vm = kvm.create_vm()?;
@@ -25,7 +28,7 @@ fn set_quirk(vm: &VmFd, keep: bool) -> Result<bool, VmError> {
     if keep {
         return Ok(true);
     }
-    if !can_be_limited(vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into())) {
+    if !can_be_limited(quirks(vm)) {
         return Err(VmError::QuirkStays);
     }
     let cap = capability(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL.into());
@@ -33,9 +36,13 @@ fn set_quirk(vm: &VmFd, keep: bool) -> Result<bool, VmError> {
     Ok(false)
 }
 
-/// Whether a slot's zap can be limited to the slot: by the quirks that can be disabled, or by what the question for them
-/// failed with.
-fn can_be_limited(quirks: i32) -> bool {
+/// The quirks of KVM that can be disabled, or what the question for them failed with.
+pub fn quirks(vm: &VmFd) -> i32 {
+    vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into())
+}
+
+/// Whether a slot's zap can be limited to the slot, by [`quirks`].
+pub fn can_be_limited(quirks: i32) -> bool {
     u32::try_from(quirks).is_ok_and(|quirks| quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL != 0)
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::root::Root;
+use crate::root::Root;
 
 /// The way in which KVM translates guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -35,6 +35,10 @@ impl MmuKind {
     /// Whether a guest kernel runs at native speed in ring 0.
     pub fn runs_guest_kernels_natively(self) -> bool {
         self != Self::ShadowPvm
+    }
+
+    fn is_two_dimensional(self) -> bool {
+        matches!(self, Self::Ept | Self::Npt)
     }
 }
 
@@ -77,6 +81,64 @@ impl KvmFacts {
             nx_huge_pages: root.text("/sys/module/kvm/parameters/nx_huge_pages"),
         }
     }
+
+    /// Whether a guest's kernel is emulated, which takes minutes to start its first process and does not get further.
+    pub fn emulates_guest_kernels(&self) -> bool {
+        self.mmu.is_some_and(|mmu| !mmu.runs_guest_kernels_natively())
+    }
+
+    /// Whether faults go through the shadow MMU's code, as they also do for two-dimensional paging without the TDP MMU;
+    /// `None` if `/sys` does not tell.
+    pub fn shadows(&self) -> Option<bool> {
+        match (self.mmu?.is_two_dimensional(), self.tdp_mmu) {
+            (false, _) | (true, Some(false)) => Some(true),
+            (true, Some(true)) => Some(false),
+            (true, None) => None,
+        }
+    }
+
+    /// The guests that the MMU runs; `None` if `/sys` does not tell the MMU.
+    pub fn guests(&self) -> Option<Guests> {
+        let module = self.module.as_deref().unwrap_or("KVM");
+        Some(match self.mmu? {
+            mmu @ (MmuKind::Ept | MmuKind::Npt) => {
+                let tdp = match self.tdp_mmu {
+                    Some(true) => "TDP MMU",
+                    Some(false) => "without the TDP MMU",
+                    None => "whether with the TDP MMU, /sys does not say",
+                };
+                Guests { text: format!("{mmu} ({module}, {tdp}): any guest runs"), remedy: None }
+            }
+            MmuKind::Shadow => Guests {
+                text: format!(
+                    "shadow page tables ({module}): guest page-table writes cost, SPTE counts include them"
+                ),
+                remedy: Some("load the module with ept=1 or npt=1"),
+            },
+            MmuKind::ShadowPvm => Guests {
+                text:
+                    "shadow page tables of kvm_pvm: the test guest runs in ring 3; a Linux guest's ring 0 is \
+                       emulated and does not reach user space"
+                        .to_owned(),
+                remedy: Some("a host with kvm_intel or kvm_amd, or the nested rig"),
+            },
+        })
+    }
+
+    /// One of each MMU whose guests are limited, for tests of what is said about them.
+    #[cfg(any(test, feature = "fixture"))]
+    pub fn limited() -> [Self; 2] {
+        [MmuKind::Shadow, MmuKind::ShadowPvm].map(|mmu| Self { mmu: Some(mmu), ..Self::default() })
+    }
+}
+
+/// The guests that an MMU runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guests {
+    /// The MMU, and how they run on it.
+    pub text: String,
+    /// The change by which any guest would run; `None` if any does.
+    pub remedy: Option<&'static str>,
 }
 
 /// The vendor module among the loaded ones. KVM accepts the first that registers.
@@ -108,6 +170,24 @@ mod tests {
     fn without_two_dimensional_paging_it_shadows() {
         assert_eq!(mmu_kind("kvm_intel", Some(false)), Some(MmuKind::Shadow));
         assert_eq!(mmu_kind("kvm_amd", Some(false)), Some(MmuKind::Shadow));
+    }
+
+    #[test]
+    fn the_tdp_mmu_alone_does_not_shadow() {
+        let of = |mmu, tdp_mmu| KvmFacts { mmu, tdp_mmu, ..KvmFacts::default() }.shadows();
+        assert_eq!(of(Some(MmuKind::Ept), Some(true)), Some(false));
+        assert_eq!(of(Some(MmuKind::Npt), Some(false)), Some(true));
+        assert_eq!(of(Some(MmuKind::ShadowPvm), None), Some(true));
+        assert_eq!(of(Some(MmuKind::Shadow), Some(true)), Some(true));
+        assert_eq!(of(Some(MmuKind::Ept), None), None);
+        assert_eq!(of(None, Some(true)), None);
+    }
+
+    #[test]
+    fn a_remedy_is_given_where_not_every_guest_runs() {
+        let of = |mmu| KvmFacts { mmu: Some(mmu), ..KvmFacts::default() }.guests().unwrap().remedy.is_some();
+        assert!([MmuKind::Shadow, MmuKind::ShadowPvm].map(of).iter().all(|has| *has));
+        assert!(![MmuKind::Ept, MmuKind::Npt].map(of).iter().any(|has| *has));
     }
 
     #[test]

@@ -1,25 +1,53 @@
-//! Linux on `kvm_pvm`, which has no hardware virtualisation: the guest's ring 0 is emulated, its ring 3 runs natively,
-//! and what CPUID is told to hide is seen all the same. A kernel gets as far as its first process.
+//! The limit that this host's KVM sets to Linux guests.
+//!
+//! `kvm_pvm` has no hardware virtualisation: the guest's ring 0 is emulated, its ring 3 runs natively, and what CPUID is told
+//! to hide is seen all the same. A kernel gets as far as its first process.
 
+use host::kvm_module::KvmFacts;
 use program::output::Sink;
+
+use crate::pc::Ending;
 
 /// What KVM's emulator lacks and Linux would use in ring 0, and two calibrations that take a real timer.
 ///
 /// Also here though user space could use them: features that have an instruction the emulator lacks in the kernel's
 /// own string, bit and random number routines.
-pub const COMMAND_LINE: &str = "clearcpuid=smap,smep,xsave,cx16,fsgsbase,umip,popcnt,rdrand,rdseed,avx,avx2,aes,\
-                                pclmulqdq,movbe,bmi1,bmi2,invpcid,pcid,rdtscp,rdpid,abm,adx,clflushopt,clwb noxsave \
-                                nopti lpj=5000000 tsc=reliable no_timer_check";
+const COMMAND_LINE: &str = "clearcpuid=smap,smep,xsave,cx16,fsgsbase,umip,popcnt,rdrand,rdseed,avx,avx2,aes,\
+                            pclmulqdq,movbe,bmi1,bmi2,invpcid,pcid,rdtscp,rdpid,abm,adx,clflushopt,clwb noxsave \
+                            nopti lpj=5000000 tsc=reliable no_timer_check";
 
-/// Said before such a boot.
-pub const NOTICE: &str = "this host's KVM is kvm_pvm: it emulates a guest kernel at some million instructions a \
-                          second and cannot run a Linux guest's user space. The kernel boots with features hidden by \
-                          its command line and with int3 injected, in minutes, up to its first process";
+const NOTICE: &str = "this host's KVM is kvm_pvm: it emulates a guest kernel at some million instructions a \
+                      second and cannot run a Linux guest's user space. The kernel boots with features hidden by \
+                      its command line and with int3 injected, in minutes, up to its first process";
 
-/// Said at the end of one.
-pub const EXPLANATION: &str = "the kernel has come as far as it can here: it starts its first process, and under \
-                               kvm_pvm no system call from there reaches it. To go on use a host with kvm_intel or \
-                               kvm_amd; on this one the bare test guest runs everything (`zapscope run`)";
+const EXPLANATION: &str = "the kernel has come as far as it can here: it starts its first process, and under \
+                           kvm_pvm no system call from there reaches it. To go on use a host with kvm_intel or \
+                           kvm_amd; on this one the bare test guest runs everything (`zapscope run`)";
+
+/// How far a Linux guest gets on a host that does not run one to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct LinuxLimit {
+    /// Said before it boots.
+    pub notice: &'static str,
+    /// Added to its kernel's command line.
+    pub command_line: &'static str,
+}
+
+impl LinuxLimit {
+    /// The limit of a host; `None`: any Linux guest runs.
+    pub fn of(kvm: &KvmFacts) -> Option<Self> {
+        kvm.emulates_guest_kernels().then_some(Self { notice: NOTICE, command_line: COMMAND_LINE })
+    }
+
+    /// A console that passes everything on to `console`, and calls `end` with the reason once the guest is at the limit.
+    pub fn watch(
+        self,
+        console: impl Sink + 'static,
+        end: impl FnOnce(Ending) + Send + 'static,
+    ) -> Box<dyn Sink> {
+        Box::new(InitWatch::new(console, move || end(Ending::HostLimit(EXPLANATION))))
+    }
+}
 
 /// What the kernel prints when it starts its first process, around the program's name.
 const BEGIN: &[u8] = b"Run ";
@@ -28,7 +56,7 @@ const END: &[u8] = b" as init process";
 const LONGEST: usize = 512;
 
 /// A console that is watched for the line by which the kernel says that it starts its first process.
-pub struct InitWatch<W, F> {
+struct InitWatch<W, F> {
     console: W,
     line: Vec<u8>,
     found: Option<F>,
@@ -36,7 +64,7 @@ pub struct InitWatch<W, F> {
 
 impl<W: Sink, F: FnOnce()> InitWatch<W, F> {
     /// Passes everything on to `console`, and calls `found` after the line.
-    pub fn new(console: W, found: F) -> Self {
+    fn new(console: W, found: F) -> Self {
         Self { console, line: Vec::new(), found: Some(found) }
     }
 
