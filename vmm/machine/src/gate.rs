@@ -29,17 +29,19 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_mem::waits::{Overdue, WAKE};
 use rustix::thread::Pid;
 
-use super::sys::{self, Woke};
+use super::sys::{self, Futex, Woke};
 use guest::CrashKind;
 
-/// How often a waiting side looks before it sleeps. A zap takes tens to hundreds of microseconds; an idle
-/// core takes that long to wake.
-const SPINS: u32 = 2_000;
+/// How long a waiting side looks before it sleeps: as long as KVM polls for a vCPU that has halted (`halt_poll_ns`). A zap takes
+/// tens to hundreds of microseconds; to wake a thread on an idle processor takes as long, at the cost of whoever wakes it.
+const LOOKING: Duration = Duration::from_micros(200);
+/// Loads between two readings of the clock. How long a pause takes differs by ten between processors.
+const LOADS: u32 = 16;
 
 /// How many times its patience a vCPU waits for a gate that somebody holds. What is done meanwhile may be much: all of a
 /// VM's memslots are deleted and made again, one by one.
@@ -49,7 +51,7 @@ const HOLDS: u32 = 10;
 #[derive(Debug, Default)]
 pub struct Seat {
     /// 1 while the vCPU is in `KVM_RUN` or about to be.
-    inside: AtomicU32,
+    inside: Futex,
     /// The thread to signal; 0 before it has sat down.
     thread: AtomicI32,
     /// The vCPU's `kvm_run.immediate_exit`, locked for as long as somebody writes to it from outside.
@@ -73,9 +75,9 @@ impl Default for Flag {
 #[derive(Debug)]
 pub struct Gate {
     /// How many hold the vCPUs out; also the futex on which the vCPUs wait.
-    closed: AtomicU32,
+    closed: Futex,
     /// How many vCPUs found it shut and are not in yet; also the futex of who wants to shut it again.
-    waiting: AtomicU32,
+    waiting: Futex,
     /// Set once guest memory is not what it should be: no vCPU is let in any more.
     broken: AtomicBool,
     /// Why, from before `broken` is set.
@@ -93,8 +95,8 @@ impl Gate {
 
     fn with_patience(vcpus: u32, patience: Duration) -> Self {
         let seats = (0..vcpus).map(|_| Seat::default()).collect();
-        let (closed, waiting, broken) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
-        Self { closed, waiting, broken, why: OnceLock::new(), seats, patience }
+        let (closed, waiting) = (Futex::default(), Futex::default());
+        Self { closed, waiting, broken: AtomicBool::new(false), why: OnceLock::new(), seats, patience }
     }
 
     /// Takes the calling thread's place as vCPU `vcpu`.
@@ -198,22 +200,35 @@ impl Missed {
 
 /// Waits until a word is 0: for a moment by looking, then asleep. The thread that makes it 0 wakes the futex. A word
 /// that changes to something else has the patience begin anew.
-fn wait_for_zero(word: &AtomicU32, patience: Duration) -> Result<(), Missed> {
-    for _ in 0..SPINS {
-        if word.load(Ordering::SeqCst) == 0 {
-            return Ok(());
-        }
-        std::hint::spin_loop();
+fn wait_for_zero(word: &Futex, patience: Duration) -> Result<(), Missed> {
+    if becomes_zero(word, LOOKING) {
+        return Ok(());
     }
     loop {
         let value = word.load(Ordering::SeqCst);
         if value == 0 {
             return Ok(());
         }
-        if sys::futex_wait(word, value, patience) == Woke::TimedOut
+        if word.wait(value, patience) == Woke::TimedOut
             && let Some(missed) = missed(word, value)
         {
             return Err(missed);
+        }
+    }
+}
+
+/// Looks at a word until it is 0, for so long.
+fn becomes_zero(word: &AtomicU32, looking: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        for _ in 0..LOADS {
+            if word.load(Ordering::SeqCst) == 0 {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if begun.elapsed() >= looking {
+            return false;
         }
     }
 }
@@ -235,7 +250,7 @@ pub struct Hold<'a>(&'a Gate);
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         if self.0.closed.fetch_sub(1, Ordering::SeqCst) == 1 {
-            sys::futex_wake_all(&self.0.closed);
+            self.0.closed.wake_all();
         }
     }
 }
@@ -308,15 +323,13 @@ impl<'a> Seated<'a> {
 
     fn no_longer_waiting(&self) {
         if self.gate.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
-            sys::futex_wake_all(&self.gate.waiting);
+            self.gate.waiting.wake_all();
         }
     }
 
     fn leave(&self) {
         self.seat.inside.store(0, Ordering::SeqCst);
-        if self.gate.closed.load(Ordering::SeqCst) != 0 {
-            sys::futex_wake_all(&self.seat.inside);
-        }
+        self.seat.inside.wake_all();
     }
 }
 

@@ -1,8 +1,9 @@
 //! The system calls of this module that no crate wraps the way it needs them.
 
 use std::io;
+use std::ops::Deref;
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -48,25 +49,53 @@ pub enum Woke {
     TimedOut,
 }
 
-/// Sleeps while `word` holds `value`, at most for `patience`, or less long.
-pub fn futex_wait(word: &AtomicU32, value: u32, patience: Duration) -> Woke {
-    let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    let (tv_sec, tv_nsec) = (patience.as_secs() as libc::time_t, patience.subsec_nanos().into());
-    let timeout = libc::timespec { tv_sec, tv_nsec };
-    // SAFETY: the word and the time live across the call.
-    let slept =
-        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, &raw const timeout) };
-    match slept {
-        -1 if Errno::from_io_error(&io::Error::last_os_error()) == Some(Errno::TIMEDOUT) => Woke::TimedOut,
-        _ => Woke::Early,
+/// A word on which threads sleep until it is changed. To wake them costs a system call only if there are any.
+///
+/// A sleeper counts itself before the kernel compares the word, and the waker changes the word before it looks at the count, all
+/// sequentially consistent: a sleeper that the waker does not see finds the word changed.
+#[derive(Debug, Default)]
+pub struct Futex {
+    word: AtomicU32,
+    /// Threads that are in the system call, or about to be.
+    asleep: AtomicU32,
+}
+
+impl Futex {
+    /// Sleeps while the word is `value`, at most for `patience`, or less long.
+    pub fn wait(&self, value: u32, patience: Duration) -> Woke {
+        let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+        let (tv_sec, tv_nsec) = (patience.as_secs() as libc::time_t, patience.subsec_nanos().into());
+        let timeout = libc::timespec { tv_sec, tv_nsec };
+        self.asleep.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the word and the time live across the call.
+        let slept = unsafe {
+            libc::syscall(libc::SYS_futex, self.word.as_ptr(), operation, value, &raw const timeout)
+        };
+        let error = (slept == -1).then(io::Error::last_os_error);
+        self.asleep.fetch_sub(1, Ordering::SeqCst);
+        match error.as_ref().and_then(Errno::from_io_error) {
+            Some(Errno::TIMEDOUT) => Woke::TimedOut,
+            _ => Woke::Early,
+        }
+    }
+
+    /// Wakes all who sleep on the word. After it was changed.
+    pub fn wake_all(&self) {
+        if self.asleep.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+        // SAFETY: the kernel only uses the word's address.
+        unsafe { libc::syscall(libc::SYS_futex, self.word.as_ptr(), operation, i32::MAX) };
     }
 }
 
-/// Wakes all who sleep on `word`.
-pub fn futex_wake_all(word: &AtomicU32) {
-    let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: the kernel only uses the word's address.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, i32::MAX) };
+impl Deref for Futex {
+    type Target = AtomicU32;
+
+    fn deref(&self) -> &AtomicU32 {
+        &self.word
+    }
 }
 
 #[cfg(test)]
@@ -75,9 +104,25 @@ mod tests {
 
     #[test]
     fn only_time_that_is_over_is_timed_out() {
-        let word = AtomicU32::new(1);
-        assert_eq!(futex_wait(&word, 1, Duration::from_millis(1)), Woke::TimedOut);
+        let futex = Futex::default();
+        futex.store(1, Ordering::SeqCst);
+        assert_eq!(futex.wait(1, Duration::from_millis(1)), Woke::TimedOut);
         // It had changed before the sleep.
-        assert_eq!(futex_wait(&word, 0, Duration::from_secs(30)), Woke::Early);
+        assert_eq!(futex.wait(0, Duration::from_secs(30)), Woke::Early);
+        assert_eq!(futex.asleep.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_sleeper_is_woken() {
+        let futex = Futex::default();
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| futex.wait(0, Duration::from_secs(30)));
+            while futex.asleep.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            futex.store(1, Ordering::SeqCst);
+            futex.wake_all();
+            assert_eq!(sleeper.join().unwrap(), Woke::Early);
+        });
     }
 }

@@ -5,18 +5,18 @@
 //! page, and `KVM_RUN` fails with `EFAULT`. The guest's state is as before the instruction, so entering again repeats it: nothing is lost.
 //! What must be told apart is an `EFAULT` that no toggle explains.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use guest_mem::waits::{Overdue, WAKE};
 
-use super::sys::{self, Woke};
+use super::sys::{Futex, Woke};
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub struct ProtectionWindow {
     /// How many toggles are between their two calls; also the futex of who waits for them.
-    open: AtomicU32,
+    open: Futex,
     /// Toggles ended so far.
     ended: AtomicU64,
 }
@@ -54,7 +54,7 @@ impl ProtectionWindow {
                 // One that was open a moment ago has ended by now.
                 return Ok(self.ended() != before);
             }
-            if sys::futex_wait(&self.open, open, patience) == Woke::TimedOut
+            if self.open.wait(open, patience) == Woke::TimedOut
                 && let Some(overdue) = self.missed(ended, patience)
             {
                 return Err(overdue);
@@ -78,7 +78,7 @@ impl Drop for Open<'_> {
         // Before `open` falls: a thread that sees no open window must see that one ended.
         self.0.ended.fetch_add(1, Ordering::SeqCst);
         self.0.open.fetch_sub(1, Ordering::SeqCst);
-        sys::futex_wake_all(&self.0.open);
+        self.0.open.wake_all();
     }
 }
 

@@ -203,7 +203,8 @@ fn a_vcpu_that_does_not_leave_is_named_and_nobody_gets_in_again() {
 /// What stands in the words without a wake is found at the deadline, and told apart from what does not come.
 #[test]
 fn a_lost_wake_is_told_apart_from_a_vcpu_that_does_not_come() {
-    let word = AtomicU32::new(1);
+    let word = Futex::default();
+    word.store(1, Ordering::SeqCst);
     assert_eq!(wait_for_zero(&word, SHORT), Err(Missed::Zero));
     assert_eq!(missed(&word, 2), None, "it has changed");
     word.store(0, Ordering::SeqCst);
