@@ -18,7 +18,7 @@ impl UnknownName {
     }
 
     /// `given` names no member of `T`, which is a `what`.
-    pub(crate) fn of<T: VariantNames>(what: &'static str, given: &str) -> Self {
+    pub fn of<T: VariantNames>(what: &'static str, given: &str) -> Self {
         Self::new(what, given, T::VARIANTS.iter().copied())
     }
 }

@@ -195,7 +195,7 @@ impl<'a> Reclaimer<'a> {
         journal: &mut Journal,
         mut taken: impl FnMut(Range<u64>),
     ) -> Result<(), TrialError> {
-        self.ask(victims.len(), victims.bytes(), journal);
+        self.ask(victims.operations(), victims.bytes(), journal);
         let operation = match method {
             Method::Call(operation) => operation,
             Method::Squeeze(cgroup) => return self.squeeze(cgroup, victims.bytes(), journal, taken),

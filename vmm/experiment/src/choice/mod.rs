@@ -1,14 +1,5 @@
-//! The axes of an experiment's matrix, and the words and sizes they are written with.
-//!
-//! | axis | | says |
-//! | --- | --- | --- |
-//! | `backing` | [`Backing`] | the pages of the memory under test |
-//! | `policy` | [`PolicyChoice`] | the range policy |
-//! | `reclaim` | [`Reclaim`] | the way to take memory |
-//! | `granule` | [`Granule`] | the size of a memslot |
-//! | `zap` | [`Zap`] | the way in which the listener drops the range |
-//!
-//! One value of each is a [`Combination`]; with the case and the listener, the label of a row.
+//! The axes of an experiment's matrix, and the words and sizes they are written with. One value of each is a
+//! [`Combination`]; with the case and the listener, the label of a row.
 
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
@@ -16,6 +7,7 @@ mod quantity;
 mod words;
 
 use std::fmt;
+use std::str::FromStr;
 
 use guest_mem::{Backing, PAGE_SIZE};
 use notifier_bridge::Policy;
@@ -23,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use program::output::visible;
 
-pub use quantity::{BadNumber, BadRange, BadSize, BadTimeSpan, ByteRange, Size, TimeSpan};
+pub use quantity::{BadNumber, BadQuantity, BadRange, ByteRange, Size, TimeSpan};
 pub use words::{Listener, PolicyChoice, Reclaim, Zap, ZapChoice};
 pub(crate) use words::{Word, vocabulary, word};
 
@@ -52,6 +44,24 @@ impl Granule {
     /// Memslots that an arena of `memory` bytes needs.
     pub const fn slots(self, memory: u64) -> u64 {
         memory.div_ceil(self.0)
+    }
+}
+
+/// A text that is no slot granule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
+pub enum BadGranule {
+    #[error(transparent)]
+    Size(#[from] BadQuantity),
+    #[error("a granule of {0}: it must be a power of two and at least 4 KiB")]
+    Granule(Size),
+}
+
+impl FromStr for Granule {
+    type Err = BadGranule;
+    fn from_str(text: &str) -> Result<Self, BadGranule> {
+        let size: Size = text.parse()?;
+        Self::new(size.0).ok_or(BadGranule::Granule(size))
     }
 }
 
@@ -102,7 +112,7 @@ pub struct RowLabel {
     /// What was tried.
     #[serde(flatten)]
     pub tried: Combination,
-    /// Who listened.
+    /// The listener.
     #[serde(with = "word")]
     pub listener: Listener,
 }
@@ -121,12 +131,16 @@ impl fmt::Display for Combination {
     }
 }
 
-/// Why a listener cannot zap so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A zap that a listener cannot do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum CannotZap {
-    /// An unmapping loses the content of private memory.
-    UnmapLosesContent,
-    /// `mprotect` takes hugetlb memory in whole pages only.
+    #[error("zap = \"unmap\" loses the content of {0}: use \"protect\" or \"memslot\", or a memfd backing")]
+    UnmapLosesContent(Backing),
+    #[error(
+        "zap = \"protect\" cannot zap one 4 KiB page of hugetlb:2m, as the policy `page` wants it: use zap = \
+         \"memslot\" or another policy"
+    )]
     ProtectHugetlbPage,
 }
 
@@ -157,7 +171,7 @@ impl Zap {
     /// Why it cannot zap the ranges of `policy` in memory of this backing; `None` if it can.
     pub fn refused_for(self, policy: Policy, backing: Backing) -> Option<CannotZap> {
         match self {
-            Self::Unmap if !backing.is_shared() => Some(CannotZap::UnmapLosesContent),
+            Self::Unmap if !backing.is_shared() => Some(CannotZap::UnmapLosesContent(backing)),
             Self::Protect if backing == Backing::Hugetlb2m && policy == Policy::Page => {
                 Some(CannotZap::ProtectHugetlbPage)
             }
@@ -192,7 +206,8 @@ mod tests {
                 if matches!(policy, Policy::Slot | Policy::Vm) { Zap::Memslot } else { Zap::Protect };
             assert_eq!(ZapChoice::Auto.under(PolicyChoice::Announced(policy)), expected);
         }
-        for &zap in ZapChoice::ALL {
+        for word in <ZapChoice as strum::VariantNames>::VARIANTS {
+            let zap: ZapChoice = word.parse().unwrap();
             assert_eq!(zap.under(PolicyChoice::Kernel), Zap::Nothing);
             assert_ne!(zap.under(PolicyChoice::Announced(Policy::Folio)), Zap::Nothing);
         }

@@ -22,20 +22,23 @@ pub enum BadNumber {
     Large,
 }
 
-/// A text that is no size.
+/// A text that is no quantity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is no size ({why}): write for example \"64MiB\", \"4k\" or \"1g\"")]
-pub struct BadSize {
+#[error("`{given}` is no {what} ({why}): write {example}")]
+pub struct BadQuantity {
     given: String,
+    what: &'static str,
     why: BadNumber,
+    example: &'static str,
 }
 
 impl FromStr for Size {
-    type Err = BadSize;
+    type Err = BadQuantity;
 
-    fn from_str(text: &str) -> Result<Self, BadSize> {
-        let parsed = quantity(text, "bytes", byte_unit);
-        parsed.map(Self).map_err(|why| BadSize { given: text.to_owned(), why })
+    fn from_str(text: &str) -> Result<Self, BadQuantity> {
+        let example = "for example \"64MiB\", \"4k\" or \"1g\"";
+        let bad = |why| BadQuantity { given: text.to_owned(), what: "size", why, example };
+        quantity(text, "bytes", byte_unit).map(Self).map_err(bad)
     }
 }
 
@@ -67,7 +70,7 @@ fn part_of(digits: &str, unit: u64, smallest: &'static str) -> Result<u64, BadNu
     if digits.is_empty() {
         return Ok(0);
     }
-    // More digits are more than anybody needs for a whole number, and would not fit below.
+    // No whole number needs more digits than these, and more would not fit below.
     let number: Option<u128> = digits.parse().ok().filter(|_| digits.len() <= 18);
     let number = number.ok_or(BadNumber::Broken(smallest))? * u128::from(unit);
     let scale = 10_u128.pow(digits.len() as u32);
@@ -119,7 +122,7 @@ pub enum BadRange {
     #[error("`{0}` is no range: write START..END, for example \"0..16MiB\"")]
     Shape(String),
     #[error("in the range `{given}`: {why}")]
-    Size { given: String, why: BadSize },
+    Size { given: String, why: BadQuantity },
     #[error("the range `{0}` is empty: its end must lie above its start")]
     Empty(String),
 }
@@ -144,18 +147,10 @@ impl FromStr for ByteRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TimeSpan(pub Duration);
 
-/// A text that is no duration.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is no duration ({why}): write a number and ns, us, ms or s, for example \"100ms\"")]
-pub struct BadTimeSpan {
-    given: String,
-    why: BadNumber,
-}
-
 impl FromStr for TimeSpan {
-    type Err = BadTimeSpan;
+    type Err = BadQuantity;
 
-    fn from_str(text: &str) -> Result<Self, BadTimeSpan> {
+    fn from_str(text: &str) -> Result<Self, BadQuantity> {
         let unit = |unit: &str| match unit {
             "ns" => Some(1),
             "us" | "µs" => Some(1_000),
@@ -163,9 +158,9 @@ impl FromStr for TimeSpan {
             "s" => Some(1_000_000_000),
             _ => None,
         };
-        let nanoseconds = quantity(text, "nanoseconds", unit);
-        let span = nanoseconds.map(|nanoseconds| Self(Duration::from_nanos(nanoseconds)));
-        span.map_err(|why| BadTimeSpan { given: text.to_owned(), why })
+        let example = "a number and ns, us, ms or s, for example \"100ms\"";
+        let bad = |why| BadQuantity { given: text.to_owned(), what: "duration", why, example };
+        quantity(text, "nanoseconds", unit).map(|ns| Self(Duration::from_nanos(ns))).map_err(bad)
     }
 }
 

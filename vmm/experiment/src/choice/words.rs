@@ -9,41 +9,21 @@ use notifier_bridge::{Policy, UnknownName};
 use serde::Serializer;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// Declares an enum with its words, so that the list in an error cannot fall out of step with the members.
+/// Declares an enum whose members are written as their names in kebab case. Any other word is refused as no `$what`.
 macro_rules! vocabulary_of {
-    (
-        $(#[$doc:meta])*
-        $name:ident ($what:literal) { $( $(#[$member_doc:meta])* $member:ident = $word:literal, )+ }
-    ) => {
+    ($(#[$doc:meta])* $name:ident ($what:literal) { $($members:tt)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(strum::Display, strum::EnumString, strum::VariantNames)]
+        #[strum(serialize_all = "kebab-case", parse_err_ty = notifier_bridge::UnknownName)]
+        #[strum(parse_err_fn = $name::unknown)]
         pub enum $name {
-            $( $(#[$member_doc])* $member, )+
+            $($members)*
         }
 
         impl $name {
-            /// Every member, in order of declaration.
-            pub const ALL: &'static [Self] = &[$( Self::$member, )+];
-
-            /// The word for it.
-            pub const fn word(self) -> &'static str {
-                match self { $( Self::$member => $word, )+ }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.word())
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = notifier_bridge::UnknownName;
-
-            fn from_str(given: &str) -> Result<Self, Self::Err> {
-                Self::ALL.iter().copied().find(|member| member.word() == given).ok_or_else(|| {
-                    notifier_bridge::UnknownName::new($what, given, Self::ALL.iter().map(|member| member.word()))
-                })
+            fn unknown(given: &str) -> notifier_bridge::UnknownName {
+                notifier_bridge::UnknownName::of::<Self>($what, given)
             }
         }
     };
@@ -54,13 +34,13 @@ vocabulary! {
     /// How the listener zaps a range, as written.
     ZapChoice ("way to zap") {
         /// [`Zap::Protect`] for policies that follow the victim, [`Zap::Memslot`] for `slot` and `vm`.
-        Auto = "auto",
+        Auto,
         /// Delete and re-create the memslots that the range touches.
-        Memslot = "memslot",
+        Memslot,
         /// `mprotect` the range to read-only and back.
-        Protect = "protect",
+        Protect,
         /// `munmap` the range and map it again. Loses nothing only where a file keeps the content.
-        Unmap = "unmap",
+        Unmap,
     }
 }
 
@@ -68,27 +48,28 @@ vocabulary! {
     /// How the listener zaps a range.
     Zap ("way to zap") {
         /// Not at all: the kernel's own zap is the only one.
-        Nothing = "none",
+        #[strum(serialize = "none")]
+        Nothing,
         /// Delete and re-create the memslots that the range touches.
-        Memslot = "memslot",
+        Memslot,
         /// `mprotect` the range to read-only and back: exactly the range.
-        Protect = "protect",
+        Protect,
         /// `munmap` the range and map it again.
-        Unmap = "unmap",
+        Unmap,
     }
 }
 
 vocabulary! {
-    /// Who listened to the announcements of a row.
+    /// The listener to the announcements of a row.
     Listener ("listener") {
-        /// The kernel's own notifier of KVM, and nobody beside it.
-        Kernel = "kernel",
+        /// The kernel's own notifier of KVM, and no listener beside it.
+        Kernel,
         /// A listener of ours that zaps KVM's memory slots.
-        KvmSlots = "kvm-slots",
+        KvmSlots,
         /// The software MMU, in a row without a guest.
-        SoftMmu = "soft-mmu",
+        SoftMmu,
         /// None: the row is a replay's, and did not run.
-        Replay = "replay",
+        Replay,
     }
 }
 
@@ -128,7 +109,7 @@ impl Listener {
     }
 }
 
-/// Whose range is announced: the kernel's alone, or one widened by a policy.
+/// The source of the announced range: the kernel alone, or a policy that widens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PolicyChoice {
     /// The kernel's own zap, and nothing beside it.
@@ -144,6 +125,11 @@ impl PolicyChoice {
             Self::Kernel => None,
             Self::Announced(policy) => Some(policy),
         }
+    }
+
+    /// The word of each.
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+        ["kernel"].into_iter().chain(Policy::ALL.iter().map(|policy| policy.name()))
     }
 }
 
@@ -163,13 +149,7 @@ impl FromStr for PolicyChoice {
         if given == "kernel" {
             return Ok(Self::Kernel);
         }
-        given.parse().map(Self::Announced).map_err(|_| {
-            UnknownName::new(
-                "range policy",
-                given,
-                ["kernel"].into_iter().chain(Policy::ALL.iter().map(|policy| policy.name())),
-            )
-        })
+        given.parse().map(Self::Announced).map_err(|_| UnknownName::new("range policy", given, Self::names()))
     }
 }
 
@@ -185,15 +165,6 @@ pub enum Reclaim {
 }
 
 impl Reclaim {
-    /// The word for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::By(operation) => operation.name(),
-            Self::Cgroup => "cgroup",
-            Self::Uffd => "uffd",
-        }
-    }
-
     /// Whether it is meant to take every byte that is asked for.
     pub const fn evicts(self) -> bool {
         match self {
@@ -259,7 +230,11 @@ impl Reclaim {
 
 impl fmt::Display for Reclaim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
+        match self {
+            Self::By(operation) => operation.fmt(f),
+            Self::Cgroup => f.pad("cgroup"),
+            Self::Uffd => f.pad("uffd"),
+        }
     }
 }
 
@@ -273,11 +248,8 @@ impl FromStr for Reclaim {
             "uffd" => Ok(Self::Uffd),
             "punch-hole" => Ok(Self::By(Operation::PunchHole)),
             _ => given.parse().map(Self::By).map_err(|_| {
-                UnknownName::new(
-                    "way to reclaim",
-                    given,
-                    Operation::ALL.iter().map(|operation| operation.name()).chain(["cgroup", "uffd"]),
-                )
+                let known = Operation::ALL.iter().map(|operation| operation.name());
+                UnknownName::new("way to reclaim", given, known.chain(["cgroup", "uffd"]))
             }),
         }
     }
@@ -285,7 +257,7 @@ impl FromStr for Reclaim {
 
 /// Anything that is written as a string and read by `FromStr`, so that its own error reaches the user with
 /// the line that serde knows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Word<T>(pub T);
 
 impl<'de, T> Deserialize<'de> for Word<T>
@@ -347,7 +319,9 @@ mod tests {
             assert_eq!(reclaim.to_string().parse(), Ok(reclaim));
         }
         assert_eq!("punch-hole".parse(), Ok(Reclaim::By(Operation::PunchHole)));
-        assert!(Zap::ALL.iter().all(|&member| member.to_string().parse() == Ok(member)));
+        for word in <Zap as strum::VariantNames>::VARIANTS {
+            assert_eq!(word.parse::<Zap>().unwrap().to_string(), *word);
+        }
         for choice in
             [PolicyChoice::Kernel].into_iter().chain(Policy::ALL.iter().map(|&p| PolicyChoice::Announced(p)))
         {

@@ -6,19 +6,11 @@ use std::fmt::Display;
 use guest_mem::{Backing, Operation};
 use notifier_bridge::Policy;
 
-use super::at::At;
-use super::error::{Checked, Fault, Lines, Problem};
-use super::syntax::{AxesText, AxisText, ExcludeText};
-use crate::choice::{CannotZap, Combination, Granule, PolicyChoice, Reclaim, Size, Word, Zap, ZapChoice};
+use super::error::{At, Checked, Fault, Problem, fault};
+use super::syntax::{AxesText, AxisText, CaseText, ExcludeText};
+use crate::choice::{Combination, Granule, PolicyChoice, Reclaim, Size, Word, Zap, ZapChoice};
 
-/// A value, and the line it stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Located<T> {
-    pub value: T,
-    pub line: usize,
-}
-
-type Axis<T> = Vec<Located<T>>;
+type Axis<T> = Vec<At<T>>;
 
 /// The axes of one case, its own values in place of the scenario's.
 #[derive(Clone, Debug)]
@@ -28,131 +20,87 @@ pub struct Axes {
     reclaim: Axis<Reclaim>,
     granule: Axis<Granule>,
     zap: Axis<ZapChoice>,
-    exclude: Vec<Exclusion>,
+    /// Each leaves out the combinations that have all of its values.
+    exclude: Vec<ExcludeText>,
 }
 
-/// Leaves out the combinations that have all of these values.
-#[derive(Clone, Copy, Debug)]
-struct Exclusion {
-    backing: Option<Backing>,
-    policy: Option<PolicyChoice>,
-    reclaim: Option<Reclaim>,
-    granule: Option<Granule>,
-    zap: Option<ZapChoice>,
-}
-
-impl Exclusion {
-    fn check(text: &At<ExcludeText>, lines: &Lines) -> Checked<Self> {
-        fn value<T>(word: Option<Word<T>>) -> Option<T> {
-            word.map(|Word(value)| value)
-        }
-        let ExcludeText { backing, policy, reclaim, granule, zap } = *text.get_ref();
-        let granule = value(granule)
-            .map(|size| Granule::new(size.0).ok_or_else(|| lines.fault(text, Problem::Granule(size))))
-            .transpose()?;
-        let of = Self {
-            backing: value(backing),
-            policy: value(policy),
-            reclaim: value(reclaim),
-            granule,
-            zap: value(zap),
-        };
-        let says_nothing = of.backing.is_none() && of.policy.is_none() && of.reclaim.is_none();
-        if says_nothing && of.granule.is_none() && of.zap.is_none() {
-            return Err(lines.fault(text, Problem::ExcludesAll));
-        }
-        Ok(of)
-    }
-
+impl ExcludeText {
     fn matches(&self, combination: &Combination) -> bool {
-        fn like<T: PartialEq>(wanted: Option<T>, value: T) -> bool {
-            wanted.is_none_or(|wanted| wanted == value)
+        fn like<T: PartialEq>(wanted: Option<Word<T>>, value: T) -> bool {
+            wanted.is_none_or(|Word(wanted)| wanted == value)
         }
         like(self.backing, combination.backing)
             && like(self.policy, combination.policy)
             && like(self.reclaim, combination.reclaim)
             && like(self.granule, combination.granule)
-            && self.zap.is_none_or(|zap| zap.under(combination.policy) == combination.zap)
+            && self.zap.is_none_or(|Word(zap)| zap.under(combination.policy) == combination.zap)
     }
 }
 
 impl Axes {
-    /// Checks the axes of a case whose name stands in `case_line`.
-    pub(super) fn check(
-        case: &AxesText,
-        matrix: &AxesText,
-        memory: u64,
-        case_line: usize,
-        lines: &Lines,
-    ) -> Checked<Self> {
-        let missing = |axis| Fault { line: case_line, problem: Problem::MissingAxis { axis } };
-        let default = |value| vec![Located { value, line: case_line }];
-        let granule = match axis("granule", &case.granule, &matrix.granule, lines)? {
-            Some(sizes) => sizes.into_iter().map(|size| granule(size, memory)).collect::<Checked<_>>()?,
-            None => vec![Located { value: Granule::DEFAULT, line: case_line }],
-        };
+    /// Checks the axes of a case.
+    pub(super) fn check(case: &CaseText, matrix: &AxesText, memory: u64) -> Checked<Self> {
+        let (own, name) = (&case.matrix, &case.name);
+        let pageout = Reclaim::By(Operation::PageOut);
         let axes = Self {
-            backing: axis("backing", &case.backing, &matrix.backing, lines)?
-                .ok_or_else(|| missing("backing"))?,
-            policy: axis("policy", &case.policy, &matrix.policy, lines)?.ok_or_else(|| missing("policy"))?,
-            reclaim: axis("reclaim", &case.reclaim, &matrix.reclaim, lines)?
-                .unwrap_or_else(|| vec![Located { value: Reclaim::By(Operation::PageOut), line: case_line }]),
-            granule,
-            zap: axis("zap", &case.zap, &matrix.zap, lines)?.unwrap_or_else(|| default(ZapChoice::Auto)),
+            backing: axis("backing", [&own.backing, &matrix.backing], None, name)?,
+            policy: axis("policy", [&own.policy, &matrix.policy], None, name)?,
+            reclaim: axis("reclaim", [&own.reclaim, &matrix.reclaim], Some(pageout), name)?,
+            granule: axis("granule", [&own.granule, &matrix.granule], Some(Granule::DEFAULT), name)?,
+            zap: axis("zap", [&own.zap, &matrix.zap], Some(ZapChoice::Auto), name)?,
             exclude: Vec::new(),
         };
+        if let Some(large) = axes.granule.iter().find(|granule| granule.get_ref().bytes() > memory) {
+            let (granule, memory) = (Size(large.get_ref().bytes()), Size(memory));
+            return Err(fault(large, Problem::GranuleAboveMemory { granule, memory }));
+        }
         axes.check_conflicts()?;
-        axes.exclude(case, matrix, case_line, lines)
+        axes.exclude(case, matrix)
     }
 
     /// Leaves out what the case says, or else the scenario. What a case says must be there to be left out.
-    fn exclude(
-        mut self,
-        case: &AxesText,
-        matrix: &AxesText,
-        case_line: usize,
-        lines: &Lines,
-    ) -> Checked<Self> {
-        let Some(list) = case.exclude.as_ref().or(matrix.exclude.as_ref()) else { return Ok(self) };
+    fn exclude(mut self, case: &CaseText, matrix: &AxesText) -> Checked<Self> {
+        let own = case.matrix.exclude.as_ref();
+        let Some(list) = own.or(matrix.exclude.as_ref()) else { return Ok(self) };
         let all = self.combinations();
         for text in list.get_ref() {
-            let exclusion = Exclusion::check(text, lines)?;
-            if case.exclude.is_some() && !all.iter().any(|combination| exclusion.matches(combination)) {
-                return Err(lines.fault(text, Problem::ExcludesNone));
+            let exclusion = *text.get_ref();
+            if exclusion == ExcludeText::default() {
+                return Err(fault(text, Problem::ExcludesAll));
+            }
+            if own.is_some() && !all.iter().any(|combination| exclusion.matches(combination)) {
+                return Err(fault(text, Problem::ExcludesNone));
             }
             self.exclude.push(exclusion);
         }
         if self.combinations().is_empty() {
-            let line = case.exclude.as_ref().map_or(case_line, |list| lines.line_of(list));
-            return Err(Fault { line, problem: Problem::ExcludesAll });
+            let at = own.map_or(case.name.span(), At::span).start;
+            return Err(Fault { at, problem: Problem::ExcludesAll });
         }
         Ok(self)
     }
 
     fn check_conflicts(&self) -> Checked<()> {
-        for reclaim in &self.reclaim {
-            for backing in &self.backing {
-                if let Some(why) = reclaim.value.refused_on(backing.value) {
-                    let problem = Problem::Impossible { reclaim: reclaim.value, backing: backing.value, why };
-                    return Err(Fault { line: reclaim.line, problem });
+        for at in &self.reclaim {
+            let reclaim = *at.get_ref();
+            for backing in values(&self.backing) {
+                if let Some(why) = reclaim.refused_on(backing) {
+                    return Err(fault(at, Problem::Impossible { reclaim, backing, why }));
                 }
             }
         }
         for zap in &self.zap {
-            if zap.value != ZapChoice::Auto && self.announced().next().is_none() {
-                return Err(Fault { line: zap.line, problem: Problem::NothingToZap });
+            let is_auto = *zap.get_ref() == ZapChoice::Auto;
+            if !is_auto && self.announced().next().is_none() {
+                return Err(fault(zap, Problem::NothingToZap));
             }
             for backing in &self.backing {
                 for policy in self.announced() {
-                    let zapped = zap.value.under(PolicyChoice::Announced(policy));
-                    if let Some(why) = zapped.refused_for(policy, backing.value) {
+                    let zapped = zap.get_ref().under(PolicyChoice::Announced(policy));
+                    if let Some(why) = zapped.refused_for(policy, *backing.get_ref()) {
+                        let problem = Problem::CannotZap(why);
                         // `auto` and the default are never the mistake: the backing is.
-                        let line = if zap.value == ZapChoice::Auto { backing.line } else { zap.line };
-                        let problem = match why {
-                            CannotZap::UnmapLosesContent => Problem::UnmapLosesContent(backing.value),
-                            CannotZap::ProtectHugetlbPage => Problem::ProtectHugetlbPage,
-                        };
-                        return Err(Fault { line, problem });
+                        return Err(if is_auto { fault(backing, problem) } else { fault(zap, problem) });
                     }
                 }
             }
@@ -161,14 +109,14 @@ impl Axes {
     }
 
     fn announced(&self) -> impl Iterator<Item = Policy> {
-        self.policy.iter().filter_map(|policy| policy.value.announced())
+        values(&self.policy).filter_map(PolicyChoice::announced)
     }
 
-    pub(super) fn backings(&self) -> &[Located<Backing>] {
-        &self.backing
+    pub(super) fn backings(&self) -> impl Iterator<Item = Backing> {
+        values(&self.backing)
     }
 
-    pub(super) fn granules(&self) -> &[Located<Granule>] {
+    pub(super) fn granules(&self) -> &[At<Granule>] {
         &self.granule
     }
 
@@ -178,19 +126,13 @@ impl Axes {
     /// `kernel`) make one row.
     pub fn combinations(&self) -> Vec<Combination> {
         let mut made = Vec::new();
-        for backing in &self.backing {
-            for policy in &self.policy {
-                for reclaim in &self.reclaim {
-                    for granule in &self.granule {
-                        let zaps: BTreeSet<Zap> =
-                            self.zap.iter().map(|zap| zap.value.under(policy.value)).collect();
-                        made.extend(zaps.into_iter().map(|zap| Combination {
-                            backing: backing.value,
-                            policy: policy.value,
-                            reclaim: reclaim.value,
-                            granule: granule.value,
-                            zap,
-                        }));
+        for backing in values(&self.backing) {
+            for policy in values(&self.policy) {
+                let zaps: BTreeSet<Zap> = values(&self.zap).map(|zap| zap.under(policy)).collect();
+                for reclaim in values(&self.reclaim) {
+                    for granule in values(&self.granule) {
+                        let combination = |&zap| Combination { backing, policy, reclaim, granule, zap };
+                        made.extend(zaps.iter().map(combination));
                     }
                 }
             }
@@ -200,33 +142,31 @@ impl Axes {
     }
 }
 
-/// The case's own values if it has any, else the scenario's.
-fn axis<T: Copy + PartialEq + Display>(
-    name: &'static str,
-    case: &AxisText<T>,
-    matrix: &AxisText<T>,
-    lines: &Lines,
-) -> Checked<Option<Axis<T>>> {
-    let Some(written) = case.as_ref().or(matrix.as_ref()) else { return Ok(None) };
-    let mut axis: Axis<T> = Vec::new();
-    for value in written.get_ref() {
-        let Word(word) = *value.get_ref();
-        if axis.iter().any(|earlier| earlier.value == word) {
-            return Err(lines.fault(value, Problem::DuplicateValue { axis: name, value: word.to_string() }));
-        }
-        axis.push(Located { value: word, line: lines.line_of(value) });
-    }
-    if axis.is_empty() {
-        return Err(lines.fault(written, Problem::EmptyAxis { axis: name }));
-    }
-    Ok(Some(axis))
+fn values<T: Copy>(axis: &Axis<T>) -> impl Iterator<Item = T> {
+    axis.iter().map(|at| *at.get_ref())
 }
 
-fn granule(size: Located<Size>, memory: u64) -> Checked<Located<Granule>> {
-    let fault = |problem| Fault { line: size.line, problem };
-    let value = Granule::new(size.value.0).ok_or_else(|| fault(Problem::Granule(size.value)))?;
-    if value.bytes() > memory {
-        return Err(fault(Problem::GranuleAboveMemory { granule: size.value, memory: Size(memory) }));
+/// The case's own values if it has any, else the scenario's, else the default, which stands where the case's name does.
+fn axis<T: Copy + PartialEq + Display>(
+    axis: &'static str,
+    [own, matrix]: [&AxisText<T>; 2],
+    default: Option<T>,
+    case: &At<String>,
+) -> Checked<Axis<T>> {
+    let Some(written) = own.as_ref().or(matrix.as_ref()) else {
+        let value = default.ok_or_else(|| fault(case, Problem::MissingAxis { axis }))?;
+        return Ok(vec![At::new(case.span(), value)]);
+    };
+    let mut values: Axis<T> = Vec::new();
+    for at in written.get_ref() {
+        let Word(value) = *at.get_ref();
+        if values.iter().any(|earlier| *earlier.get_ref() == value) {
+            return Err(fault(at, Problem::DuplicateValue { axis, value: value.to_string() }));
+        }
+        values.push(At::new(at.span(), value));
     }
-    Ok(Located { value, line: size.line })
+    if values.is_empty() {
+        return Err(fault(written, Problem::EmptyAxis { axis }));
+    }
+    Ok(values)
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use guest_mem::Backing;
 
 use super::expect::BadExpectation;
-use super::vocabulary::{Action, Unit};
-use crate::choice::{Reclaim, Size};
+use super::step::Action;
+use super::vocabulary::Unit;
+use crate::choice::{CannotZap, Reclaim, Size};
 use program::exit::{Class, Classified};
 use program::input::InputError;
 
@@ -80,8 +81,6 @@ pub enum Problem {
     ExcludesAll,
     #[error("no row of this case is like that: remove it from `exclude`, or correct it")]
     ExcludesNone,
-    #[error("a granule of {0}: it must be a power of two and at least 4 KiB")]
-    Granule(Size),
     #[error("a granule of {granule} in a memory of {memory}: it can be at most as large as the memory")]
     GranuleAboveMemory { granule: Size, memory: Size },
     #[error(
@@ -89,13 +88,8 @@ pub enum Problem {
          granule of at least {smallest}"
     )]
     TooManySlots { granule: Size, memory: Size, slots: u64, limit: u64, smallest: Size },
-    #[error("zap = \"unmap\" loses the content of {0}: use \"protect\" or \"memslot\", or a memfd backing")]
-    UnmapLosesContent(Backing),
-    #[error(
-        "zap = \"protect\" cannot zap one 4 KiB page of hugetlb:2m, as the policy `page` wants it: use zap = \
-         \"memslot\" or another policy"
-    )]
-    ProtectHugetlbPage,
+    #[error(transparent)]
+    CannotZap(CannotZap),
     #[error("nothing is zapped under policy `kernel` alone: remove the axis `zap`, or add a policy")]
     NothingToZap,
     #[error(
@@ -127,8 +121,8 @@ pub enum Problem {
     MissingKey { step: Action, key: &'static str, example: &'static str },
     #[error("`{key}` is 0: it must be at least 1")]
     Zero { key: &'static str },
-    #[error("`{key}` is longer than {limit}: a shorter one says as much")]
-    TooLong { key: &'static str, limit: &'static str },
+    #[error("`{key}` is longer than {seconds} s: a shorter one says as much")]
+    TooLong { key: &'static str, seconds: u64 },
     #[error("there is no vCPU {vcpu}: the scenario has {vcpus}, numbered from 0")]
     NoSuchVcpu { vcpu: u64, vcpus: u32 },
     #[error("vCPU {0} is named twice: remove one")]
@@ -190,40 +184,35 @@ pub enum Problem {
     BeforeReclaim(Action),
 }
 
-/// A problem, and the line of the text that has it.
+/// A value with its place in the text.
+pub(super) type At<T> = toml::Spanned<T>;
+
+/// A problem, and the byte of the text at which it stands.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Fault {
-    pub line: usize,
+    pub at: usize,
     pub problem: Problem,
 }
 
 /// A result of the second stage.
 pub(super) type Checked<T> = Result<T, Fault>;
 
-/// The lines of a text, to tell the line of a place in it.
-#[derive(Debug)]
-pub(super) struct Lines {
-    starts: Vec<usize>,
+/// The problem of a value.
+pub(super) fn fault<T>(at: &At<T>, problem: Problem) -> Fault {
+    Fault { at: at.span().start, problem }
 }
 
-impl Lines {
-    pub fn of(text: &[u8]) -> Self {
-        let breaks = text.iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
-        Self { starts: breaks.map(|(at, _)| at + 1).collect() }
+impl Fault {
+    /// The error of a text from `origin`.
+    pub(super) fn of_text(self, text: &str, origin: &str) -> ScenarioError {
+        let line = line_of(text.as_bytes(), self.at);
+        ScenarioError::Meaning { origin: origin.to_owned(), line, problem: self.problem }
     }
+}
 
-    /// The line of the byte at `offset`, from 1.
-    pub fn line(&self, offset: usize) -> usize {
-        self.starts.partition_point(|&start| start <= offset) + 1
-    }
-
-    pub fn line_of<T>(&self, at: &toml::Spanned<T>) -> usize {
-        self.line(at.span().start)
-    }
-
-    pub fn fault<T>(&self, at: &toml::Spanned<T>, problem: Problem) -> Fault {
-        Fault { line: self.line_of(at), problem }
-    }
+/// The line of the byte at `offset`, from 1.
+pub(super) fn line_of(text: &[u8], offset: usize) -> usize {
+    text.iter().take(offset).filter(|&&byte| byte == b'\n').count() + 1
 }
 
 #[cfg(test)]
@@ -232,9 +221,8 @@ mod tests {
 
     #[test]
     fn lines_are_counted_from_one() {
-        let lines = Lines::of(b"ab\n\ncd");
-        let found: Vec<usize> = (0..7).map(|offset| lines.line(offset)).collect();
+        let found: Vec<usize> = (0..7).map(|offset| line_of(b"ab\n\ncd", offset)).collect();
         assert_eq!(found, [1, 1, 1, 2, 3, 3, 3]);
-        assert_eq!(Lines::of(b"").line(0), 1);
+        assert_eq!(line_of(b"", 0), 1);
     }
 }

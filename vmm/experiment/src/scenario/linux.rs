@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use guest_mem::{Backing, PMD_SIZE};
 use serde::Deserialize;
 
-use super::at::At;
-use super::error::{Checked, Lines, Problem};
+use super::error::{At, Checked, Problem, fault};
 use super::vocabulary::GuestPages;
 use crate::choice::{Size, Word};
 
@@ -56,7 +55,7 @@ impl LinuxGuest {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct LinuxText {
     /// The kernel's own memory, beside the memory under test; default 512 MiB.
     memory: Option<At<Word<Size>>>,
@@ -67,10 +66,8 @@ pub(super) struct LinuxText {
     /// Where its modules are; default: beside the kernel, or in `/lib/modules`.
     modules: Option<PathBuf>,
     /// Whether the guest reports free pages when it likes, and the host takes them; default false.
-    #[serde(default)]
     free_page_reporting: bool,
     /// Added to the kernel's command line.
-    #[serde(default)]
     cmdline: String,
     /// An initramfs whose files the guest has besides the agent: `sh` steps run in it, if it has a shell.
     initrd: Option<PathBuf>,
@@ -78,13 +75,13 @@ pub(super) struct LinuxText {
     disk: Option<PathBuf>,
 }
 
-pub(super) fn check(text: LinuxText, lines: &Lines) -> Checked<LinuxGuest> {
+pub(super) fn check(text: LinuxText) -> Checked<LinuxGuest> {
     let memory = match &text.memory {
         None => MEMORY,
         Some(at) => {
             let Word(size) = *at.get_ref();
             if !(LEAST_MEMORY..=MOST_MEMORY).contains(&size.0) || !size.0.is_multiple_of(PMD_SIZE) {
-                return Err(lines.fault(at, Problem::LinuxMemory(size)));
+                return Err(fault(at, Problem::LinuxMemory(size)));
             }
             size.0
         }

@@ -10,8 +10,8 @@
 //! A scenario is read in two stages: `syntax` knows which keys and words there are, and the checked types
 //! of this module know what they mean together. Both name file and line.
 
-mod at;
 mod axes;
+mod check_step;
 mod error;
 pub mod expect;
 mod linux;
@@ -28,20 +28,20 @@ use std::path::{Path, PathBuf};
 use guest_abi::layout::{ARENA_MAX, MAX_VCPUS};
 use guest_mem::{PAGE_SIZE, PMD_SIZE};
 
-use crate::choice::{Combination, Listener, Reclaim, RowLabel, Size, Zap};
-use at::At;
-use error::{Checked, Fault, Lines};
+use crate::choice::{Combination, Listener, Reclaim, RowLabel, Size, Word, Zap};
+use check_step::Limits;
+use error::{At, Checked, Fault, fault};
 use program::input::{self, FileKind};
-use syntax::{CaseText, ScenarioText};
+use syntax::{AxesText, CaseText, ScenarioText};
 
 pub use axes::Axes;
 pub use error::{Problem, ScenarioError};
 pub use expect::Expectation;
 pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
-pub use step::{HotLoop, HotWalk, Idle, ReclaimStep, Step, VictimChoice};
+pub use step::{Action, HotLoop, HotWalk, Idle, ReclaimStep, Step, VictimChoice};
 pub use uffd::Uffd;
-pub use vocabulary::{Action, Guest, GuestPages, HotPages, UffdStore, Unit};
+pub use vocabulary::{Guest, GuestPages, HotPages, UffdStore, Unit};
 
 /// A checked scenario: it can be carried out, if the host gives what it needs.
 #[derive(Clone, Debug)]
@@ -72,6 +72,7 @@ pub struct Scenario {
     pub pinned: bool,
     /// The cases, at least one.
     pub cases: Vec<Case>,
+    /// The origin of the text: a file, or the name of a built-in.
     origin: String,
     text: String,
 }
@@ -115,7 +116,7 @@ impl Scenario {
     pub fn load(path: &Path) -> Result<Self, ScenarioError> {
         let text = String::from_utf8(input::read(FileKind::Scenario, path)?).map_err(|bad| {
             let offset = bad.utf8_error().valid_up_to();
-            let line = Lines::of(bad.as_bytes()).line(offset);
+            let line = error::line_of(bad.as_bytes(), offset);
             ScenarioError::NotUtf8 { path: path.to_owned(), line, offset }
         })?;
         let mut scenario = Self::parse(&text, &path.display().to_string())?;
@@ -133,14 +134,12 @@ impl Scenario {
     /// # Errors
     /// It is no TOML, has unknown keys, or makes no sense.
     pub fn parse(text: &str, origin: &str) -> Result<Self, ScenarioError> {
-        let lines = Lines::of(text.as_bytes());
         let written: ScenarioText = toml::from_str(text).map_err(|bad| ScenarioError::Syntax {
             origin: origin.to_owned(),
-            line: bad.span().map_or(1, |span| lines.line(span.start)),
+            line: error::line_of(text.as_bytes(), bad.span().unwrap_or_default().start),
             message: bad.message().trim().to_owned(),
         })?;
-        let checked = check(written, &lines, origin, text);
-        checked.map_err(|Fault { line, problem }| meaning(origin, line, problem))
+        check(written, text, origin).map_err(|fault| fault.of_text(text, origin))
     }
 
     /// The same scenario in a Linux guest, whatever its text says; `kernel` and `modules` replace the text's if
@@ -158,9 +157,10 @@ impl Scenario {
     /// # Errors
     /// A step of it needs a Linux guest.
     pub fn in_bare_guest(mut self) -> Result<Self, ScenarioError> {
-        let mut steps = self.cases.iter().flat_map(|case| &case.steps);
-        if let Some(step) = steps.find(|step| step.needs_linux()) {
-            return Err(meaning(&self.origin, 1, Problem::NeedsLinux(step.action())));
+        let mut actions = self.cases.iter().flat_map(|case| &case.steps).map(Action::from);
+        if let Some(action) = actions.find(|action| action.needs_linux()) {
+            let fault = Fault { at: 0, problem: Problem::NeedsLinux(action) };
+            return Err(fault.of_text(&self.text, &self.origin));
         }
         // With a Linux guest it was that guest's kernel.
         if self.linux.take().is_some() {
@@ -172,10 +172,6 @@ impl Scenario {
     /// The text it was read from.
     pub fn text(&self) -> &str {
         &self.text
-    }
-    /// The origin of the text: a file, or the name of a built-in.
-    pub fn origin(&self) -> &str {
-        &self.origin
     }
     /// Pages of the arena.
     pub fn pages(&self) -> u64 {
@@ -201,68 +197,66 @@ impl Scenario {
     /// A granule is too small for that; the message names the smallest that is not.
     pub fn check_slots(&self, limit: u64) -> Result<(), ScenarioError> {
         for granule in self.cases.iter().flat_map(|case| case.axes.granules()) {
-            let slots = granule.value.slots(self.memory);
+            let slots = granule.get_ref().slots(self.memory);
             if slots <= limit {
                 continue;
             }
             let smallest = self.memory.div_ceil(limit.max(1)).next_power_of_two().max(PAGE_SIZE);
             let problem = Problem::TooManySlots {
-                granule: Size(granule.value.bytes()),
+                granule: Size(granule.get_ref().bytes()),
                 memory: Size(self.memory),
                 slots,
                 limit,
                 smallest: Size(smallest),
             };
-            return Err(meaning(&self.origin, granule.line, problem));
+            return Err(fault(granule, problem).of_text(&self.text, &self.origin));
         }
         Ok(())
     }
 }
 
-fn meaning(origin: &str, line: usize, problem: Problem) -> ScenarioError {
-    ScenarioError::Meaning { origin: origin.to_owned(), line, problem }
-}
-
-fn check(mut written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> Checked<Scenario> {
-    usable_name("scenario", &written.name, lines)?;
-    let memory = memory(&written, lines)?;
-    let vcpus = in_bounds(&written.vcpus, 1, u64::from(MAX_VCPUS), Problem::Vcpus, lines)?;
-    let repetitions = in_bounds(&written.repetitions, 1, 1000, Problem::Repetitions, lines)?;
-    let linux = linux_guest(&mut written, lines)?;
-    if written.case.is_empty() {
-        return Err(Fault { line: lines.line_of(&written.name), problem: Problem::NoCase });
+fn check(mut written: ScenarioText, text: &str, origin: &str) -> Checked<Scenario> {
+    usable_name("scenario", &written.name)?;
+    let Word(memory) = *written.memory.get_ref();
+    if memory.0 == 0 || memory.0 > ARENA_MAX || !memory.0.is_multiple_of(PMD_SIZE) {
+        return Err(fault(&written.memory, Problem::Memory(memory)));
     }
-    let limits = step::Limits { memory, vcpus, linux: linux.as_ref().map(|linux| linux.memory), lines };
+    let memory = memory.0;
+    let vcpus = at_most(u64::from(MAX_VCPUS), &written.vcpus, Problem::Vcpus)?;
+    let repetitions = at_most(1000, &written.repetitions, Problem::Repetitions)?;
+    let linux = linux_guest(&mut written)?;
+    if written.case.is_empty() {
+        return Err(fault(&written.name, Problem::NoCase));
+    }
+    let limits = Limits { memory, vcpus, linux: linux.as_ref().map(|linux| linux.memory) };
     let uffd = match &written.uffd {
-        Some(at) => uffd::check(at.get_ref(), lines)?,
+        Some(at) => uffd::check(at.get_ref())?,
         None => Uffd::default(),
     };
     let seed = written.seed.unwrap_or(42);
     let mut cases: Vec<Case> = Vec::new();
     for (index, case) in written.case.iter().enumerate() {
-        let twin = written.case[..index].iter().find(|earlier| earlier.name.get_ref() == case.name.get_ref());
+        let twin = written.case[..index].iter().find(|earlier| earlier.name == case.name);
         if let Some(twin) = twin {
-            let (name, first_line) = (case.name.get_ref().clone(), lines.line_of(&twin.name));
-            return Err(lines.fault(&case.name, Problem::DuplicateCase { name, first_line }));
+            let first_line = error::line_of(text.as_bytes(), twin.name.span().start);
+            let name = case.name.get_ref().clone();
+            return Err(fault(&case.name, Problem::DuplicateCase { name, first_line }));
         }
-        cases.push(check_case(case, &written, &limits, seed)?);
+        cases.push(check_case(case, &written.matrix, &limits, seed, text)?);
     }
+    let some_row = |wanted: fn(&Combination) -> bool| {
+        cases.iter().flat_map(|case| case.axes.combinations()).any(|tried| wanted(&tried))
+    };
     let quirk = written.slot_zap_all_quirk.as_ref().filter(|quirk| *quirk.get_ref());
-    if let Some(quirk) = quirk {
-        let mut combinations = cases.iter().flat_map(|case| case.axes.combinations());
-        if !combinations.any(|combination| combination.zap == Zap::Memslot) {
-            return Err(lines.fault(quirk, Problem::IdleQuirk));
-        }
+    if let Some(quirk) = quirk.filter(|_| !some_row(|tried| tried.zap == Zap::Memslot)) {
+        return Err(fault(quirk, Problem::IdleQuirk));
     }
-    if let Some(table) = written.uffd.as_ref() {
-        let mut combinations = cases.iter().flat_map(|case| case.axes.combinations());
-        if !combinations.any(|combination| combination.reclaim == Reclaim::Uffd) {
-            return Err(lines.fault(table, Problem::IdleUffd));
-        }
+    if let Some(table) = written.uffd.as_ref().filter(|_| !some_row(|tried| tried.reclaim == Reclaim::Uffd)) {
+        return Err(fault(table, Problem::IdleUffd));
     }
     Ok(Scenario {
         uffd,
-        name: written.name.get_ref().clone(),
+        name: written.name.into_inner(),
         memory,
         vcpus,
         seed,
@@ -279,37 +273,37 @@ fn check(mut written: ScenarioText, lines: &Lines, origin: &str, text: &str) -> 
     })
 }
 
-fn check_case(case: &CaseText, written: &ScenarioText, limits: &step::Limits, seed: u64) -> Checked<Case> {
-    let lines = limits.lines;
-    usable_name("case", &case.name, lines)?;
+fn check_case(case: &CaseText, matrix: &AxesText, limits: &Limits, seed: u64, text: &str) -> Checked<Case> {
+    usable_name("case", &case.name)?;
     let name = case.name.get_ref().clone();
     if case.step.is_empty() {
-        return Err(lines.fault(&case.name, Problem::NoSteps(name)));
+        return Err(fault(&case.name, Problem::NoSteps(name)));
     }
-    let axes = Axes::check(&case.matrix, &written.matrix, limits.memory, lines.line_of(&case.name), lines)?;
+    let axes = Axes::check(case, matrix, limits.memory)?;
+    let combinations = axes.combinations();
     let mut sequence = sequence::Sequence::default();
     let mut steps = Vec::new();
     for step in &case.step {
-        let line = lines.line_of(&step.action);
-        steps.push(sequence.take(step::check(step, limits)?, line, limits.vcpus)?);
+        let at = step.action.span().start;
+        let place = (at, error::line_of(text.as_bytes(), at));
+        steps.push(sequence.take(check_step::check(step, limits)?, place, limits.vcpus)?);
     }
     let idle = |step: &Step| matches!(step, Step::Reclaim(reclaim) if matches!(reclaim.victims, VictimChoice::Idle(_)));
     if let Some(index) = steps.iter().position(idle)
-        && axes.combinations().iter().any(|combination| combination.reclaim != Reclaim::Uffd)
+        && combinations.iter().any(|combination| combination.reclaim != Reclaim::Uffd)
     {
-        return Err(lines.fault(&case.step[index].action, Problem::IdleNeedsUffd));
+        return Err(fault(&case.step[index].action, Problem::IdleNeedsUffd));
     }
     for backing in axes.backings() {
-        Plan::of(&steps, backing.value, limits.memory, seed)
-            .map_err(|(index, problem)| lines.fault(&case.step[index].action, problem))?;
+        Plan::of(&steps, backing, limits.memory, seed)
+            .map_err(|(index, problem)| fault(&case.step[index].action, problem))?;
     }
-    let combinations = axes.combinations();
     let mut expect = Vec::new();
     for line in &case.expect {
         let expectation =
-            Expectation::parse(line.get_ref()).map_err(|bad| lines.fault(line, Problem::Expectation(bad)))?;
+            Expectation::parse(line.get_ref()).map_err(|bad| fault(line, Problem::Expectation(bad)))?;
         if !combinations.iter().any(|tried| expectation.concerns(tried)) {
-            return Err(lines.fault(line, Problem::IdleExpectation(expectation.line().to_owned())));
+            return Err(fault(line, Problem::IdleExpectation(expectation.line().to_owned())));
         }
         expect.push(expectation);
     }
@@ -317,47 +311,31 @@ fn check_case(case: &CaseText, written: &ScenarioText, limits: &step::Limits, se
 }
 
 /// The Linux guest, if the scenario has one.
-fn linux_guest(written: &mut ScenarioText, lines: &Lines) -> Checked<Option<LinuxGuest>> {
+fn linux_guest(written: &mut ScenarioText) -> Checked<Option<LinuxGuest>> {
     let is_linux = written.guest.as_ref().is_some_and(|guest| guest.get_ref().0 == Guest::Linux);
     match written.linux.take() {
-        Some(table) if !is_linux => Err(lines.fault(&table, Problem::NotLinux)),
-        Some(table) => linux::check(table.into_inner(), lines).map(Some),
+        Some(table) if !is_linux => Err(fault(&table, Problem::NotLinux)),
+        Some(table) => linux::check(table.into_inner()).map(Some),
         None => Ok(is_linux.then(LinuxGuest::default)),
     }
 }
 
 /// A name becomes a directory's and a heading, and is typed on a command line.
-fn usable_name(what: &'static str, name: &At<String>, lines: &Lines) -> Checked<()> {
+fn usable_name(what: &'static str, name: &At<String>) -> Checked<()> {
     let text = name.get_ref();
     let usable = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if (1..=64).contains(&text.len()) && !text.starts_with('-') && text.bytes().all(usable) {
         return Ok(());
     }
-    Err(lines.fault(name, Problem::Name { what, name: text.clone() }))
+    Err(fault(name, Problem::Name { what, name: text.clone() }))
 }
 
-fn memory(written: &ScenarioText, lines: &Lines) -> Checked<u64> {
-    let size = written.memory.get_ref().0;
-    if size.0 == 0 || size.0 > ARENA_MAX || !size.0.is_multiple_of(PMD_SIZE) {
-        return Err(lines.fault(&written.memory, Problem::Memory(size)));
-    }
-    Ok(size.0)
-}
-
-/// The number, 1 if it is not given.
-fn in_bounds(
-    value: &Option<At<u64>>,
-    least: u64,
-    most: u64,
-    problem: impl Fn(u64) -> Problem,
-    lines: &Lines,
-) -> Checked<u32> {
+/// The number, which is at least 1, and 1 if it is not given.
+fn at_most(most: u64, value: &Option<At<u64>>, problem: fn(u64) -> Problem) -> Checked<u32> {
     let Some(at) = value else { return Ok(1) };
     let number = *at.get_ref();
-    match u32::try_from(number) {
-        Ok(small) if (least..=most).contains(&number) => Ok(small),
-        _ => Err(lines.fault(at, problem(number))),
-    }
+    let small = u32::try_from(number).ok().filter(|_| (1..=most).contains(&number));
+    small.ok_or_else(|| fault(at, problem(number)))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A case in one combination, down to the page: which pages each step takes, and which each hot loop visits.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use guest_abi::layout::TABLE_ENTRIES;
@@ -31,24 +32,16 @@ enum Units {
 }
 
 impl Victims {
-    /// Operations that take them.
-    pub fn len(&self) -> u64 {
+    /// Operations that take them; none, as far as the scenario says, if the victims are idle pages.
+    pub fn operations(&self) -> u64 {
         match &self.units {
             Units::Listed(units) => units.len() as u64,
             Units::All(units) => units.end - units.start,
         }
     }
-    /// Whether there is nothing to take, as far as the scenario says: it does not for idle victims.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Pages that one operation takes.
-    pub fn unit_pages(&self) -> u64 {
-        self.unit_pages
-    }
     /// Bytes of all of them.
     pub fn bytes(&self) -> u64 {
-        self.len() * self.unit_pages * PAGE_SIZE
+        self.operations() * self.unit_pages * PAGE_SIZE
     }
     /// The pages of each operation, in the order in which they are taken.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
@@ -75,9 +68,10 @@ pub struct HotSet {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pages: u64,
-    victims: Vec<(usize, Victims)>,
-    hot: Vec<(usize, HotSet)>,
-    taken: RangeSet<u64>,
+    /// By the step of the case that takes them.
+    victims: BTreeMap<usize, Victims>,
+    /// By the step of the case that starts the loop.
+    hot: BTreeMap<usize, HotSet>,
 }
 
 impl Plan {
@@ -92,44 +86,24 @@ impl Plan {
         seed: u64,
     ) -> Result<Self, (usize, Problem)> {
         let pages = memory / PAGE_SIZE;
-        let mut plan = Self { pages, victims: Vec::new(), hot: Vec::new(), taken: RangeSet::new() };
+        let mut plan = Self { pages, victims: BTreeMap::new(), hot: BTreeMap::new() };
+        let mut taken = RangeSet::new();
         for (index, step) in steps.iter().enumerate() {
             if let Step::Reclaim(reclaim) = step {
                 let victims = victims(reclaim, backing, memory, step_seed(seed, index));
                 let victims = victims.map_err(|problem| (index, problem))?;
-                victims.iter().for_each(|taken| plan.taken.insert(taken));
-                plan.victims.push((index, victims));
+                victims.iter().for_each(|pages| taken.insert(pages));
+                plan.victims.insert(index, victims);
             }
         }
         // Only now is it known which pages no step takes.
         for (index, step) in steps.iter().enumerate() {
             if let Step::Hot(hot) = step {
-                let set = plan.hot_set(hot, backing, step_seed(seed, index));
-                plan.hot.push((index, set.map_err(|problem| (index, problem))?));
+                let set = hot_set(hot, backing, pages, &taken, step_seed(seed, index));
+                plan.hot.insert(index, set.map_err(|problem| (index, problem))?);
             }
         }
         Ok(plan)
-    }
-
-    fn hot_set(&self, hot: &HotLoop, backing: Backing, seed: u64) -> Result<HotSet, Problem> {
-        let table = match hot.walk {
-            HotWalk::List { pages, count } => {
-                let taken = if pages == HotPages::All { RangeSet::new() } else { self.taken.clone() };
-                let left = self.pages - count_pages(&taken);
-                let wanted = count.unwrap_or(left);
-                if wanted > left || left == 0 {
-                    return Err(Problem::TooFewOthers { wanted: wanted.max(1), left, backing });
-                }
-                if wanted > TABLE_ENTRIES {
-                    return Err(Problem::TableFull { pages: wanted, limit: TABLE_ENTRIES });
-                }
-                hot_pages(seed, self.pages, &taken, wanted)
-            }
-            HotWalk::Zipf { exponent, .. } => zipf_table(self.pages, exponent),
-            HotWalk::Sequential | HotWalk::Strided { .. } | HotWalk::Random { .. } => Vec::new(),
-        };
-        let walk = hot.walk.order(seed, table.len() as u64);
-        Ok(HotSet { table, walk })
     }
 
     /// Pages of the arena.
@@ -138,28 +112,40 @@ impl Plan {
     }
     /// The victims of step `step` of the case; `None` if it is no reclaim.
     pub fn victims(&self, step: usize) -> Option<&Victims> {
-        self.victims.iter().find(|(index, _)| *index == step).map(|(_, victims)| victims)
+        self.victims.get(&step)
     }
     /// The hot pages of step `step` of the case; `None` if it starts no hot loop.
     pub fn hot(&self, step: usize) -> Option<&HotSet> {
-        self.hot.iter().find(|(index, _)| *index == step).map(|(_, hot)| hot)
-    }
-    /// The pages that some step takes, lowest first.
-    pub fn taken(&self) -> &RangeSet<u64> {
-        &self.taken
-    }
-    /// The number of pages that some step takes.
-    pub fn taken_pages(&self) -> u64 {
-        count_pages(&self.taken)
-    }
-    /// The pages that no step takes, lowest first.
-    pub fn others(&self) -> Vec<Range<u64>> {
-        self.taken.gaps(&(0..self.pages)).collect()
+        self.hot.get(&step)
     }
 }
 
-fn count_pages(set: &RangeSet<u64>) -> u64 {
-    set.iter().map(|run| run.end - run.start).sum()
+fn hot_set(
+    hot: &HotLoop,
+    backing: Backing,
+    pages: u64,
+    victims: &RangeSet<u64>,
+    seed: u64,
+) -> Result<HotSet, Problem> {
+    let table = match hot.walk {
+        HotWalk::List { pages: set, count } => {
+            let none = RangeSet::new();
+            let taken = if set == HotPages::All { &none } else { victims };
+            let left = pages - taken.iter().map(|run| run.end - run.start).sum::<u64>();
+            let wanted = count.unwrap_or(left);
+            if wanted > left || left == 0 {
+                return Err(Problem::TooFewOthers { wanted: wanted.max(1), left, backing });
+            }
+            if wanted > TABLE_ENTRIES {
+                return Err(Problem::TableFull { pages: wanted, limit: TABLE_ENTRIES });
+            }
+            hot_pages(seed, pages, taken, wanted)
+        }
+        HotWalk::Zipf { exponent, .. } => zipf_table(pages, exponent),
+        HotWalk::Sequential | HotWalk::Strided { .. } | HotWalk::Random { .. } => Vec::new(),
+    };
+    let walk = hot.walk.order(seed, table.len() as u64);
+    Ok(HotSet { table, walk })
 }
 
 fn victims(reclaim: &ReclaimStep, backing: Backing, memory: u64, seed: u64) -> Result<Victims, Problem> {

@@ -13,14 +13,13 @@
 use std::collections::BTreeMap;
 
 use super::error::{Checked, Fault, Problem};
-use super::step::Step;
-use super::vocabulary::Action;
+use super::step::{Action, Step};
 
 /// The state after the steps so far.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
     phase: Phase,
-    /// The vCPUs that run a hot loop, each with the line that started it.
+    /// The vCPUs that run a hot loop, each with the line of the step that started it.
     hot: BTreeMap<u32, usize>,
 }
 
@@ -34,8 +33,8 @@ enum Phase {
 
 impl Sequence {
     /// Takes the next step, and tells it the vCPU it runs on if it needs one.
-    pub fn take(&mut self, mut step: Step, line: usize, vcpus: u32) -> Checked<Step> {
-        let fault = |problem| Fault { line, problem };
+    pub fn take(&mut self, mut step: Step, (at, line): (usize, usize), vcpus: u32) -> Checked<Step> {
+        let fault = |problem| Fault { at, problem };
         self.permit(&step).map_err(fault)?;
         match &mut step {
             Step::Fill => self.phase = Phase::Filled,
@@ -56,7 +55,7 @@ impl Sequence {
     }
 
     fn permit(&self, step: &Step) -> Result<(), Problem> {
-        let action = step.action();
+        let action = Action::from(step);
         match action {
             Action::Fill if !self.hot.is_empty() => Err(Problem::FillWhileHot),
             // These do not touch the memory under test, and may come at any time.

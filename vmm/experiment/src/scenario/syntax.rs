@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use guest_mem::Backing;
 use serde::Deserialize;
 
-use super::at::At;
+use super::error::At;
 use super::linux::LinuxText;
+use super::step::Action;
 use super::uffd::UffdText;
-use super::vocabulary::{AccessKind, Action, Guest, HotPages, Unit, VictimKind, WalkKind};
-use crate::choice::{ByteRange, PolicyChoice, Reclaim, Size, TimeSpan, Word, ZapChoice};
+use super::vocabulary::{AccessKind, Guest, HotPages, Unit, VictimKind, WalkKind};
+use crate::choice::{ByteRange, Granule, PolicyChoice, Reclaim, Size, TimeSpan, Word, ZapChoice};
 
 /// The values of one axis.
 pub(super) type AxisText<T> = Option<At<Vec<At<Word<T>>>>>;
@@ -64,7 +65,7 @@ pub(super) struct AxesText {
     /// The operation that takes memory; default `pageout`.
     pub reclaim: AxisText<Reclaim>,
     /// Bytes of a memslot: a power of two, 4 KiB to the memory; default 2 MiB.
-    pub granule: AxisText<Size>,
+    pub granule: AxisText<Granule>,
     /// How the policy's range is zapped: `memslot` deletes and re-creates the memslots, `protect` calls mprotect (exact),
     /// `unmap` is for memfd only. Default `auto`: `memslot` for `slot` and `vm`, `protect` for the others.
     pub zap: AxisText<ZapChoice>,
@@ -73,13 +74,13 @@ pub(super) struct AxesText {
 }
 
 /// The values of the combinations to leave out.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExcludeText {
     pub backing: Option<Word<Backing>>,
     pub policy: Option<Word<PolicyChoice>>,
     pub reclaim: Option<Word<Reclaim>>,
-    pub granule: Option<Word<Size>>,
+    pub granule: Option<Word<Granule>>,
     pub zap: Option<Word<ZapChoice>>,
 }
 
@@ -102,8 +103,8 @@ pub(super) struct CaseText {
     pub step: Vec<StepText>,
 }
 
-/// Every key that some step has. Which of them mean something to this one is for [`super::step`] to say: a
-/// tagged enum would do so here, but loses the line numbers.
+/// Every key that some step has. [`super::check_step`] knows which of them mean something to
+/// this one: a tagged enum would know it here, but loses the line numbers.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StepText {

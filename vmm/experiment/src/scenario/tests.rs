@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use guest_mem::Backing;
+use rangemap::RangeSet;
 
 use super::*;
 
@@ -57,7 +58,7 @@ fn a_scenario_becomes_what_it_says() {
     let scenario = Scenario::parse(GOOD, "x.toml").unwrap();
     assert_eq!((scenario.memory, scenario.pages(), scenario.vcpus), (64 << 20, 16_384, 2));
     assert_eq!((scenario.seed, scenario.repetitions, scenario.slot_zap_all_quirk), (42, 1, false));
-    assert_eq!((scenario.text(), scenario.origin()), (GOOD, "x.toml"));
+    assert_eq!((scenario.text(), scenario.origin.as_str()), (GOOD, "x.toml"));
     let steps = &scenario.cases[0].steps;
     let hot = HotLoop {
         walk: HotWalk::List { pages: HotPages::Others, count: Some(100) },
@@ -110,13 +111,13 @@ fn a_plan_takes_what_it_says_and_keeps_the_rest_hot() {
     for row in scenario.rows() {
         let plan = scenario.plan(&row);
         let victims = plan.victims(3).unwrap();
-        assert_eq!((victims.len(), victims.bytes(), victims.unit_pages()), (256, 1 << 20, 1));
+        assert_eq!((victims.operations(), victims.bytes()), (256, 1 << 20));
+        let taken: RangeSet<u64> = victims.iter().collect();
+        assert_eq!(taken.iter().map(|run| run.end - run.start).sum::<u64>(), 256);
         let hot = plan.hot(1).unwrap();
         assert_eq!(hot.table.len(), 100);
         assert_eq!(hot.walk, guest_abi::order::Walk::List { count: 100 });
-        assert!(hot.table.iter().all(|&page| !plan.taken().contains(&u64::from(page))));
-        let others: u64 = plan.others().iter().map(|run| run.end - run.start).sum();
-        assert_eq!(others, 16_384 - 256);
+        assert!(hot.table.iter().all(|&page| !taken.contains(&u64::from(page))));
         assert_eq!((plan.victims(0), plan.hot(3)), (None, None));
     }
 }
@@ -131,7 +132,8 @@ fn units_decide_how_much_an_operation_takes() {
         let row = scenario.rows().next().unwrap();
         let plan = scenario.plan(&row);
         let victims = plan.victims(3).unwrap();
-        (victims.len(), victims.unit_pages(), victims.iter().next().unwrap())
+        let first = victims.iter().next().unwrap();
+        (victims.operations(), first.end - first.start, first)
     };
     assert_eq!(victims("range = \"4MiB..8MiB\"\nunit = \"folio\"", "thp"), (2, 512, 1024..1536));
     assert_eq!(victims("range = \"4MiB..8MiB\"\nunit = \"folio\"", "mthp:64k"), (64, 16, 1024..1040));
@@ -193,7 +195,7 @@ fn steps_in_the_guests_system_need_one() {
         ("do = \"deflate\"", Action::Deflate),
     ] {
         let scenario = with(linux, step).unwrap();
-        assert!(scenario.cases[0].steps.iter().any(|step| step.action() == action));
+        assert!(scenario.cases[0].steps.iter().any(|step| Action::from(step) == action));
         assert!(scenario.in_bare_guest().unwrap_err().to_string().contains("needs a Linux guest"));
         let refused = with("vcpus = 2", step).unwrap_err();
         assert!(refused.contains(&format!("`{action}` step needs a Linux guest")), "{refused}");

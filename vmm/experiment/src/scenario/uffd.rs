@@ -3,8 +3,7 @@
 use serde::Deserialize;
 use swap::FaultAround;
 
-use super::at::At;
-use super::error::{Checked, Lines, Problem};
+use super::error::{At, Checked, Problem, fault};
 use super::vocabulary::UffdStore;
 use crate::choice::{Size, Word};
 
@@ -39,7 +38,7 @@ impl Default for Uffd {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct UffdText {
     /// Where evicted pages go; default `lz4`.
     store: Option<Word<UffdStore>>,
@@ -50,22 +49,21 @@ pub(super) struct UffdText {
     /// Threads that serve faults, 1 to 16; default one for each vCPU.
     handlers: Option<At<u32>>,
     /// Whether the kernel reports what others do to the mapping; default false.
-    #[serde(default)]
     events: bool,
 }
 
-pub(super) fn check(text: &UffdText, lines: &Lines) -> Checked<Uffd> {
+pub(super) fn check(text: &UffdText) -> Checked<Uffd> {
     /// As many as a swapper takes.
     const MOST_HANDLERS: u32 = 16;
     let default = Uffd::default();
     let limit = match &text.limit {
-        Some(at) if at.get_ref().0.0 == 0 => return Err(lines.fault(at, Problem::Zero { key: "limit" })),
+        Some(at) if at.get_ref().0.0 == 0 => return Err(fault(at, Problem::Zero { key: "limit" })),
         Some(at) => at.get_ref().0.0,
         None => default.limit,
     };
     let handlers = match &text.handlers {
         Some(at) if !(1..=MOST_HANDLERS).contains(at.get_ref()) => {
-            return Err(lines.fault(at, Problem::Handlers(*at.get_ref())));
+            return Err(fault(at, Problem::Handlers(*at.get_ref())));
         }
         at => at.as_ref().map(|at| *at.get_ref()),
     };

@@ -1,6 +1,6 @@
 //! From a line to an expression: words first, then what they mean together.
 
-use super::terms::{Axis, Relation, kind_of, numeric_keys};
+use super::terms::{Axis, Relation, kind_of, numeric_keys, relation};
 use crate::record::{KeyKind, Row};
 use std::collections::BTreeSet;
 
@@ -98,6 +98,10 @@ impl<'l> Parser<'l> {
         Ok(Self { words: words(line)?.into_iter().peekable(), depth: 0 })
     }
 
+    fn next(&mut self, wanted: &'static str) -> Result<&'l str, BadExpectation> {
+        self.words.next().ok_or(BadExpectation::Missing { wanted })
+    }
+
     pub(super) fn sum(&mut self) -> Result<Expression, BadExpectation> {
         self.chain(&["+", "-"], Self::product)
     }
@@ -121,7 +125,7 @@ impl<'l> Parser<'l> {
 
     fn value(&mut self) -> Result<Expression, BadExpectation> {
         let wanted = "a key or a number";
-        let Some(word) = self.words.next() else { return Err(BadExpectation::Missing { wanted }) };
+        let word = self.next(wanted)?;
         match word.chars().next() {
             Some('(') => {
                 self.depth += 1;
@@ -131,22 +135,21 @@ impl<'l> Parser<'l> {
                 let inner = self.sum()?;
                 self.depth -= 1;
                 let wanted = "a closing parenthesis";
-                match self.words.next() {
-                    Some(")") => Ok(inner),
-                    Some(found) => Err(BadExpectation::Unexpected { found: found.to_owned(), wanted }),
-                    None => Err(BadExpectation::Missing { wanted }),
+                match self.next(wanted)? {
+                    ")" => Ok(inner),
+                    found => Err(unexpected(found, wanted)),
                 }
             }
             Some(first) if first.is_ascii_digit() => number(word).map(Expression::Number),
             Some(first) if first.is_ascii_alphabetic() => key(word),
-            _ => Err(BadExpectation::Unexpected { found: word.to_owned(), wanted }),
+            _ => Err(unexpected(word, wanted)),
         }
     }
 
     pub(super) fn relation(&mut self) -> Result<Relation, BadExpectation> {
         let wanted = "one of < <= == != >= >";
-        let Some(found) = self.words.next() else { return Err(BadExpectation::Missing { wanted }) };
-        Relation::of(found).ok_or_else(|| BadExpectation::Unexpected { found: found.to_owned(), wanted })
+        let found = self.next(wanted)?;
+        relation(found).ok_or_else(|| unexpected(found, wanted))
     }
 
     /// Reads the limits after the comparison.
@@ -154,12 +157,10 @@ impl<'l> Parser<'l> {
         let mut only = Vec::new();
         while let Some(word) = self.words.next() {
             if word != "for" {
-                let wanted = "`for` or the end of the line";
-                return Err(BadExpectation::Unexpected { found: word.to_owned(), wanted });
+                return Err(unexpected(word, "`for` or the end of the line"));
             }
-            let wanted = "backing, policy, reclaim or zap";
-            let Some(name) = self.words.next() else { return Err(BadExpectation::Missing { wanted }) };
-            let axis = Axis::of(name).ok_or_else(|| BadExpectation::Axis(name.to_owned()))?;
+            let name = self.next("backing, policy, reclaim or zap")?;
+            let axis = name.parse::<Axis>().map_err(|_| BadExpectation::Axis(name.to_owned()))?;
             let mut of_axis = BTreeSet::new();
             while let Some(word) = self.words.next_if(|word| *word != "for") {
                 let known = axis.canonical(word).ok_or_else(|| BadExpectation::Word {
@@ -176,6 +177,10 @@ impl<'l> Parser<'l> {
         }
         Ok(only)
     }
+}
+
+fn unexpected(found: &str, wanted: &'static str) -> BadExpectation {
+    BadExpectation::Unexpected { found: found.to_owned(), wanted }
 }
 
 /// A number, perhaps of binary bytes.

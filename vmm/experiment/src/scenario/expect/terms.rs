@@ -1,48 +1,29 @@
 //! The terms of an expectation: relations, axes, and the keys of a row.
 
-use notifier_bridge::Policy;
+use strum::VariantNames;
 
 use crate::choice::{Combination, PolicyChoice, Reclaim, Zap};
 use crate::record::{KeyKind, Row};
 
-/// A relation between two sides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Relation {
-    Less,
-    AtMost,
-    Equal,
-    Unequal,
-    AtLeast,
-    More,
-}
+/// Whether a relation holds between its left and its right side.
+pub(super) type Relation = fn(&f64, &f64) -> bool;
 
-impl Relation {
-    pub(super) fn of(text: &str) -> Option<Self> {
-        Some(match text {
-            "<" => Self::Less,
-            "<=" => Self::AtMost,
-            "==" => Self::Equal,
-            "!=" => Self::Unequal,
-            ">=" => Self::AtLeast,
-            ">" => Self::More,
-            _ => return None,
-        })
-    }
-
-    pub(super) fn holds(self, left: f64, right: f64) -> bool {
-        match self {
-            Self::Less => left < right,
-            Self::AtMost => left <= right,
-            Self::Equal => left == right,
-            Self::Unequal => left != right,
-            Self::AtLeast => left >= right,
-            Self::More => left > right,
-        }
-    }
+/// The relation that is written so.
+pub(super) fn relation(text: &str) -> Option<Relation> {
+    Some(match text {
+        "<" => f64::lt,
+        "<=" => f64::le,
+        "==" => f64::eq,
+        "!=" => f64::ne,
+        ">=" => f64::ge,
+        ">" => f64::gt,
+        _ => return None,
+    })
 }
 
 /// An axis that a line can be limited by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, strum::EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub(super) enum Axis {
     Backing,
     Policy,
@@ -51,35 +32,22 @@ pub(super) enum Axis {
 }
 
 impl Axis {
-    pub(super) fn of(word: &str) -> Option<Self> {
-        Some(match word {
-            "backing" => Self::Backing,
-            "policy" => Self::Policy,
-            "reclaim" => Self::Reclaim,
-            "zap" => Self::Zap,
-            _ => return None,
-        })
-    }
-
     /// The word as a row has it; `None` if the axis has no such word.
     pub(super) fn canonical(self, word: &str) -> Option<String> {
         Some(match self {
             Self::Backing => word.parse::<guest_mem::Backing>().ok()?.to_string(),
             Self::Policy => word.parse::<PolicyChoice>().ok()?.to_string(),
             Self::Reclaim => word.parse::<Reclaim>().ok()?.to_string(),
-            Self::Zap => Zap::ALL.iter().find(|zap| zap.to_string() == word)?.to_string(),
+            Self::Zap => word.parse::<Zap>().ok()?.to_string(),
         })
     }
 
     pub(super) fn words(self) -> String {
         match self {
             Self::Backing => "4k, mthp:SIZE, thp, hugetlb:2m, memfd, memfd:thp".to_owned(),
-            Self::Policy => {
-                let known = Policy::ALL.iter().map(|policy| policy.name());
-                ["kernel"].into_iter().chain(known).collect::<Vec<_>>().join(", ")
-            }
+            Self::Policy => PolicyChoice::names().collect::<Vec<_>>().join(", "),
             Self::Reclaim => "those of the axis `reclaim`".to_owned(),
-            Self::Zap => Zap::ALL.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            Self::Zap => Zap::VARIANTS.join(", "),
         }
     }
 

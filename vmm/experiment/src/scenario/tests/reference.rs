@@ -75,6 +75,7 @@ fn values(before: &str, key: &Key) -> String {
         ("Text>", "a table"),
         ("AxesText", "a table"),
         ("<Size>", "a size"),
+        ("<Granule>", "a size"),
         ("TimeSpan", "a time"),
         ("ByteRange", "a range"),
         ("bool", "`true`, `false`"),
