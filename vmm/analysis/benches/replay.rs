@@ -61,7 +61,7 @@ fn events() -> RowEvents {
     let victims: Vec<u64> = pages.iter().copied().cycle().take(VICTIMS as usize).collect();
     let label = label(["sparse", "4k", "kernel", "pageout", "none", "kernel"]);
     let round = |ns, faults| RefillRound { gap_ns: ns, ns, faults };
-    let setting = Setting { label, began_ns: 0, ..fixture::setting_of(PAGES) };
+    let setting = Setting { began_ns: 0, ..fixture::setting_of(label, PAGES) };
     let hot = HotLoops { list: Some(hot), stride: None, writes: false, loops: 1 };
     let layout = vec![LayoutRun { pages: PAGES, state: HostState::MappedByPte }];
     let end = VICTIMS * 60_000;

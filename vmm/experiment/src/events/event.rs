@@ -10,7 +10,6 @@ use guest_mem::{Hva, HvaRange, MapLevel, Order, PAGE_SIZE, PMD_SIZE, Victim};
 use notifier_bridge::{By, Cause, GivenBack, Invalidation, Ranges};
 use serde::{Deserialize, Serialize};
 
-use super::certainty::Certainty;
 use super::layout::LayoutRun;
 use super::setting::Setting;
 use super::wire;
@@ -77,7 +76,8 @@ pub enum Event {
 }
 
 /// A step of a case.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Step {
     /// Every page is written.
     Fill,
@@ -99,17 +99,8 @@ pub enum Step {
 
 impl Step {
     /// The step's word in a scenario.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Fill => "fill",
-            Self::Hot(_) => "hot",
-            Self::Baseline => "baseline",
-            Self::Reclaim(_) => "reclaim",
-            Self::Stop => "stop",
-            Self::Refault => "refault",
-            Self::Sweep => "sweep",
-            Self::Other => "other",
-        }
+    pub fn name(&self) -> &'static str {
+        self.into()
     }
 }
 
@@ -282,6 +273,26 @@ pub struct Called {
     pub certainty: Certainty,
     /// Empty where nothing is compared.
     pub expected: Vec<Expected>,
+}
+
+/// What is known before a system call of the ranges that the kernel announces for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Certainty {
+    /// Exactly the expected ranges; but a folio for which there is no contiguous swap space is split, and leaves page by page.
+    Exact,
+    /// The expected ranges, and more inside the same 2 MiB blocks: the kernel chooses how it splits the folios at their ends.
+    AtLeast,
+    /// Nothing: the kernel chooses, or the call was repeated for pages that had stayed. Nothing is compared.
+    Unknown,
+    /// As [`Certainty::Unknown`], and reclaim makes the choice.
+    Reclaim,
+}
+
+impl Certainty {
+    /// Whether what is announced is compared with what was expected.
+    pub const fn is_compared(self) -> bool {
+        matches!(self, Self::Exact | Self::AtLeast)
+    }
 }
 
 /// A range that the kernel is to announce.

@@ -4,10 +4,10 @@
 use guest_mem::{MapLevel, Order, PAGE_SIZE};
 use notifier_bridge::Cause;
 
-use super::section::PREAMBLE;
+use super::section::{checksum, preamble};
 use super::stream::Stream;
 use super::*;
-use crate::choice::fixture;
+use crate::choice::{RowLabel, fixture};
 use notifier_bridge::By;
 
 /// Pages of a trial.
@@ -24,14 +24,15 @@ pub const BEGAN: u64 = 5_000_000_000;
 
 /// A trial over 4 MiB.
 pub fn setting() -> Setting {
-    setting_of(PAGES)
+    setting_of(fixture::label(["sparse", "4k", "pmd", "pageout", "protect", "kvm-slots"]), PAGES)
 }
 
-/// A trial over so many pages.
-pub fn setting_of(pages: u64) -> Setting {
+/// A trial of a row with this label, over so many pages.
+pub fn setting_of(label: RowLabel, pages: u64) -> Setting {
     let arena = Span { hva: HVA, gpa: 0x4000_0000, bytes: pages * PAGE_SIZE };
     Setting {
-        label: fixture::label(["sparse", "4k", "pmd", "pageout", "protect", "kvm-slots"]),
+        seamed: label.tried.is_seamed(),
+        label,
         mmu: SecondaryMmu::Shadow,
         guest: GuestKind::Bare,
         processors: 2,
@@ -39,7 +40,6 @@ pub fn setting_of(pages: u64) -> Setting {
         slot_zap_drops_all: false,
         arena,
         slots: vec![SlotRun { span: arena, granule: 2 << 20 }],
-        seamed: false,
         began_ns: BEGAN,
     }
 }
@@ -196,19 +196,19 @@ pub fn section(events: &[Event]) -> Section {
 
 /// A log of so many sections of one of each event.
 pub fn log(sections: usize) -> Vec<u8> {
-    [&PREAMBLE[..], &section(&one_of_each()).bytes().repeat(sections)].concat()
+    [preamble(), section(&one_of_each()).bytes().repeat(sections)].concat()
 }
 
 /// A log of one section in which these bytes were changed. The checksum is right, so that what is behind it is tried.
 pub fn damaged(changes: impl IntoIterator<Item = (usize, u8)>) -> Vec<u8> {
-    const SECTION: usize = PREAMBLE.len();
+    const SECTION: usize = 16;
     const PAYLOAD: usize = SECTION + 12;
     let mut log = log(1);
     for (place, byte) in changes {
         let len = log.len() - PAYLOAD;
         log[PAYLOAD + place % len] = byte;
     }
-    let sum = crc32fast::hash(&[&log[SECTION..SECTION + 4], &log[PAYLOAD..]].concat());
+    let sum = checksum(3, &log[PAYLOAD..]);
     log[SECTION + 8..PAYLOAD].copy_from_slice(&sum.to_le_bytes());
     log
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::section::{PREAMBLE, Section};
+use super::section::{Section, preamble};
 
 /// A log being written.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl LogFile {
     pub fn create(path: &Path) -> io::Result<Self> {
         let mut log = Self { file: File::create_new(path)?, end: 0 };
         // Without waiting for the disk, which takes longer than a machine takes to start: the first section brings it there.
-        match log.write(&PREAMBLE) {
+        match log.write(&preamble()) {
             Ok(()) => Ok(log),
             Err(error) => {
                 // Made here; half of it would be in the way of the next try.
@@ -96,7 +96,7 @@ mod tests {
         let file = File::from(memory);
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         let mut log = LogFile { file: file.try_clone().unwrap(), end: 0 };
-        log.write(&PREAMBLE).unwrap();
+        log.write(&preamble()).unwrap();
         log.append(&section(&one_of_each())).unwrap();
         // Room for a half of the next.
         file.set_len(log.end + section(&one_of_each()).bytes().len() as u64 / 2).unwrap();

@@ -18,7 +18,6 @@
 //! A log is untrusted input. A reader refuses a version that it does not know, checks each length against its limit before it
 //! allocates, checks the order of the events and that pages lie in the memory under test, and names the byte of an error.
 
-mod certainty;
 mod check;
 mod event;
 #[cfg(any(test, feature = "fixture"))]
@@ -31,17 +30,15 @@ mod setting;
 mod stream;
 mod wire;
 
-pub use certainty::Certainty;
 pub use event::{
-    Announcement, Called, Counted, Counter, DeviceCounts, Dropped, Event, Expected, ExpectedKind, HotLoops,
-    KernelRange, Leaves, Operation, OperationEnd, Refill, RefillRound, Stall, StallOn, Step, Swapped, Was,
-    Zapped,
+    Announcement, Called, Certainty, Counted, Counter, DeviceCounts, Dropped, Event, Expected, ExpectedKind,
+    HotLoops, KernelRange, Leaves, Operation, OperationEnd, Refill, RefillRound, Stall, StallOn, Step,
+    Swapped, Was, Zapped,
 };
 pub use layout::{HostState, LayoutRun};
 pub use log_file::LogFile;
 pub use read::{EventLog, EventLogError};
 pub use section::{Section, TooLarge};
-
 pub use setting::{GuestKind, SecondaryMmu, Setting, SlotRun, Span, slot_runs};
 pub use stream::Stream;
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use super::section::checksum;
 use super::{MAGIC, MOST_BYTES, RowEvents, VERSION, stream};
 use program::exit::{Class, Classified};
 
@@ -87,10 +88,7 @@ impl<R: Read> EventLog<R> {
         if bytes.len() as u64 != u64::from(len) {
             return Err(EventLogError::Truncated { at });
         }
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(&row.to_le_bytes());
-        sum.update(&bytes);
-        let found = sum.finalize();
+        let found = checksum(row, &bytes);
         if found != expected {
             return Err(EventLogError::Checksum { at, found, expected });
         }

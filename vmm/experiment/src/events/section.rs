@@ -4,16 +4,17 @@ use super::stream::Stream;
 use super::{MAGIC, MOST_BYTES, VERSION};
 
 /// The first bytes of a log.
-pub(super) const PREAMBLE: [u8; 16] = {
-    let mut bytes = [0; 16];
-    let version = VERSION.to_le_bytes();
-    let mut at = 0;
-    while at < 12 {
-        bytes[at] = if at < 8 { MAGIC[at] } else { version[at - 8] };
-        at += 1;
-    }
-    bytes
-};
+pub(super) fn preamble() -> Vec<u8> {
+    [&MAGIC[..], &VERSION.to_le_bytes(), &[0; 4]].concat()
+}
+
+/// The CRC-32 of a section.
+pub(super) fn checksum(row: u32, events: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&row.to_le_bytes());
+    sum.update(events);
+    sum.finalize()
+}
 
 /// The events take more than a reader takes.
 #[derive(Debug, thiserror::Error)]
@@ -33,11 +34,8 @@ impl Section {
         let events = events.bytes();
         let len = u32::try_from(events.len()).ok().filter(|len| *len <= MOST_BYTES);
         let len = len.ok_or(TooLarge(events.len()))?;
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(&row.to_le_bytes());
-        sum.update(events);
         let mut bytes = Vec::with_capacity(12 + events.len());
-        for number in [row, len, sum.finalize()] {
+        for number in [row, len, checksum(row, events)] {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend(events);

@@ -113,14 +113,12 @@ impl Setting {
     pub fn slot_table(&self, granule: Option<Granule>) -> Result<SlotTable, SlotError> {
         let mut builder = SlotTableBuilder::new(guest_mem::MOST_SLOTS);
         for run in &self.slots {
-            let hva = HvaRange::with_len(Hva::new(run.span.hva), run.span.bytes).ok_or(SlotError::Wraps {
-                gpa: Gpa::new(run.span.gpa),
-                hva: Hva::new(run.span.hva),
-                len: run.span.bytes,
-            })?;
-            let of_arena = run.span.hva == self.arena.hva;
+            let Span { hva, gpa, bytes } = run.span;
+            let (start, gpa) = (Hva::new(hva), Gpa::new(gpa));
+            let range = run.span.range().ok_or(SlotError::Wraps { gpa, hva: start, len: bytes })?;
+            let of_arena = hva == self.arena.hva;
             let granule = granule.filter(|_| of_arena).map_or(run.granule, Granule::bytes);
-            builder.add_region(Gpa::new(run.span.gpa), hva, granule)?;
+            builder.add_region(gpa, range, granule)?;
         }
         builder.build()
     }

@@ -5,7 +5,7 @@ use guest_mem::{Gpa, Hva};
 use super::fixture::{
     HVA, PAGES, announcement, begun, ended, log as written, one_of_each, operation, section, setting,
 };
-use super::section::PREAMBLE;
+use super::section::preamble;
 use super::*;
 use notifier_bridge::By;
 
@@ -72,7 +72,7 @@ fn what_another_wrote_is_refused_by_name() {
 }
 
 fn refused(events: &[Event]) -> String {
-    read(&[&PREAMBLE[..], &section(events).bytes().repeat(2)].concat()).unwrap_err().to_string()
+    read(&[preamble(), section(events).bytes().repeat(2)].concat()).unwrap_err().to_string()
 }
 
 #[test]

@@ -5,9 +5,7 @@ use guest_mem::PAGE_SIZE;
 use crate::report::{ktap, table, words};
 use experiment::choice::{RowLabel, fixture};
 use experiment::events::fixture as made;
-use experiment::events::{
-    Called, Certainty, Event, Expected, ExpectedKind, KernelRange, OperationEnd, Setting,
-};
+use experiment::events::{Called, Certainty, Event, Expected, ExpectedKind, KernelRange, OperationEnd};
 use experiment::record::RowFold;
 use experiment::record::{Row, RunRecord, Verdict};
 use experiment::scenario::expect::{Expectation, check_all};
@@ -41,7 +39,7 @@ fn exactly(_: u64) -> u64 {
 /// The events of a trial of [`VICTIMS`] pages of 4 KiB, of which the kernel announces so much for each. By address,
 /// unless it is `squeezed`.
 fn trial(label: RowLabel, announced: Width, squeezed: bool) -> Vec<Event> {
-    let setting = Setting { label, ..made::setting_of(VICTIMS * 512) };
+    let setting = made::setting_of(label, VICTIMS * 512);
     let bytes = VICTIMS * PAGE_SIZE;
     let mut events = vec![Event::Trial(Box::new(setting)), Event::Asked { victims: VICTIMS, bytes }];
     for index in 0..VICTIMS {
