@@ -25,6 +25,13 @@ impl Count {
     }
 }
 
+impl Default for Count {
+    /// Nothing has been counted yet: none.
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
 impl From<Option<u64>> for Count {
     fn from(count: Option<u64>) -> Self {
         Self(count)

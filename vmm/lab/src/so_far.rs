@@ -58,7 +58,7 @@ impl RunSoFar {
             seed: scenario.seed,
             first_kvm_run_monotonic_ns: Measured::absent(),
             tap: Measured::absent(),
-            overhead: Overhead::absent(),
+            overhead: Overhead::default(),
             host_changes: Vec::new(),
             warnings: Warnings::default(),
             rows: Vec::new(),

@@ -99,21 +99,6 @@ pub struct Distribution {
 impl Distribution {
     /// The names of its numbers.
     pub const FIELDS: [&str; 8] = ["count", "min", "p50", "p90", "p99", "p999", "max", "sum"];
-
-    /// The number of this name.
-    pub fn field(&self, name: &str) -> Option<u64> {
-        match name {
-            "count" => Some(self.count),
-            "min" => self.min,
-            "p50" => self.p50,
-            "p90" => self.p90,
-            "p99" => self.p99,
-            "p999" => self.p999,
-            "max" => self.max,
-            "sum" => Some(self.sum),
-            _ => None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The kernel's account of the steps that took memory: its ranges by cause, and the steps' own, call by call, against what
 //! was expected.
 
+use std::collections::BTreeMap;
+
 use guest_mem::{Hva, HvaRange, Order, PAGE_SIZE, PMD_SIZE};
 
 use super::ranges::RangeSums;
@@ -149,37 +151,29 @@ fn key(range: &HvaRange) -> (Hva, Hva) {
 }
 
 /// How what was announced differs from what was expected, as sets with multiplicity; `None` if it does not.
-fn difference(expected: &[Expected], mut announced: Vec<HvaRange>, certainty: Certainty) -> Option<String> {
+fn difference(expected: &[Expected], announced: Vec<HvaRange>, certainty: Certainty) -> Option<String> {
     // In order, as they usually are: then there is nothing to sort.
     if announced.len() == expected.len() && announced.iter().zip(expected).all(|(is, was)| *is == was.range) {
         return None;
     }
-    let was = expected.iter().map(|expected| expected.range);
-    let mut expected: Vec<Expected> = expected.to_vec();
-    announced.sort_by_key(key);
-    expected.sort_by_key(|expected| key(&expected.range));
-    let (mut missing, mut extra) = (Vec::new(), Vec::new());
-    let mut rest = announced.into_iter().peekable();
-    // The last that was found, and how often it may come again.
-    let mut last: Option<(HvaRange, usize)> = None;
-    let mut beside = |range: HvaRange, last: &mut Option<(HvaRange, usize)>| match last {
-        Some((again, spare)) if *again == range && *spare > 0 => *spare -= 1,
-        _ => extra.push(range),
-    };
-    for expected in expected {
-        while let Some(early) = rest.next_if(|range| key(range) < key(&expected.range)) {
-            beside(early, &mut last);
-        }
-        match rest.next_if_eq(&expected.range) {
-            Some(range) => {
-                last = Some((range, if expected.kind == ExpectedKind::Split { MOST_REPEATS } else { 0 }))
-            }
-            None => missing.push(expected.range),
-        }
+    // By range: the range, how often it was expected, how often announced, and how often it may come again.
+    let mut ranges: BTreeMap<(Hva, Hva), (HvaRange, usize, usize, usize)> = BTreeMap::new();
+    for one in expected {
+        let (_, wanted, _, again) = ranges.entry(key(&one.range)).or_insert((one.range, 0, 0, 0));
+        *wanted += 1;
+        *again = if one.kind == ExpectedKind::Split { MOST_REPEATS } else { 0 };
     }
-    rest.for_each(|late| beside(late, &mut last));
+    for range in announced {
+        ranges.entry(key(&range)).or_insert((range, 0, 0, 0)).2 += 1;
+    }
+    let (mut missing, mut extra) = (Vec::new(), Vec::new());
+    for (range, wanted, found, again) in ranges.into_values() {
+        missing.extend(std::iter::repeat_n(range, wanted.saturating_sub(found)));
+        extra.extend(std::iter::repeat_n(range, found.saturating_sub(wanted + again)));
+    }
     if certainty == Certainty::AtLeast {
-        let blocks: Vec<_> = was.filter_map(|range| range.checked_align_outward(PMD_SIZE)).collect();
+        let blocks = expected.iter().filter_map(|one| one.range.checked_align_outward(PMD_SIZE));
+        let blocks: Vec<_> = blocks.collect();
         extra.retain(|range| !blocks.iter().any(|block| block.covers(*range)));
     }
     let listed = |ranges: &[HvaRange]| {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use notifier_bridge::Count;
+use guest_mem::HvaRange;
+use notifier_bridge::{By, Count};
 
 use super::kernel::Account;
 use crate::events::{
     Announcement, Counter, DeviceCounts, Dropped, Event, GivenBack, OperationEnd, Ranges, Setting, StallOn,
     Swapped, Was, Zapped,
 };
-use notifier_bridge::By;
 use program::distribution::Samples;
 
 /// A hot loop's speed.
@@ -44,9 +44,12 @@ pub(crate) struct Announcements {
 }
 
 /// The events of a trial, or of several pooled.
-#[derive(Clone, Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sums {
-    setting: Setting,
+    /// The memory under test; `None` only before a trial.
+    arena: Option<HvaRange>,
+    /// Whether the listener is one of this program, whose zaps are timed.
+    is_ours: bool,
     pub victims: u64,
     pub victim_bytes: u64,
     pub evicted_bytes: u64,
@@ -89,36 +92,11 @@ impl Sums {
     /// Of a trial that begins.
     pub fn of(setting: &Setting) -> Self {
         Self {
-            setting: setting.clone(),
-            victims: 0,
-            victim_bytes: 0,
-            evicted_bytes: 0,
+            arena: setting.arena.range(),
+            is_ours: setting.label.listener.is_ours(),
             expected: Some(Ranges::default()),
-            announced: Announcements::default(),
-            sptes_zapped_4k: Count::ZERO,
-            sptes_zapped_2m: Count::ZERO,
-            remote_tlb_flushes: Count::ZERO,
-            refaults: Count::ZERO,
-            collateral_faults: Count::ZERO,
             was: Was { as_said: Some(0), ..Was::default() },
-            returned_bytes: None,
-            repeated: 0,
-            lost_stalls: 0,
-            wrong_pages: None,
-            device: None,
-            given_back: None,
-            swapped: None,
-            guest_counters: None,
-            zap_ns: Samples::default(),
-            reclaim_ns: Samples::default(),
-            refault_ns: Samples::default(),
-            collateral_ns: Samples::default(),
-            undisturbed_ns: Samples::default(),
-            before: None,
-            during: None,
-            kernel: None,
-            no_account: None,
-            warnings: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -145,12 +123,12 @@ impl Sums {
                 samples.record(stall.ns);
             }
             Event::Called(call) => {
-                if let Some(arena) = self.setting.arena.range() {
+                if let Some(arena) = self.arena {
                     self.kernel.get_or_insert_default().called(arena, call);
                 }
             }
             Event::KernelRange(range) => {
-                if let Some(arena) = self.setting.arena.range() {
+                if let Some(arena) = self.arena {
                     self.kernel.get_or_insert_default().announced(arena, range);
                 }
             }
@@ -189,23 +167,22 @@ impl Sums {
     }
 
     fn announced(&mut self, one: &Announcement) {
-        let needed = self.setting.arena.range().map_or(0, |arena| one.invalidation(arena).needed_bytes());
-        let Announcements { ranges, needed_bytes, sharing_calls, double_calls, slots_zapped, zapped_bytes } =
-            &mut self.announced;
+        let needed = self.arena.map_or(0, |arena| one.invalidation(arena).needed_bytes());
         let Zapped { slots, bytes, leaves } = one.zapped;
-        *ranges += one.ranges;
+        let sums = &mut self.announced;
+        sums.ranges += one.ranges;
         for (sum, more) in [
-            (needed_bytes, needed),
-            (sharing_calls, one.sharing_calls),
-            (double_calls, one.double_calls),
-            (slots_zapped, slots),
-            (zapped_bytes, bytes),
+            (&mut sums.needed_bytes, needed),
+            (&mut sums.sharing_calls, one.sharing_calls),
+            (&mut sums.double_calls, one.double_calls),
+            (&mut sums.slots_zapped, slots),
+            (&mut sums.zapped_bytes, bytes),
         ] {
             *sum = sum.saturating_add(more);
         }
         self.sptes_zapped_4k += Count::from(leaves.map(|leaves| leaves.small));
         self.sptes_zapped_2m += Count::from(leaves.map(|leaves| leaves.large));
-        if self.setting.label.listener.is_ours() {
+        if self.is_ours {
             self.zap_ns.record(one.zap_ns);
         }
     }
@@ -270,12 +247,8 @@ impl Sums {
         }
         self.guest_counters = other.guest_counters.or(self.guest_counters.take());
         self.no_account = other.no_account.or(self.no_account.take());
-        let both = |a: Option<Rate>, b: Option<Rate>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.and(b)),
-            (one, other) => one.or(other),
-        };
-        self.before = both(self.before, other.before);
-        self.during = both(self.during, other.during);
+        self.before = self.before.into_iter().chain(other.before).reduce(Rate::and);
+        self.during = self.during.into_iter().chain(other.during).reduce(Rate::and);
         for warning in other.warnings {
             if !self.warnings.contains(&warning) {
                 self.warnings.push(warning);

@@ -15,19 +15,14 @@ pub struct Checked {
 /// The verdict on an expectation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the fields are the values of the line's two sides")]
 pub enum Verdict {
-    /// It is true of both values.
     Holds {
-        /// The left side's value.
         left: f64,
-        /// The right side's.
         right: f64,
     },
-    /// The values say something else.
     Fails {
-        /// The left side's value.
         left: f64,
-        /// The right side's.
         right: f64,
     },
     /// A value is null, for this reason.

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A value that was measured, or null for a reason that stands among the warnings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A value that was measured, or null for a reason that stands among the warnings. Serde reads a missing key as null.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Measured<T>(Option<T>);
 
@@ -15,7 +15,7 @@ impl<T> Measured<T> {
         Self(Some(value))
     }
 
-    /// The value if there is one; whoever makes the row gives the reason for the null.
+    /// The value if there is one; the reason for the null is given when the row is made.
     pub(crate) const fn known(value: Option<T>) -> Self {
         Self(value)
     }

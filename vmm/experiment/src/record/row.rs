@@ -29,9 +29,8 @@ macro_rules! row {
             /// The number of trials: counts are of one trial, times of all of them.
             #[serde(default = "one")]
             pub trials: u32,
-            $( $(#[$doc])* #[serde(default = "Measured::absent")] pub $key: Measured<$type>, )+
+            $( $(#[$doc])* pub $key: Measured<$type>, )+
             /// The reason for a row without numbers, and the remedy.
-            #[serde(default)]
             pub could_not_run: Option<String>,
             /// The reasons for values that are null or doubtful.
             #[serde(default)]
@@ -47,11 +46,15 @@ macro_rules! row {
         impl Row {
             /// A row that could not run. Its reason stands for all the warnings it would need.
             pub fn could_not_run(label: RowLabel, why_and_remedy: impl Into<String>) -> Self {
+                Self { could_not_run: Some(why_and_remedy.into()), ..Self::without_values(label) }
+            }
+
+            fn without_values(label: RowLabel) -> Self {
                 Self {
                     label,
                     trials: 0,
                     $( $key: Measured::absent(), )+
-                    could_not_run: Some(why_and_remedy.into()),
+                    could_not_run: None,
                     warnings: Warnings::default(),
                     expectations: Vec::new(),
                     switches: Vec::new(),
@@ -61,15 +64,7 @@ macro_rules! row {
             /// The row of so many trials, for which so much was announced. It has no warnings yet.
             pub(crate) fn of_sums($label: RowLabel, $trials: u32, $sums: &Sums, $announced: Option<Ranges>) -> Self {
                 $( let $key = Measured::known($value); )+
-                Self {
-                    label: $label,
-                    trials: $trials,
-                    $( $key, )+
-                    could_not_run: None,
-                    warnings: Warnings::default(),
-                    expectations: Vec::new(),
-                    switches: Vec::new(),
-                }
+                Self { trials: $trials, $( $key, )+ ..Self::without_values($label) }
             }
 
             /// The reason for the null of a key in a row with these sums.
@@ -83,16 +78,6 @@ macro_rules! row {
             /// Every key that a row has values under, and what they are.
             pub const KEYS: &[(&str, KeyKind)] =
                 &[("granule", KeyKind::Number), ("trials", KeyKind::Number), $( (stringify!($key), <$type as Value>::KIND), )+];
-
-            /// The number under a key (`granule`), or in one (`zap_ns`, `p50`); `None` if it is null or there is none.
-            pub fn number(&self, key: &str, field: Option<&str>) -> Option<f64> {
-                match key {
-                    "granule" => Some(self.label.tried.granule.bytes() as f64),
-                    "trials" => Some(f64::from(self.trials)),
-                    $( stringify!($key) => self.$key.as_ref().and_then(|value| value.number(field)), )+
-                    _ => None,
-                }
-            }
 
             /// The keys that are null though nothing says why: a record's fault, not a host's.
             pub fn unexplained(&self) -> Vec<&'static str> {
@@ -130,51 +115,27 @@ pub enum KeyKind {
 /// A value under a key.
 trait Value {
     const KIND: KeyKind;
-    /// Itself as a number, or the number in it that has this name.
-    fn number(&self, field: Option<&str>) -> Option<f64>;
 }
 
 impl Value for u64 {
     const KIND: KeyKind = KeyKind::Number;
-    fn number(&self, field: Option<&str>) -> Option<f64> {
-        field.is_none().then_some(*self as f64)
-    }
 }
 
 impl Value for f64 {
     const KIND: KeyKind = KeyKind::Number;
-    fn number(&self, field: Option<&str>) -> Option<f64> {
-        field.is_none().then_some(*self)
-    }
 }
 
 impl Value for Distribution {
     const KIND: KeyKind = KeyKind::Times;
-    fn number(&self, field: Option<&str>) -> Option<f64> {
-        self.field(field?).map(|value| value as f64)
-    }
 }
 
 impl<V> Value for BTreeMap<String, V> {
     const KIND: KeyKind = KeyKind::Other;
-    fn number(&self, _field: Option<&str>) -> Option<f64> {
-        None
-    }
 }
 
 /// Times, if there are any.
 fn times(samples: &Samples) -> Option<Distribution> {
     (samples.count() > 0).then(|| samples.summary())
-}
-
-/// The number of some ranges.
-fn ranges(of: Ranges) -> u64 {
-    of.ranges
-}
-
-/// The bytes of some ranges.
-fn bytes(of: Ranges) -> u64 {
-    of.bytes
 }
 
 /// The kernel's ranges by cause, of those that have any.
@@ -194,8 +155,8 @@ row! {
     victim_bytes: u64 = Some(sums.victim_bytes);
     /// Bytes really gone.
     evicted_bytes: u64 = Some(sums.evicted_bytes);
-    /// Bytes of those that had been swapped out and were back in memory when the guest was asked to touch them, whoever
-    /// brought them: a swap device that was taken away, for one. Pages of memory that is there may come back several at
+    /// Bytes of those that had been swapped out and were back in memory when the guest was asked to touch them: brought
+    /// back by a swap device that was taken away, for one. Pages of memory that is there may come back several at
     /// one fault, so `refaults` can be fewer by as many pages.
     returned_bytes: u64 = sums.returned_bytes, else NOT_LOOKED;
     /// `evicted_bytes` over the time in the operations that took them: `reclaim_ns`, so without the listener's zaps.
@@ -204,19 +165,18 @@ row! {
     /// kernel announced, by its own account, for the steps' operations and, where this process swaps, for its handlers.
     /// Where that account was not kept or is incomplete, `expected_ranges` stands here, with a warning, see
     /// [`Row::is_expected`]; null where that is unknown, too.
-    invalidations: u64 = announced.map(ranges);
-    /// Bytes that had to be covered, whoever announced what. What is needed is decided in one place:
-    /// [`notifier_bridge::Invalidation::needed_bytes`].
+    invalidations: u64 = announced.map(|of| of.ranges);
+    /// Bytes that had to be covered, under any policy: see [`notifier_bridge::Invalidation::needed_bytes`].
     needed_bytes: u64 = Some(sums.announced.needed_bytes);
     /// Bytes of the ranges that `invalidations` counts.
-    invalidated_bytes: u64 = announced.map(bytes);
+    invalidated_bytes: u64 = announced.map(|of| of.bytes);
     /// `invalidated_bytes` over `needed_bytes`, so 1 or more; null where nothing had to be covered, or less was announced.
     amplification: f64 = announced.and_then(|of| amplification(of.bytes, sums.announced.needed_bytes).ok());
     /// Ranges that the kernel was expected to announce for the steps' operations, as pagemap stood before each. Null where
     /// an operation names no address: a cgroup's squeeze, a target.
-    expected_ranges: u64 = sums.expected.filter(|_| label.listener != Listener::Replay).map(ranges);
+    expected_ranges: u64 = sums.expected.filter(|_| label.listener != Listener::Replay).map(|of| of.ranges);
     /// Bytes of them.
-    expected_bytes: u64 = sums.expected.filter(|_| label.listener != Listener::Replay).map(bytes);
+    expected_bytes: u64 = sums.expected.filter(|_| label.listener != Listener::Replay).map(|of| of.bytes);
     /// Calls to listeners that share the host's page tables, as the policy makes them.
     sharing_calls: u64 = Some(sums.announced.sharing_calls);
     /// Those of them that only repeat an earlier one: the double call of the eras before 6.6.
@@ -321,7 +281,14 @@ impl Row {
     /// The keys of what was announced, and of what follows from it.
     pub const ANNOUNCED: [&str; 3] = ["invalidations", "invalidated_bytes", "amplification"];
 
-    /// Whether what stands under [`Row::ANNOUNCED`] is what was expected of the kernel, and nobody measured it.
+    /// The number under a key (`granule`), or in one (`zap_ns`, `p50`); `None` if it is null or there is none.
+    pub fn number(&self, key: &str, field: Option<&str>) -> Option<f64> {
+        let row = serde_json::to_value(self).ok()?;
+        let value = &row[key];
+        field.map_or(value, |field| &value[field]).as_f64()
+    }
+
+    /// Whether what stands under [`Row::ANNOUNCED`] is what was expected of the kernel, and was not measured.
     pub fn is_expected(&self) -> bool {
         let complete = self.lost_events.get() == Some(0) && !self.kernel_ranges.is_null();
         // A row that asked for nothing expects nothing.
@@ -338,7 +305,7 @@ impl Row {
         self.account_differences.get().is_some_and(|differing| differing > 0)
     }
 
-    /// Ranges that nobody of the experiment made: others took memory of the guest while it was measured.
+    /// Ranges that the experiment did not make: others took memory of the guest while it was measured.
     pub fn strangers(&self) -> u64 {
         let of = |count: &Measured<u64>| count.get().unwrap_or(0);
         of(&self.stranger_ranges).saturating_add(of(&self.unattributed_ranges))

@@ -24,30 +24,25 @@ pub struct RunRecord {
     pub started_at: String,
     /// The end of the run: `complete`, `cancelled`, or `failed: ` and why. Null, with a warning, in the record of a run that goes
     /// on, or that was killed.
-    #[serde(default = "Measured::absent")]
     pub ended: Measured<String>,
     /// The revision of the source this program was built from.
-    #[serde(default = "Measured::absent")]
     pub source_revision: Measured<String>,
     /// The host.
     pub host: Host,
     /// `kvm` or `soft`.
     pub backend: String,
     /// The user of the memory: `bare`, or `Linux` and its release; nothing on the software MMU.
-    #[serde(default)]
     pub guest: Option<String>,
     /// The scenario's text.
     pub scenario: String,
     /// The seed of all its choices.
     pub seed: u64,
     /// When the first vCPU first entered the guest, `CLOCK_MONOTONIC`.
-    #[serde(default = "Measured::absent")]
     pub first_kvm_run_monotonic_ns: Measured<u64>,
     /// By what the kernel's own account was kept: `bpf` or `perf`.
-    #[serde(default = "Measured::absent")]
     pub tap: Measured<String>,
     /// The cost of recording.
-    #[serde(default = "Overhead::absent")]
+    #[serde(default)]
     pub overhead: Overhead,
     /// The changes of the host for the sake of the measurement; undone since, unless a warning says otherwise.
     #[serde(default)]
@@ -63,16 +58,12 @@ pub struct RunRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     /// The kernel's release.
-    #[serde(default = "Measured::absent")]
     pub kernel: Measured<String>,
     /// The module behind /dev/kvm.
-    #[serde(default = "Measured::absent")]
     pub kvm_module: Measured<String>,
     /// The secondary MMU: EPT, NPT, shadow paging, or the software MMU.
-    #[serde(default = "Measured::absent")]
     pub mmu_kind: Measured<String>,
     /// The processor.
-    #[serde(default = "Measured::absent")]
     pub cpu: Measured<String>,
     /// All that was read of the host: huge pages, swap, cgroups and so on.
     #[serde(default)]
@@ -80,32 +71,16 @@ pub struct Host {
 }
 
 /// The cost of recording, measured in this run against runs without it. Nanoseconds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
     /// One reading of the clock.
-    #[serde(default = "Measured::absent")]
     pub clock_read_ns: Measured<f64>,
     /// One invalidation through the bridge with no listener: announced, nothing done, recorded.
-    #[serde(default = "Measured::absent")]
     pub empty_invalidation_ns: Measured<f64>,
     /// One range that the kernel announces while its account is kept, beside one while it is not.
-    #[serde(default = "Measured::absent")]
     pub tap_range_ns: Measured<f64>,
     /// One timed touch by the guest that meets no fault.
-    #[serde(default = "Measured::absent")]
     pub guest_touch_ns: Measured<f64>,
-}
-
-impl Overhead {
-    /// Nothing of it, as in a record that did not know the keys.
-    pub fn absent() -> Self {
-        Self {
-            clock_read_ns: Measured::absent(),
-            empty_invalidation_ns: Measured::absent(),
-            tap_range_ns: Measured::absent(),
-            guest_touch_ns: Measured::absent(),
-        }
-    }
 }
 
 /// A text that is no run record.
@@ -218,7 +193,7 @@ mod tests {
             seed: 42,
             first_kvm_run_monotonic_ns: Measured::of(17),
             tap: Measured::of("perf".into()),
-            overhead: Overhead { clock_read_ns: Measured::of(21.5), ..Overhead::absent() },
+            overhead: Overhead { clock_read_ns: Measured::of(21.5), ..Overhead::default() },
             host_changes: vec![
                 HostChange::Zram { device: "/dev/zram0".into(), why: "swap for this run".into() },
                 HostChange::Switch { path: "/x".into(), from: "a".into(), to: "b".into(), why: "thp".into() },
