@@ -8,7 +8,7 @@ use super::args::{Format, ReplayArguments};
 use super::interrupt::cancel_on_signal;
 use super::recorded::{Recorded, RecordedError};
 use super::run;
-use analysis::replay::{self, Predicted};
+use analysis::replay;
 use analysis::report::{self, ktap};
 use experiment::choice::RowLabel;
 use experiment::choice::{Combination, Granule, PolicyChoice, Size, ZapChoice};
@@ -59,7 +59,7 @@ pub fn replay(arguments: &ReplayArguments) -> Result<Exit, Failure> {
     let mut rows = Vec::new();
     for source in &sources {
         for &policy in &arguments.policy {
-            rows.push(predict(source, policy, granule)?.row);
+            rows.push(replay::row(&source.events, policy, granule)?.row);
         }
     }
     let mut record = RunRecord { rows, ..record };
@@ -74,14 +74,6 @@ pub fn replay(arguments: &ReplayArguments) -> Result<Exit, Failure> {
         output::result(&table);
     }
     Ok(Exit::Done)
-}
-
-fn predict(
-    source: &Source,
-    policy: PolicyChoice,
-    granule: Option<Granule>,
-) -> Result<Predicted, replay::ReplayError> {
-    replay::row(&source.events, replay::question(policy, granule))
 }
 
 /// `sparse, 4k, kernel, pageout`.
@@ -147,7 +139,7 @@ fn validate(
     for source in sources.iter().step_by(step) {
         for &policy in &arguments.policy {
             let Some(plan) = plan(&scenario, &source.row, policy, granule) else { continue };
-            predicted.push(predict(source, policy, granule)?);
+            predicted.push(replay::row(&source.events, policy, granule)?);
             plans.push(plan);
         }
     }

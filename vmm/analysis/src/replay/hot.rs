@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   order      p0 p1 p2 p3 p4 p5 …          where the loop is: `at`
-//!   missing     .  x  .  .  x  .             a zap sets bits, a fault (of anybody) clears them
+//!   missing     .  x  .  .  x  .             a zap sets bits, a fault of any loop clears them
 //!                        ^at ───> the next bit is the next fault; the touches in between are one multiplication
 //! ```
 
@@ -14,15 +14,17 @@ enum Order {
     /// These, of which each stands once; the words' first positions in `by_page`, the positions in order of their pages.
     Listed { pages: Vec<u32>, first: Box<[u32]>, by_page: Box<[u32]> },
     /// Every so many pages of the arena.
-    Strided { stride: u64, visits: u64 },
+    Strided { stride: u64 },
 }
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
 pub struct HotLoop {
     order: Order,
+    /// Visits of a pass.
+    pub visits: u64,
     /// Whether it only reads.
-    reads: bool,
+    pub reads: bool,
     /// The pages it visits.
     pages: Bits,
     /// The positions that will fault.
@@ -54,9 +56,8 @@ impl HotLoop {
             first[word] += first[word - 1];
         }
         let by_page = sorted.iter().map(|&(_, position)| position).collect();
-        let missing = Bits::none(list.len() as u64);
         let order = Order::Listed { pages: list.to_vec(), first: first.into(), by_page };
-        Self { order, reads: true, pages, missing, missing_count: 0, at: 0 }
+        Self::new(order, list.len() as u64, pages)
     }
 
     /// A loop over every `stride`-th page of the arena; the stride is not 0.
@@ -64,33 +65,11 @@ impl HotLoop {
         let visits = arena_pages.div_ceil(stride.max(1));
         let mut pages = Bits::none(arena_pages);
         (0..visits).for_each(|visit| pages.set(visit * stride, true));
-        let missing = Bits::none(visits);
-        Self {
-            order: Order::Strided { stride, visits },
-            reads: true,
-            pages,
-            missing,
-            missing_count: 0,
-            at: 0,
-        }
+        Self::new(Order::Strided { stride }, visits, pages)
     }
 
-    /// The same loop, writing what it visits or not.
-    pub fn writing(self, writes: bool) -> Self {
-        Self { reads: !writes, ..self }
-    }
-
-    /// Whether it only reads.
-    pub fn reads(&self) -> bool {
-        self.reads
-    }
-
-    /// Visits of a pass.
-    pub fn visits(&self) -> u64 {
-        match &self.order {
-            Order::Listed { pages, .. } => pages.len() as u64,
-            Order::Strided { visits, .. } => *visits,
-        }
+    fn new(order: Order, visits: u64, pages: Bits) -> Self {
+        Self { order, visits, reads: true, pages, missing: Bits::none(visits), missing_count: 0, at: 0 }
     }
 
     /// These pages of a word lost their translation.
@@ -116,7 +95,7 @@ impl HotLoop {
                     let below = (mine & ((1 << bit) - 1)).count_ones();
                     u64::from(by_page[(first[word] + below) as usize])
                 }
-                Order::Strided { stride, .. } => (word as u64 * 64 + u64::from(bit)) / stride,
+                Order::Strided { stride } => (word as u64 * 64 + u64::from(bit)) / stride,
             };
             if self.missing.has(position) != missing {
                 self.missing.set(position, missing);
@@ -131,11 +110,10 @@ impl HotLoop {
             return None;
         }
         let position = self.missing_from(self.at).or_else(|| self.missing_from(0))?;
-        let visits = self.visits();
-        let touches = if position >= self.at { position - self.at } else { visits - self.at + position };
+        let touches = if position >= self.at { position - self.at } else { self.visits - self.at + position };
         let page = match &self.order {
             Order::Listed { pages, .. } => u64::from(pages[position as usize]),
-            Order::Strided { stride, .. } => position * stride,
+            Order::Strided { stride } => position * stride,
         };
         Some((touches, page))
     }
@@ -155,8 +133,7 @@ impl HotLoop {
 
     /// Goes on by so many touches.
     pub fn advance(&mut self, touches: u64) {
-        let visits = self.visits();
-        self.at = if visits == 0 { 0 } else { (self.at + touches % visits) % visits };
+        self.at = if self.visits == 0 { 0 } else { (self.at + touches % self.visits) % self.visits };
     }
 }
 

@@ -71,7 +71,8 @@ pub struct Machine {
     zero: Bits,
     by_pmd: Bits,
     taken: Bits,
-    loops: Vec<HotLoop>,
+    /// The hot loops that run.
+    pub loops: Vec<HotLoop>,
 }
 
 impl Machine {
@@ -128,29 +129,6 @@ impl Machine {
         for word in (block * BLOCK / 64) as usize..((block + 1) * BLOCK / 64) as usize {
             self.install_small(word, self.mapped.0[word]);
         }
-    }
-
-    /// Starts a hot loop.
-    pub fn start(&mut self, hot: HotLoop) {
-        self.loops.push(hot);
-    }
-    /// Stops them all.
-    pub fn stop(&mut self) {
-        self.loops.clear();
-    }
-    /// Whether any runs.
-    pub fn is_hot(&self) -> bool {
-        !self.loops.is_empty()
-    }
-
-    /// The number of loops.
-    pub fn loops(&self) -> usize {
-        self.loops.len()
-    }
-
-    /// Visits of all loops in one pass of each.
-    pub fn visits(&self) -> u64 {
-        self.loops.iter().map(HotLoop::visits).sum()
     }
 
     /// Drops translations, and nothing else.
@@ -242,7 +220,7 @@ impl Machine {
     pub fn read_once(&mut self) -> Faults {
         let mut faults = Faults::default();
         for index in 0..self.loops.len() {
-            if self.loops[index].reads() {
+            if self.loops[index].reads {
                 faults += self.go_on(index).unwrap_or_default();
             }
         }
@@ -399,7 +377,7 @@ mod tests {
     #[test]
     fn a_loop_comes_as_far_as_its_time_allows() {
         let mut machine = machine(SecondaryMmu::Tdp, HostState::MappedByPte);
-        machine.start(HotLoop::listed(&[0, 100, 200, 300], 1024));
+        machine.loops.push(HotLoop::listed(&[0, 100, 200, 300], 1024));
         let pace = Some(Pace { touch: 10.0, fault: 1_000.0 });
         machine.zap(0..1024);
         assert_eq!(machine.run_loops(Some(999.0), pace).all(), 0);

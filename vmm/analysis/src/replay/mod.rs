@@ -3,7 +3,7 @@
 //! ```text
 //!   events.log ── RowEvents ──┐
 //!                             ├─ Replay ── Policy::calls (the bridge's own) ── ranges, bytes, calls
-//!   policy, zap, granule ─────┘              └─ Zapping ── Machine: what is dropped, who faults ── Prediction
+//!   policy, zap, granule ─────┘              └─ Zapping ── Machine: what is dropped, which faults ── Prediction
 //!                                                            └─ HotLoop: how far, by recorded times
 //!   run.json ── what does not depend on the policy ─────────────────────────────────── Row ── table, record
 //! ```
@@ -18,7 +18,6 @@
 
 mod hot;
 mod machine;
-mod median;
 mod predict;
 mod rows;
 mod speed;
@@ -26,8 +25,6 @@ mod sptes;
 mod validate;
 mod zapping;
 
-pub use machine::Faults;
-pub use predict::{Prediction, Question, Replay, ReplayError, Running};
-pub use rows::{Predicted, question, row};
+pub use predict::ReplayError;
+pub use rows::{Predicted, row};
 pub use validate::{Check, Judgement, checks};
-pub use zapping::Zapped;

@@ -6,27 +6,14 @@ use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, SlotError, SlotTable};
 use notifier_bridge::Policy;
 
 use super::machine::{Faults, Machine, Pace};
-use super::median::median;
 use super::zapping::{Zapped, Zapping};
-use experiment::choice::RowLabel;
-use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, Zap};
+use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, RowLabel, Zap};
 use experiment::events::{
     Announcement, Counter, Event, GuestKind, HotLoops, Leaves, Operation, Refill, RowEvents, SecondaryMmu,
     Setting, Step,
 };
 use experiment::record::RowFold;
 use program::exit::{Class, Classified};
-
-/// The change to a row whose effect is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
-    /// The range policy.
-    pub policy: PolicyChoice,
-    /// The way to zap.
-    pub zap: Zap,
-    /// The size of a memslot, if it is another than the row's.
-    pub granule: Option<Granule>,
-}
 
 /// The assumption about how far the hot loops come between two operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,9 +71,7 @@ pub struct Replay<'a> {
 #[derive(Debug, thiserror::Error)]
 #[error("with memslots of {granule} bytes: use a larger --granule")]
 pub struct ReplayError {
-    /// Bytes of each.
     granule: u64,
-    /// No VM has such slots.
     source: SlotError,
 }
 
@@ -153,11 +138,11 @@ impl<'a> Replay<'a> {
         let granule = Granule::new(self.granule).unwrap_or(setting.label.tried.granule);
         let tried = Combination { policy, granule, zap, ..setting.label.tried };
         let seamed = tried.is_seamed();
-        let zapping =
-            Zapping::new(zap, (setting.mmu, setting.slot_zap_drops_all, seamed), self.arena, &self.slots);
         let label = RowLabel { case: setting.label.case.clone(), tried, listener: Listener::Replay };
+        let replayed = Setting { label, seamed, ..setting.clone() };
+        let zapping = Zapping::new(&replayed, self.arena, &self.slots);
         let mut found = Prediction::default();
-        found.fold.add(&Event::Trial(Box::new(Setting { label, ..setting.clone() })));
+        found.fold.add(&Event::Trial(Box::new(replayed)));
         Play {
             replay: self,
             machine,
@@ -166,8 +151,7 @@ impl<'a> Replay<'a> {
             // Zaps by the kernel are counted around the operation; those of a listener, by the listener.
             kernel_alone: Listener::of(policy, setting.mmu.has_guest()) == Listener::Kernel,
             counts_leaves: self.unknown_faults(zap).is_none(),
-            recut: setting.seamed != seamed,
-            seamed,
+            recut: (setting.seamed != seamed).then_some(seamed),
             running,
             pace: self.pace(),
             entering: self.entering().filter(|_| zap == Zap::Memslot).unwrap_or(0.0),
@@ -239,12 +223,18 @@ impl<'a> Replay<'a> {
         let tried = self.setting.label.tried;
         let mut play = self.play(tried.policy, tried.zap, Running::Around);
         play.all();
-        play.machine.stop();
+        play.machine.loops.clear();
         let Some(last) = self.hot_loops().last() else { return 0 };
         play.start(last);
         play.machine.zap(0..self.setting.pages());
         counted.saturating_sub(play.machine.run_loops(None, None).all())
     }
+}
+
+/// The one in the middle.
+pub(super) fn median(mut values: Vec<u64>) -> Option<u64> {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied()
 }
 
 /// One pass through a row.
@@ -256,9 +246,8 @@ struct Play<'r> {
     kernel_alone: bool,
     /// Whether the model knows which entries go.
     counts_leaves: bool,
-    /// Whether system calls are cut by VMA boundaries that the recorded row had and this one has not, or the reverse.
-    recut: bool,
-    seamed: bool,
+    /// Whether VMA boundaries cut system calls, where they do not in the recorded row, or the reverse.
+    recut: Option<bool>,
     running: Running,
     pace: Option<Pace>,
     entering: f64,

@@ -1,7 +1,7 @@
 //! From a prediction to a row of a run record.
 
-use super::predict::{Question, Replay, ReplayError, Running};
-use experiment::choice::{Granule, PolicyChoice, ZapChoice};
+use super::predict::{Replay, ReplayError, Running};
+use experiment::choice::{Granule, PolicyChoice, Zap, ZapChoice};
 use experiment::events::RowEvents;
 use experiment::record::{Row, Warnings};
 
@@ -21,32 +21,38 @@ pub struct Predicted {
     pub slack: Option<f64>,
 }
 
-/// The question for `policy`, zapped as `zap = "auto"` has it.
-pub fn question(policy: PolicyChoice, granule: Option<Granule>) -> Question {
-    Question { policy, zap: ZapChoice::Auto.under(policy), granule }
-}
-
-/// The row as `asked` would have made it.
-pub fn row(events: &RowEvents, asked: Question) -> Result<Predicted, ReplayError> {
-    let replay = Replay::new(events, asked.granule)?;
-    let found = replay.predict(asked.policy, asked.zap, Running::Recorded);
+/// The row under `policy`, zapped as `zap = "auto"` has it, with memslots of another size if `granule` says so.
+pub fn row(
+    events: &RowEvents,
+    policy: PolicyChoice,
+    granule: Option<Granule>,
+) -> Result<Predicted, ReplayError> {
+    let zap = ZapChoice::Auto.under(policy);
+    let replay = Replay::new(events, granule)?;
+    let found = replay.predict(policy, zap, Running::Recorded);
     let (had, needed, collateral) = (found.had_ns, found.needed_ns, found.collateral_faults());
-    let unknown = replay.unknown_faults(asked.zap);
+    let unknown = replay.unknown_faults(zap);
     let mut row = found.fold.row_because(|key| {
         let of_model = ["refaults", "collateral_faults", "sptes_zapped_4k", "sptes_zapped_2m"].contains(&key);
         unknown.filter(|_| of_model).map(str::to_owned)
     });
     let bounds = match unknown {
         Some(_) => None,
-        None => bounds(&replay, asked, collateral, &mut row.warnings),
+        None => bounds(&replay, policy, zap, collateral, &mut row.warnings),
     };
     let slack = (needed > 0).then(|| had as f64 / needed as f64);
     Ok(Predicted { row, bounds, slack })
 }
 
 /// The collateral faults at other speeds of the hot loops.
-fn bounds(replay: &Replay<'_>, asked: Question, found: u64, warnings: &mut Warnings) -> Option<(u64, u64)> {
-    let at = |running| replay.predict(asked.policy, asked.zap, running).collateral_faults();
+fn bounds(
+    replay: &Replay<'_>,
+    policy: PolicyChoice,
+    zap: Zap,
+    found: u64,
+    warnings: &mut Warnings,
+) -> Option<(u64, u64)> {
+    let at = |running| replay.predict(policy, zap, running).collateral_faults();
     if !replay.is_hot() {
         return None;
     }
@@ -81,7 +87,7 @@ mod tests {
     use experiment::events::{Event, SecondaryMmu, Setting};
 
     fn predicted(events: &RowEvents, policy: PolicyChoice) -> Row {
-        row(events, question(policy, None)).unwrap().row
+        row(events, policy, None).unwrap().row
     }
 
     /// A row of one operation, whose setting is so, and which named an address or not.

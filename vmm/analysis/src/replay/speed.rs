@@ -8,8 +8,7 @@
 //! ```
 
 use super::machine::Pace;
-use super::median::median;
-use super::predict::Replay;
+use super::predict::{Replay, median};
 
 impl Replay<'_> {
     /// Whether the log says how fast the hot loops are.

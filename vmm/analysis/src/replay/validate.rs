@@ -22,16 +22,13 @@ pub enum Judgement {
     Undecided(String),
 }
 
-/// One key of one row.
+/// The comparison of one key of one row.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the fields are what their names say")]
 pub struct Check {
-    /// The key of the row.
     pub key: &'static str,
-    /// By the replay.
     pub predicted: Option<u64>,
-    /// By the run.
     pub measured: Option<u64>,
-    /// The result.
     pub judgement: Judgement,
 }
 

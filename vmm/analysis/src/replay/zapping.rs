@@ -8,15 +8,14 @@ use guest_mem::{Address, Hva, HvaRange, PAGE_SIZE, PMD_SIZE, SlotTable};
 use super::machine::Machine;
 use super::sptes::{BLOCK, Bits};
 use experiment::choice::Zap;
-use experiment::events::{Leaves, SecondaryMmu};
+use experiment::events::{Leaves, SecondaryMmu, Setting};
 use experiment::record::saturating_sum;
 
 /// A listener and its way to zap.
 #[derive(Clone, Debug)]
 pub struct Zapping {
-    /// By which means; [`Zap::Nothing`] where only the kernel zaps.
-    pub how: Zap,
-    mmu: SecondaryMmu,
+    /// By which means: [`Zap::Nothing`] where only the kernel zaps, `None` for the software MMU.
+    how: Option<Zap>,
     drops_all: bool,
     arena: HvaRange,
     /// Blocks in which a toggle is exact.
@@ -48,18 +47,14 @@ impl std::ops::AddAssign for Zapped {
 }
 
 impl Zapping {
-    /// A listener over `slots`.
-    pub fn new(
-        how: Zap,
-        (mmu, drops_all, seamed): (SecondaryMmu, bool, bool),
-        arena: HvaRange,
-        slots: &SlotTable,
-    ) -> Self {
+    /// The listener of a row over `slots`.
+    pub fn new(setting: &Setting, arena: HvaRange, slots: &SlotTable) -> Self {
         let blocks = arena.len() / PMD_SIZE;
         let mut seams = Bits::none(blocks);
-        seams.set_range(0..blocks, seamed);
+        seams.set_range(0..blocks, setting.seamed);
         let all_bytes = saturating_sum(slots.as_slice().iter().map(|slot| slot.len()));
-        Self { how, mmu, drops_all, arena, seams, all_bytes }
+        let how = (setting.mmu != SecondaryMmu::Soft).then_some(setting.label.tried.zap);
+        Self { how, drops_all: setting.slot_zap_drops_all, arena, seams, all_bytes }
     }
 
     /// The arena's pages in a range.
@@ -75,11 +70,11 @@ impl Zapping {
 
     /// The listener is told `range`, after [`Zapping::seam`] where it makes one.
     pub fn zap(&self, machine: &mut Machine, slots: &SlotTable, range: HvaRange) -> Zapped {
-        match (self.mmu, self.how) {
-            (SecondaryMmu::Soft, _) => self.zap_entries(machine, slots, range),
-            (_, Zap::Nothing) => Zapped::default(),
-            (_, Zap::Memslot) => self.zap_slots(machine, slots, range),
-            (_, Zap::Protect | Zap::Unmap) => self.toggle(machine, range),
+        match self.how {
+            None => self.zap_entries(machine, slots, range),
+            Some(Zap::Nothing) => Zapped::default(),
+            Some(Zap::Memslot) => self.zap_slots(machine, slots, range),
+            Some(Zap::Protect | Zap::Unmap) => self.toggle(machine, range),
         }
     }
 
@@ -111,17 +106,17 @@ impl Zapping {
 
     /// Whether a zap stops the vCPUs.
     pub fn stops_vcpus(&self) -> bool {
-        self.mmu != SecondaryMmu::Soft && self.how == Zap::Memslot
+        self.how == Some(Zap::Memslot)
     }
 
     /// Whether a zap is a protection toggle.
     pub fn toggles(&self) -> bool {
-        self.mmu != SecondaryMmu::Soft && self.how == Zap::Protect
+        self.how == Some(Zap::Protect)
     }
 
     /// Whether the zap of `range` puts a seam somewhere first.
     pub fn makes_seam(&self, range: HvaRange) -> bool {
-        let cuts = self.mmu != SecondaryMmu::Soft && matches!(self.how, Zap::Protect | Zap::Unmap);
+        let cuts = matches!(self.how, Some(Zap::Protect | Zap::Unmap));
         cuts && self.unseamed(range).iter().any(Option::is_some)
     }
 

@@ -45,7 +45,7 @@ impl Play<'_> {
                 self.machine.lay_out(layout, *fresh);
                 *fresh = false;
             }
-            Step::Stop => self.machine.stop(),
+            Step::Stop => self.machine.loops.clear(),
             Step::Refault => self.found.refaults += self.machine.touch_all(true),
             Step::Sweep => self.found.sweep += self.machine.touch_all(false),
             Step::Baseline | Step::Other => {}
@@ -56,12 +56,13 @@ impl Play<'_> {
     pub(super) fn start(&mut self, hot: &HotLoops) {
         let pages = self.replay.setting.pages();
         for _ in 0..hot.loops {
-            let one = match (&hot.list, hot.stride) {
+            let mut one = match (&hot.list, hot.stride) {
                 (Some(list), _) => HotLoop::listed(list, pages),
                 (None, Some(stride)) => HotLoop::strided(stride, pages),
                 (None, None) => return,
             };
-            self.machine.start(one.writing(hot.writes));
+            one.reads = !hot.writes;
+            self.machine.loops.push(one);
         }
     }
 
@@ -69,7 +70,7 @@ impl Play<'_> {
     /// zaps of its own is not there.
     fn run_until(&mut self, at_ns: u64) {
         let Some(operation) = self.operation.take() else { return };
-        if !self.machine.is_hot() {
+        if self.machine.loops.is_empty() {
             return;
         }
         let zaps = match self.replay.setting.label.tried.policy {
@@ -91,7 +92,8 @@ impl Play<'_> {
             self.count_own_round();
         }
         if let Some(pace) = self.pace {
-            let needed = faults.all() as f64 * pace.fault + self.machine.visits() as f64 * pace.touch;
+            let visits: u64 = self.machine.loops.iter().map(|hot| hot.visits).sum();
+            let needed = faults.all() as f64 * pace.fault + visits as f64 * pace.touch;
             self.found.had_ns = self.found.had_ns.saturating_add(gap as u64);
             self.found.needed_ns = self.found.needed_ns.saturating_add(needed as u64);
         }
@@ -101,7 +103,7 @@ impl Play<'_> {
     /// microseconds, and a system call takes that long. A vCPU that was stopped for the first is not back before it is
     /// stopped for the second, unless it gets its processor from the very thread that announces.
     fn pause(&mut self) {
-        let shares = self.machine.loops() >= self.replay.setting.processors as usize;
+        let shares = self.machine.loops.len() >= self.replay.setting.processors as usize;
         if self.running == Running::Never || self.zapping.stops_vcpus() && !shares {
             return;
         }
@@ -118,8 +120,8 @@ impl Play<'_> {
     /// The operation whose announcements are known by now.
     fn operate(&mut self, end: &OperationEnd) {
         let announced = match self.recut {
-            true => recut(&self.announced, self.seamed),
-            false => self.announced.clone(),
+            Some(seamed) => recut(&self.announced, seamed),
+            None => self.announced.clone(),
         };
         self.by_kernel = Leaves::default();
         if let (Some((last, first)), Some(operation)) = (announced.split_last(), self.operation) {

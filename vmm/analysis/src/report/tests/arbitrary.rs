@@ -175,7 +175,7 @@ proptest! {
             Ok(rows) => for row in rows {
                 RowFold::of(row.events.clone());
                 RowTime::of(&row);
-                let _ = replay::row(&row, replay::question("vm".parse().unwrap(), None));
+                let _ = replay::row(&row, "vm".parse().unwrap(), None);
             }
         }
     }
@@ -213,8 +213,7 @@ proptest! {
     #[test]
     fn any_rows_events_are_replayed(events in events()) {
         for policy in ["kernel", "page", "pmd", "folio", "slot", "vm"] {
-            let question = replay::question(policy.parse().unwrap(), None);
-            if let Ok(predicted) = replay::row(&events, question) {
+            if let Ok(predicted) = replay::row(&events, policy.parse().unwrap(), None) {
                 sane(&table(&crate::report::fixture::run(vec![predicted.row]), Charset::Ascii))?;
             }
         }
