@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use experiment::record::Row;
 use notifier_bridge::By;
 
+use super::names::rows_in_words;
 use program::units;
 
 /// How many rows a sentence names before it counts the rest.
 const NAMED: usize = 3;
 
 /// What the kernel announced in place of what was expected: `32 ranges of 35.3 MiB in place of 32 of 128 KiB, over 32
-/// operations`; `None` where it announced what was expected, or nobody knows.
+/// operations`; `None` where it announced what was expected, or that is not known.
 pub(super) fn difference(row: &Row) -> Option<String> {
     let operations = row.account_differences.get().filter(|_| row.differs())?;
     let ranges = |ranges: Option<u64>, bytes: Option<u64>, noun: &str| match (ranges, bytes) {
@@ -26,7 +27,7 @@ pub(super) fn difference(row: &Row) -> Option<String> {
     Some(format!("{found} in place of {expected}, over {over}"))
 }
 
-/// Ranges that nobody of the experiment made, by cause: `kswapd 7, migration 29,068`.
+/// Ranges of other makers than the experiment, by cause: `kswapd 7, migration 29,068`.
 pub(super) fn strangers(rows: &[&Row]) -> String {
     let mut others: BTreeMap<&str, u64> = BTreeMap::new();
     for row in rows {
@@ -76,7 +77,7 @@ pub(super) fn differences(ran: &[&Row]) -> Option<String> {
     })
 }
 
-/// Whether the two accounts agree, where they can be compared, and who else took memory meanwhile.
+/// Whether the two accounts agree, where they can be compared, and which others took memory meanwhile.
 pub(super) fn account(ran: &[&Row]) -> Vec<String> {
     let mut sentences = Vec::new();
     let compared: Vec<&Row> = ran.iter().copied().filter(|row| !row.account_differences.is_null()).collect();
@@ -132,10 +133,7 @@ pub(super) fn not_measured(ran: &[&Row]) -> Option<String> {
     let first = expected.first()?;
     let why = first.warnings.about("invalidations").filter(|warning| !warning.text.is_empty());
     let why = why.map(|warning| format!(" ({})", warning.text)).unwrap_or_default();
-    let rows = match expected.len() {
-        1 => "one row".to_owned(),
-        rows => format!("{rows} rows"),
-    };
+    let rows = rows_in_words(expected.len());
     Some(format!("What the kernel announced under `kernel` was not measured in {rows}{why}."))
 }
 

@@ -70,12 +70,12 @@ pub(super) fn differing(rows: &[&Row], differences: Differences) -> Vec<String> 
     rows.iter().filter_map(line).collect()
 }
 
-/// What the mark of disturbed rows means, and who disturbed each.
+/// The meaning of the mark of disturbed rows, and the makers of the disturbance of each.
 pub(super) fn disturbed(rows: &[&Row], differences: Differences) -> Option<String> {
     let disturbed: Vec<&Row> = rows.iter().copied().filter(|row| row.strangers() > 0).collect();
     let each: Vec<String> = grouped(&disturbed, |row| account::strangers(&[row]))
         .into_iter()
-        .map(|(who, some)| format!("{who}{}", of_rows(&some, rows, differences)))
+        .map(|(makers, some)| format!("{makers}{}", of_rows(&some, rows, differences)))
         .collect();
     (!each.is_empty()).then(|| {
         format!(

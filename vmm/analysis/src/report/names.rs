@@ -96,6 +96,11 @@ pub(super) fn which(some: &[&Row], all: &[&Row], differences: Differences) -> St
     }
 }
 
+/// `one row`, `2 rows`.
+pub(super) fn rows_in_words(count: usize) -> String {
+    if count == 1 { "one row".to_owned() } else { format!("{count} rows") }
+}
+
 /// ``under `a`, `b` and `c` ``: a preposition that they share is said once.
 pub(super) fn enumerate(names: &[String]) -> String {
     let Some((first, rest)) = names.split_first() else { return String::new() };

@@ -1,4 +1,4 @@
-//! Two swaps side by side, in words: rows that differ in nothing but who swaps, the kernel or this process.
+//! Two swaps side by side, in words: rows that differ in nothing but the swap, the kernel's or this process's.
 
 use guest_mem::Operation;
 

@@ -93,7 +93,7 @@ fn draw(columns: &[Column], rows: &[&Row], charset: Charset) -> Table {
 }
 
 fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
-    // Where nobody kept the kernel's account, two columns of dashes would tell nothing; where it is as expected, what was
+    // Where the kernel's account was not kept, two columns of dashes would tell nothing; where it is as expected, what was
     // expected would tell nothing.
     let kernel = ran.iter().any(|row| !row.kernel_ranges.is_null());
     let differing = ran.iter().any(|row| row.differs());

@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table};
 
 use super::names::grouped;
 use super::table::empty;
-use crate::timeline::{CauseTime, RowTime, Stalled};
+use crate::timeline::{CauseTime, RowTime};
 use experiment::choice::{PolicyChoice, Reclaim};
 use program::units::{self, Charset};
 
@@ -111,16 +111,12 @@ fn line(row: &RowTime, cause: Option<&CauseTime>, first: bool, charset: Charset)
         rows_own(number(row.counted.faults)),
         rows_own(number(row.counted.retries)),
         rows_own(number(row.counted.flushes)),
-        rows_own(stalled(row.steps.refault.stalled, charset)),
-        rows_own(stalled(row.steps.sweep.stalled, charset)),
+        rows_own(time(row.steps.refault.stalled.ns)),
+        rows_own(time(row.steps.sweep.stalled.ns)),
     ]
 }
 
-fn stalled(stalled: Stalled, charset: Charset) -> String {
-    units::nanoseconds(stalled.ns as f64, charset)
-}
-
-/// Who else took memory in a row, and what its times lack.
+/// The others that took memory in a row, and what its times lack.
 fn notes(row: &RowTime, charset: Charset) -> Vec<String> {
     let label = &row.label;
     let name = label.tried.to_string();

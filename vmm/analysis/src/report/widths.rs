@@ -14,7 +14,7 @@ struct Step {
 }
 
 /// ``invalidated exactly what had to go under `folio` (amplification 1.0), 257 times as much under `pmd` …``; nothing of
-/// rows whose width nobody measured.
+/// rows whose width was not measured.
 pub(super) fn widths(rows: &[&Row], differences: Differences) -> Option<String> {
     let mut known: Vec<(f64, &Row)> = rows
         .iter()
@@ -38,7 +38,7 @@ pub(super) fn widths(rows: &[&Row], differences: Differences) -> Option<String> 
 /// Whether not a byte more went, nor less, than had to: where an address was asked for, and no account says otherwise.
 fn is_exact(row: &Row) -> bool {
     let covered = row.invalidated_bytes.get().is_some() && row.invalidated_bytes == row.needed_bytes;
-    // What goes where nobody names an address shows afterwards, and so does what had to.
+    // Without an address it is known only afterwards which bytes went, and which had to.
     let asked = row.label.tried.policy == PolicyChoice::Kernel || !row.expected_bytes.is_null();
     covered && asked && !row.differs()
 }

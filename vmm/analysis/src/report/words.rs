@@ -1,23 +1,19 @@
 //! What the rows say, in words: one paragraph, and nothing in it that a number of the record does not support.
 
-use guest_mem::Backing;
+use guest_mem::{Backing, PAGE_SIZE};
 
-use experiment::choice::Combination;
-use experiment::choice::RowLabel;
+use experiment::choice::{Combination, RowLabel};
 use experiment::record::{Row, RunRecord, saturating_sum};
 use program::output::visible;
 
 use super::account::{account, differences, not_measured};
-use super::names::{Differences, enumerate, grouped};
+use super::names::{Differences, enumerate, grouped, rows_in_words};
 use super::swaps::{side_by_side, told_beside};
 use super::widths::{split, widths};
 use program::units::{self, Charset};
 
 /// A hot loop that keeps this much of its rate has not noticed: two runs of the same differ by as much.
 const UNNOTICED: f64 = 0.95;
-
-/// Bytes of what is called a page.
-const PAGE_SIZE: u64 = 4096;
 
 /// One paragraph in plain English.
 pub fn words(record: &RunRecord, charset: Charset) -> String {
@@ -81,7 +77,7 @@ fn taking(row: &Row) -> String {
     format!("{verb} {what} of {} memory", row.label.tried.backing)
 }
 
-/// Who used the memory.
+/// The user of the memory.
 fn user(rows: &[&Row]) -> &'static str {
     let guest = rows.iter().all(|row| row.label.listener.has_guest());
     if guest { "the guest" } else { "the worker threads" }
@@ -203,7 +199,7 @@ fn shortfall(rows: &[&Row]) -> Option<String> {
     let ((_, row), _) = extremes(short.iter().copied())?;
     let (gone, asked) = (row.evicted_bytes.get()?, row.victim_bytes.get()?);
     let (backing, policy, case) = (&row.label.tried.backing, &row.label.tried.policy, &row.label.case);
-    let rows = if short.len() == 1 { "one row".to_owned() } else { format!("{} rows", short.len()) };
+    let rows = rows_in_words(short.len());
     let (stayed, of) = (units::bytes(asked - gone), units::bytes(asked));
     // To three digits a little less than all is all.
     let stayed = if stayed == of && gone > 0 { format!("all but {}", units::bytes(gone)) } else { stayed };

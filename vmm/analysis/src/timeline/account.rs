@@ -1,22 +1,24 @@
 //! A row's time, summed up by cause.
+//!
+//! A bracket is the announcement of a range by us, from its first call to its last. Times are nanoseconds.
+#![expect(missing_docs, reason = "a field without a doc is what its name says")]
 
-use notifier_bridge::Cause;
+use notifier_bridge::By;
 use serde::Serialize;
 
 use experiment::choice::RowLabel;
 use experiment::events::{
     Announcement, Counted, Counter, Event, KernelRange, RowEvents, Stall, StallOn, Step,
 };
-use notifier_bridge::By;
 
-/// What one cause took, host and guest. Times are nanoseconds.
+/// The time that one cause took, of the host and of the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CauseTime {
-    /// Why memory was taken.
+    /// The name of a [`notifier_bridge::Cause`].
     pub cause: String,
-    /// Ranges announced by us; under policy `kernel`, where nobody but the kernel announces, ranges expected of it.
+    /// Ranges announced by us; under policy `kernel`, where only the kernel announces, ranges expected of it.
     pub announcements: u64,
-    /// Ranges announced by the kernel inside our brackets; `None` where nobody kept its account.
+    /// Ranges announced by the kernel inside our brackets; `None` where its account was not kept.
     pub kernel_ranges: Option<u64>,
     /// In our listeners' zaps.
     pub zap_ns: u64,
@@ -25,16 +27,14 @@ pub struct CauseTime {
     pub operation_ns: u64,
     /// In the ends of the brackets.
     pub end_ns: u64,
-    /// That vCPUs stood still inside these brackets, summed over them.
+    /// Stalls of vCPUs inside these brackets.
     pub held: Stalled,
 }
 
-/// How often and how long vCPUs stood still.
+/// Stalls of vCPUs, and their length summed over the vCPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stalled {
-    /// How many stalls.
     pub stalls: u64,
-    /// How long together, nanoseconds.
     pub ns: u64,
 }
 
@@ -48,18 +48,15 @@ impl Stalled {
 /// Ranges that the kernel announced while we had no bracket open, or for another reason than ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct OtherRanges {
-    /// Why, see [`By`].
+    /// The name of a [`By`].
     pub cause: String,
-    /// How many ranges.
     pub ranges: u64,
-    /// Pages of all of them.
     pub pages: u64,
 }
 
 /// Steps of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Phase {
-    /// Their length, nanoseconds.
     pub ns: u64,
     /// The stalls of vCPUs in them, outside our brackets.
     pub stalled: Stalled,
@@ -79,14 +76,12 @@ pub struct Steps {
 /// A row's time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RowTime {
-    /// The row's label.
     #[serde(flatten)]
     pub label: RowLabel,
     /// By cause, in order of appearance.
     pub causes: Vec<CauseTime>,
     /// The kernel's ranges outside our brackets or of other causes.
     pub others: Vec<OtherRanges>,
-    /// The time of the steps, by kind.
     pub steps: Steps,
     /// Counts of the secondary MMU while memory was taken.
     pub counted: Counted,
@@ -98,20 +93,12 @@ pub struct RowTime {
     pub clock_uncertain_ns: u64,
 }
 
-/// A range's announcement, from its first call to its last.
 #[derive(Clone, Copy, Debug)]
 struct Bracket {
     begin: u64,
     end: u64,
+    /// The place of its cause in [`RowTime::causes`].
     cause: usize,
-}
-
-/// A step as it was carried out.
-#[derive(Clone, Copy, Debug)]
-struct Span<'a> {
-    step: &'a Step,
-    begin: u64,
-    end: u64,
 }
 
 impl RowTime {
@@ -135,14 +122,14 @@ impl RowTime {
             stalls_left_out: 0,
             clock_uncertain_ns: 0,
         };
-        let (mut spans, mut brackets, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut steps, mut brackets) = (Vec::new(), Vec::new());
         let mut began = None;
         for event in events {
             match event {
-                Event::StepBegan { at_ns, step } => spans.push(Span { step, begin: *at_ns, end: *at_ns }),
-                Event::StepEnded { at_ns, counted } => time.end_step(spans.last_mut(), *at_ns, counted),
+                Event::StepBegan { at_ns, step } => steps.push((*at_ns, step)),
+                Event::StepEnded { at_ns, counted } => time.end_step(steps.last(), *at_ns, counted),
                 Event::OperationBegan(operation) => _ = began.get_or_insert(operation.at_ns),
-                Event::Announced(one) => brackets.push(time.add_announcement(one, &mut known)),
+                Event::Announced(one) => brackets.push(time.add_announcement(one)),
                 Event::Clock { uncertain_ns } => time.clock_uncertain_ns = *uncertain_ns,
                 Event::Reading { counter: Counter::LostStalls, count } => {
                     time.stalls_left_out = time.stalls_left_out.saturating_add(count.unwrap_or(0));
@@ -153,7 +140,7 @@ impl RowTime {
         let mut held = vec![0; time.causes.len()];
         for event in events {
             match event {
-                Event::Stall(stall) => time.add_stall(stall, began, (&spans, &brackets), &mut held),
+                Event::Stall(stall) => time.add_stall(stall, began, (&steps, &brackets), &mut held),
                 Event::KernelRange(range) if has_account => time.add_range(range, setting.pages(), &brackets),
                 _ => {}
             }
@@ -161,23 +148,19 @@ impl RowTime {
         time
     }
 
-    fn add_announcement(&mut self, one: &Announcement, known: &mut Vec<Cause>) -> Bracket {
-        let index = known.iter().position(|cause| *cause == one.cause).unwrap_or_else(|| {
-            known.push(one.cause);
+    fn add_announcement(&mut self, one: &Announcement) -> Bracket {
+        let name = one.cause.name();
+        let cause = self.causes.iter().position(|known| known.cause == name).unwrap_or_else(|| {
             let kernel_ranges = self.has_account.then_some(0);
-            self.causes.push(CauseTime {
-                cause: one.cause.name().to_owned(),
-                kernel_ranges,
-                ..CauseTime::default()
-            });
-            known.len() - 1
+            self.causes.push(CauseTime { cause: name.to_owned(), kernel_ranges, ..CauseTime::default() });
+            self.causes.len() - 1
         });
-        let its = &mut self.causes[index];
+        let its = &mut self.causes[cause];
         its.announcements += 1;
         its.zap_ns = its.zap_ns.saturating_add(one.zap_ns);
         its.operation_ns = its.operation_ns.saturating_add(one.operation_ns);
         its.end_ns = its.end_ns.saturating_add(one.end_ns);
-        Bracket { begin: one.at_ns, end: one.at_ns.saturating_add(one.total_ns()), cause: index }
+        Bracket { begin: one.at_ns, end: one.at_ns.saturating_add(one.total_ns()), cause }
     }
 
     fn phase(&mut self, step: &Step) -> Option<&mut Phase> {
@@ -189,14 +172,13 @@ impl RowTime {
         }
     }
 
-    fn end_step(&mut self, span: Option<&mut Span<'_>>, at_ns: u64, counted: &Counted) {
-        let Some(span) = span else { return };
-        span.end = at_ns;
-        if let Some(phase) = self.phase(span.step) {
-            phase.ns = phase.ns.saturating_add(at_ns.saturating_sub(span.begin));
+    fn end_step(&mut self, begun: Option<&(u64, &Step)>, at_ns: u64, counted: &Counted) {
+        let Some((begun_ns, step)) = begun else { return };
+        if let Some(phase) = self.phase(step) {
+            phase.ns = phase.ns.saturating_add(at_ns.saturating_sub(*begun_ns));
         }
         // The guest warms its own memory up in the others.
-        if !matches!(span.step, Step::Reclaim(_)) {
+        if !matches!(step, Step::Reclaim(_)) {
             return;
         }
         let sums = &mut self.counted;
@@ -215,7 +197,7 @@ impl RowTime {
         &mut self,
         stall: &Stall,
         began: Option<u64>,
-        (spans, brackets): (&[Span<'_>], &[Bracket]),
+        (steps, brackets): (&[(u64, &Step)], &[Bracket]),
         held: &mut [u64],
     ) {
         if stall.on == StallOn::Undisturbed {
@@ -244,8 +226,8 @@ impl RowTime {
         }
         let outside = stall.ns.saturating_sub(inside);
         // Steps are in order of time, and few.
-        let step = spans.iter().rev().find(|span| span.begin <= at).map(|span| span.step);
-        if let Some(phase) = step.and_then(|step| self.phase(step)).filter(|_| outside > 0) {
+        let step = steps.iter().rev().find(|(began, _)| *began <= at);
+        if let Some(phase) = step.and_then(|(_, step)| self.phase(step)).filter(|_| outside > 0) {
             phase.stalled.add(outside);
         }
     }

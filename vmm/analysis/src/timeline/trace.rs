@@ -98,9 +98,7 @@ impl RowTrace<'_> {
         counted: &Counted,
     ) -> io::Result<()> {
         let Some((began, step)) = begun else { return Ok(()) };
-        let counted =
-            json!({ "faults": counted.faults, "retries": counted.retries, "flushes": counted.flushes });
-        self.span(sink, STEPS, step.name(), (began, at_ns.saturating_sub(began)), counted)
+        self.span(sink, STEPS, step.name(), (began, at_ns.saturating_sub(began)), json!(counted))
     }
 
     fn range(&self, sink: &mut Sink<'_>, range: &KernelRange) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Sums over rows made by hand.
 
+use notifier_bridge::Cause;
 use proptest::prelude::*;
 
 use super::*;
