@@ -15,28 +15,17 @@ use crate::remedy::{self, Asked};
 
 /// A memory cgroup could not be entered or squeezed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum CgroupError {
-    /// There is no memory controller.
     #[error(
         "no memory cgroup for this process: mount cgroup2 at /sys/fs/cgroup with the memory controller, \
          or boot without `cgroup_disable=memory`"
     )]
     NoController,
-    /// A name that is no name for a directory.
     #[error("`{0}` is no name for a cgroup: use letters, digits, `-`, `_` and `.`")]
     Name(String),
-    /// A file could not be read or written.
     #[error("{attempt} {path}{}", remedy::after_io(Asked::Cgroup, source))]
-    File {
-        /// The attempt.
-        attempt: String,
-        /// The file or directory.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The group came without the files that manage memory.
+    File { attempt: String, path: PathBuf, source: io::Error },
     #[error(
         "the new cgroup {0} has no memory controller: `echo +memory > cgroup.subtree_control` in its parent"
     )]
@@ -136,9 +125,6 @@ impl MemoryCgroup {
     }
 
     /// Bytes charged to the group now.
-    ///
-    /// # Errors
-    /// The kernel's file cannot be read.
     pub fn usage(&self) -> Result<u64, CgroupError> {
         let path = self.file(self.usage_file());
         let text = read(&path)?;

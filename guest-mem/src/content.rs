@@ -12,19 +12,12 @@ use crate::sys;
 
 /// Pages could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ContentError {
-    /// Pages outside the region, or without memory.
     #[error(transparent)]
     Region(#[from] RegionError),
-    /// The kernel refused the copy.
     #[error("reading {range} of guest memory{}", remedy::after(Asked::Content, *source))]
-    Read {
-        /// The range to be read.
-        range: HvaRange,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
+    Read { range: HvaRange, source: Errno },
 }
 
 impl Region {

@@ -26,9 +26,6 @@ impl Earned {
     pub const NOTHING: Self = Self { resident: 0, by_pmd: 0, as_said: Some(0) };
 
     /// Looks at all of a region.
-    ///
-    /// # Errors
-    /// A kernel that refuses.
     pub fn of(scanner: &mut PageScanner, region: &Region) -> Result<Self, ScanError> {
         let (mut runs, mut folios) = (Vec::new(), NamedFolios::default());
         scanner.scan_region(region, region.range(), &mut runs)?;
@@ -64,9 +61,6 @@ pub struct NamedFolios {
 
 impl NamedFolios {
     /// Looks at the folios that have pages in a part of a region; at none if the backing names no size.
-    ///
-    /// # Errors
-    /// A kernel that refuses.
     pub fn look(
         &mut self,
         scanner: &mut PageScanner,

@@ -37,34 +37,21 @@ struct GroupLimit {
 
 /// The limit that refuses hugetlb pages, and its remedy: both are in its text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum HugetlbLimit {
-    /// The pool is too small, or the kernel has none.
     #[error(transparent)]
     Pool(Unavailable),
-    /// A cgroup's limit is too low.
+    /// A cgroup's limit is too low. `max`, `used` and `bytes` are bytes.
     #[error(
         "{} MiB of hugetlb pages are wanted, and the cgroup's limit is {} MiB, with {} in use; `echo {} > {}`",
         bytes >> 20, max >> 20, used >> 20, used + bytes, file.display()
     )]
-    Group {
-        /// The limit's file.
-        file: PathBuf,
-        /// The limit, in bytes.
-        max: u64,
-        /// Bytes of it in use.
-        used: u64,
-        /// Bytes that are wanted.
-        bytes: u64,
-    },
-    /// The limits that can be seen from here leave room.
+    Group { file: PathBuf, max: u64, used: u64, bytes: u64 },
     #[error(
         "the pool has {available} hugetlb pages of 2 MiB to give, and no cgroup that is visible here forbids them; look \
          for hugetlb.2MB.max further up, for memory.max, and into the kernel's log"
     )]
-    Elsewhere {
-        /// Pages that the pool has to give.
-        available: u64,
-    },
+    Elsewhere { available: u64 },
 }
 
 impl HugetlbLimit {

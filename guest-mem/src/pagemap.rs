@@ -220,9 +220,6 @@ impl PageScanner {
     }
 
     /// How many pages of `range`, which lies in `region`, are in which state.
-    ///
-    /// # Errors
-    /// As [`PageScanner::scan_region`].
     pub fn counts(&mut self, region: &Region, range: HvaRange) -> Result<PageCounts, ScanError> {
         let mut runs = std::mem::take(&mut self.counted);
         let counts = self.scan_region(region, range, &mut runs).map(|()| PageCounts::of(&runs));
@@ -231,9 +228,6 @@ impl PageScanner {
     }
 
     /// The page-table state of the page that holds `at`, without a buffer: one system call.
-    ///
-    /// # Errors
-    /// A kernel that refuses.
     pub fn page(&mut self, at: Hva) -> Result<PageState, ScanError> {
         let page = page_of(at);
         if self.method == ScanMethod::Entries {
@@ -252,9 +246,6 @@ impl PageScanner {
 
     /// Appends the folios of more than one page that PTEs map in `range`, in order of address. One that goes on beyond the
     /// range is there with the part inside. Reads the flags of every frame, some 80 us for 2 MiB.
-    ///
-    /// # Errors
-    /// A kernel that refuses.
     pub fn large_folios(&mut self, range: HvaRange, out: &mut Vec<LargeFolio>) -> Result<(), ScanError> {
         self.folios.large_folios(range, out)
     }

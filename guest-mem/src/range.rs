@@ -158,31 +158,14 @@ impl<A: Address> FusedIterator for Chunks<A> {}
 
 /// A range that does not fit the region it was used with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum RangeError {
-    /// Part of it lies elsewhere.
     #[error("{range} leaves its region {region}")]
-    Outside {
-        /// The range asked for.
-        range: HvaRange,
-        /// The region's range.
-        region: HvaRange,
-    },
-    /// An end lies inside a page.
+    Outside { range: HvaRange, region: HvaRange },
     #[error("{range}: both ends must be multiples of {page_size} bytes in this region")]
-    Unaligned {
-        /// The range asked for.
-        range: HvaRange,
-        /// The region's page size.
-        page_size: u64,
-    },
-    /// An address that is no aligned word of the region.
+    Unaligned { range: HvaRange, page_size: u64 },
     #[error("no word of 8 aligned bytes at {at} in {region}")]
-    Word {
-        /// The address.
-        at: Hva,
-        /// The region's range.
-        region: HvaRange,
-    },
+    Word { at: Hva, region: HvaRange },
 }
 
 impl HvaRange {

@@ -196,44 +196,18 @@ impl Operation {
 
 /// An operation failed, or was done in part.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ReclaimError {
-    /// The operation does not exist for the backing.
     #[error("{operation} of `{backing}`: {why}")]
-    Refused {
-        /// The operation.
-        operation: Operation,
-        /// The memory's backing.
-        backing: Backing,
-        /// The reason, and what to use instead.
-        why: &'static str,
-    },
-    /// The range does not fit the region.
+    Refused { operation: Operation, backing: Backing, why: &'static str },
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// The kernel refused.
     #[error("{operation} of {range}{}", remedy::after(Asked::Feature, *source))]
-    Call {
-        /// The operation.
-        operation: Operation,
-        /// The range it was called for.
-        range: HvaRange,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// Pages were moved away and could not be moved back.
+    Call { operation: Operation, range: HvaRange, source: Errno },
     #[error(
         "remap of {range}: its pages are stranded at {at}; stop the guest, its memory is no longer whole"
     )]
-    Stranded {
-        /// Their place in the region.
-        range: HvaRange,
-        /// Their place now.
-        at: HvaRange,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
+    Stranded { range: HvaRange, at: HvaRange, source: Errno },
     /// It was done, and a fault handler of a swapper does not act on the event of it.
     #[error(transparent)]
     Overdue(#[from] Overdue),

@@ -19,78 +19,25 @@ use crate::victim::Order;
 
 /// Why guest RAM could not be mapped.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum RegionError {
-    /// No region has this length.
     #[error(
         "mapping {len} bytes of guest RAM: the size must be a multiple of 2 MiB, more than 0, below 64 TiB"
     )]
-    Length {
-        /// Bytes asked for.
-        len: u64,
-    },
-    /// The address space has no such hole.
+    Length { len: u64 },
     #[error("reserving address space for {len} bytes of guest RAM{}", remedy::after(Asked::AddressSpace, *source))]
-    Reserve {
-        /// Bytes asked for.
-        len: u64,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// The pool, or a cgroup, does not give that many hugetlb pages.
+    Reserve { len: u64, source: Errno },
     #[error("mapping {len} bytes of `hugetlb:2m`: {limit}")]
-    Hugetlb {
-        /// Bytes asked for.
-        len: u64,
-        /// The limit that forbids it.
-        limit: HugetlbLimit,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// A step of the setup failed.
+    Hugetlb { len: u64, limit: HugetlbLimit, source: Errno },
     #[error("{step} for {len} bytes of `{backing}`{}", remedy::after(Asked::Feature, *source))]
-    Setup {
-        /// The step that failed.
-        step: &'static str,
-        /// The backing that was asked for.
-        backing: Backing,
-        /// Bytes asked for.
-        len: u64,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// The seams that keep 2 MiB pages out of an mTHP region could not be made.
+    Setup { step: &'static str, backing: Backing, len: u64, source: Errno },
     #[error("keeping 2 MiB pages out of `{backing}`")]
-    Guard {
-        /// The backing that was asked for.
-        backing: Backing,
-        /// The error of the seam.
-        #[source]
-        source: SeamError,
-    },
+    Guard { backing: Backing, source: SeamError },
     /// A hugetlb page is mapped and is not there, and the kernel does not give one.
     #[error("the kernel gives no memory for {range} of `hugetlb:2m`: {limit}")]
-    NotGiven {
-        /// The range to be filled.
-        range: HvaRange,
-        /// The limit that forbids it.
-        limit: HugetlbLimit,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// Memory could not be filled.
+    NotGiven { range: HvaRange, limit: HugetlbLimit, source: Errno },
     #[error("populating {range}{}", remedy::after(Asked::Populate, *source))]
-    Populate {
-        /// The range to be filled.
-        range: HvaRange,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// The range does not fit the region.
+    Populate { range: HvaRange, source: Errno },
     #[error(transparent)]
     Range(#[from] RangeError),
 }
@@ -215,18 +162,12 @@ impl Region {
     }
 
     /// Checks that an operation can take `range`: that it is made of whole pages of this region.
-    ///
-    /// # Errors
-    /// It is not.
     pub fn check(&self, range: HvaRange) -> Result<(), RangeError> {
         self.check_aligned(range, self.page_size())
     }
 
     /// Checks that `range` is made of pages of this region's content, which come in 4 KiB whatever the backing: a huge
     /// page is read and written in parts.
-    ///
-    /// # Errors
-    /// It is not.
     pub fn check_content(&self, range: HvaRange) -> Result<(), RangeError> {
         self.check_aligned(range, PAGE_SIZE)
     }
@@ -243,9 +184,6 @@ impl Region {
 
     /// Keeps khugepaged out from now on: it would collapse folios that a step has split. Huge pages that exist stay; new
     /// ones, also those of MADV_COLLAPSE, are refused.
-    ///
-    /// # Errors
-    /// A kernel that refuses.
     pub fn settle(&self) -> Result<(), RegionError> {
         if matches!(self.backing, Backing::Base4k | Backing::Memfd | Backing::Hugetlb2m) {
             return Ok(());

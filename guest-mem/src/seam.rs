@@ -27,35 +27,20 @@ use crate::sys::{self, Madvise};
 
 /// Why seams could not be put in.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum SeamError {
-    /// The process would have too many VMAs.
     #[error(
         "{wanted} more seams need {needed} VMAs in all, but vm.max_map_count is {limit}: \
          `sysctl vm.max_map_count={needed}`, or use less memory"
     )]
-    TooManyVmas {
-        /// Seams asked for.
-        wanted: u64,
-        /// VMAs the process would need, with some left for everything else it does.
-        needed: u64,
-        /// VMAs the kernel allows.
-        limit: u64,
-    },
+    TooManyVmas { wanted: u64, needed: u64, limit: u64 },
     /// hugetlb mappings are only ever cut between their pages.
     #[error("seams in `hugetlb:2m`: there is nothing smaller than 2 MiB to tell apart")]
     Hugetlb,
-    /// The range does not fit the region.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// madvise failed.
     #[error("MADV_DONTDUMP on the seam at {at}{}", remedy::after(Asked::Mapping, *source))]
-    Call {
-        /// Where the seam was to be.
-        at: Hva,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
+    Call { at: Hva, source: Errno },
 }
 
 /// Seams in place in this process, all regions together: each one costs two VMAs.

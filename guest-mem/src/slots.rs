@@ -44,43 +44,21 @@ impl Memslot {
 
 /// A layout of memslots that is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum SlotError {
-    /// The granule is not a power of two of at least a page.
     #[error("slot granule of {0} bytes: it must be a power of two and at least 4096")]
     Granule(u64),
-    /// An address or a length is not page aligned, or the length is 0.
     #[error(
         "slots over {len} bytes at gpa {gpa}, hva {hva}: all three must be multiples of 4096, the length not 0"
     )]
-    Unaligned {
-        /// Guest physical address.
-        gpa: Gpa,
-        /// Host virtual address.
-        hva: Hva,
-        /// Bytes.
-        len: u64,
-    },
-    /// The range runs past the end of an address space.
+    Unaligned { gpa: Gpa, hva: Hva, len: u64 },
     #[error("slots over {len} bytes at gpa {gpa}, hva {hva} run past the end of the address space")]
-    Wraps {
-        /// Guest physical address.
-        gpa: Gpa,
-        /// Host virtual address.
-        hva: Hva,
-        /// Bytes.
-        len: u64,
-    },
-    /// Two slots claim the same guest or host addresses.
+    Wraps { gpa: Gpa, hva: Hva, len: u64 },
     #[error("the slots at gpa {0} and gpa {1} overlap, in guest physical or in host virtual addresses")]
     Overlap(Gpa, Gpa),
-    /// The host has no room for that many.
+    /// `limit` is the host's `KVM_CAP_NR_MEMSLOTS`.
     #[error("{wanted} slots, but the host offers {limit}: choose a larger granule or less memory")]
-    TooMany {
-        /// Slots that the layout needs.
-        wanted: u64,
-        /// The host's `KVM_CAP_NR_MEMSLOTS`.
-        limit: u64,
-    },
+    TooMany { wanted: u64, limit: u64 },
 }
 
 /// Slots that KVM offers on x86-64, and with it the software MMU.
@@ -137,9 +115,6 @@ impl SlotTableBuilder {
     }
 
     /// Sorts the slots for look-up.
-    ///
-    /// # Errors
-    /// Two slots that overlap.
     pub fn build(self) -> Result<SlotTable, SlotError> {
         let mut by_hva = self.slots;
         by_hva.sort_unstable_by_key(|slot| slot.hva);

@@ -22,38 +22,16 @@ use crate::sys::{self, Madvise, Protection};
 
 /// Translations could not be dropped.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ZapError {
-    /// The range does not fit the region.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// The seams for an exact toggle could not be made.
     #[error("toggling the protection of {range} exactly")]
-    Seam {
-        /// The range to be toggled.
-        range: HvaRange,
-        /// The error of the seam.
-        #[source]
-        source: SeamError,
-    },
-    /// The pages would be lost.
+    Seam { range: HvaRange, source: SeamError },
     #[error("unmapping {range} of `{backing}`: only shared memory keeps its content; toggle its protection")]
-    NotShared {
-        /// The range to be unmapped.
-        range: HvaRange,
-        /// The backing of its region.
-        backing: Backing,
-    },
-    /// A call failed.
+    NotShared { range: HvaRange, backing: Backing },
     #[error("{call} over {range}{}", remedy::after(Asked::Mapping, *source))]
-    Call {
-        /// The system call.
-        call: &'static str,
-        /// The addresses that the call was for.
-        range: HvaRange,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
+    Call { call: &'static str, range: HvaRange, source: Errno },
 }
 
 /// Takes the write permission of `range` and gives it back, which drops its writable translations in every MMU. Puts seams

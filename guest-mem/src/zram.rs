@@ -16,45 +16,21 @@ use crate::sys;
 
 /// Why a zram device could not be made a swap device.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ZramError {
-    /// The size is no size for a swap device.
     #[error("a zram swap device of {0} bytes: it takes a multiple of 4096, from 64 KiB to 16 TiB")]
     Size(u64),
-    /// A file of the device could not be read or written.
     #[error("{attempt} {}{}", path.display(), remedy(source))]
-    File {
-        /// The attempt: `writing 1073741824 to`.
-        attempt: String,
-        /// The file.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel has no memory for the table of a device so large.
+    File { attempt: String, path: PathBuf, source: io::Error },
     #[error(
         "a zram device of {bytes} bytes takes a table of {} bytes at once, and the kernel has no room for it: ask for less",
         table_bytes(*bytes)
     )]
-    Table {
-        /// The device's size.
-        bytes: u64,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The device node never came.
+    Table { bytes: u64, source: io::Error },
     #[error("{0} did not appear within two seconds: is devtmpfs mounted at /dev?")]
     NoNode(PathBuf),
-    /// swapon failed.
     #[error("swapon {path}{}", swapon_remedy(*source))]
-    SwapOn {
-        /// The device.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
+    SwapOn { path: PathBuf, source: Errno },
 }
 
 /// The remedy for an error of a file of the driver.
@@ -105,9 +81,6 @@ pub fn swap_on_device(number: u32, size_bytes: u64) -> Result<(), ZramError> {
 }
 
 /// Refuses sizes that no swap device has: not whole pages, under 64 KiB or over 16 TiB.
-///
-/// # Errors
-/// [`ZramError::Size`].
 pub fn check_swap_size(size_bytes: u64) -> Result<(), ZramError> {
     if !size_bytes.is_multiple_of(PAGE_SIZE) || !((64 << 10)..=(16 << 40)).contains(&size_bytes) {
         return Err(ZramError::Size(size_bytes));

@@ -39,14 +39,12 @@ pub struct Mapping<F> {
 /// A page that the primary MMU does not give.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ResolveError {
-    /// Nothing is mapped there.
     #[error("no guest memory is mapped at host address {0}")]
     Unmapped(Hva),
-    /// It may not be written.
     #[error("host address {0} may not be written")]
     ReadOnly(Hva),
-    /// It is mapped, and the kernel gives no page for it.
     /// In a box, which keeps the result of every access at two words.
     #[error(transparent)]
     NotGiven(Box<NotGiven>),
@@ -58,10 +56,9 @@ pub enum ResolveError {
 /// A page for which the kernel has no memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the kernel gives no memory for host address {at}: {limit}")]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct NotGiven {
-    /// The address that was touched.
     pub at: Hva,
-    /// The limit that forbids it.
     pub limit: HugetlbLimit,
 }
 

@@ -27,9 +27,6 @@ pub struct Thread<T> {
 
 impl<T: Send + 'static> Thread<T> {
     /// Starts it.
-    ///
-    /// # Errors
-    /// The system has no room for another thread.
     pub fn start(name: impl Into<String>, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
         let (name, id) = (name.into(), Arc::new(AtomicI32::new(0)));
         let (running, ended) = channel();

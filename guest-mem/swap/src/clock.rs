@@ -21,14 +21,12 @@ use crate::swapper::Swapper;
 
 /// A range could not be watched.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum WatchError {
-    /// The range does not fit the region.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// The kernel does not protect it.
     #[error(transparent)]
     Protect(#[from] ResolveError),
-    /// The kernel does not unmap it.
     #[error(transparent)]
     Unmap(#[from] ReclaimError),
     /// A handler does not read an event, or does not act on it.
@@ -58,9 +56,6 @@ impl<'s> Clock<'s> {
 
     /// Begins to watch the pages of a range, as if none had been used yet. Translations of it are dropped: announce that
     /// before. Pages stay watched until they are used or evicted.
-    ///
-    /// # Errors
-    /// [`WatchError`].
     pub fn watch(&self, range: HvaRange) -> Result<(), WatchError> {
         let swapper = self.swapper;
         swapper.region().check(range)?;

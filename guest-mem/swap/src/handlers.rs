@@ -55,20 +55,16 @@ pub trait Observer: Send {
 
 /// Handlers could not be started, or one has failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum HandlerError {
-    /// There is no descriptor.
     #[error("no descriptor for a handler to wait by{}", remedy::after(Asked::Descriptor, *.0))]
     Wait(#[source] Errno),
-    /// There is no memory for a buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
-    /// There is no thread.
     #[error("no thread for a handler{}", remedy::after_io(Asked::Thread, .0))]
     Thread(#[source] std::io::Error),
-    /// The descriptor cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// A message of the kernel is unknown or contradicts itself.
     #[error(transparent)]
     Decode(#[from] DecodeError),
     /// It was told to stop, and does not. The swapper and its memory stay.
@@ -145,17 +141,11 @@ impl Handlers {
     }
 
     /// Stops them all, and returns the counters of each.
-    ///
-    /// # Errors
-    /// One has failed, or does not stop.
     pub fn stop(self) -> Result<Vec<HandlerReport>, HandlerError> {
         self.stop_within(END)
     }
 
     /// [`Handlers::stop`] with a deadline of the caller's for all of them.
-    ///
-    /// # Errors
-    /// As for [`Handlers::stop`].
     pub fn stop_within(mut self, patience: Duration) -> Result<Vec<HandlerReport>, HandlerError> {
         // It cannot fail on an eventfd of our own.
         let _ = self.stop.raise();

@@ -37,20 +37,16 @@ pub struct Options {
 
 /// Memory cannot be swapped.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum AttachError {
-    /// The host gives no userfaultfd.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The memory cannot be watched.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// Page state cannot be read.
     #[error(transparent)]
     Scan(#[from] ScanError),
-    /// There is no memory for a buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
-    /// The pages of this memory cannot be dropped one by one.
     #[error("memory backed by `{0}` cannot be swapped in user space: use 4k, mthp, thp, memfd or memfd:thp")]
     Backing(Backing),
 }
@@ -86,18 +82,12 @@ impl std::fmt::Debug for Swapper {
 impl Swapper {
     /// Takes a region over: from now on a touch of a missing page waits for a handler
     /// ([`crate::Handlers::start`]).
-    ///
-    /// # Errors
-    /// [`AttachError`].
     pub fn attach(memory: Memory, options: Options) -> Result<Self, AttachError> {
         Self::attach_for(Faults::All, memory, options)
     }
 
     /// [`Swapper::attach`] for memory of which only these faults have to be served. The swapper itself takes no fault: it never
     /// touches the region, and copies out resident pages only.
-    ///
-    /// # Errors
-    /// [`AttachError`].
     pub fn attach_for(faults: Faults, memory: Memory, options: Options) -> Result<Self, AttachError> {
         let backing = region(&memory).backing();
         if backing == Backing::Hugetlb2m {
@@ -201,9 +191,6 @@ impl Swapper {
     /// Forgets the pages of a range: they read as zeros from now on. To be called by the code that discards them
     /// (`MADV_DONTNEED`, a hole), before it does. With [`Options::events`] the kernel reports discards of private memory, and
     /// only holes in shared memory need the call.
-    ///
-    /// # Errors
-    /// The range does not fit the region.
     pub fn discard(&self, range: HvaRange) -> Result<(), RangeError> {
         self.region().check(range)?;
         let mut slots = Vec::new();

@@ -70,46 +70,20 @@ pub enum FaultKind {
 
 /// A message that no known kernel sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum DecodeError {
-    /// The event's number is none that we know.
     #[error("userfaultfd message with event {0:#x}: it is unknown here, and was not asked for")]
     Event(u8),
-    /// A fault with bits that we do not know.
     #[error(
         "userfaultfd fault at {address} with flags {flags:#x}: some are unknown here, and were not asked for"
     )]
-    Flags {
-        /// All flags.
-        flags: u64,
-        /// The address that faulted.
-        address: Hva,
-    },
-    /// A fault that is both a minor and a write-protect fault.
+    Flags { flags: u64, address: Hva },
     #[error("userfaultfd fault at {address} that claims to be both minor and write-protect")]
-    Contradictory {
-        /// The address that faulted.
-        address: Hva,
-    },
-    /// A range or an address inside a page.
+    Contradictory { address: Hva },
     #[error("userfaultfd {event} event of [{start:#x}, {end:#x}): not made of whole pages")]
-    Unaligned {
-        /// The event's name.
-        event: &'static str,
-        /// The first address.
-        start: u64,
-        /// The first address after it.
-        end: u64,
-    },
-    /// A range that ends before it starts or after the address space.
+    Unaligned { event: &'static str, start: u64, end: u64 },
     #[error("userfaultfd {event} event of {len:#x} bytes at {start:#x}: it runs backwards or wraps")]
-    Wrapping {
-        /// The event's name.
-        event: &'static str,
-        /// The first address.
-        start: u64,
-        /// Its length.
-        len: u64,
-    },
+    Wrapping { event: &'static str, start: u64, len: u64 },
 }
 
 impl Event {

@@ -50,9 +50,6 @@ impl Userfault {
     }
 
     /// Opens one that sees these faults, with these features on.
-    ///
-    /// # Errors
-    /// As [`Userfault::open`].
     pub fn open_for(faults: Faults, features: Features) -> Result<Self, OpenError> {
         let fd = open::open(faults)?;
         let features = open::handshake(fd.as_fd(), features)?;
@@ -142,9 +139,6 @@ impl Userfault {
     }
 
     /// Lets pages be written again.
-    ///
-    /// # Errors
-    /// As for [`Userfault::write_protect`].
     pub fn write_unprotect(&self, range: HvaRange, wake: Wake) -> Result<(), ResolveError> {
         let mode = match wake {
             Wake::Yes => 0,
@@ -170,9 +164,6 @@ impl Userfault {
     /// whichever came first; each kind is in order.
     ///
     /// A message is read once: the thread of its fault waits for this reader, the thread of its event goes on.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
     pub fn read_events(&self, buffer: &mut EventBuffer) -> Result<(), ReadError> {
         buffer.fill(self.fd.as_fd())
     }

@@ -31,54 +31,30 @@ pub enum Faults {
 
 /// No userfaultfd that serves could be opened.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum OpenError {
-    /// The kernel was built without.
     #[error("this kernel has no userfaultfd: it takes one with CONFIG_USERFAULTFD")]
     NoKernelSupport,
-    /// Only the kind that cannot serve KVM is allowed.
     #[error(
         "userfaultfd is allowed for faults from user mode alone{}, and a guest's faults happen inside KVM, in \
          kernel mode: `sysctl vm.unprivileged_userfaultfd=1`, or give access to {} ({device})",
         sysctl_is(*sysctl), sys::DEVICE
     )]
-    UserModeOnly {
-        /// The answer to opening the device.
-        device: Errno,
-        /// `vm.unprivileged_userfaultfd`.
-        sysctl: Option<u32>,
-    },
+    UserModeOnly { device: Errno, sysctl: Option<u32> },
     /// Also the kind for user mode is refused, which the kernel itself never does.
     #[error(
         "userfaultfd is refused ({syscall}) even for faults from user mode: a seccomp filter, as containers have \
          one; allow the system call there, or pass {} in ({device})",
         sys::DEVICE
     )]
-    Filtered {
-        /// The answer to opening the device.
-        device: Errno,
-        /// The answer to the system call.
-        syscall: Errno,
-    },
-    /// Descriptors or memory are short.
+    Filtered { device: Errno, syscall: Errno },
     #[error("opening a userfaultfd{}", remedy::after(Asked::Descriptor, *.0))]
     Exhausted(#[source] Errno),
-    /// The kernel is too old for what was asked for.
     #[error("this kernel's userfaultfd lacks {missing} (it has {offered}): a newer host kernel is needed")]
-    Lacks {
-        /// The missing features.
-        missing: Features,
-        /// The features of the kernel.
-        offered: Features,
-    },
+    Lacks { missing: Features, offered: Features },
     /// The handshake failed in a way that no kernel is known for.
     #[error("userfaultfd handshake with {features}")]
-    Handshake {
-        /// The features asked for.
-        features: Features,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
+    Handshake { features: Features, source: Errno },
 }
 
 fn sysctl_is(value: Option<u32>) -> String {

@@ -31,51 +31,27 @@ impl Modes {
 
 /// A range could not be registered or unregistered.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum RegisterError {
-    /// The range does not fit the region.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Another descriptor has it.
     #[error("registering {range}: part of it belongs to another userfaultfd")]
-    Taken {
-        /// The range to be registered.
-        range: HvaRange,
-    },
-    /// A mapping of a file that may not be written.
+    Taken { range: HvaRange },
     #[error("registering {range}: part of it may not be written")]
-    ReadOnly {
-        /// The range to be registered.
-        range: HvaRange,
-    },
-    /// The kernel cannot do this for this memory.
+    ReadOnly { range: HvaRange },
     #[error(
         "registering {range} with {modes:?}: no mapping, no mode, or memory that this kernel cannot watch so \
          (minor faults take shared memory; write protection of that takes Linux 5.19)"
     )]
-    Unsupported {
-        /// The range to be registered.
-        range: HvaRange,
-        /// The kinds of faults that were to be reported.
-        modes: Modes,
-    },
+    Unsupported { range: HvaRange, modes: Modes },
     /// No memory, or no process: the kernel uses one number for both.
     #[error(
         "registering {range}: too many mappings, which it splits (raise `sysctl vm.max_map_count`), no memory for it, \
          or its process has gone"
     )]
-    NoMemoryOrDead {
-        /// The range to be registered.
-        range: HvaRange,
-    },
-    /// Anything else.
+    NoMemoryOrDead { range: HvaRange },
     #[error("registering {range}, or giving it back")]
-    Other {
-        /// The range to be registered.
-        range: HvaRange,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
+    Other { range: HvaRange, source: Errno },
 }
 
 impl Userfault {

@@ -36,9 +36,6 @@ pub struct Stop(OwnedFd);
 
 impl Stop {
     /// A flag that is down.
-    ///
-    /// # Errors
-    /// No descriptor is free.
     pub fn new() -> Result<Self, Errno> {
         eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Self)
     }
@@ -80,18 +77,12 @@ const STOP: u64 = 1;
 
 impl Waiter {
     /// A place to wait. It watches `userfault` as long as that lives, and `stop` likewise.
-    ///
-    /// # Errors
-    /// No descriptor is free.
     pub fn new(userfault: &Userfault, stop: &Stop) -> Result<Self, Errno> {
         Self::with(userfault, stop, EventFlags::IN | EventFlags::EXCLUSIVE)
     }
 
     /// A place to wait that is woken for each message, also if others are. After [`Woken::Events`] another thread may have
     /// read the message.
-    ///
-    /// # Errors
-    /// No descriptor is free.
     pub fn always_woken(userfault: &Userfault, stop: &Stop) -> Result<Self, Errno> {
         Self::with(userfault, stop, EventFlags::IN)
     }

@@ -20,25 +20,16 @@ pub struct Lost {
 
 /// The reason why a page cannot be given back.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum LostWhy {
-    /// The store does not give it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The store gave other content.
     #[error("the store gave back other content: its checksum is {found:#010x}, not {expected:#010x}")]
-    Checksum {
-        /// The checksum of the page that was stored.
-        expected: u32,
-        /// The checksum of the page that came back.
-        found: u32,
-    },
-    /// It was lost before.
+    Checksum { expected: u32, found: u32 },
     #[error("it was lost before")]
     Before,
-    /// The kernel does not take it.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    /// The fault is not in this memory.
     #[error("no such memory")]
     Elsewhere,
 }

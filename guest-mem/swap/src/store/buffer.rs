@@ -11,11 +11,9 @@ use super::mapping::Mapping;
 /// There is no memory for a buffer.
 #[derive(Debug, thiserror::Error)]
 #[error("no buffer of {pages} pages{}", remedy::after(Asked::AddressSpace, *source))]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct BufferError {
-    /// Pages asked for.
     pub pages: usize,
-    /// The kernel's answer.
-    #[source]
     pub source: Errno,
 }
 
@@ -42,9 +40,6 @@ impl PageBuffer {
 
     /// A buffer of `pages` zeros to be read: all of them the kernel's one page of zeros as long as none is written, so it
     /// takes no memory, and copying from it reads 4 KiB over and over.
-    ///
-    /// # Errors
-    /// As for [`PageBuffer::new`].
     pub fn zeros(pages: usize) -> Result<Self, BufferError> {
         let buffer = Self::new(pages)?;
         let populated = buffer.mapping.populate_for_reading(0, buffer.mapping.len() as u64);

@@ -8,98 +8,36 @@ use super::slot::Slot;
 
 /// An error of a store. If it concerns one page, `index` is that page's place in the batch.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum StoreError {
-    /// The caller's two slices are not of one length.
     #[error("{slots} slots for {pages} pages: a batch has one slot for each page")]
-    Shape {
-        /// Pages in the batch.
-        pages: usize,
-        /// Slots in the batch.
-        slots: usize,
-    },
-    /// The store holds as much as it may.
+    Shape { pages: usize, slots: usize },
     #[error("the {store} store is full: {}. Give it a larger limit, or evict fewer pages", full(*.limit, .usage))]
-    Full {
-        /// The store's name.
-        store: &'static str,
-        /// The most it may hold, in bytes.
-        limit: u64,
-        /// Its content when it had no room for another page.
-        usage: Usage,
-    },
-    /// Memory for the store cannot be had.
+    Full { store: &'static str, limit: u64, usage: Usage },
     #[error(
         "the {store} store cannot have {bytes} bytes of memory: raise `ulimit -v`, or free some on the host"
     )]
-    Memory {
-        /// The store's name.
-        store: &'static str,
-        /// Bytes asked for.
-        bytes: u64,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// The slot is not one of this store's, or was freed.
+    Memory { store: &'static str, bytes: u64, source: Errno },
     #[error("page {index} of the batch: the {store} store keeps nothing at {slot}")]
-    NoSuchPage {
-        /// The store's name.
-        store: &'static str,
-        /// The page's place in the batch.
-        index: usize,
-        /// The slot asked for.
-        slot: Slot,
-    },
-    /// The stored bytes no longer unpack to a page.
+    NoSuchPage { store: &'static str, index: usize, slot: Slot },
     #[error("page {index} of the batch: what the {store} store keeps at {slot} no longer unpacks to a page")]
-    Damaged {
-        /// The store's name.
-        store: &'static str,
-        /// The page's place in the batch.
-        index: usize,
-        /// Its slot.
-        slot: Slot,
-    },
-    /// A system call on the store's file failed.
+    Damaged { store: &'static str, index: usize, slot: Slot },
     #[error("{attempt} byte {offset} of the {store} store, for page {index} of the batch")]
-    Io {
-        /// The store's name.
-        store: &'static str,
-        /// `reading at` or `writing at`.
-        attempt: &'static str,
-        /// The first page of the batch that it concerns.
-        index: usize,
-        /// Offset in the file.
-        offset: u64,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// A system call on the store's file stopped within a page and would not go on.
+    Io { store: &'static str, attempt: &'static str, index: usize, offset: u64, source: Errno },
     #[error(
         "{attempt} byte {offset} of the {store} store, for page {index} of the batch: {done} of {wanted} bytes, \
          and then no more. Is its file system full, or its file cut short?"
     )]
     Short {
-        /// The store's name.
         store: &'static str,
-        /// `reading at` or `writing at`.
         attempt: &'static str,
-        /// The page of the batch that is not whole.
         index: usize,
-        /// Offset in the file at which the call began.
         offset: u64,
-        /// Bytes it was to move.
         wanted: usize,
-        /// Bytes it moved.
         done: usize,
     },
-    /// The store is read-only.
     #[error("the {store} store takes no pages: it is what was stored before")]
-    ReadOnly {
-        /// The store's name.
-        store: &'static str,
-    },
+    ReadOnly { store: &'static str },
 }
 
 /// `it may hold 64 MiB, and 15,360 pages (60 MiB) take 64 MiB there: they do not compress`.

@@ -41,15 +41,11 @@ const MAX_LIMIT: u64 = 1 << 56;
     dir = directory.display(),
     remedy = remedy::after(Asked::FileIn, *source)
 )]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct FileStoreError {
-    /// The attempt: `making`, `setting the length of`.
     pub attempt: &'static str,
-    /// The directory that the file was to be in.
     pub directory: PathBuf,
-    /// Bytes the store was to hold at most.
     pub limit: u64,
-    /// The kernel's answer.
-    #[source]
     pub source: Errno,
 }
 

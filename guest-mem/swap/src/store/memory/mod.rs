@@ -41,9 +41,6 @@ pub struct CompressedStore {
 impl CompressedStore {
     /// An empty store that will never hold more than `limit` bytes of memory. As much address space is taken now, and
     /// no memory.
-    ///
-    /// # Errors
-    /// No such address space.
     pub fn new(codec: Codec, limit: u64) -> Result<Self, StoreError> {
         let arena = Arena::new(limit).map_err(|source| StoreError::Memory {
             store: codec.name(),
