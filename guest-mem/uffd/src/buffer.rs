@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::abi::MESSAGE;
 use crate::event::{DecodeError, Event, Message};
@@ -49,15 +49,12 @@ impl EventBuffer {
         if room.is_empty() {
             return Ok(());
         }
-        loop {
-            match rustix::io::read(fd, &mut *room) {
-                Ok(bytes) => self.end += bytes / MESSAGE,
-                Err(Errno::AGAIN) => {}
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(ReadError(errno)),
-            }
-            return Ok(());
+        match retry_on_intr(|| rustix::io::read(fd, &mut *room)) {
+            Ok(bytes) => self.end += bytes / MESSAGE,
+            Err(Errno::AGAIN) => {}
+            Err(errno) => return Err(ReadError(errno)),
         }
+        Ok(())
     }
 }
 

@@ -93,7 +93,7 @@ impl Event {
     /// The message contradicts itself, or is of a kind that was not asked for.
     pub fn decode(message: &Message) -> Result<Self, DecodeError> {
         let event = message[abi::AT_EVENT];
-        match event {
+        match u32::from(event) {
             abi::UFFD_EVENT_PAGEFAULT => decode_fault(message).map(Self::Fault),
             abi::UFFD_EVENT_REMAP => {
                 let (from, to) = (word(message, abi::AT_REMAP_FROM), word(message, abi::AT_REMAP_TO));
@@ -110,14 +110,14 @@ impl Event {
 }
 
 fn decode_fault(message: &Message) -> Result<PageFault, DecodeError> {
-    const KNOWN: u64 =
+    const KNOWN: u32 =
         abi::UFFD_PAGEFAULT_FLAG_WRITE | abi::UFFD_PAGEFAULT_FLAG_WP | abi::UFFD_PAGEFAULT_FLAG_MINOR;
     let flags = word(message, abi::AT_PAGEFAULT_FLAGS);
     let address = Hva::new(word(message, abi::AT_PAGEFAULT_ADDRESS));
-    if flags & !KNOWN != 0 {
+    if flags & !u64::from(KNOWN) != 0 {
         return Err(DecodeError::Flags { flags, address });
     }
-    let has = |flag| flags & flag != 0;
+    let has = |flag: u32| flags & u64::from(flag) != 0;
     let kind = match (has(abi::UFFD_PAGEFAULT_FLAG_WP), has(abi::UFFD_PAGEFAULT_FLAG_MINOR)) {
         (false, false) => FaultKind::Missing,
         (false, true) => FaultKind::Minor,
@@ -145,16 +145,12 @@ fn whole_pages(event: &'static str, start: u64, len: u64) -> Result<HvaRange, De
 
 /// The 8 bytes at `at`.
 fn word(message: &Message, at: usize) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&message[at..at + 8]);
-    u64::from_ne_bytes(bytes)
+    u64::from_ne_bytes(*message[at..].first_chunk().expect("8 bytes of the message"))
 }
 
 /// The 4 bytes at `at`.
 fn word32(message: &Message, at: usize) -> u32 {
-    let mut bytes = [0; 4];
-    bytes.copy_from_slice(&message[at..at + 4]);
-    u32::from_ne_bytes(bytes)
+    u32::from_ne_bytes(*message[at..].first_chunk().expect("4 bytes of the message"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use guest_mem::{Hva, HvaRange, Region};
 use rustix::io::Errno;
 
-use crate::abi::{self, UffdioCopy, UffdioFill, UffdioRange, UffdioWriteprotect};
+use crate::abi::{
+    self, UffdioContinue, UffdioCopy, UffdioMove, UffdioRange, UffdioWriteprotect, UffdioZeropage,
+};
 use crate::buffer::{EventBuffer, ReadError};
 use crate::features::Features;
 use crate::open::{self, Faults, OpenError};
@@ -79,7 +81,9 @@ impl Userfault {
     /// Not all was filled. [`crate::ResolveKind::Exists`] also stands for a missing page that is write-protected,
     /// for which only a copy will do.
     pub fn zero(&self, range: HvaRange, wake: Wake) -> Result<(), ResolveError> {
-        self.fill(Action::Zero, range, wake_bits(wake))
+        let mut argument = UffdioZeropage { range: plain(range), mode: wake_bits(wake), zeropage: 0 };
+        let returned = sys::zeropage(self.fd.as_fd(), &mut argument);
+        outcome(Action::Zero, range, returned, argument.zeropage)
     }
 
     /// Maps the pages that are in the page cache.
@@ -87,17 +91,10 @@ impl Userfault {
     /// # Errors
     /// Not all were mapped: [`crate::ResolveKind::Unreadable`] is a page the cache does not have.
     pub fn continue_(&self, range: HvaRange, map_as: MapAs, wake: Wake) -> Result<(), ResolveError> {
-        self.fill(Action::Continue, range, map_as_bits(map_as) | wake_bits(wake))
-    }
-
-    fn fill(&self, action: Action, range: HvaRange, mode: u64) -> Result<(), ResolveError> {
-        let request = match action {
-            Action::Continue => abi::UFFDIO_CONTINUE,
-            _ => abi::UFFDIO_ZEROPAGE,
-        };
-        let mut argument = UffdioFill { range: plain(range), mode, zeropage: 0 };
-        let returned = sys::fill(self.fd.as_fd(), request, &mut argument);
-        outcome(action, range, returned, argument.zeropage)
+        let mode = map_as_bits(map_as) | wake_bits(wake);
+        let mut argument = UffdioContinue { range: plain(range), mode, mapped: 0 };
+        let returned = sys::continue_(self.fd.as_fd(), &mut argument);
+        outcome(Action::Continue, range, returned, argument.mapped)
     }
 
     /// Fills the missing pages at `dst` with the pages of `src` themselves, which is empty afterwards. Both are
@@ -105,8 +102,8 @@ impl Userfault {
     /// places are aligned and at least 2 MiB are moved; otherwise it is split. Needs [`Features::MOVE`] on the
     /// host, though not in [`Userfault::features`].
     ///
-    /// The source range is announced to secondary MMUs, and the kernel retries by itself while pages are in motion. A fork keeps pages from moving, see [`crate::ResolveKind::Busy`]: `MADV_DONTFORK` on the
-    /// source prevents that.
+    /// The source range is announced to secondary MMUs, and the kernel retries by itself while pages are in motion. A
+    /// fork keeps pages from moving, see [`crate::ResolveKind::Busy`]: `MADV_DONTFORK` on the source prevents that.
     ///
     /// # Errors
     /// Not all was moved, or `src` does not fit its region.
@@ -121,12 +118,11 @@ impl Userfault {
         if region.check(src).is_err() {
             return outcome(Action::Move, range, Err(Errno::INVAL), 0);
         }
-        let mode = wake_bits(wake);
-        let mut argument =
-            UffdioCopy { dst: dst.get(), src: src.start().get(), len: src.len(), mode, copy: 0 };
+        let (start, len, mode) = (src.start().get(), src.len(), wake_bits(wake));
+        let mut argument = UffdioMove { dst: dst.get(), src: start, len, mode, move_: 0 };
         // SAFETY: pages of a region, into which no reference ever exists.
         let returned = unsafe { sys::move_pages(self.fd.as_fd(), &mut argument) };
-        outcome(Action::Move, range, returned, argument.copy)
+        outcome(Action::Move, range, returned, argument.move_)
     }
 
     /// Makes the next write to each page a fault. Wakes no thread.

@@ -139,7 +139,7 @@ pub(crate) fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Featur
         // A handshake that was refused may be repeated.
         Err(source) => match offered(fd) {
             Ok(offered) if !offered.contains(features) => {
-                Err(OpenError::Lacks { missing: features.without(offered), offered })
+                Err(OpenError::Lacks { missing: features.difference(offered), offered })
             }
             _ => Err(OpenError::Handshake { features, source }),
         },
@@ -150,7 +150,7 @@ pub(crate) fn handshake(fd: BorrowedFd<'_>, features: Features) -> Result<Featur
 fn offered(fd: BorrowedFd<'_>) -> Result<Features, Errno> {
     let mut argument = UffdioApi { api: UFFD_API, features: 0, ioctls: 0 };
     sys::api(fd, &mut argument)?;
-    Ok(Features::from_bits(argument.features))
+    Ok(Features::from_bits_retain(argument.features))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub struct Modes {
 
 impl Modes {
     fn bits(self) -> u64 {
-        let bit = |on, bit| if on { bit } else { 0 };
+        let bit = |on, bit: u32| if on { u64::from(bit) } else { 0 };
         bit(self.missing, abi::UFFDIO_REGISTER_MODE_MISSING)
             | bit(self.minor, abi::UFFDIO_REGISTER_MODE_MINOR)
             | bit(self.write_protect, abi::UFFDIO_REGISTER_MODE_WP)

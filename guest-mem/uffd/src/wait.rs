@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::handle::Userfault;
 
@@ -101,10 +101,7 @@ impl Waiter {
     pub fn wait(&self) -> Result<Woken, Errno> {
         let mut ready = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(EVENTS) }; 2];
         loop {
-            let count = match epoll::wait(&self.0, &mut ready[..], None) {
-                Err(Errno::INTR) => continue,
-                count => count?,
-            };
+            let count = retry_on_intr(|| epoll::wait(&self.0, &mut ready[..], None))?;
             let ready = &ready[..count];
             if ready.iter().any(|one| one.data.u64() == STOP) {
                 return Ok(Woken::Stop);
