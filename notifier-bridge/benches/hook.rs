@@ -52,7 +52,7 @@ fn clock(c: &mut Criterion) {
 
 fn hook(c: &mut Criterion) {
     for &policy in Policy::ALL {
-        let bridge = Bridge::builder(policy, slots()).shadowing(Arc::new(NoOp)).build();
+        let bridge = Bridge::new(policy, slots()).shadowing(Arc::new(NoOp));
         // Large enough for any run to stay a run of stores into memory, as in use.
         let mut records = Vec::with_capacity(1 << 16);
         let mut page = 0;
@@ -90,7 +90,7 @@ fn soft_mmu(c: &mut Criterion) {
         worker.access(Gpa::new(0x7123), true, |frame, offset| black_box((frame, offset)))
     };
     c.bench_function("soft mmu/access, translated", |b| b.iter(|| touch(&mut worker)));
-    let bridge = Bridge::builder(Policy::Modern, slots()).shadowing(mmu.clone()).build();
+    let bridge = Bridge::new(Policy::Modern, slots()).shadowing(mmu.clone());
     let mut records = Vec::with_capacity(1);
     c.bench_function("soft mmu/invalidate one page, fault it back", |b| {
         b.iter(|| {

@@ -31,32 +31,6 @@ use crate::listener::{ShadowingMmu, SharingMmu};
 use crate::policy::Policy;
 use crate::record::InvalidationRecord;
 
-/// Makes a [`Bridge`].
-pub struct BridgeBuilder {
-    policy: Policy,
-    slots: Arc<SlotTable>,
-    chain: Chain,
-}
-
-impl BridgeBuilder {
-    /// Registers a listener with translations of its own. Listeners are told in order of registration.
-    #[must_use]
-    pub fn shadowing(mut self, listener: Arc<dyn ShadowingMmu>) -> Self {
-        self.chain.shadowing.push(listener);
-        self
-    }
-    /// Registers a listener that shares the CPU's page tables.
-    #[must_use]
-    pub fn sharing(mut self, listener: Arc<dyn SharingMmu>) -> Self {
-        self.chain.sharing.push(listener);
-        self
-    }
-    /// The bridge. Its listeners stay for its life.
-    pub fn build(self) -> Bridge {
-        Bridge { policy: self.policy, slots: self.slots, chain: self.chain }
-    }
-}
-
 /// The stand-in `mmu_notifier` chain of one VM.
 pub struct Bridge {
     policy: Policy,
@@ -65,9 +39,23 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Begins a bridge with no listeners.
-    pub fn builder(policy: Policy, slots: Arc<SlotTable>) -> BridgeBuilder {
-        BridgeBuilder { policy, slots, chain: Chain::default() }
+    /// A bridge with no listeners.
+    pub fn new(policy: Policy, slots: Arc<SlotTable>) -> Self {
+        Self { policy, slots, chain: Chain::default() }
+    }
+
+    /// Registers a listener with translations of its own. Listeners are told in order of registration.
+    #[must_use]
+    pub fn shadowing(mut self, listener: Arc<dyn ShadowingMmu>) -> Self {
+        self.chain.shadowing.push(listener);
+        self
+    }
+
+    /// Registers a listener that shares the CPU's page tables.
+    #[must_use]
+    pub fn sharing(mut self, listener: Arc<dyn SharingMmu>) -> Self {
+        self.chain.sharing.push(listener);
+        self
     }
 
     /// Announces `invalidation`, performs `operation`, ends the brackets, and adds one record to `records`. Allocates nothing

@@ -36,7 +36,7 @@ mod sync;
 #[cfg(test)]
 mod doubles;
 
-pub use bridge::{Bridge, BridgeBuilder};
+pub use bridge::Bridge;
 pub use by::By;
 pub use calls::{Call, Calls};
 pub use clock::monotonic_ns;

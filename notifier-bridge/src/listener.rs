@@ -31,7 +31,7 @@
 //! }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let slots = std::sync::Arc::new(guest_mem::SlotTableBuilder::new(1).build()?);
-//! let bridge = Bridge::builder(Policy::Modern, slots).sharing(std::sync::Arc::new(Iotlb)).build();
+//! let bridge = Bridge::new(Policy::Modern, slots).sharing(std::sync::Arc::new(Iotlb));
 //! # Ok(())
 //! # }
 //! ```
@@ -67,7 +67,7 @@
 //!     type Kind = Shadowing;
 //! }
 //! let slots = std::sync::Arc::new(guest_mem::SlotTableBuilder::new(1).build().expect("no slots"));
-//! let bridge = Bridge::builder(Policy::Modern, slots).shadowing(std::sync::Arc::new(Deaf)).build();
+//! let bridge = Bridge::new(Policy::Modern, slots).shadowing(std::sync::Arc::new(Deaf));
 //! ```
 
 use guest_mem::HvaRange;

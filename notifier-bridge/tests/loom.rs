@@ -210,7 +210,7 @@ fn without_any_question_the_model_does_find_a_stale_frame() {
 /// A worker's access against an invalidation of the same page.
 fn access_against_invalidation<B: Barrier + 'static>() {
     loom::model(|| {
-        let epoch = Arc::new(Epoch::<B>::new());
+        let epoch = Arc::new(Epoch::<B>::default());
         let entry = Arc::new(AtomicU64::new(1));
         let freed = Arc::new(AtomicU64::new(0));
         let worker = {

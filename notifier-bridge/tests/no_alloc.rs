@@ -90,12 +90,11 @@ fn from_hook_to_record_nothing_is_allocated_under_any_policy() {
     };
 
     for &policy in Policy::ALL {
-        let bridge = Bridge::builder(policy, Arc::clone(&slots))
+        let bridge = Bridge::new(policy, Arc::clone(&slots))
             .shadowing(Arc::new(Silent::<Shadowing>(std::marker::PhantomData)))
             .shadowing(soft.clone())
             .sharing(Arc::new(Silent::<Sharing>(std::marker::PhantomData)))
-            .sharing(Arc::new(SharedTlb::new(host(), 64)))
-            .build();
+            .sharing(Arc::new(SharedTlb::new(host(), 64)));
         let mut records = Vec::with_capacity(64);
         let out = Invalidation { cause: Cause::PageOut, victim, vma: ram };
         let made = allocations_of(|| {

@@ -24,10 +24,9 @@ fn page_out() -> Invalidation {
 /// A bridge with one listener of each kind, what they were told, and the record of it.
 fn run(policy: Policy) -> (Vec<Told>, InvalidationRecord) {
     let journal = Journal::default();
-    let bridge = Bridge::builder(policy, two_runs())
+    let bridge = Bridge::new(policy, two_runs())
         .shadowing(Arc::new(journal.shadowing("kvm")))
-        .sharing(journal.sharing("iommu"))
-        .build();
+        .sharing(journal.sharing("iommu"));
     let mut records = Vec::new();
     let result = bridge.invalidate(&mut records, &page_out(), || {
         journal.write(Told::Operation);
@@ -126,10 +125,9 @@ fn a_slot_whole_and_every_slot() {
 #[test]
 fn an_operation_that_panics_is_told_to_the_end() {
     let journal = Journal::default();
-    let bridge = Bridge::builder(Policy::Folio, two_runs())
+    let bridge = Bridge::new(Policy::Folio, two_runs())
         .shadowing(Arc::new(journal.shadowing("kvm")))
-        .sharing(journal.sharing("iommu"))
-        .build();
+        .sharing(journal.sharing("iommu"));
     let mut records = Vec::new();
     let unwound = catch_unwind(AssertUnwindSafe(|| {
         bridge.invalidate(&mut records, &page_out(), || -> () { panic!("half done") })
@@ -152,10 +150,9 @@ fn an_operation_that_panics_is_told_to_the_end() {
 #[test]
 fn a_start_that_panics_leaves_no_bracket_open() {
     let journal = Journal::default();
-    let bridge = Bridge::builder(Policy::Vm, two_runs())
+    let bridge = Bridge::new(Policy::Vm, two_runs())
         .shadowing(Arc::new(journal.shadowing("a")))
-        .shadowing(Arc::new(PanicsOnce::new(journal.shadowing("b"), 1)))
-        .build();
+        .shadowing(Arc::new(PanicsOnce::new(journal.shadowing("b"), 1)));
     let mut records = Vec::new();
     let unwound = catch_unwind(AssertUnwindSafe(|| {
         bridge.invalidate(&mut records, &page_out(), || unreachable!("a start panics before"))
@@ -190,10 +187,9 @@ impl ShadowingMmu for BadEnd {
 #[test]
 fn an_end_that_panics_keeps_nobody_else_from_theirs() {
     let journal = Journal::default();
-    let bridge = Bridge::builder(Policy::Modern, two_runs())
+    let bridge = Bridge::new(Policy::Modern, two_runs())
         .shadowing(Arc::new(BadEnd(journal.clone())))
-        .shadowing(Arc::new(journal.shadowing("after")))
-        .build();
+        .shadowing(Arc::new(journal.shadowing("after")));
     let mut records = Vec::new();
     let unwound = catch_unwind(AssertUnwindSafe(|| bridge.invalidate(&mut records, &page_out(), || ())));
     assert!(unwound.is_err());
@@ -203,7 +199,7 @@ fn an_end_that_panics_keeps_nobody_else_from_theirs() {
 
 #[test]
 fn the_parts_of_an_invalidation_are_timed_apart() {
-    let bridge = Bridge::builder(Policy::Modern, two_runs()).build();
+    let bridge = Bridge::new(Policy::Modern, two_runs());
     let mut records = Vec::new();
     let before = monotonic_ns();
     let pause = std::time::Duration::from_millis(3);
@@ -254,11 +250,11 @@ impl SharingMmu for Slow<crate::Sharing> {
 /// The record of an invalidation whose listeners take 2 ms for a start, 8 ms for an end and 4 ms for a flush. Its three
 /// times are no more than it took: what one of them has too much, the other two lack.
 fn timed(policy: Policy, sharing: bool) -> InvalidationRecord {
-    let mut builder = Bridge::builder(policy, two_runs()).shadowing(Arc::new(Slow::new(2, 8, 0)));
+    let mut bridge = Bridge::new(policy, two_runs()).shadowing(Arc::new(Slow::new(2, 8, 0)));
     if sharing {
-        builder = builder.sharing(Arc::new(Slow::new(0, 0, 4)));
+        bridge = bridge.sharing(Arc::new(Slow::new(0, 0, 4)));
     }
-    let (bridge, mut records) = (builder.build(), Vec::new());
+    let mut records = Vec::new();
     let before = monotonic_ns();
     bridge.invalidate(&mut records, &page_out(), || std::thread::sleep(Duration::from_millis(16)));
     let elapsed = monotonic_ns() - before;
@@ -290,8 +286,7 @@ fn each_part_has_the_time_of_its_own_calls() {
 fn several_threads_share_a_bridge() {
     const EACH: u64 = 500;
     let journal = Journal::default();
-    let bridge =
-        Bridge::builder(Policy::Folio, two_runs()).shadowing(Arc::new(journal.shadowing("kvm"))).build();
+    let bridge = Bridge::new(Policy::Folio, two_runs()).shadowing(Arc::new(journal.shadowing("kvm")));
     let records: Vec<InvalidationRecord> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..3)
             .map(|_| {

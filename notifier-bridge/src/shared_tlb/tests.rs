@@ -134,7 +134,7 @@ fn a_walk_overtaken_by_a_flush_is_not_cached() {
 fn swap_out(policy: Policy) -> SharedTlbStats {
     let tlb = Arc::new(tlb(64));
     let slots = Arc::new(slots(&[(0, BASE, 4 << 20, 4 << 20)]));
-    let bridge = Bridge::builder(policy, slots).sharing(tlb.clone()).build();
+    let bridge = Bridge::new(policy, slots).sharing(tlb.clone());
     let first = BASE >> 12;
     for page in pages(first, 16).pages() {
         frame_of(&tlb, page.start());

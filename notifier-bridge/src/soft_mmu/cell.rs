@@ -45,7 +45,7 @@ impl Counter {
 }
 
 /// The part of a worker that other threads see, on cache lines of its own.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct WorkerCell {
     pub(super) epoch: Epoch<SmpMb>,
@@ -57,17 +57,6 @@ pub(super) struct WorkerCell {
 }
 
 impl WorkerCell {
-    pub(super) fn new() -> Self {
-        Self {
-            epoch: Epoch::new(),
-            accesses: Counter::default(),
-            pf_taken: Counter::default(),
-            pf_fixed: Counter::default(),
-            pf_spurious: Counter::default(),
-            retries: Counter::default(),
-        }
-    }
-
     pub(super) fn stats(&self) -> WorkerStats {
         WorkerStats {
             accesses: self.accesses.get(),

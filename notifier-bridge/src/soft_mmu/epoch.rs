@@ -48,12 +48,14 @@ pub struct Epoch<B = SmpMb> {
 #[derive(Debug)]
 pub struct Inside<'a>(&'a AtomicU64);
 
-impl<B: Barrier> Epoch<B> {
+impl<B> Default for Epoch<B> {
     /// The epoch of a worker that is outside.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { count: AtomicU64::new(0), barrier: PhantomData }
     }
+}
 
+impl<B: Barrier> Epoch<B> {
     /// Enters an access; the drop of what it returns leaves again. Only the owner may enter, and one access
     /// at a time. Its counterpart in the invalidation is [`wait_outside`](Self::wait_outside).
     pub fn enter(&self) -> Inside<'_> {
@@ -106,7 +108,7 @@ mod tests {
     /// An invalidation that waits for the end of an access tells it from the next one by the count.
     #[test]
     fn no_two_accesses_have_the_same_epoch() {
-        let epoch = Epoch::<SmpMb>::new();
+        let epoch = Epoch::<SmpMb>::default();
         let seen = [(); 3].map(|()| epoch.enter().0.load(Ordering::Relaxed));
         assert!(seen.is_sorted_by(|one, next| one < next), "{seen:?}");
         assert_eq!(epoch.wait_outside_for(Duration::ZERO), Ok(()));
@@ -114,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_wait_for_a_worker_that_does_not_leave_ends() {
-        let epoch = Epoch::<SmpMb>::new();
+        let epoch = Epoch::<SmpMb>::default();
         let inside = epoch.enter();
         let overdue = epoch.wait_outside_for(Duration::from_millis(20)).unwrap_err().to_string();
         assert!(

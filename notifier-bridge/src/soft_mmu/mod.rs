@@ -134,11 +134,6 @@ impl<P: PrimaryMmu> SoftMmu<P> {
         }
     }
 
-    /// The primary MMU it asks.
-    pub fn primary(&self) -> &P {
-        &self.primary
-    }
-
     /// Removes a worker and keeps its counts.
     fn retire(&self, cell: &Arc<WorkerCell>) {
         let mut locked = self.sequence.lock();

@@ -25,7 +25,7 @@ pub struct Worker<P: PrimaryMmu> {
 impl<P: PrimaryMmu> SoftMmu<P> {
     /// A handle for one device thread.
     pub fn worker(self: &Arc<Self>) -> Worker<P> {
-        let cell = Arc::new(WorkerCell::new());
+        let cell = Arc::new(WorkerCell::default());
         self.sequence.lock().workers.push(Arc::clone(&cell));
         Worker { mmu: Arc::clone(self), cell, last_slot: None }
     }

@@ -126,7 +126,7 @@ fn every_policy_drops_what_it_announces() {
         bare.touch_all(Access::Write, u64::MAX);
         let method = if policy == Policy::Slot { ZapMethod::Memslot } else { ZapMethod::Protect };
         let listener = Arc::new(slots(&bare, method));
-        let bridge = Bridge::builder(policy, core.slots.clone()).shadowing(listener).build();
+        let bridge = Bridge::new(policy, core.slots.clone()).shadowing(listener);
         let mut records = Vec::with_capacity(16);
         for page in [0, 77, BLOCK - 1, BLOCK, 3 * BLOCK + 200, 4 * BLOCK - 1] {
             let pages = bare.pages(page, 1);

@@ -26,7 +26,7 @@ pub fn clock_read_ns() -> f64 {
 /// Nanoseconds of one invalidation through a bridge without listeners: announced, nothing done, recorded.
 pub fn empty_invalidation_ns() -> f64 {
     let slots = SlotTableBuilder::new(0).build().expect("no slots overlap");
-    let bridge = Bridge::builder(Policy::Modern, Arc::new(slots)).build();
+    let bridge = Bridge::new(Policy::Modern, Arc::new(slots));
     let mut records = Vec::with_capacity(1);
     let vma = HvaRange::with_len(Hva::new(PMD_SIZE), PMD_SIZE).expect("far from the end");
     let pages = HvaRange::with_len(vma.start(), PAGE_SIZE).expect("far from the end");

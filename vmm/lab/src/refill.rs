@@ -45,7 +45,7 @@ pub fn measure(
         return Ok(None);
     }
     let Some(listener) = testbed.shadowing(Zap::Memslot) else { return Ok(None) };
-    let bridge = Bridge::builder(Policy::Vm, Arc::clone(testbed.slots())).shadowing(listener).build();
+    let bridge = Bridge::new(Policy::Vm, Arc::clone(testbed.slots())).shadowing(listener);
     // No touch is recorded as a stall.
     loops.start(testbed, u64::MAX, cancel)?;
     let refill = zap_and_look(testbed, &bridge, loops, cancel);

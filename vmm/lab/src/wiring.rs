@@ -56,15 +56,15 @@ impl Wiring {
     pub fn new(testbed: &dyn Testbed, combination: &Combination, shared_tlb: bool) -> Self {
         // The kernel of today announces as `modern` does; alone, it is only written down.
         let policy = combination.policy.announced().unwrap_or(Policy::Modern);
-        let mut builder = Bridge::builder(policy, Arc::clone(testbed.slots()));
+        let mut bridge = Bridge::new(policy, Arc::clone(testbed.slots()));
         if let Some(shadowing) = testbed.shadowing(combination.zap) {
-            builder = builder.shadowing(shadowing);
+            bridge = bridge.shadowing(shadowing);
         }
         let device = shared_tlb.then(|| Device::over(testbed));
         if let Some(device) = &device {
-            builder = builder.sharing(device.0.clone());
+            bridge = bridge.sharing(device.0.clone());
         }
         let exact = policy.is_the_folio();
-        Self { bridge: Arc::new(builder.build()), device, exact }
+        Self { bridge: Arc::new(bridge), device, exact }
     }
 }

@@ -135,7 +135,7 @@ fn take_moved_folio(policy: Policy) -> usize {
     for page in 256..768 {
         frame_of(&mut worker, page);
     }
-    let bridge = Bridge::builder(policy, layout()).shadowing(mmu.clone()).build();
+    let bridge = Bridge::new(policy, layout()).shadowing(mmu.clone());
     let out = Invalidation { cause: Cause::PageOut, victim, vma: memory(0, PAGES) };
     bridge.invalidate(&mut Vec::new(), &out, || mmu.primary.change(victim.pages));
     stale_pages(&mmu).len()

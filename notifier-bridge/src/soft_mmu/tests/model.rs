@@ -146,7 +146,7 @@ proptest! {
         victims in prop::collection::vec((select(&PLACES[..]), 0u8..=4, any::<bool>()), 1..20),
     ) {
         let mmu = mmu();
-        let bridge = Bridge::builder(policy, layout()).shadowing(mmu.clone()).build();
+        let bridge = Bridge::new(policy, layout()).shadowing(mmu.clone());
         let mut records = Vec::new();
         let mut worker = mmu.worker();
         for (page, order, warm) in victims {

@@ -40,7 +40,7 @@ fn device(mmu: &Mmu, seed: u64, stop: &AtomicBool) -> u64 {
 
 /// Takes `count` random folios under `policy`; every 50th time it maps a region anew.
 fn reclaim(mmu: &Mmu, policy: Policy, seed: u64, count: u64) -> Vec<InvalidationRecord> {
-    let bridge = Bridge::builder(policy, layout()).shadowing(mmu.clone()).build();
+    let bridge = Bridge::new(policy, layout()).shadowing(mmu.clone());
     let (mut records, mut random) = (Vec::new(), Random(seed));
     for turn in 0..count {
         let order = if turn % 50 == 0 { 9 } else { random.below(5) as u8 };

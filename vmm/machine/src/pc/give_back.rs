@@ -30,7 +30,7 @@ struct State {
 impl GiveBack {
     /// Nothing given back yet; the kernel alone zaps, and what is announced is written down as it announces.
     pub fn new(memory: &PcMemory) -> Self {
-        let bridge = Arc::new(Bridge::builder(Policy::Modern, memory.slots()).build());
+        let bridge = Arc::new(Bridge::new(Policy::Modern, memory.slots()));
         Self(Arc::new(Mutex::new(State { bridge, given: GivenBack::default(), records: Vec::new() })))
     }
 

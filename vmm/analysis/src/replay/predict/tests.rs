@@ -152,7 +152,7 @@ proptest! {
         for &policy in Policy::ALL {
             let choice = PolicyChoice::Announced(policy);
             let (_, found) = row.predict(choice, ZapChoice::Auto.under(choice), Running::Around);
-            let bridge = Bridge::builder(policy, Arc::new(row.setting.slot_table(None).unwrap())).build();
+            let bridge = Bridge::new(policy, Arc::new(row.setting.slot_table(None).unwrap()));
             let (arena, mut records) = (row.setting.arena.range().unwrap(), Vec::new());
             for one in row.clone().announced() {
                 bridge.invalidate(&mut records, &one.invalidation(arena), || ());
