@@ -77,15 +77,10 @@ impl FromStr for Backing {
     type Err = UnknownBacking;
 
     fn from_str(text: &str) -> Result<Self, UnknownBacking> {
-        let known = match text {
-            "4k" => Some(Self::Base4k),
-            "thp" => Some(Self::Thp),
-            "hugetlb:2m" => Some(Self::Hugetlb2m),
-            "memfd" => Some(Self::Memfd),
-            "memfd:thp" => Some(Self::MemfdThp),
-            _ => text.strip_prefix("mthp:").and_then(folio_bytes).and_then(Self::mthp),
-        };
-        known.ok_or_else(|| UnknownBacking(text.to_owned()))
+        let of_one_size = [Self::Base4k, Self::Thp, Self::Hugetlb2m, Self::Memfd, Self::MemfdThp];
+        let named = of_one_size.into_iter().find(|backing| backing.to_string() == text);
+        let mthp = || text.strip_prefix("mthp:").and_then(folio_bytes).and_then(Self::mthp);
+        named.or_else(mthp).ok_or_else(|| UnknownBacking(text.to_owned()))
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::causes::with_causes;
 use crate::cgroup_mounts::{ControllerMount, Version, find_controller};
 use crate::left_behind::tell;
-use crate::limit::{Limit, Refused};
+use crate::limit::Limit;
 use crate::remedy::{self, Asked};
 
 /// A memory cgroup could not be entered or squeezed.
@@ -74,11 +74,7 @@ impl CgroupPlace {
 
 /// A memory cgroup that this process is in as long as this lives.
 #[derive(Debug)]
-pub struct MemoryCgroup {
-    version: Version,
-    path: PathBuf,
-    home: PathBuf,
-}
+pub struct MemoryCgroup(CgroupPlace);
 
 /// The result of a squeeze.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,24 +100,23 @@ impl MemoryCgroup {
     /// # Errors
     /// No memory controller, or no right to use it. The process is then where it was.
     pub fn enter(place: CgroupPlace) -> Result<Self, CgroupError> {
-        let CgroupPlace { version, path, home } = place;
-        let group = Self { version, path, home };
+        let group = Self(place);
         // From here on the drop of `group` undoes what was done.
         if !group.file(group.usage_file()).exists() {
-            return Err(CgroupError::NotDelegated(group.path.clone()));
+            return Err(CgroupError::NotDelegated(group.path().to_owned()));
         }
         group.disarm_killer()?;
-        group.adopt(&group.path)?;
+        group.adopt(group.path())?;
         Ok(group)
     }
 
     /// Which generation of cgroups this is.
     pub fn version(&self) -> Version {
-        self.version
+        self.0.version
     }
     /// The group's directory.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
     /// Bytes charged to the group now.
@@ -143,7 +138,7 @@ impl MemoryCgroup {
     pub fn squeeze(&self, bytes: u64) -> Result<Squeezed, CgroupError> {
         let before = self.usage()?;
         let target = before.saturating_sub(bytes);
-        match self.version {
+        match self.version() {
             Version::V1 => self.press("memory.limit_in_bytes", "-1", before, target)?,
             Version::V2 if self.file("memory.reclaim").exists() => {
                 self.ask_for(&self.file("memory.reclaim"), before - target)?;
@@ -168,11 +163,7 @@ impl MemoryCgroup {
         let limit = Limit::open(&path, lifted).map_err(|source| failed("opening", &path, source))?;
         for step in 1..=STEPS {
             let pressed = limit.press(from - (from - target) / STEPS * step);
-            let pressed = pressed.map_err(|refused| match refused {
-                Refused::Lowering(source) => failed("lowering", &path, source),
-                Refused::Lifting(source) => failed("restoring", &path, source),
-            });
-            if !pressed? {
+            if !pressed.map_err(|(attempt, source)| failed(attempt, &path, source))? {
                 break;
             }
         }
@@ -182,21 +173,21 @@ impl MemoryCgroup {
     /// Switches the OOM killer of the group off (v1): a fault that finds no room waits.
     fn disarm_killer(&self) -> Result<(), CgroupError> {
         let path = self.file("memory.oom_control");
-        match self.version {
+        match self.version() {
             Version::V1 => fs::write(&path, "1").map_err(|source| failed("writing 1 to", &path, source)),
             Version::V2 => Ok(()),
         }
     }
 
     fn usage_file(&self) -> &'static str {
-        match self.version {
+        match self.version() {
             Version::V1 => "memory.usage_in_bytes",
             Version::V2 => "memory.current",
         }
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+        self.path().join(name)
     }
 
     /// Moves this process into the group at `path`.
@@ -210,8 +201,8 @@ impl MemoryCgroup {
 impl Drop for MemoryCgroup {
     /// Moves the process back where it was. Memory charged to the group stays charged to its parent.
     fn drop(&mut self) {
-        if let Err(error) = self.adopt(&self.home) {
-            tell(&format!("this process stays in cgroup {}: {}", self.path.display(), with_causes(&error)));
+        if let Err(error) = self.adopt(self.0.home()) {
+            tell(&format!("this process stays in cgroup {}: {}", self.path().display(), with_causes(&error)));
         }
     }
 }

@@ -24,14 +24,8 @@ use crate::sys;
 /// such a pass is what makes the next one succeed: it clears the accessed bits of pages that a guest has just used.
 const ATTEMPTS: u32 = 16;
 
-/// The write that failed.
-#[derive(Debug)]
-pub(crate) enum Refused {
-    /// The limit cannot be lowered.
-    Lowering(io::Error),
-    /// It was lowered and cannot be lifted.
-    Lifting(io::Error),
-}
+/// The write that failed, as an attempt, and the kernel's answer.
+pub(crate) type Refused = (&'static str, io::Error);
 
 /// A limit's file.
 #[derive(Debug)]
@@ -53,11 +47,11 @@ impl Limit {
         let text = bytes.to_string();
         for _ in 0..ATTEMPTS {
             let (lowered, lifted) = self.lower_and_lift(text.as_bytes());
-            lifted.map_err(|errno| Refused::Lifting(errno.into()))?;
+            lifted.map_err(|errno| ("restoring", errno.into()))?;
             match lowered {
                 Ok(_) => return Ok(true),
                 Err(Errno::BUSY | Errno::INTR) => {}
-                Err(errno) => return Err(Refused::Lowering(errno.into())),
+                Err(errno) => return Err(("lowering", errno.into())),
             }
         }
         Ok(false)
@@ -99,8 +93,7 @@ mod tests {
     #[test]
     fn a_write_that_the_kernel_refuses_is_an_error() {
         let limit = Limit::open(Path::new("/dev/full"), "-1").unwrap();
-        assert!(
-            matches!(limit.press(42), Err(Refused::Lifting(error)) if error.raw_os_error() == Some(libc::ENOSPC))
-        );
+        let (attempt, error) = limit.press(42).unwrap_err();
+        assert_eq!((attempt, error.raw_os_error()), ("restoring", Some(libc::ENOSPC)));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::str::FromStr;
 
 use crate::victim::Order;
 
@@ -10,11 +11,13 @@ pub(crate) const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 pub(crate) const HUGETLB_2M: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// One switch of `transparent_hugepage/`, the bracketed word of its file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum Switch {
     /// For every mapping.
     Always,
-    /// For mappings that asked (`madvise`, `advise`, `within_size`).
+    /// For mappings that asked.
+    #[strum(serialize = "madvise", serialize = "advise", serialize = "within_size")]
     Madvise,
     /// As the global switch says.
     Inherit,
@@ -27,25 +30,16 @@ impl Switch {
     pub fn serves_madvised(self) -> bool {
         matches!(self, Self::Always | Self::Madvise)
     }
-
-    /// Reads the bracketed word, as in `always inherit [madvise] never`.
-    fn parse(text: &str) -> Option<Self> {
-        match chosen(text)? {
-            "always" => Some(Self::Always),
-            "madvise" | "advise" | "within_size" => Some(Self::Madvise),
-            "inherit" => Some(Self::Inherit),
-            "never" => Some(Self::Never),
-            _ => None,
-        }
-    }
 }
 
 /// The global `shmem_enabled`, which knows two more words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum ShmemSwitch {
     /// For every file.
     Always,
     /// For mappings that asked, or up to the file's size.
+    #[strum(serialize = "advise", serialize = "within_size")]
     Advise,
     /// Not for files that did not ask by mount option.
     Never,
@@ -55,21 +49,14 @@ pub enum ShmemSwitch {
     Force,
 }
 
-impl ShmemSwitch {
-    fn parse(text: &str) -> Option<Self> {
-        match chosen(text)? {
-            "always" => Some(Self::Always),
-            "advise" | "within_size" => Some(Self::Advise),
-            "never" => Some(Self::Never),
-            "deny" => Some(Self::Deny),
-            "force" => Some(Self::Force),
-            _ => None,
-        }
-    }
+fn read_chosen<S: FromStr>(path: &Path) -> Option<S> {
+    chosen(&fs::read_to_string(path).ok()?)
 }
 
-fn chosen(text: &str) -> Option<&str> {
-    text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
+/// The bracketed word, as in `always inherit [madvise] never`.
+fn chosen<S: FromStr>(text: &str) -> Option<S> {
+    let word = text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));
+    word?.parse().ok()
 }
 
 /// The pool of 2 MiB hugetlb pages.
@@ -135,17 +122,16 @@ impl HostThp {
     }
 
     fn read_from(thp: &Path, hugetlb: &Path) -> Self {
-        let word = |path: &Path| fs::read_to_string(path).ok();
         let mut host = Self {
-            global: word(&thp.join("enabled")).and_then(|text| Switch::parse(&text)),
+            global: read_chosen(&thp.join("enabled")),
             anonymous: BTreeMap::new(),
-            shmem_global: word(&thp.join("shmem_enabled")).and_then(|text| ShmemSwitch::parse(&text)),
+            shmem_global: read_chosen(&thp.join("shmem_enabled")),
             shmem: BTreeMap::new(),
             hugetlb_2m: HugetlbPool::read_from(hugetlb),
         };
         for entry in fs::read_dir(thp).into_iter().flatten().flatten() {
             let Some(order) = entry.file_name().to_str().and_then(order_of_directory) else { continue };
-            let switch = |name: &str| word(&entry.path().join(name)).and_then(|text| Switch::parse(&text));
+            let switch = |name: &str| read_chosen(&entry.path().join(name));
             host.anonymous.extend(switch("enabled").map(|switch| (order, switch)));
             host.shmem.extend(switch("shmem_enabled").map(|switch| (order, switch)));
         }
@@ -195,14 +181,13 @@ mod tests {
 
     #[test]
     fn the_bracketed_word_is_the_setting() {
-        assert_eq!(Switch::parse("always inherit [madvise] never\n"), Some(Switch::Madvise));
-        assert_eq!(Switch::parse("always [inherit] within_size advise never"), Some(Switch::Inherit));
-        assert_eq!(Switch::parse("always madvise never"), None);
-        assert_eq!(Switch::parse(""), None);
-        assert_eq!(
-            ShmemSwitch::parse("always within_size advise never deny [force]\n"),
-            Some(ShmemSwitch::Force)
-        );
+        assert_eq!(chosen("always inherit [madvise] never\n"), Some(Switch::Madvise));
+        assert_eq!(chosen("always [inherit] within_size advise never"), Some(Switch::Inherit));
+        assert_eq!(chosen("always inherit [within_size] advise never"), Some(Switch::Madvise));
+        assert_eq!(chosen::<Switch>("always madvise never"), None);
+        assert_eq!(chosen::<Switch>(""), None);
+        assert_eq!(chosen("always within_size advise never deny [force]\n"), Some(ShmemSwitch::Force));
+        assert_eq!(chosen("always [within_size] advise never deny force\n"), Some(ShmemSwitch::Advise));
     }
 
     #[test]
