@@ -12,17 +12,17 @@
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::address::PAGE_SIZE;
-use crate::sys;
 
 /// Pages of data that are asked one by one, before the end of the data is asked for.
 const ONE_BY_ONE: u32 = 64;
 
 /// A file that can be asked.
 pub(crate) trait Seek {
-    /// The first data at or after an offset; `None` if there is none.
+    /// The first data at or after an offset, in memory or in swap; `None` if there is none.
     fn data(&self, offset: u64) -> Result<Option<u64>, Errno>;
     /// The first hole at or after an offset: at the latest the end of the file.
     fn hole(&self, offset: u64) -> Result<u64, Errno>;
@@ -30,10 +30,14 @@ pub(crate) trait Seek {
 
 impl Seek for BorrowedFd<'_> {
     fn data(&self, offset: u64) -> Result<Option<u64>, Errno> {
-        sys::seek_data(*self, offset)
+        match rustix::fs::seek(self, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
     fn hole(&self, offset: u64) -> Result<u64, Errno> {
-        sys::seek_hole(*self, offset)
+        rustix::fs::seek(self, SeekFrom::Hole(offset))
     }
 }
 

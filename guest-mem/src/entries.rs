@@ -1,7 +1,6 @@
 //! Page state for kernels before 6.7: the 8-byte entries of pagemap, and `smaps` for huge mappings.
 
 use std::fs::File;
-use std::io;
 
 use crate::address::{Address, Hva, PAGES_PER_PMD, PMD_SIZE};
 use crate::entry::{Entry, entries, read_entries};
@@ -23,36 +22,40 @@ struct Mapping {
 /// Reads page state from entries. See [`crate::ScanMethod::Entries`] for what it cannot know.
 #[derive(Debug)]
 pub(crate) struct EntryReader {
-    pagemap: File,
     kpageflags: KPageFlags,
     buffer: Vec<u8>,
 }
 
 impl EntryReader {
-    pub(crate) fn new(pagemap: File) -> Self {
-        Self { pagemap, kpageflags: KPageFlags::open(), buffer: Vec::new() }
+    pub(crate) fn new() -> Self {
+        Self { kpageflags: KPageFlags::open(), buffer: Vec::new() }
     }
 
-    pub(crate) fn page(&mut self, page: HvaRange) -> Result<PageState, ScanError> {
+    pub(crate) fn page(&mut self, pagemap: &File, page: HvaRange) -> Result<PageState, ScanError> {
         let mut runs = Vec::with_capacity(1);
-        self.scan(page, &mut runs)?;
+        self.scan(pagemap, page, &mut runs)?;
         Ok(runs.first().map_or(PageState::Absent, |run| run.state))
     }
 
-    pub(crate) fn scan(&mut self, range: HvaRange, out: &mut Vec<PageRun>) -> Result<(), ScanError> {
-        let smaps = std::fs::read_to_string("/proc/self/smaps").map_err(|source| ScanError::Read {
-            file: "/proc/self/smaps",
-            range,
-            source,
-        })?;
+    pub(crate) fn scan(
+        &mut self,
+        pagemap: &File,
+        range: HvaRange,
+        out: &mut Vec<PageRun>,
+    ) -> Result<(), ScanError> {
+        let file = "/proc/self/smaps";
+        let smaps =
+            std::fs::read_to_string(file).map_err(|source| ScanError::Read { file, range, source })?;
         let mut at = range.start();
         for mapping in parse_smaps(&smaps).into_iter().filter(|mapping| mapping.range.overlaps(range)) {
             let inside = mapping.range.intersection(range).expect("it overlaps");
             push_run(out, HvaRange::new(at, inside.start()).expect("smaps is sorted"), PageState::Absent);
-            let promoted = self.pmd_mapped_blocks(mapping)?;
+            let promoted =
+                if mapping.hugetlb { Vec::new() } else { self.pmd_mapped_blocks(pagemap, mapping)? };
             for block in inside.block_pieces() {
-                let level = if promoted.contains(block.start()) { MapLevel::Pmd } else { MapLevel::Pte };
-                self.scan_block(block, level, out)?;
+                let is_promoted = || promoted.binary_search(&block.start().align_down(PMD_SIZE)).is_ok();
+                let level = if mapping.hugetlb || is_promoted() { MapLevel::Pmd } else { MapLevel::Pte };
+                self.scan_block(pagemap, block, level, out)?;
             }
             at = inside.end();
         }
@@ -62,12 +65,13 @@ impl EntryReader {
 
     fn scan_block(
         &mut self,
+        pagemap: &File,
         block: HvaRange,
         level: MapLevel,
         out: &mut Vec<PageRun>,
     ) -> Result<(), ScanError> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let read = read_entries(&self.pagemap, block, &mut buffer);
+        let read = read_entries(pagemap, block, &mut buffer);
         for (page, entry) in block.pages().zip(entries(&buffer)) {
             let state = if entry.is_present() {
                 let zero = entry.pfn().is_some_and(|pfn| self.kpageflags.is_zero_page(pfn));
@@ -83,15 +87,13 @@ impl EntryReader {
         read
     }
 
-    /// The 2 MiB blocks of a mapping that PMD entries map, all or none of those that could be.
-    fn pmd_mapped_blocks(&mut self, mapping: Mapping) -> Result<Blocks, ScanError> {
-        if mapping.hugetlb {
-            return Ok(Blocks::All);
-        }
+    /// The start addresses, sorted, of the 2 MiB blocks of a mapping that PMD entries map: all or none of those that
+    /// could be.
+    fn pmd_mapped_blocks(&mut self, pagemap: &File, mapping: Mapping) -> Result<Vec<Hva>, ScanError> {
         let (mut certain, mut candidates) = (Vec::new(), Vec::new());
         let mut buffer = std::mem::take(&mut self.buffer);
         for block in mapping.range.block_pieces().filter(|block| block.len() == PMD_SIZE) {
-            read_entries(&self.pagemap, block, &mut buffer)?;
+            read_entries(pagemap, block, &mut buffer)?;
             if !could_be_pmd_mapped(entries(&buffer)) {
                 continue;
             }
@@ -108,22 +110,7 @@ impl EntryReader {
             certain.append(&mut candidates);
             certain.sort_unstable();
         }
-        Ok(Blocks::These(certain))
-    }
-}
-
-enum Blocks {
-    All,
-    /// By start address, sorted.
-    These(Vec<Hva>),
-}
-
-impl Blocks {
-    fn contains(&self, at: Hva) -> bool {
-        match self {
-            Self::All => true,
-            Self::These(starts) => starts.binary_search(&at.align_down(PMD_SIZE)).is_ok(),
-        }
+        Ok(certain)
     }
 }
 
@@ -159,7 +146,7 @@ fn parse_smaps(text: &str) -> Vec<Mapping> {
         };
         match key {
             "AnonHugePages" | "ShmemPmdMapped" | "FilePmdMapped" => {
-                mapping.huge += parse_kib(value).unwrap_or(0)
+                mapping.huge += parse_kib(value).unwrap_or(0);
             }
             "VmFlags" => mapping.hugetlb = value.split_whitespace().any(|flag| flag == "ht"),
             _ => {}
@@ -176,9 +163,8 @@ fn parse_header(line: &str) -> Option<HvaRange> {
 }
 
 /// `   2048 kB`
-fn parse_kib(value: &str) -> io::Result<u64> {
-    let digits = value.trim().trim_end_matches("kB").trim_end();
-    digits.parse::<u64>().map(|kib| kib << 10).map_err(io::Error::other)
+fn parse_kib(value: &str) -> Option<u64> {
+    value.trim().trim_end_matches("kB").trim_end().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 #[cfg(test)]

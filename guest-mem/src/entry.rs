@@ -37,11 +37,8 @@ impl Entry {
 pub(crate) fn read_entries(pagemap: &File, range: HvaRange, out: &mut Vec<u8>) -> Result<(), ScanError> {
     out.resize((range.page_count() * 8) as usize, 0);
     let offset = range.start().get() / PAGE_SIZE * 8;
-    pagemap.read_exact_at(out, offset).map_err(|source| ScanError::Read {
-        file: "/proc/self/pagemap",
-        range,
-        source,
-    })
+    let file = "/proc/self/pagemap";
+    pagemap.read_exact_at(out, offset).map_err(|source| ScanError::Read { file, range, source })
 }
 
 /// The entries in a buffer of [`read_entries`].

@@ -27,21 +27,19 @@ impl LargeFolio {
     }
 }
 
-/// Reads folios through this process's pagemap.
+/// Reads folios through a process's pagemap.
 #[derive(Debug)]
 pub(crate) struct FolioReader {
-    pagemap: File,
     kpageflags: KPageFlags,
     buffer: Vec<u8>,
     available: bool,
 }
 
 impl FolioReader {
-    /// A reader of the process whose `pagemap` it is.
-    pub(crate) fn new(pagemap: File) -> Self {
+    pub(crate) fn new() -> Self {
         let mut kpageflags = KPageFlags::open();
         let available = kpageflags.shows_frames();
-        Self { pagemap, available, kpageflags, buffer: Vec::new() }
+        Self { available, kpageflags, buffer: Vec::new() }
     }
 
     pub(crate) fn is_available(&self) -> bool {
@@ -51,6 +49,7 @@ impl FolioReader {
     /// Appends the large folios mapped by PTEs in `range`, in order of address.
     pub(crate) fn large_folios(
         &mut self,
+        pagemap: &File,
         range: HvaRange,
         out: &mut Vec<LargeFolio>,
     ) -> Result<(), ScanError> {
@@ -58,7 +57,7 @@ impl FolioReader {
         let mut open: Option<(Frames, LargeFolio)> = None;
         self.kpageflags.forget();
         for block in range.block_pieces() {
-            read_entries(&self.pagemap, block, &mut buffer)?;
+            read_entries(pagemap, block, &mut buffer)?;
             for (page, entry) in block.pages().zip(entries(&buffer)) {
                 let Some(pfn) = entry.pfn() else { continue };
                 if let Some((frames, folio)) = &mut open

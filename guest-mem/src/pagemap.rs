@@ -12,6 +12,7 @@
 //! as data.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use linux_raw_sys::general::page_region;
@@ -20,8 +21,7 @@ use crate::address::{Address, Hva, PAGE_SIZE, PMD_SIZE};
 use crate::data_finder::DataFinder;
 use crate::entries::EntryReader;
 use crate::folios::{FolioReader, LargeFolio};
-use crate::range::HvaRange;
-use crate::range::RangeError;
+use crate::range::{HvaRange, RangeError};
 use crate::region::Region;
 use crate::scan_error::ScanError;
 use crate::state::{PageCounts, PageRun, PageState, push_run};
@@ -79,11 +79,11 @@ impl PageScanner {
     /// # Errors
     /// No procfs, or a kernel without `PAGEMAP_SCAN` where that was asked for.
     pub fn with_method(method: ScanMethod) -> Result<Self, ScanError> {
-        Self::of_pagemap(method, || File::open("/proc/self/pagemap").map_err(ScanError::Open))
+        Self::of_pagemap(method, File::open("/proc/self/pagemap"))
     }
 
-    fn of_pagemap(method: ScanMethod, open: impl Fn() -> Result<File, ScanError>) -> Result<Self, ScanError> {
-        let pagemap = open()?;
+    fn of_pagemap(method: ScanMethod, pagemap: io::Result<File>) -> Result<Self, ScanError> {
+        let pagemap = pagemap.map_err(ScanError::Open)?;
         if method == ScanMethod::Scan {
             let nothing = HvaRange::empty(Hva::new(0));
             sys::pagemap_scan(&pagemap, nothing, ANY, REPORT, &mut []).map_err(ScanError::NoPagemapScan)?;
@@ -91,8 +91,8 @@ impl PageScanner {
         Ok(Self {
             pagemap,
             method,
-            entries: EntryReader::new(open()?),
-            folios: FolioReader::new(open()?),
+            entries: EntryReader::new(),
+            folios: FolioReader::new(),
             buffer: vec![NO_PAGES; BATCH].into(),
             incore: Vec::new(),
             raw: Vec::new(),
@@ -105,8 +105,7 @@ impl PageScanner {
     /// # Errors
     /// A kernel without `PAGEMAP_SCAN`, or a process that we may not look at.
     pub fn of_process(pid: u32) -> Result<Self, ScanError> {
-        let path = format!("/proc/{pid}/pagemap");
-        Self::of_pagemap(ScanMethod::Scan, || File::open(&path).map_err(ScanError::Open))
+        Self::of_pagemap(ScanMethod::Scan, File::open(format!("/proc/{pid}/pagemap")))
     }
 
     /// How this scanner reads.
@@ -126,7 +125,7 @@ impl PageScanner {
         }
         match self.method {
             ScanMethod::Scan => self.scan_by_ioctl(range, out),
-            ScanMethod::Entries => self.entries.scan(range, out),
+            ScanMethod::Entries => self.entries.scan(&self.pagemap, range, out),
         }
     }
 
@@ -162,11 +161,11 @@ impl PageScanner {
         if !region.range().covers(range) {
             return Err(RangeError::Outside { range, region: region.range() }.into());
         }
-        if region.memfd().is_none() {
-            return self.scan(range, out);
-        }
+        let Some(memfd) = region.memfd() else { return self.scan(range, out) };
         let mut raw = std::mem::take(&mut self.raw);
-        let scanned = self.scan(range, &mut raw).and_then(|()| self.look_behind(region, &raw, out));
+        let mut finder = DataFinder::of(memfd);
+        let scanned =
+            self.scan(range, &mut raw).and_then(|()| self.look_behind(region, &mut finder, &raw, out));
         self.raw = raw;
         scanned
     }
@@ -175,11 +174,11 @@ impl PageScanner {
     fn look_behind(
         &mut self,
         region: &Region,
+        finder: &mut DataFinder<BorrowedFd<'_>>,
         raw: &[PageRun],
         out: &mut Vec<PageRun>,
     ) -> Result<(), ScanError> {
         out.clear();
-        let mut finder = region.memfd().map(DataFinder::of);
         for run in raw {
             if run.state != PageState::Absent {
                 push_run(out, run.range, run.state);
@@ -187,7 +186,7 @@ impl PageScanner {
             }
             // In pieces, so that the buffer stays small whatever the region's size.
             for piece in run.range.chunks(PMD_SIZE) {
-                self.look_behind_piece(region, finder.as_mut(), piece, out)?;
+                self.look_behind_piece(region, finder, piece, out)?;
             }
         }
         Ok(())
@@ -196,20 +195,18 @@ impl PageScanner {
     fn look_behind_piece(
         &mut self,
         region: &Region,
-        mut finder: Option<&mut DataFinder<BorrowedFd<'_>>>,
+        finder: &mut DataFinder<BorrowedFd<'_>>,
         piece: HvaRange,
         out: &mut Vec<PageRun>,
     ) -> Result<(), ScanError> {
         self.incore.resize(piece.page_count() as usize, 0);
-        sys::mincore(piece, &mut self.incore).map_err(|source| ScanError::Call {
-            call: "mincore",
-            range: piece,
-            source,
-        })?;
+        let failed = |call, range| move |source| ScanError::Call { call, range, source };
+        sys::mincore(piece, &mut self.incore).map_err(failed("mincore", piece))?;
         for (page, incore) in piece.pages().zip(&self.incore) {
+            let offset = region.offset_of(page.start()).expect("the piece lies in the region");
             let state = if incore & 1 == 1 {
                 PageState::Cached
-            } else if is_data(region, &mut finder, page)? {
+            } else if finder.is_data(offset).map_err(failed("lseek", page))? {
                 PageState::Swapped
             } else {
                 PageState::Absent
@@ -231,7 +228,7 @@ impl PageScanner {
     pub fn page(&mut self, at: Hva) -> Result<PageState, ScanError> {
         let page = page_of(at);
         if self.method == ScanMethod::Entries {
-            return self.entries.page(page);
+            return self.entries.page(&self.pagemap, page);
         }
         let mut found = [NO_PAGES];
         let (filled, _) = sys::pagemap_scan(&self.pagemap, page, ANY, REPORT, &mut found)
@@ -247,12 +244,7 @@ impl PageScanner {
     /// Appends the folios of more than one page that PTEs map in `range`, in order of address. One that goes on beyond the
     /// range is there with the part inside. Reads the flags of every frame, some 80 us for 2 MiB.
     pub fn large_folios(&mut self, range: HvaRange, out: &mut Vec<LargeFolio>) -> Result<(), ScanError> {
-        self.folios.large_folios(range, out)
-    }
-
-    /// The reader of folios, for the planner.
-    pub(crate) fn folios(&mut self) -> &mut FolioReader {
-        &mut self.folios
+        self.folios.large_folios(&self.pagemap, range, out)
     }
 }
 
@@ -274,18 +266,6 @@ fn state_of_categories(categories: u64) -> PageState {
         return PageState::Zero(level);
     }
     PageState::Mapped { level, file: categories & PAGE_IS_FILE != 0 }
-}
-
-/// Whether the file behind a region has data for a page.
-fn is_data(
-    region: &Region,
-    finder: &mut Option<&mut DataFinder<BorrowedFd<'_>>>,
-    page: HvaRange,
-) -> Result<bool, ScanError> {
-    let Some((finder, offset)) = finder.as_mut().zip(region.offset_of(page.start())) else {
-        return Ok(false);
-    };
-    finder.is_data(offset).map_err(|source| ScanError::Call { call: "lseek", range: page, source })
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl Planner {
         let Some(blocks) = blocks else { return Ok(()) };
         scanner.scan_region(region, blocks, &mut self.runs)?;
         if self.may_hold_large_folios(region) && scanner.knows_folios() {
-            scanner.folios().large_folios(blocks, &mut self.folios)?;
+            scanner.large_folios(blocks, &mut self.folios)?;
         }
         let layout = Layout { runs: &self.runs, folios: &self.folios, region };
         announce(&layout, range, operation, out);

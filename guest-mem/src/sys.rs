@@ -8,8 +8,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use linux_raw_sys::general::{self, page_region, pm_scan_arg};
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
+use rustix::ioctl::{Opcode, opcode};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
 use crate::address::{Address, Hva};
@@ -21,13 +22,7 @@ pub(crate) const PAGE_IS_SWAPPED: u64 = general::PAGE_IS_SWAPPED as u64;
 pub(crate) const PAGE_IS_PFNZERO: u64 = general::PAGE_IS_PFNZERO as u64;
 pub(crate) const PAGE_IS_HUGE: u64 = general::PAGE_IS_HUGE as u64;
 
-/// `_IOWR(type, nr, size)` of `<asm-generic/ioctl.h>`.
-const fn iowr(kind: u8, nr: u8, size: usize) -> u64 {
-    (3 << 30) | ((size as u64) << 16) | ((kind as u64) << 8) | nr as u64
-}
-
-const PAGEMAP_SCAN: u64 = iowr(b'f', 16, size_of::<pm_scan_arg>());
-
+const PAGEMAP_SCAN: Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
 // Compared with the value of a C compiler, so that a wrong structure does not compile.
 const _: () = assert!(PAGEMAP_SCAN == 0xc060_6610);
 
@@ -68,7 +63,7 @@ pub(crate) fn pagemap_scan(
     };
     // SAFETY: `arg` is the kernel's `struct pm_scan_arg`, and `vec`/`vec_len`
     // describe `out`, which is exclusively borrowed; without PM_SCAN_WP_MATCHING the walk changes nothing.
-    let filled = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+    let filled = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN.into(), &raw mut arg) };
     if filled < 0 {
         return Err(last_errno());
     }
@@ -86,7 +81,7 @@ pub(crate) fn mincore(range: HvaRange, out: &mut [u8]) -> Result<(), Errno> {
 /// madvise on memory of a region.
 ///
 /// # Safety
-/// `range` lies in a mapping that belongs to the caller, and nobody holds a Rust reference into it: the
+/// `range` lies in a mapping that belongs to the caller, and there is no Rust reference into it: the
 /// advice may discard or move its content.
 pub(crate) unsafe fn madvise(range: HvaRange, advice: Madvise) -> Result<(), Errno> {
     match advice {
@@ -113,7 +108,7 @@ pub(crate) enum Protection {
 /// mprotect on memory of a region.
 ///
 /// # Safety
-/// `range` lies in a mapping that belongs to the caller, and nobody holds a Rust reference into it.
+/// `range` lies in a mapping that belongs to the caller, and there is no Rust reference into it.
 pub(crate) unsafe fn mprotect(range: HvaRange, protection: Protection) -> Result<(), Errno> {
     let flags = match protection {
         Protection::ReadOnly => MprotectFlags::READ,
@@ -202,7 +197,7 @@ pub(crate) enum OldPlace {
 /// Moves the page tables of `from` over the mapping at `to`, which has the same length.
 ///
 /// # Safety
-/// Both ranges belong to the caller, and nobody holds a Rust reference into either.
+/// Both ranges belong to the caller, and there is no Rust reference into either.
 pub(crate) unsafe fn move_pages(from: HvaRange, to: HvaRange, old: OldPlace) -> Result<(), Errno> {
     assert_eq!(from.len(), to.len(), "pages move to a place of the same length");
     let flags = match old {
@@ -227,20 +222,6 @@ pub(crate) fn memfd(name: &CStr, len: u64) -> Result<OwnedFd, Errno> {
 /// Punches a hole of `len` bytes at `offset`: the pages leave the page cache and swap.
 pub(crate) fn punch_hole(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
     rustix::fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
-}
-
-/// The first offset at or after `offset` that holds data, in memory or in swap; `None` if there is none.
-pub(crate) fn seek_data(fd: BorrowedFd<'_>, offset: u64) -> Result<Option<u64>, Errno> {
-    match rustix::fs::seek(fd, SeekFrom::Data(offset)) {
-        Ok(at) => Ok(Some(at)),
-        Err(Errno::NXIO) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// The first offset at or after `offset` that holds nothing; the end of the file counts.
-pub(crate) fn seek_hole(fd: BorrowedFd<'_>, offset: u64) -> Result<u64, Errno> {
-    rustix::fs::seek(fd, SeekFrom::Hole(offset))
 }
 
 /// Locks the pages of a range in memory.
