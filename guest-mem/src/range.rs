@@ -3,8 +3,7 @@
 use std::fmt;
 use std::iter::FusedIterator;
 
-use crate::address::PMD_SIZE;
-use crate::address::{Address, Gfn, Gpa, Hva, PAGE_SIZE};
+use crate::address::{Address, Gfn, Gpa, Hva, PAGE_SIZE, PMD_SIZE};
 
 /// A half-open range `[start, end)`, possibly empty. `start <= end` always holds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -171,14 +170,21 @@ pub enum RangeError {
 impl HvaRange {
     /// The range cut at multiples of 2 MiB.
     pub fn block_pieces(self) -> impl Iterator<Item = Self> {
+        self.cut_by(|rest| {
+            // The end of the last block of the address space does not fit into an address.
+            rest.start().align_down(PMD_SIZE).checked_add(PMD_SIZE).unwrap_or(rest.end())
+        })
+    }
+
+    /// The range cut in pieces: `next` is given the rest of it, and returns the end of the next piece, which may lie
+    /// beyond.
+    pub(crate) fn cut_by(self, next: impl Fn(Self) -> Hva) -> impl Iterator<Item = Self> {
         let mut rest = self;
         std::iter::from_fn(move || {
             if rest.is_empty() {
                 return None;
             }
-            // The end of the last block of the address space does not fit into an address.
-            let next = rest.start().align_down(PMD_SIZE).checked_add(PMD_SIZE).unwrap_or(rest.end());
-            let cut = next.min(rest.end());
+            let cut = next(rest).min(rest.end());
             let piece = Self::new(rest.start(), cut)?;
             rest = Self::new(cut, rest.end())?;
             Some(piece)

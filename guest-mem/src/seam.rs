@@ -107,24 +107,15 @@ impl Seams {
 
     /// Cuts `range` where seams cut its VMAs: a system call over it announces each piece by itself.
     pub(crate) fn pieces(&self, range: HvaRange) -> impl Iterator<Item = HvaRange> {
-        let mut rest = range;
-        std::iter::from_fn(move || {
-            if rest.is_empty() {
-                return None;
-            }
-            let cut = self.next_cut(rest);
-            let piece = HvaRange::new(rest.start(), cut)?;
-            rest = HvaRange::new(cut, rest.end())?;
-            Some(piece)
-        })
+        range.cut_by(move |rest| self.next_cut(rest))
     }
 
-    /// The first VMA boundary after the start of `rest`, or its end.
+    /// The first VMA boundary in `rest` after its start, or an address at or after its end.
     fn next_cut(&self, rest: HvaRange) -> Hva {
         for piece in rest.block_pieces().filter(|&piece| self.has(piece)) {
             let strip = self.strip_of(piece);
             if let Some(cut) = [strip.start(), strip.end()].into_iter().find(|&cut| cut > rest.start()) {
-                return cut.min(rest.end());
+                return cut;
             }
         }
         rest.end()

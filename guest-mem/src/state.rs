@@ -48,10 +48,6 @@ impl PageState {
     pub fn is_zero(self) -> bool {
         matches!(self, Self::Zero(_))
     }
-    /// Whether the page is mapped and belongs to a file or to shared memory.
-    pub fn is_file(self) -> bool {
-        matches!(self, Self::Mapped { file: true, .. })
-    }
 }
 
 impl fmt::Display for PageState {

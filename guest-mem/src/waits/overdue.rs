@@ -16,9 +16,9 @@ pub struct Overdue(Box<Wait>);
 /// In a box, to keep the errors that hold one small: they are returned on hot paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wait {
-    /// The thread that waited, by its name.
-    who: String,
-    what: String,
+    /// The name of the thread that waited.
+    thread: String,
+    event: String,
     waited: Duration,
     stands: Stands,
 }
@@ -34,26 +34,25 @@ enum Stands {
 }
 
 impl Overdue {
-    /// The calling thread has waited that long for `what`, which has not come.
-    pub fn new(what: impl Into<String>, waited: Duration) -> Self {
-        Self::of(what.into(), waited, Stands::Out)
+    /// The calling thread has waited that long for `event`, which has not come.
+    pub fn new(event: impl Into<String>, waited: Duration) -> Self {
+        Self::of(event.into(), waited, Stands::Out)
     }
 
-    /// `what` had come: only its wake was lost.
-    pub fn unannounced(what: impl Into<String>, waited: Duration) -> Self {
-        Self::of(what.into(), waited, Stands::Unannounced)
+    /// `event` had come: only its wake was lost.
+    pub fn unannounced(event: impl Into<String>, waited: Duration) -> Self {
+        Self::of(event.into(), waited, Stands::Unannounced)
     }
 
     /// As [`Overdue::new`], for an event that this thread of the process was to cause.
-    pub fn from_thread(what: impl Into<String>, waited: Duration, thread: i32) -> Self {
-        Self::of(what.into(), waited, seen(thread).map_or(Stands::Out, Stands::OutAt))
+    pub fn from_thread(event: impl Into<String>, waited: Duration, thread: i32) -> Self {
+        Self::of(event.into(), waited, seen(thread).map_or(Stands::Out, Stands::OutAt))
     }
 
-    fn of(what: String, waited: Duration, stands: Stands) -> Self {
+    fn of(event: String, waited: Duration, stands: Stands) -> Self {
         COUNT.fetch_add(1, Ordering::Relaxed);
-        let thread = std::thread::current();
-        let who = thread.name().unwrap_or("without a name").to_owned();
-        Self(Box::new(Wait { who, what, waited, stands }))
+        let thread = std::thread::current().name().unwrap_or("without a name").to_owned();
+        Self(Box::new(Wait { thread, event, waited, stands }))
     }
 
     /// Waits of this process that were ended by their deadlines so far. A caller compares two counts.
@@ -69,13 +68,13 @@ impl Overdue {
 
 impl fmt::Display for Overdue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Wait { who, what, waited, stands } = &*self.0;
-        write!(f, "thread {who} waited ")?;
+        let Wait { thread, event, waited, stands } = &*self.0;
+        write!(f, "thread {thread} waited ")?;
         match waited.as_secs() {
             0 => write!(f, "{} ms", waited.as_millis())?,
             seconds => write!(f, "{seconds} s")?,
         }
-        write!(f, " for {what}, ")?;
+        write!(f, " for {event}, ")?;
         match stands {
             Stands::Out => write!(f, "in vain"),
             Stands::OutAt(at) => write!(f, "in vain: its thread is {at}"),

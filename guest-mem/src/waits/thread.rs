@@ -13,7 +13,7 @@ use super::{END, Overdue};
 /// A running thread. A thread that is not waited for, or has not ended at the deadline, runs on: it owns or shares all that
 /// it can reach.
 #[derive(Debug)]
-#[must_use = "somebody has to wait for its end"]
+#[must_use = "its end has to be waited for"]
 pub struct Thread<T> {
     name: String,
     /// The thread's number, once it runs.
