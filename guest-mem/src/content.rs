@@ -4,8 +4,7 @@ use rustix::io::Errno;
 
 use crate::address::{Hva, PAGE_SIZE};
 use crate::page::Page;
-use crate::range::HvaRange;
-use crate::range::RangeError;
+use crate::range::{HvaRange, RangeError};
 use crate::region::{Region, RegionError};
 use crate::remedy::{self, Asked};
 use crate::sys;

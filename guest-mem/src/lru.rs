@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 use rustix::io::Errno;
 
 use crate::address::{PAGE_SIZE, PMD_SIZE};
+use crate::mapping::reserve_congruent;
 use crate::range::HvaRange;
-use crate::region::reserve_congruent;
 use crate::sys::{self, Content, Madvise};
 
 /// One page of a mapping that is large enough for a huge page, or the error of making it. Kept for the life of the

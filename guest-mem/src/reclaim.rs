@@ -8,9 +8,9 @@ use rustix::mm::Advice;
 
 use crate::address::{Hva, PAGE_SIZE, PMD_SIZE};
 use crate::backing::Backing;
-use crate::range::HvaRange;
-use crate::range::RangeError;
-use crate::region::{Region, reserve_congruent};
+use crate::mapping::reserve_congruent;
+use crate::range::{HvaRange, RangeError};
+use crate::region::Region;
 use crate::remedy::{self, Asked};
 use crate::state::PageCounts;
 use crate::sys::{self, Madvise, OldPlace, Protection};
@@ -213,20 +213,16 @@ pub enum ReclaimError {
     Overdue(#[from] Overdue),
 }
 
-fn check(region: &Region, operation: Operation, range: HvaRange) -> Result<(), ReclaimError> {
-    if let Some(why) = operation.refused_on(region.backing()) {
-        return Err(ReclaimError::Refused { operation, backing: region.backing(), why });
-    }
-    Ok(region.check(range)?)
-}
-
 /// Does `operation` on `range`: the system call alone.
 ///
 /// # Errors
 /// An operation that makes no sense on the region's backing, a range that does not fit, a kernel that refuses.
 /// MADV_COLLAPSE fails if it could not collapse one block, having gone on to the others.
 pub fn perform(region: &Region, operation: Operation, range: HvaRange) -> Result<(), ReclaimError> {
-    check(region, operation, range)?;
+    if let Some(why) = operation.refused_on(region.backing()) {
+        return Err(ReclaimError::Refused { operation, backing: region.backing(), why });
+    }
+    region.check(range)?;
     if range.is_empty() {
         return Ok(());
     }
@@ -250,11 +246,8 @@ fn punch(region: &Region, range: HvaRange) -> Result<(), ReclaimError> {
         .memfd()
         .zip(region.offset_of(range.start()))
         .expect("only shared regions pass the check, and the range lies inside");
-    sys::punch_hole(fd, offset, range.len()).map_err(|source| ReclaimError::Call {
-        operation: Operation::Fallocate,
-        range,
-        source,
-    })
+    let failed = |source| ReclaimError::Call { operation: Operation::Fallocate, range, source };
+    sys::punch_hole(fd, offset, range.len()).map_err(failed)
 }
 
 fn protect_and_back(range: HvaRange) -> Result<(), ReclaimError> {
@@ -294,15 +287,12 @@ fn remap_and_back(region: &Region, range: HvaRange) -> Result<(), ReclaimError> 
 
 fn move_and_back(piece: HvaRange, scratch: HvaRange) -> Result<(), ReclaimError> {
     let failed = |source| ReclaimError::Call { operation: Operation::Remap, range: piece, source };
+    let stranded = |source| ReclaimError::Stranded { range: piece, at: scratch, source };
     // The old place stays mapped while it is empty: no other thread's mmap can land in it.
     // SAFETY: `piece` lies in the region, `scratch` is our reservation; no Rust reference into either.
     unsafe { sys::move_pages(piece, scratch, OldPlace::KeepEmpty) }.map_err(failed)?;
     // SAFETY: as above, the other way round.
-    unsafe { sys::move_pages(scratch, piece, OldPlace::Unmap) }.map_err(|source| ReclaimError::Stranded {
-        range: piece,
-        at: scratch,
-        source,
-    })
+    unsafe { sys::move_pages(scratch, piece, OldPlace::Unmap) }.map_err(stranded)
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use rustix::mm::Advice;
 use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 use crate::backing::Backing;
 use crate::hugetlb::{HugetlbLimit, Step};
-use crate::range::HvaRange;
-use crate::range::RangeError;
+use crate::mapping::Mapping;
+use crate::range::{HvaRange, RangeError};
 use crate::remedy::{self, Asked};
 use crate::seam::{SeamError, Seams};
 use crate::sys::{self, Content, Madvise};
@@ -51,7 +51,7 @@ const LARGEST: u64 = 64 << 40;
 /// words. [`Region::backing`] is the kind of memory asked for; [`crate::PageScanner`] reads the state of the pages.
 #[derive(Debug)]
 pub struct Region {
-    range: HvaRange,
+    mapping: Mapping,
     backing: Backing,
     memfd: Option<OwnedFd>,
     seams: Seams,
@@ -84,18 +84,18 @@ impl Region {
             (None, Backing::Hugetlb2m) => Content::Hugetlb2m,
             (None, _) => Content::Anonymous,
         };
-        let range = map_aligned(len, content).map_err(|failed| match failed {
-            MapFailed::Reserve(source) => RegionError::Reserve { len, source },
-            MapFailed::Map(source) if backing == Backing::Hugetlb2m => {
+        let mapping = Mapping::reserve(len).map_err(|source| RegionError::Reserve { len, source })?;
+        mapping.map(content).map_err(|source| match backing {
+            Backing::Hugetlb2m => {
                 let limit = HugetlbLimit::find(Step::Reserve, len);
                 RegionError::Hugetlb { len, limit, source }
             }
-            MapFailed::Map(source) => setup("mapping")(source),
+            _ => setup("mapping")(source),
         })?;
-        let seams = Seams::new(range, seam_len(backing));
-        let region = Self { range, backing, memfd, seams };
+        let seams = Seams::new(mapping.range(), seam_len(backing));
+        let region = Self { mapping, backing, memfd, seams };
         region.advise_backing()?;
-        region.reach(range).map_err(|error| match error {
+        region.reach(region.range()).map_err(|error| match error {
             RegionError::NotGiven { limit, source, .. } => RegionError::Hugetlb { len, limit, source },
             error => error,
         })?;
@@ -110,12 +110,12 @@ impl Region {
             Backing::Hugetlb2m => return Ok(()),
         };
         // SAFETY: the mapping was made a moment ago and nothing refers to it.
-        match unsafe { sys::madvise(self.range, Madvise::Known(advice)) } {
+        match unsafe { sys::madvise(self.range(), Madvise::Known(advice)) } {
             Ok(()) => {}
             // A kernel without huge pages: base pages are what it gives anyway.
             Err(Errno::INVAL) if advice == Advice::LinuxNoHugepage => {}
             Err(source) => {
-                let (backing, len) = (self.backing, self.range.len());
+                let (backing, len) = (self.backing, self.range().len());
                 return Err(RegionError::Setup { step, backing, len, source });
             }
         }
@@ -123,14 +123,14 @@ impl Region {
             && HostThp::read().anonymous_switch(Order::PMD).serves_madvised()
         {
             let backing = self.backing;
-            self.seams.install(self.range).map_err(|source| RegionError::Guard { backing, source })?;
+            self.seams.install(self.range()).map_err(|source| RegionError::Guard { backing, source })?;
         }
         Ok(())
     }
 
     /// Where it is mapped.
     pub fn range(&self) -> HvaRange {
-        self.range
+        self.mapping.range()
     }
     /// The kind of memory it was mapped with.
     pub fn backing(&self) -> Backing {
@@ -146,19 +146,19 @@ impl Region {
     }
     /// Where in the region (and in its memfd) an address lies.
     pub fn offset_of(&self, at: Hva) -> Option<u64> {
-        if !self.range.contains(at) {
+        if !self.range().contains(at) {
             return None;
         }
-        at.checked_offset_from(self.range.start())
+        at.checked_offset_from(self.range().start())
     }
     /// The address `offset` bytes into the region.
     pub fn hva_at(&self, offset: u64) -> Option<Hva> {
-        self.range.start().checked_add(offset).filter(|&at| self.range.contains(at))
+        self.range().start().checked_add(offset).filter(|&at| self.range().contains(at))
     }
     /// `len` bytes of the region from `offset` on.
     pub fn slice(&self, offset: u64, len: u64) -> Option<HvaRange> {
-        let part = HvaRange::with_len(self.range.start().checked_add(offset)?, len)?;
-        self.range.covers(part).then_some(part)
+        let part = HvaRange::with_len(self.range().start().checked_add(offset)?, len)?;
+        self.range().covers(part).then_some(part)
     }
 
     /// Checks that an operation can take `range`: that it is made of whole pages of this region.
@@ -173,8 +173,8 @@ impl Region {
     }
 
     fn check_aligned(&self, range: HvaRange, page_size: u64) -> Result<(), RangeError> {
-        if !self.range.covers(range) {
-            return Err(RangeError::Outside { range, region: self.range });
+        if !self.range().covers(range) {
+            return Err(RangeError::Outside { range, region: self.range() });
         }
         if !range.start().is_aligned(page_size) || !range.end().is_aligned(page_size) {
             return Err(RangeError::Unaligned { range, page_size });
@@ -188,9 +188,9 @@ impl Region {
         if matches!(self.backing, Backing::Base4k | Backing::Memfd | Backing::Hugetlb2m) {
             return Ok(());
         }
-        let (backing, len) = (self.backing, self.range.len());
+        let (backing, len) = (self.backing, self.range().len());
         // SAFETY: this mapping; the advice changes no content.
-        unsafe { sys::madvise(self.range, Madvise::Known(Advice::LinuxNoHugepage)) }
+        unsafe { sys::madvise(self.range(), Madvise::Known(Advice::LinuxNoHugepage)) }
             .map_err(|source| RegionError::Setup { step: "MADV_NOHUGEPAGE", backing, len, source })
     }
 
@@ -228,7 +228,7 @@ impl Region {
     }
 
     fn fault_in(&self, range: HvaRange) -> Result<(), Errno> {
-        debug_assert!(self.range.covers(range));
+        debug_assert!(self.range().covers(range));
         // SAFETY: inside this mapping; populating changes no content.
         unsafe { sys::madvise(range, Madvise::Known(Advice::LinuxPopulateWrite)) }
     }
@@ -245,8 +245,8 @@ impl Region {
     /// # Errors
     /// An address elsewhere, or the kernel gives no page.
     pub fn touch(&self, at: Hva, write: bool) -> Result<(), RegionError> {
-        let byte = HvaRange::with_len(at, 1).filter(|&byte| self.range.covers(byte));
-        let byte = byte.ok_or(RangeError::Outside { range: HvaRange::empty(at), region: self.range })?;
+        let byte = HvaRange::with_len(at, 1).filter(|&byte| self.range().covers(byte));
+        let byte = byte.ok_or(RangeError::Outside { range: HvaRange::empty(at), region: self.range() })?;
         self.reach(byte)?;
         // SAFETY: a byte of this mapping, which lives as long as `self` and is readable; the caller of a toggle stops all
         // writers, as for a guest.
@@ -278,9 +278,9 @@ impl Region {
     }
 
     fn reach_word(&self, at: Hva) -> Result<(), RegionError> {
-        match HvaRange::with_len(at, 8).filter(|&word| self.range.covers(word) && at.is_aligned(8)) {
+        match HvaRange::with_len(at, 8).filter(|&word| self.range().covers(word) && at.is_aligned(8)) {
             Some(word) => self.reach(word),
-            None => Err(RangeError::Word { at, region: self.range }.into()),
+            None => Err(RangeError::Word { at, region: self.range() }.into()),
         }
     }
 
@@ -293,9 +293,6 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         self.seams.forget();
-        // SAFETY: the mapping belongs to this region, and with `self` the last safe way into it goes.
-        let unmapped = unsafe { sys::munmap(self.range) };
-        debug_assert_eq!(unmapped, Ok(()), "munmap of a whole mapping of ours");
     }
 }
 
@@ -327,37 +324,6 @@ fn seam_len(backing: Backing) -> u64 {
 
 /// The owner of a region, which keeps it mapped. Types that work on guest memory for long hold one.
 pub type Memory = Arc<dyn AsRef<Region> + Send + Sync>;
-
-enum MapFailed {
-    Reserve(Errno),
-    Map(Errno),
-}
-
-/// Maps `content` at a multiple of 2 MiB: reserves 2 MiB too much and gives the ends back.
-fn map_aligned(len: u64, content: Content<'_>) -> Result<HvaRange, MapFailed> {
-    let range = reserve_congruent(len, 0).map_err(MapFailed::Reserve)?;
-    // SAFETY: `range` was reserved a moment ago and belongs to us.
-    unsafe { sys::map_over(range, content) }.map_err(|errno| {
-        // SAFETY: as above; nothing refers to it.
-        let _ = unsafe { sys::munmap(range) };
-        MapFailed::Map(errno)
-    })?;
-    Ok(range)
-}
-
-/// Reserves `len` bytes whose address is `offset` modulo 2 MiB. Both are page aligned.
-pub(crate) fn reserve_congruent(len: u64, offset: u64) -> Result<HvaRange, Errno> {
-    let wide = sys::reserve((len + 2 * PMD_SIZE) as usize)?;
-    let block = wide.start().checked_align_up(PMD_SIZE).ok_or(Errno::NOMEM)?;
-    let range =
-        block.checked_add(offset).and_then(|start| HvaRange::with_len(start, len)).ok_or(Errno::NOMEM)?;
-    let outside = [HvaRange::new(wide.start(), range.start()), HvaRange::new(range.end(), wide.end())];
-    for end in outside.into_iter().flatten() {
-        // SAFETY: part of the reservation, which is ours and holds nothing.
-        unsafe { sys::munmap(end) }?;
-    }
-    Ok(range)
-}
 
 #[cfg(test)]
 mod tests {

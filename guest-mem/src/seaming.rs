@@ -1,7 +1,6 @@
 //! The seams of a region: where they are put, and how they cut a range.
 
-use crate::address::PMD_SIZE;
-use crate::address::{Address, Hva};
+use crate::address::{Address, Hva, PMD_SIZE};
 use crate::backing::Backing;
 use crate::range::HvaRange;
 use crate::region::Region;

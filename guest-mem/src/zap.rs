@@ -13,8 +13,7 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 
 use crate::backing::Backing;
-use crate::range::HvaRange;
-use crate::range::RangeError;
+use crate::range::{HvaRange, RangeError};
 use crate::region::Region;
 use crate::remedy::{self, Asked};
 use crate::seam::SeamError;
@@ -61,12 +60,9 @@ pub fn unmap_shared(region: &Region, range: HvaRange) -> Result<(), ZapError> {
     if !region.backing().is_shared() {
         return Err(ZapError::NotShared { range, backing: region.backing() });
     }
+    let failed = |source| ZapError::Call { call: "MADV_DONTNEED", range, source };
     // SAFETY: inside the region's mapping; the file behind it keeps the content.
-    unsafe { sys::madvise(range, Madvise::Known(Advice::LinuxDontNeed)) }.map_err(|source| ZapError::Call {
-        call: "MADV_DONTNEED",
-        range,
-        source,
-    })
+    unsafe { sys::madvise(range, Madvise::Known(Advice::LinuxDontNeed)) }.map_err(failed)
 }
 
 fn seam_edges(region: &Region, range: HvaRange) -> Result<(), ZapError> {

@@ -3,10 +3,8 @@
 use std::ops::{Deref, DerefMut};
 
 use guest_mem::remedy::{self, Asked};
-use guest_mem::{PAGE_SIZE, Page};
+use guest_mem::{Mapping, PAGE_SIZE, Page};
 use rustix::io::Errno;
-
-use super::mapping::Mapping;
 
 /// There is no memory for a buffer.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +15,8 @@ pub struct BufferError {
     pub source: Errno,
 }
 
-/// Pages in memory of their own, all zero at first: a `[Page]` that begins at a multiple of 2 MiB if it has as
-/// many bytes. Pages that were never written take no memory.
+/// Pages in memory of their own, all zero at first: a `[Page]` that begins at a multiple of 2 MiB. Pages that were
+/// never written take no memory.
 #[derive(Debug)]
 pub struct PageBuffer {
     mapping: Mapping,
@@ -35,14 +33,14 @@ impl PageBuffer {
             return Err(failed(Errno::INVAL));
         }
         let len = (pages as u64).checked_mul(PAGE_SIZE).ok_or_else(|| failed(Errno::NOMEM))?;
-        Ok(Self { mapping: Mapping::new(len).map_err(failed)? })
+        Ok(Self { mapping: Mapping::anonymous(len).map_err(failed)? })
     }
 
     /// A buffer of `pages` zeros to be read: all of them the kernel's one page of zeros as long as none is written, so it
     /// takes no memory, and copying from it reads 4 KiB over and over.
     pub fn zeros(pages: usize) -> Result<Self, BufferError> {
         let buffer = Self::new(pages)?;
-        let populated = buffer.mapping.populate_for_reading(0, buffer.mapping.len() as u64);
+        let populated = buffer.mapping.populate_for_reading(0, buffer.mapping.range().len());
         populated.map_err(|source| BufferError { pages, source })?;
         Ok(buffer)
     }
@@ -61,7 +59,7 @@ impl PageBuffer {
 impl Deref for PageBuffer {
     type Target = [Page];
     fn deref(&self) -> &[Page] {
-        let pages = self.mapping.len() / size_of::<Page>();
+        let pages = self.mapping.range().len() as usize / size_of::<Page>();
         // SAFETY: the mapping is page aligned, initialised (zeros until written), lives as long as `self`, and
         // only `self` refers to it, so the borrow of `self` is the borrow of the bytes.
         unsafe { std::slice::from_raw_parts(self.mapping.as_ptr().cast(), pages) }
@@ -70,7 +68,7 @@ impl Deref for PageBuffer {
 
 impl DerefMut for PageBuffer {
     fn deref_mut(&mut self) -> &mut [Page] {
-        let pages = self.mapping.len() / size_of::<Page>();
+        let pages = self.mapping.range().len() as usize / size_of::<Page>();
         // SAFETY: as in `deref`, and the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.mapping.as_ptr().cast(), pages) }
     }

@@ -16,7 +16,6 @@ mod buffer;
 mod checksum;
 mod error;
 mod file;
-mod mapping;
 mod memory;
 mod slot;
 #[cfg(test)]

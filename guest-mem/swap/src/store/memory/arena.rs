@@ -15,13 +15,12 @@ use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use guest_mem::PMD_SIZE;
+use guest_mem::{Mapping, PMD_SIZE};
 use rustix::io::Errno;
 
 use super::classes::Class;
 use super::segment::{Objects, SEGMENT_BYTES};
 use super::stock::{CHUNK, Stock, Taken};
-use crate::store::mapping::Mapping;
 
 /// Segments are described in tables of this many, made when they are first needed.
 const TABLE: usize = 256;
@@ -55,8 +54,8 @@ impl Arena {
     pub(super) fn new(limit: u64) -> Result<Self, Errno> {
         // Whole chunks, at least one; the stock enforces the limit.
         let chunks = limit.div_ceil(PMD_SIZE).max(1);
-        let mapping = Mapping::new(chunks.checked_mul(PMD_SIZE).ok_or(Errno::NOMEM)?)?;
-        mapping.huge_pages(0, mapping.len() as u64, false)?;
+        let mapping = Mapping::anonymous(chunks.checked_mul(PMD_SIZE).ok_or(Errno::NOMEM)?)?;
+        mapping.huge_pages(0, mapping.range().len(), false)?;
         let chunks = u32::try_from(chunks).map_err(|_| Errno::NOMEM)?;
         let tables =
             (0..(chunks as usize * CHUNK as usize).div_ceil(TABLE)).map(|_| OnceLock::new()).collect();
@@ -92,7 +91,7 @@ impl Arena {
     /// The first byte of a segment that [`segment`](Self::segment) knows.
     pub(super) fn bytes(&self, number: u32) -> *mut u8 {
         let offset = number as usize * SEGMENT_BYTES;
-        assert!(offset < self.mapping.len());
+        assert!(offset < self.mapping.range().len() as usize);
         // SAFETY: within the mapping, as just asserted.
         unsafe { self.mapping.as_ptr().add(offset) }
     }
@@ -122,11 +121,10 @@ impl Arena {
         let going = self.stock().put_back(number, overhead);
         for segments in &going {
             let (offset, len) = extent(segments);
-            // SAFETY: references into a segment live under its lock and only while it has objects; these have none, and
-            // the stock gives them to nobody.
-            let given = unsafe { self.mapping.give_back(offset, len) };
             // It fails on locked memory (mlockall) only, whose pages stay, and serve when the segment is used again.
-            let _ = given;
+            // SAFETY: references into a segment live under its lock and only while it has objects; these have none, and
+            // the stock does not give them out before they are gone.
+            let _ = unsafe { self.mapping.give_back(offset, len) };
             self.stock().gone(segments);
         }
     }
