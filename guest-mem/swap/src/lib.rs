@@ -19,7 +19,7 @@
 //! Not seen: writes of a device, or of direct I/O, to pages that were pinned before they were claimed; and access to shared
 //! memory by its file, or by a mapping that is not the region's.
 
-mod away;
+mod address_set;
 mod clock;
 mod evict;
 mod fill;

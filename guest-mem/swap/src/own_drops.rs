@@ -1,10 +1,8 @@
 //! Tells the remove events of the swapper's own drops from those of others.
 
-use std::sync::{Mutex, PoisonError};
-
 use guest_mem::HvaRange;
 
-use crate::away::outside;
+use crate::address_set::AddressSet;
 
 /// Ranges whose removal was begun here and not yet reported by the kernel.
 ///
@@ -13,19 +11,21 @@ use crate::away::outside;
 /// once.
 #[derive(Debug)]
 pub(crate) struct OwnDrops {
-    /// `None` where the kernel sends no events. The ranges never overlap: a page is dropped by one evictor at a time.
-    expected: Option<Mutex<Vec<HvaRange>>>,
+    /// `None` where the kernel sends no events.
+    expected: Option<AddressSet>,
 }
 
 impl OwnDrops {
     /// None yet.
     pub fn new(events: bool) -> Self {
-        Self { expected: events.then(Mutex::default) }
+        Self { expected: events.then(AddressSet::default) }
     }
 
-    /// A removal is about to begin.
+    /// A removal is about to begin. No other one has pages of the range: a page is dropped by one evictor at a time.
     pub fn expect(&self, range: HvaRange) {
-        self.with(|expected| expected.push(range));
+        if let Some(expected) = &self.expected {
+            expected.insert(range);
+        }
     }
 
     /// The removal is over, and all its events were acted on: the kernel reports no more of it.
@@ -35,20 +35,7 @@ impl OwnDrops {
 
     /// The parts of a removed range that were not removed here. The rest is not expected any more.
     pub fn foreign(&self, removed: HvaRange) -> Vec<HvaRange> {
-        let mut foreign = vec![removed];
-        self.with(|expected| {
-            for own in expected.iter().filter(|own| own.overlaps(removed)) {
-                foreign = foreign.iter().flat_map(|&part| outside(part, *own)).collect();
-            }
-            *expected = expected.iter().flat_map(|&own| outside(own, removed)).collect();
-        });
-        foreign
-    }
-
-    fn with(&self, act: impl FnOnce(&mut Vec<HvaRange>)) {
-        if let Some(expected) = &self.expected {
-            act(&mut expected.lock().unwrap_or_else(PoisonError::into_inner));
-        }
+        self.expected.as_ref().map_or(vec![removed], |expected| expected.remove(removed))
     }
 }
 

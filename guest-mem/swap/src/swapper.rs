@@ -10,7 +10,7 @@ use guest_mem::{
 };
 use uffd::{Faults, Features, Modes, OpenError, RegisterError, Userfault};
 
-use crate::away::Away;
+use crate::address_set::AddressSet;
 use crate::own_drops::OwnDrops;
 use crate::reading::Reading;
 use crate::state::{AfterDrop, BLOCK_PAGES, Block, Blocks, SwapState};
@@ -66,7 +66,8 @@ pub struct Swapper {
     pub(crate) own_drops: OwnDrops,
     pub(crate) waiting: Waiting,
     pub(crate) reading: Reading,
-    pub(crate) away: Away,
+    /// Parts of the region whose pages were moved elsewhere, by `mremap`. Events about the empty old place are ignored.
+    pub(crate) away: AddressSet,
     pub(crate) used: Used,
 }
 
@@ -96,11 +97,10 @@ impl Swapper {
         let mut features = Features::PAGEFAULT_FLAG_WP;
         let shared = backing.is_shared();
         if shared {
-            features =
-                features | Features::MISSING_SHMEM | Features::MINOR_SHMEM | Features::WP_HUGETLBFS_SHMEM;
+            features |= Features::MISSING_SHMEM | Features::MINOR_SHMEM | Features::WP_HUGETLBFS_SHMEM;
         }
         if options.events {
-            features = features | Features::EVENT_REMOVE | Features::EVENT_REMAP | Features::EVENT_UNMAP;
+            features |= Features::EVENT_REMOVE | Features::EVENT_REMAP | Features::EVENT_UNMAP;
         }
         let userfault = Userfault::open_for(faults, features)?;
         let len = region(&memory).range().len();
@@ -116,7 +116,7 @@ impl Swapper {
             own_drops: OwnDrops::new(options.events),
             waiting: Waiting::default(),
             reading: Reading::new(options.events),
-            away: Away::default(),
+            away: AddressSet::default(),
             used: Used::new(len / PAGE_SIZE),
         };
         // A page in the page cache is not missing, and a hole may leave one there: see `Pager`.
@@ -178,11 +178,6 @@ impl Swapper {
         self.count(|state| matches!(state, SwapState::Resident | SwapState::Leaving(_))) * PAGE_SIZE
     }
 
-    /// Cuts a range of the region at block boundaries: what [`crate::Evictor::claim`] takes.
-    pub fn blocks_of(&self, range: HvaRange) -> impl Iterator<Item = HvaRange> {
-        range.block_pieces()
-    }
-
     /// The operation that drops stored pages: `MADV_DONTNEED` for anonymous memory, a hole for shared.
     pub fn drop_operation(&self) -> Operation {
         if self.region().backing().is_shared() { Operation::Fallocate } else { Operation::DontNeed }
@@ -233,15 +228,16 @@ impl Swapper {
 
     /// Forgets a range that was unmapped, without the parts whose pages had been moved away.
     pub(crate) fn forget_unless_away(&self, range: HvaRange) {
-        self.away.without(range, |rest| self.forget(rest));
+        self.away.gaps(range).into_iter().for_each(|rest| self.forget(rest));
     }
 
     /// Pages were moved: away from the region, or back.
     pub(crate) fn moved(&self, from: HvaRange, to: Hva) {
         let region = self.region().range();
-        match region.covers(from) {
-            true => self.away.left(from),
-            false => self.away.came_back(HvaRange::with_len(to, from.len()).unwrap_or(HvaRange::empty(to))),
+        if region.covers(from) {
+            self.away.insert(from);
+        } else {
+            self.away.remove(HvaRange::with_len(to, from.len()).unwrap_or(HvaRange::empty(to)));
         }
     }
 

@@ -171,7 +171,7 @@ impl OwnEvictor<'_> {
     ) -> Result<(), OwnSwapError> {
         let region = self.swapper.region();
         let operation = clock.operation();
-        for block in self.swapper.blocks_of(range) {
+        for block in range.block_pieces() {
             match operation {
                 Operation::Protect => protection(scanner, self.swapper, block, &mut self.planned)?,
                 _ => planner.plan(scanner, region, block, operation, &mut self.planned)?,
@@ -195,7 +195,7 @@ impl OwnEvictor<'_> {
     ) -> Result<(Evicted, Ranges, u64), OwnSwapError> {
         let region = self.swapper.region();
         let (mut all, mut expected, mut spent) = (Evicted::default(), Ranges::default(), 0);
-        for block in self.swapper.blocks_of(range) {
+        for block in range.block_pieces() {
             protection(scanner, self.swapper, block, &mut self.planned)?;
             let evictor = &mut self.evictor;
             let planned = &self.planned;

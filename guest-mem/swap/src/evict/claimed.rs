@@ -31,23 +31,19 @@ impl<'s> Evictor<'s> {
     /// # Errors
     /// The range does not fit, or the kernel refuses.
     pub fn claim(&mut self, range: HvaRange) -> Result<Claimed<'_, 's>, EvictError> {
-        self.swapper.region().check(range)?;
-        let (block, pages) = self.swapper.place(range).ok_or(EvictError::Blocks(range))?;
-        Claimed::new(self, block, pages)
-    }
-}
-
-impl<'e, 's> Claimed<'e, 's> {
-    fn new(evictor: &'e mut Evictor<'s>, block: usize, pages: Range<usize>) -> Result<Self, EvictError> {
-        let swapper = evictor.swapper;
-        evictor.shares.clear();
+        let swapper = self.swapper;
+        swapper.region().check(range)?;
+        let (block, pages) = swapper.place(range).ok_or(EvictError::Blocks(range))?;
+        self.shares.clear();
         let number = swapper.next_claim();
         swapper.reading.settle()?;
-        let mut claimed = Self { evictor, number, block, pages, count: 0 };
+        let mut claimed = Claimed { evictor: self, number, block, pages, count: 0 };
         claimed.protect()?;
         Ok(claimed)
     }
+}
 
+impl Claimed<'_, '_> {
     /// How many pages were claimed.
     pub fn len(&self) -> usize {
         self.count

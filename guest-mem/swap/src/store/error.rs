@@ -67,20 +67,6 @@ fn sized(bytes: u64) -> String {
     }
 }
 
-impl StoreError {
-    /// The page of the batch that the error is about, the first if there are several; `None` if it is about the
-    /// whole batch.
-    pub fn index(&self) -> Option<usize> {
-        match self {
-            Self::NoSuchPage { index, .. }
-            | Self::Damaged { index, .. }
-            | Self::Io { index, .. }
-            | Self::Short { index, .. } => Some(*index),
-            Self::Shape { .. } | Self::Full { .. } | Self::Memory { .. } | Self::ReadOnly { .. } => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -100,7 +100,7 @@ fn what_moved_before_a_page_in_the_way_leaves_the_store() {
 
 fn blocks_cut_a_range_where_huge_pages_end() {
     let rig = rig(3, Backing::Base4k, lz4(), FaultAround::Fixed(1), false);
-    let of = |first, pages| rig.swapper.blocks_of(rig.range(first, pages)).collect::<Vec<_>>();
+    let of = |first, pages| rig.range(first, pages).block_pieces().collect::<Vec<_>>();
     assert_eq!(of(510, 520), [rig.range(510, 2), rig.range(512, 512), rig.range(1024, 6)]);
     assert_eq!(of(512, 512), [rig.range(512, 512)]);
     assert_eq!(of(700, 1), [rig.range(700, 1)]);

@@ -111,7 +111,8 @@ impl FileStore {
         for extent in extents {
             let end = index + extent.pages as usize;
             let written = self.disk.write(&pages[index..end], extent.first);
-            written.map_err(|failed| error("writing at", index, extent.first, failed))?;
+            written
+                .map_err(|failed| error((NAME, "writing at"), index + failed.pages, extent.first, failed))?;
             index = end;
         }
         Ok(())
@@ -183,7 +184,7 @@ fn read(disk: &Disk, store: &'static str, slots: &[Slot], pages: &mut [Page]) ->
             let mut parts: Vec<&mut [Page]> = run.iter_mut().map(|piece| &mut *piece.pages).collect();
             if let Err(failed) = disk.read(&mut parts, first) {
                 let index = index_after(run, failed.pages);
-                return Err(error_at((store, "reading at"), index, first.after(failed.pages as u64), failed));
+                return Err(error((store, "reading at"), index, first, failed));
             }
             calls += 1;
         }
@@ -216,17 +217,14 @@ fn index_after(pieces: &[Piece<'_>], mut done: usize) -> usize {
     pieces.last().map_or(0, |piece| piece.index)
 }
 
-fn error(attempt: &'static str, index: usize, first: FilePage, failed: Failed) -> StoreError {
-    error_at((NAME, attempt), index + failed.pages, first.after(failed.pages as u64), failed)
-}
-
-fn error_at(
+/// The error of a transfer that began at page `first` of the file and failed at page `index` of the batch.
+fn error(
     (store, attempt): (&'static str, &'static str),
     index: usize,
-    page: FilePage,
+    first: FilePage,
     failed: Failed,
 ) -> StoreError {
-    let offset = page.offset();
+    let offset = first.after(failed.pages as u64).offset();
     match failed.why {
         Why::Errno(source) => StoreError::Io { store, attempt, index, offset, source },
         Why::Short { wanted, done } => StoreError::Short { store, attempt, index, offset, wanted, done },

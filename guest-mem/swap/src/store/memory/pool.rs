@@ -125,7 +125,7 @@ impl Pool {
         // SAFETY: within the segment, see `Objects::capacity`.
         let at = unsafe { self.arena.bytes(number).add(offset) };
         // SAFETY: `find` says that there is an object of `len` bytes, all of them written; the segment's lock is held,
-        // so nobody writes while the slice lives.
+        // so no thread writes while the slice lives.
         let bytes = unsafe { std::slice::from_raw_parts(at, usize::from(len)) };
         let done = read(bytes);
         drop(guard);
