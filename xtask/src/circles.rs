@@ -9,7 +9,7 @@ use std::path::Path;
 
 use proc_macro2::{Delimiter, TokenTree};
 
-use crate::source::{Source, group, inside, is_path_separator, is_punct, word};
+use crate::source::{group, inside, is_path_separator, is_punct, read, without_tests, word};
 
 /// A module by its path from the root of the crate.
 type Module = Vec<String>;
@@ -41,7 +41,7 @@ pub fn of_crate(root: &Path) -> Vec<String> {
 }
 
 fn load(file: &Path, module: Module, modules: &mut BTreeMap<Module, Contents>) {
-    let tokens = Source::read(file).without_tests().tokens;
+    let tokens = without_tests(&read(file));
     let mut contents = Contents::default();
     top_level(&tokens, &mut contents);
     imports(&tokens, &mut contents);
@@ -92,13 +92,14 @@ fn imports(tokens: &[TokenTree], contents: &mut Contents) {
         if first == "use" && !is_punct(tokens.get(at + 1), '<') {
             let end = (at..tokens.len()).find(|&end| is_punct(tokens.get(end), ';')).unwrap_or(tokens.len());
             let leaves = leaves(&tokens[at + 1..end], &[]);
-            let before = &tokens[..at];
-            let is_passed_on = word(before.last()).as_deref() == Some("pub")
-                || matches!(before, [.., first, TokenTree::Group(_)] if word(Some(first)).as_deref() == Some("pub"));
-            if is_passed_on {
-                contents.passed_on.extend(leaves);
-            } else {
-                contents.used.extend(leaves);
+            // `pub use`, `pub(crate) use`.
+            let before = match &tokens[..at] {
+                [.., before, TokenTree::Group(_)] | [.., before] => word(Some(before)),
+                [] => None,
+            };
+            match before.as_deref() {
+                Some("pub") => contents.passed_on.extend(leaves),
+                _ => contents.used.extend(leaves),
             }
             at = end;
         } else if ["crate", "super", "self"].contains(&first.as_str()) && is_path_separator(tokens, at + 1) {
@@ -161,20 +162,14 @@ fn absolute(path: &[String], module: &[String], modules: &BTreeMap<Module, Conte
     if first == "crate" {
         return Some(path[1..].to_vec());
     }
-    let mut base = module.to_vec();
-    let up = path.iter().take_while(|word| ["super", "self"].contains(&word.as_str()));
-    let mut skipped = 0;
-    for word in up {
-        skipped += 1;
-        if word == "super" {
-            base.pop()?;
-        }
-    }
-    if skipped == 0 && !modules[module].children.contains(first) {
+    let steps = path.iter().take_while(|word| ["super", "self"].contains(&word.as_str())).count();
+    let (steps, rest) = path.split_at(steps);
+    if steps.is_empty() && !modules[module].children.contains(first) {
         return None;
     }
-    base.extend_from_slice(&path[skipped..]);
-    Some(base)
+    let up = steps.iter().filter(|word| *word == "super").count();
+    let base = module.len().checked_sub(up)?;
+    Some([&module[..base], rest].concat())
 }
 
 /// The module that defines what an absolute path names.
@@ -230,19 +225,15 @@ fn of_folders(arrows: &Arrows) -> Arrows {
 fn circles(arrows: &Arrows) -> Vec<String> {
     let reached: BTreeMap<&Module, BTreeSet<&Module>> =
         arrows.keys().map(|module| (module, reachable(module, arrows))).collect();
-    let mut told = BTreeSet::new();
-    let mut found = Vec::new();
-    for (module, targets) in &reached {
-        let circle: BTreeSet<&Module> = targets
-            .iter()
-            .copied()
-            .filter(|target| reached.get(target).is_some_and(|back| back.contains(module)))
-            .collect();
-        if circle.len() > 1 && told.insert(circle.clone()) {
-            found.push(describe(&circle, arrows));
-        }
-    }
-    found
+    let circles: BTreeSet<BTreeSet<&Module>> = reached
+        .iter()
+        .map(|(module, targets)| {
+            let reaches_back =
+                |target: &&&Module| reached.get(*target).is_some_and(|back| back.contains(module));
+            targets.iter().filter(reaches_back).copied().collect()
+        })
+        .collect();
+    circles.iter().filter(|circle| circle.len() > 1).map(|circle| describe(circle, arrows)).collect()
 }
 
 fn reachable<'a>(from: &'a Module, arrows: &'a Arrows) -> BTreeSet<&'a Module> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::source::{Source, functions, lines_of_code};
+use crate::source::{functions, lines_of_code, read, without_tests};
 
 const FILE: usize = 500;
 const FUNCTION: usize = 60;
@@ -22,7 +22,7 @@ pub fn of_crate(directory: &Path) -> Vec<String> {
             found.push(format!("{name} has {lines} lines"));
         }
         let mut all = Vec::new();
-        functions(&Source::read(&file).tokens, &mut all);
+        functions(&read(&file), &mut all);
         for function in all {
             let lines = function.lines.clone().count();
             if lines > FUNCTION {
@@ -47,7 +47,7 @@ pub fn code(directory: &Path) -> usize {
     };
     let of_file = |file: PathBuf| {
         let mut lines = BTreeSet::new();
-        lines_of_code(&Source::read(&file).without_tests().tokens, &mut lines);
+        lines_of_code(&without_tests(&read(&file)), &mut lines);
         lines.len()
     };
     files(&source).into_iter().filter(|file| !is_for_tests(file)).map(of_file).sum()

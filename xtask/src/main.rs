@@ -17,40 +17,33 @@ use workspace::{Crate, cargo, crates};
 
 type Done = Result<(), String>;
 
-struct Recipe {
-    name: &'static str,
-    about: &'static str,
-    run: fn(&Path) -> Done,
-}
-
-const fn recipe(name: &'static str, about: &'static str, run: fn(&Path) -> Done) -> Recipe {
-    Recipe { name, about, run }
-}
+/// Its name, what it proves or does, and how.
+struct Recipe(&'static str, &'static str, fn(&Path) -> Done);
 
 /// The recipes that a change must pass, in the order of `cargo xtask ci`.
 const CHECKS: [Recipe; 7] = [
-    recipe("format", "the sources are formatted", format),
-    recipe("circles", "no modules import each other in a loop", circles),
-    recipe("limits", "no file, function or crate is too long", limits),
-    recipe("book", "the pages are up to date; the book builds, where there is mdbook", book),
-    recipe(
+    Recipe("format", "the sources are formatted", format),
+    Recipe("circles", "no modules import each other in a loop", circles),
+    Recipe("limits", "no file, function or crate is too long", limits),
+    Recipe("book", "the pages are up to date; the book builds, where there is mdbook", book),
+    Recipe(
         "builds",
         "lints, doc and loom, and the tests are built; beside them the nested rig",
         builds_and_rig,
     ),
-    recipe("test", "the command that the README gives for all tests, with the host to itself", test),
-    recipe("memory", "what is resident beside the guest's memory", memory),
+    Recipe("test", "the command that the README gives for all tests, with the host to itself", test),
+    Recipe("memory", "what is resident beside the guest's memory", memory),
 ];
 
 const OTHERS: [Recipe; 8] = [
-    recipe("lints", "clippy has nothing to say", lints),
-    recipe("doc", "the documentation builds without a warning", doc),
-    recipe("loom", "the sequence protocol in every interleaving", loom),
-    recipe("rig", "the tests of the whole on an emulated AMD host: tests/tests/nested", rig),
-    recipe("bench", "every bench", bench),
-    recipe("mutants", "is each line of the bridge tested? needs cargo-mutants", mutants),
-    recipe("write", "write what is generated: the crates in ARCHITECTURE.md, the scenario reference", write),
-    recipe("size", "lines of code of each crate", size),
+    Recipe("lints", "clippy has nothing to say", lints),
+    Recipe("doc", "the documentation builds without a warning", doc),
+    Recipe("loom", "the sequence protocol in every interleaving", loom),
+    Recipe("rig", "the tests of the whole on an emulated AMD host: tests/tests/nested", rig),
+    Recipe("bench", "every bench", bench),
+    Recipe("mutants", "is each line of the bridge tested? needs cargo-mutants", mutants),
+    Recipe("write", "write what is generated: the crates in ARCHITECTURE.md, the scenario reference", write),
+    Recipe("size", "lines of code of each crate", size),
 ];
 
 /// Where the guest's programs are: workspaces of their own.
@@ -64,7 +57,7 @@ fn main() -> ExitCode {
     let chosen: Option<Vec<&Recipe>> = match &wanted[..] {
         [] => None,
         [one] if one == "ci" => Some(CHECKS.iter().collect()),
-        names => names.iter().map(|name| all.iter().copied().find(|recipe| recipe.name == name)).collect(),
+        names => names.iter().map(|name| all.iter().copied().find(|recipe| recipe.0 == name)).collect(),
     };
     let Some(chosen) = chosen else {
         say(format_args!(
@@ -72,11 +65,11 @@ fn main() -> ExitCode {
             "ci",
             CHECKS.len()
         ));
-        all.iter().for_each(|recipe| say(format_args!("  {:<8} {}", recipe.name, recipe.about)));
+        all.iter().for_each(|recipe| say(format_args!("  {:<8} {}", recipe.0, recipe.1)));
         return ExitCode::from(2);
     };
     let mut times = Vec::new();
-    for Recipe { name, about, run } in chosen {
+    for Recipe(name, about, run) in chosen {
         say(format_args!("\n== {name}: {about}"));
         let begun = Instant::now();
         let done = run(&root);

@@ -1,5 +1,6 @@
 //! Rust source as tokens: enough to find imports, definitions and the length of functions, without a compiler.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -7,23 +8,11 @@ use std::str::FromStr;
 
 use proc_macro2::{Delimiter, Group, Spacing, TokenStream, TokenTree};
 
-/// The tokens of a file, without comments.
-pub struct Source {
-    pub tokens: Vec<TokenTree>,
-}
-
-impl Source {
-    /// Reads a file of this workspace.
-    pub fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
-        let tokens = TokenStream::from_str(&text).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
-        Self { tokens: tokens.into_iter().collect() }
-    }
-
-    /// The same without the items that only `#[cfg(test)]` compiles.
-    pub fn without_tests(self) -> Self {
-        Self { tokens: without_tests(self.tokens) }
-    }
+/// The tokens of a file of this workspace. Comments are none; documentation is.
+pub fn read(path: &Path) -> Vec<TokenTree> {
+    let text = fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    let tokens = TokenStream::from_str(&text).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    tokens.into_iter().collect()
 }
 
 /// The word that a token is, if it is one.
@@ -59,17 +48,18 @@ pub fn inside(group: &Group) -> Vec<TokenTree> {
     group.stream().into_iter().collect()
 }
 
-fn without_tests(tokens: Vec<TokenTree>) -> Vec<TokenTree> {
+/// The tokens without the items that only `#[cfg(test)]` compiles.
+pub fn without_tests(tokens: &[TokenTree]) -> Vec<TokenTree> {
     let (mut kept, mut at) = (Vec::new(), 0);
-    while at < tokens.len() {
-        if is_for_tests(&tokens, at) {
-            at = end_of_item(&tokens, at);
+    while let Some(token) = tokens.get(at) {
+        if attribute(tokens, at).is_some_and(|(words, _)| is_for_tests(&words)) {
+            at = end_of_item(tokens, at);
             continue;
         }
-        kept.push(match &tokens[at] {
+        kept.push(match token {
             TokenTree::Group(group) => {
-                let mut smaller =
-                    Group::new(group.delimiter(), without_tests(inside(group)).into_iter().collect());
+                let stream = without_tests(&inside(group)).into_iter().collect();
+                let mut smaller = Group::new(group.delimiter(), stream);
                 smaller.set_span(group.span());
                 smaller.into()
             }
@@ -80,33 +70,21 @@ fn without_tests(tokens: Vec<TokenTree>) -> Vec<TokenTree> {
     kept
 }
 
-/// Whether `#[cfg(test)]` or `#[cfg(all(test, …))]` stands at `at`.
-fn is_for_tests(tokens: &[TokenTree], at: usize) -> bool {
-    let Some(attribute) =
-        is_punct(tokens.get(at), '#').then(|| group(tokens, at + 1, Delimiter::Bracket)).flatten()
-    else {
-        return false;
-    };
-    let words = inside(attribute);
-    let Some(condition) = (word(words.first()).as_deref() == Some("cfg"))
-        .then(|| group(&words, 1, Delimiter::Parenthesis))
-        .flatten()
-    else {
-        return false;
-    };
-    let condition = inside(condition);
-    match word(condition.first()).as_deref() {
-        Some("test") => true,
-        Some("all") => group(&condition, 1, Delimiter::Parenthesis)
-            .is_some_and(|all| word(inside(all).first()).as_deref() == Some("test")),
-        _ => false,
-    }
+/// The attribute at `at`, without white space, and the first token after it.
+fn attribute(tokens: &[TokenTree], at: usize) -> Option<(String, usize)> {
+    let start = at + 1 + usize::from(is_punct(tokens.get(at + 1), '!'));
+    let words = group(tokens, start, Delimiter::Bracket).filter(|_| is_punct(tokens.get(at), '#'))?;
+    Some((words.stream().to_string().split_whitespace().collect(), start + 1))
+}
+
+fn is_for_tests(attribute: &str) -> bool {
+    attribute == "cfg(test)" || attribute.starts_with("cfg(all(test,")
 }
 
 /// The first token after the item, field or statement whose attributes begin at `at`.
 fn end_of_item(tokens: &[TokenTree], mut at: usize) -> usize {
-    while is_punct(tokens.get(at), '#') && group(tokens, at + 1, Delimiter::Bracket).is_some() {
-        at += 2;
+    while let Some((_, next)) = attribute(tokens, at) {
+        at = next;
     }
     let is_use = tokens[at..].iter().take(3).any(|token| word(Some(token)).as_deref() == Some("use"));
     let is_field = is_punct(tokens.get(at + 1), ':') && !is_path_separator(tokens, at + 1);
@@ -147,27 +125,20 @@ pub fn functions(tokens: &[TokenTree], found: &mut Vec<Function>) {
 }
 
 /// The lines that hold a token which is no documentation.
-pub fn lines_of_code(tokens: &[TokenTree], lines: &mut std::collections::BTreeSet<usize>) {
+pub fn lines_of_code(tokens: &[TokenTree], lines: &mut BTreeSet<usize>) {
     let mut at = 0;
-    while at < tokens.len() {
-        let documentation = is_punct(tokens.get(at), '#')
-            .then(|| {
-                let bang = usize::from(is_punct(tokens.get(at + 1), '!'));
-                let attribute = group(tokens, at + 1 + bang, Delimiter::Bracket)?;
-                (word(inside(attribute).first()).as_deref() == Some("doc")).then_some(at + 2 + bang)
-            })
-            .flatten();
-        if let Some(next) = documentation {
+    while let Some(token) = tokens.get(at) {
+        if let Some((_, next)) = attribute(tokens, at).filter(|(words, _)| words.starts_with("doc")) {
             at = next;
             continue;
         }
-        let span = tokens[at].span();
-        match &tokens[at] {
+        let (first, last) = (token.span().start().line, token.span().end().line);
+        match token {
             TokenTree::Group(group) => {
-                lines.extend([span.start().line, span.end().line]);
+                lines.extend([first, last]);
                 lines_of_code(&inside(group), lines);
             }
-            _ => lines.extend(span.start().line..=span.end().line),
+            _ => lines.extend(first..=last),
         }
         at += 1;
     }

@@ -23,9 +23,6 @@ pub fn cargo() -> OsString {
 }
 
 /// Every crate after those that it is built from.
-///
-/// # Errors
-/// Cargo does not say.
 pub fn crates(root: &Path) -> Result<Vec<Crate>, String> {
     let output = Command::new(cargo())
         .args(["metadata", "--no-deps", "--format-version", "1", "--locked"])
