@@ -11,7 +11,6 @@
 mod foreign;
 
 use std::error::Error;
-use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
@@ -56,14 +55,14 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The origin of an error: who can correct it.
+/// The origin of an error, which says who can correct it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The guest, or what was measured: see [`Exit::Wrong`].
     Wrong,
     /// The user: see [`Exit::Mistake`].
     Mistake,
-    /// Whoever administers this host: see [`Exit::Host`].
+    /// The administrator of this host: see [`Exit::Host`].
     Host,
     /// The system or this program: see [`Exit::Fault`].
     Fault,
@@ -156,6 +155,7 @@ pub trait Classified: Error {
 }
 
 /// An error that ends a command.
+#[derive(Debug)]
 pub struct Failure(Box<dyn Classified>);
 
 impl Failure {
@@ -173,12 +173,6 @@ impl Failure {
 impl<E: Classified + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         Self(Box::new(error))
-    }
-}
-
-impl fmt::Debug for Failure {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(out)
     }
 }
 

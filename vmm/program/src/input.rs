@@ -13,48 +13,35 @@ use rustix::io::Errno;
 use crate::exit::{Class, Classified};
 use crate::units;
 
-/// The purpose for which a file is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The purpose for which a file is named. Its text is the noun in messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[expect(missing_docs, reason = "the nouns say what each is")]
 pub enum FileKind {
-    /// A Linux kernel.
+    #[strum(to_string = "kernel")]
     Kernel,
-    /// The bare guest's own kernel.
+    #[strum(to_string = "guest kernel")]
     GuestKernel,
-    /// An initial RAM disk.
+    #[strum(to_string = "initrd")]
     Initrd,
-    /// A kernel module.
+    #[strum(to_string = "kernel module")]
     Module,
-    /// A list of modules, as depmod writes it.
+    /// As depmod writes it.
+    #[strum(to_string = "list of modules")]
     ModuleList,
-    /// The image of a disk, or a block device.
+    /// An image, or a block device.
+    #[strum(to_string = "disk")]
     Disk,
-    /// A snapshot.
+    #[strum(to_string = "snapshot")]
     Snapshot,
-    /// A scenario.
+    #[strum(to_string = "scenario")]
     Scenario,
-    /// A run record.
+    #[strum(to_string = "run record")]
     RunRecord,
-    /// An event log.
+    #[strum(to_string = "event log")]
     EventLog,
 }
 
 impl FileKind {
-    /// The noun in messages.
-    pub fn noun(self) -> &'static str {
-        match self {
-            Self::Kernel => "kernel",
-            Self::GuestKernel => "guest kernel",
-            Self::Initrd => "initrd",
-            Self::Module => "kernel module",
-            Self::ModuleList => "list of modules",
-            Self::Disk => "disk",
-            Self::Snapshot => "snapshot",
-            Self::Scenario => "scenario",
-            Self::RunRecord => "run record",
-            Self::EventLog => "event log",
-        }
-    }
-
     /// The limit on its bytes that are read into memory at once.
     pub fn most(self) -> u64 {
         match self {
@@ -93,49 +80,17 @@ impl FileKind {
 
 /// A file cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum InputError {
-    /// It cannot be opened.
-    #[error("cannot open the {} {}{}", what.noun(), path.display(), remedy(*what, source))]
-    Open {
-        /// The purpose of the file.
-        what: FileKind,
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// It is not of a type that has an end.
-    #[error("the {} {} is {kind}, and {}: {}", what.noun(), path.display(), neither(*what), what.wanted())]
-    Kind {
-        /// The purpose of the file.
-        what: FileKind,
-        /// The file or directory.
-        path: PathBuf,
-        /// The type.
-        kind: &'static str,
-    },
-    /// It is larger than files of its kind.
-    #[error("the {} {} has {}more than {}: {}", what.noun(), path.display(), length(*len), units::bytes(*most), what.wanted())]
-    Large {
-        /// The purpose of the file.
-        what: FileKind,
-        /// The file or directory.
-        path: PathBuf,
-        /// Its bytes, if it was known before it was read.
-        len: Option<u64>,
-        /// The limit.
-        most: u64,
-    },
-    /// Reading it failed.
-    #[error("cannot read the {} {}", what.noun(), path.display())]
-    Read {
-        /// The purpose of the file.
-        what: FileKind,
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
+    #[error("cannot open the {what} {}{}", path.display(), remedy(*what, source))]
+    Open { what: FileKind, path: PathBuf, source: io::Error },
+    #[error("the {what} {} is {kind}, and {}: {}", path.display(), neither(*what), what.wanted())]
+    Kind { what: FileKind, path: PathBuf, kind: &'static str },
+    /// `len` is known if the file was not read.
+    #[error("the {what} {} has {}more than {}: {}", path.display(), length(*len), units::bytes(*most), what.wanted())]
+    Large { what: FileKind, path: PathBuf, len: Option<u64>, most: u64 },
+    #[error("cannot read the {what} {}", path.display())]
+    Read { what: FileKind, path: PathBuf, source: io::Error },
 }
 
 impl Classified for InputError {
@@ -223,11 +178,7 @@ impl Input {
         self.read_within(most)
     }
 
-    /// Its content, of at most `most` bytes.
-    ///
-    /// # Errors
-    /// As [`Input::read`].
-    pub fn read_within(self, most: u64) -> Result<Vec<u8>, InputError> {
+    fn read_within(self, most: u64) -> Result<Vec<u8>, InputError> {
         let Self { what, path, file, len } = self;
         if len > most {
             return Err(InputError::Large { what, path, len: Some(len), most });
@@ -245,17 +196,11 @@ impl Input {
 }
 
 /// The content of a file.
-///
-/// # Errors
-/// [`InputError`].
 pub fn read(what: FileKind, path: &Path) -> Result<Vec<u8>, InputError> {
     Input::open(what, path)?.read()
 }
 
 /// Opens a file by `options`, if it is of a type that has an end.
-///
-/// # Errors
-/// [`InputError`].
 pub fn open_for(what: FileKind, path: &Path, options: &mut OpenOptions) -> Result<File, InputError> {
     let failed = |source| cannot_open(what, path, source);
     // Before the open, which has an effect on some devices.
@@ -340,7 +285,7 @@ mod tests {
             for what in ALL {
                 let error = Input::open(what, &path).unwrap_err();
                 let said = error.to_string();
-                assert!(said.contains(word) && said.contains(what.noun()), "{said}");
+                assert!(said.contains(word) && said.contains(&what.to_string()), "{said}");
                 assert!(said.contains(&path.display().to_string()), "{said}");
                 assert_eq!(error.class(), Class::Mistake);
             }

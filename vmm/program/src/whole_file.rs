@@ -29,24 +29,14 @@ pub enum Existing {
 
 /// The file was not made.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum WholeFileError {
-    /// A file of this name exists.
     #[error("{} is there already: name another file, or remove that one", .0.display())]
     Exists(PathBuf),
-    /// A directory or a device has this name.
     #[error("{} is no regular file: name another file", .0.display())]
     NotRegular(PathBuf),
-    /// The system refused.
     #[error("{attempt} {}", path.display())]
-    Io {
-        /// The attempt.
-        attempt: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
+    Io { attempt: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl Classified for WholeFileError {
@@ -81,9 +71,6 @@ pub struct WholeFile {
 
 impl WholeFile {
     /// Begins a file that will be named `path`. Obstacles are found now.
-    ///
-    /// # Errors
-    /// [`WholeFileError`].
     pub fn create(path: &Path, existing: Existing) -> Result<Self, WholeFileError> {
         match (path.symlink_metadata(), existing) {
             (Ok(_), Existing::Refused) => return Err(WholeFileError::Exists(path.to_owned())),
@@ -116,11 +103,8 @@ impl WholeFile {
     /// # Errors
     /// The system refused, or the name was taken meanwhile: then there is no file.
     pub fn finish(mut self) -> Result<(), WholeFileError> {
-        let named = match self.file.sync_all() {
-            Ok(()) => self.name(),
-            Err(source) => return Err(self.failed("writing", source)),
-        };
-        match named {
+        self.file.sync_all().map_err(|source| self.failed("writing", source))?;
+        match self.name() {
             Ok(()) => {}
             Err(Errno::EXIST) => return Err(WholeFileError::Exists(self.path.clone())),
             Err(errno) => return Err(self.failed("naming", errno.into())),
