@@ -1,5 +1,5 @@
-//! Which cause each range has that the kernel announced in a span: by the thread in whose context it did, and by what this
-//! process was doing then.
+//! The cause of each range that the kernel announced in a span: by the thread in whose context it was announced, and by the
+//! work of this process at that time.
 //!
 //! ```text
 //!   calls: thread, begin..end ────────────────┐

@@ -34,7 +34,7 @@ pub fn empty_invalidation_ns() -> f64 {
     let invalidation = Invalidation { cause: Cause::PageOut, victim, vma };
     fastest(|| {
         records.clear();
-        // Without listeners nobody refuses.
+        // Without listeners nothing is refused.
         bridge.invalidate(&mut records, black_box(&invalidation), || ());
     })
 }

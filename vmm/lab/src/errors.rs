@@ -2,9 +2,10 @@
 
 use guest_mem::{CgroupError, ReclaimError, RegionError, ScanError, SeamError};
 use notifier_bridge::ResolveError;
+use swap::{AttachError, BufferError, EvictError, FileStoreError, HandlerError, StoreError, WatchError};
 
-use super::own_swap::OwnSwapError;
 use guest::GuestError;
+use host::Cancelled;
 use program::exit::{Class, Classified};
 
 /// An error that ends a trial.
@@ -24,11 +25,23 @@ pub enum TrialError {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
-    OwnSwap(#[from] OwnSwapError),
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Handlers(#[from] HandlerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    File(#[from] FileStoreError),
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    #[error(transparent)]
+    Evict(#[from] EvictError),
     #[error("the device of `shared_tlb`")]
     Device(#[from] ResolveError),
-    #[error("interrupted")]
-    Cancelled,
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
 }
 
 impl Classified for TrialError {
@@ -40,11 +53,17 @@ impl Classified for TrialError {
             Self::Region(error) => error.class(),
             Self::Seam(error) => error.class(),
             Self::Cgroup(error) => error.class(),
-            Self::OwnSwap(error) => error.class(),
+            Self::Attach(error) => error.class(),
+            Self::Handlers(error) => error.class(),
+            Self::Store(error) => error.class(),
+            Self::File(error) => error.class(),
+            Self::Buffer(error) => error.class(),
+            Self::Watch(error) => error.class(),
+            Self::Evict(error) => error.class(),
             Self::Device(ResolveError::Overdue(overdue)) => overdue.class(),
             // Of a page of the arena: what is mapped there is not there.
             Self::Device(_) => Class::Host,
-            Self::Cancelled => Class::Interrupted,
+            Self::Cancelled(_) => Class::Interrupted,
         }
     }
 }

@@ -80,13 +80,12 @@ pub fn until_touched(
             return Ok(());
         }
         match wait {
-            Wait::Sleeping => cancel.sleep(Duration::from_micros(200)),
+            Wait::Sleeping => cancel.sleep(Duration::from_micros(200))?,
             Wait::Yielding => {
                 std::thread::yield_now();
-                cancel.check()
+                cancel.check()?;
             }
         }
-        .map_err(|_| TrialError::Cancelled)?;
         testbed.mailbox(vcpu).alive()?;
         if monotonic_ns() > deadline {
             // Either it is slow beyond reason, or it is stuck, and the report of this wait says where.

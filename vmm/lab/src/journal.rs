@@ -68,7 +68,7 @@ impl Journal {
         self.push(&Event::Reading { counter, count });
     }
 
-    /// A sentence for whoever reads the row.
+    /// Appends a sentence for the reader of the row.
     pub fn warn(&mut self, text: impl Into<String>) {
         self.push(&Event::Warned(text.into()));
     }

@@ -44,13 +44,10 @@ mod wiring;
 pub use ended::{Ended, RunError};
 pub use errors::TrialError;
 pub use no_row::describe;
-pub use own_swap::{OwnSwap, OwnSwapError};
 pub use runner::{Backend, Progress, RunOutcome, Runner};
 pub use sink::{NotKept, RowSink};
-pub use tapping::{TapChoice, Tapping, Watch};
-pub use trial::{Trial, TrialSetup};
+pub use tapping::{TapChoice, Tapping};
 pub use tune::{Tuner, offer_of_tune};
-pub use wiring::{Device, Wiring};
 
 #[cfg(test)]
 harness::watch_libtest!();

@@ -1,13 +1,13 @@
 //! Rows without numbers: the reason, and the consequence for the rows after them.
 
 use guest_mem::{SwapInfo, with_causes};
-use swap::AttachError;
+use swap::{AttachError, EvictError, StoreError};
 
 use super::ended::RunError;
 use super::errors::TrialError;
-use super::own_swap::OwnSwapError;
 use super::tune::offer_of_tune;
 use experiment::scenario::RowPlan;
+use machine::VmError;
 
 const INCOMPRESSIBLE: &str = "the guest fills its pages with a pattern that does not compress, so that `limit` under [uffd] \
                               is to be more than all that is taken";
@@ -26,20 +26,31 @@ pub enum NoRow {
 /// another guest, or memory of its own.
 pub fn failure(plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -> NoRow {
     match (error, one_row) {
-        (TrialError::Cancelled, _) => NoRow::Cancelled,
+        (TrialError::Cancelled(_), _) => NoRow::Cancelled,
         (TrialError::Guest(_), Some(limit)) => NoRow::Failed(limit),
         (error @ TrialError::Guest(_), None) => NoRow::Fatal(RunError::Guest {
             case: plan.case.name.clone(),
             row: describe(plan),
             source: Box::new(error),
         }),
-        (TrialError::OwnSwap(OwnSwapError::Attach(AttachError::Open(why))), _) => {
-            NoRow::Unavailable(with_causes(&why))
-        }
-        (TrialError::OwnSwap(error), _) if error.is_full_store() => {
+        (TrialError::Attach(AttachError::Open(why)), _) => NoRow::Unavailable(with_causes(&why)),
+        (error @ TrialError::Evict(EvictError::Store { source: StoreError::Full { .. }, .. }), _) => {
             NoRow::Failed(format!("{}; {INCOMPRESSIBLE}", with_causes(&error)))
         }
         (error, _) => NoRow::Failed(with_causes(&error)),
+    }
+}
+
+/// The consequence of a VM that cannot be made, or cannot be given the memory of a row.
+pub fn no_vm(error: VmError) -> NoRow {
+    match error {
+        VmError::NoKvm(_) | VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
+            NoRow::Unavailable(with_causes(&error))
+        }
+        VmError::Slot { .. } | VmError::Broken(_) | VmError::Thread { .. } | VmError::ThreadLost => {
+            NoRow::Failed(with_causes(&error))
+        }
+        VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
     }
 }
 

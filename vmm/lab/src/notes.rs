@@ -43,42 +43,22 @@ impl Notes {
         self.of_step.is_some()
     }
 
-    /// A system call was made, which was to announce `expected` in `region`.
+    /// A system call was made at these times, each from begin to end. It was to announce `planned` in `region`; if it was made
+    /// more than once, the ranges that each of the calls announces are not known beforehand.
     pub fn called(
         &mut self,
-        begin_ns: u64,
-        end_ns: u64,
+        made: &[(u64, u64)],
         certainty: Certainty,
         (region, planned): (&Region, &[Planned]),
     ) {
         let Some(of_step) = &mut self.of_step else { return };
-        of_step.note(begin_ns, end_ns, certainty);
+        let certainty = if made.len() > 1 { Certainty::Unknown } else { certainty };
         let compared = if certainty.is_compared() { planned } else { &[] };
-        let expected = compared.iter().filter_map(|planned| expected(region.range(), planned)).collect();
-        self.calls.push(Call { begin_ns, end_ns, certainty, expected });
-    }
-
-    /// A system call was made once or more often, at these times.
-    pub fn called_repeatedly(
-        &mut self,
-        made: &[(u64, u64)],
-        certainty: Certainty,
-        planned: (&Region, &[Planned]),
-    ) {
-        let Some((first, again)) = made.split_first() else { return };
-        self.called(first.0, first.1, certainty, planned);
-        again.iter().for_each(|&(begin_ns, end_ns)| self.called_again(begin_ns, end_ns));
-    }
-
-    /// The last system call was made again: the ranges that each of the two announces are not known beforehand.
-    fn called_again(&mut self, begin_ns: u64, end_ns: u64) {
-        let Some(of_step) = &mut self.of_step else { return };
-        of_step.note(begin_ns, end_ns, Certainty::Unknown);
-        if let Some(last) = self.calls.last_mut() {
-            last.certainty = Certainty::Unknown;
-            last.expected.clear();
+        for &(begin_ns, end_ns) in made {
+            of_step.note(begin_ns, end_ns, certainty);
+            let expected = compared.iter().filter_map(|planned| expected(region.range(), planned)).collect();
+            self.calls.push(Call { begin_ns, end_ns, certainty, expected });
         }
-        self.calls.push(Call { begin_ns, end_ns, certainty: Certainty::Unknown, expected: Vec::new() });
     }
 
     /// The operation is over.

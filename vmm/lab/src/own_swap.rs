@@ -11,74 +11,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use guest_mem::{
     HvaRange, MapLevel, Operation, Order, PAGE_SIZE, PMD_SIZE, PageCounts, PageScanner, Planned, Planner,
-    Region, ScanError, Victim,
+    ScanError, Victim,
 };
-use notifier_bridge::{Bridge, Cause, Invalidation, InvalidationRecord, monotonic_ns};
+use notifier_bridge::{Bridge, Cause, Invalidation, monotonic_ns};
 use swap::{
-    AttachError, BufferError, Clock, Codec, CompressedStore, EvictError, Evicted, Evictor, FileStore,
-    FileStoreError, HandlerError, HandlerReport, Handlers, Lost, Observer, Options, Served, Store,
-    StoreError, Swapper, WatchError,
+    Clock, Codec, CompressedStore, Evicted, Evictor, FileStore, HandlerReport, Handlers, Lost, Observer,
+    Options, Served, Store, Swapper,
 };
 use uffd::{Event, PageFault};
 
+use super::errors::TrialError;
 use super::notes::{Notes, planned_ranges};
 use crate::testbed::{Breaker, Testbed};
 use experiment::events::{Certainty, Ranges, Swapped};
 use experiment::scenario::{Uffd, UffdStore};
 use guest::{CrashKind, CrashReport};
 use notifier_bridge::hook;
-use program::exit::{Class, Classified};
-
-/// An error of the swap in user space.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say what each field is")]
-pub enum OwnSwapError {
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    #[error(transparent)]
-    Handlers(#[from] HandlerError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    File(#[from] FileStoreError),
-    #[error(transparent)]
-    Buffer(#[from] BufferError),
-    #[error(transparent)]
-    Watch(#[from] WatchError),
-    #[error(transparent)]
-    Evict(#[from] EvictError),
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-}
-
-impl Classified for OwnSwapError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Attach(error) => error.class(),
-            Self::Handlers(error) => error.class(),
-            Self::Store(error) => error.class(),
-            Self::File(error) => error.class(),
-            Self::Buffer(error) => error.class(),
-            Self::Watch(error) => error.class(),
-            Self::Evict(error) => error.class(),
-            Self::Scan(error) => error.class(),
-        }
-    }
-}
-
-impl OwnSwapError {
-    /// Whether pages could not leave because the store holds as much as it may.
-    pub fn is_full_store(&self) -> bool {
-        matches!(self, Self::Evict(EvictError::Store { source: StoreError::Full { .. }, .. }))
-    }
-}
 
 /// The swap of one trial.
 #[derive(Debug)]
 pub struct OwnSwap {
-    // Before the swapper: nobody serves what is no longer there.
+    // Dropped before the swapper, whose faults the handlers serve.
     handlers: Option<Handlers>,
-    heard: Vec<Arc<Mutex<Ranges>>>,
+    /// The ranges announced for events of userfaultfd.
+    heard: Arc<Mutex<Ranges>>,
     swapper: Arc<Swapper>,
 }
 
@@ -89,12 +45,12 @@ impl OwnSwap {
         bridge: &Arc<Bridge>,
         how: &Uffd,
         processors: &[Option<usize>],
-    ) -> Result<Self, OwnSwapError> {
+    ) -> Result<Self, TrialError> {
         let options = Options { store: store(how)?, around: how.fault_around, events: how.events };
         let swapper = Arc::new(Swapper::attach_for(testbed.faults(), testbed.memory(), options)?);
         let handlers = how.handlers.unwrap_or(testbed.vcpus()).min(16) as usize;
-        let heard: Vec<_> = (0..handlers).map(|_| Arc::<Mutex<Ranges>>::default()).collect();
-        let hears = heard.iter().zip(processors.iter().cycle()).map(|(heard, processor)| {
+        let heard = Arc::<Mutex<Ranges>>::default();
+        let observers = processors.iter().cycle().take(handlers).map(|processor| {
             let announcer = EventAnnouncer {
                 bridge: bridge.clone(),
                 heard: heard.clone(),
@@ -104,7 +60,7 @@ impl OwnSwap {
             };
             (announcer, *processor)
         });
-        let handlers = Some(Handlers::start(&swapper, hears.collect())?);
+        let handlers = Some(Handlers::start(&swapper, observers.collect())?);
         Ok(Self { handlers, heard, swapper })
     }
 
@@ -112,7 +68,7 @@ impl OwnSwap {
     ///
     /// # Errors
     /// No memory for its buffers.
-    pub fn evictor(&self) -> Result<OwnEvictor<'_>, OwnSwapError> {
+    pub fn evictor(&self) -> Result<OwnEvictor<'_>, TrialError> {
         Ok(OwnEvictor { swapper: &self.swapper, evictor: Evictor::new(&self.swapper)?, planned: Vec::new() })
     }
 
@@ -130,21 +86,18 @@ impl OwnSwap {
     ///
     /// # Errors
     /// A handler had given up.
-    pub fn finish(mut self) -> Result<Swapped, OwnSwapError> {
+    pub fn finish(mut self) -> Result<Swapped, TrialError> {
         let mut handlers = HandlerReport::default();
         if let Some(started) = self.handlers.take() {
             started.stop()?.into_iter().for_each(|report| handlers += report);
         }
-        let mut events = Ranges::default();
-        for heard in &self.heard {
-            events += *heard.lock().unwrap_or_else(PoisonError::into_inner);
-        }
+        let events = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let HandlerReport { faults, returned, huge, kept, wakes, .. } = handlers;
         Ok(Swapped { faults, returned, huge, kept, wakes, events })
     }
 }
 
-fn store(how: &Uffd) -> Result<Arc<dyn Store>, OwnSwapError> {
+fn store(how: &Uffd) -> Result<Arc<dyn Store>, TrialError> {
     Ok(match how.store {
         UffdStore::Lz4 => Arc::new(CompressedStore::new(Codec::Lz4, how.limit)?),
         UffdStore::Zstd => Arc::new(CompressedStore::new(Codec::Zstd, how.limit)?),
@@ -168,7 +121,7 @@ impl OwnEvictor<'_> {
         bridge: &Bridge,
         notes: &mut Notes,
         (scanner, planner): (&mut PageScanner, &mut Planner),
-    ) -> Result<(), OwnSwapError> {
+    ) -> Result<(), TrialError> {
         let region = self.swapper.region();
         let operation = clock.operation();
         for block in range.block_pieces() {
@@ -176,35 +129,38 @@ impl OwnEvictor<'_> {
                 Operation::Protect => protection(scanner, self.swapper, block, &mut self.planned)?,
                 _ => planner.plan(scanner, region, block, operation, &mut self.planned)?,
             }
-            noting(notes, region, |records, call| {
-                let watch = || call.time(|| clock.watch(block));
-                hook::announce(bridge, records, region, &self.planned, Cause::Watch, watch)
-            })?;
+            let watch = || timed(|| clock.watch(block));
+            let (watched, time) =
+                hook::announce(bridge, &mut notes.records, region, &self.planned, Cause::Watch, watch);
+            notes.called(&[time], Certainty::Unknown, (region, &[]));
+            watched?;
         }
         Ok(())
     }
 
-    /// Evicts a range, and says what the kernel was expected to announce for it, and how many nanoseconds it took: what it
-    /// announces, and what the listeners make of it, not included. Write protection and drop are announced, each in a bracket of its own: both take translations.
+    /// Evicts a range, and says what the kernel was expected to announce for it, and how many nanoseconds it took, without
+    /// the announcements and the work of the listeners. Write protection and drop are announced, each in a bracket of its
+    /// own: both take translations. What each announces is not known to the byte beforehand: a page that is written to on
+    /// its way out stays, and one that is protected already is passed over.
     pub fn take(
         &mut self,
         range: HvaRange,
         bridge: &Bridge,
         notes: &mut Notes,
         (scanner, planner): (&mut PageScanner, &mut Planner),
-    ) -> Result<(Evicted, Ranges, u64), OwnSwapError> {
+    ) -> Result<(Evicted, Ranges, u64), TrialError> {
         let region = self.swapper.region();
         let (mut all, mut expected, mut spent) = (Evicted::default(), Ranges::default(), 0);
         for block in range.block_pieces() {
             protection(scanner, self.swapper, block, &mut self.planned)?;
+            expected += planned_ranges(&self.planned);
             let evictor = &mut self.evictor;
-            let planned = &self.planned;
-            expected += planned_ranges(planned);
-            let claimed = noting(notes, region, |records, call| {
-                let claim = || timed(&mut spent, || call.time(move || evictor.claim(block)));
-                hook::announce(bridge, records, region, planned, Cause::Protect, claim)
-            })?;
-            let packed = timed(&mut spent, || claimed.store())?;
+            let claim = || timed(move || evictor.claim(block));
+            let (claimed, claiming) =
+                hook::announce(bridge, &mut notes.records, region, &self.planned, Cause::Protect, claim);
+            notes.called(&[claiming], Certainty::Unknown, (region, &[]));
+            let (packed, storing) = timed(|| claimed?.store());
+            let packed = packed?;
             let operation = self.swapper.drop_operation();
             let mut announcements = Vec::new();
             for run in packed.ranges() {
@@ -212,50 +168,24 @@ impl OwnEvictor<'_> {
                 announcements.append(&mut self.planned);
             }
             expected += planned_ranges(&announcements);
+            let drop_pages = || timed(|| packed.drop_pages());
             let cause = Cause::of(operation);
-            all += noting(notes, region, |records, call| {
-                let drop_pages = || call.time(|| timed(&mut spent, || packed.drop_pages()));
-                hook::announce(bridge, records, region, &announcements, cause, drop_pages)
-            })?;
+            let (evicted, dropping) =
+                hook::announce(bridge, &mut notes.records, region, &announcements, cause, drop_pages);
+            notes.called(&[dropping], Certainty::Unknown, (region, &[]));
+            all += evicted?;
+            spent +=
+                [claiming, storing, dropping].map(|(begun, ended)| ended - begun).into_iter().sum::<u64>();
         }
         Ok((all, expected, spent))
     }
 }
 
-/// When a call was made.
-#[derive(Clone, Copy, Debug, Default)]
-struct Call(Option<(u64, u64)>);
-
-impl Call {
-    fn time<R>(&mut self, action: impl FnOnce() -> R) -> R {
-        let begun = monotonic_ns();
-        let result = action();
-        self.0 = Some((begun, monotonic_ns()));
-        result
-    }
-}
-
-/// Announces, and notes the call in the announcement as a step's own. What it announces is not known to the byte beforehand: a
-/// page that is written to on its way out stays, and one that is protected already is passed over.
-fn noting<R>(
-    notes: &mut Notes,
-    region: &Region,
-    announce: impl FnOnce(&mut Vec<InvalidationRecord>, &mut Call) -> R,
-) -> R {
-    let mut call = Call::default();
-    let result = announce(&mut notes.records, &mut call);
-    if let Some((begun, ended)) = call.0 {
-        notes.called(begun, ended, Certainty::Unknown, (region, &[]));
-    }
-    result
-}
-
-/// Adds what an action takes to `spent`.
-fn timed<R>(spent: &mut u64, action: impl FnOnce() -> R) -> R {
+/// Performs an action; returns also when it began and ended.
+fn timed<R>(action: impl FnOnce() -> R) -> (R, (u64, u64)) {
     let begun = monotonic_ns();
     let result = action();
-    *spent += monotonic_ns() - begun;
-    result
+    (result, (begun, monotonic_ns()))
 }
 
 /// What the kernel announces for a write protection inside one block: the range; before it, all of the block if a huge
@@ -279,19 +209,10 @@ fn protection(
 /// Announces what the handlers' events report, and ends the guest for a lost page.
 struct EventAnnouncer {
     bridge: Arc<Bridge>,
-    /// The ranges announced for events.
     heard: Arc<Mutex<Ranges>>,
     breaker: Breaker,
     region: HvaRange,
     anonymous: bool,
-}
-
-impl EventAnnouncer {
-    fn invalidation(&self, cause: Cause, pages: HvaRange) -> Invalidation {
-        let order = Order::of_bytes(pages.len()).unwrap_or(Order::BASE);
-        let victim = Victim { pages, order, level: MapLevel::Pte, anonymous: self.anonymous };
-        Invalidation { cause, victim, vma: self.region }
-    }
 }
 
 impl Observer for EventAnnouncer {
@@ -306,8 +227,10 @@ impl Observer for EventAnnouncer {
         };
         // Our listeners have nothing outside the region.
         let Some(range) = range.intersection(self.region) else { return };
+        let order = Order::of_bytes(range.len()).unwrap_or(Order::BASE);
+        let victim = Victim { pages: range, order, level: MapLevel::Pte, anonymous: self.anonymous };
         let mut records = Vec::with_capacity(1);
-        self.bridge.invalidate(&mut records, &self.invalidation(cause, range), || ());
+        self.bridge.invalidate(&mut records, &Invalidation { cause, victim, vma: self.region }, || ());
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         for record in records {
             *heard += Ranges { ranges: record.ranges, bytes: record.invalidated_bytes };

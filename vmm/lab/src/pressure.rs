@@ -19,7 +19,7 @@ impl<'c> Pressure<'c> {
     /// Makes a cgroup and moves this process into it. Before the machine: what it touches first is charged to the cgroup.
     ///
     /// # Errors
-    /// Why there is none: no memory controller, no right to it, or nobody who would remove it again.
+    /// Why there is none: no memory controller, no right to it, or nothing that would remove it again.
     pub fn enter(changes: Option<&'c HostChanges>) -> Result<Self, String> {
         let changes = changes.ok_or("nobody would remove a cgroup again")?;
         let place = CgroupPlace::find(&changes.unique_name()).map_err(|error| with_causes(&error))?;

@@ -79,18 +79,18 @@ pub struct Reclaimer<'a> {
     runs: Vec<PageRun>,
     folios: NamedFolios,
     /// The notes of the operation in progress.
-    notes: Notes,
+    pub notes: Notes,
     /// Whether the kernel announces what is planned, and nothing else.
     exact: bool,
     /// Bytes that were asked for, and that left.
     asked_bytes: u64,
     evicted_bytes: u64,
-    /// vCPUs that run a hot loop meanwhile.
-    hot: Vec<u32>,
+    /// vCPUs that run a hot loop while memory is taken.
+    pub hot: Vec<u32>,
 }
 
 impl<'a> Reclaimer<'a> {
-    /// An reclaimer of this testbed.
+    /// A reclaimer of this testbed.
     pub fn new(
         testbed: &'a dyn Testbed,
         wiring: &'a Wiring,
@@ -124,16 +124,6 @@ impl<'a> Reclaimer<'a> {
         self.asked_bytes.saturating_sub(self.evicted_bytes)
     }
 
-    /// The notes of what happens.
-    pub fn notes(&mut self) -> &mut Notes {
-        &mut self.notes
-    }
-
-    /// Notes who runs a hot loop while memory is taken.
-    pub fn beside(&mut self, hot: &[u32]) {
-        self.hot = hot.to_vec();
-    }
-
     /// The host's mapping of the arena now.
     pub fn layout(&mut self) -> Result<&[PageRun], TrialError> {
         let arena = self.arena();
@@ -145,10 +135,7 @@ impl<'a> Reclaimer<'a> {
     pub fn resident(&mut self, wanted: impl Fn(u64) -> bool) -> Result<u64, TrialError> {
         let arena = self.arena();
         let runs = self.layout()?.iter().filter(|run| run.state.is_resident());
-        let pages = runs.flat_map(|run| {
-            let first = arena.offset_of(run.range.start()).expect("scanned in the arena") / PAGE_SIZE;
-            first..first + run.range.page_count()
-        });
+        let pages = runs.flat_map(|run| pages_of(arena, run.range));
         Ok(pages.filter(|page| wanted(*page)).count() as u64)
     }
 
@@ -202,13 +189,13 @@ impl<'a> Reclaimer<'a> {
             Method::Own(swap) => return self.swap_out(swap, victims, pace, journal, taken),
         };
         for pages in victims.iter() {
-            self.cancel.check().map_err(|_| TrialError::Cancelled)?;
+            self.cancel.check()?;
             self.begin(&pages, journal);
             let end = self.take(self.range_of(&pages), operation)?;
             self.end(&end, journal);
             taken(pages);
             if !pace.is_zero() {
-                self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
+                self.cancel.sleep(pace)?;
             }
         }
         Ok(())
@@ -309,11 +296,11 @@ impl<'a> Reclaimer<'a> {
         };
         let cause = Cause::of(operation);
         hook::announce(self.bridge, &mut self.notes.records, arena, planned, cause, call)?;
-        self.notes.called_repeatedly(&made, certainty, (arena, &self.replanned));
+        self.notes.called(&made, certainty, (arena, &self.replanned));
         Ok((spent, made.len().saturating_sub(1) as u32))
     }
 
-    /// Leaf translations now, where nobody but the kernel drops them and so nobody else counts.
+    /// Leaf translations now, if only the kernel drops them: no listener of ours counts them then.
     fn leaves(&self) -> Option<Option<Leaves>> {
         self.kernel_alone.then(|| self.testbed.leaves())
     }
@@ -359,7 +346,7 @@ impl<'a> Reclaimer<'a> {
         let mut squeezed = None;
         self.testbed.around(Reclaim::Cgroup, &mut || squeezed = Some(cgroup.squeeze(bytes)));
         squeezed.expect("the testbed performs what it is given")?;
-        self.notes.called(begun, monotonic_ns(), Certainty::Reclaim, (arena, &[]));
+        self.notes.called(&[(begun, monotonic_ns())], Certainty::Reclaim, (arena, &[]));
         let dropped = self.dropped_since(leaves);
         let (mut evicted_bytes, mut was) = (0, Earned::NOTHING);
         let mut after = Vec::new();
@@ -378,13 +365,18 @@ impl<'a> Reclaimer<'a> {
             }
             evicted_bytes += went.len();
             was = was.and(self.folios.judge(arena.backing(), &[run]));
-            let first = arena.offset_of(went.start()).expect("scanned in the arena") / PAGE_SIZE;
-            taken(first..first + went.page_count());
+            taken(pages_of(arena, went));
         }
         let end = OperationEnd { evicted_bytes, dropped, was: was.into(), ..OperationEnd::default() };
         self.end(&end, journal);
         Ok(())
     }
+}
+
+/// The pages of a range of the arena.
+fn pages_of(arena: &Region, range: HvaRange) -> Range<u64> {
+    let first = arena.offset_of(range.start()).expect("a range of the arena") / PAGE_SIZE;
+    first..first + range.page_count()
 }
 
 /// The runs that were resident before and are not after, in their state before. Both lists tile the same range.
@@ -405,8 +397,8 @@ fn departed(before: &[PageRun], after: &[PageRun]) -> Vec<PageRun> {
     went
 }
 
-/// Between two attempts at a page: what waits in another CPU's batch goes to its list, and whoever holds the page
-/// gets time to let go of it, up to 16 ms. `false` when there is no `patience` left for that.
+/// Between two attempts at a page: pages in another CPU's batch go to their LRU list, and a holder of the page gets time to
+/// let go of it, up to 16 ms. `false` when there is no `patience` left for that.
 fn let_go(cancel: &Cancel, attempt: u32, patience: &mut Duration) -> Result<bool, TrialError> {
     // Refused before Linux 6.1, where the batches of other CPUs cannot be flushed from here.
     let _ = drain_lru();
@@ -414,6 +406,6 @@ fn let_go(cancel: &Cancel, attempt: u32, patience: &mut Duration) -> Result<bool
     let pause = Duration::from_millis(1 << waited.min(4));
     let Some(left) = patience.checked_sub(pause) else { return Ok(false) };
     *patience = left;
-    cancel.sleep(pause).map_err(|_| TrialError::Cancelled)?;
+    cancel.sleep(pause)?;
     Ok(true)
 }

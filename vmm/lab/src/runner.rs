@@ -10,12 +10,12 @@ use machine::Kvm;
 
 use super::ended::{Ended, RunError};
 use super::journal::{self, Journal};
-use super::no_row::{NoRow, failure, unavailable};
+use super::no_row::{NoRow, failure, no_vm, unavailable};
 use super::pressure::Pressure;
 use super::sink::{NotKept, RowSink};
 use super::so_far::{Known, RunSoFar};
 use super::swap_watch::SwapWatch;
-use super::tapping::{TapChoice, Tapping, Watch};
+use super::tapping::{TapChoice, Tapping};
 use super::trial::{Trial, TrialSetup};
 use super::tune::Tuner;
 use super::wiring::Wiring;
@@ -168,7 +168,7 @@ impl<'a> Runner<'a> {
         let started_at = utc(SystemTime::now());
         let soft = matches!(self.backend, Backend::Soft);
         let (scenario, mut begun, mut failed) = (self.scenario, None, 0);
-        // Not before the guest's first entry, which is not to wait for what is read here.
+        // Called after the guest's first entry, which is not to wait for the facts of the host that this reads.
         let begin = || RunSoFar::begin(scenario, soft, started_at.clone());
         let mut ended = Ended::Complete;
         for (index, plan) in plans.iter().enumerate() {
@@ -186,7 +186,7 @@ impl<'a> Runner<'a> {
                     ended = Ended::Cancelled;
                     break;
                 }
-                // The rows before had what this one is refused: the next may have it again.
+                // Earlier rows had a machine, so the refusal may be temporary: the run goes on.
                 Err(NoRow::Fatal(error @ (RunError::Machine(_) | RunError::Linux(_)))) if begun.is_some() => {
                     failed += 1;
                     Row::could_not_run(label, format!("failed: {}", with_causes(&error)))
@@ -237,7 +237,7 @@ impl<'a> Runner<'a> {
         let mut row = RowFold::of(stream.events());
         match Section::new(self.row, &stream) {
             Ok(section) => self.events = Some(section),
-            // Without them the row is as good.
+            // The row is complete without its events.
             Err(error) => row.warnings.say(with_causes(&error)),
         }
         let settings = self.tuner.iter().flat_map(Tuner::settings);
@@ -266,7 +266,7 @@ impl<'a> Runner<'a> {
             Backend::Soft => SecondaryMmu::Soft,
             Backend::Kvm(_) => SecondaryMmu::of(&KvmFacts::read_from(&Root::default())),
         });
-        // Of each kind one row is enough: but one that came to its end, and that could be asked.
+        // One row of each kind is measured: the first that ends, and in which it is possible.
         let kind = Self::kind_of(plan);
         let refill = !self.refilled.contains(&kind);
         let setup = TrialSetup {
@@ -276,7 +276,7 @@ impl<'a> Runner<'a> {
             cgroup: pressure.as_ref().map(Pressure::group),
             uffd: &self.scenario.uffd,
             processors: &processors,
-            tap: matches!(self.backend, Backend::Kvm(_)).then_some(&self.tap as &dyn Watch),
+            tap: matches!(self.backend, Backend::Kvm(_)).then_some(&self.tap),
             clock: self.clock,
             refill,
             cancel: self.cancel,
@@ -333,16 +333,7 @@ impl<'a> Runner<'a> {
                     // A row that deletes no memslot does not care, and runs on kernels that cannot choose.
                     slot_zap_all_quirk: scenario.slot_zap_all_quirk || combination.zap != Zap::Memslot,
                 };
-                let machine = Machine::start(kvm, &config, &self.image).map_err(|error| match error {
-                    VmError::NoKvm(_) | VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
-                        NoRow::Unavailable(with_causes(&error))
-                    }
-                    VmError::Slot { .. }
-                    | VmError::Broken(_)
-                    | VmError::Thread { .. }
-                    | VmError::ThreadLost => NoRow::Failed(with_causes(&error)),
-                    VmError::Call { .. } | VmError::Boot(_) => NoRow::Fatal(RunError::Machine(error)),
-                })?;
+                let machine = Machine::start(kvm, &config, &self.image).map_err(no_vm)?;
                 let up = machine.wait_up();
                 let testbed = KvmTestbed::bare(machine);
                 up.map_err(|error| failure(plan, error.into(), testbed.costs_one_row()))?;
@@ -364,19 +355,10 @@ impl<'a> Runner<'a> {
         let combination = &plan.combination;
         let drops_all = machine.pc().memory().slot_zap_drops_all();
         if combination.zap == Zap::Memslot && drops_all && !self.scenario.slot_zap_all_quirk {
-            return Err(NoRow::Unavailable(with_causes(&VmError::QuirkStays)));
+            return Err(no_vm(VmError::QuirkStays));
         }
         let testbed = KvmTestbed::linux(machine, combination.backing, combination.granule.bytes());
-        match testbed {
-            Ok(testbed) => Ok(Box::new(testbed)),
-            Err(error @ (VmError::Memory(_) | VmError::Slots(_))) => {
-                Err(NoRow::Unavailable(with_causes(&error)))
-            }
-            Err(error @ (VmError::Slot { .. } | VmError::Broken(_))) => {
-                Err(NoRow::Failed(with_causes(&error)))
-            }
-            Err(error) => Err(NoRow::Fatal(RunError::Machine(error))),
-        }
+        Ok(Box::new(testbed.map_err(no_vm)?))
     }
 
     fn boot_linux(&self, guest: &LinuxGuest) -> Result<LinuxMachine, NoRow> {

@@ -20,7 +20,7 @@ use experiment::events::{Event as RowEvent, KernelRange};
 use experiment::record::{Measured, Warnings};
 use tap::{Collector, Event, Interest, Tap, Via};
 
-/// Events that wait to be taken: four for each page of the largest step that anybody waits for.
+/// Events that wait to be taken: four for each page of the largest step that a user waits for.
 const CAPACITY: usize = 1 << 19;
 
 /// The interface of the kernel by which its account is kept.
@@ -38,15 +38,6 @@ pub enum TapChoice {
     Tracefs,
     /// No account.
     Off,
-}
-
-/// Keeps the kernel's account of spans, one at a time.
-pub trait Watch {
-    /// A span begins in which `arena` is watched. Whether it is.
-    fn begin(&self, arena: HvaRange) -> bool;
-
-    /// The span ends: what the kernel announced in it, with `calls` of this process, goes into `journal`. Whether it is known.
-    fn end(&self, arena: HvaRange, calls: &Calls, journal: &mut Journal) -> bool;
 }
 
 /// The tap of a run.
@@ -168,10 +159,9 @@ impl Tapping {
         reasons.dedup();
         State::Without(reasons.join("; "))
     }
-}
 
-impl Watch for Tapping {
-    fn begin(&self, arena: HvaRange) -> bool {
+    /// A span begins in which `arena` is watched. Whether it is.
+    pub(crate) fn begin(&self, arena: HvaRange) -> bool {
         let mut state = self.state.borrow_mut();
         let reopens = match &*state {
             State::NotYet => true,
@@ -187,9 +177,10 @@ impl Watch for Tapping {
         true
     }
 
-    fn end(&self, arena: HvaRange, calls: &Calls, journal: &mut Journal) -> bool {
+    /// The span ends: what the kernel announced in it, with `calls` of this process, goes into `journal`.
+    pub(crate) fn end(&self, arena: HvaRange, calls: &Calls, journal: &mut Journal) {
         let mut state = self.state.borrow_mut();
-        let State::Open(open) = &mut *state else { return false };
+        let State::Open(open) = &mut *state else { return };
         open.events.clear();
         match open.collector.take(&mut open.events) {
             Ok(seen) => {
@@ -204,11 +195,9 @@ impl Watch for Tapping {
                     }));
                 });
                 journal.push(&RowEvent::KernelSpan { lost: seen.lost - open.lost_before });
-                true
             }
             Err(error) => {
                 *state = State::Without(format!("the kernel's account ended: {}", with_causes(&error)));
-                false
             }
         }
     }

@@ -19,7 +19,7 @@ use super::orders;
 use super::own_swap::OwnSwap;
 use super::reclaimer::{Method, Reclaimer};
 use super::refill;
-use super::tapping::Watch;
+use super::tapping::Tapping;
 use super::wiring::Wiring;
 use crate::testbed::{GuestSystem, Testbed};
 use experiment::choice::{Combination, Reclaim};
@@ -34,25 +34,20 @@ const GENERATION: u64 = 1;
 
 /// The parts of a trial.
 pub struct TrialSetup<'a> {
-    /// The machine.
     pub testbed: &'a dyn Testbed,
-    /// The case's steps.
     pub steps: &'a [Step],
     /// The pages of each step.
     pub plan: &'a Plan,
     /// The cgroup this process is in, where the combination squeezes one.
     pub cgroup: Option<&'a MemoryCgroup>,
-    /// The swap in user space.
     pub uffd: &'a Uffd,
     /// The processor of each vCPU, if it has one.
     pub processors: &'a [Option<usize>],
     /// The kernel's account, where the kernel has a listener.
-    pub tap: Option<&'a dyn Watch>,
-    /// The TSC's rate.
+    pub tap: Option<&'a Tapping>,
     pub clock: TscRate,
     /// Whether to find out afterwards how fast the hot loops get their translations back.
     pub refill: bool,
-    /// Whether to stop.
     pub cancel: &'a Cancel,
     /// Its first event, with the row's label.
     pub setting: Setting,
@@ -118,7 +113,7 @@ impl<'a> Trial<'a> {
     pub fn run(mut self) -> Result<bool, TrialError> {
         self.journal.trial(self.setup.setting.clone());
         for (index, step) in self.setup.steps.iter().enumerate() {
-            self.setup.cancel.check().map_err(|_| TrialError::Cancelled)?;
+            self.setup.cancel.check()?;
             self.step(index, step)?;
             self.journal.step_ended(self.testbed());
         }
@@ -263,7 +258,7 @@ impl<'a> Trial<'a> {
     }
 
     fn baseline(&mut self, time: Duration) -> Result<(), TrialError> {
-        self.rated(false, |trial| trial.setup.cancel.sleep(time).map_err(|_| TrialError::Cancelled))?;
+        self.rated(false, |trial| Ok(trial.setup.cancel.sleep(time)?))?;
         let mut noise = Vec::new();
         for &vcpu in &self.hot {
             self.testbed().mailbox(vcpu).take_stalls(|stall| noise.push((vcpu, stall)))?;
@@ -281,10 +276,10 @@ impl<'a> Trial<'a> {
         let arena = self.testbed().arena().range();
         let tap = self.setup.tap.filter(|tap| tap.begin(arena));
         if tap.is_some() {
-            self.reclaimer.notes().begin_step();
+            self.reclaimer.notes.begin_step();
         }
         let layout = journal::layout(self.reclaimer.layout()?);
-        self.reclaimer.beside(&self.hot);
+        self.reclaimer.hot.clone_from(&self.hot);
         if !self.hot.is_empty() && self.live_since.is_none() {
             self.live_since = Some(self.testbed().faults_fixed());
         }
@@ -293,14 +288,14 @@ impl<'a> Trial<'a> {
         self.rated(true, |trial| trial.take_victims(index, reclaim))?;
         let flushed = flushes.zip(self.testbed().remote_tlb_flushes()).map(|(before, after)| after - before);
         self.journal.reading(Counter::RemoteTlbFlushes, flushed);
-        if let Some((tap, calls)) = tap.zip(self.reclaimer.notes().end_step()) {
+        if let Some((tap, calls)) = tap.zip(self.reclaimer.notes.end_step()) {
             tap.end(arena, &calls, self.journal);
         }
         self.look_for_room();
         Ok(())
     }
 
-    /// Whether what stayed had anywhere to go. Asked at once: whoever filled the swap device may make room again.
+    /// Warns if swap had no room for the pages that stayed. Asked at once: other processes may soon free some of it.
     fn look_for_room(&mut self) {
         let stayed = self.reclaimer.stayed_bytes();
         let free = SwapInfo::read().free();

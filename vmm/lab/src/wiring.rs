@@ -27,9 +27,6 @@ impl Device {
 
     /// Reads a byte of each page of `range`, at most as many pages as it can cache: a transfer that has just
     /// ended when the pages are taken.
-    ///
-    /// # Errors
-    /// The kernel gives no page.
     pub fn read(&self, range: HvaRange) -> Result<(), ResolveError> {
         let mut pages = range.chunks(PAGE_SIZE).take(TLB_ENTRIES);
         pages.try_for_each(|page| self.0.access(page.start(), false, |_, _| ()))
@@ -41,13 +38,11 @@ impl Device {
     }
 }
 
-/// See the module's text.
+/// The listeners of a trial.
 pub struct Wiring {
-    /// The bridge of every operation.
     pub bridge: Arc<Bridge>,
-    /// The device, if one is wanted.
     pub device: Option<Device>,
-    /// Whether nothing is announced but what the kernel of today announces: then it must say the same.
+    /// Whether our announcements are those of the present kernel, so that its own account must have the same ranges.
     pub exact: bool,
 }
 

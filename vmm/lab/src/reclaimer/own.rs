@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use guest_mem::{Earned, HvaRange, PAGE_SIZE};
 
-use super::Reclaimer;
+use super::{Reclaimer, pages_of};
 use crate::errors::TrialError;
 use crate::journal::Journal;
 use crate::own_swap::{OwnEvictor, OwnSwap};
@@ -33,8 +33,8 @@ impl Reclaimer<'_> {
         Ok(())
     }
 
-    /// Takes units that nobody uses, watched for a while each time, until at most the target is in memory. Returns by how
-    /// many bytes it is missed.
+    /// Takes units that are not in use, watched for a while each time, until at most the target is in memory. Returns by how
+    /// many bytes the target is missed.
     pub fn take_idle(
         &mut self,
         swap: &OwnSwap,
@@ -62,14 +62,13 @@ impl Reclaimer<'_> {
                 &OperationEnd { dropped, was: Earned::NOTHING.into(), ..OperationEnd::default() },
                 journal,
             );
-            self.cancel.sleep(idle.after).map_err(|_| TrialError::Cancelled)?;
+            self.cancel.sleep(idle.after)?;
             for _ in 0..units {
                 let Some(unit) = clock.next_idle().filter(|_| excess > 0) else { break };
                 let evicted = self.evict(&mut evictor, unit, pace, journal)?;
                 excess = excess.saturating_sub(evicted * PAGE_SIZE);
                 self.ask(1, unit.len(), journal);
-                let first = self.arena().offset_of(unit.start()).expect("of the arena") / PAGE_SIZE;
-                taken(first..first + unit_pages);
+                taken(pages_of(self.arena(), unit));
             }
         }
         Ok(swap.resident_bytes().saturating_sub(idle.target))
@@ -83,9 +82,8 @@ impl Reclaimer<'_> {
         pace: Duration,
         journal: &mut Journal,
     ) -> Result<u64, TrialError> {
-        self.cancel.check().map_err(|_| TrialError::Cancelled)?;
-        let first = self.arena().offset_of(range.start()).expect("of the arena") / PAGE_SIZE;
-        self.begin(&(first..first + range.page_count()), journal);
+        self.cancel.check()?;
+        self.begin(&pages_of(self.arena(), range), journal);
         if let Some(device) = self.device {
             device.read(range)?;
         }
@@ -104,7 +102,7 @@ impl Reclaimer<'_> {
         };
         self.end(&end, journal);
         if !pace.is_zero() {
-            self.cancel.sleep(pace).map_err(|_| TrialError::Cancelled)?;
+            self.cancel.sleep(pace)?;
         }
         Ok(evicted.pages)
     }

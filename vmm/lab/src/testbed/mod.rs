@@ -15,10 +15,11 @@ use notifier_bridge::ShadowingMmu;
 use rustix::thread::Pid;
 use uffd::Faults;
 
-pub use kvm::KvmTestbed;
 pub use linux_files::{LinuxError, LinuxSetup};
 pub use linux_machine::LinuxMachine;
-pub use soft::{SoftError, SoftTestbed};
+
+pub(crate) use kvm::KvmTestbed;
+pub(crate) use soft::{SoftError, SoftTestbed};
 
 use experiment::choice::{Reclaim, Zap};
 use experiment::events::GivenBack;
@@ -49,7 +50,7 @@ pub trait GuestSystem {
 /// Stops a guest for good: none of its workers comes back to it.
 #[derive(Clone)]
 pub struct Breaker {
-    /// Keeps vCPUs out; workers of the software MMU have none, and wait for the page that nobody brings.
+    /// Keeps vCPUs out. Workers of the software MMU have none, and wait for a page that never comes.
     shared: Option<Arc<VmShared>>,
     mailboxes: Vec<Arc<Mailbox>>,
 }
@@ -58,7 +59,7 @@ impl Breaker {
     /// Stops it, with a report for each worker.
     pub fn stop(&self, report: impl Fn(u32) -> CrashReport) {
         if let Some(shared) = &self.shared {
-            // Held or not, nobody comes in again.
+            // Held or not, no vCPU comes in again.
             let _hold = shared.gate.hold();
             shared.gate.shut_for_good(report(0).kind);
         }

@@ -39,7 +39,6 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// An error in starting workers.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum SoftError {
     #[error(transparent)]
     Memory(#[from] RegionError),
@@ -162,7 +161,7 @@ impl Machine for SoftMachine<'_> {
         self.worker.access(Gpa::new(gpa), write, |frame: Hva, _offset| {
             // SAFETY: the MMU resolved the address to a page of a region that it keeps mapped; it lets a writer in only
             // where the page may be written. The page is there: it can be dropped only between an invalidation's start
-            // and its end, when nobody has a translation.
+            // and its end, when no worker has a translation.
             with(unsafe { PagePtr::new(frame.as_ptr()) })
         })
     }
