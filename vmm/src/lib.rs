@@ -4,7 +4,7 @@
 
 pub mod attach;
 pub mod cli;
-pub mod doctor;
+mod doctor;
 
 #[cfg(test)]
 harness::watch_libtest!();

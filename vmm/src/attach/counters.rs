@@ -25,21 +25,12 @@ pub const NAMES: [&str; 9] = [
 /// The counters cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CountersError {
-    /// debugfs cannot be mounted.
     #[error("KVM's counters of other processes are in debugfs, which cannot be mounted{}", remedy::after(Asked::Mount, *.0))]
     Debugfs(#[source] Errno),
-    /// KVM has no directory for this VM.
     #[error(
         "debugfs has no kvm/{pid}-{fd}: the VM was made by another process, or this KVM keeps no such counters"
     )]
-    Directory {
-        /// The process that holds the VM.
-        pid: u32,
-        /// Its descriptor of the VM.
-        fd: u32,
-        /// The kernel's answer.
-        source: Errno,
-    },
+    Directory { pid: u32, fd: u32, source: Errno },
 }
 
 /// The directories of a process's VMs.
@@ -48,9 +39,6 @@ pub struct Counters(Vec<OwnedFd>);
 
 impl Counters {
     /// Opens the directories of these descriptors of process `pid`.
-    ///
-    /// # Errors
-    /// [`CountersError`].
     pub fn open(pid: u32, vms: &[u32]) -> Result<Self, CountersError> {
         let debugfs = detached_mount(c"debugfs").map_err(CountersError::Debugfs)?;
         let open = |&fd: &u32| {

@@ -12,51 +12,18 @@ use rustix::process::{Pid, PidfdFlags};
 /// A process cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum HolderError {
-    /// There is no such process.
     #[error("there is no process {0}")]
     NoProcess(u32),
-    /// It ended meanwhile.
     #[error("process {pid} ({comm}) has ended")]
-    Ended {
-        /// The process's number.
-        pid: u32,
-        /// Its name.
-        comm: String,
-    },
-    /// It is another user's.
+    Ended { pid: u32, comm: String },
     #[error(
         "process {pid} ({comm}) belongs to user {uid}, and we may not look at its {what}: run as root, or as that user"
     )]
-    Refused {
-        /// The process's number.
-        pid: u32,
-        /// Its name.
-        comm: String,
-        /// Its user.
-        uid: String,
-        /// What was to be read.
-        what: &'static str,
-    },
-    /// None of its open files is a VM.
+    Refused { pid: u32, comm: String, uid: String, what: &'static str },
     #[error("process {pid} ({comm}) holds no KVM virtual machine: none of its {files} open files is one")]
-    NoVm {
-        /// The process's number.
-        pid: u32,
-        /// Its name.
-        comm: String,
-        /// The number of its open files.
-        files: usize,
-    },
-    /// The system answered something else.
+    NoVm { pid: u32, comm: String, files: usize },
     #[error("process {pid}: cannot read its {what}")]
-    Read {
-        /// The process's number.
-        pid: u32,
-        /// What was to be read.
-        what: &'static str,
-        /// The system's answer.
-        source: io::Error,
-    },
+    Read { pid: u32, what: &'static str, source: io::Error },
 }
 
 impl Classified for HolderError {
@@ -83,9 +50,6 @@ pub struct Holder {
 
 impl Holder {
     /// Opens a process.
-    ///
-    /// # Errors
-    /// [`HolderError`].
     pub fn open(pid: u32) -> Result<Self, HolderError> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(HolderError::NoProcess(pid))?;
         let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).map_err(|errno| match errno {
@@ -132,17 +96,11 @@ impl Holder {
     }
 
     /// Its mappings, as `/proc/PID/maps` has them.
-    ///
-    /// # Errors
-    /// [`HolderError`].
     pub fn maps(&self) -> Result<String, HolderError> {
         self.text("maps", "mappings")
     }
 
     /// Its mappings with their statistics: `/proc/PID/smaps`. The kernel walks all page tables for them.
-    ///
-    /// # Errors
-    /// [`HolderError`].
     pub fn smaps(&self) -> Result<String, HolderError> {
         self.text("smaps", "mappings")
     }

@@ -8,9 +8,11 @@ mod pageout;
 mod report;
 mod session;
 
-pub use counters::Readable;
-pub use holder::{Holder, HolderError};
-pub use memory::{Memory, NotMapped, guest_memory};
-pub use pageout::{PagedOut, PageoutError, page_out};
-pub use report::{Ended, Record, columns, heading, line};
-pub use session::{Session, SessionError, Span};
+pub use holder::Holder;
+pub use memory::guest_memory;
+
+pub(crate) use counters::Readable;
+pub(crate) use memory::Memory;
+pub(crate) use pageout::page_out;
+pub(crate) use report::{Ended, Record, columns, heading, line};
+pub(crate) use session::{Session, SessionError, Span};

@@ -12,7 +12,6 @@ use program::units;
 /// Memory could not be paged out.
 #[derive(Debug, thiserror::Error)]
 pub enum PageoutError {
-    /// This process may not.
     #[error(
         "the memory of another process is paged out with CAP_SYS_NICE and the right to look at it: run as root"
     )]
@@ -20,15 +19,12 @@ pub enum PageoutError {
     /// There is no room in swap. The call would split huge pages for nothing.
     #[error("--pageout: nothing can leave: {0}")]
     NoSwap(&'static str),
-    /// The kernel lacks the call.
     #[error("this kernel has no process_madvise: Linux 5.10 brought it")]
     NoCall,
-    /// The call failed otherwise.
     #[error("process_madvise(MADV_PAGEOUT) of {range}")]
     Call {
         /// The rest of the range.
         range: HvaRange,
-        /// The kernel's answer.
         source: Errno,
     },
 }
@@ -74,9 +70,6 @@ impl PagedOut {
 }
 
 /// Pages out a range of the memory that `holder` has mapped as `of`, and reads what left.
-///
-/// # Errors
-/// [`PageoutError`].
 pub fn page_out(holder: &Holder, of: &Memory, range: HvaRange) -> Result<PagedOut, PageoutError> {
     if let Some(why) = no_swap(&SwapInfo::read()).filter(|_| needs_swap(of)) {
         return Err(PageoutError::NoSwap(why));

@@ -1,7 +1,7 @@
 //! The text and the record of a session.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
 use serde::Serialize;
 
@@ -73,27 +73,19 @@ struct Mapping {
 }
 
 /// How a session ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, strum::Display)]
 pub enum Ended {
     /// After the time that was asked for.
+    #[strum(to_string = "complete")]
     Complete,
     /// By a signal.
+    #[strum(to_string = "cancelled")]
     Cancelled,
-    /// The watched process ended.
-    ProcessEnded,
+    #[strum(to_string = "the process ended")]
+    ProcessGone,
     /// The kernel's account failed, for this reason.
+    #[strum(to_string = "failed: {0}")]
     Failed(String),
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Complete => f.write_str("complete"),
-            Self::Cancelled => f.write_str("cancelled"),
-            Self::ProcessEnded => f.write_str("the process ended"),
-            Self::Failed(why) => write!(f, "failed: {why}"),
-        }
-    }
 }
 
 /// The record of a session: `attach.json`.
@@ -162,9 +154,6 @@ impl Record {
     }
 
     /// As JSON.
-    ///
-    /// # Errors
-    /// None: a record has numbers and texts.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string_pretty(self).map(|json| json + "\n")
     }

@@ -34,24 +34,14 @@ const NO_FOLIOS: &str = "no amplification where ranges are larger than 4 KiB";
 /// A VM cannot be watched, or not any longer.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The process cannot be looked at.
     #[error(transparent)]
     Holder(#[from] HolderError),
-    /// No mapping looks like a guest's memory.
     #[error("process {0} has no mapping that looks like a guest's memory: name it with `--memory START-END`")]
     NoMemory(u32),
-    /// Nothing is mapped at addresses of `--memory`.
     #[error("`--memory` of process {pid}")]
-    NotMapped {
-        /// The watched process.
-        pid: u32,
-        /// The addresses, and the nearest mapping.
-        source: NotMapped,
-    },
-    /// The tap cannot be opened.
+    NotMapped { pid: u32, source: NotMapped },
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// The tap failed.
     #[error("the kernel's account ended")]
     Source(#[from] Damaged),
 }
@@ -110,9 +100,6 @@ pub struct Session {
 
 impl Session {
     /// Begins to watch the VMs of `holder`: the memory `wanted`, or the mappings that look like a guest's memory.
-    ///
-    /// # Errors
-    /// [`SessionError`].
     pub fn open(holder: Holder, wanted: &[HvaRange], via: Via) -> Result<Self, SessionError> {
         let memory = watched_memory(&holder, wanted)?;
         let mut warnings = Vec::new();

@@ -109,7 +109,7 @@ fn watch(
         growing.record.add(&span, &total);
         counters = span.counters;
         match (alive, stopped, arguments.length) {
-            (false, ..) => break Ended::ProcessEnded,
+            (false, ..) => break Ended::ProcessGone,
             (_, true, _) => break Ended::Cancelled,
             (.., Some(length)) if since(begun) >= length.0 => break Ended::Complete,
             _ => growing.follow(),
@@ -118,7 +118,7 @@ fn watch(
     say("all");
     say(&attach::line(since(begun).as_secs_f64(), &total, &at_first, charset));
     let written = growing.end(arguments, &ended);
-    let has_ended = matches!(ended, Ended::ProcessEnded);
+    let has_ended = matches!(ended, Ended::ProcessGone);
     if has_ended {
         output::message(session.holder().ended());
     }

@@ -26,8 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::doctor::{self, Report};
-use analysis::report::ktap;
+use crate::doctor::Report;
 use args::{Arguments, Command, Format};
 use guest_mem::waits::Overdue;
 use guest_mem::with_causes;
@@ -107,7 +106,7 @@ fn examine(arguments: &args::DoctorArguments) -> Result<Exit, Failure> {
         (true, _) => output::json(format_args!("{}\n", report.to_json()?)),
         (false, Format::Ktap) => {
             output::beside(report.to_text());
-            output::result(ktap::ktap(&doctor::of_doctor(&report)));
+            output::result(report.to_ktap());
         }
         (false, Format::Text) => output::result(report.to_text()),
     }

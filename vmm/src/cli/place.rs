@@ -16,22 +16,12 @@ const PARENT: &str = "zapscope-runs";
 /// The directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// The system refused.
     #[error("cannot write {}{}", path.display(), remedy::after_io(Asked::Place, source))]
-    Write {
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// It is not a directory.
+    Write { path: PathBuf, source: io::Error },
     #[error("{} is no directory: choose another with `--out DIR`", .0.display())]
     NoDirectory(PathBuf),
-    /// It has a record.
     #[error("{} is there already: choose another directory with `--out DIR`, or remove that one", .0.display())]
     Taken(PathBuf),
-    /// Another process has locked it.
     #[error("another zapscope is writing into {}: choose another directory with `--out DIR`", .0.display())]
     Busy(PathBuf),
 }
@@ -49,10 +39,10 @@ impl Classified for PlaceError {
 #[derive(Debug)]
 pub struct Place {
     path: PathBuf,
+    // Dropped before the lock: no other process gets a directory that is about to be removed.
+    made: Made,
     /// The lock, which the kernel releases when the process ends.
     _lock: File,
-    /// The directories that were made, outermost first.
-    made: Vec<PathBuf>,
     kept: bool,
 }
 
@@ -79,7 +69,7 @@ impl Place {
                 return Err(PlaceError::Taken(file));
             }
         }
-        Ok(Self { path, _lock: lock, made: std::mem::take(&mut made.0), kept: false })
+        Ok(Self { path, made, _lock: lock, kept: false })
     }
 
     /// Its path.
@@ -90,19 +80,12 @@ impl Place {
     /// Keeps the directory.
     pub fn keep(&mut self) {
         self.kept = true;
+        self.made.0.clear();
     }
 
     /// Whether it is kept.
     pub fn is_kept(&self) -> bool {
         self.kept
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if !self.kept {
-            drop(Made(std::mem::take(&mut self.made)));
-        }
     }
 }
 
@@ -126,7 +109,7 @@ fn failed(path: &Path, source: io::Error) -> PlaceError {
 }
 
 /// Directories that were made, outermost first. When dropped it removes those that are empty.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Made(Vec<PathBuf>);
 
 impl Made {

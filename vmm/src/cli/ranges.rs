@@ -7,25 +7,13 @@ use experiment::choice::{BadRange, ByteRange};
 /// The text is not a range of whole pages.
 #[derive(Debug, thiserror::Error)]
 pub enum BadPages {
-    /// It is not a range of bytes.
     #[error(transparent)]
     Range(#[from] BadRange),
-    /// It begins or ends inside a page.
     #[error("`{given}` is not made of whole pages of 4 KiB: {start}..{end} is, around it")]
-    Part {
-        /// The text.
-        given: String,
-        /// The begin of the whole pages around it.
-        start: u64,
-        /// Their end.
-        end: u64,
-    },
+    Part { given: String, start: u64, end: u64 },
 }
 
 /// `0..64MiB`, in whole pages.
-///
-/// # Errors
-/// It is not that.
 pub fn pages(text: &str) -> Result<ByteRange, BadPages> {
     let range: ByteRange = text.parse()?;
     let end = range.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(range.end);
@@ -42,9 +30,6 @@ pub fn pages(text: &str) -> Result<ByteRange, BadPages> {
 pub struct BadAddresses(String);
 
 /// `7f0000000000-7f0010000000`.
-///
-/// # Errors
-/// It is not that.
 pub fn addresses(text: &str) -> Result<HvaRange, BadAddresses> {
     let bad = || BadAddresses(text.to_owned());
     let address = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| bad());

@@ -18,9 +18,6 @@ pub struct RecordFile {
 
 impl RecordFile {
     /// Reserves a record `file` in the directory `out`, or in a new one. Neither it nor the files `beside` it may exist.
-    ///
-    /// # Errors
-    /// [`PlaceError`].
     pub fn reserve(
         out: Option<&Path>,
         started_at: &str,

@@ -48,9 +48,6 @@ pub struct Recorded {
 
 impl Recorded {
     /// Opens the directory of a run, or the one with this `run.json`.
-    ///
-    /// # Errors
-    /// [`RecordedError`].
     pub fn open(run: &Path) -> Result<Self, RecordedError> {
         let (directory, json) = match run.is_dir() {
             true => (run.to_owned(), run.join("run.json")),
@@ -80,9 +77,6 @@ impl Recorded {
     }
 
     /// The next row with events, and its events.
-    ///
-    /// # Errors
-    /// [`RecordedError`].
     pub fn next_row(&mut self) -> Result<Option<(RowEvents, Row)>, RecordedError> {
         let events = match self.log.next_row() {
             Ok(Some(events)) => events,

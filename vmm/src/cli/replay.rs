@@ -6,7 +6,7 @@ use notifier_bridge::Policy;
 
 use super::args::{Format, ReplayArguments};
 use super::interrupt::cancel_on_signal;
-use super::recorded::{Recorded, RecordedError};
+use super::recorded::Recorded;
 use super::run;
 use analysis::replay;
 use analysis::report::{self, ktap};
@@ -28,18 +28,13 @@ const SAMPLE: usize = 3;
 enum ReplayRefused {
     #[error("--granule {0}: it must be a power of two, at least 4 KiB")]
     Granule(Size),
-    #[error(transparent)]
-    Recorded(#[from] RecordedError),
     #[error("{} holds no row to replay: run a scenario in which memory is taken", .0.display())]
     Nothing(PathBuf),
 }
 
 impl Classified for ReplayRefused {
     fn class(&self) -> Class {
-        match self {
-            Self::Granule(_) | Self::Nothing(_) => Class::Mistake,
-            Self::Recorded(error) => error.class(),
-        }
+        Class::Mistake
     }
 }
 
@@ -78,12 +73,11 @@ pub fn replay(arguments: &ReplayArguments) -> Result<Exit, Failure> {
 
 /// `sparse, 4k, kernel, pageout`.
 fn describe(row: &Row) -> String {
-    let label = &row.label;
-    format!("{}, {}, {}, {}", label.case, label.tried.backing, label.tried.policy, label.tried.reclaim)
+    format!("{}, {}", row.label.case, row.label.tried)
 }
 
 /// Reads the record, and of each group of rows that differ in the policy alone the events of the least disturbed one.
-fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), ReplayRefused> {
+fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), Failure> {
     let mut recorded = Recorded::open(run)?;
     recorded.warning().iter().for_each(output::message);
     let mut sources: Vec<Source> = Vec::new();
@@ -92,12 +86,11 @@ fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), Repla
             continue;
         }
         let source = Source { events, row };
-        let same = |known: &&mut Source| {
-            let (a, b) = (&known.row.label, &source.row.label);
-            let granule = any_granule || a.tried.granule == b.tried.granule;
-            let what = |label: &RowLabel| (label.tried.backing, label.tried.reclaim);
-            a.case == b.case && what(a) == what(b) && granule
+        let group = |label: &RowLabel| {
+            let tried = &label.tried;
+            (label.case.clone(), tried.backing, tried.reclaim, (!any_granule).then_some(tried.granule))
         };
+        let same = |known: &&mut Source| group(&known.row.label) == group(&source.row.label);
         match sources.iter_mut().find(same) {
             Some(known) if disturbance(&source) < disturbance(known) => *known = source,
             Some(_) => {}
@@ -105,7 +98,7 @@ fn load(run: &Path, any_granule: bool) -> Result<(RunRecord, Vec<Source>), Repla
         }
     }
     if sources.is_empty() {
-        Err(ReplayRefused::Nothing(recorded.path))
+        Err(ReplayRefused::Nothing(recorded.path).into())
     } else {
         Ok((recorded.record, sources))
     }

@@ -92,15 +92,12 @@ pub fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
 
 /// The options of a run.
 pub(super) struct Live {
-    /// The backend.
     pub backend: BackendChoice,
     /// The size of a swap device for the run.
     pub zram: Option<Size>,
     /// Whether the host's switches are set as each row needs them.
     pub tune: bool,
-    /// The way to keep the kernel's account.
     pub tap: TapChoice,
-    /// The token that ends it early.
     pub cancel: Cancel,
 }
 
@@ -199,10 +196,7 @@ fn code(outcome: &RunOutcome, left_changed: bool) -> Exit {
         let RowLabel { case, tried, .. } = &row.label;
         for warning in row.warnings.iter().filter(|warning| warning.keys.iter().any(|key| key == DIFFERENCES))
         {
-            output::message(format_args!(
-                "{case}, {}, {}, {}: {}",
-                tried.backing, tried.policy, tried.reclaim, warning.text
-            ));
+            output::message(format_args!("{case}, {tried}: {}", warning.text));
         }
     }
     if outcome.failed > 0 {

@@ -42,14 +42,10 @@ pub fn timeline(arguments: &TimelineArguments) -> Result<Exit, Failure> {
     let (mut rows, mut times) = (Vec::new(), Vec::new());
     while let Some((events, row)) = recorded.next_row()? {
         if let Some(lost) = row.lost_events.get().filter(|lost| *lost > 0) {
-            let label = &row.label;
+            let (label, lost) = (&row.label, units::counted(lost, "event"));
             output::message(format_args!(
-                "{}, {}, {}, {}: the kernel's account lost {}: its ranges are more than are shown",
-                label.case,
-                label.tried.backing,
-                label.tried.policy,
-                label.tried.reclaim,
-                units::counted(lost, "event")
+                "{}, {}: the kernel's account lost {lost}: its ranges are more than are shown",
+                label.case, label.tried
             ));
         }
         times.push(RowTime::of(&events));

@@ -35,9 +35,6 @@ pub struct Wanted {
 
 impl Wanted {
     /// Checks that the host gives it, unless switches are set for it later.
-    ///
-    /// # Errors
-    /// [`NoBacking`].
     pub fn check(&self) -> Result<(), NoBacking> {
         if self.tune { Ok(()) } else { self.look() }
     }
@@ -54,9 +51,6 @@ impl Wanted {
     }
 
     /// The same without a check of the backing.
-    ///
-    /// # Errors
-    /// Those of `work`.
     pub fn while_tuned(&self, work: impl FnOnce() -> Result<Exit, Failure>) -> Result<Exit, Failure> {
         if !self.tune {
             return work();

@@ -1,37 +1,17 @@
 //! A zram swap device for the length of a run.
 
-use guest_mem::{ZramError, check_swap_size, swap_on_device};
+use guest_mem::{check_swap_size, swap_on_device};
 
-use host::{Capability, ChangeError, HostChanges, Rights};
-use program::exit::{Class, Classified};
+use host::{Capability, HostChanges, Rights};
+use program::exit::Failure;
 use program::output;
-
-/// There is no zram swap device.
-#[derive(Debug, thiserror::Error)]
-pub enum ZramSetupError {
-    /// The device cannot be made.
-    #[error(transparent)]
-    Change(#[from] ChangeError),
-    /// It cannot be used for swap.
-    #[error(transparent)]
-    Zram(#[from] ZramError),
-}
-
-impl Classified for ZramSetupError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Change(error) => error.class(),
-            Self::Zram(error) => error.class(),
-        }
-    }
-}
 
 /// Makes a swap device of `bytes`, as a change to the host. Without the capability it prints a message and the run goes on:
 /// rows that need swap then report why they could not run.
 ///
 /// # Errors
-/// [`ZramSetupError`]: a wrong size, or no device. The device is removed then.
-pub fn add_if_allowed(changes: &HostChanges, bytes: u64) -> Result<(), ZramSetupError> {
+/// A wrong size, or no device. The device is removed then.
+pub fn add_if_allowed(changes: &HostChanges, bytes: u64) -> Result<(), Failure> {
     check_swap_size(bytes)?;
     // Making the device needs less: root of a user namespace would have a device that it cannot swap to.
     if let Some(lacking) = Rights::read().lacks(Capability::SysAdmin) {

@@ -1,11 +1,13 @@
 //! Reclaim from a memory cgroup: which version this host has, and what of it is ours to write.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::access::may_write;
+use guest_mem::CgroupPlace;
+use rustix::fs::{Access, access};
+
 use super::finding::Finding;
+use host::HostFacts;
 use host::facts::CgroupVersion;
-use host::{HostFacts, Root};
 
 /// What the host says about the memory controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,38 +22,16 @@ pub(super) struct MemoryCgroup {
 }
 
 pub(super) fn probe(host: &HostFacts) -> MemoryCgroup {
-    let root = Root::default();
-    let text = |path: &str| root.text(path).unwrap_or_default();
-    let path = host.memory_cgroup.and_then(|version| {
-        own_directory(version, &text("/proc/self/mountinfo"), &text("/proc/self/cgroup"))
-    });
-    let within = |name: &str| path.as_ref().map(|path| path.join(name).to_string_lossy().into_owned());
-    let reclaim = within("memory.reclaim").filter(|file| root.exists(file)).map(|file| may_write(&file));
-    let writable = within("").is_some_and(|directory| may_write(&directory));
-    MemoryCgroup { version: host.memory_cgroup, path, writable, reclaim }
-}
-
-/// Where our own cgroup is mounted.
-fn own_directory(version: CgroupVersion, mountinfo: &str, membership: &str) -> Option<PathBuf> {
-    let is_ours = |line: &str| match version {
-        CgroupVersion::V1 => line.split(':').nth(1)?.split(',').any(|name| name == "memory").then_some(()),
-        CgroupVersion::V2 => line.starts_with("0::").then_some(()),
-    };
-    let inside = membership.lines().find(|line| is_ours(line).is_some())?.splitn(3, ':').nth(2)?;
-    let (mount_root, mount) = mountinfo.lines().find_map(|line| {
-        let (front, end) = line.split_once(" - ")?;
-        let mut words = end.split(' ');
-        let kind = words.next()?;
-        let wanted = match version {
-            CgroupVersion::V1 => kind == "cgroup" && words.nth(1)?.split(',').any(|one| one == "memory"),
-            CgroupVersion::V2 => kind == "cgroup2",
-        };
-        let mut front = front.split(' ').skip(3);
-        wanted.then_some((front.next()?, front.next()?))
-    })?;
-    // In a container the mount may show only a part of the hierarchy.
-    let inside = inside.strip_prefix(mount_root.trim_end_matches('/')).unwrap_or(inside);
-    Some(PathBuf::from(mount).join(inside.trim_start_matches('/')))
+    // The name is of no matter: nothing is made.
+    let path = CgroupPlace::find("doctor").ok().map(|place| place.home().to_owned());
+    let may_write = |path: &Path| access(path, Access::WRITE_OK).is_ok();
+    let reclaim = path.as_ref().map(|path| path.join("memory.reclaim")).filter(|file| file.exists());
+    MemoryCgroup {
+        version: host.memory_cgroup,
+        writable: path.as_deref().is_some_and(may_write),
+        path,
+        reclaim: reclaim.map(|file| may_write(&file)),
+    }
 }
 
 pub(super) fn judge(memory: &MemoryCgroup) -> Vec<Finding> {
@@ -104,23 +84,6 @@ pub(super) fn samples() -> Vec<Finding> {
 mod tests {
     use super::super::finding::Verdict;
     use super::*;
-
-    const BOTH: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
-        41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:3 - cgroup2 cgroup2 rw\n";
-    const MEMBER: &str = "9:name=systemd:/\n4:memory:/agent/7\n0::/user.slice\n";
-
-    #[test]
-    fn our_own_directory_is_the_mount_and_the_membership() {
-        let v1 = own_directory(CgroupVersion::V1, BOTH, MEMBER);
-        assert_eq!(v1, Some(PathBuf::from("/sys/fs/cgroup/memory/agent/7")));
-        let v2 = own_directory(CgroupVersion::V2, BOTH, MEMBER);
-        assert_eq!(v2, Some(PathBuf::from("/sys/fs/cgroup/unified/user.slice")));
-        let part = BOTH.replace(" / /sys/fs/cgroup/memory", " /agent /sys/fs/cgroup/memory");
-        let v1 = own_directory(CgroupVersion::V1, &part, MEMBER);
-        assert_eq!(v1, Some(PathBuf::from("/sys/fs/cgroup/memory/7")));
-        assert_eq!(own_directory(CgroupVersion::V2, "", MEMBER), None);
-        assert_eq!(own_directory(CgroupVersion::V1, BOTH, "0::/\n"), None);
-    }
 
     fn verdict(version: Option<CgroupVersion>, reclaim: Option<bool>, writable: bool) -> Verdict {
         judge(&MemoryCgroup { version, path: None, writable, reclaim })[0].verdict

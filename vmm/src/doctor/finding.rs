@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 /// Whether something can be measured here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Verdict {
     /// Yes.
     Can,
@@ -12,17 +13,6 @@ pub enum Verdict {
     Limited,
     /// No.
     Cannot,
-}
-
-impl Verdict {
-    /// The word printed for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Can => "can",
-            Self::Limited => "limited",
-            Self::Cannot => "cannot",
-        }
-    }
 }
 
 /// What the doctor found about one subject.

@@ -1,8 +1,9 @@
 //! The calls by which pages are taken and looked at, each tried on a region of the doctor's own.
 
+use std::error::Error;
+
 use guest_mem::{
-    Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, ReclaimError, Region, RegionError,
-    ScanError, ScanMethod, perform,
+    Backing, HvaRange, Operation, PAGE_SIZE, PMD_SIZE, PageScanner, Region, RegionError, ScanMethod, perform,
 };
 use rustix::io::Errno;
 
@@ -22,32 +23,21 @@ pub(super) struct Trials {
 
 pub(super) fn probe(host: &HostFacts) -> Trials {
     Trials {
-        pageout: try_pageout().map_err(Failure::errno),
-        scan: try_scan().map_err(Failure::errno),
-        collapse: try_collapse().map_err(Failure::errno),
+        pageout: try_pageout().map_err(errno),
+        scan: try_scan().map_err(errno),
+        collapse: try_collapse().map_err(errno),
         has_swap: !host.swaps.is_empty(),
     }
 }
 
-/// A step of a trial that failed.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-enum Failure {
-    Region(#[from] RegionError),
-    Reclaim(#[from] ReclaimError),
-    Scan(#[from] ScanError),
-}
-
-impl Failure {
-    /// The system's answer at the bottom of the chain.
-    fn errno(self) -> Errno {
-        let mut error: &dyn std::error::Error = &self;
-        while let Some(source) = error.source() {
-            error = source;
-        }
-        let io = error.downcast_ref().and_then(Errno::from_io_error);
-        error.downcast_ref().copied().or(io).unwrap_or(Errno::IO)
+/// The system's answer at the bottom of the chain.
+fn errno(error: Box<dyn Error>) -> Errno {
+    let mut error: &dyn Error = &*error;
+    while let Some(source) = error.source() {
+        error = source;
     }
+    let io = error.downcast_ref().and_then(Errno::from_io_error);
+    error.downcast_ref().copied().or(io).unwrap_or(Errno::IO)
 }
 
 /// A region with its first page touched.
@@ -58,19 +48,19 @@ fn one_page() -> Result<(Region, HvaRange), RegionError> {
     Ok((region, page))
 }
 
-fn try_pageout() -> Result<bool, Failure> {
+fn try_pageout() -> Result<bool, Box<dyn Error>> {
     let (region, page) = one_page()?;
     perform(&region, Operation::PageOut, page)?;
     Ok(PageScanner::new()?.page(page.start())?.is_swapped())
 }
 
-fn try_scan() -> Result<u64, Failure> {
+fn try_scan() -> Result<u64, Box<dyn Error>> {
     let (region, _page) = one_page()?;
     let mut scanner = PageScanner::with_method(ScanMethod::Scan)?;
     Ok(scanner.counts(&region, region.range())?.present)
 }
 
-fn try_collapse() -> Result<(), Failure> {
+fn try_collapse() -> Result<(), Box<dyn Error>> {
     let region = Region::map(PMD_SIZE, Backing::Thp)?;
     // The touch may have brought a huge page. Without its first 4 KiB it is none.
     region.touch(region.range().start(), true)?;

@@ -1,17 +1,14 @@
 //! `zapscope doctor`: what this host can and cannot measure, why, and the command that would change it.
 //!
 //! Each subject is a file with a `probe`, which asks the host and keeps the answers as plain data, and a
-//! `judge`, a pure function of those answers. Nothing on the host is changed, but that what a killed run has left on it
-//! is undone; what cannot be asked (no root,
-//! no `/dev/kvm`) becomes a finding like any other.
+//! `judge`, a pure function of those answers. The doctor changes nothing on the host, except that it undoes what a killed
+//! run has left on it. What cannot be asked (no root, no `/dev/kvm`) becomes a finding like any other.
 
-mod access;
 mod capabilities;
 mod cgroup;
 mod exit_cost;
 mod finding;
 mod huge_pages;
-mod ktap;
 mod kvm_device;
 mod madvise;
 mod others;
@@ -24,6 +21,4 @@ mod tracing;
 mod uffd;
 mod undoing;
 
-pub use finding::{Finding, Verdict};
-pub use ktap::of_doctor;
 pub use report::Report;

@@ -9,6 +9,7 @@ use super::{
     capabilities, cgroup, exit_cost, huge_pages, kvm_device, madvise, others, strangers, swap, tracing, uffd,
     undoing,
 };
+use analysis::report::ktap::{Test, ktap};
 use host::HostFacts;
 use program::output::visible;
 
@@ -66,7 +67,7 @@ impl Report {
             let _ = writeln!(
                 out,
                 "{:<8}{:<width$}  {}",
-                finding.verdict.word(),
+                <&str>::from(finding.verdict),
                 finding.subject,
                 visible::item(&finding.detail)
             );
@@ -83,6 +84,23 @@ impl Report {
             count(Verdict::Cannot)
         );
         out
+    }
+
+    /// For the tools of kernel tests: what this host cannot measure is skipped, with the remedy.
+    pub fn to_ktap(&self) -> String {
+        let of_finding = |finding: &Finding| {
+            let subject = finding.subject.as_str();
+            let test = match finding.verdict {
+                Verdict::Can => Test::ok(subject).note(finding.detail.as_str()),
+                Verdict::Limited => Test::ok(subject).note(format!("limited: {}", finding.detail)),
+                Verdict::Cannot => Test::skip(subject, finding.detail.as_str()),
+            };
+            match &finding.remedy {
+                Some(remedy) => test.note(format!("remedy: {remedy}")),
+                None => test,
+            }
+        };
+        ktap(&self.findings.iter().map(of_finding).collect::<Vec<_>>())
     }
 
     /// For programs: the host and its findings.

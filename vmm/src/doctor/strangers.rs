@@ -1,4 +1,4 @@
-//! Who reclaims on this host on its own.
+//! The parts of this host that reclaim memory on their own.
 
 use super::finding::Finding;
 use host::HostFacts;

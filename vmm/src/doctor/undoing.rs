@@ -1,5 +1,5 @@
-//! What becomes of changes to the host when zapscope is killed, and what an earlier one has left. That is undone here, the
-//! one thing that the doctor changes.
+//! The undoing of changes to the host when zapscope is killed, and changes that an earlier zapscope has left. Those are undone
+//! here: the one thing that the doctor changes.
 
 use std::path::PathBuf;
 
