@@ -11,45 +11,16 @@ use program::exit::{Class, Classified};
 
 /// A change was not made.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ChangeError {
-    /// The old value cannot be read, and so could not be restored.
     #[error("cannot read {path} and could not restore it later, so it is not changed")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The new value was not accepted.
+    Read { path: PathBuf, source: io::Error },
     #[error("cannot write '{value}' to {path}{}", write_remedy(source))]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The value.
-        value: String,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// Another run has changed the switch, and will restore it.
+    Write { path: PathBuf, value: String, source: io::Error },
     #[error("{path} is changed by another zapscope (pid {pid}) at the moment: run one after the other")]
-    Taken {
-        /// The file.
-        path: PathBuf,
-        /// The other run's PID, in its PID namespace.
-        pid: u32,
-    },
-    /// The cgroup exists already or could not be made.
+    Taken { path: PathBuf, pid: u32 },
     #[error("cannot make cgroup {path}{}", remedy::after_io(Asked::Cgroup, source))]
-    Cgroup {
-        /// Its directory.
-        path: PathBuf,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// There is no guardian to undo it after a crash.
+    Cgroup { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Guardian(#[from] GuardianError),
 }

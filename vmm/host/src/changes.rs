@@ -147,9 +147,6 @@ impl HostChanges {
 
     /// Makes a zram device, of no size yet. It is removed on every way out, also on one between its creation and the return
     /// of this function.
-    ///
-    /// # Errors
-    /// [`ChangeError::Guardian`].
     pub fn add_zram(&self, why: &str) -> Result<AddedZram, ChangeError> {
         let mut state = self.lock();
         let change = state.next_id();
@@ -171,9 +168,6 @@ impl HostChanges {
 
     /// Makes a cgroup, which must not exist yet, for processes of the group `home`, to which they are moved back when it is
     /// removed.
-    ///
-    /// # Errors
-    /// [`ChangeError`].
     pub fn make_cgroup(
         &self,
         path: impl Into<PathBuf>,

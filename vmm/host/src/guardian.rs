@@ -41,25 +41,16 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The guardian failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum GuardianError {
-    /// It could not be started.
     #[error("cannot start the process that would undo changes after a crash, so nothing is changed{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] io::Error),
-    /// It has ended, or does not answer.
     #[error(
         "the process that would undo changes after a crash is gone, so nothing more is changed; start again"
     )]
     Gone(#[source] io::Error),
-    /// It made no zram device.
     #[error("reading /sys/class/zram-control/hot_add made no zram device: {}", hot_add_remedy(*.errno))]
-    NoZram {
-        /// The kernel's answer, if the kernel refused.
-        errno: Option<i32>,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// It would be killed with this process, and there is no log.
+    NoZram { errno: Option<i32>, source: io::Error },
     #[error(
         "in this PID namespace the end of its first process ends whoever would undo a change, and it cannot be noted for a \
          later zapscope, so nothing is changed: give it a directory of its own by ZAPSCOPE_STATE_DIR, or a writable /run"

@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags};
 use super::change_log::{ChangeLog, Outstanding};
 use super::guardian::GUARDIAN_ARGUMENT;
 use super::guardian_message::{Answer, Request, to_line};
+use super::retry::retry;
 use super::switch_file::write_switch;
 use super::undo::{UndoAction, UndoError, Undone};
 use super::zram;
@@ -121,15 +122,7 @@ fn add_zram(id: u64, outstanding: &mut Outstanding, log: Option<&mut ChangeLog>)
 
 /// Performs an action, again as long as the kernel may still be tearing down the killed process.
 pub(super) fn undo_with_patience(action: &UndoAction) -> Result<Undone, UndoError> {
-    let mut done = action.perform();
-    for _ in 1..TRIES {
-        if done.is_ok() {
-            break;
-        }
-        std::thread::sleep(PAUSE);
-        done = action.perform();
-    }
-    done
+    retry(TRIES, PAUSE, |_| true, || action.perform())
 }
 
 fn undo_all(outstanding: Outstanding, mut log: Option<ChangeLog>) -> ExitCode {

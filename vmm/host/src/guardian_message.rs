@@ -7,32 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use super::undo::UndoAction;
 
-/// A message to the guardian.
+/// A message to the guardian. `id` numbers the changes of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
     /// Open this log, lock it, and append to it.
-    Log {
-        /// The file.
-        path: PathBuf,
-    },
+    Log { path: PathBuf },
     /// A change is about to be made, which this action undoes.
-    Plan {
-        /// The change.
-        id: u64,
-        /// The action.
-        action: UndoAction,
-    },
+    Plan { id: u64, action: UndoAction },
     /// Make a zram device, and keep it as an outstanding change.
-    AddZram {
-        /// The change.
-        id: u64,
-    },
+    AddZram { id: u64 },
     /// The change was undone, or not made.
-    Forget {
-        /// The change.
-        id: u64,
-    },
+    Forget { id: u64 },
     /// All changes are undone: exit.
     Done,
 }
@@ -44,19 +30,9 @@ pub(crate) enum Answer {
     /// It has its own session and ignores signals; or it has locked the log.
     Ready,
     /// The device was made.
-    Zram {
-        /// Its number.
-        number: u32,
-        /// Its serial number.
-        diskseq: Option<u64>,
-    },
-    /// The device was not made.
-    Failed {
-        /// The kernel's answer, if the kernel refused.
-        errno: Option<i32>,
-        /// The reason, in words.
-        why: String,
-    },
+    Zram { number: u32, diskseq: Option<u64> },
+    /// The device was not made; without an `errno` the kernel did not refuse.
+    Failed { errno: Option<i32>, why: String },
 }
 
 /// One line of JSON, in which newlines are escaped.

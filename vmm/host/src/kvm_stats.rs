@@ -39,33 +39,22 @@ const SPAN_BYTES: usize = 4096;
 
 /// KVM's statistics cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum StatsError {
-    /// The kernel gave no descriptor for the statistics.
     #[error("KVM gave no binary statistics (they need Linux 5.14 or later; SPTE counts will be missing)")]
     Unavailable(#[source] Errno),
-    /// Reading failed.
     #[error("cannot read {what} of KVM's binary statistics")]
     Read {
-        /// The part that was read.
         what: &'static str,
-        /// The kernel's answer.
         #[source]
         errno: Errno,
     },
-    /// Fewer bytes than the header promised.
     #[error(
         "{what} of KVM's binary statistics is cut short: this kernel lays them out in a way unknown here"
     )]
-    Short {
-        /// The part that was read.
-        what: &'static str,
-    },
-    /// The header or a descriptor is not valid.
+    Short { what: &'static str },
     #[error("KVM's binary statistics make no sense here: {what}")]
-    Layout {
-        /// The unexpected content.
-        what: String,
-    },
+    Layout { what: String },
 }
 
 /// A statistic of the [`KvmStats`] in which it was looked up.

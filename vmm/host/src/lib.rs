@@ -4,14 +4,6 @@
 //!   HostChanges ── plan ──> guardian, change log ── the change ── … ── undo        on every way out
 //!        └ neither is alive any more: the next zapscope reads the log (leftovers)
 //! ```
-//!
-//! | module | what it has |
-//! | --- | --- |
-//! | [`facts`], [`kvm_module`], [`swaps`], [`rights`], [`strangers`] | what the host is, and what disturbs a measurement |
-//! | [`changes`], [`undo`], [`change_log`], [`guardian`], [`leftovers`] | changes, and every way to undo them |
-//! | [`neighbours`] | other zapscope runs at the same time |
-//! | [`tracefs`], [`kvm_stats`], [`root`] | files of the kernel |
-//! | [`signals`], [`bus_error`], [`processors`], [`resident`] | this process on the host |
 
 mod arch;
 pub mod bus_error;
@@ -31,6 +23,7 @@ mod process_memory;
 pub mod processors;
 mod reclaimers;
 pub mod resident;
+mod retry;
 pub mod rights;
 pub mod root;
 pub mod signals;

@@ -12,6 +12,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use crate::Root;
 use crate::pid_namespace::pid_namespace;
 
 const PREFIX: &str = "zapscope-run-";
@@ -71,7 +72,9 @@ impl Neighbours {
     }
 
     fn join_as(prefix: &str, own: Run, list: impl FnOnce() -> String) -> Result<Self, NeighbourError> {
-        let socket = bind(&own.name(prefix)).map_err(NeighbourError)?;
+        let address = SocketAddr::from_abstract_name(own.name(prefix)).map_err(NeighbourError)?;
+        let socket = UnixDatagram::bind_addr(&address).map_err(NeighbourError)?;
+        socket.set_nonblocking(true).map_err(NeighbourError)?;
         let mut neighbours = Self { socket, prefix: prefix.to_owned(), own, seen: BTreeSet::new() };
         // After the bind: of two runs that start at once, each finds the other.
         for run in parse_runs(&list(), prefix) {
@@ -120,17 +123,8 @@ impl Neighbours {
     }
 }
 
-fn bind(name: &str) -> io::Result<UnixDatagram> {
-    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
 fn live_sockets() -> String {
-    // A path in it may be any bytes.
-    std::fs::read("/proc/net/unix")
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default()
+    Root::default().text("/proc/net/unix").unwrap_or_default()
 }
 
 /// The runs among the names of `/proc/net/unix`, where `@` marks the abstract namespace.

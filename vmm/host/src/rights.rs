@@ -35,11 +35,10 @@ impl fmt::Display for Capability {
 
 /// A capability that the process lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum Lacking {
-    /// The process does not have it.
     #[error("{0} is missing: be root, or root with that capability")]
     Capability(Capability),
-    /// The process has it in another user namespace only.
     #[error(
         "{0} counts in the initial user namespace only, and this process is in another: run outside of it"
     )]

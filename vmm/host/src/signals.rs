@@ -31,12 +31,10 @@ const STACK: usize = 64 << 10;
 /// The cancel token or the signal thread cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up {what} for Ctrl-C{}", remedy::after_io(*asked, source))]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct SignalError {
-    /// The part that was set up.
     pub what: &'static str,
-    /// The resource that it needs.
     pub asked: Asked,
-    /// The system's answer.
     #[source]
     pub source: io::Error,
 }
@@ -127,23 +125,14 @@ impl AsFd for Cancel {
 /// [`SignalError`]; the signals are not blocked then.
 pub fn cancel_on_signal(announce: impl FnMut(&str) + Send + 'static) -> Result<Cancel, SignalError> {
     let cancel = Cancel::new()?;
-    block_stop_signals()?;
+    change_mask(libc::SIG_BLOCK)?;
     let started = StopSignals::new(cancel.clone(), announce).and_then(StopSignals::start);
     if let Err(error) = started {
         // Without the signal thread they end the process at once, as before this call.
-        let _ = unblock_stop_signals();
+        let _ = change_mask(libc::SIG_UNBLOCK);
         return Err(error);
     }
     Ok(cancel)
-}
-
-/// Blocks the stop signals in this thread and in those it starts.
-fn block_stop_signals() -> Result<(), SignalError> {
-    change_mask(libc::SIG_BLOCK)
-}
-
-fn unblock_stop_signals() -> Result<(), SignalError> {
-    change_mask(libc::SIG_UNBLOCK)
 }
 
 /// Makes a write beyond `ulimit -f` fail with EFBIG, as on a full disk, instead of ending this process. The guardian, the only
@@ -153,6 +142,7 @@ pub fn ignore_file_size_signal() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Blocks or unblocks the stop signals in this thread, and in those that it starts later.
 fn change_mask(how: i32) -> Result<(), SignalError> {
     let set = stop_signals();
     // SAFETY: the set is initialised; the old mask is not asked for.
@@ -174,7 +164,7 @@ struct StopSignals {
 }
 
 impl StopSignals {
-    /// Opens the signals, which [`block_stop_signals`] must have blocked.
+    /// Opens the signals, which must be blocked.
     fn new(cancel: Cancel, announce: impl FnMut(&str) + Send + 'static) -> Result<Self, SignalError> {
         let set = stop_signals();
         // SAFETY: the set is initialised and only read; -1 asks for a new descriptor.
@@ -196,7 +186,7 @@ impl StopSignals {
         let serve = move || {
             while self.receive().is_ok() {}
             // A mask is of one thread: as long as this thread lives unblocked, the signals end the process.
-            let _ = unblock_stop_signals();
+            let _ = change_mask(libc::SIG_UNBLOCK);
             loop {
                 std::thread::park();
             }
@@ -208,12 +198,7 @@ impl StopSignals {
     /// Waits for a signal and cancels the token.
     fn receive(&mut self) -> io::Result<()> {
         let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
-        let length = loop {
-            match rustix::io::read(&self.fd, &mut record) {
-                Err(Errno::INTR) => {}
-                read => break read?,
-            }
-        };
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut record))?;
         if length < record.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -302,7 +287,7 @@ mod tests {
     #[test]
     fn a_signal_cancels_and_a_second_one_asks_for_patience() {
         std::thread::spawn(|| {
-            block_stop_signals().unwrap();
+            change_mask(libc::SIG_BLOCK).unwrap();
             let (said, heard) = channel();
             let cancel = Cancel::new().unwrap();
             let told = cancel.clone();
@@ -323,7 +308,7 @@ mod tests {
     #[test]
     fn after_a_panic_in_the_announcement_signals_are_received() {
         std::thread::spawn(|| {
-            block_stop_signals().unwrap();
+            change_mask(libc::SIG_BLOCK).unwrap();
             let cancel = Cancel::new().unwrap();
             let mut announced = 0;
             let (said, heard) = channel();

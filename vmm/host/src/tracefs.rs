@@ -2,16 +2,13 @@
 //! same files.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use crate::Root;
-
-const FSOPEN_CLOEXEC: u32 = 1;
-const FSCONFIG_CMD_CREATE: u32 = 6;
-const FSMOUNT_CLOEXEC: u32 = 1;
 
 /// The limit on the length of a file, and the length of a read.
 const LONGEST_FILE: usize = 1 << 18;
@@ -24,12 +21,10 @@ pub struct Tracefs(OwnedFd);
 /// A file of tracefs that could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{attempt} {path} of tracefs{}", remedy(source))]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct TracefsError {
-    /// `opening` or `reading`.
     pub attempt: &'static str,
-    /// The file.
     pub path: String,
-    /// The kernel's answer.
     #[source]
     pub source: Errno,
 }
@@ -47,9 +42,6 @@ fn remedy(errno: &Errno) -> &'static str {
 
 impl Tracefs {
     /// The mounted one, or a detached one.
-    ///
-    /// # Errors
-    /// The kernel has none, or refuses to mount or read it.
     pub fn open() -> Result<Self, TracefsError> {
         let opened = match Self::mounts().first() {
             Some(mount) => Self::mounted_at(mount),
@@ -65,25 +57,16 @@ impl Tracefs {
     }
 
     /// A detached mount. It does not change the host's mounts; it needs the right to mount.
-    ///
-    /// # Errors
-    /// The kernel refuses, or has none.
     pub fn detached() -> Result<Self, Errno> {
         detached_mount(c"tracefs").map(Self)
     }
 
     /// The one mounted at `path`.
-    ///
-    /// # Errors
-    /// The kernel refuses.
     pub fn mounted_at(path: &str) -> Result<Self, Errno> {
         rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map(Self)
     }
 
     /// A file's text.
-    ///
-    /// # Errors
-    /// It does not exist, may not be read, or is not text.
     pub fn read(&self, path: &str) -> Result<String, TracefsError> {
         let failed = |source| TracefsError { attempt: "reading", path: path.to_owned(), source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -121,22 +104,10 @@ impl AsFd for Tracefs {
 }
 
 /// A detached mount of a file system of the kernel.
-///
-/// # Errors
-/// The kernel refuses, or has no such file system.
 pub fn detached_mount(kind: &CStr) -> Result<OwnedFd, Errno> {
-    // SAFETY: the name is NUL-terminated and only read.
-    let raw = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
-    let context = owned(raw)?;
-    let (null, fd) = (std::ptr::null::<u8>(), context.as_raw_fd());
-    // SAFETY: this command takes neither key nor value.
-    let done = unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0) };
-    if done < 0 {
-        return Err(last_errno());
-    }
-    // SAFETY: the call takes a descriptor and flags by value.
-    let raw = unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0) };
-    owned(raw)
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
 fn parse_mounts(mountinfo: &str) -> Vec<String> {
@@ -145,14 +116,6 @@ fn parse_mounts(mountinfo: &str) -> Vec<String> {
         end.starts_with("tracefs ").then(|| front.split(' ').nth(4).map(str::to_owned))?
     });
     mounts.collect()
-}
-
-fn owned(raw: libc::c_long) -> Result<OwnedFd, Errno> {
-    match i32::try_from(raw) {
-        // SAFETY: the kernel has just returned this descriptor, which has no other owner.
-        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(last_errno()),
-    }
 }
 
 /// The error of this thread's last system call.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::retry::{is_busy, retry};
 use super::switch_file::{read_switch, write_switch};
 use super::zram;
 
@@ -20,31 +21,24 @@ const CGROUP_PAUSE: Duration = Duration::from_millis(50);
 /// Undoes one change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "undo", rename_all = "kebab-case", deny_unknown_fields)]
+#[expect(missing_docs, reason = "the variants say what each field is")]
 pub enum UndoAction {
     /// Write the old value back to a switch, unless it was changed by another process meanwhile.
     WriteFile {
-        /// The file.
         path: PathBuf,
-        /// The old value.
         value: String,
         /// The value that the change wrote. Of a number the kernel may have granted a part, as of `nr_hugepages`.
         set: String,
     },
     /// Stop swapping to a zram device and remove it.
     RemoveZram {
-        /// Its number.
         number: u32,
         /// The kernel's serial number of the disk, which is never reused: the next device of the same number may be another
         /// program's. `None` on kernels before 5.15.
         diskseq: Option<u64>,
     },
-    /// Move the processes of a cgroup back to their group and remove it.
-    RemoveCgroup {
-        /// Its directory.
-        path: PathBuf,
-        /// The directory of the group that they are moved to.
-        home: PathBuf,
-    },
+    /// Move the processes of the cgroup `path` back to the group `home`, and remove it.
+    RemoveCgroup { path: PathBuf, home: PathBuf },
 }
 
 /// The result of an undo.
@@ -59,12 +53,10 @@ pub enum Undone {
 /// A change could not be undone.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}; by hand: {by_hand}")]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct UndoError {
-    /// The action.
     pub action: String,
-    /// The shell commands for it.
     pub by_hand: String,
-    /// The system's answer.
     #[source]
     pub source: io::Error,
 }
@@ -144,15 +136,7 @@ fn remove_cgroup(path: &Path, home: &Path) -> io::Result<()> {
         // The process may have ended; any other failure makes rmdir fail.
         let _ = write_switch(&home.join("cgroup.procs"), pid);
     }
-    let mut last = fs::remove_dir(path);
-    for _ in 1..CGROUP_TRIES {
-        match &last {
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => std::thread::sleep(CGROUP_PAUSE),
-            _ => break,
-        }
-        last = fs::remove_dir(path);
-    }
-    last
+    retry(CGROUP_TRIES, CGROUP_PAUSE, is_busy, || fs::remove_dir(path))
 }
 
 #[cfg(test)]

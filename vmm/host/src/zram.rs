@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::retry::{is_busy, retry};
 use super::root::Root;
 use super::swaps::parse_swaps;
 use super::switch_file::write_switch;
@@ -47,8 +48,8 @@ pub(crate) fn remove(number: u32, diskseq: Option<u64>) -> io::Result<()> {
     if is_swapped_to(number) {
         swapoff(&format!("/dev/zram{number}"))?;
     }
-    while_busy(|| write_switch(&directory.join("reset"), "1"))?;
-    while_busy(|| write_switch(HOT_REMOVE.as_ref(), &number.to_string()))
+    retry(BUSY_TRIES, BUSY_PAUSE, is_busy, || write_switch(&directory.join("reset"), "1"))?;
+    retry(BUSY_TRIES, BUSY_PAUSE, is_busy, || write_switch(HOT_REMOVE.as_ref(), &number.to_string()))
 }
 
 /// Whether the kernel swaps to the device: swapoff needs a capability that making the device does not. The device is compared
@@ -74,18 +75,6 @@ fn swapoff(device: &str) -> io::Result<()> {
     }
 }
 
-fn while_busy(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    let mut last = attempt();
-    for _ in 1..BUSY_TRIES {
-        match &last {
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => std::thread::sleep(BUSY_PAUSE),
-            _ => break,
-        }
-        last = attempt();
-    }
-    last
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,21 +91,5 @@ mod tests {
         remove(made.number, made.diskseq).unwrap();
         assert!(!path.exists());
         remove(made.number, made.diskseq).unwrap();
-    }
-
-    #[test]
-    fn only_a_busy_device_is_tried_again() {
-        let mut tries = 0;
-        let done = while_busy(|| {
-            tries += 1;
-            if tries < 3 { Err(ErrorKind::ResourceBusy.into()) } else { Ok(()) }
-        });
-        assert!(done.is_ok() && tries == 3);
-        let mut tries = 0;
-        let refused = while_busy(|| {
-            tries += 1;
-            Err(ErrorKind::PermissionDenied.into())
-        });
-        assert!(refused.is_err() && tries == 1);
     }
 }
