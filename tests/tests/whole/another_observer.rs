@@ -111,12 +111,12 @@ fn calls_stand_around_their_ranges_and_faults_are_counted() {
     let filled = tap.take(&mut events).unwrap();
     // Every page is touched for the first time. Which of KVM's events tells it depends on the MMU: under kvm_pvm none is
     // a page fault, and the TDP MMU has one of its own for an SPTE.
-    let mapped =
-        [KvmEvent::PageFault, KvmEvent::SetSpte, KvmEvent::TdpChange].map(|event| filled.kvm[event as usize]);
+    let mapped = [KvmEvent::KvmPageFaults, KvmEvent::SptesSet, KvmEvent::TdpSptesChanged]
+        .map(|event| filled.kvm[event as usize]);
     assert!(mapped.iter().sum::<u64>() > 0, "{filled:?}, without {:?}", tap.missing());
     let ours = tap.kvm_events_of(std::process::id());
     let answered =
-        ours.iter().find(|(event, _)| *event == KvmEvent::SpteRequest).map_or(0, |(_, count)| *count);
+        ours.iter().find(|(event, _)| *event == KvmEvent::SptesRequested).map_or(0, |(_, count)| *count);
     assert!(answered >= 1024, "a fault for each page, whatever the MMU: {ours:?}");
     assert!(
         tap.kvm_events_of(1).iter().all(|(_, count)| *count == 0),

@@ -226,7 +226,7 @@ pub fn line(seconds: f64, span: &Span, before: &BTreeMap<&'static str, u64>, cha
 /// else all.
 fn faults_by_tracepoint(account: &Account) -> Option<u64> {
     let count = |event: KvmEvent| account.kvm_events.get(event.name()).copied();
-    count(KvmEvent::SpteRequest).or_else(|| count(KvmEvent::PageFault))
+    count(KvmEvent::SptesRequested).or_else(|| count(KvmEvent::KvmPageFaults))
 }
 
 /// `kswapd 12, holder: madvise(DONTNEED) 3`.
@@ -256,10 +256,10 @@ mod tests {
             account
         };
         assert_eq!(faults(deeds(&[])), "-");
-        assert_eq!(faults(deeds(&[(KvmEvent::PageFault, 7)])), "7");
-        assert_eq!(faults(deeds(&[(KvmEvent::PageFault, 0), (KvmEvent::SpteRequest, 1234)])), "1,234");
+        assert_eq!(faults(deeds(&[(KvmEvent::KvmPageFaults, 7)])), "7");
+        assert_eq!(faults(deeds(&[(KvmEvent::KvmPageFaults, 0), (KvmEvent::SptesRequested, 1234)])), "1,234");
         assert_eq!(
-            faults(deeds(&[(KvmEvent::PageFault, 0), (KvmEvent::SpteRequest, 0)])),
+            faults(deeds(&[(KvmEvent::KvmPageFaults, 0), (KvmEvent::SptesRequested, 0)])),
             "0",
             "no fault was resolved"
         );

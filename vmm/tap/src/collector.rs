@@ -19,6 +19,7 @@ use guest_mem::waits::Thread;
 use notifier_bridge::monotonic_ns;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
+use strum::EnumCount;
 
 use super::filter::merged;
 use super::ring::Damaged;
@@ -28,17 +29,13 @@ use super::tracepoints::{Event, KvmEvent, Layout, What};
 
 /// The collector cannot start.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum CollectError {
-    /// There is no memory for the events that wait to be taken.
     #[error(
         "the kernel's account cannot have {bytes} bytes of memory{}",
         remedy::after(Asked::AddressSpace, Errno::NOMEM)
     )]
-    Memory {
-        /// Bytes that were asked for.
-        bytes: usize,
-    },
-    /// The reader gets no descriptor or no thread.
+    Memory { bytes: usize },
     #[error("the thread that reads the kernel's account cannot be started{}", remedy::after_io(Asked::Thread, .0))]
     Start(#[source] std::io::Error),
 }
@@ -58,8 +55,8 @@ pub struct Seen {
     pub kvm: KvmCounts,
 }
 
-/// Counts of KVM's events, in the order of [`KvmEvent::ALL`].
-pub type KvmCounts = [u64; KvmEvent::ALL.len()];
+/// Counts of KVM's events, in the order of [`KvmEvent`].
+pub type KvmCounts = [u64; KvmEvent::COUNT];
 
 /// A source and its reader.
 pub struct Collector {
@@ -128,9 +125,6 @@ impl CountsByThread {
 impl Collector {
     /// Begins to read `source`, whose records `layout` decodes. Ranges that do not meet `watched` are skipped; up to
     /// `capacity` events wait to be taken.
-    ///
-    /// # Errors
-    /// [`CollectError`].
     pub fn start(
         source: Box<dyn Source>,
         layout: Layout,

@@ -20,43 +20,20 @@ const MOST_FIELDS: usize = 256;
 
 /// A format that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum FormatError {
-    /// It is longer than any of the kernel's.
     #[error("a format of {0} bytes: tracefs has none that long; is this a format file?")]
     TooLong(usize),
-    /// A required line is missing.
     #[error("a format without a line `{0}`: is this a format file of tracefs?")]
     Missing(&'static str),
-    /// A line cannot be parsed.
     #[error("line {line} of a format makes no sense: `{text}`")]
-    Line {
-        /// The line, from 1.
-        line: usize,
-        /// The beginning of its text.
-        text: String,
-    },
-    /// The kernel's event has no such field.
+    Line { line: usize, text: String },
     #[error("the event {event} has no field `{field}` on this kernel")]
-    NoField {
-        /// The event's name.
-        event: String,
-        /// The field's name.
-        field: String,
-    },
-    /// The field is not an integer of a size that can be read.
+    NoField { event: String, field: String },
     #[error(
         "the field `{field}` of the event {event} has {size} bytes on this kernel, and {wanted} can be read"
     )]
-    Size {
-        /// The event's name.
-        event: String,
-        /// The field's name.
-        field: String,
-        /// Bytes of the field.
-        size: usize,
-        /// Sizes that can be read.
-        wanted: &'static str,
-    },
+    Size { event: String, field: String, size: usize, wanted: &'static str },
 }
 
 /// How a record of one tracepoint is laid out.
@@ -99,9 +76,6 @@ impl Field {
 
 impl Format {
     /// Reads a `format` file.
-    ///
-    /// # Errors
-    /// [`FormatError`]: the text is not a format.
     pub fn parse(text: &str) -> Result<Self, FormatError> {
         if text.len() > LONGEST {
             return Err(FormatError::TooLong(text.len()));
@@ -133,9 +107,6 @@ impl Format {
     }
 
     /// The integer field `name`.
-    ///
-    /// # Errors
-    /// There is no such field, or it is not an integer.
     pub fn field(&self, name: &str) -> Result<Field, FormatError> {
         let field = self.find(name)?;
         match field.size {
@@ -145,9 +116,6 @@ impl Format {
     }
 
     /// The field `name`, which must be a word of 64 bits.
-    ///
-    /// # Errors
-    /// There is no such field, or it is narrower.
     pub fn word(&self, name: &str) -> Result<Field, FormatError> {
         let field = self.find(name)?;
         match field.size {

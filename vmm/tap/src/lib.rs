@@ -10,13 +10,6 @@
 //! BPF costs least for each range. perf needs one right less (CAP_PERFMON alone), and works in any PID namespace. Both
 //! change nothing on the host.
 //!
-//! | module | what it has |
-//! | --- | --- |
-//! | [`tracepoints`], [`format`](mod@format) | which tracepoints, and their records as this kernel lays them out |
-//! | [`bpf`], [`perf`], [`synthetic`] | the sources |
-//! | [`collector`] | the thread that reads a source, and the events that wait to be taken |
-//! | [`of_range`], [`of_own`] | by whom a range was announced: the work of its thread, or who the thread is |
-//!
 //! Start reading at [`Tap::open`]. The tap watches addresses of any process: the arena of a run, or the memory of a VM that
 //! another VMM runs. `experiment::fold` sums the events up.
 
@@ -72,20 +65,16 @@ impl Via {
 
 /// The tap cannot be opened.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum TapError {
-    /// tracefs, which describes the tracepoints, cannot be read.
     #[error("the kernel's account needs tracefs")]
     Tracefs(#[from] TracefsError),
-    /// The tracepoint of the ranges is missing or unreadable.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// BPF is refused.
     #[error(transparent)]
     Bpf(#[from] BpfError),
-    /// perf events are refused.
     #[error(transparent)]
     Perf(#[from] PerfError),
-    /// The reader thread cannot start.
     #[error(transparent)]
     Collect(#[from] CollectError),
 }
@@ -96,9 +85,6 @@ pub struct Tap;
 impl Tap {
     /// Begins to record ranges that meet `watched`. The kernel selects by a wider range around it, which is returned as well:
     /// inside it the collector can watch other addresses later.
-    ///
-    /// # Errors
-    /// As [`Tap::open`].
     pub fn around(
         via: Via,
         interest: Interest,
@@ -114,9 +100,6 @@ impl Tap {
 
     /// Begins to record ranges that meet `watched`, and the other events of `interest`. Up to `capacity` events wait to be
     /// taken.
-    ///
-    /// # Errors
-    /// [`TapError`], which names what would change it.
     pub fn open(
         via: Via,
         interest: Interest,
@@ -128,9 +111,6 @@ impl Tap {
 
     /// As [`Tap::open`], with the events of KVM limited to these threads. All threads are recorded if the list is empty, or if
     /// this PID namespace is not the initial one, where the kernel's numbers of threads differ.
-    ///
-    /// # Errors
-    /// As [`Tap::open`].
     pub fn open_for(
         via: Via,
         interest: Interest,

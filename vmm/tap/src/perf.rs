@@ -15,6 +15,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 use guest_mem::HvaRange;
 use perf_event_open_sys::bindings::{self as abi, perf_event_attr};
@@ -39,27 +40,15 @@ const SMALLEST_RING: usize = 16 << 10;
 
 /// perf events cannot be opened.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum PerfError {
-    /// This process may not open tracepoints of all processes.
     #[error(
         "perf tracepoints of all processes are refused: setcap cap_perfmon+ep zapscope, or sysctl \
          kernel.perf_event_paranoid=-1, or be root; a kernel locked down for confidentiality has none for anybody"
     )]
     Refused(#[source] Errno),
-    /// A call failed.
     #[error("{call} for {event} on CPU {cpu}{}", hint(source))]
-    Call {
-        /// The system call's name.
-        call: &'static str,
-        /// The tracepoint.
-        event: &'static str,
-        /// The CPU.
-        cpu: u32,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// The list of the host's CPUs cannot be read.
+    Call { call: &'static str, event: &'static str, cpu: u32, source: Errno },
     #[error("/sys/devices/system/cpu/online cannot be read, so the CPUs are not known")]
     Cpus(#[source] io::Error),
 }
@@ -84,7 +73,7 @@ pub struct Perf {
 
 #[derive(Debug)]
 struct OneCpu {
-    ring: Ring<Mapping>,
+    ring: Ring,
     /// The event that owns the ring.
     leader: OwnedFd,
     /// The events that write to the same ring.
@@ -93,17 +82,11 @@ struct OneCpu {
 
 impl Perf {
     /// Whether this process may open a tracepoint for all processes. The event is not enabled.
-    ///
-    /// # Errors
-    /// The kernel's answer.
     pub fn permitted(id: u16) -> Result<(), Errno> {
         open_disabled(id, 0, &mut true).map(drop)
     }
 
     /// Opens the tracepoints `listened`, of which there may be none; ranges are recorded where they meet `watched`.
-    ///
-    /// # Errors
-    /// [`PerfError`].
     pub fn open(listened: &[Listened], watched: &[HvaRange]) -> Result<Self, PerfError> {
         let Some((first, others)) = listened.split_first() else {
             return Ok(Self { cpus: Vec::new(), counts_losses: true, reported: 0 });
@@ -239,10 +222,10 @@ fn attributes(id: u16, counts_losses: bool) -> perf_event_attr {
 }
 
 /// Maps a ring of `size` bytes, or of the largest size that the host allows.
-fn map_ring(event: BorrowedFd<'_>, mut size: usize) -> Result<Ring<Mapping>, Errno> {
+fn map_ring(event: BorrowedFd<'_>, mut size: usize) -> Result<Ring, Errno> {
     loop {
         match Mapping::of(event, PAGE + size) {
-            Ok(memory) => return Ok(Ring::new(memory, PAGE)),
+            Ok(memory) => return Ok(Ring::new(Arc::new(memory), PAGE)),
             Err(Errno::PERM | Errno::NOMEM) if size > SMALLEST_RING => size /= 2,
             Err(errno) => return Err(errno),
         }

@@ -13,6 +13,7 @@
 //! the end; then it is read from a copy.
 
 use std::mem::offset_of;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use perf_event_open_sys::bindings::{perf_event_header, perf_event_mmap_page};
@@ -43,21 +44,21 @@ pub struct Damaged {
 
 /// One CPU's ring.
 #[derive(Debug)]
-pub(super) struct Ring<M> {
-    memory: M,
+pub(super) struct Ring {
+    memory: Arc<Mapping>,
     data: usize,
     size: u64,
     /// A copy of a record that wraps around the end.
     copy: Vec<u8>,
 }
 
-impl<M: AsRef<Mapping>> Ring<M> {
+impl Ring {
     /// A ring over `memory`, whose data begins at `data`.
     ///
     /// # Panics
     /// If the length of the data is not a power of two of at least a page.
-    pub(super) fn new(memory: M, data: usize) -> Self {
-        let size = (memory.as_ref().len() - data) as u64;
+    pub(super) fn new(memory: Arc<Mapping>, data: usize) -> Self {
+        let size = (memory.len() - data) as u64;
         assert!(size.is_power_of_two() && size >= 4096 && data.is_multiple_of(8));
         Self { memory, data, size, copy: Vec::with_capacity(256) }
     }
@@ -67,7 +68,7 @@ impl<M: AsRef<Mapping>> Ring<M> {
     /// # Errors
     /// [`Damaged`]: a record is inconsistent. The unread records are dropped.
     pub(super) fn drain(&mut self, mut each: impl FnMut(u32, &[u8])) -> Result<(), Damaged> {
-        let memory = self.memory.as_ref();
+        let memory = &*self.memory;
         let (head, mut tail) =
             (memory.word(HEAD).load(Ordering::Acquire), memory.word(TAIL).load(Ordering::Relaxed));
         let publish = |tail| memory.word(TAIL).store(tail, Ordering::Release);
@@ -109,12 +110,6 @@ impl<M: AsRef<Mapping>> Ring<M> {
         }
         publish(tail);
         Ok(())
-    }
-}
-
-impl AsRef<Mapping> for Mapping {
-    fn as_ref(&self) -> &Self {
-        self
     }
 }
 

@@ -24,7 +24,7 @@ const PAGE: usize = 4096;
 /// The reader's half.
 #[derive(Debug)]
 pub struct Synthetic {
-    ring: Ring<Arc<Mapping>>,
+    ring: Ring,
     wake: Arc<OwnedFd>,
     lost: u64,
 }

@@ -72,47 +72,31 @@ pub enum Call {
 }
 
 /// An event of KVM that is counted and not listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::EnumCount, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "kebab-case")]
 pub enum KvmEvent {
-    /// A page fault by a guest. kvm_pvm does not have this tracepoint's event.
-    PageFault,
-    /// An SPTE was set.
-    SetSpte,
-    /// A shadow page is zapped.
-    ZapPage,
-    /// All of a VM's SPTEs are zapped.
-    ZapAll,
-    /// The TDP MMU changed an SPTE.
-    TdpChange,
-    /// A TLB flush.
-    TlbFlush,
-    /// A fault is resolved by an SPTE: one event for a fault, however many neighbours are mapped with it.
-    SpteRequest,
+    /// Page faults by guests. kvm_pvm does not have this tracepoint's event.
+    KvmPageFaults,
+    /// SPTEs that were set.
+    SptesSet,
+    /// Shadow pages that were zapped.
+    ShadowPagesZapped,
+    /// Zaps of all of a VM's SPTEs.
+    ZapAlls,
+    /// SPTEs that the TDP MMU changed.
+    TdpSptesChanged,
+    /// TLB flushes.
+    TlbFlushes,
+    /// Faults resolved by an SPTE: one event for a fault, however many neighbours are mapped with it.
+    SptesRequested,
 }
 
 impl KvmEvent {
-    /// All of them, in order.
-    pub const ALL: [Self; 7] = [
-        Self::PageFault,
-        Self::SetSpte,
-        Self::ZapPage,
-        Self::ZapAll,
-        Self::TdpChange,
-        Self::TlbFlush,
-        Self::SpteRequest,
-    ];
-
     /// The name in records.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PageFault => "kvm-page-faults",
-            Self::SetSpte => "sptes-set",
-            Self::ZapPage => "shadow-pages-zapped",
-            Self::ZapAll => "zap-alls",
-            Self::TdpChange => "tdp-sptes-changed",
-            Self::TlbFlush => "tlb-flushes",
-            Self::SpteRequest => "sptes-requested",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -166,88 +150,91 @@ pub struct Interest {
     pub kvm: bool,
 }
 
+/// The content of a tracepoint's records, apart from the ranges.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    Range,
-    Begin(Work),
-    End(Work),
+    Fixed(What),
     /// The begin of a call, of which an argument is recorded.
     Argument(&'static str, fn(u32) -> Call),
-    Kvm(KvmEvent),
 }
 
 /// A tracepoint's path in tracefs, and its content.
 type Tracepoint = (&'static str, Kind);
 
-const RANGES: Tracepoint = ("kvm/kvm_unmap_hva_range", Kind::Range);
+const RANGES: &str = "kvm/kvm_unmap_hva_range";
+
+const fn begin(work: Work) -> Kind {
+    Kind::Fixed(What::Begin(work))
+}
+
+const fn end(work: Work) -> Kind {
+    Kind::Fixed(What::End(work))
+}
 
 const CAUSES: [Tracepoint; 10] = [
-    ("vmscan/mm_vmscan_direct_reclaim_begin", Kind::Begin(Work::DirectReclaim)),
-    ("vmscan/mm_vmscan_direct_reclaim_end", Kind::End(Work::DirectReclaim)),
-    ("vmscan/mm_vmscan_memcg_reclaim_begin", Kind::Begin(Work::MemcgReclaim)),
-    ("vmscan/mm_vmscan_memcg_reclaim_end", Kind::End(Work::MemcgReclaim)),
-    ("vmscan/mm_vmscan_node_reclaim_begin", Kind::Begin(Work::NodeReclaim)),
-    ("vmscan/mm_vmscan_node_reclaim_end", Kind::End(Work::NodeReclaim)),
-    ("compaction/mm_compaction_begin", Kind::Begin(Work::Compaction)),
-    ("compaction/mm_compaction_end", Kind::End(Work::Compaction)),
-    ("migrate/mm_migrate_pages_start", Kind::Begin(Work::Migration)),
-    ("migrate/mm_migrate_pages", Kind::End(Work::Migration)),
+    ("vmscan/mm_vmscan_direct_reclaim_begin", begin(Work::DirectReclaim)),
+    ("vmscan/mm_vmscan_direct_reclaim_end", end(Work::DirectReclaim)),
+    ("vmscan/mm_vmscan_memcg_reclaim_begin", begin(Work::MemcgReclaim)),
+    ("vmscan/mm_vmscan_memcg_reclaim_end", end(Work::MemcgReclaim)),
+    ("vmscan/mm_vmscan_node_reclaim_begin", begin(Work::NodeReclaim)),
+    ("vmscan/mm_vmscan_node_reclaim_end", end(Work::NodeReclaim)),
+    ("compaction/mm_compaction_begin", begin(Work::Compaction)),
+    ("compaction/mm_compaction_end", end(Work::Compaction)),
+    ("migrate/mm_migrate_pages_start", begin(Work::Migration)),
+    ("migrate/mm_migrate_pages", end(Work::Migration)),
 ];
 
-const fn enter(call: Call) -> Kind {
-    Kind::Begin(Work::Call(call))
+/// The enter and the exit of a system call. The exit's record does not have the argument.
+macro_rules! call {
+    ($name:literal, $call:expr) => {
+        call!($name, begin(Work::Call($call)), $call)
+    };
+    ($name:literal, $enter:expr, $call:expr) => {
+        [
+            (concat!("syscalls/sys_enter_", $name), $enter),
+            (concat!("syscalls/sys_exit_", $name), end(Work::Call($call))),
+        ]
+    };
 }
 
-const fn exit(call: Call) -> Kind {
-    Kind::End(Work::Call(call))
-}
-
-const CALLS: [Tracepoint; 25] = [
-    ("syscalls/sys_enter_madvise", Kind::Argument("behavior", Call::Madvise)),
-    ("syscalls/sys_exit_madvise", exit(Call::Madvise(0))),
-    ("syscalls/sys_enter_process_madvise", Kind::Argument("behavior", Call::ProcessMadvise)),
-    ("syscalls/sys_exit_process_madvise", exit(Call::ProcessMadvise(0))),
-    ("syscalls/sys_enter_mprotect", enter(Call::Mprotect)),
-    ("syscalls/sys_exit_mprotect", exit(Call::Mprotect)),
-    ("syscalls/sys_enter_pkey_mprotect", enter(Call::Mprotect)),
-    ("syscalls/sys_exit_pkey_mprotect", exit(Call::Mprotect)),
-    ("syscalls/sys_enter_munmap", enter(Call::Munmap)),
-    ("syscalls/sys_exit_munmap", exit(Call::Munmap)),
-    ("syscalls/sys_enter_mmap", enter(Call::Mmap)),
-    ("syscalls/sys_exit_mmap", exit(Call::Mmap)),
-    ("syscalls/sys_enter_mremap", enter(Call::Mremap)),
-    ("syscalls/sys_exit_mremap", exit(Call::Mremap)),
-    ("syscalls/sys_enter_fallocate", enter(Call::Fallocate)),
-    ("syscalls/sys_exit_fallocate", exit(Call::Fallocate)),
-    ("syscalls/sys_enter_fork", enter(Call::Fork)),
-    ("syscalls/sys_exit_fork", exit(Call::Fork)),
-    ("syscalls/sys_enter_vfork", enter(Call::Fork)),
-    ("syscalls/sys_exit_vfork", exit(Call::Fork)),
-    ("syscalls/sys_enter_clone", enter(Call::Fork)),
-    ("syscalls/sys_exit_clone", exit(Call::Fork)),
-    ("syscalls/sys_enter_clone3", enter(Call::Fork)),
-    ("syscalls/sys_exit_clone3", exit(Call::Fork)),
-    // Without its exit, which would fire for every KVM_RUN of the host.
-    ("syscalls/sys_enter_ioctl", Kind::Argument("cmd", Call::Userfault)),
+const CALLS: [[Tracepoint; 2]; 12] = [
+    call!("madvise", Kind::Argument("behavior", Call::Madvise), Call::Madvise(0)),
+    call!("process_madvise", Kind::Argument("behavior", Call::ProcessMadvise), Call::ProcessMadvise(0)),
+    call!("mprotect", Call::Mprotect),
+    call!("pkey_mprotect", Call::Mprotect),
+    call!("munmap", Call::Munmap),
+    call!("mmap", Call::Mmap),
+    call!("mremap", Call::Mremap),
+    call!("fallocate", Call::Fallocate),
+    call!("fork", Call::Fork),
+    call!("vfork", Call::Fork),
+    call!("clone", Call::Fork),
+    call!("clone3", Call::Fork),
 ];
+
+/// Without its exit, which would fire for every KVM_RUN of the host.
+const IOCTL: [Tracepoint; 1] = [("syscalls/sys_enter_ioctl", Kind::Argument("cmd", Call::Userfault))];
+
+const fn kvm(event: KvmEvent) -> Kind {
+    Kind::Fixed(What::Kvm(event))
+}
 
 const KVM: [Tracepoint; 7] = [
-    ("kvm/kvm_page_fault", Kind::Kvm(KvmEvent::PageFault)),
-    ("kvmmmu/kvm_mmu_set_spte", Kind::Kvm(KvmEvent::SetSpte)),
-    ("kvmmmu/kvm_mmu_prepare_zap_page", Kind::Kvm(KvmEvent::ZapPage)),
-    ("kvmmmu/kvm_mmu_zap_all_fast", Kind::Kvm(KvmEvent::ZapAll)),
-    ("kvmmmu/kvm_tdp_mmu_spte_changed", Kind::Kvm(KvmEvent::TdpChange)),
-    ("tlb/tlb_flush", Kind::Kvm(KvmEvent::TlbFlush)),
-    ("kvmmmu/kvm_mmu_spte_requested", Kind::Kvm(KvmEvent::SpteRequest)),
+    ("kvm/kvm_page_fault", kvm(KvmEvent::KvmPageFaults)),
+    ("kvmmmu/kvm_mmu_set_spte", kvm(KvmEvent::SptesSet)),
+    ("kvmmmu/kvm_mmu_prepare_zap_page", kvm(KvmEvent::ShadowPagesZapped)),
+    ("kvmmmu/kvm_mmu_zap_all_fast", kvm(KvmEvent::ZapAlls)),
+    ("kvmmmu/kvm_tdp_mmu_spte_changed", kvm(KvmEvent::TdpSptesChanged)),
+    ("tlb/tlb_flush", kvm(KvmEvent::TlbFlushes)),
+    ("kvmmmu/kvm_mmu_spte_requested", kvm(KvmEvent::SptesRequested)),
 ];
 
 /// The tracepoint of the ranges cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum LayoutError {
-    /// It does not exist, or its format may not be read.
     #[error("the kernel's account needs the tracepoint kvm:kvm_unmap_hva_range{}", ranges_remedy(.0.source))]
     NoRanges(#[source] TracefsError),
-    /// Its format is not usable.
     #[error("the kernel's account cannot read its tracepoint")]
     Format(#[from] FormatError),
 }
@@ -272,13 +259,12 @@ pub struct Listened {
     shape: Shape,
 }
 
+/// A [`Kind`] as this kernel lays it out.
 #[derive(Clone, Copy, Debug)]
 enum Shape {
     Range { start: Field, end: Field },
-    Begin(Work),
-    End(Work),
+    Fixed(What),
     Argument(Field, fn(u32) -> Call),
-    Kvm(KvmEvent),
 }
 
 /// The layouts of all tracepoints that are recorded.
@@ -293,26 +279,27 @@ pub struct Layout {
 
 impl Layout {
     /// Reads the formats of what `interest` names.
-    ///
-    /// # Errors
-    /// [`LayoutError`]: no ranges.
     pub fn read(tracefs: &Tracefs, interest: Interest) -> Result<Self, LayoutError> {
         Self::of(interest, |path| tracefs.read(&format!("events/{path}/format")))
     }
 
     /// The same from texts that `format` returns by path.
-    ///
-    /// # Errors
-    /// As [`Layout::read`].
     pub fn of(
         interest: Interest,
         format: impl Fn(&str) -> Result<String, TracefsError>,
     ) -> Result<Self, LayoutError> {
-        let ranges = Format::parse(&format(RANGES.0).map_err(LayoutError::NoRanges)?)?;
+        let ranges = Format::parse(&format(RANGES).map_err(LayoutError::NoRanges)?)?;
         let kind = ranges.field("common_type")?;
-        let mut listened = vec![Listened::of(&RANGES, &ranges)?];
+        let shape = Shape::Range { start: ranges.word("start")?, end: ranges.word("end")? };
+        let filtered = Filtered::ByAddress;
+        let mut listened = vec![Listened { path: RANGES, id: ranges.id(), filtered, shape }];
         let mut missing = Vec::new();
-        let wanted = [(interest.causes, &CAUSES[..]), (interest.calls, &CALLS[..]), (interest.kvm, &KVM[..])];
+        let wanted = [
+            (interest.causes, &CAUSES[..]),
+            (interest.calls, CALLS.as_flattened()),
+            (interest.calls, &IOCTL),
+            (interest.kvm, &KVM),
+        ];
         for tracepoint in wanted.iter().filter(|(wanted, _)| *wanted).flat_map(|(_, all)| *all) {
             let read = |text: String| Ok(Listened::of(tracepoint, &Format::parse(&text)?)?);
             match format(tracepoint.0).map_err(LayoutError::NoRanges).and_then(read) {
@@ -337,14 +324,15 @@ impl Layout {
     /// Limits the events of KVM to these threads, by their numbers in the initial PID namespace: a host's VMs together have
     /// far too many events to be read.
     pub fn limit_kvm_events(&mut self, threads: &[u32]) {
-        let of_kvm = self.listened.iter_mut().filter(|listened| matches!(listened.shape, Shape::Kvm(_)));
+        let is_kvm = |listened: &&mut Listened| matches!(listened.shape, Shape::Fixed(What::Kvm(_)));
+        let of_kvm = self.listened.iter_mut().filter(is_kvm);
         of_kvm.for_each(|listened| listened.filtered = Filtered::ByThreads(threads.to_vec()));
     }
 
     /// The events of KVM that are recorded.
     pub fn kvm_events(&self) -> impl Iterator<Item = KvmEvent> {
         self.listened.iter().filter_map(|listened| match listened.shape {
-            Shape::Kvm(event) => Some(event),
+            Shape::Fixed(What::Kvm(event)) => Some(event),
             _ => None,
         })
     }
@@ -365,10 +353,8 @@ impl Layout {
                 let (start, end) = (start.read(sample.raw)?, end.read(sample.raw)?);
                 What::Range(HvaRange::new(Hva::new(start), Hva::new(end))?)
             }
-            Shape::Begin(work) => What::Begin(work),
-            Shape::End(work) => What::End(work),
+            Shape::Fixed(what) => what,
             Shape::Argument(field, call) => What::Begin(Work::Call(call(field.read(sample.raw)? as u32))),
-            Shape::Kvm(event) => What::Kvm(event),
         };
         Some(Event { time_ns: sample.time_ns, pid: sample.pid, tid: sample.tid, what })
     }
@@ -377,16 +363,11 @@ impl Layout {
 impl Listened {
     fn of(&(path, kind): &Tracepoint, format: &Format) -> Result<Self, FormatError> {
         let (shape, filtered) = match kind {
-            Kind::Range => {
-                (Shape::Range { start: format.word("start")?, end: format.word("end")? }, Filtered::ByAddress)
-            }
-            Kind::Begin(work) => (Shape::Begin(work), Filtered::No),
-            Kind::End(work) => (Shape::End(work), Filtered::No),
+            Kind::Fixed(what) => (Shape::Fixed(what), Filtered::No),
             Kind::Argument(field, call) => {
                 let filtered = if field == "cmd" { Filtered::ByIoctl } else { Filtered::No };
                 (Shape::Argument(format.field(field)?, call), filtered)
             }
-            Kind::Kvm(event) => (Shape::Kvm(event), Filtered::No),
         };
         Ok(Self { path, id: format.id(), filtered, shape })
     }

@@ -36,37 +36,26 @@ const PAGE: usize = 4096;
 
 /// The BPF program cannot be loaded or attached.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum BpfError {
-    /// This process may not load programs.
     #[error(
         "BPF programs are refused: setcap cap_bpf,cap_perfmon+ep zapscope, or be root; before Linux 5.11 with \
          `ulimit -l unlimited`; a kernel locked down for confidentiality may have none for anybody"
     )]
     Refused(#[source] Errno),
-    /// A call failed.
     #[error("{call}{}", hint(source))]
-    Call {
-        /// The system call's name.
-        call: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: Errno,
-    },
-    /// The tracepoint's arguments are not known to be the two addresses.
+    Call { call: &'static str, source: Errno },
     #[error(
         "kvm:kvm_unmap_hva_range has other fields than start and end, so a BPF program cannot tell its arguments"
     )]
     Arguments,
-    /// This PID namespace numbers threads otherwise than the program.
     #[error(
         "a BPF program numbers threads as the initial PID namespace does, and this is another: use perf (`--tap perf`), \
          or run outside the container"
     )]
     Namespace,
-    /// The list of the host's possible CPUs cannot be read.
     #[error("/sys/devices/system/cpu/possible cannot be read, so the CPUs are not known")]
     Cpus(#[source] io::Error),
-    /// The perf events for the other tracepoints are refused.
     #[error(transparent)]
     Perf(#[from] PerfError),
 }
@@ -92,17 +81,11 @@ pub struct Bpf {
 
 impl Bpf {
     /// Whether this process may load a program for a raw tracepoint. The program is not attached.
-    ///
-    /// # Errors
-    /// The kernel's answer.
     pub fn permitted() -> Result<(), Errno> {
         sys::load(&program::that_does_nothing()).map(drop)
     }
 
     /// Opens the tracepoints of `layout`; ranges are recorded where they meet the hull of `watched`.
-    ///
-    /// # Errors
-    /// [`BpfError`].
     pub fn open(layout: &Layout, watched: &[HvaRange]) -> Result<Self, BpfError> {
         let (ranges, rest) = layout.listened().split_first().expect("a layout begins with the ranges");
         if !layout.names_its_arguments() {

@@ -24,7 +24,7 @@ const PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const LICENSE: &CStr = c"MIT OR Apache-2.0";
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct MapCreate {
     map_type: u32,
     key_size: u32,
@@ -34,6 +34,7 @@ struct MapCreate {
 }
 
 #[repr(C)]
+#[derive(Default)]
 struct ProgLoad {
     prog_type: u32,
     insn_cnt: u32,
@@ -100,21 +101,18 @@ fn create(wanted: MapCreate) -> Result<OwnedFd, Errno> {
 
 /// An array of `entries` values of `size` bytes each, which can be mapped.
 pub(super) fn mappable_array(entries: u32, size: u32) -> Result<OwnedFd, Errno> {
-    let wanted = MapCreate {
+    create(MapCreate {
         map_type: MAP_TYPE_ARRAY,
         key_size: 4,
         value_size: size,
         max_entries: entries,
         map_flags: MMAPABLE,
-    };
-    create(wanted)
+    })
 }
 
 /// A BPF ring of `size` bytes.
 pub(super) fn ring(size: u32) -> Result<OwnedFd, Errno> {
-    let wanted =
-        MapCreate { map_type: MAP_TYPE_RINGBUF, key_size: 0, value_size: 0, max_entries: size, map_flags: 0 };
-    create(wanted)
+    create(MapCreate { map_type: MAP_TYPE_RINGBUF, max_entries: size, ..MapCreate::default() })
 }
 
 /// Has the kernel verify and compile a program for raw tracepoints.
@@ -126,12 +124,8 @@ pub(super) fn load(program: &[Insn]) -> Result<OwnedFd, Errno> {
         insn_cnt: program.len() as u32,
         insns: program.as_ptr() as u64,
         license: LICENSE.as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buf: 0,
-        kern_version: 0,
-        prog_flags: 0,
         prog_name,
+        ..ProgLoad::default()
     };
     // SAFETY: instructions and licence are only read, and outlive the call.
     unsafe { descriptor(PROG_LOAD, wanted) }

@@ -49,14 +49,14 @@ fn records_that_do_not_fit_are_counted_and_reported() {
 }
 
 /// A ring over the test's own memory.
-fn ring(head: u64, tail: u64, data: &[u64]) -> Ring<Mapping> {
+fn ring(head: u64, tail: u64, data: &[u64]) -> Ring {
     let memory = Mapping::anonymous(2 * 4096).unwrap();
     memory.word(HEAD).store(head, Ordering::Relaxed);
     memory.word(TAIL).store(tail, Ordering::Relaxed);
     for (at, &word) in data.iter().enumerate() {
         memory.word(4096 + 8 * at).store(word, Ordering::Relaxed);
     }
-    Ring::new(memory, 4096)
+    Ring::new(Arc::new(memory), 4096)
 }
 
 #[test]
