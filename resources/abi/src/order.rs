@@ -13,49 +13,32 @@ pub enum Access {
     LockedAdd,
 }
 
-/// In which order the pages of a range are visited. One *pass* visits each page of the walk once.
+/// In which order the pages of a range are visited. One *pass* visits each page of the walk once. `seed` begins the draw of
+/// the first pass; the next one continues the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the walks' descriptions say what each field is")]
 pub enum Walk {
     /// Every page, lowest first.
     Sequential,
     /// Every `stride`-th page, lowest first. Not 0.
-    Strided {
-        /// Pages from one visit to the next.
-        stride: u64,
-    },
+    Strided { stride: u64 },
     /// `count` pages, each drawn uniformly.
-    Random {
-        /// Seed of the draw; the next pass continues the sequence.
-        seed: u64,
-        /// Visits in a pass.
-        count: u64,
-    },
+    Random { seed: u64, count: u64 },
     /// `count` pages, drawn by the cumulative distribution in the table: entry `r` is the 32-bit fixed-point
     /// probability of drawing a page below rank `r + 1`. One entry for each page of the range.
-    Zipf {
-        /// Seed of the draw; the next pass continues the sequence.
-        seed: u64,
-        /// Visits in a pass.
-        count: u64,
-    },
+    Zipf { seed: u64, count: u64 },
     /// The first `count` entries of the table, each a page index in the range.
-    List {
-        /// Entries used.
-        count: u64,
-    },
+    List { count: u64 },
 }
 
 /// What is done with each page visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the tasks' descriptions say what each field is")]
 pub enum Task {
     /// Fill it with the pattern of this generation.
-    Fill {
-        /// The generation.
-        generation: u64,
-    },
+    Fill { generation: u64 },
     /// Touch it, and time the touch.
     Touch {
-        /// What is done to each page.
         access: Access,
         /// How many passes; `None` until told to stop.
         passes: Option<u64>,
@@ -63,10 +46,7 @@ pub enum Task {
         stall_cycles: u64,
     },
     /// Check it against the pattern of this generation, and sum its counters.
-    Verify {
-        /// The generation.
-        generation: u64,
-    },
+    Verify { generation: u64 },
 }
 
 /// One order to one vCPU.

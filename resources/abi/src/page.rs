@@ -26,18 +26,22 @@ pub const fn lane_word(vcpu: u32) -> usize {
     1 + (vcpu % (HEADER_WORDS as u32 - 1)) as usize
 }
 
-/// The pattern word at guest physical address `gpa` in a page of generation `generation`.
-///
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) over both: a bijection for a fixed generation, so
-/// a page that turns up at another address, or an older copy of the same page, differs in every word.
-pub const fn pattern(gpa: u64, generation: u64) -> u64 {
-    if generation == 0 {
-        return 0;
-    }
-    let mut z = gpa ^ generation.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+/// The increment of SplitMix64.
+pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection.
+pub(crate) const fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// The pattern word at guest physical address `gpa` in a page of generation `generation`.
+///
+/// A bijection for a fixed generation, so a page that turns up at another address, or an older copy of the same page,
+/// differs in every word.
+pub const fn pattern(gpa: u64, generation: u64) -> u64 {
+    if generation == 0 { 0 } else { mix(gpa ^ generation.wrapping_mul(GOLDEN)) }
 }
 
 /// A page of the arena as the running side can reach it right now.

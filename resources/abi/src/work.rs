@@ -3,7 +3,7 @@
 use crate::block::{Outcome, Stall};
 use crate::layout::{MAX_VCPUS, PAGE_SIZE};
 use crate::order::{Access, Task, Walk, WorkOrder};
-use crate::page::{LOCKED_WORD, PagePtr, lane_word};
+use crate::page::{GOLDEN, LOCKED_WORD, PagePtr, lane_word, mix};
 
 /// What carrying out an order needs of its surroundings.
 pub trait Machine {
@@ -176,11 +176,8 @@ impl SplitMix64 {
     /// The next 64 bits.
     #[expect(clippy::should_implement_trait, reason = "it never ends, and is no iterator")]
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0 = self.0.wrapping_add(GOLDEN);
+        mix(self.0)
     }
     /// A number below `bound`, which is not 0 (Lemire's multiplication; the bias is below `bound / 2^64`).
     pub fn below(&mut self, bound: u64) -> u64 {

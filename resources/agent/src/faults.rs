@@ -36,14 +36,8 @@ pub struct Fault {
     pub address: usize,
 }
 
-impl Fault {
-    /// The signal's name.
-    pub fn name(self) -> &'static str {
-        name(self.signal)
-    }
-}
-
-fn name(signal: c_int) -> &'static str {
+/// A signal's name.
+pub fn name(signal: c_int) -> &'static str {
     match signal {
         libc::SIGSEGV => "SIGSEGV",
         libc::SIGBUS => "SIGBUS",

@@ -9,7 +9,6 @@
 //! contiguous in guest physical memory, so that the VMM can tell which page of the guest's is which of its own.
 //! The protocol is `guest_abi::link`.
 
-mod arch;
 mod children;
 mod console;
 mod counters;

@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::children::Children;
-use crate::faults::Faults;
+use crate::faults::{self, Faults};
 use crate::memory::{MemoryError, Space};
 use crate::port::{Port, PortError};
 use crate::shell::{Shell, ShellError};
@@ -231,7 +231,7 @@ impl Agent {
         let place = logical.map_or("which is no page of the arena or an area".into(), |gpa| {
             format!("where it maps {gpa:#x} as the orders count")
         });
-        ServeError::Died { vcpu: fault.vcpu, signal: fault.name(), address: fault.address, place }
+        ServeError::Died { vcpu: fault.vcpu, signal: faults::name(fault.signal), address: fault.address, place }
     }
 }
 

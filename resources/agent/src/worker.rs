@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use guest_abi::arch;
 use guest_abi::block::{ControlArea, Outcome, Stall};
 use guest_abi::link::FromAgent;
 use guest_abi::order::{RawOrder, WorkOrder};
@@ -18,7 +19,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::memory::Space;
 use crate::port::Port;
-use crate::{arch, faults, power};
+use crate::{faults, power};
 
 /// An order, and the memory it is about, in which its vCPU has an area.
 struct Job {

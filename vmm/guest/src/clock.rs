@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use notifier_bridge::monotonic_ns;
 
-pub use crate::arch::tsc;
+pub use guest_abi::arch::tsc;
 
 /// How fast the TSC runs, measured against `CLOCK_MONOTONIC` from the value's making to its use.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! What depends on the processor: the doorbell's place, and what an exception leaves.
+//! What depends on the processor: the doorbell's place, the time stamp counter, and what an exception leaves.
 //!
 //! An architecture is a file here. The rest names what it needs from this module.
 

@@ -1,7 +1,21 @@
 //! x86-64.
 
+use core::arch::asm;
+
 /// The I/O port of the doorbell. The byte written says why: one of [`crate::layout::doorbell`].
 pub const DOORBELL_PORT: u16 = 0x5a0;
+
+/// The time stamp counter; accesses before it are done, accesses after it have not begun.
+#[inline(always)]
+pub fn tsc() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a counter that every x86-64 processor has, and every system lets programs read; the fences order it
+    // against memory accesses, hence no `nomem`.
+    unsafe {
+        asm!("lfence", "rdtsc", "lfence", out("eax") low, out("edx") high, options(nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
 
 /// What ring 0 leaves on the fault stack: the registers at the exception, lowest address first.
 #[repr(C)]

@@ -18,38 +18,16 @@ pub type FrameBuffer = [u8; HEADER_BYTES + MAX_PAYLOAD];
 
 /// What arrived, or was to be sent, is no frame of this protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum LinkError {
-    /// A frame does not begin with [`MAGIC`].
     Magic(u32),
-    /// A frame of another version.
     Version(u16),
-    /// A payload longer than [`MAX_PAYLOAD`].
     TooLong(u64),
-    /// No message of this kind goes in this direction.
     Kind(u16),
-    /// A payload too short or too long for its kind.
-    Length {
-        /// The frame's kind.
-        kind: u16,
-        /// Its payload's length.
-        len: usize,
-    },
-    /// A text that is not UTF-8.
+    Length { kind: u16, len: usize },
     Text(u16),
-    /// A vCPU that cannot be, or one in a message that is about none.
-    Vcpu {
-        /// The frame's kind.
-        kind: u16,
-        /// The vCPU it names.
-        vcpu: u16,
-    },
-    /// A field with a value that means nothing.
-    Value {
-        /// The frame's kind.
-        kind: u16,
-        /// The value.
-        value: u64,
-    },
+    Vcpu { kind: u16, vcpu: u16 },
+    Value { kind: u16, value: u64 },
 }
 
 impl fmt::Display for LinkError {

@@ -6,50 +6,38 @@ use crate::order::RawOrder;
 
 /// How the guest's page tables map the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
 pub enum Pages {
     /// By pages of 4 KiB.
-    Small,
+    Small = 0,
     /// By transparent huge pages of 2 MiB, as far as the guest's kernel has them.
-    Huge,
+    Huge = 1,
 }
 
 /// What the VMM asks of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields' names and types say what they are")]
 pub enum ToAgent<'a> {
-    /// Make the memory under test and the control areas, in place of those made before.
-    MapArena {
-        /// Bytes of the arena: a multiple of 2 MiB, not 0.
-        bytes: u64,
-        /// How the guest maps it.
-        pages: Pages,
-    },
+    /// Make the memory under test (`bytes`: a multiple of 2 MiB, not 0) and the control areas, in place of those made before.
+    MapArena { bytes: u64, pages: Pages },
     /// Carry out an order, on logical addresses: the arena at `ARENA_GPA`, areas at `area_gpa(vcpu)`.
-    Order {
-        /// Which vCPU.
-        vcpu: u16,
-        /// The order.
-        order: RawOrder,
-    },
+    Order { vcpu: u16, order: RawOrder },
     /// Run `sh -c command`.
-    Shell {
-        /// The command.
-        command: &'a str,
-    },
+    Shell { command: &'a str },
     /// Tell the guest's own counters, and whether the arena is still where it was.
     Counters,
     /// End the guest.
     PowerOff,
 }
 
-/// The requests that are answered.
+/// The requests of [`ToAgent`] that are answered, by their kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are named as the requests")]
+#[repr(u16)]
 pub enum Request {
-    /// [`ToAgent::MapArena`].
-    MapArena,
-    /// [`ToAgent::Shell`].
-    Shell,
-    /// [`ToAgent::Counters`].
-    Counters,
+    MapArena = kind::MAP_ARENA,
+    Shell = kind::SHELL,
+    Counters = kind::COUNTERS,
 }
 
 /// Where the agent has put things, by real guest physical address.
@@ -87,33 +75,19 @@ impl AreaGpas {
 /// What the agent tells the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "one at a time, on the stack, where there may be no heap")]
+#[expect(missing_docs, reason = "the messages' descriptions say what each field is")]
 pub enum FromAgent<'a> {
-    /// The first message: the agent is up.
-    Hello {
-        /// [`super::ABI_VERSION`] it was built with.
-        abi: u32,
-        /// vCPUs that are online in the guest.
-        vcpus: u16,
-        /// The kernel's release, as `uname -r` has it.
-        release: &'a str,
-    },
+    /// The first message: the agent is up. [`super::ABI_VERSION`] that it was built with, vCPUs that are online in the guest,
+    /// and the kernel's release, as `uname -r` has it.
+    Hello { abi: u32, vcpus: u16, release: &'a str },
     /// The answer to [`ToAgent::MapArena`].
     Mapped(Mapped),
     /// The vCPU's order came to its end; its outcome is in the control area.
-    Done {
-        /// Which vCPU.
-        vcpu: u16,
-    },
-    /// What the command wrote, on either of its outputs.
-    ShellOutput {
-        /// The bytes, not necessarily whole lines.
-        bytes: &'a [u8],
-    },
-    /// The command has ended.
-    ShellExited {
-        /// Its status, as `wait` has it.
-        status: i32,
-    },
+    Done { vcpu: u16 },
+    /// What the command wrote, on either of its outputs; not necessarily whole lines.
+    ShellOutput { bytes: &'a [u8] },
+    /// The command has ended, with this status of `wait`.
+    ShellExited { status: i32 },
     /// The answer to [`ToAgent::Counters`].
     CountersAre {
         /// Pages of the arena and the control areas that are no longer where [`Mapped`] said.
@@ -123,23 +97,12 @@ pub enum FromAgent<'a> {
         /// Lines of the guest's `/proc` and `/sys`.
         text: &'a str,
     },
-    /// Something the user may want to know.
-    Log {
-        /// One line.
-        text: &'a str,
-    },
-    /// A request could not be met; the agent lives on.
-    Refused {
-        /// The request that was not met.
-        request: Request,
-        /// The reason, in words.
-        what: &'a str,
-    },
-    /// The agent cannot go on, and powers the guest off.
-    Failed {
-        /// The reason, in words.
-        what: &'a str,
-    },
+    /// Something the user may want to know, in one line.
+    Log { text: &'a str },
+    /// A request could not be met, for this reason; the agent lives on.
+    Refused { request: Request, what: &'a str },
+    /// The agent cannot go on, for this reason, and powers the guest off.
+    Failed { what: &'a str },
 }
 
 mod kind {
@@ -162,17 +125,10 @@ mod kind {
 
 impl<'a> ToAgent<'a> {
     /// The message as a frame in `buffer`.
-    ///
-    /// # Errors
-    /// [`LinkError::TooLong`]: the command does not fit into a frame.
     pub fn encode<'b>(&self, buffer: &'b mut FrameBuffer) -> Result<&'b [u8], LinkError> {
         match *self {
             Self::MapArena { bytes, pages } => {
-                let pages = match pages {
-                    Pages::Small => 0,
-                    Pages::Huge => 1,
-                };
-                Encoder::new(buffer, kind::MAP_ARENA, 0).u64(bytes).u16(pages)
+                Encoder::new(buffer, kind::MAP_ARENA, 0).u64(bytes).u16(pages as u16)
             }
             Self::Order { vcpu, order } => order
                 .words()
@@ -220,9 +176,6 @@ impl<'a> ToAgent<'a> {
 
 impl<'a> FromAgent<'a> {
     /// The message as a frame in `buffer`.
-    ///
-    /// # Errors
-    /// [`LinkError::TooLong`]: it does not fit into a frame.
     pub fn encode<'b>(&self, buffer: &'b mut FrameBuffer) -> Result<&'b [u8], LinkError> {
         match *self {
             Self::Hello { abi, vcpus, release } => {
@@ -245,12 +198,7 @@ impl<'a> FromAgent<'a> {
             }
             Self::Log { text } => Encoder::new(buffer, kind::LOG, 0).bytes(text.as_bytes()),
             Self::Refused { request, what } => {
-                let request = match request {
-                    Request::MapArena => kind::MAP_ARENA,
-                    Request::Shell => kind::SHELL,
-                    Request::Counters => kind::COUNTERS,
-                };
-                Encoder::new(buffer, kind::REFUSED, 0).u16(request).bytes(what.as_bytes())
+                Encoder::new(buffer, kind::REFUSED, 0).u16(request as u16).bytes(what.as_bytes())
             }
             Self::Failed { what } => Encoder::new(buffer, kind::FAILED, 0).bytes(what.as_bytes()),
         }

@@ -17,8 +17,7 @@ use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MlockFlags, ProtFlags};
 
 use super::error::MemoryError;
-use super::node::Node;
-use super::node::Reserve;
+use super::node::{Node, Reserve};
 use super::pagemap;
 use super::runs::{self, Page};
 
@@ -59,6 +58,14 @@ impl Mapping {
         // SAFETY: inside the mapping, whose content is accessed by raw pointers only.
         unsafe { mm::madvise(self.base.wrapping_add(start).cast(), len, advice) }
             .map_err(|source| MemoryError::Call(name, source))
+    }
+
+    fn refuse_huge_pages(&self) -> Result<(), MemoryError> {
+        match self.advise(0, self.len, Advice::LinuxNoHugepage, "MADV_NOHUGEPAGE") {
+            // A kernel without huge pages has no such advice, and no need of it.
+            Err(MemoryError::Call(_, Errno::INVAL)) => Ok(()),
+            result => result,
+        }
     }
 
     fn bind(&self, node: Node) -> Result<(), MemoryError> {
@@ -153,14 +160,9 @@ impl Contiguous {
             return Err(MemoryError::TooSmall { node: node.id, bytes, had: room });
         }
         let mut mapping = Mapping::reserve(usize::try_from(room).map_err(|_| MemoryError::TooLarge(room))?)?;
-        let (advice, name) = match pages {
-            Pages::Small => (Advice::LinuxNoHugepage, "MADV_NOHUGEPAGE"),
-            Pages::Huge => (Advice::LinuxHugepage, "MADV_HUGEPAGE"),
-        };
-        match mapping.advise(0, mapping.len, advice, name) {
-            // A kernel without huge pages has no such advice, and no need of it.
-            Err(MemoryError::Call(_, Errno::INVAL)) if pages == Pages::Small => {}
-            result => result?,
+        match pages {
+            Pages::Small => mapping.refuse_huge_pages()?,
+            Pages::Huge => mapping.advise(0, mapping.len, Advice::LinuxHugepage, "MADV_HUGEPAGE")?,
         }
         // A fork would make every page one to be copied at the next write: to another place.
         mapping.advise(0, mapping.len, Advice::LinuxDontFork, "MADV_DONTFORK")?;
@@ -198,10 +200,7 @@ impl Contiguous {
             self.mapping.advise(start, len, Advice::LinuxDontNeed, "MADV_DONTNEED")?;
         }
         // What is huge stays so, and khugepaged keeps away.
-        match self.mapping.advise(0, self.mapping.len, Advice::LinuxNoHugepage, "MADV_NOHUGEPAGE") {
-            Err(MemoryError::Call(_, Errno::INVAL)) => {}
-            result => result?,
-        }
+        self.mapping.refuse_huge_pages()?;
         // SAFETY: the mapping is this value's; on fault, so that what was given back stays away.
         unsafe { mm::mlock_with(self.mapping.base.cast(), self.mapping.len, MlockFlags::ONFAULT) }
             .map_err(|source| MemoryError::Call("mlock2", source))?;
@@ -240,9 +239,6 @@ impl Contiguous {
     }
 
     /// How many of its pages are not where they were.
-    ///
-    /// # Errors
-    /// Its state cannot be read.
     pub fn moved(&self) -> Result<u64, MemoryError> {
         let pages = self.mapping.len / PAGE;
         let mut expected = vec![None; pages];
@@ -257,9 +253,6 @@ impl Contiguous {
     }
 
     /// How many of its bytes huge pages map.
-    ///
-    /// # Errors
-    /// Its state cannot be read.
     pub fn huge_bytes(&self) -> Result<u64, MemoryError> {
         let start = self.mapping.base as u64;
         Ok(pagemap::huge_bytes(start..start + self.mapping.len as u64)?.min(self.bytes()))

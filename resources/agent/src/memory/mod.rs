@@ -54,9 +54,6 @@ impl Space {
     }
 
     /// Where everything lies.
-    ///
-    /// # Errors
-    /// The state of the arena's mapping cannot be read.
     pub fn mapped(&self) -> Result<Mapped, MemoryError> {
         let mut area_gpas = AreaGpas::default();
         for (memory, _) in &self.areas {
@@ -101,18 +98,12 @@ impl Space {
     }
 
     /// How many pages, of the arena and the areas, are not where they were.
-    ///
-    /// # Errors
-    /// Their state cannot be read.
     pub fn moved(&self) -> Result<u64, MemoryError> {
         let areas = self.areas.iter().map(|(memory, _)| memory);
         areas.chain([&self.arena]).map(Contiguous::moved).sum()
     }
 
     /// How many bytes of the arena huge pages map.
-    ///
-    /// # Errors
-    /// Their state cannot be read.
     pub fn huge_bytes(&self) -> Result<u64, MemoryError> {
         self.arena.huge_bytes()
     }

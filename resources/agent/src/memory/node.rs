@@ -49,9 +49,6 @@ impl Node {
 
     /// How much may be allocated before the node falls below its watermarks, and the kernel begins to compact
     /// it, to reclaim from it and to look for a process to kill.
-    ///
-    /// # Errors
-    /// `/proc/zoneinfo` cannot be read.
     pub fn room(self) -> Result<u64, MemoryError> {
         let path = "/proc/zoneinfo";
         let text = fs::read_to_string(path).map_err(|source| MemoryError::Read(path.into(), source))?;

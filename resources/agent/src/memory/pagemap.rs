@@ -35,9 +35,6 @@ pub fn frames(
 }
 
 /// Bytes that huge pages map in `range` of this process's addresses.
-///
-/// # Errors
-/// `/proc/self/smaps` cannot be read.
 pub fn huge_bytes(range: Range<u64>) -> Result<u64, MemoryError> {
     let path = "/proc/self/smaps";
     let text = fs::read_to_string(path).map_err(|source| MemoryError::Read(path.into(), source))?;

@@ -1,4 +1,4 @@
-//! What depends on the processor: registers, counters, the devices' addresses, the executables that run.
+//! What depends on the processor: registers, the devices' addresses, the executables that run.
 //!
 //! An architecture is a folder here. The rest of the crate names what it needs from this module and nothing from a folder.
 

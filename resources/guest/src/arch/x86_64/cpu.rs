@@ -23,16 +23,6 @@ pub fn ring_forever(why: u8) -> ! {
     }
 }
 
-/// The time stamp counter; accesses before it are done, accesses after it have not begun.
-pub fn tsc() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: reads a counter; the fences order it against memory accesses, hence no `nomem`.
-    unsafe {
-        asm!("lfence", "rdtsc", "lfence", out("eax") low, out("edx") high, options(nostack, preserves_flags));
-    }
-    u64::from(high) << 32 | u64::from(low)
-}
-
 /// # Safety
 /// As C's `memcpy`.
 #[unsafe(no_mangle)]

@@ -7,7 +7,8 @@ mod paging;
 use guest_abi::arch::DOORBELL_PORT;
 use guest_abi::layout;
 
-pub use cpu::{out, ring, ring_forever, tsc};
+pub use cpu::{out, ring, ring_forever};
+pub use guest_abi::arch::tsc;
 pub use memory_map::largest_ram;
 pub use paging::{map_up_to, warm};
 
