@@ -31,24 +31,18 @@ pub struct BareVcpu {
 }
 
 impl BareVcpu {
-    /// Starts a thread that runs `cpu` as vCPU `index`.
-    pub(super) fn start(index: u32, cpu: GuestCpu, area: Area, shared: Arc<VmShared>) -> io::Result<Self> {
-        let mailbox = Arc::new(Mailbox::new(index, area));
-        let exits = BareExits { mailbox: mailbox.clone(), up: false };
-        Ok(Self { mailbox, vcpu: Vcpu::start(index, cpu, shared, exits, None)? })
-    }
-
-    /// The same, of a vCPU that had reported for work before its state was taken: it enters the guest with its first
-    /// order, on this processor if it may.
-    pub(super) fn resume(
+    /// Starts a thread that runs `cpu` as vCPU `index`, on this processor if it may. `up`: it had reported for work before
+    /// its state was taken, and enters the guest with its first order.
+    pub(super) fn start(
         index: u32,
         cpu: GuestCpu,
         area: Area,
         shared: Arc<VmShared>,
+        up: bool,
         processor: Option<usize>,
     ) -> io::Result<Self> {
-        let mailbox = Arc::new(Mailbox::resumed(index, area));
-        let exits = BareExits { mailbox: mailbox.clone(), up: true };
+        let mailbox = Arc::new(if up { Mailbox::resumed(index, area) } else { Mailbox::new(index, area) });
+        let exits = BareExits { mailbox: mailbox.clone(), up };
         Ok(Self { mailbox, vcpu: Vcpu::start(index, cpu, shared, exits, processor)? })
     }
 
@@ -229,7 +223,7 @@ mod tests {
         let (core, cpu) = about_to_run(code);
         let area = core.control_area(0).unwrap();
         before(&Mailbox::new(0, core.control_area(0).unwrap()));
-        let vcpu = BareVcpu::start(0, cpu, area, core.shared.clone()).unwrap();
+        let vcpu = BareVcpu::start(0, cpu, area, core.shared.clone(), false, None).unwrap();
         let Err(GuestError::Crashed(report)) = vcpu.wait(Duration::from_millis(200)) else {
             panic!("it runs")
         };

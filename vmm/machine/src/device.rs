@@ -76,8 +76,7 @@ fn speaks_our_version(version: i32) -> Result<(), NoKvm> {
 }
 
 fn create_vm(system: &kvm_ioctls::Kvm) -> Result<VmFd, NoKvm> {
-    uninterrupted(|| system.create_vm())
-        .map_err(|error| NoKvm::no_vm(Errno::from_raw_os_error(error.errno())))
+    uninterrupted(|| system.create_vm()).map_err(|error| NoKvm::NoVm(Errno::from_raw_os_error(error.errno())))
 }
 
 /// Calls again for as long as a signal comes while the kernel waits for a lock.

@@ -40,15 +40,9 @@ impl Machine {
         boot::write_start_info(&memory, core.ram())?;
         let mut machine = Self { vcpus: Vec::new(), vcpu_stats: Vec::new(), core };
         for index in 0..config.vcpus {
-            let core = &machine.core;
-            let fd = core.create_vcpu(index)?;
-            boot::set_first_state(kvm, &fd, index, entry)?;
-            let stats = VcpuStats::of(&fd);
-            let area = core.control_area(index)?;
-            let vcpu = BareVcpu::start(index, fd, area, core.shared.clone())
-                .map_err(|source| VmError::Thread { vcpu: index, source })?;
-            machine.vcpus.push(vcpu);
-            machine.vcpu_stats.push(stats);
+            let cpu = machine.core.create_vcpu(index)?;
+            boot::set_first_state(kvm, &cpu, index, entry)?;
+            machine.add(cpu, false, None)?;
         }
         Ok(machine)
     }
@@ -61,17 +55,22 @@ impl Machine {
         processors: &[Option<usize>],
     ) -> Result<Self, VmError> {
         let mut machine = Self { vcpus: Vec::new(), vcpu_stats: Vec::new(), core };
-        for (index, fd) in (0..).zip(vcpus) {
-            let core = &machine.core;
-            let stats = VcpuStats::of(&fd);
-            let area = core.control_area(index)?;
-            let processor = processors.get(index as usize).copied().flatten();
-            let vcpu = BareVcpu::resume(index, fd, area, core.shared.clone(), processor)
-                .map_err(|source| VmError::Thread { vcpu: index, source })?;
-            machine.vcpus.push(vcpu);
-            machine.vcpu_stats.push(stats);
+        for (index, cpu) in vcpus.into_iter().enumerate() {
+            machine.add(cpu, true, processors.get(index).copied().flatten())?;
         }
         Ok(machine)
+    }
+
+    /// Starts the next vCPU, as [`BareVcpu::start`] does.
+    fn add(&mut self, cpu: GuestCpu, up: bool, processor: Option<usize>) -> Result<(), VmError> {
+        let (core, index) = (&self.core, self.vcpus.len() as u32);
+        let stats = VcpuStats::of(&cpu);
+        let area = core.control_area(index)?;
+        let vcpu = BareVcpu::start(index, cpu, area, core.shared.clone(), up, processor)
+            .map_err(|source| VmError::Thread { vcpu: index, source })?;
+        self.vcpus.push(vcpu);
+        self.vcpu_stats.push(stats);
+        Ok(())
     }
 
     /// Ends the vCPUs' threads, and gives the VM and the vCPUs as they left the guest.

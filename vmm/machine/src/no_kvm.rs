@@ -54,10 +54,6 @@ impl NoKvm {
         }
     }
 
-    pub(super) fn no_vm(source: Errno) -> Self {
-        Self::NoVm(source)
-    }
-
     /// What to do about it.
     pub fn remedy(&self) -> &str {
         match self {
@@ -224,7 +220,7 @@ mod tests {
             (Errno::IO, "switched off under it"),
             (Errno::INVAL, "kernel's log"),
         ] {
-            let error = NoKvm::no_vm(errno);
+            let error = NoKvm::NoVm(errno);
             assert!(error.remedy().contains(word) && error.to_string().contains(error.remedy()), "{error}");
             assert_eq!(error.class(), Class::Host);
         }

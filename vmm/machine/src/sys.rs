@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::thread::futex;
+use rustix::time::Timespec;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 /// The calling thread's id.
 pub fn thread_id() -> i32 {
-    // SAFETY: the call takes nothing and cannot fail.
-    unsafe { libc::gettid() }
+    rustix::thread::gettid().as_raw_nonzero().get()
 }
 
 /// The signal that makes a vCPU thread leave `KVM_RUN`.
@@ -63,30 +64,24 @@ pub struct Futex {
 impl Futex {
     /// Sleeps while the word is `value`, at most for `patience`, or less long.
     pub fn wait(&self, value: u32, patience: Duration) -> Woke {
-        let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-        let (tv_sec, tv_nsec) = (patience.as_secs() as libc::time_t, patience.subsec_nanos().into());
-        let timeout = libc::timespec { tv_sec, tv_nsec };
+        // A time that does not fit into the kernel's is no limit.
+        let timeout = Timespec::try_from(patience).ok();
         self.asleep.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: the word and the time live across the call.
-        let slept = unsafe {
-            libc::syscall(libc::SYS_futex, self.word.as_ptr(), operation, value, &raw const timeout)
-        };
-        let error = (slept == -1).then(io::Error::last_os_error);
+        let slept = futex::wait(&self.word, futex::Flags::PRIVATE, value, timeout.as_ref());
         self.asleep.fetch_sub(1, Ordering::SeqCst);
-        match error.as_ref().and_then(Errno::from_io_error) {
-            Some(Errno::TIMEDOUT) => Woke::TimedOut,
+        match slept {
+            Err(Errno::TIMEDOUT) => Woke::TimedOut,
             _ => Woke::Early,
         }
     }
 
-    /// Wakes all who sleep on the word. After it was changed.
+    /// Wakes all threads that sleep on the word. After it was changed.
     pub fn wake_all(&self) {
         if self.asleep.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-        // SAFETY: the kernel only uses the word's address.
-        unsafe { libc::syscall(libc::SYS_futex, self.word.as_ptr(), operation, i32::MAX) };
+        // The word is mapped and aligned, so the call does not fail.
+        let _ = futex::wake(&self.word, futex::Flags::PRIVATE, i32::MAX as u32);
     }
 }
 

@@ -36,8 +36,8 @@ pub struct VmCore {
     pub(super) vm: Arc<Vm>,
     /// The memslots.
     pub slots: Arc<SlotTable>,
-    low: Arc<[Arc<Region>]>,
-    arena: Arc<Region>,
+    pub(super) low: Arc<[Arc<Region>]>,
+    pub(super) arena: Arc<Region>,
     /// What the vCPU threads share.
     pub shared: Arc<VmShared>,
     /// KVM's own account of the VM.
@@ -48,24 +48,7 @@ pub struct VmCore {
     pub(super) low_zapped: Arc<AtomicBool>,
 }
 
-/// What a [`VmCore`] is made of where the VM has outlived another.
-pub(super) struct Parts {
-    pub vm: Arc<Vm>,
-    pub slots: Arc<SlotTable>,
-    pub low: Arc<[Arc<Region>]>,
-    pub arena: Arc<Region>,
-    pub stats: Arc<VmStats>,
-    pub slot_zap_drops_all: bool,
-    pub low_zapped: Arc<AtomicBool>,
-}
-
 impl VmCore {
-    pub(super) fn from_parts(parts: Parts) -> Self {
-        let Parts { vm, slots, low, arena, stats, slot_zap_drops_all, low_zapped } = parts;
-        let shared = vm.shared().clone();
-        Self { vm, slots, low, arena, shared, stats, slot_zap_drops_all, low_zapped }
-    }
-
     /// Makes the VM: memory mapped, memslots in place, the quirk as asked for.
     pub fn new(kvm: &Kvm, config: &VmConfig) -> Result<Self, VmError> {
         let (file, slot_zap_drops_all) = arch::create(kvm, config.slot_zap_all_quirk)?;
@@ -81,11 +64,12 @@ impl VmCore {
             .flatten()
             .collect();
         let stats = Arc::new(VmStats::of(&file));
-        let vm = Arc::new(Vm::new(file, Arc::new(VmShared::new(config.vcpus, ram))));
+        let shared = Arc::new(VmShared::new(config.vcpus, ram));
+        let vm = Arc::new(Vm::new(file, shared.clone()));
         let (low, arena) = (Arc::new(low), Arc::new(arena));
         vm.exchange(slots.clone(), vec![low.clone(), arena.clone()])?;
         let (low, low_zapped) = (Arc::new([low]), Arc::default());
-        Ok(Self::from_parts(Parts { vm, slots, low, arena, stats, slot_zap_drops_all, low_zapped }))
+        Ok(Self { vm, slots, low, arena, shared, stats, slot_zap_drops_all, low_zapped })
     }
 
     /// KVM's handle of the VM, for a bench of bare calls.

@@ -22,8 +22,8 @@ use host::kvm_module::KvmFacts;
 use host::signals::Cancel;
 use host::{Root, facts};
 use linux_boot::initrd::InitrdError;
-use linux_boot::{BootFile, Initrd, Kernel};
-use machine::pc::{BootSpec, Ending, Life, Pc, PcConfig, PcError};
+use linux_boot::{Boot, BootFile, Initrd, Kernel};
+use machine::pc::{Ending, Life, Pc, PcConfig, PcError};
 use program::exit::{Class, Classified, Exit, Failure};
 use program::input::{self, FileKind, Input};
 use program::output;
@@ -146,7 +146,7 @@ fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) 
     }
     end_on_signal(cancel, &life)?;
     let in_guest_decompression = arguments.in_guest_decompression;
-    pc.boot(&BootSpec { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })
+    pc.boot(&Boot { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })
         .map_err(|error| named(error, arguments))?;
     drop(image);
     let ending = life.wait();

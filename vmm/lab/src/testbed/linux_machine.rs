@@ -33,8 +33,8 @@ use guest::agent::{AgentError, Link};
 use guest::{GuestError, Mailbox};
 use host::Root;
 use host::kvm_module::KvmFacts;
-use linux_boot::{BootFile, Initrd};
-use machine::pc::{ArenaSpec, BootSpec, Ending, Pc, PcConfig, PcError, prefault};
+use linux_boot::{Boot, BootFile, Initrd};
+use machine::pc::{ArenaSpec, Ending, Pc, PcConfig, PcError, prefault};
 use machine::{FaultCounts, Vcpu, VmCore, VmError};
 use program::input::{self, FileKind};
 use program::output::Sink;
@@ -130,18 +130,13 @@ impl LinuxMachine {
         }
         let cmdline = [linux_boot::COMMAND_LINE, ARENA_NODE, &setup.guest.cmdline].join(" ");
         let initrd = Some(Initrd::Bytes(&archive));
-        pc.boot(&BootSpec {
-            kernel: &kernel,
-            initrd,
-            cmdline: cmdline.trim(),
-            in_guest_decompression: false,
-        })
-        .map_err(|error| match error {
-            PcError::Load(source) if source.file() == Some(BootFile::Kernel) => {
-                LinuxError::Load { path: setup.kernel.to_owned(), source }
-            }
-            error => error.into(),
-        })?;
+        pc.boot(&Boot { kernel: &kernel, initrd, cmdline: cmdline.trim(), in_guest_decompression: false })
+            .map_err(|error| match error {
+                PcError::Load(source) if source.file() == Some(BootFile::Kernel) => {
+                    LinuxError::Load { path: setup.kernel.to_owned(), source }
+                }
+                error => error.into(),
+            })?;
         drop(archive);
         Self::meet_agent(pc, stream, balloon, console, setup)
     }

@@ -36,7 +36,7 @@ use devices::virtio::console::Console;
 use devices::virtio::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use devices::virtio::{Interrupt, VirtioDevice};
 use linux_boot::layout;
-use linux_boot::{self, Boot, Initrd, Kernel, LoadError, MemoryNode, Platform, RegistersError, VirtioSlot};
+use linux_boot::{self, Boot, LoadError, MemoryNode, Platform, RegistersError, VirtioSlot};
 use program::exit::{Class, Classified};
 use program::output::Sink;
 
@@ -92,19 +92,6 @@ impl Classified for PcError {
             Self::Loop(error) => error.class(),
         }
     }
-}
-
-/// What is booted.
-#[derive(Clone, Copy)]
-pub struct BootSpec<'a> {
-    /// The kernel.
-    pub kernel: &'a Kernel<'a>,
-    /// Its initrd.
-    pub initrd: Option<Initrd<'a>>,
-    /// Its command line.
-    pub cmdline: &'a str,
-    /// Whether a bzImage unpacks itself.
-    pub in_guest_decompression: bool,
 }
 
 /// A PC.
@@ -230,17 +217,10 @@ impl Pc {
     }
 
     /// Puts tables and kernel into memory, starts the device thread, and then the vCPUs.
-    pub fn boot(&mut self, spec: &BootSpec<'_>) -> Result<(), PcError> {
+    pub fn boot(&mut self, boot: &Boot<'_>) -> Result<(), PcError> {
         let (memory, vcpus) = (self.memory.device_view(), self.processor.vcpus());
         let platform = Platform { vcpus, memory: self.memory.nodes().to_vec(), virtio: self.virtio.clone() };
-        let boot = Boot {
-            platform: &platform,
-            kernel: spec.kernel,
-            initrd: spec.initrd,
-            cmdline: spec.cmdline,
-            in_guest_decompression: spec.in_guest_decompression,
-        };
-        let start = linux_boot::load(&memory, &boot)?;
+        let start = linux_boot::load(&memory, &platform, boot)?;
         let files = (0..vcpus)
             .map(|index| self.processor.make(self.memory.vm(), index))
             .collect::<Result<Vec<_>, _>>()?;

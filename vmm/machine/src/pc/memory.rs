@@ -21,7 +21,7 @@ use kvm_ioctls::VmFd;
 use crate::arch;
 use crate::memslots::{SetSlot, Vm};
 use crate::stats::VmStats;
-use crate::vm::{self, VmCore};
+use crate::vm::VmCore;
 use crate::vm_error::VmError;
 use crate::vm_shared::VmShared;
 use guest::{Area, GuestRam};
@@ -170,15 +170,16 @@ impl PcMemory {
     pub fn lend_arena(&self, spec: ArenaSpec) -> Result<Arc<VmCore>, VmError> {
         let arena = Arc::new(Region::map(spec.range.len(), spec.backing)?);
         let slots = self.exchange(Some((&spec, &arena)))?;
-        Ok(Arc::new(VmCore::from_parts(vm::Parts {
+        Ok(Arc::new(VmCore {
             vm: self.vm.clone(),
             slots,
             low: self.ram.clone(),
             arena,
+            shared: self.shared().clone(),
             stats: self.stats.clone(),
             slot_zap_drops_all: self.slot_zap_drops_all,
             low_zapped: self.low_zapped.clone(),
-        })))
+        }))
     }
 
     /// Takes the arena out of the guest again: its memory is what it was before.

@@ -22,5 +22,5 @@ mod watch;
 pub(crate) use exits::PcExits;
 pub use give_back::GiveBack;
 pub use life::{Ending, Life};
-pub use machine::{BootSpec, Pc, PcConfig, PcError};
+pub use machine::{Pc, PcConfig, PcError};
 pub use memory::{ArenaSpec, PcMemory};

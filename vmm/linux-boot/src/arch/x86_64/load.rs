@@ -37,8 +37,6 @@ const INITRD_ADDR_MAX: u64 = 0x7fff_ffff;
 /// What is to be booted.
 #[derive(Clone, Copy)]
 pub struct Boot<'a> {
-    /// The machine.
-    pub platform: &'a Platform,
     /// The kernel.
     pub kernel: &'a Kernel<'a>,
     /// Its initrd.
@@ -175,11 +173,8 @@ struct Loaded {
 }
 
 /// Puts kernel, initrd, command line, boot structures and ACPI tables into guest memory, which is fresh: all zero.
-///
-/// # Errors
-/// [`LoadError`], which names what does not fit where.
-pub fn load(memory: &GuestRam, boot: &Boot<'_>) -> Result<Start, LoadError> {
-    let low = layout::low_memory(boot.platform);
+pub fn load(memory: &GuestRam, platform: &Platform, boot: &Boot<'_>) -> Result<Start, LoadError> {
+    let low = layout::low_memory(platform);
     let room = GpaRange::new(HIGH_RAM_START, low.end()).filter(|room| !room.is_empty());
     let room = room.ok_or(LoadError::NoMemory(low.len()))?;
     let loaded = place(memory, room, boot)?;
@@ -195,8 +190,8 @@ pub fn load(memory: &GuestRam, boot: &Boot<'_>) -> Result<Start, LoadError> {
         None => None,
     };
     reset_vector::write(memory).map_err(|source| LoadError::Memory { what: "reset vector", source })?;
-    let rsdp = acpi::write(memory, boot.platform)?;
-    let map = memory_map(boot.platform);
+    let rsdp = acpi::write(memory, platform)?;
+    let map = memory_map(platform);
     let contents =
         Contents { header: loaded.header, protected_mode: loaded.protected_mode, map: &map, initrd, rsdp };
     // Made for a PVH kernel too: its map has the same bounds.

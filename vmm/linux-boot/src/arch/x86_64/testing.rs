@@ -11,7 +11,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 /// Loads the kernel of this file alone: no initrd, no command line.
 pub fn load_alone(memory: &GuestRam, platform: &Platform, file: &[u8]) -> Result<Start, LoadError> {
     let kernel = &Kernel::identify(file).unwrap();
-    load(memory, &Boot { platform, kernel, initrd: None, cmdline: "", in_guest_decompression: false })
+    load(memory, platform, &Boot { kernel, initrd: None, cmdline: "", in_guest_decompression: false })
 }
 
 /// One vCPU, as KVM makes it, of a virtual machine with this memory. The memory must outlive both.

@@ -7,12 +7,13 @@
 //! The structures are KVM's ABI and do not change; that they are bytes without padding is proven by `zerocopy`'s derives.
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_msr_entry};
+use strum::EnumCount;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::state::VcpuState;
 
 /// What a section holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumCount, strum::FromRepr)]
 #[repr(u32)]
 enum Tag {
     Cpuid = 1,
@@ -24,20 +25,6 @@ enum Tag {
     Debugregs,
     Events,
     MpState,
-}
-
-impl Tag {
-    const ALL: [Self; 9] = [
-        Self::Cpuid,
-        Self::Msrs,
-        Self::Regs,
-        Self::Sregs,
-        Self::Xsave,
-        Self::Xcrs,
-        Self::Debugregs,
-        Self::Events,
-        Self::MpState,
-    ];
 }
 
 /// More MSRs than any KVM lists.
@@ -86,15 +73,14 @@ pub fn decode(bytes: &[u8], vcpus: u32) -> Result<Vec<VcpuState>, BadState> {
 }
 
 fn one(rest: &mut &[u8]) -> Result<VcpuState, String> {
-    let mut found: [Option<&[u8]>; Tag::ALL.len()] = Default::default();
+    let mut found: [Option<&[u8]>; Tag::COUNT] = Default::default();
     for _ in 0..word(rest)? {
         let (tag, len) = (word(rest)?, word(rest)? as usize);
         let (content, after) = rest.split_at_checked(len).ok_or("is cut short")?;
         *rest = after;
-        let known = Tag::ALL.iter().position(|&known| known as u32 == tag);
-        let place = known.ok_or_else(|| format!("has a section of kind {tag}"))?;
-        if found[place].replace(content).is_some() {
-            return Err(format!("has two sections {:?}", Tag::ALL[place]));
+        let tag = Tag::from_repr(tag).ok_or_else(|| format!("has a section of kind {tag}"))?;
+        if found[tag as usize - 1].replace(content).is_some() {
+            return Err(format!("has two sections {tag:?}"));
         }
     }
     let get = |tag: Tag| found[tag as usize - 1];

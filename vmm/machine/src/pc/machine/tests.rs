@@ -9,6 +9,7 @@ use super::*;
 use crate::pc::Ending;
 use crate::testing::in_ring_3;
 use host::kvm_stats::KvmStats;
+use linux_boot::Kernel;
 use linux_boot::fixture::{self, KERNEL_AT, Load};
 
 /// Where the tests' kernels write to memory: above what is loaded of them.
@@ -34,7 +35,7 @@ fn boot(pc: &mut Pc, code: &[u8]) -> Receiver<Ending> {
     let kernel = Kernel::identify(&file).unwrap();
     let (send, ended) = channel();
     pc.life().at_end(move |ending| send.send(ending.clone()).unwrap());
-    pc.boot(&BootSpec { kernel: &kernel, initrd: None, cmdline: "", in_guest_decompression: false }).unwrap();
+    pc.boot(&Boot { kernel: &kernel, initrd: None, cmdline: "", in_guest_decompression: false }).unwrap();
     ended
 }
 

@@ -36,13 +36,12 @@ fn start(
     let (memory, platform) = machine(size);
     let kernel = Kernel::identify(file).unwrap();
     let boot = Boot {
-        platform: &platform,
         kernel: &kernel,
         initrd: initrd.map(Initrd::Bytes),
         cmdline,
         in_guest_decompression: in_guest,
     };
-    load(&memory, &boot).map(|start| Started { memory, start })
+    load(&memory, &platform, &boot).map(|start| Started { memory, start })
 }
 
 #[derive(Debug)]
@@ -205,13 +204,12 @@ fn an_initrd_comes_from_its_file() {
     let input = Input::open(FileKind::Initrd, file.path()).unwrap();
     let bzimage = packed();
     let boot = Boot {
-        platform: &platform,
         kernel: &Kernel::identify(&bzimage).unwrap(),
         initrd: Some(Initrd::of_input(&input).unwrap()),
         cmdline: "",
         in_guest_decompression: false,
     };
-    load(&memory, &boot).unwrap();
+    load(&memory, &platform, &boot).unwrap();
     let page: boot_params = memory.read_obj(GuestAddress(0x7000)).unwrap();
     let mut read = [0; 16];
     memory.read_slice(&mut read, GuestAddress(page.hdr.ramdisk_image.into())).unwrap();
