@@ -11,7 +11,6 @@
 //!      <───────────────────  ShellOutput { bytes } … ShellExited { status }
 //!   Counters ───────────────────────────────────>
 //!      <──────────────────────────────────────────  CountersAre { moved_pages, huge_bytes, text }
-//!   PowerOff ───────────────────────────────────>
 //!
 //!   in place of any answer:  Refused { request, what }     the agent lives on
 //!   at any time:             Log { text }, and Failed { what }: the agent's last words

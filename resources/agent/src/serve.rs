@@ -24,7 +24,7 @@ use crate::memory::{MemoryError, Space};
 use crate::port::{Port, PortError};
 use crate::shell::{Shell, ShellError};
 use crate::worker::{Worker, WorkerError};
-use crate::{counters, power, quiet};
+use crate::{counters, quiet};
 
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +151,6 @@ impl Agent {
                     Err(error) => self.refuse(Request::Shell, &error)?,
                 },
                 ToAgent::Counters => self.count()?,
-                ToAgent::PowerOff => power::off(),
             }
         }
         Ok(())

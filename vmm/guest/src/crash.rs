@@ -11,70 +11,56 @@ use crate::arch::{self, Registers};
 use program::exit::Class;
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum CrashKind {
-    /// An exception reached the guest's ring 0.
+    #[error("{}", arch::Exception(.0))]
     Exception(FaultFrame),
-    /// The guest's Rust code panicked, with this message.
+    #[error("panic: {0}")]
     Panic(String),
-    /// A triple fault: an exception that could not be delivered.
+    #[error("triple fault")]
     TripleFault,
-    /// The guest reached for memory that is none: beyond its RAM, or a hole where a memslot should have been.
-    NoMemory {
-        /// Guest physical address.
-        gpa: u64,
-        /// Whether it wrote.
-        write: bool,
-        /// Whether RAM is promised at that address, so that the fault is the VMM's.
-        promised: bool,
-    },
-    /// A page that was swapped out cannot be brought back.
-    LostPage {
-        /// The page's guest physical address.
-        gpa: u64,
-        /// What keeps it from coming back.
-        why: String,
-    },
-    /// KVM could not reach the host memory behind a guest address: `KVM_RUN` failed with `EFAULT`.
+    /// `promised`: the address is RAM, so the fault is the VMM's.
+    #[error(
+        "{} guest physical address {gpa:#x}, {}",
+        if *write { "wrote to" } else { "read from" },
+        if *promised { "where its memslot was missing" } else { "where it has no memory" }
+    )]
+    NoMemory { gpa: u64, write: bool, promised: bool },
+    #[error("needs the page at guest physical address {gpa:#x}, which cannot be brought back: {why}")]
+    LostPage { gpa: u64, why: String },
+    #[error("KVM found the host memory behind it gone (EFAULT)")]
     HostFault,
-    /// The host has no page for the guest where it has promised one, and this is the limit that it met.
+    /// The host has promised the page, and this is the limit that it met.
+    #[error("got no page of the host's: {0}")]
     HostLimit(String),
-    /// The guest's memory could not be given back to it after it had been taken away for a moment.
+    /// The memory had been taken away for a moment, and could not be given back.
+    #[error("was left without its memory: {0}")]
     Memslots(String),
-    /// The guest used an I/O port without a device.
-    Port {
-        /// The port's number.
-        port: u16,
-        /// Whether it wrote.
-        write: bool,
-    },
-    /// The guest rang the doorbell with a value that means nothing at that point.
+    #[error("{} I/O port {port:#x}, which nobody serves", if *write { "wrote to" } else { "read" })]
+    Port { port: u16, write: bool },
+    #[error("rang the doorbell with {0}, which means nothing there")]
     Doorbell(u8),
-    /// `KVM_EXIT_INTERNAL_ERROR`, usually an instruction that KVM's emulator does not know.
-    InternalError {
-        /// KVM's sub-error: 1 is emulation.
-        suberror: u32,
-        /// The instruction's bytes, where KVM tells them.
-        instruction: Vec<u8>,
-    },
-    /// The processor refused the guest's state.
-    FailEntry {
-        /// The hardware's reason.
-        reason: u64,
-    },
-    /// The guest halted, and nothing would ever wake it.
+    /// Usually an instruction that KVM's emulator does not know (`suberror` 1); its bytes, where KVM tells them.
+    #[error("KVM internal error {suberror}{}", at_instruction(instruction))]
+    InternalError { suberror: u32, instruction: Vec<u8> },
+    #[error("the processor refused the entry, reason {reason:#x}")]
+    FailEntry { reason: u64 },
+    #[error("halted with nothing to wake it")]
     Halted,
-    /// Nothing came from it for too long, and it was asked where it is.
+    #[error("gave no sign of life")]
     Silent,
-    /// `KVM_RUN` failed, with this answer.
+    #[error("KVM_RUN failed{}: {errno}", remedy::after(Asked::Kvm, *.0), errno = .0)]
     NoEntry(Errno),
     /// Another exit, as KVM names it.
+    #[error("{0}")]
     Other(String),
     /// A thread of this program, or a wake from one, did not come: nothing that the guest did.
+    #[error("{0}")]
     Overdue(Overdue),
-    /// A worker on the software MMU failed.
+    #[error("software worker: {0}")]
     Worker(String),
-    /// The agent in a Linux guest failed, or the link to it did.
+    #[error("the guest's agent failed: {0}")]
     Agent(String),
 }
 
@@ -99,58 +85,9 @@ impl CrashKind {
     }
 }
 
-impl fmt::Display for CrashKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exception(frame) => write!(f, "{}", arch::Exception(frame)),
-            Self::Panic(message) => write!(f, "panic: {message}"),
-            Self::TripleFault => write!(f, "triple fault"),
-            Self::NoMemory { gpa, write, promised } => write!(
-                f,
-                "{} guest physical address {gpa:#x}, {}",
-                if *write { "wrote to" } else { "read from" },
-                if *promised { "where its memslot was missing" } else { "where it has no memory" }
-            ),
-            Self::LostPage { gpa, why } => {
-                write!(
-                    f,
-                    "needs the page at guest physical address {gpa:#x}, which cannot be brought back: {why}"
-                )
-            }
-            Self::HostFault => write!(f, "KVM found the host memory behind it gone (EFAULT)"),
-            Self::HostLimit(limit) => write!(f, "got no page of the host's: {limit}"),
-            Self::Memslots(why) => write!(f, "was left without its memory: {why}"),
-            Self::Port { port, write } => {
-                write!(
-                    f,
-                    "{} I/O port {port:#x}, which nobody serves",
-                    if *write { "wrote to" } else { "read" }
-                )
-            }
-            Self::Doorbell(value) => write!(f, "rang the doorbell with {value}, which means nothing there"),
-            Self::InternalError { suberror, instruction } => {
-                write!(f, "KVM internal error {suberror}")?;
-                if !instruction.is_empty() {
-                    write!(f, " at the instruction {}", hex(instruction))?;
-                }
-                Ok(())
-            }
-            Self::FailEntry { reason } => write!(f, "the processor refused the entry, reason {reason:#x}"),
-            Self::Halted => write!(f, "halted with nothing to wake it"),
-            Self::Silent => write!(f, "gave no sign of life"),
-            Self::NoEntry(errno) => {
-                write!(f, "KVM_RUN failed{}: {errno}", remedy::after(Asked::Kvm, *errno))
-            }
-            Self::Other(what) => write!(f, "{what}"),
-            Self::Overdue(overdue) => write!(f, "{overdue}"),
-            Self::Worker(what) => write!(f, "software worker: {what}"),
-            Self::Agent(what) => write!(f, "the guest's agent failed: {what}"),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+fn at_instruction(bytes: &[u8]) -> String {
+    let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    if hex.is_empty() { String::new() } else { format!(" at the instruction {}", hex.join(" ")) }
 }
 
 /// What is known of a worker's end.

@@ -241,15 +241,9 @@ impl Mailbox {
         self.lock().clock.offset()
     }
 
-    /// Whether the worker is still able to work.
-    ///
-    /// # Errors
-    /// [`GuestError::Crashed`] if it is no more.
+    /// [`GuestError::Crashed`] if the worker has failed, for `?`.
     pub fn alive(&self) -> Result<(), GuestError> {
-        match &self.lock().phase {
-            Phase::Failed(report) => Err(GuestError::Crashed(report.clone())),
-            Phase::Starting | Phase::Idle | Phase::Working => Ok(()),
-        }
+        self.failure().map_or(Ok(()), |report| Err(GuestError::Crashed(report)))
     }
 
     /// How the worker failed, if it has.
@@ -261,9 +255,6 @@ impl Mailbox {
     }
 
     /// Takes every stall recorded since the last time.
-    ///
-    /// # Errors
-    /// [`GuestError::Ring`] if the guest left the ring's counters impossible.
     pub fn take_stalls(&self, each: impl FnMut(Stall)) -> Result<(), GuestError> {
         self.area.take_stalls(each).map_err(|ring| GuestError::Ring { vcpu: self.vcpu, ring })
     }

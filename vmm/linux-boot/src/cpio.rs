@@ -181,4 +181,4 @@ fn check(name: &str) -> Result<(), CpioError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

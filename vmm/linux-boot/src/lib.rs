@@ -16,6 +16,7 @@
 mod arch;
 pub mod compression;
 pub mod cpio;
+pub mod initramfs;
 pub mod initrd;
 pub mod modules;
 mod platform;

@@ -26,8 +26,6 @@ pub enum ToAgent<'a> {
     Shell { command: &'a str },
     /// Tell the guest's own counters, and whether the arena is still where it was.
     Counters,
-    /// End the guest.
-    PowerOff,
 }
 
 /// The requests of [`ToAgent`] that are answered, by their kinds.
@@ -110,7 +108,6 @@ mod kind {
     pub(super) const ORDER: u16 = 0x02;
     pub(super) const SHELL: u16 = 0x03;
     pub(super) const COUNTERS: u16 = 0x04;
-    pub(super) const POWER_OFF: u16 = 0x05;
 
     pub(super) const HELLO: u16 = 0x81;
     pub(super) const MAPPED: u16 = 0x82;
@@ -136,7 +133,6 @@ impl<'a> ToAgent<'a> {
                 .fold(Encoder::new(buffer, kind::ORDER, vcpu), |encoder, word| encoder.u64(word)),
             Self::Shell { command } => Encoder::new(buffer, kind::SHELL, 0).bytes(command.as_bytes()),
             Self::Counters => Encoder::new(buffer, kind::COUNTERS, 0),
-            Self::PowerOff => Encoder::new(buffer, kind::POWER_OFF, 0),
         }
         .finish()
     }
@@ -166,7 +162,6 @@ impl<'a> ToAgent<'a> {
             }
             kind::SHELL => Self::Shell { command: fields.text()? },
             kind::COUNTERS => Self::Counters,
-            kind::POWER_OFF => Self::PowerOff,
             other => return Err(LinkError::Kind(other)),
         };
         check_end(frame, &fields, matches!(message, Self::Order { .. }))?;

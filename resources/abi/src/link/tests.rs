@@ -34,8 +34,7 @@ impl Sent {
             1 => ToAgent::MapArena { bytes: words[0], pages: Pages::Huge },
             2 => ToAgent::Order { vcpu: *vcpu, order: RawOrder::from_words(*words) },
             3 => ToAgent::Shell { command: text },
-            4 => ToAgent::Counters,
-            _ => ToAgent::PowerOff,
+            _ => ToAgent::Counters,
         }
     }
 
@@ -171,7 +170,7 @@ fn a_payload_that_lies_is_refused_by_name() {
         (0x02, 0, &[0; 81], length(0x02, 81)),
         (0x03, 0, b"\xff", LinkError::Text(0x03)),
         (0x03, 1, b"true", LinkError::Vcpu { kind: 0x03, vcpu: 1 }),
-        (0x05, 0, &[0], length(0x05, 1)),
+        (0x04, 0, &[0], length(0x04, 1)),
         (0x83, 0, &[], LinkError::Kind(0x83)),
     ] {
         assert_eq!(ToAgent::decode(Frame { kind, vcpu, payload }), Err(error));

@@ -1,7 +1,7 @@
 //! What is typed, or comes out of a pipe, on its way to the guest.
 //!
 //! A pipe is read only as fast as the guest reads: nothing is lost. A terminal is always read, because Ctrl-A x must
-//! work in front of a guest that hangs; what is typed beyond [`TYPED_AHEAD`] is lost, and counted.
+//! work in front of a guest that hangs; what is typed beyond [`TYPED_AHEAD`] is lost.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -44,23 +44,17 @@ pub struct SerialInput {
     pending: Vec<u8>,
     /// Present where a person types.
     escapes: Option<(Escapes, Arc<PowerSwitch>)>,
-    lost: u64,
 }
 
 impl SerialInput {
     /// Input from a pipe or a file: every byte of it goes to the guest.
     pub fn from_pipe(port: Arc<Mutex<SerialPort>>, fd: OwnedFd) -> Self {
-        Self { port, fd, source: Source::Watched, pending: Vec::new(), escapes: None, lost: 0 }
+        Self { port, fd, source: Source::Watched, pending: Vec::new(), escapes: None }
     }
 
     /// Input from a terminal, where Ctrl-A speaks to the VMM.
     pub fn from_terminal(port: Arc<Mutex<SerialPort>>, fd: OwnedFd, switch: Arc<PowerSwitch>) -> Self {
         Self { escapes: Some((Escapes::default(), switch)), ..Self::from_pipe(port, fd) }
-    }
-
-    /// Bytes typed that the guest never got.
-    pub fn lost(&self) -> u64 {
-        self.lost
     }
 
     /// Whether more may be read now.
@@ -96,7 +90,6 @@ impl SerialInput {
                 }
             }
         }
-        self.lost += self.pending.len().saturating_sub(TYPED_AHEAD) as u64;
         self.pending.truncate(TYPED_AHEAD);
     }
 

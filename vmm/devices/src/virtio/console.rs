@@ -84,8 +84,11 @@ impl Console {
         // What the driver sees as one buffer may have shrunk since the last turn.
         let done = self.sent.min(len);
         let part = (len - done).min(PART);
-        let transfer =
-            if self.hung_up { Transfer::HungUp(0) } else { self.to_socket(memory, chain, done, part) };
+        let mut socket = &self.socket;
+        let transfer = match self.hung_up {
+            true => Transfer::HungUp(0),
+            false => transfer(memory, chain.readable, done, part, &mut |slice| socket.write_volatile(slice)),
+        };
         self.sent = 0;
         match transfer {
             Transfer::Whole if done + part < len => {
@@ -105,18 +108,6 @@ impl Console {
         }
     }
 
-    fn to_socket(&self, memory: &GuestRam, chain: &Chain<'_>, from: u64, len: u64) -> Transfer {
-        let mut socket = &self.socket;
-        transfer(memory, chain.readable, from, len, &mut |slice| {
-            loop {
-                match socket.write_volatile(slice) {
-                    Err(error) if is(&error, ErrorKind::Interrupted) => {}
-                    other => break other,
-                }
-            }
-        })
-    }
-
     /// The guest's input.
     fn receive(&mut self, memory: &GuestRam, chain: &Chain<'_>) -> Result<Outcome, &'static str> {
         if self.hung_up || !self.control.guest_is_open() {
@@ -124,15 +115,7 @@ impl Console {
         }
         let room = total_len(chain.writable).min(PART);
         let mut socket = &self.socket;
-        let transfer = transfer(memory, chain.writable, 0, room, &mut |slice| {
-            loop {
-                match socket.read_volatile(slice) {
-                    Err(error) if is(&error, ErrorKind::Interrupted) => {}
-                    other => break other,
-                }
-            }
-        });
-        match transfer {
+        match transfer(memory, chain.writable, 0, room, &mut |slice| socket.read_volatile(slice)) {
             Transfer::Whole => Ok(Outcome::Used(room as u32)),
             Transfer::Blocked(0) => Ok(Outcome::Later),
             Transfer::Blocked(got) => Ok(Outcome::Used(got as u32)),
@@ -259,6 +242,7 @@ fn transfer(
                             Err(_) => return Transfer::OutsideRam,
                         }
                     }
+                    Err(error) if is(&error, ErrorKind::Interrupted) => {}
                     Err(error) if is(&error, ErrorKind::WouldBlock) => return Transfer::Blocked(done),
                     // EPIPE, ECONNRESET: there is no other end.
                     Err(_) => return Transfer::HungUp(done),

@@ -26,8 +26,6 @@ use crate::bus::BusDevice;
 use crate::{lock, signal};
 use guest::GuestRam;
 
-/// Bytes of a device's registers, configuration space included.
-pub const MMIO_SIZE: u64 = 0x1000;
 /// Where the register is that a driver writes a queue's index to: the place of the ioeventfds.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 

@@ -124,11 +124,6 @@ impl Link {
         }
     }
 
-    /// Asks the agent to power the guest off. The guest's end is seen by the vCPUs' machine.
-    pub fn power_off(&self) -> Result<(), AgentError> {
-        self.shared.send(&ToAgent::PowerOff)
-    }
-
     /// Ends the link with a reason of the VMM's, as when the guest has ended: everything that waits for the agent ends
     /// with it. A reason that the agent gave, or that ended the link before, stands.
     pub fn end(&self, reason: &str) {

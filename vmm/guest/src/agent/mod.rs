@@ -16,7 +16,6 @@
 
 mod courier;
 mod error;
-pub mod initramfs;
 mod link;
 mod mapped;
 mod shared;

@@ -7,10 +7,9 @@ use guest_mem::remedy::{self, Asked};
 use devices::virtio::block::DiskError;
 use experiment::scenario::LinuxGuest;
 use guest::agent::AgentError;
-use guest::agent::initramfs::{self, Kind};
-use linux_boot::cpio::{CpioError, Writer};
+use linux_boot::cpio::CpioError;
 use linux_boot::modules::{self, ModuleError};
-use linux_boot::{Kernel, LoadError, Refusal};
+use linux_boot::{Kernel, LoadError, Refusal, initramfs};
 use machine::pc::PcError;
 use program::exit::{Class, Classified};
 use program::input::{self, FileKind, InputError};
@@ -117,21 +116,10 @@ pub(super) fn archive(setup: &LinuxSetup<'_>, kernel: &Kernel<'_>) -> Result<Vec
     wanted.extend(setup.guest.disk.as_ref().map(|_| DISK_MODULE));
     let directory = modules_of(setup, kernel)?;
     let modules = modules::load_order(&directory, &wanted, setup.guest.memory.min(MODULES_MOST))?;
-    let modules: Vec<_> = modules.into_iter().map(|module| (module.name, module.image)).collect();
-    let bytes: usize = modules.iter().map(|(_, image)| image.len()).sum();
+    let bytes: usize = modules.iter().map(|module| module.image.len()).sum();
     let none = |_| ModuleError::NoMemory { path: directory.clone(), bytes: bytes as u64 };
     archive.try_reserve(bytes).map_err(none)?;
-    let mut writer = Writer::new(archive);
-    for entry in initramfs::entries(resources::AGENT, &modules) {
-        let path = &entry.path;
-        match entry.kind {
-            Kind::Directory => writer.directory(path, 0o755)?,
-            Kind::File(mut bytes) => writer.file(path, 0o644, bytes.len() as u64, &mut bytes)?,
-            Kind::Program(mut bytes) => writer.file(path, 0o755, bytes.len() as u64, &mut bytes)?,
-            Kind::Device { major, minor } => writer.character_device(path, 0o600, (major, minor))?,
-        }
-    }
-    Ok(writer.finish()?)
+    Ok(initramfs::append_agent(archive, resources::AGENT, &modules)?)
 }
 
 /// The directory of the kernel's modules.

@@ -4,15 +4,15 @@ use super::*;
 
 /// What the naive reader finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
-    name: String,
-    mode: u32,
+pub(crate) struct Found {
+    pub(crate) name: String,
+    pub(crate) mode: u32,
     device: (u32, u32),
-    data: Vec<u8>,
+    pub(crate) data: Vec<u8>,
 }
 
 /// Reads an archive field by field, and checks what every reader relies on.
-fn read(archive: &[u8]) -> Vec<Found> {
+pub(crate) fn read(archive: &[u8]) -> Vec<Found> {
     assert_eq!(archive.len() % 512, 0);
     let (mut at, mut found, mut inodes) = (0, Vec::new(), Vec::new());
     loop {
