@@ -11,7 +11,7 @@ use std::process::Command;
 struct Program {
     directory: &'static str,
     binary: &'static str,
-    /// Flags in place of whatever the environment sets for the host.
+    /// Flags in place of those that the environment sets for the host.
     flags: &'static [&'static str],
     /// Through which the crate gets the path.
     variable: &'static str,

@@ -1,4 +1,4 @@
-//! Carrying out a work order, on whatever can reach pages: the bare guest, or a worker on the software MMU.
+//! Carrying out a work order: by the bare guest, by an agent, or by a worker on the software MMU.
 
 use crate::block::{Outcome, Stall};
 use crate::layout::{MAX_VCPUS, PAGE_SIZE};

@@ -1,4 +1,4 @@
-//! The end: whatever happens, the guest powers off, so that the VMM hears of it.
+//! The end: on every way out the guest powers off, so that the VMM learns of it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;

@@ -20,7 +20,7 @@ pub fn kernel() -> Vec<String> {
 }
 
 /// Lets memory that asks for huge pages have them, if the kernel was told never to, or does not because the guest
-/// began with less than 512 MiB. Control areas ask for them whatever the arena does.
+/// began with less than 512 MiB. Control areas ask for them also when the arena does not.
 pub fn allow_huge_pages() -> Option<String> {
     let never = fs::read_to_string(THP).is_ok_and(|text| text.contains("[never]"));
     if never { write(THP, "madvise") } else { None }

@@ -58,17 +58,13 @@ enum MapError {
 
 /// What the main thread looks after.
 pub struct Agent {
-    /// The way to the VMM.
     pub port: &'static Port,
     /// One for each vCPU.
     pub workers: Vec<Worker>,
-    /// Ends of children.
     pub children: Children,
-    /// Ends of workers.
     pub faults: Faults,
     /// The memory, once there is some.
     pub space: Option<Arc<Space>>,
-    /// The command that runs.
     pub shell: Option<Shell>,
     /// Outputs of processes that a command left behind: they are read and thrown away.
     pub leftovers: Vec<PipeReader>,
@@ -230,7 +226,12 @@ impl Agent {
         let place = logical.map_or("which is no page of the arena or an area".into(), |gpa| {
             format!("where it maps {gpa:#x} as the orders count")
         });
-        ServeError::Died { vcpu: fault.vcpu, signal: faults::name(fault.signal), address: fault.address, place }
+        ServeError::Died {
+            vcpu: fault.vcpu,
+            signal: faults::name(fault.signal),
+            address: fault.address,
+            place,
+        }
     }
 }
 

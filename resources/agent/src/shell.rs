@@ -25,7 +25,7 @@ pub enum ShellError {
 pub struct Shell {
     pid: i32,
     output: PipeReader,
-    /// Whether anybody still has the pipe's other end.
+    /// Whether a process still has the pipe's other end.
     open: bool,
 }
 

@@ -25,7 +25,7 @@ const ROUND: usize = 32;
 
 /// Something that the device thread serves. Unlike the event manager's own subscribers it may fail.
 pub trait Served: Send {
-    /// Who fails, in errors.
+    /// The name in errors.
     fn name(&self) -> &'static str;
     /// Registers the descriptors to watch.
     fn init(&mut self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error>;
@@ -151,7 +151,7 @@ impl DeviceLoop {
         Ok(Self { stop, ended, thread: Some(thread) })
     }
 
-    /// Readable once the thread has ended, for whatever reason.
+    /// Readable once the thread has ended, for any reason.
     pub fn ended(&self) -> &EventFd {
         &self.ended
     }

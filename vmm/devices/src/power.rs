@@ -1,4 +1,4 @@
-//! The power switch of a machine: what pressed it, and who is told.
+//! The power switch of a machine: what pressed it, and the thread that it wakes.
 //!
 //! ```text
 //!   outb(0x600, S5 | SLP_EN)  AcpiPower ── Off ───┐

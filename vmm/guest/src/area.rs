@@ -1,4 +1,4 @@
-//! A worker's control area, in memory that stays mapped as long as somebody can reach it.
+//! A worker's control area, in memory that stays mapped as long as the area can be reached.
 
 use std::ops::Deref;
 use std::sync::Arc;

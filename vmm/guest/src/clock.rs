@@ -52,7 +52,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Now. Of a few readings the one that took least: who is interrupted between the clocks reads two moments.
+    /// Now. Of a few readings the shortest one: a thread that is interrupted between the clocks reads two moments.
     pub fn now() -> Self {
         let read = || {
             let (before, ns, after) = (tsc(), monotonic_ns(), tsc());

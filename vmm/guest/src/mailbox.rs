@@ -1,4 +1,4 @@
-//! One worker's mailbox: what it is doing, who waits for it, and the control area the work goes through.
+//! One worker's mailbox: its phase, the threads that wait for it, and the control area the work goes through.
 //!
 //! ```text
 //!             next_order         submit          next_order
@@ -119,7 +119,7 @@ impl Mailbox {
         self.vcpu
     }
 
-    /// The worker's control area. Its memory stays mapped as long as the mailbox, whatever becomes of the machine, and no
+    /// The worker's control area. Its memory stays mapped as long as the mailbox, also when the machine is gone, and no
     /// copy of it outlives the mailbox:
     ///
     /// ```compile_fail,E0505

@@ -1,15 +1,14 @@
 //! The capabilities of this process, which the kernel checks in the initial user namespace. The user ID does not tell them:
 //! root of a container may lack some, root of a user namespace has all of them in that namespace only.
 
-use std::fmt;
-
 use super::root::Root;
 
 /// `PROC_USER_INIT_INO`, the same on every kernel.
 const INITIAL: &str = "user:[4026531837]";
 
 /// A capability, by its number in `<linux/capability.h>`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", prefix = "CAP_")]
 #[repr(u8)]
 pub enum Capability {
     /// Access to other users' processes.
@@ -20,17 +19,6 @@ pub enum Capability {
     SysNice = 23,
     /// perf events of the kernel and of all processes.
     Perfmon = 38,
-}
-
-impl fmt::Display for Capability {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::SysPtrace => "CAP_SYS_PTRACE",
-            Self::SysAdmin => "CAP_SYS_ADMIN",
-            Self::SysNice => "CAP_SYS_NICE",
-            Self::Perfmon => "CAP_PERFMON",
-        })
-    }
 }
 
 /// A capability that the process lacks.

@@ -4,7 +4,6 @@
 //! memory it takes. Memory that is not there ([`zeroed`]) is an error, never the end of this program.
 
 use std::alloc::{Layout, alloc_zeroed};
-use std::fmt;
 use std::io::Read;
 
 use xz4rust::{XzDecoder, XzError};
@@ -22,13 +21,15 @@ const LZ4_BLOCK: usize = 8 << 20;
 const LZ4_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 
 /// A compression, as `CONFIG_KERNEL_…` knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Compression {
     /// gzip.
     Gzip,
     /// xz, with the x86 BCJ filter where it was used.
     Xz,
     /// LZ4 in its legacy frame.
+    #[strum(to_string = "LZ4")]
     Lz4,
     /// Zstandard.
     Zstd,
@@ -37,6 +38,7 @@ pub enum Compression {
     /// The old LZMA format. Not unpacked.
     Lzma,
     /// LZO. Not unpacked.
+    #[strum(to_string = "LZO")]
     Lzo,
 }
 
@@ -109,20 +111,6 @@ impl Compression {
                 Err(UnpackError { at: 0, fault: UnpackFault::Unsupported })
             }
         }
-    }
-}
-
-impl fmt::Display for Compression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Gzip => "gzip",
-            Self::Xz => "xz",
-            Self::Lz4 => "LZ4",
-            Self::Zstd => "zstd",
-            Self::Bzip2 => "bzip2",
-            Self::Lzma => "lzma",
-            Self::Lzo => "LZO",
-        })
     }
 }
 

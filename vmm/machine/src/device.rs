@@ -1,8 +1,8 @@
 //! `/dev/kvm`, open and known to be KVM.
 //!
 //! That a file of that name opens proves nothing: it may be another device, KVM of another API, or a KVM whose hardware
-//! another hypervisor has. So the version is asked for and a VM is made, once, here. The VM is kept for the first who
-//! wants one, so that the question costs nothing.
+//! another hypervisor has. So the version is asked for and a VM is made, once, here. The VM is kept for the first caller of
+//! [`Kvm::create_vm`], so that the question costs nothing.
 
 use std::fs::OpenOptions;
 use std::ops::Deref;
@@ -29,9 +29,6 @@ pub struct Kvm {
 
 impl Kvm {
     /// Opens KVM's device and makes sure that it is one.
-    ///
-    /// # Errors
-    /// [`NoKvm`], with what to do about it on this host.
     pub fn open() -> Result<Self, NoKvm> {
         Self::open_at(Path::new(DEVICE))
     }

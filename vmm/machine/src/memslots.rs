@@ -7,7 +7,7 @@
 //!    └── GuestCpu: the file of a vCPU. The last of them ends before the memory does
 //! ```
 //!
-//! A guest whose slot outlives its memory would read and write whatever this process maps there next.
+//! A guest whose slot outlives its memory would read and write the next mapping of this process at that address.
 
 use std::fmt;
 use std::ops::Deref;
@@ -63,7 +63,7 @@ impl Vm {
         Self::with_slots(file.clone(), file, shared)
     }
 
-    /// The same, whose memslots are set by somebody else than KVM alone.
+    /// The same with memslots set through `slots`, which a test may wrap around KVM.
     pub fn with_slots(file: Arc<VmFd>, slots: Arc<dyn SetSlot>, shared: Arc<VmShared>) -> Self {
         let nothing = Installed { table: Arc::new(SlotTable::default()), behind: Vec::new() };
         Self { slots, file, installed: Mutex::new(nothing), shared }
@@ -74,7 +74,7 @@ impl Vm {
         &self.file
     }
 
-    /// What all who act on the VM share.
+    /// What the threads that act on the VM share.
     pub fn shared(&self) -> &Arc<VmShared> {
         &self.shared
     }
@@ -154,8 +154,8 @@ pub struct GuestCpu {
 }
 
 impl GuestCpu {
-    /// For running it, and for what else takes it exclusively. Not for everybody: two that were exchanged would run on
-    /// memory of which they know nothing.
+    /// For running it, and for calls that take it exclusively. Not public: two files that a caller swapped would each be
+    /// kept with the memory of the other's VM.
     pub(crate) fn file_mut(&mut self) -> &mut VcpuFd {
         &mut self.file
     }

@@ -54,11 +54,11 @@ impl KvmSlots {
         Self { core, method, accounting }
     }
 
-    /// Drops KVM's translations of `range`, and of whatever else the method cannot spare: nothing once the memory is no
+    /// Drops KVM's translations of `range`, and those beyond it that the method drops with them; none once the memory is no
     /// longer the guest's.
     ///
-    /// If KVM or the kernel refuses to give back what was taken for the zap, no vCPU is let in again, and a thread that
-    /// waits for one hears why: a guest that runs on without its memory would be wrong, not slow.
+    /// If KVM or the kernel refuses to restore the memslot or the protection, no vCPU enters the guest again, and a thread
+    /// that waits for one gets the reason: a guest that ran on without its memory would be wrong, not slow.
     pub fn zap(&self, range: HvaRange) -> Zapped {
         // One zap at a time in a VM: a slot that two threads delete and put back would be put back too early.
         let mut installed = self.core.vm.lock();
@@ -77,10 +77,10 @@ impl KvmSlots {
         if slots.is_empty() {
             return Zapped::NOTHING;
         }
-        // Nothing is taken from vCPUs that may be inside. The gate is shut by then, and who waits for the guest is told.
+        // No memslot is deleted while a vCPU may be inside. The gate is shut by then, which threads that wait for it learn.
         let Ok(hold) = self.core.shared.gate.hold() else { return Zapped::NOTHING };
         let before = self.leaves();
-        // A refusal has shut the gate; who waits for the guest is told.
+        // A refusal has shut the gate, which threads that wait for it learn.
         let refused = slots.iter().any(|slot| self.core.vm.reinstall(installed, slot).is_err());
         let after = self.leaves();
         drop(hold);
@@ -130,7 +130,7 @@ impl KvmSlots {
 
     fn unmap(&self, region: &Region, part: HvaRange) -> u64 {
         if !region.backing().is_shared() {
-            // Low memory is private, whatever the arena is.
+            // Low memory is private, also if the arena is shared.
             return self.toggle(region, part);
         }
         if let Err(error) = guest_mem::unmap_shared(region, part) {

@@ -29,7 +29,7 @@ pub struct VmConfig {
     pub slot_zap_all_quirk: bool,
 }
 
-/// A VM without its vCPUs, shared by all who act on it. The bare guest's VM has one for its whole life; a PC
+/// A VM without its vCPUs, shared by all that act on it. The bare guest's VM has one for its whole life; a PC
 /// ([`super::pc`]) makes another for each arena that is put into it.
 #[derive(Debug)]
 pub struct VmCore {

@@ -15,7 +15,7 @@ use super::sys::{Futex, Woke};
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub struct ProtectionWindow {
-    /// How many toggles are between their two calls; also the futex of who waits for them.
+    /// How many toggles are between their two calls; also the futex of the threads that wait for their end.
     open: Futex,
     /// Toggles ended so far.
     ended: AtomicU64,

@@ -1,4 +1,4 @@
-//! By whom a range was announced: the work that its thread was doing, or who the thread is.
+//! The maker of a range: the work that its thread was doing, or the kind of the thread.
 //!
 //! ```text
 //!   the range's thread

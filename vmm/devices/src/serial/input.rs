@@ -116,7 +116,7 @@ impl SerialInput {
             other => other,
         };
         let before = std::mem::replace(&mut self.source, next);
-        // A paused source leaves the event loop altogether: a pipe's hang-up is reported even to those who want nothing.
+        // A paused source leaves the event loop altogether: epoll reports a pipe's hang-up also where no event is asked for.
         match (before == Source::Watched, next == Source::Watched) {
             (true, false) => ops.remove(Events::empty(&self.fd)),
             (false, true) => ops.add(Events::new(&self.fd, EventSet::IN)),

@@ -28,7 +28,7 @@ use guest::GuestRam;
 
 pub use disk::{Disk, DiskError};
 
-/// Bytes of a sector, whatever the disk's own are.
+/// Bytes of a sector of the protocol; those of the disk may be larger.
 const SECTOR: u64 = 512;
 /// Bytes of a request's header.
 const HEADER: u64 = 16;

@@ -23,7 +23,7 @@ pub(super) fn run(shared: &Shared, mailbox: &Mailbox) {
 
 fn deliver(shared: &Shared, mailbox: &Mailbox) -> Result<(), AgentError> {
     let vcpu = mailbox.vcpu() as usize;
-    // Before it is sent: the answer may overtake whatever comes after.
+    // Before it is sent: the answer may arrive before the next statement.
     shared.lock().orders[vcpu].ask();
     shared.send(&ToAgent::Order { vcpu: vcpu as u16, order: mailbox.area().order() })?;
     // As long as the order takes. Its giver watches the count of touches, and ends the link.

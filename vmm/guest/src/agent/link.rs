@@ -159,7 +159,7 @@ impl Link {
             Ok(Some(Ok(answer))) => Ok(answer),
             Ok(Some(Err(what))) => Err(AgentError::Refused { request, what }),
             Ok(None) => {
-                // Whatever it answers now would be taken for the answer to something else.
+                // A late answer would be taken for the answer to the next request.
                 let silent = AgentError::Silent { what, waited: self.shared.patience };
                 self.end(&silent.to_string());
                 Err(silent)

@@ -29,7 +29,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the link: the reader takes in what has arrived, finds the end, and tells everybody who waits. The reason is
+    /// Ends the link: the reader takes in what has arrived, finds the end, and wakes all waiting threads. The reason is
     /// this one, unless the agent gave one of its own, or something else ended the link before.
     pub(super) fn end(&self, reason: End) {
         let mut state = self.lock();
@@ -39,7 +39,7 @@ impl Shared {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    /// Wakes everybody who waits, after a change.
+    /// Wakes all waiting threads, after a change.
     pub(super) fn announce(&self, mut state: MutexGuard<'_, State>) {
         state.changed = Instant::now();
         drop(state);
@@ -76,7 +76,7 @@ impl Shared {
             let late = slept.filter(|slept| wake_was_lost(state.changed.elapsed(), *slept));
             let found = take(&mut state);
             if found.is_some() {
-                // Those who wait for room in the output.
+                // The reader may wait for room in the output.
                 self.announce(state);
                 return match late {
                     Some(slept) => Err(Overdue::unannounced(what, slept).into()),

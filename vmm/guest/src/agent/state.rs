@@ -1,4 +1,4 @@
-//! What the reader thread and everybody who waits share: pure, no input or output.
+//! The state that the reader thread and the waiting threads share: pure, no input or output.
 //!
 //! ```text
 //!   a request:   Idle ── ask ──> Awaited ── answer ──> Arrived ── take ──> Idle
@@ -77,7 +77,7 @@ impl<T> Exchange<T> {
 /// An answer, or the agent's refusal.
 pub(super) type Answer<T> = Result<T, String>;
 
-/// The most that is kept of a command's output until somebody takes it; after that the reader waits.
+/// The limit on a command's output that waits to be taken; beyond it the reader waits.
 const OUTPUT_BYTES: usize = 256 << 10;
 
 /// A command's output and end.
@@ -116,7 +116,7 @@ impl State {
         }
     }
 
-    /// Whether output of a command must wait until somebody has taken some.
+    /// Whether further output of the command must wait until some is taken.
     pub(super) fn is_full(&self) -> bool {
         self.shell.output.len() >= OUTPUT_BYTES
     }

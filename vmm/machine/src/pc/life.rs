@@ -1,4 +1,4 @@
-//! How a PC's life ends: who says so, and who waits for it.
+//! The end of a PC: its cause, and the threads and hooks that wait for it.
 //!
 //! ```text
 //!   vCPU thread: crash ───────────┐

@@ -163,7 +163,7 @@ impl PcMemory {
     }
 
     /// Exchanges the memory at `spec.range` for a fresh arena, in place of an earlier one. No vCPU runs meanwhile. The
-    /// arena is the guest's until the next exchange, whatever becomes of what is returned.
+    /// arena is the guest's until the next exchange, also if the returned value is dropped before.
     ///
     /// # Errors
     /// [`VmError`]: the range is not memory of a movable node, or the arena cannot be made.

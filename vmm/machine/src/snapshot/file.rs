@@ -28,9 +28,6 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Opens a snapshot and reads its header, states and index. The pages are neither read nor known to be sound.
-    ///
-    /// # Errors
-    /// [`SnapshotError`], naming the file and what is wrong with it.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         let failed = |attempt| move |source| SnapshotError::Io { attempt, path: path.to_owned(), source };
         let bad = |why| SnapshotError::Bad { path: path.to_owned(), why };
@@ -43,7 +40,7 @@ impl Snapshot {
         let mut page = [0; HEADER_BYTES];
         file.read_exact_at(&mut page, 0).map_err(failed("reading"))?;
         let header = Header::decode(&page, len).map_err(|why| bad(why.into()))?;
-        // Both are parts of a file as long as that, so as large as what somebody has stored.
+        // The header's layout is as long as the file, so neither part takes more memory than the file has bytes.
         let part = |range: std::ops::Range<u64>| {
             let mut bytes = vec![0; (range.end - range.start) as usize];
             file.read_exact_at(&mut bytes, range.start).map_err(failed("reading")).map(|()| bytes)
@@ -85,7 +82,7 @@ impl Snapshot {
     }
 }
 
-/// What to say of a file that is shorter than a header: whether it is a snapshot at all.
+/// The error of a file that is shorter than a header: it is no snapshot, or one of another version, or was cut short.
 fn short(file: &File, len: u64) -> HeaderError {
     let mut page = [0; HEADER_BYTES];
     // What cannot be read stays zero, which is no snapshot's beginning.

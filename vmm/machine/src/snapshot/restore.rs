@@ -43,7 +43,7 @@ pub enum How {
 /// waits for vCPUs, of which one may be waiting for a page that never comes.
 #[derive(Debug)]
 pub struct Restored {
-    // Before those who serve its faults.
+    // Before the handlers, which serve its faults.
     machine: Machine,
     paging: Option<[Paging; 2]>,
     store: Arc<ImageStore>,

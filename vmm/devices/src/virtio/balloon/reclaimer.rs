@@ -1,4 +1,4 @@
-//! Who takes the pages that the guest gives back.
+//! The receiver of the pages that the guest gives back.
 
 use std::error::Error;
 

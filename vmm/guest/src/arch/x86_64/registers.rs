@@ -27,7 +27,7 @@ const GENERAL: [&str; 15] =
 
 impl Registers {
     /// Whether they are those after INIT. AMD's processors leave a guest's state undefined at a shutdown, and KVM
-    /// resets the vCPU before anybody can look.
+    /// resets the vCPU before its registers can be read.
     pub fn are_reset(&self) -> bool {
         (self.cs, self.rip, self.cr0 & 1) == (0xf000, 0xfff0, 0)
     }

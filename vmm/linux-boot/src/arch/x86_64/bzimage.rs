@@ -65,10 +65,7 @@ pub struct BzImage<'a> {
 }
 
 impl<'a> BzImage<'a> {
-    /// Checks the setup header field by field.
-    ///
-    /// # Errors
-    /// [`HeaderError`], with the first field that is wrong.
+    /// Checks the setup header field by field; the error names the first one that is wrong.
     pub fn parse(file: &'a [u8]) -> Result<Self, HeaderError> {
         let header = read_header(file)?;
         let field = |field, value: u64, wanted| Err(HeaderError::Field { field, value, wanted });

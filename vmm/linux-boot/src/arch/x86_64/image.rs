@@ -47,9 +47,6 @@ pub enum Kernel<'a> {
 
 impl<'a> Kernel<'a> {
     /// Tells what a file is by its bytes.
-    ///
-    /// # Errors
-    /// [`Refusal`], which names what it is instead.
     pub fn identify(file: &'a [u8]) -> Result<Self, Refusal> {
         if file.is_empty() {
             return Err(Refusal::Empty);

@@ -11,7 +11,7 @@ use crate::Platform;
 pub enum Kind {
     /// RAM.
     Ram = 1,
-    /// Not to be touched but by who knows what lies there.
+    /// Not RAM for the guest; drivers that know its content may use it.
     Reserved = 2,
 }
 

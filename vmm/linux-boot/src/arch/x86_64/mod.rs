@@ -1,13 +1,4 @@
 //! x86-64.
-//!
-//! | module | what it knows |
-//! | --- | --- |
-//! | [`layout`] | where everything lies, devices and memory alike |
-//! | [`image`], `bzimage`, `vmlinux` | kernel files |
-//! | [`payload`] | the kernel that is compressed in a bzImage |
-//! | [`mod@load`], [`memory_map`], `zero_page`, [`start_info`], `long_mode`, `reset_vector` | guest memory |
-//! | `registers` | the first registers |
-//! | `acpi` | ACPI tables |
 
 mod acpi;
 mod bzimage;
