@@ -91,21 +91,12 @@ impl<'a> Initrd<'a> {
         }
     }
 
-    /// Its bytes.
-    pub fn len(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::File { len, .. } => *len,
-        }
-    }
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Reads it into guest memory as high in `room`, which ends for that reason, as it fits, and says where.
     pub fn place(&self, memory: &GuestRam, room: GpaRange, end: RoomEnd) -> Result<GpaRange, InitrdError> {
-        let len = self.len();
+        let len = match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { len, .. } => *len,
+        };
         if len == 0 {
             return Err(InitrdError::Empty);
         }

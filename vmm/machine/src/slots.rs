@@ -17,6 +17,7 @@ use guest_mem::{HvaRange, Memslot, Region, with_causes};
 use notifier_bridge::{Count, Listener, Shadowing, ShadowingMmu, Zapped};
 
 use super::memslots::Installed;
+use super::stats::Leaves;
 use super::vm::VmCore;
 use guest::CrashKind;
 
@@ -147,22 +148,24 @@ impl KvmSlots {
         self.core.shared.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
     }
 
-    fn leaves(&self) -> Option<(u64, u64)> {
+    fn leaves(&self) -> Option<Leaves> {
         match self.accounting {
-            Accounting::On => self.core.stats.leaves().map(|leaves| (leaves.pages_4k, leaves.pages_2m)),
+            Accounting::On => self.core.stats.leaves(),
             Accounting::Off => None,
         }
     }
 }
 
-fn zapped(slots: u64, bytes: u64, before: Option<(u64, u64)>, after: Option<(u64, u64)>) -> Zapped {
+fn zapped(slots: u64, bytes: u64, before: Option<Leaves>, after: Option<Leaves>) -> Zapped {
     // Where vCPUs run on, a fault in between can leave more than there was: nothing was seen to go.
-    let dropped = before.zip(after).map(|(b, a)| (b.0.saturating_sub(a.0), b.1.saturating_sub(a.1)));
+    let dropped = |get: fn(Leaves) -> u64| {
+        Count::from(before.zip(after).map(|(before, after)| get(before).saturating_sub(get(after))))
+    };
     Zapped {
         slots,
         bytes,
-        sptes_4k: Count::from(dropped.map(|(small, _)| small)),
-        sptes_2m: Count::from(dropped.map(|(_, large)| large)),
+        sptes_4k: dropped(|leaves| leaves.pages_4k),
+        sptes_2m: dropped(|leaves| leaves.pages_2m),
     }
 }
 

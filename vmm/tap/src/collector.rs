@@ -10,7 +10,7 @@
 //! In the steady state an event is neither allocated nor formatted: it is copied from its ring into a buffer of fixed size.
 //! Events that do not fit into this buffer are counted as lost, as those that did not fit into their ring.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_mem::HvaRange;
@@ -154,7 +154,7 @@ impl Collector {
         };
         let state = Arc::new(Mutex::new(state));
         let read = state.clone();
-        let reader = Thread::start("tap", move || read_until_stopped(&read, &wakes, &stopped));
+        let reader = Thread::start("tap", move || read_until_stopped(&read, wakes, &stopped));
         Ok(Self { state, stop, reader: Some(reader.map_err(CollectError::Start)?) })
     }
 
@@ -263,12 +263,10 @@ fn meets(watched: &[HvaRange], range: HvaRange) -> bool {
     watched.get(first).is_some_and(|one| one.overlaps(range))
 }
 
-fn read_until_stopped(state: &Mutex<State>, wakes: &[OwnedFd], stop: &OwnedFd) {
-    let mut closed = vec![false; wakes.len()];
+fn read_until_stopped(state: &Mutex<State>, mut wakes: Vec<OwnedFd>, stop: &OwnedFd) {
     loop {
-        let live = wakes.iter().zip(&closed).filter(|(_, closed)| !**closed).map(|(wake, _)| wake.as_fd());
         let mut polled: Vec<PollFd<'_>> = vec![PollFd::new(stop, PollFlags::IN)];
-        polled.extend(live.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
+        polled.extend(wakes.iter().map(|wake| PollFd::new(wake, PollFlags::IN)));
         match rustix::event::poll(&mut polled, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
@@ -286,10 +284,7 @@ fn read_until_stopped(state: &Mutex<State>, wakes: &[OwnedFd], stop: &OwnedFd) {
         // The descriptor of a CPU that was taken offline stays readable: it is polled no more.
         let over: Vec<bool> = polled[1..].iter().map(|fd| fd.revents().intersects(OVER)).collect();
         let mut over = over.into_iter();
-        closed
-            .iter_mut()
-            .filter(|closed| !**closed)
-            .for_each(|closed| *closed = over.next().unwrap_or(false));
+        wakes.retain(|_| !over.next().unwrap_or(false));
     }
 }
 

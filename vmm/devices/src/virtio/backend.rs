@@ -1,7 +1,6 @@
 //! A device with its queues, and the part of it that lives on the device thread.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, Events};
@@ -72,9 +71,10 @@ impl Backend {
         self.device.write_config(offset, data);
     }
 
-    pub(super) fn activate(&mut self, running: Running) {
+    pub(super) fn activate(&mut self, memory: GuestRam, queues: Vec<VirtQueue>) {
         self.device.activate();
-        self.running = Some(running);
+        let (interrupt, events) = (self.interrupt.clone(), self.events.clone());
+        self.running = Some(Running { memory, queues, interrupt, events });
         // A driver may fill its queues before DRIVER_OK, and its notifications of then are forgotten.
         self.events.iter().for_each(signal);
     }
@@ -151,10 +151,6 @@ impl DeviceWorker {
     pub(super) fn source_ready(&self) {
         lock(&self.backend).source_ready();
     }
-
-    fn source(&self) -> Option<RawFd> {
-        lock(&self.backend).device().source()
-    }
 }
 
 impl Served for DeviceWorker {
@@ -166,7 +162,8 @@ impl Served for DeviceWorker {
         for (index, event) in self.events.iter().enumerate() {
             ops.add(Events::with_data(event, index as u32, EventSet::IN))?;
         }
-        if let Some(source) = self.source() {
+        let source = lock(&self.backend).device().source();
+        if let Some(source) = source {
             let both = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
             ops.add(Events::with_data_raw(source, OWN_SOURCE, both))?;
         }

@@ -45,14 +45,6 @@ const ACTUAL: u64 = 4;
 /// Most PFNs in one buffer. Linux sends 256.
 const MOST_PFNS: u64 = 16 << 10;
 
-/// What a queue is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Inflate,
-    Deflate,
-    Reporting,
-}
-
 /// A virtio balloon device.
 pub struct Balloon {
     shared: Arc<Shared>,
@@ -85,17 +77,6 @@ impl Balloon {
         Self { takes_reports: false, ..self }
     }
 
-    /// What queue `queue` is for. In the specification reporting is queue 4; Linux leaves no gaps for queues it does
-    /// not use and finds it at 2. Nothing else can be at those places, since neither statistics nor free page hints are
-    /// offered.
-    const fn role(queue: usize) -> Role {
-        match queue {
-            0 => Role::Inflate,
-            1 => Role::Deflate,
-            _ => Role::Reporting,
-        }
-    }
-
     /// Reads a buffer of PFNs into `self.pfns`, sorted. `None` if it is none.
     fn read_pfns(&mut self, memory: &GuestRam, chain: &Chain<'_>) -> Option<()> {
         let len = total_len(chain.readable);
@@ -124,7 +105,8 @@ impl Balloon {
         // The run being gathered: PFNs [start, end).
         let mut run = 0..0;
         for &pfn in &pfns {
-            let page = Buffer { address: address_of(pfn), len: PAGE_SIZE as u32 };
+            let address = vm_memory::GuestAddress(u64::from(pfn) * PAGE_SIZE);
+            let page = Buffer { address, len: PAGE_SIZE as u32 };
             if !lies_in_ram(memory, page) {
                 counts.refused_outside += 1;
             } else if !self.pages.insert(pfn.into()) {
@@ -221,10 +203,12 @@ impl VirtioDevice for Balloon {
     }
 
     fn serve(&mut self, queue: usize, running: &mut Running) -> Result<(), QueueError> {
-        let serve: fn(&mut Self, &GuestRam, &Chain<'_>) = match Self::role(queue) {
-            Role::Inflate => Self::inflate,
-            Role::Deflate => Self::deflate,
-            Role::Reporting => Self::report,
+        let serve: fn(&mut Self, &GuestRam, &Chain<'_>) = match queue {
+            0 => Self::inflate,
+            1 => Self::deflate,
+            // In the specification reporting is queue 4; Linux leaves no gaps for queues it does not use and finds it at 2.
+            // No other queue can be at those places, since neither statistics nor free page hints are offered.
+            _ => Self::report,
         };
         running.serve(queue, &mut |memory, chain| {
             serve(self, memory, chain);
@@ -237,10 +221,6 @@ impl std::fmt::Debug for Balloon {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Balloon").field("pages", &self.pages.len()).finish_non_exhaustive()
     }
-}
-
-fn address_of(pfn: u32) -> vm_memory::GuestAddress {
-    vm_memory::GuestAddress(u64::from(pfn) * PAGE_SIZE)
 }
 
 /// `None` if it is empty, or no range.

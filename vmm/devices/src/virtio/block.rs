@@ -22,7 +22,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::queue::{Buffer, Chain, Outcome, QueueError, copy_from, copy_to, pieces, total_len};
 use super::{Running, VirtioDevice, copy_config};
-use config::{Config, RANGES, SEGMENT_SIZE, SEGMENTS};
+use config::{RANGES, SEGMENT_SIZE, SEGMENTS};
 
 use guest::GuestRam;
 
@@ -51,14 +51,12 @@ type OnRange<'a> = dyn FnMut(&mut Disk, Range<u64>, u32) -> Result<(), RequestEr
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
-    config: Config,
 }
 
 impl Block {
     /// A device for `disk`.
     pub fn new(disk: Disk) -> Self {
-        let config = Config::new(disk.sectors());
-        Self { disk, config }
+        Self { disk }
     }
 
     /// Answers one request.
@@ -173,7 +171,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        copy_config(self.config.bytes(), offset, data);
+        copy_config(&config::space(self.disk.sectors()), offset, data);
     }
 
     /// Nothing in it is the driver's.

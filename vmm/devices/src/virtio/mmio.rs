@@ -19,7 +19,7 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::backend::{Backend, DeviceWorker, Running};
+use super::backend::{Backend, DeviceWorker};
 use super::queue::{Layout, QueueError, VirtQueue};
 use super::{Interrupt, VirtioDevice};
 use crate::bus::BusDevice;
@@ -224,12 +224,7 @@ impl VirtioMmio {
     fn activate(&mut self) {
         self.interrupt.driver_ready();
         match self.set_up_queues() {
-            Ok(queues) => lock(&self.backend).activate(Running {
-                memory: self.memory.clone(),
-                queues,
-                interrupt: self.interrupt.clone(),
-                events: self.events.clone(),
-            }),
+            Ok(queues) => lock(&self.backend).activate(self.memory.clone(), queues),
             Err(fault) => self.interrupt.fail(fault.to_string()),
         }
     }

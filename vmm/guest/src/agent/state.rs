@@ -127,39 +127,38 @@ impl State {
     /// Why the link ends with it.
     pub(super) fn take_in(&mut self, message: FromAgent<'_>) -> Result<(), End> {
         use FromAgent as M;
+        use ProtocolError::Unasked;
         let is_early = !matches!(message, M::Hello { .. } | M::Log { .. } | M::Failed { .. });
         if self.hello.is_none() && is_early {
             return Err(End::Violated(ProtocolError::NoHello));
         }
         match message {
             M::Hello { abi, vcpus, release } => self.greet(abi, vcpus, release),
-            M::Mapped(mapped) => self.mapped.answer(Ok(mapped), ProtocolError::Unasked(Request::MapArena)),
+            M::Mapped(mapped) => self.mapped.answer(Ok(mapped), Unasked(Request::MapArena)),
             M::Done { vcpu } => match self.orders.get_mut(usize::from(vcpu)) {
                 Some(order) => order.answer((), ProtocolError::Idle(vcpu)),
                 None => Err(End::Violated(ProtocolError::Idle(vcpu))),
             },
             M::ShellOutput { bytes } => {
                 if !matches!(self.shell.status, Exchange::Awaited) {
-                    return Err(End::Violated(ProtocolError::Unasked(Request::Shell)));
+                    return Err(End::Violated(Unasked(Request::Shell)));
                 }
                 self.shell.output.extend(bytes);
                 Ok(())
             }
-            M::ShellExited { status } => {
-                self.shell.status.answer(Ok(status), ProtocolError::Unasked(Request::Shell))
-            }
+            M::ShellExited { status } => self.shell.status.answer(Ok(status), Unasked(Request::Shell)),
             M::CountersAre { moved_pages, huge_bytes, text } => {
                 let counters = Counters { moved_pages, huge_bytes, text: printable(text) };
-                self.counters.answer(Ok(counters), ProtocolError::Unasked(Request::Counters))
+                self.counters.answer(Ok(counters), Unasked(Request::Counters))
             }
             // Told where no lock is held.
             M::Log { .. } => Ok(()),
             M::Refused { request, what } => {
                 let what = printable(what);
                 match request {
-                    Request::MapArena => self.mapped.answer(Err(what), ProtocolError::Unasked(request)),
-                    Request::Shell => self.shell.status.answer(Err(what), ProtocolError::Unasked(request)),
-                    Request::Counters => self.counters.answer(Err(what), ProtocolError::Unasked(request)),
+                    Request::MapArena => self.mapped.answer(Err(what), Unasked(request)),
+                    Request::Shell => self.shell.status.answer(Err(what), Unasked(request)),
+                    Request::Counters => self.counters.answer(Err(what), Unasked(request)),
                 }
             }
             M::Failed { what } => Err(End::Failed(printable(what))),

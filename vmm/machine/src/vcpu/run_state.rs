@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A run state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::FromRepr)]
+#[repr(u8)]
 pub(super) enum RunState {
     /// Run the guest.
     Run,
@@ -21,17 +22,12 @@ pub(super) enum RunState {
 #[derive(Debug, Default)]
 pub(super) struct SharedRunState(AtomicU8);
 
-const RUN: u8 = 0;
-const COMMAND: u8 = 1;
-const QUIT: u8 = 2;
+const RUN: u8 = RunState::Run as u8;
+const COMMAND: u8 = RunState::Command as u8;
 
 impl SharedRunState {
     fn of(word: u8) -> RunState {
-        match word {
-            RUN => RunState::Run,
-            COMMAND => RunState::Command,
-            _ => RunState::Quit,
-        }
+        RunState::from_repr(word).unwrap_or(RunState::Quit)
     }
 
     /// The state now. The vCPU's thread reads it once the vCPU counts as inside the guest: a thread that changes the
@@ -48,7 +44,7 @@ impl SharedRunState {
 
     /// Tells the thread to end.
     pub(super) fn quit(&self) {
-        self.0.store(QUIT, Ordering::SeqCst);
+        self.0.store(RunState::Quit as u8, Ordering::SeqCst);
     }
 
     /// The state, and Run from now on unless it is Quit. Before the queue is emptied: a later command sets it again.

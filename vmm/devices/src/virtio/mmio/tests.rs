@@ -1,5 +1,6 @@
 //! The transport, with a device that copies what it reads to what it may write.
 
+use super::super::Running;
 use super::*;
 use proptest::prelude::*;
 
