@@ -6,11 +6,11 @@ use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, SlotError, SlotTable};
 use notifier_bridge::Policy;
 
 use super::machine::{Faults, Machine, Pace};
+use super::speed::Hot;
 use super::zapping::{Zapped, Zapping};
 use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, RowLabel, Zap};
 use experiment::events::{
-    Announcement, Counter, Event, GuestKind, HotLoops, Leaves, Operation, Refill, RowEvents, SecondaryMmu,
-    Setting, Step,
+    Announcement, Counter, Event, GuestKind, HotLoops, Leaves, Operation, RowEvents, SecondaryMmu, Setting,
 };
 use experiment::record::RowFold;
 use program::exit::{Class, Classified};
@@ -62,6 +62,7 @@ pub struct Replay<'a> {
     pub(super) setting: &'a Setting,
     /// The events of its first trial.
     pub(super) events: &'a [Event],
+    pub(super) hot: Hot<'a>,
     pub(super) arena: HvaRange,
     slots: SlotTable,
     granule: u64,
@@ -88,7 +89,7 @@ impl<'a> Replay<'a> {
         let bytes = granule.unwrap_or(setting.label.tried.granule).bytes();
         let slots = setting.slot_table(granule).map_err(|source| ReplayError { granule: bytes, source })?;
         let arena = setting.arena.range().unwrap_or(HvaRange::empty(guest_mem::Hva::new(0)));
-        Ok(Self { setting, events, arena, slots, granule: bytes })
+        Ok(Self { setting, events, hot: Hot::of(events), arena, slots, granule: bytes })
     }
 
     /// The row under `policy`, zapped by `zap`.
@@ -126,7 +127,7 @@ impl<'a> Replay<'a> {
         if zap == Zap::Unmap {
             return Some("what the host maps after an unmapping zap is not in the model");
         }
-        let drawn = self.hot_loops().any(HotLoops::draws);
+        let drawn = self.hot.loops.iter().any(|hot| hot.draws());
         drawn.then_some("the hot loop draws its pages, and the log does not have them")
     }
 
@@ -164,67 +165,24 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// The hot loops of all steps.
-    pub(super) fn hot_loops(&self) -> impl Iterator<Item = &'a HotLoops> {
-        self.events.iter().filter_map(|event| match event {
-            Event::StepBegan { step: Step::Hot(hot), .. } => Some(hot),
-            _ => None,
-        })
-    }
-
-    /// The speed at which they get their translations back, where it was measured.
-    pub(super) fn refill(&self) -> Option<&'a Refill> {
-        self.events.iter().rev().find_map(|event| match event {
-            Event::Refill(refill) => Some(refill),
-            _ => None,
-        })
-    }
-
-    /// Touches by all of them while nothing was done to them, and in how many nanoseconds.
-    pub(super) fn undisturbed(&self) -> Option<(u64, u64)> {
-        let mut sum: Option<(u64, u64)> = None;
-        for event in self.events {
-            if let Event::Touched { disturbed: false, touches, ns } = event {
-                let (all, time) = sum.unwrap_or_default();
-                sum = Some((all.saturating_add(*touches), time.saturating_add(*ns)));
-            }
-        }
-        sum.filter(|(touches, ns)| *touches > 0 && *ns > 0)
-    }
-
-    /// Whether a hot loop runs while memory is taken.
-    pub fn is_hot(&self) -> bool {
-        let mut hot = false;
-        self.events.iter().any(|event| {
-            let Event::StepBegan { step, .. } = event else { return false };
-            match step {
-                Step::Hot(_) => hot = true,
-                Step::Stop => hot = false,
-                _ => {}
-            }
-            hot && matches!(step, Step::Reclaim(_))
-        })
-    }
-
     /// Visits that all hot loops make if they come round after every operation.
     pub fn rounds_of_all_loops(&self) -> u64 {
         let visits = |hot: &HotLoops| hot.visits(self.setting.pages()).saturating_mul(u64::from(hot.loops));
-        let all = self.hot_loops().map(visits).fold(0, u64::saturating_add);
-        let operations = self.events.iter().filter(|event| matches!(event, Event::OperationBegan(_)));
-        all.saturating_mul(operations.count() as u64)
+        let all = self.hot.loops.iter().copied().map(visits).fold(0, u64::saturating_add);
+        all.saturating_mul(self.hot.operations)
     }
 
     /// Faults on the guest's own pages each time all of them are dropped under its loops: what was counted until the loops
     /// had come round, less what the model says of the loops themselves.
     pub fn own_faults(&self) -> u64 {
-        let counted = self.refill().and_then(|refill| median(refill.around.clone()));
+        let counted = self.hot.refill.and_then(|refill| median(refill.around.clone()));
         let Some(counted) = counted.filter(|_| self.setting.mmu != SecondaryMmu::Soft) else { return 0 };
         // They were counted after the row: what it did to the host's mappings is done.
         let tried = self.setting.label.tried;
         let mut play = self.play(tried.policy, tried.zap, Running::Around);
         play.all();
         play.machine.loops.clear();
-        let Some(last) = self.hot_loops().last() else { return 0 };
+        let Some(last) = self.hot.loops.last() else { return 0 };
         play.start(last);
         play.machine.zap(0..self.setting.pages());
         counted.saturating_sub(play.machine.run_loops(None, None).all())

@@ -53,7 +53,7 @@ fn bounds(
     warnings: &mut Warnings,
 ) -> Option<(u64, u64)> {
     let at = |running| replay.predict(policy, zap, running).collateral_faults();
-    if !replay.is_hot() {
+    if !replay.hot.while_taken {
         return None;
     }
     if replay.rounds_of_all_loops() > MOST_ROUNDS {

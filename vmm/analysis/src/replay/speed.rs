@@ -9,6 +9,51 @@
 
 use super::machine::Pace;
 use super::predict::{Replay, median};
+use experiment::events::{Event, HotLoops, Refill, Step};
+
+/// The events of a row's hot loops, found in one pass: a row may have millions of others.
+#[derive(Debug, Default)]
+pub(super) struct Hot<'a> {
+    /// The loops of all steps.
+    pub loops: Vec<&'a HotLoops>,
+    /// Whether one runs while memory is taken.
+    pub while_taken: bool,
+    /// The number of operations that take it.
+    pub operations: u64,
+    /// The speed at which the loops get their translations back, where it was measured.
+    pub refill: Option<&'a Refill>,
+    /// Touches by all loops while nothing was done to them, and their nanoseconds.
+    undisturbed: (u64, u64),
+}
+
+impl<'a> Hot<'a> {
+    pub fn of(events: &'a [Event]) -> Self {
+        let (mut hot, mut runs) = (Self::default(), false);
+        for event in events {
+            match event {
+                Event::StepBegan { step: Step::Hot(loops), .. } => {
+                    hot.loops.push(loops);
+                    runs = true;
+                }
+                Event::StepBegan { step: Step::Stop, .. } => runs = false,
+                Event::StepBegan { step: Step::Reclaim(_), .. } => hot.while_taken |= runs,
+                Event::OperationBegan(_) => hot.operations += 1,
+                Event::Refill(refill) => hot.refill = Some(refill),
+                Event::Touched { disturbed: false, touches, ns } => {
+                    let (all, time) = &mut hot.undisturbed;
+                    (*all, *time) = (all.saturating_add(*touches), time.saturating_add(*ns));
+                }
+                _ => {}
+            }
+        }
+        hot
+    }
+
+    /// Touches while nothing was done to the loops, and their nanoseconds; `None` where neither was measured.
+    fn undisturbed(&self) -> Option<(u64, u64)> {
+        Some(self.undisturbed).filter(|(touches, ns)| *touches > 0 && *ns > 0)
+    }
+}
 
 impl Replay<'_> {
     /// Whether the log says how fast the hot loops are.
@@ -17,11 +62,11 @@ impl Replay<'_> {
     }
 
     fn loops(&self) -> u64 {
-        self.hot_loops().map(|hot| u64::from(hot.loops)).fold(0, u64::saturating_add).max(1)
+        self.hot.loops.iter().map(|hot| u64::from(hot.loops)).fold(0, u64::saturating_add).max(1)
     }
 
     pub(super) fn pace(&self) -> Option<Pace> {
-        let (touches, ns) = self.undisturbed()?;
+        let (touches, ns) = self.hot.undisturbed()?;
         let touch = ns as f64 * self.loops() as f64 / touches as f64;
         let (slope, _) = self.fault_times()?;
         Some(Pace { touch, fault: slope * self.loops() as f64 })
@@ -47,7 +92,7 @@ impl Replay<'_> {
     /// while they are stopped than they lose when they are let in. `None` where both gaps say the same: then the loops come
     /// round in the shorter one.
     fn by_gaps(&self) -> Option<(f64, f64)> {
-        let rounds = &self.refill()?.rounds;
+        let rounds = &self.hot.refill?.rounds;
         let gaps = rounds.iter().map(|round| round.gap_ns);
         let point = |gap_ns: u64| -> Option<(f64, f64)> {
             let of_gap = || rounds.iter().filter(|round| round.gap_ns == gap_ns);
@@ -62,8 +107,8 @@ impl Replay<'_> {
     /// The most that a fault costs: the quickest time in which the loops came round, less what their touches take, over the
     /// faults that it took.
     fn by_rounds(&self) -> Option<f64> {
-        let (touches, ns) = self.undisturbed()?;
-        let refill = self.refill()?;
+        let (touches, ns) = self.hot.undisturbed()?;
+        let refill = self.hot.refill?;
         // Each loop goes round twice, and all of them at the same time.
         let touch = ns as f64 * self.loops() as f64 / touches as f64;
         let touching = 2.0 * self.most_visits() as f64 * touch;
@@ -74,6 +119,6 @@ impl Replay<'_> {
 
     /// Visits in a pass of the longest loop.
     fn most_visits(&self) -> u64 {
-        self.hot_loops().map(|hot| hot.visits(self.setting.pages())).max().unwrap_or(0)
+        self.hot.loops.iter().map(|hot| hot.visits(self.setting.pages())).max().unwrap_or(0)
     }
 }

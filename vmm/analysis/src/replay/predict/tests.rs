@@ -10,7 +10,9 @@ use super::play::recut;
 use super::*;
 use experiment::choice::ZapChoice;
 use experiment::choice::fixture;
-use experiment::events::{HostState, LayoutRun, OperationEnd, Ranges, RefillRound, SlotRun, Span};
+use experiment::events::{
+    HostState, HotLoops, LayoutRun, OperationEnd, Ranges, Refill, RefillRound, SlotRun, Span, Step,
+};
 use experiment::record::Row;
 
 const PAGES: u64 = 4 * 512;
