@@ -44,7 +44,7 @@ pub fn failure(plan: &RowPlan<'_>, error: TrialError, one_row: Option<String>) -
 /// The consequence of a VM that cannot be made, or cannot be given the memory of a row.
 pub fn no_vm(error: VmError) -> NoRow {
     match error {
-        VmError::NoKvm(_) | VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays => {
+        VmError::NoKvm(_) | VmError::Memory(_) | VmError::Slots(_) | VmError::QuirkStays(_) => {
             NoRow::Unavailable(with_causes(&error))
         }
         VmError::Slot { .. } | VmError::Broken(_) | VmError::Thread { .. } | VmError::ThreadLost => {

@@ -37,7 +37,7 @@ use host::signals::Cancel;
 use host::{HostChanges, Root};
 use machine::BootError;
 use machine::pc::PcError;
-use machine::{Machine, VmConfig, VmError};
+use machine::{Machine, SLOT_ZAP_QUIRK, VmConfig, VmError};
 use program::input::{self, FileKind};
 
 /// The user of the memory.
@@ -355,7 +355,7 @@ impl<'a> Runner<'a> {
         let combination = &plan.combination;
         let drops_all = machine.pc().memory().slot_zap_drops_all();
         if combination.zap == Zap::Memslot && drops_all && !self.scenario.slot_zap_all_quirk {
-            return Err(no_vm(VmError::QuirkStays));
+            return Err(no_vm(VmError::QuirkStays(SLOT_ZAP_QUIRK)));
         }
         let testbed = KvmTestbed::linux(machine, combination.backing, combination.granule.bytes());
         Ok(Box::new(testbed.map_err(no_vm)?))
@@ -375,7 +375,7 @@ impl<'a> Runner<'a> {
         };
         match LinuxMachine::start(kvm, &setup) {
             // Rows that delete no memslot run on kernels that cannot choose; those that do say so.
-            Err(LinuxError::Machine(PcError::Vm(VmError::QuirkStays))) => {
+            Err(LinuxError::Machine(PcError::Vm(VmError::QuirkStays(_)))) => {
                 LinuxMachine::start(kvm, &LinuxSetup { slot_zap_all_quirk: true, ..setup }).map_err(fatal)
             }
             result => result.map_err(fatal),

@@ -4,7 +4,6 @@ use guest_mem::remedy::{self, Asked};
 use guest_mem::{Gpa, RegionError, SlotError};
 use rustix::io::Errno;
 
-use super::arch::SLOT_ZAP_QUIRK;
 use super::boot_error::BootError;
 use super::no_kvm::NoKvm;
 use guest::CrashKind;
@@ -21,10 +20,10 @@ pub enum VmError {
     #[error("KVM refuses to {attempt} memslot {slot} ({len} bytes at gpa {gpa}){}", kvm_remedy(*source))]
     Slot { attempt: &'static str, slot: u32, gpa: Gpa, len: u64, source: kvm_ioctls::Error },
     #[error(
-        "this KVM drops every translation of the VM when one memslot goes (no {SLOT_ZAP_QUIRK} in \
+        "this KVM drops every translation of the VM when one memslot goes (no {0} in \
          KVM_CAP_DISABLE_QUIRKS2, Linux 6.12): set `slot_zap_all_quirk = true`, or `zap = [\"protect\"]`"
     )]
-    QuirkStays,
+    QuirkStays(&'static str),
     #[error(transparent)]
     Memory(#[from] RegionError),
     #[error(transparent)]
@@ -48,7 +47,7 @@ impl Classified for VmError {
         match self {
             Self::Call { source, .. } | Self::Slot { source, .. } => Class::of_refused_ioctl(*source),
             Self::NoKvm(error) => error.class(),
-            Self::QuirkStays | Self::Broken(_) => Class::Host,
+            Self::QuirkStays(_) | Self::Broken(_) => Class::Host,
             Self::Memory(error) => error.class(),
             Self::Slots(error) => error.class(),
             Self::Boot(error) => error.class(),

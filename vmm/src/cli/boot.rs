@@ -201,7 +201,7 @@ fn named(error: PcError, arguments: &BootArguments) -> Failure {
 fn console(limit: Option<LinuxLimit>, life: &Arc<Life>) -> Box<dyn Sink> {
     let Some(limit) = limit else { return Box::new(output::Console) };
     let life = life.clone();
-    limit.watch(output::Console, move |ending| life.end(ending))
+    limit.watch(output::Console, move |why| life.end(Ending::HostLimit(why)))
 }
 
 /// SIGTERM and SIGHUP end the machine, and Ctrl-C unless the terminal passes it to the guest.

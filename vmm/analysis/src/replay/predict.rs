@@ -6,11 +6,11 @@ use guest_mem::{HvaRange, PAGE_SIZE, PMD_SIZE, SlotError, SlotTable};
 use notifier_bridge::Policy;
 
 use super::machine::{Faults, Machine, Pace};
-use super::speed::Hot;
+use super::speed::{Hot, median};
 use super::zapping::{Zapped, Zapping};
 use experiment::choice::{Combination, Granule, Listener, PolicyChoice, Reclaim, RowLabel, Zap};
 use experiment::events::{
-    Announcement, Counter, Event, GuestKind, HotLoops, Leaves, Operation, RowEvents, SecondaryMmu, Setting,
+    Announcement, Counter, Event, GuestKind, Leaves, Operation, RowEvents, SecondaryMmu, Setting,
 };
 use experiment::record::RowFold;
 use program::exit::{Class, Classified};
@@ -89,7 +89,7 @@ impl<'a> Replay<'a> {
         let bytes = granule.unwrap_or(setting.label.tried.granule).bytes();
         let slots = setting.slot_table(granule).map_err(|source| ReplayError { granule: bytes, source })?;
         let arena = setting.arena.range().unwrap_or(HvaRange::empty(guest_mem::Hva::new(0)));
-        Ok(Self { setting, events, hot: Hot::of(events), arena, slots, granule: bytes })
+        Ok(Self { setting, events, hot: Hot::of(events, setting.pages()), arena, slots, granule: bytes })
     }
 
     /// The row under `policy`, zapped by `zap`.
@@ -154,8 +154,8 @@ impl<'a> Replay<'a> {
             counts_leaves: self.unknown_faults(zap).is_none(),
             recut: (setting.seamed != seamed).then_some(seamed),
             running,
-            pace: self.pace(),
-            entering: self.entering().filter(|_| zap == Zap::Memslot).unwrap_or(0.0),
+            pace: self.hot.pace(),
+            entering: self.hot.entering().filter(|_| zap == Zap::Memslot).unwrap_or(0.0),
             low_dropped: false,
             operation: None,
             announced: Vec::new(),
@@ -163,13 +163,6 @@ impl<'a> Replay<'a> {
             zapped: Zapped::default(),
             found,
         }
-    }
-
-    /// Visits that all hot loops make if they come round after every operation.
-    pub fn rounds_of_all_loops(&self) -> u64 {
-        let visits = |hot: &HotLoops| hot.visits(self.setting.pages()).saturating_mul(u64::from(hot.loops));
-        let all = self.hot.loops.iter().copied().map(visits).fold(0, u64::saturating_add);
-        all.saturating_mul(self.hot.operations)
     }
 
     /// Faults on the guest's own pages each time all of them are dropped under its loops: what was counted until the loops
@@ -187,12 +180,6 @@ impl<'a> Replay<'a> {
         play.machine.zap(0..self.setting.pages());
         counted.saturating_sub(play.machine.run_loops(None, None).all())
     }
-}
-
-/// The one in the middle.
-pub(super) fn median(mut values: Vec<u64>) -> Option<u64> {
-    values.sort_unstable();
-    values.get(values.len() / 2).copied()
 }
 
 /// One pass through a row.

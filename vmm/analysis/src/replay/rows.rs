@@ -56,7 +56,7 @@ fn bounds(
     if !replay.hot.while_taken {
         return None;
     }
-    if replay.rounds_of_all_loops() > MOST_ROUNDS {
+    if replay.hot.rounds() > MOST_ROUNDS {
         let why = "what other speeds of the hot loop would make of it is not looked for over so many victims";
         warnings.note("collateral_faults", why);
         return None;
@@ -64,8 +64,11 @@ fn bounds(
     let (never, around) = (at(Running::Never), at(Running::Around));
     let (least, most) = (never.min(around), never.max(around));
     if least != most {
-        let known =
-            if replay.knows_pace() { "" } else { "; the log does not say how fast it is, so it comes round" };
+        let known = if replay.hot.knows_pace() {
+            ""
+        } else {
+            "; the log does not say how fast it is, so it comes round"
+        };
         warnings.note(
             "collateral_faults",
             format!(
@@ -73,7 +76,7 @@ fn bounds(
             ),
         );
     }
-    debug_assert!(replay.knows_pace() || found == around);
+    debug_assert!(replay.hot.knows_pace() || found == around);
     Some((least, most))
 }
 

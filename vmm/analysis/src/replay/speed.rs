@@ -8,7 +8,6 @@
 //! ```
 
 use super::machine::Pace;
-use super::predict::{Replay, median};
 use experiment::events::{Event, HotLoops, Refill, Step};
 
 /// The events of a row's hot loops, found in one pass: a row may have millions of others.
@@ -24,11 +23,13 @@ pub(super) struct Hot<'a> {
     pub refill: Option<&'a Refill>,
     /// Touches by all loops while nothing was done to them, and their nanoseconds.
     undisturbed: (u64, u64),
+    /// The pages of the memory under test.
+    pages: u64,
 }
 
 impl<'a> Hot<'a> {
-    pub fn of(events: &'a [Event]) -> Self {
-        let (mut hot, mut runs) = (Self::default(), false);
+    pub fn of(events: &'a [Event], pages: u64) -> Self {
+        let (mut hot, mut runs) = (Self { pages, ..Self::default() }, false);
         for event in events {
             match event {
                 Event::StepBegan { step: Step::Hot(loops), .. } => {
@@ -53,27 +54,27 @@ impl<'a> Hot<'a> {
     fn undisturbed(&self) -> Option<(u64, u64)> {
         Some(self.undisturbed).filter(|(touches, ns)| *touches > 0 && *ns > 0)
     }
-}
 
-impl Replay<'_> {
     /// Whether the log says how fast the hot loops are.
     pub fn knows_pace(&self) -> bool {
         self.pace().is_some()
     }
 
-    fn loops(&self) -> u64 {
-        self.hot.loops.iter().map(|hot| u64::from(hot.loops)).fold(0, u64::saturating_add).max(1)
+    /// The number of loops that run at the same time.
+    fn count(&self) -> u64 {
+        self.loops.iter().map(|hot| u64::from(hot.loops)).fold(0, u64::saturating_add).max(1)
     }
 
-    pub(super) fn pace(&self) -> Option<Pace> {
-        let (touches, ns) = self.hot.undisturbed()?;
-        let touch = ns as f64 * self.loops() as f64 / touches as f64;
+    /// The speed, where the log has it.
+    pub fn pace(&self) -> Option<Pace> {
+        let (touches, ns) = self.undisturbed()?;
+        let touch = ns as f64 * self.count() as f64 / touches as f64;
         let (slope, _) = self.fault_times()?;
-        Some(Pace { touch, fault: slope * self.loops() as f64 })
+        Some(Pace { touch, fault: slope * self.count() as f64 })
     }
 
     /// The time from a zap with stopped vCPUs to the first fault.
-    pub(super) fn entering(&self) -> Option<f64> {
+    pub fn entering(&self) -> Option<f64> {
         self.fault_times().map(|(_, entering)| entering)
     }
 
@@ -92,7 +93,7 @@ impl Replay<'_> {
     /// while they are stopped than they lose when they are let in. `None` where both gaps say the same: then the loops come
     /// round in the shorter one.
     fn by_gaps(&self) -> Option<(f64, f64)> {
-        let rounds = &self.hot.refill?.rounds;
+        let rounds = &self.refill?.rounds;
         let gaps = rounds.iter().map(|round| round.gap_ns);
         let point = |gap_ns: u64| -> Option<(f64, f64)> {
             let of_gap = || rounds.iter().filter(|round| round.gap_ns == gap_ns);
@@ -107,10 +108,10 @@ impl Replay<'_> {
     /// The most that a fault costs: the quickest time in which the loops came round, less what their touches take, over the
     /// faults that it took.
     fn by_rounds(&self) -> Option<f64> {
-        let (touches, ns) = self.hot.undisturbed()?;
-        let refill = self.hot.refill?;
+        let (touches, ns) = self.undisturbed()?;
+        let refill = self.refill?;
         // Each loop goes round twice, and all of them at the same time.
-        let touch = ns as f64 * self.loops() as f64 / touches as f64;
+        let touch = ns as f64 * self.count() as f64 / touches as f64;
         let touching = 2.0 * self.most_visits() as f64 * touch;
         let rounds = refill.around_ns.iter().zip(&refill.around).filter(|(_, faults)| **faults > 0);
         let each = rounds.map(|(&ns, &faults)| ((ns as f64 - touching) / faults as f64).max(1.0));
@@ -119,6 +120,18 @@ impl Replay<'_> {
 
     /// Visits in a pass of the longest loop.
     fn most_visits(&self) -> u64 {
-        self.hot.loops.iter().map(|hot| hot.visits(self.setting.pages())).max().unwrap_or(0)
+        self.loops.iter().map(|hot| hot.visits(self.pages)).max().unwrap_or(0)
     }
+    /// Visits that all loops make if they come round after every operation.
+    pub fn rounds(&self) -> u64 {
+        let visits = |hot: &HotLoops| hot.visits(self.pages).saturating_mul(u64::from(hot.loops));
+        let all = self.loops.iter().copied().map(visits).fold(0, u64::saturating_add);
+        all.saturating_mul(self.operations)
+    }
+}
+
+/// The one in the middle.
+pub(super) fn median(mut values: Vec<u64>) -> Option<u64> {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied()
 }

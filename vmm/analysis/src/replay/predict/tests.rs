@@ -123,7 +123,7 @@ impl Made {
     }
 
     fn pace(&self) -> Option<Pace> {
-        Replay::new(&self.events(), None).unwrap().pace()
+        Replay::new(&self.events(), None).unwrap().hot.pace()
     }
 }
 

@@ -6,8 +6,6 @@
 use host::kvm_module::KvmFacts;
 use program::output::Sink;
 
-use crate::pc::Ending;
-
 /// What KVM's emulator lacks and Linux would use in ring 0, and two calibrations that take a real timer.
 ///
 /// Also here though user space could use them: features that have an instruction the emulator lacks in the kernel's
@@ -39,13 +37,13 @@ impl LinuxLimit {
         kvm.emulates_guest_kernels().then_some(Self { notice: NOTICE, command_line: COMMAND_LINE })
     }
 
-    /// A console that passes everything on to `console`, and calls `end` with the reason once the guest is at the limit.
+    /// A console that passes everything on to `console`, and calls `end` with an explanation once the guest is at the limit.
     pub fn watch(
         self,
         console: impl Sink + 'static,
-        end: impl FnOnce(Ending) + Send + 'static,
+        end: impl FnOnce(&'static str) + Send + 'static,
     ) -> Box<dyn Sink> {
-        Box::new(InitWatch::new(console, move || end(Ending::HostLimit(EXPLANATION))))
+        Box::new(InitWatch::new(console, move || end(EXPLANATION)))
     }
 }
 

@@ -3,14 +3,12 @@
 use kvm_bindings::{KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL, kvm_enable_cap};
 use kvm_ioctls::{Cap, VmFd};
 
+use super::quirks::{SLOT_ZAP_QUIRK, can_be_limited, quirks};
 use crate::Kvm;
 use crate::vm_error::{VmError, failed};
 
 /// Where Intel's KVM may keep its task state for guests in real mode; below the 4 GiB line, above all RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
-
-/// The name of the quirk by which a slot's zap drops everything.
-pub const SLOT_ZAP_QUIRK: &str = "KVM_X86_QUIRK_SLOT_ZAP_ALL";
 
 /// A VM without memory. Returns also whether a slot's zap drops everything.
 pub(crate) fn create(kvm: &Kvm, keep_quirk: bool) -> Result<(VmFd, bool), VmError> {
@@ -29,21 +27,11 @@ fn set_quirk(vm: &VmFd, keep: bool) -> Result<bool, VmError> {
         return Ok(true);
     }
     if !can_be_limited(quirks(vm)) {
-        return Err(VmError::QuirkStays);
+        return Err(VmError::QuirkStays(SLOT_ZAP_QUIRK));
     }
     let cap = capability(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL.into());
     vm.enable_cap(&cap).map_err(failed("KVM_ENABLE_CAP(KVM_CAP_DISABLE_QUIRKS2)"))?;
     Ok(false)
-}
-
-/// The quirks of KVM that can be disabled, or what the question for them failed with.
-pub fn quirks(vm: &VmFd) -> i32 {
-    vm.check_extension_raw(KVM_CAP_DISABLE_QUIRKS2.into())
-}
-
-/// Whether a slot's zap can be limited to the slot, by [`quirks`].
-pub fn can_be_limited(quirks: i32) -> bool {
-    u32::try_from(quirks).is_ok_and(|quirks| quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL != 0)
 }
 
 /// Asks for the bytes of instructions that KVM cannot emulate. Without the capability a report lacks them.
@@ -59,18 +47,9 @@ fn capability(cap: u32, argument: u64) -> kvm_enable_cap {
 mod tests {
     use guest_mem::Gpa;
 
-    use super::*;
     use crate::arch::{Exit, internal_error, run};
     use crate::testing::{about_to_run, in_ring_3};
     use guest::GuestRam;
-
-    #[test]
-    fn a_zap_is_limited_where_kvm_has_that_quirk() {
-        for (quirks, can) in [(-1, false), (-libc::EINVAL, false), (0, false), (0x7f, false), (0x80, true)] {
-            assert_eq!(can_be_limited(quirks), can, "{quirks:#x}");
-        }
-        assert!(can_be_limited(0xff));
-    }
 
     /// In ring 3, where a KVM that was not asked gives the guest #UD instead. (kvm_pvm tells it either way.)
     #[test]
