@@ -207,8 +207,10 @@ impl Drop for MemoryCgroup {
     }
 }
 
+/// The text of a file. Paths in it need not be UTF-8.
 fn read(path: &Path) -> Result<String, CgroupError> {
-    fs::read_to_string(path).map_err(|source| failed("reading", path, source))
+    let bytes = fs::read(path).map_err(|source| failed("reading", path, source))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn failed(attempt: &str, path: &Path, source: io::Error) -> CgroupError {

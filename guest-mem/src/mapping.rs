@@ -24,20 +24,7 @@ impl Mapping {
         if len == 0 || len > 1 << 47 {
             return Err(Errno::NOMEM);
         }
-        let mapping = Self::reserve(len)?;
-        mapping.map(Content::Anonymous)?;
-        Ok(mapping)
-    }
-
-    /// Reserves `len` bytes of address space, a multiple of 4096. [`Mapping::map`] makes them usable.
-    pub(crate) fn reserve(len: u64) -> Result<Self, Errno> {
-        reserve_congruent(len, 0).map(|range| Self { range })
-    }
-
-    /// Maps memory over a reservation.
-    pub(crate) fn map(&self, content: Content<'_>) -> Result<(), Errno> {
-        // SAFETY: the reservation is ours, and holds nothing yet.
-        unsafe { sys::map_over(self.range, content) }
+        Reservation::of(len)?.map(Content::Anonymous)
     }
 
     /// Its addresses.
@@ -77,7 +64,7 @@ impl Mapping {
     }
 
     fn advise_if_known(&self, offset: u64, len: u64, advice: Advice) -> Result<(), Errno> {
-        // SAFETY: the range is within our mapping, and these advices keep its content.
+        // SAFETY: the range is within our mapping, and these advices discard nothing.
         match unsafe { sys::madvise(self.part(offset, len), Madvise::Known(advice)) } {
             Err(Errno::INVAL) => Ok(()),
             other => other,
@@ -104,9 +91,29 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // It fails where the kernel would have to split a VMA and the process has `vm.max_map_count` of them: that costs
+        // address space, and harms nothing.
         // SAFETY: the mapping is ours, and with `self` the last safe way into it goes.
-        let unmapped = unsafe { sys::munmap(self.range) };
-        debug_assert_eq!(unmapped, Ok(()), "munmap of a whole mapping of ours");
+        let _ = unsafe { sys::munmap(self.range) };
+    }
+}
+
+/// Address space at a multiple of 2 MiB that holds nothing yet, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation(Mapping);
+
+impl Reservation {
+    /// Reserves `len` bytes, a multiple of 4096.
+    pub fn of(len: u64) -> Result<Self, Errno> {
+        reserve_congruent(len, 0).map(|range| Self(Mapping { range }))
+    }
+
+    /// Maps memory over it.
+    pub fn map(self, content: Content<'_>) -> Result<Mapping, Errno> {
+        let Self(mapping) = self;
+        // SAFETY: the reservation is ours, and holds nothing yet.
+        unsafe { sys::map_over(mapping.range, content) }?;
+        Ok(mapping)
     }
 }
 

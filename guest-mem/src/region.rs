@@ -9,7 +9,7 @@ use rustix::mm::Advice;
 use crate::address::{Address, Hva, PAGE_SIZE, PAGES_PER_PMD, PMD_SIZE};
 use crate::backing::Backing;
 use crate::hugetlb::{HugetlbLimit, Step};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, Reservation};
 use crate::range::{HvaRange, RangeError};
 use crate::remedy::{self, Asked};
 use crate::seam::{SeamError, Seams};
@@ -84,8 +84,8 @@ impl Region {
             (None, Backing::Hugetlb2m) => Content::Hugetlb2m,
             (None, _) => Content::Anonymous,
         };
-        let mapping = Mapping::reserve(len).map_err(|source| RegionError::Reserve { len, source })?;
-        mapping.map(content).map_err(|source| match backing {
+        let reserved = Reservation::of(len).map_err(|source| RegionError::Reserve { len, source })?;
+        let mapping = reserved.map(content).map_err(|source| match backing {
             Backing::Hugetlb2m => {
                 let limit = HugetlbLimit::find(Step::Reserve, len);
                 RegionError::Hugetlb { len, limit, source }

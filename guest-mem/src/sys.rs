@@ -81,8 +81,8 @@ pub(crate) fn mincore(range: HvaRange, out: &mut [u8]) -> Result<(), Errno> {
 /// madvise on memory of a region.
 ///
 /// # Safety
-/// `range` lies in a mapping that belongs to the caller, and there is no Rust reference into it: the
-/// advice may discard or move its content.
+/// `range` lies in a mapping that belongs to the caller, and there is no Rust reference into what the advice discards or
+/// replaces.
 pub(crate) unsafe fn madvise(range: HvaRange, advice: Madvise) -> Result<(), Errno> {
     match advice {
         Madvise::Known(advice) => {

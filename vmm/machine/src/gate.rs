@@ -219,7 +219,8 @@ fn wait_for_zero(word: &Futex, patience: Duration) -> Result<(), Missed> {
 
 /// Looks at a word until it is 0, for so long.
 fn becomes_zero(word: &AtomicU32, looking: Duration) -> bool {
-    let begun = Instant::now();
+    // Without a reading of the clock where the first loads find it.
+    let mut begun = None;
     loop {
         for _ in 0..LOADS {
             if word.load(Ordering::SeqCst) == 0 {
@@ -227,7 +228,7 @@ fn becomes_zero(word: &AtomicU32, looking: Duration) -> bool {
             }
             std::hint::spin_loop();
         }
-        if begun.elapsed() >= looking {
+        if begun.get_or_insert_with(Instant::now).elapsed() >= looking {
             return false;
         }
     }

@@ -13,9 +13,9 @@ use host::facts::CgroupVersion;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct MemoryCgroup {
     version: Option<CgroupVersion>,
-    /// Our own cgroup's directory.
+    /// The directory of the cgroup below which a run makes its own.
     path: Option<PathBuf>,
-    /// Whether a cgroup can be made below it.
+    /// Whether one can be made there.
     writable: bool,
     /// `memory.reclaim` there: absent, or whether we may write it.
     reclaim: Option<bool>,
@@ -23,7 +23,8 @@ pub(super) struct MemoryCgroup {
 
 pub(super) fn probe(host: &HostFacts) -> MemoryCgroup {
     // The name is of no matter: nothing is made.
-    let path = CgroupPlace::find("doctor").ok().map(|place| place.home().to_owned());
+    let place = CgroupPlace::find("doctor").ok();
+    let path = place.and_then(|place| place.path().parent().map(Path::to_owned));
     let may_write = |path: &Path| access(path, Access::WRITE_OK).is_ok();
     let reclaim = path.as_ref().map(|path| path.join("memory.reclaim")).filter(|file| file.exists());
     MemoryCgroup {

@@ -60,7 +60,7 @@ impl<'a> Hot<'a> {
         self.pace().is_some()
     }
 
-    /// The number of loops that run at the same time.
+    /// The number of loops of all steps.
     fn count(&self) -> u64 {
         self.loops.iter().map(|hot| u64::from(hot.loops)).fold(0, u64::saturating_add).max(1)
     }
@@ -122,6 +122,7 @@ impl<'a> Hot<'a> {
     fn most_visits(&self) -> u64 {
         self.loops.iter().map(|hot| hot.visits(self.pages)).max().unwrap_or(0)
     }
+
     /// Visits that all loops make if they come round after every operation.
     pub fn rounds(&self) -> u64 {
         let visits = |hot: &HotLoops| hot.visits(self.pages).saturating_mul(u64::from(hot.loops));

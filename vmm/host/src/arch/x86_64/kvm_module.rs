@@ -191,6 +191,17 @@ mod tests {
     }
 
     #[test]
+    fn two_dimensional_paging_is_told_with_its_mmu() {
+        let of = |tdp_mmu| {
+            let module = Some("kvm_intel".to_owned());
+            KvmFacts { module, mmu: Some(MmuKind::Ept), tdp_mmu, nx_huge_pages: None }.guests().unwrap().text
+        };
+        assert_eq!(of(Some(true)), "EPT (kvm_intel, TDP MMU): any guest runs");
+        assert_eq!(of(Some(false)), "EPT (kvm_intel, without the TDP MMU): any guest runs");
+        assert!(of(None).contains("/sys does not say"));
+    }
+
+    #[test]
     fn helper_modules_are_not_kvm() {
         let loaded = ["irqbypass", "kvm", "kvm_amd", "kvmgt"].map(str::to_owned);
         assert_eq!(vendor_module(&loaded), Some("kvm_amd"));
