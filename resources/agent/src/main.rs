@@ -101,8 +101,6 @@ fn hello(port: &'static Port, vcpus: u16) -> Result<(), Box<dyn Error>> {
     })?;
     match hear.recv_timeout(PATIENCE) {
         Ok(sent) => Ok(sent?),
-        Err(_) => {
-            Err(format!("nobody connected to the port in the VMM within {} s", PATIENCE.as_secs()).into())
-        }
+        Err(_) => Err(format!("the VMM did not connect to the port within {} s", PATIENCE.as_secs()).into()),
     }
 }

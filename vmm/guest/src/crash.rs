@@ -37,7 +37,7 @@ pub enum CrashKind {
     /// The memory had been taken away for a moment, and could not be given back.
     #[error("was left without its memory: {0}")]
     Memslots(String),
-    #[error("{} I/O port {port:#x}, which nobody serves", if *write { "wrote to" } else { "read" })]
+    #[error("{} I/O port {port:#x}, which no device serves", if *write { "wrote to" } else { "read" })]
     Port { port: u16, write: bool },
     #[error("rang the doorbell with {0}, which means nothing there")]
     Doorbell(u8),

@@ -323,7 +323,7 @@ impl State {
             Ok(log) => {
                 if mortal {
                     self.say(&format!(
-                        "in this PID namespace SIGKILL of its first process ends whoever undoes changes: a later zapscope \
+                        "in this PID namespace SIGKILL of its first process ends the process that undoes changes: a later zapscope \
                          that finds {} undoes them",
                         log.path().display()
                     ));

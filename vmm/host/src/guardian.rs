@@ -52,7 +52,7 @@ pub enum GuardianError {
     #[error("reading /sys/class/zram-control/hot_add made no zram device: {}", hot_add_remedy(*.errno))]
     NoZram { errno: Option<i32>, source: io::Error },
     #[error(
-        "in this PID namespace the end of its first process ends whoever would undo a change, and it cannot be noted for a \
+        "in this PID namespace the end of its first process ends the process that would undo a change, and it cannot be noted for a \
          later zapscope, so nothing is changed: give it a directory of its own by ZAPSCOPE_STATE_DIR, or a writable /run"
     )]
     Mortal(#[source] LogError),
@@ -65,7 +65,7 @@ fn hot_add_remedy(errno: Option<i32>) -> &'static str {
         Some(libc::EACCES | libc::EPERM) => "it is for root: run as root",
         Some(libc::EBUSY) => "the driver is busy with another device, or about to be unloaded: try again",
         Some(libc::ENOMEM | libc::ENOSPC) => {
-            "the kernel has no room for one more: remove zram devices that nobody uses"
+            "the kernel has no room for one more: remove unused zram devices"
         }
         _ => "see the kernel's log (`dmesg`)",
     }
@@ -200,7 +200,7 @@ mod tests {
             (&[libc::ENOENT], "`modprobe zram num_devices=0`"),
             (&[libc::EACCES, libc::EPERM], "run as root"),
             (&[libc::EBUSY], "try again"),
-            (&[libc::ENOMEM, libc::ENOSPC], "remove zram devices that nobody uses"),
+            (&[libc::ENOMEM, libc::ENOSPC], "remove unused zram devices"),
         ];
         let said = |errno: Option<i32>| {
             let source =

@@ -57,7 +57,10 @@ fn undo_one(action: &UndoAction) -> (bool, String) {
         // Without a serial number the device may be another program's of the same number.
         return (
             false,
-            format!("zram{number}, if nobody else made that since; by hand: {}", action.by_hand()),
+            format!(
+                "zram{number}, unless another process has made that since; by hand: {}",
+                action.by_hand()
+            ),
         );
     }
     match undo_with_patience(action) {

@@ -21,7 +21,7 @@ impl<'c> Pressure<'c> {
     /// # Errors
     /// Why there is none: no memory controller, no right to it, or nothing that would remove it again.
     pub fn enter(changes: Option<&'c HostChanges>) -> Result<Self, String> {
-        let changes = changes.ok_or("nobody would remove a cgroup again")?;
+        let changes = changes.ok_or("a cgroup would not be removed again")?;
         let place = CgroupPlace::find(&changes.unique_name()).map_err(|error| with_causes(&error))?;
         let made = changes.make_cgroup(place.path(), place.home(), "to reclaim from this process alone");
         // It knows of its undoing before the process is inside.

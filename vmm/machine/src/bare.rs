@@ -131,7 +131,7 @@ impl Action {
             Exit::Read { space, address, .. } => no_device(space, address, false),
             Exit::Write { space, address, .. } => no_device(space, address, true),
             Exit::Crash(kind) => kind,
-            other => CrashKind::Other(format!("an exit that nobody handles: {other:?}")),
+            other => CrashKind::Other(format!("an exit that is not handled: {other:?}")),
         })
     }
 }

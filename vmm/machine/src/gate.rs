@@ -315,7 +315,7 @@ impl<'a> Seated<'a> {
                 // The holder is at work, for all that is known.
                 Err(Missed::Zero) if times < HOLDS => times += 1,
                 Err(missed) => {
-                    let what = "the gate to be opened by whoever took memory from the guest";
+                    let what = "the gate to be opened by the thread that takes memory from the guest";
                     return Err(missed.overdue(what.to_owned(), patience * times));
                 }
             }

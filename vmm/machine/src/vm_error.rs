@@ -28,7 +28,7 @@ pub enum VmError {
     Memory(#[from] RegionError),
     #[error(transparent)]
     Slots(#[from] SlotError),
-    #[error("nobody is let into this guest any more: it {0}")]
+    #[error("no vCPU runs this guest any more: it {0}")]
     Broken(Box<CrashKind>),
     #[error(transparent)]
     Boot(#[from] BootError),

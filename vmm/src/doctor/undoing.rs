@@ -43,12 +43,12 @@ fn judge_sigkill(undoing: &Undoing) -> Finding {
         (true, None) => Finding::can(SUBJECT, "a process of its own undoes changes"),
         (false, Some(noted)) => Finding::limited(
             SUBJECT,
-            format!("the end of this PID namespace ends whoever would undo changes; they are {noted}"),
+            format!("the end of this PID namespace ends the process that would undo changes; they are {noted}"),
         )
         .remedy("let that directory outlive the container: `docker run -v /run/zapscope:/run/zapscope`"),
         (false, None) => Finding::cannot(
             SUBJECT,
-            "the end of this PID namespace ends whoever would undo changes, and they can be noted nowhere: none is made",
+            "the end of this PID namespace ends the process that would undo changes, and they can be noted nowhere: none is made",
         )
         .remedy("a writable /run, or a directory named by ZAPSCOPE_STATE_DIR"),
     }

@@ -71,7 +71,7 @@ pub fn checks(predicted: &Predicted, measured: &Row) -> Vec<Check> {
 /// ranges.
 fn of_kernel(measured: &Row, judgement: &Judgement) -> Option<&'static str> {
     if measured.is_expected() {
-        return Some("it was not measured: nobody kept the kernel's account, or events of it were lost");
+        return Some("it was not measured: the run has no kernel's account, or lost events of it");
     }
     let repeats =
         measured.label.tried.policy == PolicyChoice::Kernel && measured.account_differences.get() == Some(0);

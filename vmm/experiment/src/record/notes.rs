@@ -125,7 +125,7 @@ fn account_notes(account: &Account, warnings: &mut Warnings) {
     let unknown = account.of(By::Unattributed);
     if unknown.ranges > 0 {
         let ranges = units::counted(unknown.ranges, "range");
-        warnings.note("unattributed_ranges", format!("of {ranges} nobody knows who made them"));
+        warnings.note("unattributed_ranges", format!("the makers of {ranges} are not known"));
     }
     let strangers = account.sum(By::is_stranger);
     if strangers.ranges > 0 {

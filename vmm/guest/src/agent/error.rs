@@ -23,7 +23,7 @@ pub enum ProtocolError {
     Abi(u32),
     #[error("it claims to have {0} vCPUs")]
     Vcpus(u16),
-    #[error("it answered {0:?}, which nobody had asked")]
+    #[error("it answered {0:?}, which was not asked for")]
     Unasked(Request),
     #[error("it reported an order of vCPU {0} done, which had none")]
     Idle(u16),

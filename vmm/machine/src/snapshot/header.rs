@@ -58,7 +58,7 @@ pub enum HeaderError {
         "its header is damaged: the checksum is {found:#010x}, not {expected:#010x}; make the snapshot again"
     )]
     Checksum { expected: u32, found: u32 },
-    #[error("its header says {what}, which no guest has: whoever wrote it is not this program")]
+    #[error("its header says {what}, which no guest has: it was not written by this program")]
     Nonsense { what: String },
     #[error("it has {found} where its header says {expected}: it was cut short, or is not copied yet",
         found = units::bytes(*.found), expected = units::bytes(*.expected))]

@@ -37,7 +37,7 @@ pub enum IndexError {
     )]
     Checksum { expected: u32, found: u32 },
     #[error(
-        "its page index has {found} pages, and its header says {expected}: whoever wrote it is not this program"
+        "its page index has {found} pages, and its header says {expected}: it was not written by this program"
     )]
     Pages { expected: u64, found: u64 },
 }

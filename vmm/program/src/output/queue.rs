@@ -94,8 +94,9 @@ impl Queue {
     fn note_loss(&mut self, stream: Stream) {
         let dropped = std::mem::take(&mut self.lanes[stream as usize].dropped);
         if dropped > 0 {
-            let note =
-                format!("\n[zapscope: {dropped} bytes were dropped here: nobody had read the ones before]\n");
+            let note = format!(
+                "\n[zapscope: {dropped} bytes were dropped here: the ones before had not been read]\n"
+            );
             self.append(stream, note.as_bytes());
         }
     }
@@ -236,7 +237,7 @@ mod tests {
             let text = String::from_utf8(got).unwrap() + &drain(&mut queue, 4096)[0];
             let dropped = text.split("[zapscope: ").skip(1);
             let dropped: u64 = dropped.map(|note| note.split(' ').next().unwrap().parse::<u64>().unwrap()).sum();
-            let notes = text.matches("nobody had read").count() as u64;
+            let notes = text.matches("had not been read").count() as u64;
             // The note has no x.
             prop_assert_eq!(text.matches('x').count() as u64 + dropped, pushed);
             prop_assert!(notes > 0 || dropped == 0);

@@ -63,7 +63,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd) -> Exit<'_> {
         Ok(VcpuExit::Hlt) => Exit::Crash(CrashKind::Halted),
         Ok(VcpuExit::Shutdown) => Exit::Crash(CrashKind::TripleFault),
         Ok(VcpuExit::FailEntry(reason, _)) => Exit::Crash(CrashKind::FailEntry { reason }),
-        Ok(other) => Exit::Crash(CrashKind::Other(format!("an exit that nobody handles: {other:?}"))),
+        Ok(other) => Exit::Crash(CrashKind::Other(format!("an exit that is not handled: {other:?}"))),
         Err(error) => match error.errno() {
             libc::EINTR | libc::EAGAIN => Exit::Interrupted,
             libc::EFAULT => Exit::HostFault,

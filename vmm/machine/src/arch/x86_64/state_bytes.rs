@@ -32,7 +32,7 @@ const MOST_MSRS: usize = 4096;
 
 /// Why bytes are no vCPU's state, under a checksum that is right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the state of vCPU {vcpu} in it {what}: whoever wrote it is not this program")]
+#[error("the state of vCPU {vcpu} in it {what}: it was not written by this program")]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub struct BadState {
     pub vcpu: u32,

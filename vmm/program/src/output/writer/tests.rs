@@ -55,7 +55,7 @@ fn a_full_stream_blocks_neither_its_writer_nor_the_other_stream() {
     writer.say(Stream::Err, b"stopping\n", Keep::WithRoom);
     assert_eq!(soon(move || read_until(&mut err, "\n")), "stopping\n");
     // A late reader gets the kept text, and the count of the dropped bytes.
-    let text = soon(move || read_until(&mut out, "before]\n"));
+    let text = soon(move || read_until(&mut out, "been read]\n"));
     let (kept, note) = text.split_once("\n[zapscope: ").unwrap();
     let dropped: usize = note.split(' ').next().unwrap().parse().unwrap();
     assert_eq!(kept.len() + dropped, 5_000_000);
