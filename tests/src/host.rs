@@ -94,7 +94,8 @@ impl Need {
                 !guest_kernels().is_empty()
                     && guest_initrd().is_some()
                     && Kvm::open().is_ok()
-                    && HostFacts::read().kvm.mmu.is_some_and(|mmu| mmu.runs_guest_kernels_natively())
+                    && HostFacts::read().kvm.mmu.is_some()
+                    && !pvm()
             }
             Self::Pvm => pvm(),
             Self::NotRoot => !writes_every_file(),

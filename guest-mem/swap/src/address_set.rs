@@ -43,10 +43,10 @@ fn gaps_of(set: &RangeSet<Hva>, range: HvaRange) -> Vec<HvaRange> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn range(start: u64, end: u64) -> HvaRange {
+    pub(crate) fn range(start: u64, end: u64) -> HvaRange {
         HvaRange::new(Hva::new(start), Hva::new(end)).unwrap()
     }
 

@@ -42,11 +42,7 @@ impl OwnDrops {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guest_mem::Hva;
-
-    fn range(start: u64, end: u64) -> HvaRange {
-        HvaRange::new(Hva::new(start), Hva::new(end)).unwrap()
-    }
+    use crate::address_set::tests::range;
 
     #[test]
     fn events_are_matched_page_by_page_and_once() {

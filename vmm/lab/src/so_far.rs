@@ -115,8 +115,7 @@ impl RunSoFar {
 }
 
 fn host(facts: &HostFacts, soft: bool, warnings: &mut Warnings) -> Host {
-    let mmu =
-        if soft { Some("software MMU".to_owned()) } else { facts.kvm.mmu.map(|kind| kind.name().to_owned()) };
+    let mmu = if soft { Some("software MMU".to_owned()) } else { facts.kvm.mmu.map(|kind| kind.to_string()) };
     if !soft && SecondaryMmu::of(&facts.kvm) == SecondaryMmu::Unknown {
         warnings.note(
             "host.mmu_kind",

@@ -57,7 +57,7 @@ impl Report {
             host.cpu.as_deref().unwrap_or("unknown processor"),
             host.cores,
             match (host.kvm.mmu, &host.kvm.module) {
-                (Some(mmu), _) => mmu.name().to_owned(),
+                (Some(mmu), _) => mmu.to_string(),
                 (None, Some(module)) => format!("{module}, with a secondary MMU that /sys does not name"),
                 (None, None) => "none".to_owned(),
             },

@@ -50,9 +50,10 @@ impl<'a> Hot<'a> {
         hot
     }
 
-    /// Touches while nothing was done to the loops, and their nanoseconds; `None` where neither was measured.
-    fn undisturbed(&self) -> Option<(u64, u64)> {
-        Some(self.undisturbed).filter(|(touches, ns)| *touches > 0 && *ns > 0)
+    /// Nanoseconds that a loop takes for a touch while nothing is done to it, where that was measured.
+    fn touch_ns(&self) -> Option<f64> {
+        let (touches, ns) = self.undisturbed;
+        (touches > 0 && ns > 0).then(|| ns as f64 * self.count() as f64 / touches as f64)
     }
 
     /// Whether the log says how fast the hot loops are.
@@ -67,8 +68,7 @@ impl<'a> Hot<'a> {
 
     /// The speed, where the log has it.
     pub fn pace(&self) -> Option<Pace> {
-        let (touches, ns) = self.undisturbed()?;
-        let touch = ns as f64 * self.count() as f64 / touches as f64;
+        let touch = self.touch_ns()?;
         let (slope, _) = self.fault_times()?;
         Some(Pace { touch, fault: slope * self.count() as f64 })
     }
@@ -108,11 +108,9 @@ impl<'a> Hot<'a> {
     /// The most that a fault costs: the quickest time in which the loops came round, less what their touches take, over the
     /// faults that it took.
     fn by_rounds(&self) -> Option<f64> {
-        let (touches, ns) = self.undisturbed()?;
         let refill = self.refill?;
         // Each loop goes round twice, and all of them at the same time.
-        let touch = ns as f64 * self.count() as f64 / touches as f64;
-        let touching = 2.0 * self.most_visits() as f64 * touch;
+        let touching = 2.0 * self.most_visits() as f64 * self.touch_ns()?;
         let rounds = refill.around_ns.iter().zip(&refill.around).filter(|(_, faults)| **faults > 0);
         let each = rounds.map(|(&ns, &faults)| ((ns as f64 - touching) / faults as f64).max(1.0));
         each.min_by(f64::total_cmp)

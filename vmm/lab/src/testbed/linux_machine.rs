@@ -92,19 +92,12 @@ pub struct LinuxMachine {
 impl LinuxMachine {
     /// Whether this host can run a Linux guest at all, and this file be its kernel: before anything is changed for it.
     pub fn check(kernel: &Path) -> Result<(), LinuxError> {
-        if KvmFacts::read_from(&Root::default()).emulates_guest_kernels() {
-            return Err(LinuxError::Emulated);
-        }
-        let image = input::read(FileKind::Kernel, kernel)?;
-        identify(kernel, &image).map(drop)
+        identify(kernel, &image_of(kernel)?).map(drop)
     }
 
     /// Boots the guest and waits until its agent has the memory under test.
     pub fn start(kvm: &Kvm, setup: &LinuxSetup<'_>) -> Result<Self, LinuxError> {
-        if KvmFacts::read_from(&Root::default()).emulates_guest_kernels() {
-            return Err(LinuxError::Emulated);
-        }
-        let image = input::read(FileKind::Kernel, setup.kernel)?;
+        let image = image_of(setup.kernel)?;
         let kernel = identify(setup.kernel, &image)?;
         let archive = archive(setup, &kernel)?;
         let areas = u64::from(setup.vcpus) * AREA_SIZE;
@@ -338,6 +331,14 @@ fn values(text: &str) -> BTreeMap<String, u64> {
         (!name.is_empty()).then_some((name, value))
     };
     text.lines().filter_map(line).collect()
+}
+
+/// The content of a kernel's file, on a host that can run a Linux guest.
+fn image_of(kernel: &Path) -> Result<Vec<u8>, LinuxError> {
+    if KvmFacts::read_from(&Root::default()).emulates_guest_kernels() {
+        return Err(LinuxError::Emulated);
+    }
+    Ok(input::read(FileKind::Kernel, kernel)?)
 }
 
 fn describe(ending: &Ending) -> String {

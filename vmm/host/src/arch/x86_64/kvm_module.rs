@@ -5,46 +5,26 @@ use serde::Serialize;
 use crate::root::Root;
 
 /// The way in which KVM translates guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display, strum::IntoStaticStr)]
+#[serde(into = "&'static str")]
 pub enum MmuKind {
     /// Extended page tables (Intel).
-    #[serde(rename = "EPT")]
+    #[strum(serialize = "EPT")]
     Ept,
     /// Nested page tables (AMD).
-    #[serde(rename = "NPT")]
+    #[strum(serialize = "NPT")]
     Npt,
     /// Shadow paging: KVM shadows the guest's page tables, and each write to them costs an exit.
-    #[serde(rename = "shadow")]
+    #[strum(serialize = "shadow")]
     Shadow,
     /// Shadow paging without hardware virtualisation, where guest ring 0 is emulated as well.
-    #[serde(rename = "shadow (pvm)")]
+    #[strum(serialize = "shadow (pvm)")]
     ShadowPvm,
 }
 
 impl MmuKind {
-    /// The usual name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ept => "EPT",
-            Self::Npt => "NPT",
-            Self::Shadow => "shadow",
-            Self::ShadowPvm => "shadow (pvm)",
-        }
-    }
-
-    /// Whether a guest kernel runs at native speed in ring 0.
-    pub fn runs_guest_kernels_natively(self) -> bool {
-        self != Self::ShadowPvm
-    }
-
     fn is_two_dimensional(self) -> bool {
         matches!(self, Self::Ept | Self::Npt)
-    }
-}
-
-impl std::fmt::Display for MmuKind {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str(self.name())
     }
 }
 
@@ -84,7 +64,7 @@ impl KvmFacts {
 
     /// Whether a guest's kernel is emulated, which takes minutes to start its first process and does not get further.
     pub fn emulates_guest_kernels(&self) -> bool {
-        self.mmu.is_some_and(|mmu| !mmu.runs_guest_kernels_natively())
+        self.mmu == Some(MmuKind::ShadowPvm)
     }
 
     /// Whether faults go through the shadow MMU's code, as they also do for two-dimensional paging without the TDP MMU;
