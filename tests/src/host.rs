@@ -55,7 +55,7 @@ pub enum Need {
     HugePages,
     /// A kernel that merges pages of the same content.
     Ksm,
-    /// A `perf_event_paranoid` that keeps tracepoints from whoever has no capability for them.
+    /// A `perf_event_paranoid` that keeps tracepoints from processes without a capability for them.
     GuardedTracepoints,
     /// A process without any privilege: root's to make, or this one.
     Nobody,
@@ -63,13 +63,13 @@ pub enum Need {
     AnotherUser,
     /// As `Nobody`, with /dev/kvm open to it.
     NobodyWithKvm,
-    /// A userfaultfd for user mode's faults that everybody may have.
+    /// A userfaultfd for user mode's faults that any user may have.
     UserModeUserfault,
-    /// The same where nobody without a privilege may have one for the kernel's.
+    /// The same where an unprivileged user may have none for the kernel's faults.
     OnlyUserModeUserfault,
-    /// No swap device in use, and nobody else's to come.
+    /// No swap area in use.
     NoSwap,
-    /// A host that is not emulated: what is run takes minutes there, or is told by a fault that an emulator makes otherwise.
+    /// A host that is not emulated: the test takes minutes there, or needs a fault that an emulator makes otherwise.
     NotEmulated,
 }
 
@@ -214,7 +214,7 @@ impl harness::Need for Need {
     }
 }
 
-/// Kernels to boot as guests, as whoever set the host up says by `ZAPSCOPE_GUEST_KERNELS`.
+/// Kernels to boot as guests: the paths in `ZAPSCOPE_GUEST_KERNELS`.
 pub fn guest_kernels() -> Vec<String> {
     let named = std::env::var("ZAPSCOPE_GUEST_KERNELS").unwrap_or_default();
     named.split(':').filter(|path| !path.is_empty()).map(str::to_owned).collect()
@@ -225,7 +225,7 @@ pub fn guest_initrd() -> Option<String> {
     std::env::var("ZAPSCOPE_GUEST_INITRD").ok()
 }
 
-/// Whether this host is emulated, as whoever set it up says by `ZAPSCOPE_SHORT=1`: all takes twenty times as long.
+/// Whether this host is emulated (`ZAPSCOPE_SHORT=1`): all takes twenty times as long.
 pub fn emulated() -> bool {
     asked_for("ZAPSCOPE_SHORT")
 }

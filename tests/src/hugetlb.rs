@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::program::BE_ZAPSCOPE;
 
-/// The size of the pool of 2 MiB pages, which whoever writes to it sets.
+/// The size of the pool of 2 MiB pages; a write sets it.
 pub const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 /// A group of a test's own. Removed when dropped, with what its parent was told for it.
@@ -67,7 +67,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Its last process has ended: whoever started it has waited for it.
+        // Its last process has ended: the test that started it has waited for it.
         if !self.path.as_os_str().is_empty() {
             let _ = fs::remove_dir(&self.path);
         }

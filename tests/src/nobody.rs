@@ -1,8 +1,8 @@
 //! The program as a user without any privilege, when root runs the tests.
 //!
 //! ```text
-//!   the test, root ── fork ── own mount namespace: /dev/kvm that anybody may open, if it is lent
-//!                        └─── no groups, nobody's ids ── exec of a copy that nobody may read
+//!   the test, root ── fork ── own mount namespace: /dev/kvm that any user may open, if it is lent
+//!                        └─── no groups, the ids of `nobody` ── exec of a copy that `nobody` may read
 //! ```
 //!
 //! Nothing of the host changes: what is mounted is seen by that one process.
@@ -33,8 +33,8 @@ pub enum Lent {
     Kvm,
 }
 
-/// A command line of zapscope as nobody, in `directory`, which is nobody's from now on. Of somebody who is not root: as
-/// that one.
+/// A command line of zapscope as the user `nobody`, in `directory`, which is given to that user. If this process is not
+/// root: as its own user.
 pub fn zapscope(directory: &Path, arguments: &[&str], lent: Lent) -> io::Result<Command> {
     if !is_root() {
         return Ok(program::zapscope(directory, arguments));
@@ -79,7 +79,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A file that is the same device as /dev/kvm, and opens for everybody.
+/// A file that is the same device as /dev/kvm, and opens for every user.
 fn device_for_all(directory: &Path) -> io::Result<CString> {
     let (node, device) = (directory.join("kvm"), fs::metadata(KVM)?.rdev());
     mknodat(CWD, &node, FileType::CharacterDevice, Mode::from_raw_mode(0o600), device)?;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::fs::OFlags;
 
-/// A terminal. Dropped, it is closed: whoever runs on it is hung up on.
+/// A terminal. Dropped, it is closed: the program on it gets SIGHUP.
 pub struct Terminal(File);
 
 /// Makes this process the leader of a session, which its standard input, a terminal, controls.

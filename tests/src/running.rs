@@ -67,7 +67,7 @@ impl Running {
         Ended { status: output.status, out: output.stdout, said }
     }
 
-    /// Closes its standard error, which nobody reads any more, and waits for its end.
+    /// Closes the reading end of its standard error, and waits for its end.
     pub fn end_unheard(mut self) -> std::process::ExitStatus {
         let mut child = self.child.take().expect("it is there until its end");
         drop(self);

@@ -16,15 +16,15 @@ pub fn bound<'c>(command: &'c mut Command, source: &str, target: &str) -> &'c mu
     unsafe { command.pre_exec(move || bind(&source, &target)) }
 }
 
-/// Whether [`bound`] works here: root's, or anybody's where user namespaces are.
+/// Whether [`bound`] works here: for root, or where this user may have a user namespace.
 pub fn may_bind(target: &str) -> bool {
     let mut command = Command::new("/bin/true");
     command.stdin(Stdio::null()).stderr(Stdio::null());
     bound(&mut command, "/dev/null", target).status().is_ok_and(|status| status.success())
 }
 
-/// In a mount namespace of this process's own, which whoever is not root gets with a user namespace. Makes system calls
-/// and nothing else, so that it may stand between fork and exec.
+/// In a mount namespace of this process's own, which a user other than root gets with a user namespace. Makes system
+/// calls and nothing else, so that it may stand between fork and exec.
 pub(crate) fn bind(source: &CStr, target: &CStr) -> io::Result<()> {
     let nothing = std::ptr::null();
     let user = if rustix::process::geteuid().is_root() { 0 } else { libc::CLONE_NEWUSER };

@@ -27,8 +27,8 @@ test_memory::tests! {
 
 const LEN: u64 = 4 * PMD_SIZE;
 
-/// How often a page-out may be tried on fresh memory. MADV_PAGEOUT passes over pages that somebody holds at that
-/// moment (kdamond, a shrinker, an LRU batch), announces nothing for them, and says nothing.
+/// How often a page-out may be tried on fresh memory. MADV_PAGEOUT passes over pages that are held at that
+/// moment (by kdamond, a shrinker, an LRU batch), announces nothing for them, and returns no error.
 const TRIES: u32 = 5;
 
 /// Plans, performs, and compares with the kernel's tracepoint. `fresh` makes the memory. A page-out

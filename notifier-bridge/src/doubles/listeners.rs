@@ -7,7 +7,7 @@ use guest_mem::HvaRange;
 
 use crate::listener::{Listener, Shadowing, ShadowingMmu, Sharing, SharingMmu, Zapped};
 
-/// What somebody was told. The name says whom, since a journal can be shared.
+/// An entry of a journal, with the listener's name, since listeners can share a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Start(&'static str, HvaRange),
@@ -17,7 +17,7 @@ pub(crate) enum Told {
     Operation,
 }
 
-/// What was told, in order, by everybody who shares it.
+/// The entries of all listeners that share it, in order.
 #[derive(Clone, Default)]
 pub(crate) struct Journal(Arc<Mutex<Vec<Told>>>);
 
@@ -25,7 +25,7 @@ impl Journal {
     pub(crate) fn write(&self, told: Told) {
         self.0.lock().unwrap().push(told);
     }
-    /// What was told since the last time.
+    /// The entries since the last call.
     pub(crate) fn take(&self) -> Vec<Told> {
         std::mem::take(&mut self.0.lock().unwrap())
     }

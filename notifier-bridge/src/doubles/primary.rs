@@ -1,5 +1,5 @@
-//! A primary MMU made of numbers: every change gives a page a frame that never was before, so whoever still
-//! uses an old one is caught by its number.
+//! A primary MMU made of numbers: every change gives a page a frame that never was before, so a reader
+//! that still uses an old one is caught by its number.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

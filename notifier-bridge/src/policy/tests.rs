@@ -117,7 +117,7 @@ fn every_bracket_is_clipped_at_the_end_of_the_vma() {
         let ranges: Vec<_> = policy.ranges(&victim, vma, &slots).collect();
         assert_eq!(ranges, [vma], "{policy}");
     }
-    // The kernel never asks this; whoever does gets an empty range, not one that runs backwards.
+    // The kernel never asks this; the answer is an empty range, not one that runs backwards.
     let elsewhere = range(0, MIB);
     assert_eq!(announced_bytes(Policy::Pmd, &victim, elsewhere, &slots), 0);
 }

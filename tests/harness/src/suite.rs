@@ -155,7 +155,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// To standard output; where nobody reads it, there is nobody to tell.
+/// Writes to standard output. Without a reader the text is lost.
 #[expect(clippy::disallowed_methods, reason = "a test binary speaks for itself")]
 fn say(text: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());

@@ -224,7 +224,7 @@ fn wait_with_patience(child: &mut Child) -> std::io::Result<Option<ExitStatus>> 
     }
 }
 
-/// Reports an event. Where there is nobody to hear it, as with a shell, it is lost.
+/// Reports an event. Without the second serial port, as with a shell, it is lost.
 fn say(event: &Event) {
     let mut line = serde_json::to_string(event).expect("an event is plain data");
     line.push('\n');

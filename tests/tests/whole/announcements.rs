@@ -39,7 +39,7 @@ crate::tests! {
 }
 
 const LEN: u64 = 4 * PMD_SIZE;
-/// How often a page-out may be tried: `MADV_PAGEOUT` passes over pages that somebody holds at that moment.
+/// How often a page-out may be tried: `MADV_PAGEOUT` passes over pages that are held at that moment.
 const TRIES: u32 = 5;
 
 /// Pages of a region: the first, and how many.
@@ -138,7 +138,7 @@ fn remap(_: &Region, range: HvaRange) {
     // SAFETY: the pages move to a new place of the kernel's choice; no reference to either place exists.
     let moved = unsafe { libc::mremap(range.start().as_ptr(), len, len, flags, anywhere) };
     assert_ne!(moved, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-    // SAFETY: what was just moved, which nobody else knows of.
+    // SAFETY: the mapping that was just made, whose address only this function has.
     unsafe { libc::munmap(moved, len) };
 }
 

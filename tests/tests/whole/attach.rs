@@ -146,8 +146,8 @@ fn watch(place: &Place, pid: u32, more: &[&str]) -> Running {
     watching
 }
 
-/// By KVM's counter, or where it does not open by the tracepoint that stands for it; beside a VM of somebody else that
-/// faults all the time.
+/// By KVM's counter, or where it does not open by the tracepoint that stands for it; beside a VM of another process
+/// that faults all the time.
 fn faults_are_counted_of_the_watched_vm_alone() {
     let bare = Bare::start(config(1, 32, Backing::Base4k));
     bare.fill(1);
@@ -268,7 +268,7 @@ fn a_process_without_a_vm_is_refused() {
     attach(child.0.id(), &[]).with(2).says(&["(cat) holds no KVM virtual machine"]);
 }
 
-/// Root's VM, looked at by nobody.
+/// Root's VM, looked at by the user `nobody`.
 fn the_vm_of_another_user_is_refused() {
     let place = Place::new();
     let _bare = Bare::start(config(1, 4, Backing::Base4k));

@@ -101,7 +101,7 @@ fn on_kernel(kernel: &str) -> Scenario {
     scenario::of("4MiB").top(&format!("kernel = {kernel:?}")).fill().sparse(3)
 }
 
-/// A pipe that nobody writes, a device, a directory, and a file of a TiB, in the place of each file that can be named: no
+/// A pipe without a writer, a device, a directory, and a file of a TiB, in the place of each file that can be named: no
 /// wait, little memory, one line.
 fn files_without_an_end_are_refused_at_once() {
     const MEMORY: u64 = 2 << 30;

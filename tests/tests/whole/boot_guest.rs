@@ -76,7 +76,7 @@ fn a_guest_that_crashes_ends_with_its_registers() {
         let kernel = bzimage::kernel(&hello(code::triple_fault()));
         let crashed = ended(boot(&kernel, &["--vcpus", vcpus]), 1);
         let said = crashed.says(&["vCPU 0: triple fault", "rsp ", "cr0 ", "cr3 "]).said;
-        // Where it was, or why nobody knows.
+        // The place of the fault, or why it is not known.
         assert!(said.contains("rip 0x0000000000100") || said.contains("the registers of a reset"), "{said}");
     }
 }

@@ -1,4 +1,4 @@
-//! Whose figures a row has: the kernel's where it alone announces, and none that nobody measured.
+//! The source of a row's figures: the kernel's account where it alone announces. A figure not measured is null.
 
 use host::HostChanges;
 use serde_json::Value;
@@ -15,8 +15,8 @@ crate::tests! {
     folios_of_a_size_are_those_that_are_there(backend in ["soft", "kvm"]): [Has(mthp_64k()), of(backend)],
 }
 
-/// A cgroup is squeezed, and chooses for itself. Nobody uses the memory meanwhile: under cgroups of version 1 a fault that
-/// finds nothing to reclaim ends in the OOM killer.
+/// A cgroup is squeezed, and chooses for itself. No vCPU uses the memory meanwhile: under cgroups of version 1 a fault
+/// that finds nothing to reclaim ends in the OOM killer.
 fn squeezed(options: &[&str]) -> (Value, String) {
     let scenario = scenario::of("32MiB").policies(&["kernel", "folio"]).reclaims(&["cgroup"]);
     record::run(&scenario.fill().range("0..8MiB", "folio").refault(), options)
@@ -27,7 +27,7 @@ fn is_explained(row: &Value, key: &str) -> bool {
     row[key].is_null() && row["warnings"].as_array().unwrap().iter().any(about)
 }
 
-/// Nobody knows beforehand what a row's operations take.
+/// The victims of the row are not known beforehand.
 fn assert_nothing_expected(row: &Value) {
     for key in ["expected_ranges", "expected_bytes", "account_differences"] {
         assert!(is_explained(row, key), "{key} of {row:#}");
@@ -87,8 +87,8 @@ fn what_a_target_takes_is_the_kernels_figure() {
     assert!(!said.contains("exactly"), "{said}");
 }
 
-/// On the software MMU the kernel tells nobody. What stands under `kernel` is what was expected of it, and what no guest
-/// did no guest is said to have done.
+/// The kernel has no listener under the software MMU. The figures under `kernel` are the expected ones, and the text
+/// does not speak of a guest.
 fn without_an_account_the_plan_is_marked_and_nothing_is_called_exact() {
     let scenario = scenario::of("8MiB").expect(&["amplification == 1.0"]);
     let scenario = scenario.fill().step("hot", &[]).baseline("5ms").sparse(64).stop().refault();

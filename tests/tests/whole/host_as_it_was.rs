@@ -1,4 +1,5 @@
-//! What a run changes on the host is undone by whoever is left: the run, its guardian, another guardian, the next zapscope.
+//! A run's changes to the host are undone by a process that is left: the run, its guardian, another guardian, or the
+//! next zapscope.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -208,7 +209,7 @@ fn the_end_takes_the_cgroup_away() {
     }
 }
 
-/// Whoever kills both at once leaves it to the next zapscope; whoever kills one after the other does not.
+/// If run and guardian are killed at once, the next zapscope undoes it. If one after the other, the new guardian does.
 fn a_killed_guardian_is_replaced() {
     let mut run = Run::start(&scenario(&["4k"], "pageout", "60s"), &ZRAM, &[]);
     let (pid, disk) = (run.zapscope(), run.zram());

@@ -149,8 +149,8 @@ fn end_at(way: Way, moment: Moment) {
     println!("    {cell}: {seen} rows were there, {rows} are");
 }
 
-/// Some short rows, each of which evicts to the swap device. The one in a cgroup lasts long enough to be met there; nobody
-/// uses its memory while it is squeezed, which cgroups of version 1 may end with the OOM killer.
+/// Some short rows, each of which evicts to the swap device. The one in a cgroup lasts long enough to be met there; no
+/// vCPU uses its memory while it is squeezed, because cgroups of version 1 may end that with the OOM killer.
 fn scenario() -> Scenario {
     let matrix = ["matrix.policy = [\"kernel\"]", "matrix.reclaim = [\"cgroup\"]"];
     let scenario = scenario::of("4MiB").policies(&POLICIES).reclaims(&["pageout"]);
@@ -161,7 +161,7 @@ fn scenario() -> Scenario {
 
 /// What holds the run's output.
 enum Held {
-    /// Files, which need nobody.
+    /// Files, which need no reader.
     Files,
     /// The reading ends of pipes.
     Pipes,

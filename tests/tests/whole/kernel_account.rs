@@ -104,7 +104,7 @@ fn drop_tracing() -> std::io::Result<()> {
     const CAP_SYS_ADMIN: u64 = 21;
     const CAP_PERFMON: u64 = 38;
     for capability in [CAP_SYS_ADMIN, CAP_PERFMON] {
-        // SAFETY: takes numbers only. Whoever is not root has nothing to drop, and is refused.
+        // SAFETY: takes numbers only. A process that is not root has nothing to drop, and is refused.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
     }
     Ok(())

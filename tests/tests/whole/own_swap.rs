@@ -33,7 +33,7 @@ crate::tests! {
     a_guest_never_gets_what_its_store_has_spoiled: [Kvm, Userfault],
 }
 
-/// A handler that nobody needs to tell anything, unless a page is lost.
+/// An observer that ignores everything but a lost page.
 struct Quiet;
 
 impl Observer for Quiet {
@@ -217,7 +217,7 @@ fn storm() -> Duration {
 }
 
 /// Two vCPUs write without pause, one of them with locked adds; two threads evict what they get; between them pages are
-/// moved away and back, and a part that nobody writes to is discarded and punched. Every write is there at the end.
+/// moved away and back, and a part that no vCPU writes to is discarded and punched. Every write is there at the end.
 fn nothing_is_lost_in_a_storm() {
     let mib = if host::emulated() { 16 } else { 256 };
     for backing in [Backing::Base4k, Backing::Memfd] {

@@ -35,7 +35,7 @@ fn quiet(granule: &str) -> Scenario {
     scenario.case("region").fill().range("2MiB..8MiB", "region").refault().sweep()
 }
 
-/// The counts that no speed of anybody's changes.
+/// The counts that do not depend on any speed.
 const EXACT: [&str; 10] = [
     "victims",
     "victim_bytes",

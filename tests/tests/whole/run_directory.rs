@@ -62,7 +62,7 @@ fn what_is_in_the_way_is_found_before_anything_is_done() {
     let refused = |arguments: &[&str], words: &[&str]| {
         place.run(arguments).with(MISTAKE).says(words).never_says(&["[1/", "host change"]);
     };
-    // A directory of /proc or /sys cannot be made by anybody.
+    // No user can make a directory in /proc.
     for (out, word) in [
         ("held", "held/run.json is there already"),
         ("half", "half/events.log is there already"),

@@ -1,4 +1,4 @@
-//! Swap that others have a part in: a device of somebody else's that comes before our own, and a limit that is squeezed while
+//! Swap shared with others: another process's device that comes before our own, and a limit that is squeezed while
 //! a guest uses all of its memory.
 
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Standard output and standard error that fail, or that nobody reads: what is measured, what is changed on the host, and
-//! who may run on, do not depend on them.
+//! Standard output and standard error that fail, or that have no reader: the measurements, the changes to the host
+//! and the commands that run on do not depend on them.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -56,7 +56,7 @@ const COMMANDS: [&[&str]; 9] = [
     &["--help"],
 ];
 
-/// Where a stream goes that nobody reads any more.
+/// The writing end of a pipe without a reader.
 fn nobody() -> Stdio {
     let (_, write) = std::io::pipe().unwrap();
     Stdio::from(OwnedFd::from(write))

@@ -1,4 +1,4 @@
-//! Swap of our own without any privilege: what of it the kernel allows to everybody, and what is said of the rest.
+//! Swap of our own without any privilege: the part that the kernel allows to every user, and the messages for the rest.
 
 use std::process::Stdio;
 
@@ -15,7 +15,7 @@ crate::tests! {
     a_snapshot_is_read_whole_without_one: [Kvm, NobodyWithKvm, OnlyUserModeUserfault],
 }
 
-/// Pages leave and come back by userfaultfd; the second row of each backing needs none. Runs it as nobody.
+/// Pages leave and come back by userfaultfd; the second row of each backing needs none. Runs it as the user `nobody`.
 fn run(backend: &str, lent: Lent) -> Ended {
     let scenario = scenario::of("8MiB").top("vcpus = 2").backings(&["4k", "memfd"]).policies(&["folio"]);
     let scenario = scenario.reclaims(&["uffd", "dontneed"]).fill().sparse(50).refault().sweep();
@@ -28,7 +28,7 @@ fn run_in(place: &Place, arguments: &[&str], lent: Lent) -> Ended {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap().into()
 }
 
-/// Workers are threads: their faults are made in user mode, and a userfaultfd for those is everybody's.
+/// Workers are threads: their faults are made in user mode, and every user may have a userfaultfd for those.
 fn the_software_mmu_swaps_without_a_privilege() {
     let record = run("soft", Lent::Nothing).with(0).json();
     assert_eq!(rows(&record).len(), 4);
@@ -41,8 +41,8 @@ fn the_software_mmu_swaps_without_a_privilege() {
     }
 }
 
-/// A guest's faults are made inside KVM, and whoever may see those could stop a system call of anybody's: the kernel
-/// wants to be told. The rows that need no userfaultfd are made all the same.
+/// A guest's faults are made inside KVM. A process that handles faults of the kernel can stop system calls halfway, so
+/// that takes a privilege. The rows that need no userfaultfd are made all the same.
 fn a_guest_needs_one_and_is_told_which() {
     for row in rows(&run("kvm", Lent::Kvm).with(3).json()) {
         if row["reclaim"] != "uffd" {

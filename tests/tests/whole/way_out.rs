@@ -67,7 +67,7 @@ fn ctrl_c_stops_a_guest_in_a_storm_of_zaps() {
     }
 }
 
-/// Standard error that nobody reads any more changes nothing.
+/// Standard error that has lost its reader changes nothing.
 fn an_end_that_nobody_hears_of_takes_the_swap_away() {
     let before = Swaps::now();
     let (running, _place) = run_for("300ms");

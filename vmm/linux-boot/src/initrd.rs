@@ -183,7 +183,7 @@ mod tests {
             Err(InitrdError::Empty)
         ));
         file.as_file().set_len(100).unwrap();
-        // The file is shorter than it was: somebody truncated it meanwhile.
+        // The file is shorter than it was: another process truncated it.
         let shorter = Initrd::File { file: file.as_file(), len: 200 };
         assert!(place(shorter, RoomEnd::Memory).contains("cannot be read"));
     }

@@ -66,13 +66,13 @@ fn of_pages_of_zeros_only_the_one_that_is_written_to_costs_memory() {
     }
 }
 
-/// Somebody has taken all access to some pages of a claim: the first, two in the middle, the last.
+/// Some pages of a claim cannot be accessed: the first, two in the middle, the last.
 fn pages_that_cannot_be_read_stay_and_the_others_leave() {
     let rig = filled(8, Backing::Base4k, lz4(), FaultAround::Fixed(1));
     let closed = [0, 3, 4, 7];
     let access = |flags| {
         for page in closed.map(|page| rig.range(page, 1)) {
-            // SAFETY: pages of the region, which nobody touches while they are closed.
+            // SAFETY: pages of the region, which no thread touches while they are closed.
             unsafe { mprotect(page.start().as_ptr(), page.len() as usize, flags) }.unwrap();
         }
     };
@@ -85,7 +85,7 @@ fn pages_that_cannot_be_read_stay_and_the_others_leave() {
     (0..8).for_each(|page| assert_eq!(rig.read(page), value(page), "page {page}"));
 }
 
-/// A block that is to come back whole moves up to a page that somebody has put there. The window is one page, so the rest
+/// A block that is to come back whole moves up to a page that exists there already. The window is one page, so the rest
 /// stays out, but for the page that was wanted.
 fn what_moved_before_a_page_in_the_way_leaves_the_store() {
     let rig = filled(512, Backing::Thp, lz4(), FaultAround::Fixed(1));

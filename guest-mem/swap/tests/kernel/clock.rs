@@ -1,4 +1,4 @@
-//! The clock on real memory: it evicts what nobody used.
+//! The clock on real memory: it evicts pages that were not used.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ fn evict_idle(rig: &Rig, clock: &mut Clock) -> BTreeSet<u64> {
     taken
 }
 
-/// Whoever reads or writes shared memory is seen, whoever writes private memory too.
+/// Reads and writes of shared memory are seen; of private memory, writes.
 fn what_is_used_stays_and_the_rest_goes() {
     for (backing, events) in
         [(Backing::Base4k, false), (Backing::Base4k, true), (Backing::Memfd, false), (Backing::Memfd, true)]

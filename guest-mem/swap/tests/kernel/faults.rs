@@ -1,4 +1,4 @@
-//! Faults in the store: a page stays, or it is named and nobody gets to see another in its place.
+//! Faults in the store: a page stays, or it is reported and no thread sees another in its place.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -60,8 +60,8 @@ fn memory_in_use_is_not_handed_over() {
     assert_eq!(swapper.count(|state| state == SwapState::Zero), used, "those before it");
 }
 
-/// Whoever announces the drop names the pages that go, and no page that was never there. Of one that a stranger has
-/// discarded it is found out last: zeros are there by then, which nobody has claimed.
+/// `Packed::ranges` has the pages to drop, and no page that was never there. A page that another thread has
+/// discarded is found only at the drop: it is zeros by then, and not claimed.
 fn what_will_be_dropped_is_known_before() {
     let rig = rig(1, Backing::Base4k, lz4(), FaultAround::Fixed(1), false);
     (0..12).filter(|page| ![4, 5].contains(page)).for_each(|page| rig.write(page, value(page)));

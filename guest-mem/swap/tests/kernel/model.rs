@@ -48,7 +48,7 @@ enum Step {
     Spoil {
         page: u64,
     },
-    /// By somebody who does not say so.
+    /// By a thread that does not tell the swapper.
     DontNeed {
         first: u64,
         pages: u64,

@@ -28,7 +28,7 @@ test_memory::tests! {
     a_window_with_pages_in_its_way_comes_back_around_them: [Userfault],
 }
 
-/// Cuts the mapping at both ends of a range, as anybody may who gives advice on a part of it.
+/// Cuts the mapping at both ends of a range, as madvise(2) on a part of it may.
 fn cut_out(range: HvaRange) {
     // SAFETY: the advice concerns core dumps alone.
     unsafe { rustix::mm::madvise(range.start().as_ptr(), range.len() as usize, Advice::LinuxDontDump) }
@@ -74,7 +74,7 @@ fn a_claim_that_is_given_up_leaves_the_next_one_protected() {
     }
 }
 
-/// The page was written to after the first claim copied it out, which made it nobody's, and claimed by a second.
+/// The page was written to after the first claim copied it out, which took it from that claim, and claimed by a second.
 fn a_page_that_another_has_claimed_since_is_not_taken_from_him() {
     for backing in [Backing::Base4k, Backing::Memfd] {
         let rig = rig(1, backing, lz4(), FaultAround::Fixed(1), false);
@@ -91,14 +91,14 @@ fn a_page_that_another_has_claimed_since_is_not_taken_from_him() {
     }
 }
 
-/// Of pages that were unmapped nobody will ask the store again. The event is sent after they went, and read at any time
+/// Unmapped pages are never wanted from the store again. The event is sent after they went, and read at any time
 /// afterwards.
 fn what_is_unmapped_is_forgotten() {
     let rig = rig(2, Backing::Base4k, lz4(), FaultAround::Fixed(1), true);
     (0..16).for_each(|page| rig.write(page, value(page)));
     assert_eq!(rig.evict(0, 16), 16);
     let gone = rig.range(0, 8);
-    // SAFETY: pages of the region, which nobody touches any more; what takes their place goes with the region.
+    // SAFETY: pages of the region, which no thread touches any more; what takes their place goes with the region.
     unsafe {
         let (at, len) = (gone.start().as_ptr(), gone.len() as usize);
         rustix::mm::mmap_anonymous(at, len, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::FIXED)
@@ -133,7 +133,7 @@ fn what_cannot_be_dropped_stays_and_what_was_before_it_is_stored() {
         let rig = rig(1, Backing::Base4k, lz4(), FaultAround::Fixed(1), events);
         (0..16).for_each(|page| rig.write(page, value(page)));
         let locked = rig.range(8, 4);
-        // SAFETY: pages of the region, which nobody unmaps meanwhile.
+        // SAFETY: pages of the region, which no thread unmaps meanwhile.
         unsafe { rustix::mm::mlock(locked.start().as_ptr(), locked.len() as usize) }.unwrap();
         let (before, error) = Evictor::new(&rig.swapper).unwrap().evict(rig.range(0, 16)).unwrap_err();
         assert!(matches!(error, EvictError::Drop { .. }), "{error}");
@@ -252,7 +252,7 @@ fn a_handler_that_panics_leaves_its_faults_to_the_others() {
     assert!(served.load(Ordering::SeqCst) >= 16, "one of them has panicked");
 }
 
-/// One handler reads the faults of many at once, and panics over one of them: whoever comes after it is told of the rest.
+/// One handler reads the faults of many at once, and panics over one of them: the next handler serves the rest.
 fn the_faults_of_a_handler_that_panicked_are_for_the_next_one() {
     let (memory, swapper) = idle(PAGES_PER_PMD, lz4());
     let served = Arc::new(AtomicU64::new(0));
@@ -270,7 +270,7 @@ fn the_faults_of_a_handler_that_panicked_are_for_the_next_one() {
     assert_eq!(swapper.count(|state| state == SwapState::Resident), 16);
 }
 
-/// Whoever discards finds zeros afterwards, though another thread's fault brings pages back at that moment.
+/// A thread that discards finds zeros afterwards, though another thread's fault brings pages back at that moment.
 fn what_was_discarded_does_not_come_back() {
     let memory = Region::map(PMD_SIZE, Backing::Base4k).unwrap();
     let rig = attach(memory, lz4(), FaultAround::Fixed(16), true, 2);
@@ -301,8 +301,7 @@ fn what_was_discarded_does_not_come_back() {
     });
 }
 
-/// Somebody has put a page into the middle of a block that is to come back whole: what is before it moves, and the rest is
-/// copied.
+/// A page exists in the middle of a block that is to come back whole: the pages before it move, and the rest is copied.
 fn a_block_that_comes_back_in_part_loses_nothing() {
     for wanted in [0, 300, 511] {
         let rig = rig(1, Backing::Thp, lz4(), FaultAround::Fixed(512), false);

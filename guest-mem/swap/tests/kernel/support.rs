@@ -101,7 +101,7 @@ impl Store for Spoiler {
     fn get(&self, slots: &[Slot], pages: &mut [Page]) -> Result<(), StoreError> {
         self.inner.get(slots, pages)?;
         if self.spoils.load(Ordering::SeqCst) {
-            // In the middle, where nobody looks but the checksum.
+            // In the middle, where only the checksum finds it.
             pages.iter_mut().for_each(|page| page[2000] ^= 4);
         }
         Ok(())
@@ -114,7 +114,7 @@ impl Store for Spoiler {
     }
 }
 
-/// A swapper on so many 4 KiB pages that nobody has served yet.
+/// A swapper on so many 4 KiB pages, without handlers yet.
 pub fn idle(pages: u64, store: Arc<dyn Store>) -> (Arc<Owner>, Arc<Swapper>) {
     let memory = Arc::new(Owner(Region::map(pages * PAGE_SIZE, Backing::Base4k).unwrap()));
     let options = Options { store, around: FaultAround::Fixed(1), events: false };
@@ -141,8 +141,8 @@ pub fn rig(blocks: u64, backing: Backing, store: Arc<dyn Store>, around: FaultAr
     attach(Region::map(blocks * PMD_SIZE, backing).unwrap(), store, around, events, 1)
 }
 
-/// Has a thread read a page that cannot be given back: it is named, the thread sleeps on, and whoever wakes it changes
-/// nothing. Only when the page is discarded there is an answer.
+/// Has a thread read a page that cannot be given back: it is reported, the thread sleeps on, and a wake changes
+/// nothing. The read returns once the page is discarded.
 pub fn assert_lost(rig: &Rig, page: u64) -> LostWhy {
     let (memory, reports, given) =
         (rig.memory.clone(), rig.reports.clone(), Arc::new(AtomicBool::new(false)));
@@ -187,7 +187,7 @@ impl Rig {
     pub fn evict(&self, first: u64, pages: u64) -> u64 {
         Evictor::new(&self.swapper).unwrap().evict(self.range(first, pages)).unwrap().pages
     }
-    /// Pages in the store, when whoever fills one has also let the store forget it: a reader is woken before.
+    /// Pages in the store, once a handler that fills a page has also freed its slot: it wakes the reader before.
     pub fn stored(&self) -> u64 {
         self.swapper.count(|_| false);
         self.swapper.store().usage().pages
@@ -195,7 +195,7 @@ impl Rig {
     pub fn faults(&self) -> u64 {
         self.reports.faults.load(Ordering::SeqCst)
     }
-    /// Waits until so many faults are counted: a handler wakes who faulted before it counts.
+    /// Waits until so many faults are counted: a handler wakes the faulting thread before it counts.
     pub fn wait_faults(&self, count: u64) {
         let _waiting = harness::waiting(format!("{count} faults to be counted"));
         while self.faults() < count {

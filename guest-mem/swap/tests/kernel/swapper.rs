@@ -157,7 +157,7 @@ fn what_leaves_comes_back_the_same() {
     }
 }
 
-/// Other content than what left is no content: the page is named, and whoever wants it does not get it. Its neighbours
+/// A page whose content is not what was evicted is lost: it is reported, and no thread gets it. Its neighbours
 /// come back when the store is right again.
 fn what_the_store_has_spoiled_does_not_come_back() {
     for backing in BACKINGS {

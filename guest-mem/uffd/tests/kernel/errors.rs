@@ -106,7 +106,7 @@ fn ranges_that_are_none_are_invalid() {
     assert_eq!((error.kind, error.done), (ResolveKind::Invalid, 0));
 }
 
-/// A missing page with a mark of write protection: whoever takes "it exists" at its word loops for ever.
+/// A missing page with a mark of write protection: a caller that takes "it exists" literally loops for ever.
 fn a_protected_page_that_is_missing_exists_for_zeroes_and_not_for_a_copy() {
     let region = memory();
     let userfault = open(Features::WP_UNPOPULATED);

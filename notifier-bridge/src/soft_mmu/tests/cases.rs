@@ -214,7 +214,7 @@ fn a_write_to_a_read_only_entry_faults_and_a_split_entry_is_still_waited_for() {
     worker.access(gpa(3), true, |_, _| ()).unwrap();
     let stats = mmu.stats();
     assert_eq!((stats.pages_2m, stats.pages_4k, stats.workers.pf_fixed), (0, 1, 2));
-    // Page 5 has no entry any more, but somebody may be inside an access through the old one.
+    // Page 5 has no entry any more, but a worker may be inside an access through the old one.
     assert_eq!(mmu.invalidate_range_start(memory(5, 1)), Zapped::NOTHING);
     mmu.invalidate_range_end(memory(5, 1));
     assert_eq!(mmu.stats().remote_tlb_flushes, 1);

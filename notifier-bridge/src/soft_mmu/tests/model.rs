@@ -153,7 +153,7 @@ proptest! {
             if warm {
                 PLACES.iter().for_each(|&page| { frame_of(&mut worker, page); });
             }
-            // Naturally aligned, as a folio is that nobody moved.
+            // Naturally aligned, as a folio is that mremap has not moved.
             let victim = folio_at(BASE + ((page >> order) << order) * PAGE_SIZE, order);
             let out = Invalidation { cause: Cause::PageOut, victim, vma: memory(0, PAGES) };
             bridge.invalidate(&mut records, &out, || mmu.primary.change(victim.pages));

@@ -1,4 +1,5 @@
-//! Results as KTAP version 1, for whoever runs kernel tests over many hosts: <https://docs.kernel.org/dev-tools/ktap.html>.
+//! Results as KTAP version 1, for systems that run kernel tests over many hosts:
+//! <https://docs.kernel.org/dev-tools/ktap.html>.
 //!
 //! ```text
 //!   KTAP version 1

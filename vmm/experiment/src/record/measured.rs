@@ -53,7 +53,7 @@ impl<T> Measured<T> {
     }
 }
 
-/// A sum that stays at the largest number where it does not fit: a record may have been made by anybody.
+/// A saturating sum: the numbers in a record are untrusted.
 pub fn saturating_sum(values: impl IntoIterator<Item = u64>) -> u64 {
     values.into_iter().fold(0, u64::saturating_add)
 }

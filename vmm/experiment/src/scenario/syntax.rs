@@ -128,7 +128,8 @@ pub(super) struct StepText {
     /// `baseline`: how long the loop is measured.
     #[serde(rename = "for")]
     pub length: Option<At<Word<TimeSpan>>>,
-    /// `reclaim`: `count` units at seeded places; all units of `range`; or those that nobody used, of `reclaim = ["uffd"]` only.
+    /// `reclaim`: `count` units at seeded places; all units of `range`; or those that were not used, of
+    /// `reclaim = ["uffd"]` only.
     pub victims: Option<At<Word<VictimKind>>>,
     /// `reclaim`: takes all of these bytes of the memory, in place of `victims`.
     pub range: Option<At<Word<ByteRange>>>,

@@ -1,4 +1,4 @@
-//! The bare guest, with each vCPU on a processor of its own, touching memory that somebody else fills.
+//! The bare guest, with each vCPU on a processor of its own, touching memory that a handler or the kernel fills.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -108,7 +108,7 @@ impl Guest {
         begun.elapsed()
     }
 
-    /// Throws away all of the arena. Nobody watches it.
+    /// Discards all of the arena, which is not registered.
     pub fn empty(&self) {
         let shared = self.arena().backing().is_shared();
         let operation = if shared { Operation::Fallocate } else { Operation::DontNeed };

@@ -3,12 +3,12 @@
 //! | handler | threads | what each does |
 //! | --- | --- | --- |
 //! | bare | one a vCPU, on its processor | read(2), which sleeps; `UFFDIO_COPY` of the window |
-//! | ours | one a vCPU, on its processor | [`swap::Handlers`], on memory that nobody has touched |
+//! | ours | one a vCPU, on its processor | [`swap::Handlers`], on memory that was never touched |
 //! | usual | one, anywhere | poll(2), read(2) of one message, `UFFDIO_COPY` of the window |
 //! | usual here | the same, on the first vCPU's processor | what the usual one is when the scheduler puts it there |
 //!
 //! "bare" is the least there can be: no fates, no store, no events, no errors but panics; its window is an aligned power
-//! of two that nobody else fills.
+//! of two that no other thread fills.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;

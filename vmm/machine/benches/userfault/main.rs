@@ -5,7 +5,7 @@
 //!   1 or 2 vCPUs x 4k, thp x windows of 1 to 512 pages: bare, ours, usual take turns         rounds.rs
 //! ```
 //!
-//! The guest is up before anybody watches its memory; each turn begins with an arena in which nothing is. A vCPU and its
+//! The guest is up before its memory is registered; each turn begins with an empty arena. A vCPU and its
 //! handler share a processor. Ratios are medians over rounds in which all took a turn; `kernel` is the same touch without
 //! a userfaultfd.
 //!
@@ -81,7 +81,7 @@ fn ours(guest: &Guest, around: FaultAround, len: u64, order: Order) -> Duration 
     took
 }
 
-/// Without anybody.
+/// Without a userfaultfd.
 fn kernel(guest: &Guest, len: u64) -> Duration {
     guest.empty();
     guest.touch(len, Order::Sequential)

@@ -39,7 +39,7 @@ impl Second {
         // SAFETY: within the mapping; it makes pages, and keeps what is there.
         let done = unsafe { libc::madvise(at.cast(), content.len(), libc::MADV_POPULATE_WRITE) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: within the mapping, into which nobody has a reference; the guest waits for these pages.
+        // SAFETY: within the mapping, to which no reference exists; the guest waits for these pages.
         unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), at, content.len()) };
     }
 }

@@ -132,7 +132,7 @@ fn nobody_gets_in_once_it_is_shut_for_good() {
     assert_eq!(seated.enter(|| 7), Err(&CrashKind::Silent));
 }
 
-/// Where `immediate_exit` was, there is somebody else's memory by the time.
+/// By then the memory of `immediate_exit` may be used for something else.
 #[test]
 fn a_kick_that_comes_too_late_writes_nowhere() {
     sys::prepare_signal().unwrap();
@@ -200,7 +200,7 @@ fn a_vcpu_that_does_not_leave_is_named_and_nobody_gets_in_again() {
     assert_eq!(gate.closed.load(Ordering::SeqCst), 0, "it holds nobody up");
 }
 
-/// What stands in the words without a wake is found at the deadline, and told apart from what does not come.
+/// A change of a word without its wake is found at the deadline, and told apart from a change that does not come.
 #[test]
 fn a_lost_wake_is_told_apart_from_a_vcpu_that_does_not_come() {
     let word = Futex::default();

@@ -166,7 +166,7 @@ fn set_access(page: HvaRange, access: MprotectFlags) {
     unsafe { rustix::mm::mprotect(page.start().as_ptr(), page.len() as usize, access) }.unwrap();
 }
 
-/// Waits until the vCPU's thread waits for somebody.
+/// Waits until the vCPU's thread sleeps on a futex.
 fn wait_for_futex(gate: &crate::gate::Gate) {
     let deadline = Instant::now() + WAKE;
     let waits = || {

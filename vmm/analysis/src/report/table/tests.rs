@@ -166,7 +166,7 @@ fn a_row_that_others_disturbed_is_marked_and_the_mark_explained() {
     assert!(!table(&run(vec![row("4k", "kernel")]), Charset::Ascii).contains('*'));
 }
 
-/// Ranges whose maker is unknown may be anybody's.
+/// Ranges of an unknown cause may be another process's.
 #[test]
 fn a_row_with_ranges_of_nobody_is_marked() {
     let mut row = row("4k", "kernel");

@@ -174,7 +174,7 @@ fn without_a_whole_account_the_plan_is_marked_and_nothing_is_concluded() {
     }
 }
 
-/// What a cgroup or a target takes, nobody knows beforehand: the figure is the kernel's, or there is none.
+/// The victims of a cgroup or a target are not known beforehand: the figure is the kernel's, or there is none.
 #[test]
 fn where_no_address_was_asked_for_nothing_is_expected() {
     let mut events = trial(label("kernel", "cgroup"), to_the_end, true);

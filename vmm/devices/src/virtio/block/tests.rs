@@ -284,14 +284,14 @@ fn a_disk_that_is_none_is_refused_by_name_and_reason() {
 
 #[test]
 fn a_disk_that_may_not_be_written_is_read_only_or_refused() {
-    /// An id that nobody has, and that owns nothing.
+    /// The id of the user `nobody`, which owns none of the files.
     const NOBODY: u32 = 65_534;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("whole");
     fs::write(&path, [0; 1024]).unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o444)).unwrap();
-    // Root may write anything, but not in a thread whose files are somebody else's to look at.
+    // Root may write to any file; a thread with the file system uid of another user may not.
     let attempt = || {
         // SAFETY: takes a number, and concerns this thread alone.
         unsafe { libc::setfsuid(NOBODY) };
