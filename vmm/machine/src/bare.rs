@@ -1,4 +1,4 @@
-//! A vCPU of the bare guest, and what its exits mean.
+//! A vCPU of the bare guest, and the meaning of its exits.
 //!
 //! ```text
 //!   in guest ── doorbell: READY, DONE ──> Mailbox::next_order ── an order ──> in guest
@@ -99,7 +99,7 @@ impl Drop for BareVcpu {
     }
 }
 
-/// What an exit of the bare guest means.
+/// The meaning of an exit of the bare guest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// The guest is up, or done with its order.

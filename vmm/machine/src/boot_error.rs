@@ -1,9 +1,9 @@
-//! Why the bare guest could not be started.
+//! The error of starting the bare guest.
 
 use guest::elf::NotAGuest;
 use program::exit::{Class, Classified};
 
-/// Why a guest could not be started.
+/// A guest could not be started.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum BootError {

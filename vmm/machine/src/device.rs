@@ -37,7 +37,7 @@ impl Kvm {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            // What is no device could make the open wait.
+            // The open must not wait, whatever the file is: a serial line would wait for its carrier.
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map_err(|error| NoKvm::cannot_open(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;

@@ -4,8 +4,8 @@
 //! operation is torn, an instruction fetch is an internal error. So vCPUs are stopped around a slot zap.
 //!
 //! ```text
-//!   vCPU thread                                    whoever zaps
-//!   ───────────                                    ────────────
+//!   vCPU thread                                    zapping thread
+//!   ───────────                                    ──────────────
 //!   immediate_exit = 0                             closed += 1
 //!   inside = 1                                     for each vCPU with inside = 1:
 //!   closed == 0 ?  ── no: inside = 0, wait ──┐         immediate_exit = 1, signal its thread
@@ -25,7 +25,7 @@
 //! then, because the gate was shut until it had.
 //!
 //! Neither side waits for ever. A vCPU that does not leave, one that does not come in, a gate that does not open, or the
-//! wake for any of these that is lost: after a deadline the gate is shut for good, and the reason says who waited for what.
+//! wake for any of these that is lost: after a deadline the gate is shut for good, and the reason names the event.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -37,14 +37,14 @@ use rustix::thread::Pid;
 use super::sys::{self, Futex, Woke};
 use guest::CrashKind;
 
-/// How long a waiting side looks before it sleeps: as long as KVM polls for a vCPU that has halted (`halt_poll_ns`). A zap takes
-/// tens to hundreds of microseconds; to wake a thread on an idle processor takes as long, at the cost of whoever wakes it.
+/// How long a waiting side looks before it sleeps: as long as KVM polls for a vCPU that has halted (`halt_poll_ns`). A
+/// zap takes tens to hundreds of microseconds; to wake a thread on an idle processor takes the waking thread as long.
 const LOOKING: Duration = Duration::from_micros(200);
 /// Loads between two readings of the clock. How long a pause takes differs by ten between processors.
 const LOADS: u32 = 16;
 
-/// How many times its patience a vCPU waits for a gate that somebody holds. What is done meanwhile may be much: all of a
-/// VM's memslots are deleted and made again, one by one.
+/// How many times its patience a vCPU waits for a gate that is held. The holder may have much to do: all of a VM's
+/// memslots are deleted and made again, one by one.
 const HOLDS: u32 = 10;
 
 /// One vCPU's place at the gate.
@@ -54,7 +54,7 @@ pub struct Seat {
     inside: Futex,
     /// The thread to signal; 0 before it has sat down.
     thread: AtomicI32,
-    /// The vCPU's `kvm_run.immediate_exit`, locked for as long as somebody writes to it from outside.
+    /// The vCPU's `kvm_run.immediate_exit`, locked while another thread writes to it.
     immediate_exit: Mutex<Flag>,
 }
 
@@ -74,9 +74,9 @@ impl Default for Flag {
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Gate {
-    /// How many hold the vCPUs out; also the futex on which the vCPUs wait.
+    /// How many holders keep the vCPUs out; also the futex on which the vCPUs wait.
     closed: Futex,
-    /// How many vCPUs found it shut and are not in yet; also the futex of who wants to shut it again.
+    /// How many vCPUs found it shut and are not in yet; also the futex of the thread that wants to shut it again.
     waiting: Futex,
     /// Set once guest memory is not what it should be: no vCPU is let in any more.
     broken: AtomicBool,
@@ -115,8 +115,8 @@ impl Gate {
     /// that wait for it.
     ///
     /// # Errors
-    /// One does not leave, or its wake is lost. The gate is shut for good then, but what is in the guest may still
-    /// be there.
+    /// A vCPU does not leave, or its wake is lost. The gate is shut for good then, but that vCPU may still be in the
+    /// guest.
     pub fn hold(&self) -> Result<Hold<'_>, Overdue> {
         self.all_out().inspect_err(|overdue| self.shut_for_good(CrashKind::Overdue(overdue.clone())))
     }
@@ -137,8 +137,8 @@ impl Gate {
         Ok(hold)
     }
 
-    /// Lets no vCPU into the guest ever again: its memory is not what it should be. Those that wait are let go. The first
-    /// reason is the one that is told.
+    /// Lets no vCPU into the guest ever again: its memory is not what it should be. Waiting vCPU threads return. The
+    /// first reason is kept.
     pub fn shut_for_good(&self, why: CrashKind) {
         let _ = self.why.set(why);
         self.broken.store(true, Ordering::SeqCst);
@@ -180,7 +180,7 @@ impl Seat {
     }
 }
 
-/// What a wait for zero ended with instead.
+/// How a wait for zero failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missed {
     /// The word stands as it stood.
@@ -234,7 +234,7 @@ fn becomes_zero(word: &AtomicU32, looking: Duration) -> bool {
     }
 }
 
-/// What is wrong with a word that was `before` when it was slept on, if no wake came in time.
+/// How the wait on a word that was `before` has failed, if no wake came in time.
 fn missed(word: &AtomicU32, before: u32) -> Option<Missed> {
     match word.load(Ordering::SeqCst) {
         0 => Some(Missed::Wake),
@@ -298,8 +298,8 @@ impl<'a> Seated<'a> {
             self.no_longer_waiting();
         }
         let _leave = Leave(self);
-        // The thread that shuts it for good holds the gate, so did it before the vCPU came this far; or kicks
-        // afterwards.
+        // A thread that shuts the gate for good holds it, so it did that before the vCPU came this far; or it kicks the
+        // vCPU afterwards.
         if self.gate.broken.load(Ordering::SeqCst) {
             return Err(self.gate.why.get().expect("set before the flag"));
         }
@@ -312,7 +312,7 @@ impl<'a> Seated<'a> {
         loop {
             match wait_for_zero(&self.gate.closed, patience) {
                 Ok(()) => return Ok(()),
-                // The holder is at work, for all that is known.
+                // The holder may still be at work.
                 Err(Missed::Zero) if times < HOLDS => times += 1,
                 Err(missed) => {
                     let what = "the gate to be opened by the thread that takes memory from the guest";

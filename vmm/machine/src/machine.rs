@@ -110,7 +110,7 @@ impl Machine {
 }
 
 impl Drop for Machine {
-    /// All are told before the first is waited for.
+    /// All vCPUs are told to end before the first is waited for.
     fn drop(&mut self) {
         self.vcpus.iter_mut().for_each(BareVcpu::quit);
     }

@@ -1,4 +1,4 @@
-//! A VM and the memory of its guest, as one: what a memslot points to stays mapped as long as the slot can be used.
+//! A VM and the memory of its guest, as one: the memory of a memslot stays mapped as long as the slot can be used.
 //!
 //! ```text
 //!   Vm ── file, memslots, and the regions behind them
@@ -47,12 +47,12 @@ pub(super) struct Vm {
     shared: Arc<VmShared>,
 }
 
-/// What the guest has for memory now.
+/// The guest's memory now.
 #[derive(Debug)]
 pub(super) struct Installed {
     /// Its memslots.
     pub table: Arc<SlotTable>,
-    /// What they point to.
+    /// The regions that they point to.
     behind: Vec<Arc<Region>>,
 }
 
@@ -90,7 +90,7 @@ impl Vm {
         self.installed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the VM's memslots those of `new`, which lie in `behind`; what is the same stays. No vCPU runs meanwhile.
+    /// Makes the VM's memslots those of `new`, which lie in `behind`; equal slots stay. No vCPU runs meanwhile.
     ///
     /// # Errors
     /// KVM refuses. All is then as it was, or no vCPU is let in any more.
@@ -98,7 +98,7 @@ impl Vm {
         let covered = |slot: &Memslot| behind.iter().any(|region| region.range().covers(slot.hva_range()));
         assert!(new.as_slice().iter().all(covered), "a memslot lies outside of its memory");
         let mut installed = self.lock();
-        // What cannot be held is shut.
+        // A gate that cannot be held is shut for good.
         let _hold = self.shared.gate.hold();
         if let Some(why) = self.shared.gate.shut() {
             return Err(VmError::Broken(Box::new(why.clone())));
@@ -110,7 +110,7 @@ impl Vm {
             }
             Err(Refused::Undone(error)) => Err(error),
             Err(Refused::Torn(error)) => {
-                // Which slots there are is not known: all that any of them may point to is kept.
+                // It is not known which slots exist: the regions of all of them are kept.
                 installed.behind.extend(behind);
                 installed.table = Arc::new(SlotTable::default());
                 self.shared.gate.shut_for_good(CrashKind::Memslots(with_causes(&error)));
@@ -134,8 +134,7 @@ impl Vm {
         done
     }
 
-    /// The memory of the guest that the kernel does not give to it, if there is such: what an `EFAULT` from `KVM_RUN`
-    /// does not say.
+    /// The limit by which the kernel refuses memory of the guest, if it does; an `EFAULT` from `KVM_RUN` does not tell.
     pub fn not_given(&self) -> Option<String> {
         let behind = self.lock().behind.clone();
         behind.iter().find_map(|region| match region.reach(region.range()) {
@@ -174,7 +173,7 @@ impl Deref for GuestCpu {
     }
 }
 
-/// Why memslots were not replaced.
+/// Memslots were not replaced.
 #[derive(Debug)]
 enum Refused {
     /// All is as it was.
@@ -198,8 +197,8 @@ impl Direction {
     }
 }
 
-/// Takes out the slots that only `old` has, and puts in those that only `new` has. The caller keeps mapped what either
-/// points to, until it has seen the result.
+/// Takes out the slots that only `old` has, and puts in those that only `new` has. The caller keeps the memory of
+/// both mapped until it has seen the result.
 fn replace(slots: &dyn SetSlot, old: &SlotTable, new: &SlotTable) -> Result<(), Refused> {
     let in_both = |slot: &Memslot, other: &SlotTable| {
         other.find_gpa(slot.gpa_range().start()).is_some_and(|same| same == slot)
@@ -227,7 +226,7 @@ fn set(slots: &dyn SetSlot, slot: &Memslot, direction: Direction) -> Result<(), 
         memory_size: len,
         userspace_addr: slot.hva_range().start().get(),
     };
-    // SAFETY: only `Vm` calls this, and keeps mapped what each of its slots points to, as long as it or a vCPU lives.
+    // SAFETY: only `Vm` calls this, and keeps the memory of its slots mapped as long as it or a vCPU lives.
     unsafe { slots.set(region) }.map_err(|source| {
         let attempt = if direction == Direction::In { "make" } else { "delete" };
         VmError::Slot { attempt, slot: slot.id().0, gpa: slot.gpa_range().start(), len: slot.len(), source }

@@ -1,4 +1,4 @@
-//! Why there is no KVM, and what to do about it: a function of what the system answered and of what this host is.
+//! The reason why there is no KVM, and its remedy: a function of the system's answer and of the state of this host.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -46,7 +46,7 @@ impl NoKvm {
         Self::Open { remedy: host.opens_when(source), source }
     }
 
-    /// By what KVM_GET_API_VERSION was answered: a device that does not know it is another.
+    /// By the error of KVM_GET_API_VERSION: a device that does not know this ioctl is another device.
     pub(super) fn no_version(source: Errno) -> Self {
         match source {
             Errno::NOTTY | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP => Self::OtherDevice(source),
@@ -54,7 +54,7 @@ impl NoKvm {
         }
     }
 
-    /// What to do about it.
+    /// The remedy.
     pub fn remedy(&self) -> &str {
         match self {
             Self::Open { remedy, .. } => remedy,
@@ -107,7 +107,7 @@ impl NoKvm {
     }
 }
 
-/// What of a host decides how it would come to KVM.
+/// The facts of a host that decide the remedy.
 struct KvmHost {
     /// The module that is loaded.
     module: Option<String>,
@@ -117,7 +117,7 @@ struct KvmHost {
 }
 
 impl KvmHost {
-    /// What makes the device open where opening it was answered so.
+    /// The remedy for this error of opening the device.
     fn opens_when(&self, errno: Errno) -> String {
         match (errno, &self.module) {
             (Errno::NOENT | Errno::NXIO | Errno::NODEV, None) => self.flags.module(),

@@ -1,6 +1,6 @@
 //! The listener that zaps: it makes KVM drop its translations of an invalidated range, in one of three ways.
 //!
-//! | way | what goes | how | vCPUs |
+//! | way | dropped | how | vCPUs |
 //! | --- | --- | --- | --- |
 //! | [`ZapMethod::Memslot`] | every memslot the range touches, whole | the slot deleted and put back | stopped, so that none sees the hole |
 //! | [`ZapMethod::Protect`] | the range | `mprotect` to read-only and back; KVM follows by its own notifier | run on; a write that meets the moment is repeated |
@@ -117,7 +117,7 @@ impl KvmSlots {
             .unseamed_edges(part)
             .map(|block| block.len() - block.intersection(part).map_or(0, HvaRange::len))
             .sum();
-        // The arena is the guest's alone; elsewhere devices write too, and would die of it.
+        // The arena is the guest's alone; elsewhere devices write too, and would get SIGSEGV or EFAULT.
         let shared = &self.core.shared;
         let _alone = (!std::ptr::eq(region, &**self.core.arena()))
             .then(|| shared.host_writes.write().unwrap_or_else(PoisonError::into_inner));
@@ -143,7 +143,7 @@ impl KvmSlots {
 
     /// Ends a guest whose memory is not as it should be.
     fn give_up(&self, error: &(dyn std::error::Error + 'static)) {
-        // Held or not, no vCPU comes in again.
+        // Whether the hold succeeds or not, no vCPU comes in again.
         let _hold = self.core.shared.gate.hold();
         self.core.shared.gate.shut_for_good(CrashKind::Memslots(with_causes(error)));
     }
@@ -157,7 +157,7 @@ impl KvmSlots {
 }
 
 fn zapped(slots: u64, bytes: u64, before: Option<Leaves>, after: Option<Leaves>) -> Zapped {
-    // Where vCPUs run on, a fault in between can leave more than there was: nothing was seen to go.
+    // vCPUs that run on can fault in between, and leave more entries than before: the count is 0 then.
     let dropped = |get: fn(Leaves) -> u64| {
         Count::from(before.zip(after).map(|(before, after)| get(before).saturating_sub(get(after))))
     };

@@ -1,4 +1,4 @@
-//! What KVM's binary statistics say of a VM and its vCPUs. Each value is absent where this KVM has no such
+//! KVM's binary statistics of a VM and its vCPUs. Each value is absent where this KVM has no such
 //! statistic.
 
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -93,8 +93,8 @@ pub struct VcpuStats {
     source: Option<(KvmStats, StatIndex, Option<[StatIndex; 5]>)>,
 }
 
-/// Every fault, and what `kvm_mmu_do_page_fault()` counts of it by its outcome: what is in none of the others was to be
-/// tried again. Shadow paging hands the guest those that are its own to serve.
+/// All faults, then those that `kvm_mmu_do_page_fault()` counts by outcome: a fault in none of these is to be tried
+/// again. Under shadow paging the guest itself serves some (`pf_guest`).
 const OUTCOMES: [&str; 5] = ["pf_taken", "pf_fixed", "pf_emulate", "pf_spurious", "pf_guest"];
 
 impl VcpuStats {

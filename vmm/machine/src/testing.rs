@@ -67,7 +67,7 @@ struct State {
     slots: BTreeMap<u32, (u64, u64, u64)>,
 }
 
-/// A VM that is none.
+/// No VM: every call succeeds.
 impl SetSlot for () {
     unsafe fn set(&self, _slot: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error> {
         Ok(())

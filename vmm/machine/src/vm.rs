@@ -1,4 +1,4 @@
-//! What makes up a VM apart from its vCPUs: the KVM file, its memory, its memslots, its statistics.
+//! A VM apart from its vCPUs: the KVM file, its memory, its memslots, its statistics.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,14 +14,14 @@ use super::stats::VmStats;
 use super::vm_error::VmError;
 use super::vm_shared::VmShared;
 
-/// What a VM is made of.
+/// The configuration of a VM.
 #[derive(Clone, Copy, Debug)]
 pub struct VmConfig {
     /// vCPUs, 1 to [`guest_abi::layout::MAX_VCPUS`].
     pub vcpus: u32,
     /// Bytes of the arena: a multiple of 2 MiB.
     pub arena: u64,
-    /// What fills the arena.
+    /// The arena's backing.
     pub backing: Backing,
     /// Bytes of each of the arena's memslots.
     pub granule: u64,
@@ -38,7 +38,7 @@ pub struct VmCore {
     pub slots: Arc<SlotTable>,
     pub(super) low: Arc<[Arc<Region>]>,
     pub(super) arena: Arc<Region>,
-    /// What the vCPU threads share.
+    /// The state that the vCPU threads share.
     pub shared: Arc<VmShared>,
     /// KVM's own account of the VM.
     pub stats: Arc<VmStats>,
@@ -75,8 +75,8 @@ impl VmCore {
     /// KVM's handle of the VM, for a bench of bare calls.
     ///
     /// # Safety
-    /// The memslots are afterwards what they were, and no vCPU is made: what this value knows of both is what keeps the
-    /// guest's memory mapped.
+    /// The memslots are the same afterwards, and no vCPU is made: this value keeps the guest's memory mapped by what it
+    /// knows of both.
     pub unsafe fn kvm_vm(&self) -> &VmFd {
         self.vm.file()
     }

@@ -1,4 +1,4 @@
-//! Why a VM could not be made, or changed.
+//! The error of making or changing a VM.
 
 use guest_mem::remedy::{self, Asked};
 use guest_mem::{Gpa, RegionError, SlotError};
@@ -9,7 +9,7 @@ use super::no_kvm::NoKvm;
 use guest::CrashKind;
 use program::exit::{Class, Classified};
 
-/// Why a VM could not be made.
+/// A VM could not be made, or changed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum VmError {

@@ -1,4 +1,4 @@
-//! What the threads that act on a VM share.
+//! The state that the threads acting on a VM share.
 
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};

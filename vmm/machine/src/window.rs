@@ -1,9 +1,9 @@
-//! The moments in which host memory is not to be had because of what the VMM does: it is read-only because its protection
-//! is toggled, or the cgroup that has it is squeezed.
+//! The periods in which host memory is unavailable because of the VMM itself: it is read-only while its protection is
+//! toggled, or the cgroup that it is charged to is squeezed.
 //!
 //! A guest write that faults in the first finds no writable host mapping, an access that faults in the second may find no
 //! page, and `KVM_RUN` fails with `EFAULT`. The guest's state is as before the instruction, so entering again repeats it: nothing is lost.
-//! What must be told apart is an `EFAULT` that no toggle explains.
+//! An `EFAULT` that no toggle explains must be told apart.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl ProtectionWindow {
         }
     }
 
-    /// What is wrong if no wake came in time to a thread that began to wait when so many toggles had ended.
+    /// The error of a thread that began to wait when so many toggles had ended, if no wake came in time.
     fn missed(&self, ended: u64, patience: Duration) -> Option<Overdue> {
         let what = "the host to give back what it had made read-only for a moment";
         match self.open.load(Ordering::SeqCst) {

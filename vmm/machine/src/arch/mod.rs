@@ -1,4 +1,4 @@
-//! What depends on the processor: the state of a vCPU, its exits, and how a guest begins.
+//! The parts that depend on the processor: the state of a vCPU, its exits, and how a guest begins.
 //!
 //! An architecture is a folder here. The rest of the crate names what it needs from this module and nothing from a folder.
 

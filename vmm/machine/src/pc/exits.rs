@@ -1,5 +1,5 @@
-//! What the exits of a PC's vCPU mean: accesses go to the buses, where a device serves them on the vCPU's thread. A guest's
-//! bad access is no fault of the vCPU's.
+//! The meaning of the exits of a PC's vCPU: accesses go to the buses, where a device serves them on the vCPU's thread. A
+//! bad access by the guest is no error of the vCPU.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl Buses {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PcExits {
     pub buses: Arc<Buses>,
-    /// What ends the machine.
+    /// The life of the machine, which an exit can end.
     pub life: Arc<Life>,
 }
 

@@ -1,5 +1,5 @@
-//! What a guest gives back of its own accord (balloon, free page reports) leaves through the same hook as everything
-//! else.
+//! Memory that a guest gives back of its own accord (balloon, free page reports) leaves through the same hook as all
+//! other memory.
 //!
 //! ```text
 //!   device thread: range of guest pages ── where in the host? ── hook: plan, announce ── MADV_DONTNEED or a hole
@@ -16,7 +16,7 @@ use devices::virtio::balloon::{ReclaimError, Reclaimer};
 use notifier_bridge::hook;
 use notifier_bridge::{GivenBack, Ranges};
 
-/// What was given back, and the bridge that is told: shared by the balloon and the machine's user.
+/// The sums of memory given back, and the bridge that announces it: shared by the balloon and the machine's user.
 #[derive(Clone)]
 pub struct GiveBack(Arc<Mutex<State>>);
 
@@ -28,7 +28,7 @@ struct State {
 }
 
 impl GiveBack {
-    /// Nothing given back yet; the kernel alone zaps, and what is announced is written down as it announces.
+    /// Nothing given back yet. Only the kernel zaps; the records follow the rule of the present kernel.
     pub fn new(memory: &PcMemory) -> Self {
         let bridge = Arc::new(Bridge::new(Policy::Modern, memory.slots()));
         Self(Arc::new(Mutex::new(State { bridge, given: GivenBack::default(), records: Vec::new() })))
@@ -38,12 +38,12 @@ impl GiveBack {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was given back so far.
+    /// The memory given back so far.
     pub fn so_far(&self) -> GivenBack {
         self.lock().given
     }
 
-    /// The same, and nothing from now on.
+    /// The same; the sums begin at zero again.
     pub fn take(&self) -> GivenBack {
         std::mem::take(&mut self.lock().given)
     }

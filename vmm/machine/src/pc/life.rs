@@ -71,8 +71,8 @@ impl Life {
         self.lock().ending.clone()
     }
 
-    /// Waits for the end, as long as the guest wants to live. Looks by itself now and then: an end whose wake was lost is
-    /// an end, and is told of.
+    /// Waits for the end, as long as the guest wants to live. Polls now and then: an end whose wake was lost is found,
+    /// and the lost wake is reported.
     pub fn wait(&self) -> Ending {
         self.wait_looking(WAKE)
     }
@@ -106,7 +106,7 @@ impl Life {
     }
 }
 
-/// Whether an end so long ago was found by looking alone.
+/// Whether an end so long ago was found by polling alone.
 fn was_late(looked: bool, ago: Duration, every: Duration) -> bool {
     looked && wake_was_lost(ago, every)
 }

@@ -40,14 +40,14 @@ use linux_boot::{self, Boot, LoadError, MemoryNode, Platform, RegistersError, Vi
 use program::exit::{Class, Classified};
 use program::output::Sink;
 
-/// What a PC is made of.
+/// The configuration of a PC.
 #[derive(Clone, Copy, Debug)]
 pub struct PcConfig {
     /// vCPUs.
     pub vcpus: u32,
     /// Bytes of the kernel's own memory, a multiple of 2 MiB.
     pub memory: u64,
-    /// What fills it.
+    /// Its backing.
     pub backing: Backing,
     /// Bytes of a node for the memory under test, a multiple of 2 MiB; 0 for none.
     pub arena_node: u64,
@@ -55,7 +55,7 @@ pub struct PcConfig {
     pub slot_zap_all_quirk: bool,
 }
 
-/// Why there is no PC, or why it does not start.
+/// An error in making or starting a PC.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum PcError {
@@ -143,7 +143,7 @@ impl Pc {
         })
     }
 
-    /// The first serial port, printed to `output`. It wants to be fed, be it from `/dev/null`.
+    /// The first serial port, printed to `output`. It prints only if it has an input, be it `/dev/null`.
     pub fn add_serial(&mut self, output: Box<dyn Sink>) -> Result<Arc<Mutex<SerialPort>>, PcError> {
         let port = SerialPort::new(event("serial port")?, output).map_err(device("serial port"))?;
         let register = self.memory.vm().file().register_irqfd(port.irq(), setup::SERIAL_GSI);
@@ -257,7 +257,7 @@ impl Pc {
     pub fn vcpus(&self) -> &[Vcpu] {
         &self.vcpus
     }
-    /// What it gave back of its memory.
+    /// The memory that it gave back.
     pub fn give_back(&self) -> &GiveBack {
         &self.give_back
     }
@@ -265,7 +265,7 @@ impl Pc {
     pub fn fault_counts(&self) -> Option<FaultCounts> {
         VcpuStats::faults_of_all(&self.vcpu_stats)
     }
-    /// What went wrong with each device whose driver broke the rules, and with the memory that devices were to reach.
+    /// The error of each device whose driver broke the rules, and of the memory that devices were to reach.
     pub fn faults(&self) -> impl Iterator<Item = (&'static str, String)> {
         let broken = |(name, interrupt): &(_, Arc<Interrupt>)| Some((*name, interrupt.last_fault()?));
         let refused = self.memory.device_view().refused().map(|why| ("memory of the devices", why));
@@ -274,7 +274,7 @@ impl Pc {
 }
 
 impl Drop for Pc {
-    /// All are told before the first is waited for.
+    /// All vCPUs are told to end before the first is waited for.
     fn drop(&mut self) {
         self.vcpus.iter_mut().for_each(Vcpu::quit);
     }

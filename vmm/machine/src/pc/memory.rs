@@ -40,7 +40,7 @@ pub struct PcMemory {
     /// Whether translations of other memory than an arena's have been dropped since this was last asked.
     low_zapped: Arc<AtomicBool>,
     slot_limit: u64,
-    /// What an arena takes the place of. Locked while memslots are exchanged.
+    /// The range that an arena is in place of. Locked while memslots are exchanged.
     lent: Mutex<Option<GpaRange>>,
     /// Memory through which the host speaks with the guest: see [`PcMemory::control_area`].
     spoken_for: Mutex<Vec<GpaRange>>,
@@ -48,12 +48,12 @@ pub struct PcMemory {
     view: GuestRam,
 }
 
-/// Where an arena goes, and what it is made of.
+/// The place of an arena, and its kind.
 #[derive(Clone, Copy, Debug)]
 pub struct ArenaSpec {
     /// Guest physical addresses: 2 MiB aligned, within one movable node.
     pub range: GpaRange,
-    /// What fills it.
+    /// Its backing.
     pub backing: Backing,
     /// Bytes of a memslot.
     pub granule: u64,
@@ -71,7 +71,7 @@ impl PcMemory {
         Self::with_slots(kvm, vcpus, nodes, backing, keep_quirk, |file| file)
     }
 
-    /// The same, with memslots set through what `slots` makes of KVM.
+    /// The same, with memslots set through the wrapper that `slots` puts around KVM.
     fn with_slots<S: SetSlot + 'static>(
         kvm: &Kvm,
         vcpus: u32,
@@ -152,7 +152,7 @@ impl PcMemory {
         Some(Area::new(memory.clone(), hva.start()).map_err(VmError::from))
     }
 
-    /// Where in the host a range is that the guest gives back. `None` also for what it must keep.
+    /// The host ranges of a range that the guest gives back. `None` also for memory that it must keep.
     pub fn to_give_back(&self, range: GpaRange) -> Option<Vec<(&Arc<Region>, HvaRange)>> {
         let spoken_for = self.spoken_for.lock().unwrap_or_else(PoisonError::into_inner);
         if spoken_for.iter().any(|kept| kept.overlaps(range)) {
@@ -215,7 +215,7 @@ impl PcMemory {
     }
 
     /// Memslots for every node, with an arena in place of a part of one. A part's slots keep their numbers as long
-    /// as what comes before it stays the same, and the arena comes last.
+    /// as the parts before it stay the same, and the arena comes last.
     fn table(&self, arena: Option<(&ArenaSpec, &Arc<Region>)>) -> Result<Arc<SlotTable>, VmError> {
         let mut builder = SlotTableBuilder::new(self.slot_limit);
         let hole = arena.as_ref().map(|(spec, _)| spec.range);
@@ -439,7 +439,7 @@ mod tests {
         assert!(other.upgrade().is_none());
     }
 
-    /// A listener that is left over from an arena changes nothing of what came after it.
+    /// A listener that is left over from an arena changes nothing of the arenas after it.
     #[test]
     #[ignore = "needs: Kvm"]
     fn a_loan_that_was_taken_back_zaps_nothing() {

@@ -60,7 +60,7 @@ fn where_a_slots_zap_drops_all_it_is_all_that_went() {
     assert!(listener.core.low_zapped.load(Ordering::Relaxed));
 }
 
-/// Of an arena that the guest has touched, every page. Without accounting the counts stay empty.
+/// Every page of an arena that the guest has touched is counted. Without accounting the counts stay empty.
 #[test]
 #[ignore = "needs: Kvm"]
 fn a_zap_counts_the_translations_that_went() {
@@ -110,7 +110,7 @@ fn flushes_are_counted() {
     }
 }
 
-/// A device that writes to low memory would die of a toggle there. The arena has no devices.
+/// A device that writes to low memory would get SIGSEGV or EFAULT from a toggle there. The arena has no devices.
 #[test]
 #[ignore = "needs: Kvm"]
 fn only_a_toggle_of_low_memory_waits_for_devices() {
@@ -133,7 +133,7 @@ fn only_a_toggle_of_low_memory_waits_for_devices() {
     });
 }
 
-/// The kernel refuses, so the memory may not be what it was: no vCPU is let in again, and each hears why.
+/// The kernel refuses, so the memory may not be what it was: no vCPU is let in again, and each gets the reason.
 #[test]
 #[ignore = "needs: Kvm"]
 fn a_zap_that_the_kernel_refuses_ends_its_guest() {

@@ -1,4 +1,4 @@
-//! A snapshot that was read as far as it takes to start: everything but the pages.
+//! A snapshot of which everything but the pages was read.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -76,7 +76,7 @@ impl Snapshot {
         self.index.entries()
     }
 
-    /// Which page of the file a stored page is.
+    /// The number in the file of the stored page of this rank.
     pub fn file_page(&self, rank: u64) -> u64 {
         self.header.layout().data.start / PAGE_SIZE + rank
     }
@@ -85,7 +85,7 @@ impl Snapshot {
 /// The error of a file that is shorter than a header: it is no snapshot, or one of another version, or was cut short.
 fn short(file: &File, len: u64) -> HeaderError {
     let mut page = [0; HEADER_BYTES];
-    // What cannot be read stays zero, which is no snapshot's beginning.
+    // Bytes that cannot be read stay zero, and no snapshot begins with zeros.
     let _ = file.read_at(&mut page, 0);
     match Header::decode(&page, len) {
         Err(why @ (HeaderError::Magic | HeaderError::Version(_))) => why,

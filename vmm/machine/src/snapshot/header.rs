@@ -1,7 +1,7 @@
-//! The snapshot's first page: what the guest was made of, and where in the file everything is.
+//! The snapshot's first page: the guest's configuration, and the sizes of the parts of the file.
 //!
-//! Little-endian, and nothing in it is believed: a checksum over all of it, each field within its bounds, and the file
-//! exactly as long as they say. Where the parts begin follows from how long they are, so it is not written down.
+//! It is little-endian, and untrusted input: the checksum, the bounds of each field and the file's length are checked.
+//! The parts follow one another, so their offsets are not written down.
 
 use std::ops::Range;
 
@@ -10,13 +10,13 @@ use guest_mem::{Backing, PAGE_SIZE, PMD_SIZE};
 
 use program::units;
 
-/// What a snapshot begins with.
+/// The first bytes of a snapshot.
 const MAGIC: [u8; 8] = *b"ZAPSNAP\0";
 /// The version that this program writes and reads.
 pub const VERSION: u32 = 1;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = PAGE_SIZE as usize;
-/// Where its checksum stands, over all bytes before it.
+/// The offset of its checksum, which is over all bytes before it.
 const CRC_AT: usize = HEADER_BYTES - 4;
 /// Bytes of a backing's name: the longest is `hugetlb:2m`.
 const NAME_BYTES: usize = 20;
@@ -28,7 +28,7 @@ const VCPU_BYTES: u64 = 128 << 10;
 pub struct Header {
     /// vCPUs.
     pub vcpus: u32,
-    /// What fills the arena.
+    /// The arena's backing.
     pub backing: Backing,
     /// Bytes of the arena.
     pub arena: u64,
@@ -44,7 +44,7 @@ pub struct Header {
     pub stored: u64,
 }
 
-/// Why a file is no snapshot, or none of use here.
+/// A file is no snapshot, or none that can be used here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum HeaderError {
@@ -65,14 +65,14 @@ pub enum HeaderError {
     Length { expected: u64, found: u64 },
 }
 
-/// Where the parts of a snapshot are: byte ranges of the file, each from a page boundary on.
+/// The parts of a snapshot: byte ranges of the file, each from a page boundary on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// The vCPUs' states.
     pub state: Range<u64>,
     /// The stored pages.
     pub data: Range<u64>,
-    /// Which pages those are, and their checksums. It ends the file.
+    /// The index of the stored pages, with their checksums. It ends the file.
     pub index: Range<u64>,
 }
 
@@ -92,7 +92,7 @@ impl Header {
         self.pages() / 8 + 4 * self.stored
     }
 
-    /// Where everything is. The header's fields are within their bounds, so nothing overflows.
+    /// The parts of the file. The header's fields are within their bounds, so nothing overflows.
     pub fn layout(&self) -> Layout {
         let state = PAGE_SIZE..PAGE_SIZE + self.state.0;
         let data = state.end.next_multiple_of(PAGE_SIZE);
@@ -184,7 +184,7 @@ impl Header {
     }
 }
 
-/// What is left to read of a header.
+/// The rest of a header that is being read.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

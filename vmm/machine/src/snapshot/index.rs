@@ -1,4 +1,4 @@
-//! Which pages a snapshot has, and the checksum of each.
+//! The index of a snapshot: the pages that it stores, and the checksum of each.
 //!
 //! ```text
 //!   a bit for each page, low memory's first: 1 stored, 0 all zeros │ a checksum for each stored page, in the same order
@@ -21,14 +21,14 @@ pub enum Entry {
     Zero,
     /// It is in the file.
     Stored {
-        /// How many are before it.
+        /// The number of stored pages before it.
         rank: u64,
         /// Its [`swap::checksum()`].
         checksum: u32,
     },
 }
 
-/// Why an index makes no sense.
+/// An index is damaged, or does not fit its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum IndexError {

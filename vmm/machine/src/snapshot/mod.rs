@@ -36,7 +36,7 @@ use program::exit::{Class, Classified};
 use program::input::InputError;
 use program::whole_file::WholeFileError;
 
-/// Why there is no snapshot, or no guest from one.
+/// A snapshot could not be taken or restored.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum SnapshotError {
@@ -86,7 +86,7 @@ impl Classified for SnapshotError {
             Self::Io { source, .. } => Class::of_named_file(source),
             Self::Written(error) => error.class(),
             Self::Input(error) => error.class(),
-            // Whether it is found before the start or at a fault: a page is wrong.
+            // Found before the start or at a fault, a page is wrong.
             Self::Page { .. } => Class::Wrong,
             Self::Bad { why: BadContent::Cpu(_), .. } => Class::Host,
             Self::Bad { .. } => Class::Mistake,
@@ -105,7 +105,7 @@ impl Classified for SnapshotError {
     }
 }
 
-/// What is wrong with a file.
+/// The defect of a snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum BadContent {

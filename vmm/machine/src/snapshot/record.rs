@@ -1,4 +1,4 @@
-//! What a restored guest cost: it verifies its memory, writes to all of it, and verifies again.
+//! The cost of a restored guest, which verifies its memory, writes to all of it, and verifies again.
 //!
 //! ```text
 //!   exec ── KVM_RUN ── a first page verified ── every page touched, each touch timed ── all verified ── written, verified
@@ -24,7 +24,7 @@ use program::distribution::{Distribution, Samples};
 
 /// The version of the record.
 const SCHEMA: u32 = 1;
-/// A touch that takes as long has met a fault.
+/// A touch of this length or more has met a fault.
 const STALL: Duration = Duration::from_micros(1);
 
 /// A restore in numbers. Times are nanoseconds since the process was started, where no other is named.
@@ -40,7 +40,7 @@ pub struct RestoreRecord {
     pub cpu: Option<String>,
     /// vCPUs.
     pub vcpus: u32,
-    /// What filled the memory under test when the snapshot was made, and was asked for again. What it is now is in `earned`.
+    /// The backing of the memory under test when the snapshot was made, asked for again now; `earned` says what it got.
     pub backing: String,
     /// The part of the memory under test that is what `backing` says, once all of it was written to; null if only root may
     /// know.
@@ -59,8 +59,8 @@ pub struct RestoreRecord {
     pub fault_around: Option<String>,
     /// Threads that served the faults of the memory under test; null if there were none.
     pub handlers: Option<u32>,
-    /// When the process was started, `CLOCK_MONOTONIC`: the CPU time it had taken when it could first look at the clock,
-    /// before that.
+    /// When the process was started, `CLOCK_MONOTONIC`: its first reading of the clock, less the CPU time that it had
+    /// taken by then.
     pub started_monotonic_ns: u64,
     /// When a vCPU first entered the guest.
     pub first_kvm_run_ns: u64,
@@ -90,19 +90,19 @@ pub struct RestoreRecord {
     pub wrong_pages: u64,
     /// Writes that the second verify did not find: always 0, always checked.
     pub lost_writes: u64,
-    /// What this KVM did not take of the vCPUs' states.
+    /// The parts of the vCPUs' states that this KVM did not take.
     pub not_restored: Vec<String>,
 }
 
 impl RestoreRecord {
-    /// Whether all is as it was.
+    /// Whether no page was wrong and no write was lost.
     pub fn is_sound(&self) -> bool {
         (self.wrong_pages, self.lost_writes) == (0, 0)
     }
 }
 
-/// Has a restored guest verify, write and verify all of its memory, and ends it. `started` is when the process was, by
-/// `CLOCK_MONOTONIC`.
+/// Has a restored guest verify, write and verify all of its memory, and ends it. `started` is when the process was
+/// started, by `CLOCK_MONOTONIC`.
 ///
 /// # Errors
 /// The guest failed. It is abandoned then, and the process should end.
@@ -165,7 +165,7 @@ pub fn measure(
     })
 }
 
-/// What the guest found, and when.
+/// The guest's findings, and their times.
 struct Guest {
     first_page: u64,
     all: u64,
@@ -181,7 +181,7 @@ impl Guest {
         let now = || monotonic_ns().saturating_sub(started);
         let rate = TscRate::begin();
         let [filled, pages] = [header.filled, header.arena].map(|bytes| bytes / PAGE_SIZE);
-        // What a verify expects where.
+        // The generation that a verify expects of each span.
         let spans = [(0..filled, header.generation), (filled..pages, 0)];
         let verify = |pages: &Pages, generation, first, counts: &mut Counts| {
             work::all(machine, pages, Task::Verify { generation }, first, |outcome| counts.add(outcome))
@@ -212,7 +212,7 @@ impl Guest {
     }
 }
 
-/// What verifies found.
+/// The findings of verifies.
 #[derive(Default)]
 struct Counts {
     wrong: u64,
@@ -222,7 +222,7 @@ struct Counts {
 impl Counts {
     fn add(&mut self, outcome: &guest_abi::block::Outcome) {
         self.wrong += outcome.wrong_pages;
-        // A guest may say anything.
+        // A guest's numbers are untrusted.
         self.writes = outcome.lane_sums.iter().fold(self.writes, |sum, lane| sum.wrapping_add(*lane));
     }
 }

@@ -25,7 +25,7 @@ use crate::{GuestCpu, Machine, VmConfig, VmCore};
 use guest::CrashKind;
 use host::processors;
 
-/// How the memory comes.
+/// How the memory is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     /// Page by page, as the guest asks.
@@ -50,7 +50,7 @@ pub struct Restored {
     stopper: Arc<Stopper>,
 }
 
-/// What brings the pages of one region.
+/// The handlers that bring the pages of one region.
 #[derive(Debug)]
 struct Paging {
     // Before the swapper, which the handlers use.
@@ -60,10 +60,10 @@ struct Paging {
     zeros: u64,
 }
 
-/// What was brought to one region.
+/// The pages that were brought to one region.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PagesBrought {
-    /// By faults: what the handlers did.
+    /// By faults: the handlers' counters.
     pub handlers: HandlerReport,
     /// Pages of zeros among those that came.
     pub zeros: u64,
@@ -72,7 +72,7 @@ pub struct PagesBrought {
 }
 
 impl Restored {
-    /// Makes a machine of a snapshot. `missing` is told what this KVM does not take of a vCPU.
+    /// Makes a machine of a snapshot. `missing` is told the parts of a vCPU's state that KVM does not take.
     pub fn new(
         kvm: &Kvm,
         snapshot: &Snapshot,
@@ -135,7 +135,7 @@ impl Restored {
         self.store.read()
     }
 
-    /// Ends the machine, and says what was brought: to low memory, and to the arena.
+    /// Ends the machine, and returns the pages that were brought: to low memory, and to the arena.
     ///
     /// # Errors
     /// A handler had given up.
@@ -200,7 +200,7 @@ impl Paging {
     }
 }
 
-/// What a handler does with what it hears: a page that cannot be brought stops the guest.
+/// The observer of a handler: a page that cannot be brought stops the guest.
 struct LossListener {
     stopper: Arc<Stopper>,
     /// The guest physical address at which the region begins.

@@ -17,7 +17,7 @@ use crate::arch::state_bytes;
 use host::signals::Cancel;
 use program::whole_file::WholeFile;
 
-/// What the memory holds, as its guest was told.
+/// The pattern that the guest was told to write to its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pattern {
     /// Its generation.
@@ -26,19 +26,19 @@ pub struct Pattern {
     pub filled: u64,
 }
 
-/// What was written.
+/// The snapshot that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Its header.
     pub header: Header,
     /// Bytes of the file.
     pub bytes: u64,
-    /// How much of the memory was what the header says it is.
+    /// How much of the memory was as its backing says.
     pub earned: Earned,
 }
 
-/// Ends a machine whose vCPUs wait for orders, and writes it to `file`. `missing` is told what this KVM does not give of a
-/// vCPU.
+/// Ends a machine whose vCPUs wait for orders, and writes it to `file`. `missing` is told the parts of a vCPU's
+/// state that this KVM does not give.
 pub fn write(
     file: WholeFile,
     kvm: &Kvm,

@@ -38,9 +38,9 @@ const COMMANDS: u32 = 20;
 /// A piece of work on a vCPU that is out of the guest.
 type Command = Box<dyn FnOnce(&VcpuFd) + Send>;
 
-/// What the exits of a vCPU mean to its machine.
+/// How a machine handles the exits of its vCPU.
 pub(super) trait Exits: Send + 'static {
-    /// Whether instructions that KVM's emulator lacks are done in its place, where that is known how.
+    /// Whether instructions that KVM's emulator lacks are done in its place, where this program can.
     const REPAIRS: bool;
 
     /// Called once, before the guest is entered. `false` ends the thread.
@@ -57,7 +57,7 @@ pub(super) trait Exits: Send + 'static {
     fn crashed(&mut self, report: CrashReport);
 }
 
-/// What a vCPU's thread does after an exit.
+/// The next step of a vCPU's thread after an exit.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Enter the guest again.
@@ -270,7 +270,7 @@ impl<E: Exits> Runner<E> {
         }
     }
 
-    /// Does what the thread was told.
+    /// Takes the run state, and carries out the queued commands unless it is `Run`.
     fn obey(&mut self) -> Next {
         match self.state.take() {
             RunState::Run => Next::Enter,

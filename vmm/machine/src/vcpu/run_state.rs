@@ -1,4 +1,4 @@
-//! What a vCPU's thread is to do before it enters the guest again.
+//! The run state of a vCPU's thread: its task before it enters the guest again.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 

@@ -2,14 +2,14 @@
 //!
 //! | step | needs | gives |
 //! | --- | --- | --- |
-//! | [`elf::check`] | the image's bytes | an error for what is no x86-64 ELF executable |
+//! | [`elf::check`] | the image's bytes | an error unless it is an x86-64 ELF executable |
 //! | [`load`] | low memory | segments in place, the PVH entry address |
 //! | [`write_start_info`] | low memory, the memory map | the start info's address |
 //! | [`set_first_state`] | a vCPU | a vCPU at the entry, as PVH demands it |
 //!
 //! The protocol is Xen's PVH (`docs/misc/pvh.pandoc` in Xen): 32-bit protected mode without paging, flat
-//! segments, EBX the address of `hvm_start_info`. What EDI and ESI say beyond it is the guest's own
-//! agreement with this VMM, see [`guest_abi::layout::CONTROL_MAGIC`].
+//! segments, EBX the address of `hvm_start_info`. EDI and ESI go beyond it: they are the guest's
+//! own agreement with this VMM, see [`guest_abi::layout::CONTROL_MAGIC`].
 
 use std::io::Cursor;
 
@@ -108,14 +108,14 @@ mod tests {
     #[test]
     fn hostile_headers_are_errors_and_nothing_worse() {
         let guest = resources::GUEST;
-        // What follows the last segment (symbols) is not loaded, and not missed.
+        // The bytes after the last segment (symbols) are not loaded, and not needed.
         let word = |at: usize| u64::from_le_bytes(guest[at..at + 8].try_into().unwrap());
         let segments = (0..usize::from(guest[56])).map(|index| 64 + 56 * index);
         let loaded = segments.map(|header| word(header + 8) + word(header + 32)).max().unwrap() as usize;
         for cut in (64..loaded).step_by(997) {
             assert!(load(&memory(), LOW, &guest[..cut]).is_err(), "cut at {cut}");
         }
-        // Every 8-byte field of the ELF header and the program headers, set to what a liar would choose.
+        // Every 8-byte field of the ELF header and the program headers, set to hostile values.
         for at in (24..64 + 3 * 56).step_by(4) {
             for lie in [u64::MAX, 1 << 63, 0, 3, 0x7fff_ffff_ffff_f000] {
                 let mut image = guest.to_vec();

@@ -1,9 +1,9 @@
-//! What CPUID says in a PC: what this KVM supports, with the topology of this machine written into it.
+//! The CPUID of a PC: the leaves that this KVM supports, with the topology of this machine written into them.
 //!
 //! One socket, one thread a core, APIC identifiers 0, 1, 2 … Besides the topology only three things are
 //! changed: the hypervisor bit is set, the TSC deadline timer is offered where KVM emulates it (KVM never
-//! reports it itself), and asynchronous page faults are withheld. With those a guest that meets a page in swap
-//! runs another task meanwhile: what a fault costs it would no longer be a stall of the task that touched the page.
+//! reports it itself), and asynchronous page faults are withheld. With those a guest runs another
+//! task while a page comes from swap, and the cost of a fault is no longer a stall of the task that touched the page.
 
 use kvm_bindings::kvm_cpuid_entry2;
 
@@ -28,7 +28,7 @@ const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 const LEVEL_THREAD: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
 
-/// What CPUID depends on besides what KVM supports.
+/// What CPUID depends on besides KVM's own leaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Topology {
     /// This vCPU's index, which is its APIC identifier.
@@ -45,7 +45,7 @@ impl Topology {
         self.vcpus.next_power_of_two().trailing_zeros()
     }
 
-    /// Writes itself into what KVM supports.
+    /// Writes itself into the leaves that KVM supports.
     pub fn write_into(&self, entries: &mut [kvm_cpuid_entry2]) {
         for entry in entries {
             match entry.function {

@@ -1,4 +1,4 @@
-//! Decoding of an exit: what the `kvm_run` page says, in the terms that every machine shares.
+//! Decodes an exit: the content of the `kvm_run` page, in terms that all machines share.
 
 use guest_abi::arch::DOORBELL_PORT;
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use crate::testing::about_to_run;
 
-    /// What KVM writes for a failed emulation of `ud2`, with one word changed.
+    /// The page as KVM writes it for a failed emulation of `ud2`, with one change.
     fn failed(change: impl FnOnce(&mut kvm_run)) -> (u32, Vec<u8>) {
         let mut run = kvm_run { exit_reason: kvm_bindings::KVM_EXIT_INTERNAL_ERROR, ..kvm_run::default() };
         let failure = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14 {

@@ -1,15 +1,15 @@
 //! The limit that this host's KVM sets to Linux guests.
 //!
-//! `kvm_pvm` has no hardware virtualisation: the guest's ring 0 is emulated, its ring 3 runs natively, and what CPUID is told
-//! to hide is seen all the same. A kernel gets as far as its first process.
+//! `kvm_pvm` has no hardware virtualisation: the guest's ring 0 is emulated, its ring 3 runs natively and sees
+//! features that CPUID hides. A kernel gets as far as its first process.
 
 use host::kvm_module::KvmFacts;
 use program::output::Sink;
 
-/// What KVM's emulator lacks and Linux would use in ring 0, and two calibrations that take a real timer.
+/// Hides features that KVM's emulator lacks and Linux would use in ring 0, and spares two calibrations by a real timer.
 ///
-/// Also here though user space could use them: features that have an instruction the emulator lacks in the kernel's
-/// own string, bit and random number routines.
+/// User space could use some of them; they are hidden because the kernel's own string, bit and random number routines
+/// use an instruction of theirs that the emulator lacks.
 const COMMAND_LINE: &str = "clearcpuid=smap,smep,xsave,cx16,fsgsbase,umip,popcnt,rdrand,rdseed,avx,avx2,aes,\
                             pclmulqdq,movbe,bmi1,bmi2,invpcid,pcid,rdtscp,rdpid,abm,adx,clflushopt,clwb noxsave \
                             nopti lpj=5000000 tsc=reliable no_timer_check";

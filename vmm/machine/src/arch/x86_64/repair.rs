@@ -11,7 +11,7 @@ const INT3: u8 = 0xcc;
 const FWAIT: u8 = 0x9b;
 const BREAKPOINT: u8 = 3;
 
-/// What the processor would have done with an instruction.
+/// The effect of an instruction on the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
     Breakpoint,
@@ -26,11 +26,11 @@ fn effect(instruction: &[u8]) -> Option<Effect> {
     }
 }
 
-/// Does what the processor would have done. `None` if that is not known here, or if KVM refuses.
+/// Carries the instruction out as the processor would. `None` if it has no known [`Effect`], or if KVM refuses.
 pub fn repair(fd: &VcpuFd, instruction: &[u8]) -> Option<()> {
     let effect = effect(instruction)?;
     let mut regs = fd.get_regs().ok()?;
-    // Both are one byte long, and the address of what comes next is what a trap saves.
+    // Both are one byte long, and a trap saves the address of the next instruction.
     regs.rip = regs.rip.wrapping_add(1);
     fd.set_regs(&regs).ok()?;
     if effect == Effect::Breakpoint {

@@ -1,5 +1,5 @@
-//! What a PC's VM and vCPUs have before the first instruction, apart from memory and the boot registers; and the places of
-//! its devices.
+//! The state of a PC's VM and vCPUs before the first instruction, apart from memory and the boot registers; and the
+//! addresses of its devices.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -29,8 +29,8 @@ const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 /// uncached.
 const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
 
-/// Offsets of local vector table entries in the local APIC's registers, and what they are set to: what the firmware
-/// of a PC leaves. The legacy controller's interrupt comes through LINT0, the NMI through LINT1.
+/// Offsets of local vector table entries in the local APIC's registers, and the values that
+/// the firmware of a PC leaves in them. The legacy controller's interrupt comes through LINT0, the NMI through LINT1.
 const LVT: [(usize, u32); 2] = [(0x350, 7 << 8), (0x360, 4 << 8)];
 
 /// Interrupt controllers and timer, in the kernel. Before any vCPU is made.
@@ -60,7 +60,7 @@ fn insert(bus: &mut Bus, ports: Range<u16>, device: Arc<Mutex<dyn BusDevice>>) -
     bus.insert(ports.start.into()..ports.end.into(), device)
 }
 
-/// What every vCPU of a machine is made with.
+/// The configuration that the vCPUs of a machine share.
 #[derive(Debug)]
 pub struct Processor {
     supported: CpuId,
@@ -121,7 +121,7 @@ mod tests {
     use crate::pc::PcMemory;
     use linux_boot::layout;
 
-    /// What Linux would find set up by a PC's firmware, and reads before it writes any of it.
+    /// The registers that a PC's firmware sets up, and that Linux reads before it writes to them.
     #[test]
     #[ignore = "needs: Kvm"]
     fn every_vcpu_is_as_firmware_would_leave_it() {

@@ -1,7 +1,7 @@
 //! A vCPU's state: taken from one at rest, given to a new one.
 //!
 //! ```text
-//!   at rest: KVM_RUN, to be left at once ── what the last exit left undone is done, and RIP is behind the instruction
+//!   at rest: KVM_RUN, to be left at once ── KVM completes the last exit, and RIP is behind the instruction
 //!   take   : CPUID, MSRs, registers, FPU, XCR0, debug registers, pending events, run state
 //!   give   : CPUID, run state, registers, FPU, XCR0, debug registers, MSRs, events     each may depend on those before
 //! ```
@@ -18,7 +18,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VcpuFd};
 use program::exit::{Class, Classified};
 
-/// All of a vCPU that is not memory. What a KVM does not offer is `None`.
+/// All of a vCPU that is not memory. A part that this KVM does not offer is `None`.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "KVM's own names")]
 pub struct VcpuState {
@@ -77,7 +77,7 @@ fn failed(call: &'static str, vcpu: u32) -> impl FnOnce(kvm_ioctls::Error) -> St
     move |source| StateError::Call { call, vcpu, source }
 }
 
-/// Has the vCPU finish what its last exit left to be done: KVM completes an access to a port at the next entry.
+/// Has the vCPU complete its last exit: KVM completes an access to a port at the next entry.
 ///
 /// # Errors
 /// It ran on instead.
@@ -92,8 +92,8 @@ pub fn come_to_rest(fd: &mut VcpuFd, vcpu: u32) -> Result<(), StateError> {
     exit.map_or(Ok(()), |exit| Err(StateError::NotAtRest { vcpu, exit }))
 }
 
-/// What a new vCPU can have of CPUID, as its guest sees it: more than KVM says it supports where a guest is shown the
-/// processor's own (kvm_pvm). Sets it.
+/// The CPUID that the guest of a new vCPU sees: more than KVM says it supports where a guest is shown the processor's
+/// own (kvm_pvm). Sets it.
 ///
 /// # Errors
 /// KVM refuses its own leaves.
@@ -106,10 +106,10 @@ pub fn offered_cpuid(kvm: &Kvm, fd: &VcpuFd, vcpu: u32) -> Result<Vec<kvm_cpuid_
 }
 
 impl VcpuState {
-    /// Takes the state of vCPU `vcpu`, which is at rest. `missing` is told what this KVM does not give.
+    /// Takes the state of vCPU `vcpu`, which is at rest. `missing` is told the parts that this KVM does not give.
     ///
     /// # Errors
-    /// It does not give what no guest can do without.
+    /// It does not give a part that every guest needs.
     pub fn take(
         kvm: &Kvm,
         fd: &VcpuFd,

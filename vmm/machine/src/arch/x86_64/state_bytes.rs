@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::state::VcpuState;
 
-/// What a section holds.
+/// The content of a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumCount, strum::FromRepr)]
 #[repr(u32)]
 enum Tag {
