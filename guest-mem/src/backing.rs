@@ -49,7 +49,7 @@ impl Backing {
     pub fn is_anonymous(&self) -> bool {
         matches!(self, Self::Base4k | Self::Mthp(_) | Self::Thp)
     }
-    /// The folio order this backing asks for. What it gets is another question: read pagemap.
+    /// The folio order this backing asks for. Pagemap has the order that it gets.
     pub fn wanted_order(&self) -> Order {
         match self {
             Self::Base4k | Self::Memfd => Order::BASE,

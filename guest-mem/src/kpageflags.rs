@@ -1,4 +1,4 @@
-//! `/proc/kpageflags`: what kind of page a frame holds.
+//! `/proc/kpageflags`: the kind of page in each frame.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,16 +1,16 @@
-//! What guest memory is, and what the kernel will announce about it.
+//! Guest memory, and the kernel's announcements about it.
 //!
 //! Addresses and half-open ranges of three address spaces, memslots as plain data, regions of memory and
-//! what backs them, what a page really is (pagemap), and the operations that take pages away. Knows nothing
+//! their backings, the state of each page (pagemap), and the operations that take pages away. Knows nothing
 //! of KVM, of range policies, or of userfaultfd.
 //!
 //! ```text
-//!   Backing ─> Region ─┬─> PageScanner ─> PageRun, PageCounts      what the pages are
-//!                      ├─> Planner     ─> Planned                  what an operation will announce
+//!   Backing ─> Region ─┬─> PageScanner ─> PageRun, PageCounts      the state of the pages
+//!                      ├─> Planner     ─> Planned                  the announcements of an operation
 //!                      ├─> perform                                 the operation
 //!                      └─> toggle_protection, unmap_shared         drop translations, keep the pages
-//!   swap_on_device, MemoryCgroup                                   where pages go, and what makes them go
-//!   waits::Thread, Patience, Overdue                               waits for ourselves, with a deadline
+//!   swap_on_device, MemoryCgroup                                   swap space, and memory pressure
+//!   waits::Thread, Patience, Overdue                               waits for our own threads, with a deadline
 //! ```
 //!
 //! All of it works without root where the kernel lets it: folio orders below the PMD, zram devices and (mostly)

@@ -56,7 +56,7 @@ pub enum Operation {
     Remap,
 }
 
-/// What an operation leaves in the pages it takes.
+/// The content that an operation leaves in the pages it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Remains {
     /// Their content, in memory or in swap.
@@ -67,7 +67,7 @@ pub enum Remains {
     Either,
 }
 
-/// What a running vCPU finds in a range while an operation on it is in progress.
+/// The memory that a running vCPU finds in a range while an operation on it is in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DuringCall {
     /// Memory, which faults in as usual.
@@ -87,7 +87,7 @@ impl Operation {
         self.into()
     }
 
-    /// What it does to the pages, at the beginning of a sentence: `Swapping out`.
+    /// The verb for it, as at the beginning of a sentence: `Swapping out`.
     pub const fn verb(self) -> &'static str {
         match self {
             Self::PageOut => "Swapping out",
@@ -125,7 +125,7 @@ impl Operation {
         pages * PAGE_SIZE
     }
 
-    /// What it leaves in pages of `backing`.
+    /// The content that it leaves in pages of `backing`.
     pub fn remains(self, backing: Backing) -> Remains {
         match self {
             // Shared memory keeps its content in the page cache.
@@ -164,7 +164,7 @@ impl Operation {
         }
     }
 
-    /// What a running vCPU finds in the range during the call.
+    /// The memory that a running vCPU finds in the range during the call.
     pub const fn during_call(self) -> DuringCall {
         match self {
             Self::Protect => DuringCall::ReadOnly,

@@ -17,7 +17,7 @@ use crate::sys::{self, Content, Madvise};
 use crate::thp::HostThp;
 use crate::victim::Order;
 
-/// Why guest RAM could not be mapped.
+/// Guest RAM could not be mapped.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum RegionError {

@@ -1,8 +1,8 @@
-//! What to do about a system call that was refused: a function of what was asked and of what the system answered.
+//! The remedy for a system call that was refused: a function of the request and of the system's answer.
 //!
-//! An error that carries an errno says no remedy of its own; it puts [`after`] behind its sentence. What is not known here
-//! gets no advice, rather than one that does not fit. What is a limit of this process wherever it is met, [`of_limit`], is
-//! said of every error that comes from it: [`with_causes`](crate::with_causes) puts it at the end.
+//! An error that carries an errno says no remedy of its own; it puts [`after`] behind its sentence. An errno that is
+//! not known here gets no advice, rather than one that does not fit. A limit of this process has one remedy for every
+//! request ([`of_limit`]): [`with_causes`](crate::with_causes) puts it at the end of every error that comes from it.
 
 use rustix::io::Errno;
 

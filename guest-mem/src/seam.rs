@@ -25,7 +25,7 @@ use crate::range::{HvaRange, RangeError};
 use crate::remedy::{self, Asked};
 use crate::sys::{self, Madvise};
 
-/// Why seams could not be put in.
+/// Seams could not be put in.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum SeamError {

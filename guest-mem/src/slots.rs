@@ -1,7 +1,7 @@
 //! Memslots as plain data: which guest frames are backed by which host addresses.
 //!
 //! A memslot is the unit in which KVM lets user space drop translations, so its size is the precision of
-//! a zap. This module only describes and finds slots; `vmm` issues the ioctls.
+//! a zap. This module only describes and finds slots; `machine` issues the ioctls.
 
 use crate::address::{Address, Gpa, Hva, PAGE_SIZE};
 use crate::range::{GpaRange, HvaRange};

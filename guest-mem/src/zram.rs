@@ -14,7 +14,7 @@ use crate::address::PAGE_SIZE;
 use crate::swaps::SwapInfo;
 use crate::sys;
 
-/// Why a zram device could not be made a swap device.
+/// A zram device could not be made a swap device.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum ZramError {

@@ -7,7 +7,7 @@
 //!   Invalidation ──> Policy ──> Calls ──> Bridge ──> Chain ──> ShadowingMmu: SoftMmu, a VMM's memslots
 //!   event.rs         policy.rs  calls.rs  bridge.rs  chain.rs └> SharingMmu: SharedTlb
 //!                                            │                      │
-//!                                            v                      └─ Sequence: why no fault slips through
+//!                                            v                      └─ Sequence: a fault that raced retries
 //!                                     InvalidationRecord               sequence.rs, soft_mmu/
 //! ```
 //!

@@ -11,7 +11,7 @@ use crate::backing::Backing;
 const BLOCKS: u64 = 3;
 const PAGES: u64 = BLOCKS * PAGES_PER_PMD;
 
-/// What a page is, for the oracle.
+/// The state of a page, for the oracle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
     Absent,

@@ -1,4 +1,4 @@
-//! Every host that can be, and every backing: what is to be set makes the backing available, and no less does.
+//! Every possible host, and every backing: the proposed settings make the backing available, and no fewer do.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! PageFault-around: how many pages a fault brings back besides its own.
+//! Fault-around: how many pages a fault brings back besides its own.
 
 use std::fmt;
 use std::ops::Range;

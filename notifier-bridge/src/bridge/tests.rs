@@ -1,4 +1,4 @@
-//! What every listener is told under each policy, and what a panic leaves.
+//! The calls that every listener gets under each policy, and after a panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -248,7 +248,7 @@ impl SharingMmu for Slow<crate::Sharing> {
 }
 
 /// The record of an invalidation whose listeners take 2 ms for a start, 8 ms for an end and 4 ms for a flush. Its three
-/// times are no more than it took: what one of them has too much, the other two lack.
+/// times add up to no more than it took, so an excess in one is missing in the other two.
 fn timed(policy: Policy, sharing: bool) -> InvalidationRecord {
     let mut bridge = Bridge::new(policy, two_runs()).shadowing(Arc::new(Slow::new(2, 8, 0)));
     if sharing {

@@ -1,5 +1,5 @@
-//! Every rule against a hand-computed example, and against an oracle that asks of each page of a small address
-//! space whether the rule's words take it in.
+//! Every rule against a hand-computed example, and against an oracle that applies the rule's words to each
+//! page of a small address space.
 
 use guest_mem::{MapLevel, Order, PAGES_PER_PMD};
 use proptest::prelude::*;

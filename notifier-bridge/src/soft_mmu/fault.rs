@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   SoftFault ── snapshot ──> Snapshotted ── resolve ──> Resolved ── install ──> Fixed
-//!     ^      (no lock)       (no lock, may sleep)       (mmu_lock)      ├──> Spurious   another was faster
-//!     └─────────────────────────────────────────────────────────────────┴─── Retry      an invalidation was
+//!     ^      (no lock)       (no lock, may sleep)       (mmu_lock)      ├──> Spurious   another installed it
+//!     └─────────────────────────────────────────────────────────────────┴─── Retry      it was invalidated
 //! ```
 //!
 //! As `kvm_tdp_page_fault`: `kvm_faultin_pfn` takes the snapshot and looks the page up, then, with `mmu_lock`
@@ -20,7 +20,7 @@ use super::spte::Spte;
 use crate::primary::{Frame, Mapping, PrimaryMmu, ResolveError};
 use crate::sequence::Snapshot;
 
-/// How long a fault begins again for an invalidation in progress: longer than any operation on a range takes.
+/// How long a fault is retried while invalidations are in progress: longer than any operation on a range takes.
 const BRACKET: Duration = Duration::from_secs(300);
 
 /// One fault, before its snapshot.

@@ -1,7 +1,7 @@
 //! The software MMU against a primary MMU whose every change makes frames that never were before.
 //!
 //! - `cases`: each rule once, by hand, with what happens where the rule is broken;
-//! - `model`: every interleaving of fault phases, brackets and changes that proptest thinks of, in one thread;
+//! - `model`: every interleaving of fault phases, brackets and changes that proptest generates, in one thread;
 //! - `stress`: the same with real threads, and an access that must never see a stale frame.
 
 mod cases;

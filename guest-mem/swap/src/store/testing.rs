@@ -1,4 +1,4 @@
-//! What the tests of all stores share: pages of several kinds, and a model to hold a store against.
+//! Shared by the tests of all stores: pages of several kinds, and a model to hold a store against.
 
 use std::collections::HashMap;
 

@@ -187,7 +187,7 @@ fn closing_gives_ordinary_pages_to_who_waits() {
     });
 }
 
-/// The kind that everybody may have: a thread waits for its page, a system call does not.
+/// The kind that any user may have: a thread waits for its page, a system call does not.
 fn one_for_user_mode_does_not_see_the_kernels_faults() {
     let region = memory();
     scope(|threads| {

@@ -1,5 +1,5 @@
-//! Real threads. An access looks at the primary MMU on the way in and on the way out: a frame that is not the
-//! page's own, at either moment, was pulled from under it.
+//! Real threads. An access looks at the primary MMU on the way in and on the way out: if its frame is not the
+//! page's own at both moments, the translation was stale.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

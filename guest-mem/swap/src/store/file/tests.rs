@@ -54,7 +54,7 @@ fn a_batch_is_one_extent_and_comes_back_in_any_order() {
     let mut back = vec![Page::ZERO; wanted.len()];
     store.get(&wanted, &mut back).unwrap();
     assert!(picks.iter().zip(&back).all(|(&at, back)| *back == pages[at]));
-    // What merges: five pieces of a permuted batch are two runs of the file.
+    // Neighbours merge: five pieces of a permuted batch are two runs of the file.
     let permuted: Vec<Slot> = [8, 2, 3, 4, 1, 9].iter().map(|&at| slots[at]).collect();
     let mut back = vec![Page::ZERO; 6];
     let mut cut = pieces(&permuted, &mut back);
