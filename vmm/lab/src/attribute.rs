@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   calls: thread, begin..end ────────────────┐
-//!   events: ranges and works, by time ────────┴─> range by range: when, what, why, and in which of the calls
+//!   events: ranges and works, by time ────────┴─> range by range: time, range, cause, and the call
 //! ```
 //!
 //! A range is of a call if its thread is the one that made the call, between the clock's reading before it and the one after:
@@ -48,8 +48,9 @@ impl Calls {
     }
 }
 
-/// Gives each range of the events of a span, which are in order of time, to `each`: when, what, why, and in which of `calls`
-/// of this process (number `pid`). Threads are looked up in `tasks`, which is in order of their numbers.
+/// Gives each range of the events of a span, which are in order of time, to `each`, with its time, its cause, and the
+/// one of `calls` of this process (number `pid`) that made it. Threads are looked up in `tasks`, which is in order of
+/// number.
 pub fn attribute(
     events: &[Event],
     calls: &Calls,

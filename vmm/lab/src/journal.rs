@@ -20,7 +20,7 @@ use guest::clock::{Moment, Offset, TscRate};
 use host::processors;
 use machine::FaultCounts;
 
-/// When a step was begun, and what the secondary MMU had counted by then.
+/// When a step was begun, and the secondary MMU's counters at that time.
 #[derive(Clone, Copy, Debug)]
 struct StepBegin {
     at: Moment,
@@ -63,7 +63,7 @@ impl Journal {
         self.stream.push(event);
     }
 
-    /// Appends what a counter said; what it had said before is in `before`.
+    /// Appends the reading of a counter.
     pub fn reading(&mut self, counter: Counter, count: Option<u64>) {
         self.push(&Event::Reading { counter, count });
     }

@@ -4,7 +4,7 @@
 //!   Scenario ── rows ──> Trial: testbed, bridge, plan
 //!                          fill ─ hot ─ baseline ─ reclaim ─ stop ─ refault ─ sweep ─ verify
 //!                                                    │
-//!                                     Reclaimer: plan the victim, Bridge::invalidate(operation), look what left
+//!                                     Reclaimer: plan the victim, Bridge::invalidate(operation), look at the rest
 //!                          ──> Event, Event, … ── RowFold ──> row of the run record
 //! ```
 //!

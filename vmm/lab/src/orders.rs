@@ -1,4 +1,4 @@
-//! Giving a worker orders over many pages, and collecting what it says.
+//! Gives a worker orders over many pages, and collects its outcomes.
 
 use std::time::Duration;
 

@@ -188,7 +188,7 @@ fn timed<R>(action: impl FnOnce() -> R) -> (R, (u64, u64)) {
     (result, (begun, monotonic_ns()))
 }
 
-/// What the kernel announces for a write protection inside one block: the range; before it, all of the block if a huge
+/// The kernel's announcements for a write protection inside one block: the range; before it, all of the block if a huge
 /// page has to come apart.
 fn protection(
     scanner: &mut PageScanner,

@@ -4,7 +4,7 @@
 //!   victim (pages of one operation)
 //!     ├─ plan: what the kernel will announce for it, read from pagemap now
 //!     ├─ for each announcement: Bridge::invalidate ── the last one's operation is the system call itself
-//!     └─ look again: what really left
+//!     └─ scan again: the pages that left
 //! ```
 //!
 //! Everything that the kernel announces inside one call is announced before it, see [`notifier_bridge::hook`].

@@ -1,4 +1,4 @@
-//! A run's record while its rows are made. What does not change meanwhile is read once.
+//! A run's record while its rows are made. Facts that do not change meanwhile are read once.
 
 use super::calibrate;
 use super::ended::Ended;
@@ -85,7 +85,7 @@ impl RunSoFar {
         record
     }
 
-    /// The record of the run that ended so. `tap` says by what the kernel's account was kept and what that cost.
+    /// The record of the run that ended so. `tap` is how the kernel's account was kept, and its cost.
     pub fn end(
         mut self,
         ended: &Ended,

@@ -91,7 +91,7 @@ mod tests {
     fn an_area_of_our_own_that_comes_first_is_nothing_to_tell() {
         let swaps = areas(&[("/dev/zram0", 100), ("/dev/vda2", -2)]);
         assert_eq!(told(&["/dev/zram0".into()], &swaps, &swaps, false), None);
-        // Without one of our own, whatever there is is what the user has.
+        // Without an area of our own, all areas are the user's.
         assert_eq!(told(&[], &swaps, &swaps, false), None);
         assert_eq!(told(&[], &areas(&[]), &areas(&[]), false), None);
     }

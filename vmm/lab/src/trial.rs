@@ -58,7 +58,7 @@ pub struct Trial<'a> {
     setup: TrialSetup<'a>,
     reclaimer: Reclaimer<'a>,
     bridge: &'a Arc<Bridge>,
-    /// Once memory was filled: what swaps it, where this process does.
+    /// The swap, once memory was filled, if this process swaps it.
     own_swap: Option<OwnSwap>,
     journal: &'a mut Journal,
     /// The loops of the last hot step.
@@ -97,7 +97,7 @@ impl<'a> Trial<'a> {
             journal,
             last_hot: None,
             hot: Vec::new(),
-            // A cgroup takes what it likes, the hot pages too, and a clock what it finds idle.
+            // A cgroup takes any pages, the hot ones too, and a clock the idle ones.
             hot_apart: setup.setting.label.tried.reclaim != Reclaim::Cgroup
                 && !setup.steps.iter().any(takes_idle),
             live_since: None,
@@ -166,8 +166,8 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// Once nothing is left to be measured or verified: what a replay must know of the hot loops. A Linux guest's own
-    /// pages would go with the rest; there it is not done.
+    /// Once all is measured and verified: measures the facts about the hot loops that a replay needs. Not done in a
+    /// Linux guest, whose own pages would be zapped with the rest.
     fn measure_refill(&mut self) -> Result<bool, TrialError> {
         let Some(loops) = self.last_hot.filter(|_| self.setup.refill) else { return Ok(false) };
         if self.testbed().system().is_some() {

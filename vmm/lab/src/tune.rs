@@ -26,7 +26,7 @@ impl<'c> Tuner<'c> {
         Self { changes, backing: None, set: Vec::new() }
     }
 
-    /// Sets what `bytes` in this backing need, and no more.
+    /// Sets the switches that `bytes` in this backing need, and no others.
     ///
     /// # Errors
     /// The switch that could not be set, and the reason; the row then says itself what it lacks.
@@ -65,7 +65,7 @@ impl<'c> Tuner<'c> {
         ))
     }
 
-    /// Undoes what another backing needed.
+    /// Undoes the settings that another backing needed.
     fn release(&mut self) -> Result<(), String> {
         let (kept, undone) =
             std::mem::take(&mut self.set).into_iter().partition(|(setting, _)| is_lasting(setting));

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The software MMU's frames are host addresses, so an access through a stale translation would still reach
-//! the right memory: here the protocol is paid for, and it is the model tests of `notifier-bridge` that show
-//! what it protects from.
+//! the right memory: here the protocol is paid for, and the model tests of `notifier-bridge` show the
+//! errors that it prevents.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;

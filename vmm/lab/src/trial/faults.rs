@@ -63,8 +63,8 @@ impl Trial<'_> {
         Ok(())
     }
 
-    /// Counts what was swapped out by the kernel and is back already. No guest touched it: something else on the host
-    /// brought it back, and one fault may map several such pages.
+    /// Counts pages that the kernel swapped out and that are back already. No guest touched them: something else on the
+    /// host brought them back, and one fault may map several of them.
     fn look_for_returned(&mut self) -> Result<(), TrialError> {
         if !self.tried().reclaim.uses_swap() {
             return Ok(());

@@ -1,5 +1,5 @@
-//! The meaning of the exits of a PC's vCPU: accesses go to the buses, where a device serves them on the vCPU's thread. A
-//! bad access by the guest is no error of the vCPU.
+//! The meaning of the exits of a PC's vCPU: accesses go to the buses, where a device serves them on the vCPU's thread.
+//! A bad access by the guest is no error of the vCPU.
 
 use std::sync::Arc;
 

@@ -26,7 +26,7 @@ fn effect(instruction: &[u8]) -> Option<Effect> {
     }
 }
 
-/// Carries the instruction out as the processor would. `None` if it has no known [`Effect`], or if KVM refuses.
+/// Carries the instruction out as the processor would. `None` if it has no known `Effect`, or if KVM refuses.
 pub fn repair(fd: &VcpuFd, instruction: &[u8]) -> Option<()> {
     let effect = effect(instruction)?;
     let mut regs = fd.get_regs().ok()?;
