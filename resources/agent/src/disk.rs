@@ -1,49 +1,34 @@
 //! The first virtio disk, as the root of commands where the initramfs has no shell.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
+use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind_recursive};
 
 /// Where it is mounted.
 pub const ROOT: &str = "/disk";
 
-/// Why there is no shell.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    #[error(
-        "the initramfs has no /bin/sh, and there is no virtio disk: give the guest a disk with a root filesystem"
-    )]
-    None,
-    #[error("/proc/filesystems cannot be read")]
-    Filesystems(#[source] io::Error),
-    #[error("the disk {disk} holds no filesystem that this kernel knows ({kinds})")]
-    Unknown { disk: String, kinds: String },
-    #[error("the disk {disk} cannot be mounted on {ROOT}")]
-    Mount { disk: String, source: Errno },
-    #[error("the disk {0} has no /bin/sh")]
-    NoShell(String),
-}
-
 /// Mounts the disk, read-only, with the kernel's own filesystems inside, unless it is mounted.
-pub fn mount_root() -> Result<(), DiskError> {
-    let disk = first().ok_or(DiskError::None)?;
+pub fn mount_root() -> Result<()> {
+    let disk = first().context(
+        "the initramfs has no /bin/sh, and there is no virtio disk: give the guest a disk with a root filesystem",
+    )?;
     let shell = Path::new(ROOT).join("bin/sh");
     // A symbolic link to an absolute path leads elsewhere as seen from here, and counts too.
     let has_shell = || fs::symlink_metadata(&shell).is_ok();
     if !has_shell() {
         mount_disk(&disk)?;
     }
-    if has_shell() { Ok(()) } else { Err(DiskError::NoShell(disk)) }
+    ensure!(has_shell(), "the disk {disk} has no /bin/sh");
+    Ok(())
 }
 
-fn mount_disk(disk: &str) -> Result<(), DiskError> {
+fn mount_disk(disk: &str) -> Result<()> {
     let _ = fs::create_dir_all(ROOT);
-    let known = fs::read_to_string("/proc/filesystems").map_err(DiskError::Filesystems)?;
+    let known = fs::read_to_string("/proc/filesystems").context("/proc/filesystems cannot be read")?;
     let kinds: Vec<&str> = on_disk(&known).collect();
-    let unknown = || DiskError::Unknown { disk: disk.to_owned(), kinds: kinds.join(", ") };
     for kind in &kinds {
         match mount(disk, ROOT, *kind, MountFlags::RDONLY, c"") {
             Ok(()) => {
@@ -51,10 +36,12 @@ fn mount_disk(disk: &str) -> Result<(), DiskError> {
                 return Ok(());
             }
             Err(Errno::INVAL) => {}
-            Err(source) => return Err(DiskError::Mount { disk: disk.to_owned(), source }),
+            Err(errno) => {
+                return Err(errno).context(format!("the disk {disk} cannot be mounted on {ROOT}"));
+            }
         }
     }
-    Err(unknown())
+    bail!("the disk {disk} holds no filesystem that this kernel knows ({})", kinds.join(", "))
 }
 
 /// What a program expects in its root. A directory that the disk lacks has to be done without.

@@ -25,13 +25,13 @@ mod shell;
 mod worker;
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::fs;
 use std::process;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::{Result, bail};
 use guest_abi::layout::MAX_VCPUS;
 use guest_abi::link::{ABI_VERSION, FromAgent, MAX_PAYLOAD, cut};
 
@@ -55,10 +55,10 @@ fn main() {
     }
     std::panic::set_hook(Box::new(|info| power::fail(&format!("the agent {info}"))));
     let Err(error) = run();
-    power::fail(&serve::whole(&*error));
+    power::fail(&format!("{error:#}"));
 }
 
-fn run() -> Result<Infallible, Box<dyn Error>> {
+fn run() -> Result<Infallible> {
     // Before there is a second thread, which would take the signal.
     let children = Children::watch()?;
     let mut notes = mounts::mount_all()?;
@@ -76,22 +76,20 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
     for note in &notes {
         serve::log(port, note);
     }
-    Agent { port, workers, children, faults, space: None, shell: None, leftovers: Vec::new() }
-        .serve()
-        .map_err(Into::into)
+    Agent { port, workers, children, faults, space: None, shell: None, leftovers: Vec::new() }.serve()
 }
 
 /// The CPUs, one for each vCPU.
-fn online() -> Result<Vec<u32>, Box<dyn Error>> {
+fn online() -> Result<Vec<u32>> {
     let cpus = memory::parse_list(&fs::read_to_string(ONLINE)?);
     if cpus.is_empty() || cpus.len() > MAX_VCPUS as usize {
-        return Err(format!("{ONLINE} names {} CPUs; 1 to {MAX_VCPUS} can be used", cpus.len()).into());
+        bail!("{ONLINE} names {} CPUs; 1 to {MAX_VCPUS} can be used", cpus.len());
     }
     Ok(cpus)
 }
 
 /// Says Hello, for which the VMM must be there: the kernel makes a writer wait for it.
-fn hello(port: &'static Port, vcpus: u16) -> Result<(), Box<dyn Error>> {
+fn hello(port: &'static Port, vcpus: u16) -> Result<()> {
     let (said, hear) = mpsc::channel();
     thread::Builder::new().spawn(move || {
         let uname = rustix::system::uname();
@@ -100,7 +98,7 @@ fn hello(port: &'static Port, vcpus: u16) -> Result<(), Box<dyn Error>> {
         let _ = said.send(port.send(&FromAgent::Hello { abi: ABI_VERSION, vcpus, release }));
     })?;
     match hear.recv_timeout(PATIENCE) {
-        Ok(sent) => Ok(sent?),
-        Err(_) => Err(format!("the VMM did not connect to the port within {} s", PATIENCE.as_secs()).into()),
+        Ok(sent) => sent,
+        Err(_) => bail!("the VMM did not connect to the port within {} s", PATIENCE.as_secs()),
     }
 }

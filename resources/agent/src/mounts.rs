@@ -4,17 +4,9 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 
+use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
-
-/// A filesystem the agent cannot do without was not mounted.
-#[derive(Debug, thiserror::Error)]
-#[error("{kind} cannot be mounted on {target}")]
-pub struct MountError {
-    kind: &'static str,
-    target: &'static str,
-    source: io::Error,
-}
 
 struct Mount {
     kind: &'static str,
@@ -35,14 +27,14 @@ const MOUNTS: [Mount; 7] = [
 ];
 
 /// Mounts them all. Returns a line for each that is missing and not needed.
-pub fn mount_all() -> Result<Vec<String>, MountError> {
+pub fn mount_all() -> Result<Vec<String>> {
     let mut missing = Vec::new();
     for &Mount { kind, target, options, needed } in &MOUNTS {
-        let Err(source) = mount_one(kind, target, options) else { continue };
+        let Err(error) = mount_one(kind, target, options) else { continue };
         if needed {
-            return Err(MountError { kind, target, source });
+            return Err(error).context(format!("{kind} cannot be mounted on {target}"));
         }
-        missing.push(format!("{kind} is not mounted on {target}: {source}"));
+        missing.push(format!("{kind} is not mounted on {target}: {error}"));
     }
     Ok(missing)
 }

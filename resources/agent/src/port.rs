@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use guest_abi::link::{FromAgent, HEADER_BYTES, LinkError, MAX_PAYLOAD, PORT_NAME};
+use anyhow::{Context, Result, bail};
+use guest_abi::link::{FromAgent, HEADER_BYTES, MAX_PAYLOAD, PORT_NAME};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with};
@@ -18,27 +19,6 @@ const PORTS: &str = "/sys/class/virtio-ports";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 static OPENED: OnceLock<Port> = OnceLock::new();
-
-/// Why there is no talking to the VMM.
-#[derive(Debug, thiserror::Error)]
-pub enum PortError {
-    #[error(
-        "this is init of a guest of zapscope, and takes its orders over a virtio-console port named {PORT_NAME}; there \
-         was none after {} s (ports: {found})",
-        PATIENCE.as_secs()
-    )]
-    Missing { found: String },
-    #[error(
-        "the kernel has no uevents (CONFIG_NET) to wait with for the port {PORT_NAME}, and it is not there yet"
-    )]
-    NoUevents(#[source] Errno),
-    #[error("the port {PORT_NAME} is {0}, which cannot be opened")]
-    Open(String, #[source] io::Error),
-    #[error("the port to the VMM cannot be written")]
-    Write(#[source] io::Error),
-    #[error(transparent)]
-    Message(#[from] LinkError),
-}
 
 /// The port, open.
 pub struct Port {
@@ -54,11 +34,11 @@ impl Port {
     }
 
     /// Waits for the port and opens it.
-    pub fn open() -> Result<&'static Self, PortError> {
+    pub fn open() -> Result<&'static Self> {
         let name = find()?;
         let path = format!("/dev/{name}");
         let file = File::options().read(true).write(true).open(&path);
-        let file = file.map_err(|source| PortError::Open(path, source))?;
+        let file = file.with_context(|| format!("the port {PORT_NAME} is {path}, which cannot be opened"))?;
         Ok(OPENED.get_or_init(|| Self { file, writing: Mutex::new(()) }))
     }
 
@@ -66,11 +46,11 @@ impl Port {
     ///
     /// # Errors
     /// The message is too long, or the VMM is gone.
-    pub fn send(&self, message: &FromAgent<'_>) -> Result<(), PortError> {
+    pub fn send(&self, message: &FromAgent<'_>) -> Result<()> {
         let mut buffer = [0; HEADER_BYTES + MAX_PAYLOAD];
         let frame = message.encode(&mut buffer)?;
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        (&self.file).write_all(frame).map_err(PortError::Write)
+        (&self.file).write_all(frame).context("the port to the VMM cannot be written")
     }
 
     /// Reads what has arrived; nothing if the VMM has closed its side.
@@ -86,7 +66,7 @@ impl AsFd for Port {
 }
 
 /// The port's device, once it is there.
-fn find() -> Result<String, PortError> {
+fn find() -> Result<String> {
     // Before the first look, so that nothing is missed between that and the wait.
     let uevents = uevents();
     let deadline = Instant::now() + PATIENCE;
@@ -95,14 +75,22 @@ fn find() -> Result<String, PortError> {
         if let Some((device, _)) = ports.iter().find(|(_, name)| name == PORT_NAME) {
             return Ok(device.clone());
         }
-        let socket = uevents.as_ref().map_err(|&errno| PortError::NoUevents(errno))?;
+        let socket = uevents.as_ref().map_err(|&errno| errno).with_context(|| {
+            format!(
+                "the kernel has no uevents (CONFIG_NET) to wait with for the port {PORT_NAME}, and it is not there yet"
+            )
+        })?;
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or_default();
         let mut fds = [PollFd::new(socket, PollFlags::IN)];
         if poll(&mut fds, Some(&timeout)) == Ok(0) {
             let found: Vec<_> = ports.iter().map(|(device, name)| format!("{device} \"{name}\"")).collect();
             let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
-            return Err(PortError::Missing { found });
+            bail!(
+                "this is init of a guest of zapscope, and takes its orders over a virtio-console port named \
+                 {PORT_NAME}; there was none after {} s (ports: {found})",
+                PATIENCE.as_secs()
+            );
         }
         // What it says does not matter, only that something changed; too many at once count as one.
         let _ = recv(socket, &mut [0; 4096], RecvFlags::DONTWAIT);

@@ -9,52 +9,26 @@
 //! ```
 
 use std::convert::Infallible;
-use std::error::Error;
-use std::io::{self, PipeReader, Read};
+use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use guest_abi::link::{Decoder, FromAgent, LinkError, MAX_PAYLOAD, Pages, Request, ToAgent, cut};
+use anyhow::{Context, Error, Result, bail, ensure};
+use guest_abi::link::{Decoder, FromAgent, MAX_PAYLOAD, Pages, Request, ToAgent, cut};
+use guest_abi::order::RawOrder;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::children::Children;
 use crate::faults::{self, Faults};
-use crate::memory::{MemoryError, Space};
-use crate::port::{Port, PortError};
-use crate::shell::{Shell, ShellError};
-use crate::worker::{Worker, WorkerError};
+use crate::memory::Space;
+use crate::port::Port;
+use crate::shell::Shell;
+use crate::worker::{self, Worker};
 use crate::{counters, quiet};
 
-/// Why the agent cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    #[error("the VMM broke the protocol")]
-    Link(#[from] LinkError),
-    #[error(transparent)]
-    Port(#[from] PortError),
-    #[error("the port to the VMM cannot be read")]
-    Read(#[source] io::Error),
-    #[error("the VMM has closed the port")]
-    HungUp,
-    #[error("the VMM broke the protocol")]
-    Order(#[from] WorkerError),
-    #[error("poll failed")]
-    Poll(#[source] Errno),
-    #[error("a vCPU's thread died")]
-    Fault(#[source] io::Error),
-    #[error("vCPU {vcpu}'s thread got {signal} at {address:#x}, {place}")]
-    Died { vcpu: u16, signal: &'static str, address: usize, place: String },
-}
-
-/// Why memory was not made.
-#[derive(Debug, thiserror::Error)]
-enum MapError {
-    #[error("vCPU {0} is at work on the memory there is")]
-    AtWork(usize),
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-}
+/// The context of every error in what the VMM sent.
+const BROKEN: &str = "the VMM broke the protocol";
 
 /// What the main thread looks after.
 pub struct Agent {
@@ -82,12 +56,12 @@ struct Ready {
 
 impl Agent {
     /// Serves the VMM until it wants the guest to end.
-    pub fn serve(&mut self) -> Result<Infallible, ServeError> {
+    pub fn serve(&mut self) -> Result<Infallible> {
         let mut decoder = Decoder::new();
         loop {
             let ready = self.wait()?;
             if ready.faults {
-                return Err(self.died());
+                return self.died();
             }
             if ready.shell
                 && let Some(shell) = &mut self.shell
@@ -105,7 +79,7 @@ impl Agent {
         }
     }
 
-    fn wait(&self) -> Result<Ready, ServeError> {
+    fn wait(&self) -> Result<Ready> {
         let shell = self.shell.as_ref().and_then(Shell::output);
         let fixed: [BorrowedFd<'_>; 3] =
             [self.faults.fd().as_fd(), self.children.fd().as_fd(), self.port.as_fd()];
@@ -115,7 +89,7 @@ impl Agent {
         match poll(&mut fds, None) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(errno) => return Err(ServeError::Poll(errno)),
+            Err(errno) => return Err(errno).context("poll failed"),
         }
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = || ready.next().unwrap_or(false);
@@ -124,24 +98,18 @@ impl Agent {
         Ok(Ready { faults, children, port, shell, leftovers: ready.collect() })
     }
 
-    fn hear(&mut self, decoder: &mut Decoder) -> Result<(), ServeError> {
+    fn hear(&mut self, decoder: &mut Decoder) -> Result<()> {
         let mut buffer = [0; MAX_PAYLOAD];
-        let len = self.port.read(&mut buffer).map_err(ServeError::Read)?;
-        if len == 0 {
-            return Err(ServeError::HungUp);
-        }
+        let len = self.port.read(&mut buffer).context("the port to the VMM cannot be read")?;
+        ensure!(len > 0, "the VMM has closed the port");
         let mut bytes = &buffer[..len];
-        while let Some(frame) = decoder.next(&mut bytes)? {
-            match ToAgent::decode(frame)? {
+        while let Some(frame) = decoder.next(&mut bytes).context(BROKEN)? {
+            match ToAgent::decode(frame).context(BROKEN)? {
                 ToAgent::MapArena { bytes, pages } => match self.map(bytes, pages) {
                     Ok(answer) => self.port.send(&answer)?,
                     Err(error) => self.refuse(Request::MapArena, &error)?,
                 },
-                ToAgent::Order { vcpu, order } => {
-                    let worker = self.workers.get(usize::from(vcpu)).ok_or(WorkerError::NoVcpu(vcpu))?;
-                    let space = self.space.as_ref().ok_or(WorkerError::NoMemory(vcpu))?;
-                    worker.submit(vcpu, order, space)?;
-                }
+                ToAgent::Order { vcpu, order } => self.order(vcpu, order).context(BROKEN)?,
                 ToAgent::Shell { command } => match self.start(command) {
                     Ok(shell) => self.shell = Some(shell),
                     Err(error) => self.refuse(Request::Shell, &error)?,
@@ -152,14 +120,20 @@ impl Agent {
         Ok(())
     }
 
-    fn refuse(&self, request: Request, error: &dyn Error) -> Result<(), PortError> {
-        let what = whole(error);
+    fn order(&self, vcpu: u16, order: RawOrder) -> Result<()> {
+        let worker = self.workers.get(usize::from(vcpu)).ok_or_else(|| worker::no_vcpu(vcpu))?;
+        let no_memory = || format!("an order for vCPU {vcpu} before any memory was mapped");
+        worker.submit(vcpu, order, self.space.as_ref().with_context(no_memory)?)
+    }
+
+    fn refuse(&self, request: Request, error: &Error) -> Result<()> {
+        let what = format!("{error:#}");
         self.port.send(&FromAgent::Refused { request, what: cut(&what, MAX_PAYLOAD - 2) })
     }
 
-    fn map(&mut self, bytes: u64, pages: Pages) -> Result<FromAgent<'static>, MapError> {
+    fn map(&mut self, bytes: u64, pages: Pages) -> Result<FromAgent<'static>> {
         if let Some(vcpu) = self.workers.iter().position(Worker::is_busy) {
-            return Err(MapError::AtWork(vcpu));
+            bail!("vCPU {vcpu} is at work on the memory there is");
         }
         // What there was goes first: the node may not have room for both.
         self.space = None;
@@ -181,7 +155,7 @@ impl Agent {
         Ok(FromAgent::Mapped(mapped))
     }
 
-    fn count(&self) -> Result<(), PortError> {
+    fn count(&self) -> Result<()> {
         let Some(space) = &self.space else {
             let what = "there is no arena yet";
             return self.port.send(&FromAgent::Refused { request: Request::Counters, what });
@@ -196,11 +170,12 @@ impl Agent {
         }
     }
 
-    fn start(&self, command: &str) -> Result<Shell, ShellError> {
-        if self.shell.is_some() { Err(ShellError::Busy) } else { Shell::start(command) }
+    fn start(&self, command: &str) -> Result<Shell> {
+        ensure!(self.shell.is_none(), "a command is running already");
+        Shell::start(command)
     }
 
-    fn reap(&mut self) -> Result<(), PortError> {
+    fn reap(&mut self) -> Result<()> {
         let shell = self.shell.as_ref().map(Shell::pid);
         let mut ended = None;
         self.children.reap(|pid, status| {
@@ -217,21 +192,14 @@ impl Agent {
         Ok(())
     }
 
-    fn died(&self) -> ServeError {
-        let fault = match self.faults.read() {
-            Ok(fault) => fault,
-            Err(error) => return ServeError::Fault(error),
-        };
+    fn died(&self) -> Result<Infallible> {
+        let fault = self.faults.read().context("a vCPU's thread died")?;
         let logical = self.space.as_ref().and_then(|space| space.logical(fault.address));
         let place = logical.map_or("which is no page of the arena or an area".into(), |gpa| {
             format!("where it maps {gpa:#x} as the orders count")
         });
-        ServeError::Died {
-            vcpu: fault.vcpu,
-            signal: faults::name(fault.signal),
-            address: fault.address,
-            place,
-        }
+        let (vcpu, signal, address) = (fault.vcpu, faults::name(fault.signal), fault.address);
+        bail!("vCPU {vcpu}'s thread got {signal} at {address:#x}, {place}")
     }
 }
 
@@ -244,15 +212,4 @@ fn discard(pipe: &mut PipeReader) -> bool {
 pub fn log(port: &Port, text: &str) {
     // If it is not told this, the next message that matters fails too.
     let _ = port.send(&FromAgent::Log { text: cut(text, MAX_PAYLOAD) });
-}
-
-/// An error with everything behind it, in one line.
-pub fn whole(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    text
 }

@@ -5,21 +5,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use anyhow::{Context, Result};
 use guest_abi::link::{FromAgent, MAX_PAYLOAD};
 
-use crate::disk::{self, DiskError};
-use crate::port::{Port, PortError};
-
-/// Why a command did not run.
-#[derive(Debug, thiserror::Error)]
-pub enum ShellError {
-    #[error("a command is running already")]
-    Busy,
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    #[error("the shell cannot be started")]
-    Start(#[source] io::Error),
-}
+use crate::disk;
+use crate::port::Port;
 
 /// A command that runs.
 pub struct Shell {
@@ -31,14 +21,18 @@ pub struct Shell {
 
 impl Shell {
     /// Runs `sh -c command`, in the initramfs if that has a shell, else in the first disk.
-    pub fn start(command: &str) -> Result<Self, ShellError> {
+    pub fn start(command: &str) -> Result<Self> {
         let mut shell = Command::new("/bin/sh");
         if !Path::new("/bin/sh").exists() {
             disk::mount_root()?;
             // SAFETY: between fork and exec, two system calls and nothing else.
             unsafe { shell.pre_exec(enter_disk) };
         }
-        let (output, input) = io::pipe().map_err(ShellError::Start)?;
+        Self::spawn(shell, command).context("the shell cannot be started")
+    }
+
+    fn spawn(mut shell: Command, command: &str) -> io::Result<Self> {
+        let (output, input) = io::pipe()?;
         shell
             .args(["-c", command])
             .env_clear()
@@ -46,11 +40,10 @@ impl Shell {
             .env("HOME", "/root")
             .current_dir("/")
             .stdin(Stdio::null())
-            .stderr(input.try_clone().map_err(ShellError::Start)?)
+            .stderr(input.try_clone()?)
             .stdout(input);
-        let child = shell.spawn().map_err(ShellError::Start)?;
-        let pid =
-            i32::try_from(child.id()).map_err(|_| ShellError::Start(io::ErrorKind::InvalidData.into()))?;
+        let child = shell.spawn()?;
+        let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
         Ok(Self { pid, output, open: true })
     }
 
@@ -65,7 +58,7 @@ impl Shell {
     }
 
     /// Passes on some of what has arrived, at least one byte unless there is no more. Returns how much.
-    pub fn pass_on(&mut self, port: &Port) -> Result<usize, PortError> {
+    pub fn pass_on(&mut self, port: &Port) -> Result<usize> {
         let mut bytes = [0; MAX_PAYLOAD];
         let len = self.output.read(&mut bytes).unwrap_or(0);
         if len == 0 {
@@ -78,7 +71,7 @@ impl Shell {
 
     /// Passes on what was written before the command ended. A process that it left behind may write on: the rest
     /// of the pipe is given back.
-    pub fn finish(mut self, port: &Port) -> Result<PipeReader, PortError> {
+    pub fn finish(mut self, port: &Port) -> Result<PipeReader> {
         let waiting = rustix::io::ioctl_fionread(&self.output).unwrap_or(0);
         let mut left = usize::try_from(waiting).unwrap_or(usize::MAX);
         while left > 0 && self.open {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use anyhow::{Error, Result, anyhow, ensure};
 use guest_abi::arch;
 use guest_abi::block::{ControlArea, Outcome, Stall};
 use guest_abi::link::FromAgent;
@@ -31,17 +32,6 @@ struct Job {
 pub struct Worker {
     jobs: SyncSender<Job>,
     busy: Arc<AtomicBool>,
-}
-
-/// Why an order was not given to its vCPU.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkerError {
-    #[error("vCPU {0} was given an order while it had one")]
-    Busy(u16),
-    #[error("an order for vCPU {0}, of which this guest has none")]
-    NoVcpu(u16),
-    #[error("an order for vCPU {0} before any memory was mapped")]
-    NoMemory(u16),
 }
 
 impl Worker {
@@ -71,16 +61,18 @@ impl Worker {
     ///
     /// # Errors
     /// It has one already, or there is no area for it.
-    pub fn submit(&self, vcpu: u16, order: RawOrder, space: &Arc<Space>) -> Result<(), WorkerError> {
-        if space.area(vcpu.into()).is_none() {
-            return Err(WorkerError::NoVcpu(vcpu));
-        }
-        if self.busy.swap(true, Ordering::AcqRel) {
-            return Err(WorkerError::Busy(vcpu));
-        }
+    pub fn submit(&self, vcpu: u16, order: RawOrder, space: &Arc<Space>) -> Result<()> {
+        space.area(vcpu.into()).ok_or_else(|| no_vcpu(vcpu))?;
+        let was_busy = self.busy.swap(true, Ordering::AcqRel);
+        ensure!(!was_busy, "vCPU {vcpu} was given an order while it had one");
         // It is idle, so the channel has room, and its thread ends only with the guest.
-        self.jobs.send(Job { space: space.clone(), order }).map_err(|_| WorkerError::NoVcpu(vcpu))
+        self.jobs.send(Job { space: space.clone(), order }).map_err(|_| no_vcpu(vcpu))
     }
+}
+
+/// The refusal of an order for a vCPU that the guest does not have.
+pub fn no_vcpu(vcpu: u16) -> Error {
+    anyhow!("an order for vCPU {vcpu}, of which this guest has none")
 }
 
 fn serve(vcpu: u16, jobs: &Receiver<Job>, busy: &AtomicBool, port: &Port) {

@@ -8,15 +8,17 @@
 //!   look again: nothing moved ── lock ── give back the surplus ── table: page -> address ◄─┘
 //! ```
 
+use std::error::Error;
 use std::ffi::c_void;
+use std::fmt;
 use std::ptr;
 
+use anyhow::{Context, Result, bail, ensure};
 use guest_abi::layout::PAGE_SIZE;
 use guest_abi::link::Pages;
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MlockFlags, ProtFlags};
 
-use super::error::MemoryError;
 use super::node::{Node, Reserve};
 use super::pagemap;
 use super::runs::{self, Page};
@@ -36,39 +38,31 @@ struct Mapping {
 }
 
 impl Mapping {
-    fn reserve(len: usize) -> Result<Self, MemoryError> {
+    fn reserve(len: usize) -> Result<Self> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let rights = ProtFlags::READ | ProtFlags::WRITE;
         let whole = len + HUGE as usize;
         // SAFETY: a fresh mapping wherever the kernel likes; nothing refers to it.
-        let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), whole, rights, flags) }
-            .map_err(|source| MemoryError::Call("mmap", source))?;
+        let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), whole, rights, flags) }.context("mmap")?;
         let base = start.cast::<u8>();
         Ok(Self { base: base.wrapping_add(base.align_offset(HUGE as usize)), len, reserved: (start, whole) })
     }
 
-    fn advise(
-        &self,
-        start: usize,
-        len: usize,
-        advice: Advice,
-        name: &'static str,
-    ) -> Result<(), MemoryError> {
+    fn advise(&self, start: usize, len: usize, advice: Advice) -> rustix::io::Result<()> {
         assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "advice beyond the mapping");
         // SAFETY: inside the mapping, whose content is accessed by raw pointers only.
         unsafe { mm::madvise(self.base.wrapping_add(start).cast(), len, advice) }
-            .map_err(|source| MemoryError::Call(name, source))
     }
 
-    fn refuse_huge_pages(&self) -> Result<(), MemoryError> {
-        match self.advise(0, self.len, Advice::LinuxNoHugepage, "MADV_NOHUGEPAGE") {
+    fn refuse_huge_pages(&self) -> Result<()> {
+        match self.advise(0, self.len, Advice::LinuxNoHugepage) {
             // A kernel without huge pages has no such advice, and no need of it.
-            Err(MemoryError::Call(_, Errno::INVAL)) => Ok(()),
-            result => result,
+            Err(Errno::INVAL) => Ok(()),
+            result => result.context("MADV_NOHUGEPAGE"),
         }
     }
 
-    fn bind(&self, node: Node) -> Result<(), MemoryError> {
+    fn bind(&self, node: Node) -> Result<()> {
         let word = u64::BITS;
         let mut mask = vec![0_u64; (node.id / word) as usize + 1];
         mask[(node.id / word) as usize] = 1 << (node.id % word);
@@ -78,7 +72,7 @@ impl Mapping {
         let result = unsafe {
             libc::syscall(libc::SYS_mbind, self.base, self.len, libc::MPOL_BIND, mask.as_ptr(), bits, 0)
         };
-        if result == 0 { Ok(()) } else { Err(MemoryError::Call("mbind", last_errno())) }
+        if result == 0 { Ok(()) } else { Err(last_errno()).context("mbind") }
     }
 
     /// Gives up the addresses from `len` on.
@@ -94,17 +88,17 @@ impl Mapping {
     }
 
     /// Has the kernel allocate `[start, start + len)`.
-    fn populate(&self, start: usize, len: usize) -> Result<(), MemoryError> {
-        match self.advise(start, len, Advice::LinuxPopulateWrite, "MADV_POPULATE_WRITE") {
+    fn populate(&self, start: usize, len: usize) -> Result<()> {
+        match self.advise(start, len, Advice::LinuxPopulateWrite) {
             // Before Linux 5.14.
-            Err(MemoryError::Call(_, Errno::INVAL)) => {
+            Err(Errno::INVAL) => {
                 for offset in (start..start + len).step_by(PAGE) {
                     // SAFETY: inside the mapping, by `advise`'s check; writable; no reference to it exists yet.
                     unsafe { self.base.wrapping_add(offset).write_volatile(0) };
                 }
                 Ok(())
             }
-            result => result,
+            result => result.context("MADV_POPULATE_WRITE"),
         }
     }
 }
@@ -119,6 +113,18 @@ impl Drop for Mapping {
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
+
+/// The pages did not come in one piece, or the kernel moved some of them: a second attempt may succeed.
+#[derive(Debug)]
+struct Scattered(String);
+
+impl fmt::Display for Scattered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Scattered {}
 
 /// Memory that is contiguous in guest physical memory, locked, and reached by a table.
 pub struct Contiguous {
@@ -138,11 +144,11 @@ impl Contiguous {
     ///
     /// # Errors
     /// The node does not have that much in one piece, or the kernel refuses something.
-    pub fn take(node: Node, bytes: u64, pages: Pages) -> Result<Self, MemoryError> {
+    pub fn take(node: Node, bytes: u64, pages: Pages) -> Result<Self> {
         let _lowered = Reserve::lower();
         node.tidy();
         match Self::attempt(node, bytes, pages) {
-            Err(MemoryError::Exhausted { .. } | MemoryError::Moved(_)) => {
+            Err(error) if error.is::<Scattered>() => {
                 node.tidy();
                 Self::attempt(node, bytes, pages)
             }
@@ -150,22 +156,22 @@ impl Contiguous {
         }
     }
 
-    fn attempt(node: Node, bytes: u64, pages: Pages) -> Result<Self, MemoryError> {
-        let too_large = MemoryError::TooLarge(bytes);
-        let wanted = u32::try_from(bytes / PAGE_SIZE).map_err(|_| too_large)? as usize;
+    fn attempt(node: Node, bytes: u64, pages: Pages) -> Result<Self> {
+        let too_large = |bytes: u64| format!("{bytes} bytes are more than this agent can map");
+        let wanted = u32::try_from(bytes / PAGE_SIZE).ok().with_context(|| too_large(bytes))? as usize;
         let room = node.room()? / HUGE * HUGE;
-        let exhausted =
-            |had, longest| MemoryError::Exhausted { node: node.id, bytes, had, longest: longest * PAGE_SIZE };
-        if room < bytes {
-            return Err(MemoryError::TooSmall { node: node.id, bytes, had: room });
-        }
-        let mut mapping = Mapping::reserve(usize::try_from(room).map_err(|_| MemoryError::TooLarge(room))?)?;
+        ensure!(
+            bytes <= room,
+            "node {} has {room} bytes to give, and {bytes} are wanted in one piece: give the node more memory",
+            node.id
+        );
+        let mut mapping = Mapping::reserve(usize::try_from(room).ok().with_context(|| too_large(room))?)?;
         match pages {
             Pages::Small => mapping.refuse_huge_pages()?,
-            Pages::Huge => mapping.advise(0, mapping.len, Advice::LinuxHugepage, "MADV_HUGEPAGE")?,
+            Pages::Huge => mapping.advise(0, mapping.len, Advice::LinuxHugepage).context("MADV_HUGEPAGE")?,
         }
         // A fork would make every page one to be copied at the next write: to another place.
-        mapping.advise(0, mapping.len, Advice::LinuxDontFork, "MADV_DONTFORK")?;
+        mapping.advise(0, mapping.len, Advice::LinuxDontFork).context("MADV_DONTFORK")?;
         mapping.bind(node)?;
 
         let mut gathered: Vec<Page> = Vec::new();
@@ -180,7 +186,13 @@ impl Contiguous {
             step = growth.min(left);
             growth *= 2;
             if step == 0 {
-                return Err(exhausted(gathered.len() as u64 * PAGE_SIZE, longest));
+                bail!(Scattered(format!(
+                    "node {} does not have {bytes} contiguous bytes: {} could be had, {} of them in one piece; give \
+                     the node more memory",
+                    node.id,
+                    gathered.len() as u64 * PAGE_SIZE,
+                    longest * PAGE_SIZE
+                )));
             }
         };
         let first_pfn = gathered[run.start].pfn;
@@ -192,21 +204,23 @@ impl Contiguous {
     }
 
     /// Gives back what the table does not name, and keeps the rest in place.
-    fn settle(&self) -> Result<(), MemoryError> {
+    fn settle(&self) -> Result<()> {
         let mut kept = self.table.clone();
         kept.sort_unstable();
         for gap in runs::gaps((self.mapping.len / PAGE) as u32, &kept) {
             let (start, len) = (gap.start as usize * PAGE, gap.len() * PAGE);
-            self.mapping.advise(start, len, Advice::LinuxDontNeed, "MADV_DONTNEED")?;
+            self.mapping.advise(start, len, Advice::LinuxDontNeed).context("MADV_DONTNEED")?;
         }
         // What is huge stays so, and khugepaged keeps away.
         self.mapping.refuse_huge_pages()?;
         // SAFETY: the mapping is this value's; on fault, so that what was given back stays away.
         unsafe { mm::mlock_with(self.mapping.base.cast(), self.mapping.len, MlockFlags::ONFAULT) }
-            .map_err(|source| MemoryError::Call("mlock2", source))?;
+            .context("mlock2")?;
         match self.moved()? {
             0 => Ok(()),
-            moved => Err(MemoryError::Moved(moved)),
+            moved => {
+                bail!(Scattered(format!("the kernel moved {moved} pages while they were being gathered")))
+            }
         }
     }
 
@@ -239,7 +253,7 @@ impl Contiguous {
     }
 
     /// How many of its pages are not where they were.
-    pub fn moved(&self) -> Result<u64, MemoryError> {
+    pub fn moved(&self) -> Result<u64> {
         let pages = self.mapping.len / PAGE;
         let mut expected = vec![None; pages];
         for (pfn, &at) in (self.first_pfn..).zip(&self.table) {
@@ -253,14 +267,14 @@ impl Contiguous {
     }
 
     /// How many of its bytes huge pages map.
-    pub fn huge_bytes(&self) -> Result<u64, MemoryError> {
+    pub fn huge_bytes(&self) -> Result<u64> {
         let start = self.mapping.base as u64;
         Ok(pagemap::huge_bytes(start..start + self.mapping.len as u64)?.min(self.bytes()))
     }
 }
 
 /// Has the kernel allocate the next `count` pages of the mapping, and files them by frame number.
-fn gather(mapping: &Mapping, gathered: &mut Vec<Page>, count: usize) -> Result<(), MemoryError> {
+fn gather(mapping: &Mapping, gathered: &mut Vec<Page>, count: usize) -> Result<()> {
     let start = gathered.len() * PAGE;
     mapping.populate(start, count * PAGE)?;
     let first = gathered.len();
@@ -269,9 +283,7 @@ fn gather(mapping: &Mapping, gathered: &mut Vec<Page>, count: usize) -> Result<(
         Some(pfn) => gathered.push(Page { pfn, index: (first + index) as u32 }),
         None => absent += 1,
     })?;
-    if absent > 0 {
-        return Err(MemoryError::Absent(absent));
-    }
+    ensure!(absent == 0, "{absent} pages are not there although they were just allocated");
     // Mostly sorted, which this sort makes use of.
     gathered.sort();
     Ok(())

@@ -10,18 +10,17 @@
 //! told where both ranges lie, knows the third column.
 
 mod contiguous;
-mod error;
 mod node;
 mod pagemap;
 mod runs;
 
+use anyhow::{Context, Result, ensure};
 use guest_abi::block::ControlArea;
 use guest_abi::layout::{AREA_SIZE, ARENA_GPA, ARENA_MAX, CONTROL_GPA, MAX_VCPUS, PAGE_SIZE, area_gpa};
 use guest_abi::link::{AreaGpas, Mapped, Pages};
 use guest_abi::order::WorkOrder;
 
 use contiguous::{Contiguous, HUGE};
-pub use error::MemoryError;
 pub use node::{Node, parse_list};
 
 /// The arena and the control areas.
@@ -36,10 +35,11 @@ pub struct Space {
 
 impl Space {
     /// Makes an arena of `bytes`, and an area for each of `vcpus`.
-    pub fn make(bytes: u64, pages: Pages, vcpus: u32) -> Result<Self, MemoryError> {
-        if bytes == 0 || !bytes.is_multiple_of(HUGE) || bytes > ARENA_MAX {
-            return Err(MemoryError::Size(bytes));
-        }
+    pub fn make(bytes: u64, pages: Pages, vcpus: u32) -> Result<Self> {
+        ensure!(
+            bytes != 0 && bytes.is_multiple_of(HUGE) && bytes <= ARENA_MAX,
+            "an arena of {bytes} bytes: it must be a multiple of 2 MiB, not 0, at most {ARENA_MAX}"
+        );
         let (home, node) = Node::find()?;
         let arena = Contiguous::take(node, bytes, pages)?;
         let mut notes = Vec::new();
@@ -54,7 +54,7 @@ impl Space {
     }
 
     /// Where everything lies.
-    pub fn mapped(&self) -> Result<Mapped, MemoryError> {
+    pub fn mapped(&self) -> Result<Mapped> {
         let mut area_gpas = AreaGpas::default();
         for (memory, _) in &self.areas {
             area_gpas.push(memory.gpa());
@@ -98,21 +98,26 @@ impl Space {
     }
 
     /// How many pages, of the arena and the areas, are not where they were.
-    pub fn moved(&self) -> Result<u64, MemoryError> {
+    pub fn moved(&self) -> Result<u64> {
         let areas = self.areas.iter().map(|(memory, _)| memory);
         areas.chain([&self.arena]).map(Contiguous::moved).sum()
     }
 
     /// How many bytes of the arena huge pages map.
-    pub fn huge_bytes(&self) -> Result<u64, MemoryError> {
+    pub fn huge_bytes(&self) -> Result<u64> {
         self.arena.huge_bytes()
     }
 }
 
 /// One control area: a huge page, so that it is in one piece for this process too.
-fn area(node: Node) -> Result<(Contiguous, ControlArea), MemoryError> {
+fn area(node: Node) -> Result<(Contiguous, ControlArea)> {
     let memory = Contiguous::take(node, AREA_SIZE, Pages::Huge)?;
-    let base = memory.linear().ok_or(MemoryError::NoHugePage(node.id))?;
+    let base = memory.linear().with_context(|| {
+        format!(
+            "node {} has no huge page for a control area: are transparent huge pages compiled in?",
+            node.id
+        )
+    })?;
     // SAFETY: page aligned, `AREA_SIZE` bytes, writable, and unmapped only with the value returned beside it, which
     // `Space` keeps as long as it lends this one.
     let area = unsafe { ControlArea::new(base) };

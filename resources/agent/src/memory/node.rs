@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::error::MemoryError;
+use anyhow::{Context, Result, ensure};
 
 const NODES: &str = "/sys/devices/system/node";
 const PAGE: u64 = 4096;
@@ -25,18 +25,24 @@ impl Node {
     ///
     /// # Errors
     /// One of the two is missing; the error says what the guest's kernel or its command line lacks.
-    pub fn find() -> Result<(Self, Self), MemoryError> {
+    pub fn find() -> Result<(Self, Self)> {
         let nodes = Self::all()?;
         let first = |with_cpus| nodes.iter().copied().find(|node| node.has_cpus == with_cpus);
-        let home = first(true).ok_or(MemoryError::NoHomeNode)?;
-        Ok((home, first(false).ok_or(MemoryError::NoArenaNode)?))
+        let home = first(true).context("no NUMA node has both CPUs and memory")?;
+        let arena = first(false).context(
+            "no NUMA node has memory and no CPUs, so none is set aside for the arena: it needs an SRAT that puts the \
+             memory into a node of its own, hot-pluggable, a kernel that reads it (CONFIG_ACPI_NUMA), and \
+             `movable_node` on the command line",
+        )?;
+        Ok((home, arena))
     }
 
-    fn all() -> Result<Vec<Self>, MemoryError> {
-        let read = |path: String| fs::read_to_string(&path).map_err(|source| MemoryError::Read(path, source));
-        if !PathBuf::from(NODES).exists() {
-            return Err(MemoryError::NoNuma);
-        }
+    fn all() -> Result<Vec<Self>> {
+        let read = |path: String| fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"));
+        ensure!(
+            PathBuf::from(NODES).exists(),
+            "the guest's kernel was built without NUMA (CONFIG_NUMA): no memory can be set aside for the arena"
+        );
         let with_memory = parse_list(&read(format!("{NODES}/has_memory"))?);
         with_memory
             .into_iter()
@@ -49,9 +55,8 @@ impl Node {
 
     /// How much may be allocated before the node falls below its watermarks, and the kernel begins to compact
     /// it, to reclaim from it and to look for a process to kill.
-    pub fn room(self) -> Result<u64, MemoryError> {
-        let path = "/proc/zoneinfo";
-        let text = fs::read_to_string(path).map_err(|source| MemoryError::Read(path.into(), source))?;
+    pub fn room(self) -> Result<u64> {
+        let text = fs::read_to_string("/proc/zoneinfo").context("/proc/zoneinfo cannot be read")?;
         Ok(zones(&text)
             .filter(|zone| zone.node == self.id)
             .map(|zone| zone.free.saturating_sub(zone.high) * PAGE)

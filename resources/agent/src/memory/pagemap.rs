@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::error::MemoryError;
+use anyhow::{Context, Result};
 
 const PATH: &str = "/proc/self/pagemap";
 const PRESENT: u64 = 1 << 63;
@@ -14,18 +14,14 @@ const CHUNK: usize = 4096;
 
 /// Calls `each` with the index and the frame number of every page of `count` from `base`; `None` for one that is not
 /// there.
-pub fn frames(
-    base: *const u8,
-    count: usize,
-    mut each: impl FnMut(usize, Option<u64>),
-) -> Result<(), MemoryError> {
-    let failed = |source| MemoryError::Read(PATH.into(), source);
-    let file = File::open(PATH).map_err(failed)?;
+pub fn frames(base: *const u8, count: usize, mut each: impl FnMut(usize, Option<u64>)) -> Result<()> {
+    let failed = || format!("{PATH} cannot be read");
+    let file = File::open(PATH).with_context(failed)?;
     let mut buffer = vec![0; 8 * CHUNK.min(count)];
     let first = base as u64 / 4096;
     for start in (0..count).step_by(CHUNK) {
         let buffer = &mut buffer[..8 * CHUNK.min(count - start)];
-        file.read_exact_at(buffer, 8 * (first + start as u64)).map_err(failed)?;
+        file.read_exact_at(buffer, 8 * (first + start as u64)).with_context(failed)?;
         for (index, entry) in buffer.as_chunks::<8>().0.iter().enumerate() {
             let entry = u64::from_le_bytes(*entry);
             each(start + index, (entry & PRESENT != 0).then_some(entry & PFN));
@@ -35,9 +31,8 @@ pub fn frames(
 }
 
 /// Bytes that huge pages map in `range` of this process's addresses.
-pub fn huge_bytes(range: Range<u64>) -> Result<u64, MemoryError> {
-    let path = "/proc/self/smaps";
-    let text = fs::read_to_string(path).map_err(|source| MemoryError::Read(path.into(), source))?;
+pub fn huge_bytes(range: Range<u64>) -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/smaps").context("/proc/self/smaps cannot be read")?;
     Ok(huge_kib(&text, &range) * 1024)
 }
 
