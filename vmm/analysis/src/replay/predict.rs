@@ -85,11 +85,12 @@ impl Classified for ReplayError {
 impl<'a> Replay<'a> {
     /// Prepares a row, under slots of another size if `granule` says so.
     pub fn new(row: &'a RowEvents, granule: Option<Granule>) -> Result<Self, ReplayError> {
-        let (setting, events) = (row.setting(), row.first_trial());
+        let setting = row.setting();
         let bytes = granule.unwrap_or(setting.label.tried.granule).bytes();
         let slots = setting.slot_table(granule).map_err(|source| ReplayError { granule: bytes, source })?;
         let arena = setting.arena.range().unwrap_or(HvaRange::empty(guest_mem::Hva::new(0)));
-        Ok(Self { setting, events, hot: Hot::of(events, setting.pages()), arena, slots, granule: bytes })
+        let hot = Hot::of(row, setting.pages());
+        Ok(Self { setting, events: &row.events[..hot.events], hot, arena, slots, granule: bytes })
     }
 
     /// The row under `policy`, zapped by `zap`.

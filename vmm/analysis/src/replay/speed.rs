@@ -8,11 +8,13 @@
 //! ```
 
 use super::machine::Pace;
-use experiment::events::{Event, HotLoops, Refill, Step};
+use experiment::events::{Event, HotLoops, Refill, RowEvents, Step};
 
-/// The events of a row's hot loops, found in one pass: a row may have millions of others.
+/// The events of a row's hot loops in its first trial, found in one pass: a row may have millions of others.
 #[derive(Debug, Default)]
 pub(super) struct Hot<'a> {
+    /// The number of events of that trial.
+    pub events: usize,
     /// The loops of all steps.
     pub loops: Vec<&'a HotLoops>,
     /// Whether one runs while memory is taken.
@@ -28,10 +30,14 @@ pub(super) struct Hot<'a> {
 }
 
 impl<'a> Hot<'a> {
-    pub fn of(events: &'a [Event], pages: u64) -> Self {
-        let (mut hot, mut runs) = (Self { pages, ..Self::default() }, false);
-        for event in events {
+    pub fn of(row: &'a RowEvents, pages: u64) -> Self {
+        let (mut hot, mut runs) = (Self { events: row.events.len(), pages, ..Self::default() }, false);
+        for (index, event) in row.events.iter().enumerate().skip(1) {
             match event {
+                Event::Trial(_) => {
+                    hot.events = index;
+                    break;
+                }
                 Event::StepBegan { step: Step::Hot(loops), .. } => {
                     hot.loops.push(loops);
                     runs = true;

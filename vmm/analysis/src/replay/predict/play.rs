@@ -119,10 +119,9 @@ impl Play<'_> {
 
     /// The operation whose announcements are known by now.
     fn operate(&mut self, end: &OperationEnd) {
-        let announced = match self.recut {
-            Some(seamed) => recut(&self.announced, seamed),
-            None => self.announced.clone(),
-        };
+        let recorded = std::mem::take(&mut self.announced);
+        let cut = self.recut.map(|seamed| recut(&recorded, seamed));
+        let announced = cut.as_deref().unwrap_or(&recorded);
         self.by_kernel = Leaves::default();
         if let (Some((last, first)), Some(operation)) = (announced.split_last(), self.operation) {
             for one in first {
@@ -131,13 +130,14 @@ impl Play<'_> {
             }
             self.machine.take(operation.first_page..operation.first_page + operation.pages);
             let left = end.evicted_bytes / PAGE_SIZE >= operation.pages;
-            self.announce(last, |play| play.perform(&announced, left));
+            self.announce(last, |play| play.perform(announced, left));
         }
         let dropped = match (self.kernel_alone, self.counts_leaves) {
             (false, _) => Dropped::ByListeners,
             (true, true) => Dropped::ByKernel(self.by_kernel),
             (true, false) => Dropped::Unknown,
         };
+        self.announced = recorded;
         let ended = OperationEnd { dropped, spent_ns: None, repeated: 0, ..*end };
         self.found.fold.add(&Event::OperationEnded(ended));
     }
