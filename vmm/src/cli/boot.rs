@@ -6,13 +6,12 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use guest_mem::{Backing, Earned, PAGE_SIZE, PMD_SIZE, PageScanner};
 use machine::{Kvm, LinuxLimit};
 
 use super::args::BootArguments;
-use super::interrupt::cancel_on_signal;
+use super::interrupt::{cancel_on_signal, when_cancelled};
 use super::tuned::Wanted;
 use devices::terminal::RawMode;
 use devices::virtio::block::Disk;
@@ -20,7 +19,7 @@ use experiment::choice::Size;
 use experiment::events::Ranges;
 use host::kvm_module::KvmFacts;
 use host::signals::Cancel;
-use host::{Root, facts};
+use host::Root;
 use linux_boot::initrd::InitrdError;
 use linux_boot::{Boot, BootFile, Initrd, Kernel};
 use machine::pc::{Ending, Life, Pc, PcConfig, PcError};
@@ -30,8 +29,6 @@ use program::output;
 use program::output::Sink;
 use program::units;
 
-/// The length of each sleep of a thread that waits for a signal.
-const DAY: Duration = Duration::from_secs(86_400);
 /// The smallest memory in which a kernel can be placed.
 const LEAST_MEMORY: u64 = 16 << 20;
 
@@ -46,8 +43,6 @@ enum BootError {
     File { path: PathBuf, source: PcError },
     #[error("--memory {0}: it must be a multiple of 2 MiB and at least 16 MiB")]
     Memory(Size),
-    #[error("--memory {0}: this host has {host} of memory and swap: give the guest less", host = units::bytes(*.1))]
-    MoreThanTheHost(Size, u64),
     #[error("--balloon {balloon}: the guest has {memory} of memory in all")]
     Balloon { balloon: Size, memory: Size },
 }
@@ -58,7 +53,6 @@ impl Classified for BootError {
             Self::Kernel { .. } | Self::Memory(_) | Self::Balloon { .. } => Class::Mistake,
             Self::Initrd { source, .. } => source.class(),
             Self::File { source, .. } => source.class(),
-            Self::MoreThanTheHost(..) => Class::Host,
         }
     }
 }
@@ -144,7 +138,9 @@ fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) 
         let pages = u32::try_from(size / PAGE_SIZE).unwrap_or(u32::MAX);
         balloon.set_target(pages)?;
     }
-    end_on_signal(cancel, &life)?;
+    // SIGTERM and SIGHUP end the machine, and Ctrl-C unless the terminal passes it to the guest.
+    let ended = life.clone();
+    when_cancelled(&cancel, move || ended.end(Ending::Stopped))?;
     let in_guest_decompression = arguments.in_guest_decompression;
     pc.boot(&Boot { kernel: &kernel, initrd, cmdline: &cmdline, in_guest_decompression })
         .map_err(|error| named(error, arguments))?;
@@ -165,7 +161,7 @@ fn live(arguments: &BootArguments, files: Files<'_>, kvm: &Kvm, cancel: Cancel) 
     Ok(code(&ending))
 }
 
-/// Refuses sizes that no guest can have, or that this host does not have.
+/// Refuses sizes that no guest can have.
 fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
     let Size(memory) = arguments.memory;
     if memory < LEAST_MEMORY || !memory.is_multiple_of(PMD_SIZE) {
@@ -174,11 +170,7 @@ fn check_sizes(arguments: &BootArguments) -> Result<(), BootError> {
     if let Some(balloon) = arguments.balloon.filter(|balloon| balloon.0 > memory) {
         return Err(BootError::Balloon { balloon, memory: arguments.memory });
     }
-    // The pages are allocated as the guest touches them: a larger guest would start, and later run out of memory.
-    match facts::memory_and_swap(&Root::default()) {
-        Some(host) if host < memory => Err(BootError::MoreThanTheHost(arguments.memory, host)),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// The error with the name of its file.
@@ -202,16 +194,6 @@ fn console(limit: Option<LinuxLimit>, life: &Arc<Life>) -> Box<dyn Sink> {
     let Some(limit) = limit else { return Box::new(output::Console) };
     let life = life.clone();
     limit.watch(output::Console, move |why| life.end(Ending::HostLimit(why)))
-}
-
-/// SIGTERM and SIGHUP end the machine, and Ctrl-C unless the terminal passes it to the guest.
-fn end_on_signal(cancel: Cancel, life: &Arc<Life>) -> Result<(), Failure> {
-    let life = life.clone();
-    std::thread::Builder::new().name("stop".to_owned()).spawn(move || {
-        while cancel.sleep(DAY).is_ok() {}
-        life.end(Ending::Stopped);
-    })?;
-    Ok(())
 }
 
 /// `FILE` or `FILE:ro`.

@@ -1,7 +1,6 @@
 //! `zapscope snapshot`: the bare guest, its memory filled, into a file.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use guest_abi::layout::{ARENA_MAX, PAGE_SIZE};
 use guest_abi::order::Task;
@@ -9,12 +8,11 @@ use guest_mem::{PMD_SIZE, with_causes};
 use machine::Kvm;
 
 use super::args::SnapshotArguments;
-use super::interrupt::cancel_on_signal;
+use super::interrupt::{cancel_on_signal, when_cancelled};
 use super::tuned::Wanted;
 use experiment::choice::Size;
 use guest::CrashKind;
 use host::signals::Cancel;
-use host::{Root, facts};
 use machine::snapshot::SnapshotError;
 use machine::snapshot::stop::Stopper;
 use machine::snapshot::work;
@@ -27,26 +25,19 @@ use program::whole_file::{Existing, WholeFile, WholeFileError};
 
 /// The generation of the pattern that the guest writes.
 const GENERATION: u64 = 1;
-/// The length of each sleep of a thread that waits for a signal.
-const DAY: Duration = Duration::from_secs(86_400);
 
-/// A value of the command line is wrong, or too large for this host.
+/// A value of the command line is wrong.
 #[derive(Debug, thiserror::Error)]
 enum ArgumentError {
     #[error("--memory {0}: it must be a multiple of 2 MiB, from 2 MiB to 62 GiB")]
     Memory(Size),
     #[error("--fill {fill}: it must be a multiple of 4 KiB and at most the {memory} of memory")]
     Fill { fill: Size, memory: Size },
-    #[error("--memory {0}: this host has {host} of memory and swap: give the guest less", host = units::bytes(*.1))]
-    MoreThanTheHost(Size, u64),
 }
 
 impl Classified for ArgumentError {
     fn class(&self) -> Class {
-        match self {
-            Self::Memory(_) | Self::Fill { .. } => Class::Mistake,
-            Self::MoreThanTheHost(..) => Class::Host,
-        }
+        Class::Mistake
     }
 }
 
@@ -110,10 +101,7 @@ fn check(arguments: &SnapshotArguments) -> Result<Pattern, ArgumentError> {
     if fill.0 > memory || !fill.0.is_multiple_of(PAGE_SIZE) {
         return Err(ArgumentError::Fill { fill, memory: arguments.memory });
     }
-    match facts::memory_and_swap(&Root::default()) {
-        Some(host) if host < memory => Err(ArgumentError::MoreThanTheHost(arguments.memory, host)),
-        _ => Ok(Pattern { generation: GENERATION, filled: fill.0 }),
-    }
+    Ok(Pattern { generation: GENERATION, filled: fill.0 })
 }
 
 fn take(
@@ -144,12 +132,9 @@ fn take(
 
 /// Stops the guest when a signal cancels the token.
 pub(super) fn stop_when_told(cancel: &Cancel, stopper: &Arc<Stopper>) {
-    let (cancel, stopper) = (cancel.clone(), stopper.clone());
-    let watch = move || {
-        while cancel.sleep(DAY).is_ok() {}
-        stopper.stop(CrashKind::Other("stopped by a signal".to_owned()));
-    };
-    if let Err(error) = std::thread::Builder::new().name("stop".to_owned()).spawn(watch) {
+    let told = stopper.clone();
+    let stop = move || told.stop(CrashKind::Other("stopped by a signal".to_owned()));
+    if let Err(error) = when_cancelled(cancel, stop) {
         output::message(format_args!(
             "Ctrl-C will be heard between two orders only: {}",
             with_causes(&error)
