@@ -28,6 +28,10 @@ impl Memslot {
     pub fn gpa_range(&self) -> GpaRange {
         GpaRange::with_len(self.gpa, self.len).expect("checked when the slot was made")
     }
+    /// Whether `gpa` lies in it.
+    pub fn contains(&self, gpa: Gpa) -> bool {
+        gpa.get().wrapping_sub(self.gpa.get()) < self.len
+    }
     /// The host virtual range.
     pub fn hva_range(&self) -> HvaRange {
         HvaRange::with_len(self.hva, self.len).expect("checked when the slot was made")
@@ -192,7 +196,7 @@ impl SlotTable {
     pub fn find_gpa(&self, gpa: Gpa) -> Option<&Memslot> {
         let after = self.gpas.partition_point(|&start| start <= gpa);
         let slot = &self.by_hva[self.by_gpa[after.checked_sub(1)?] as usize];
-        slot.gpa_range().contains(gpa).then_some(slot)
+        slot.contains(gpa).then_some(slot)
     }
 }
 

@@ -57,6 +57,7 @@ pub(super) enum Installed {
 
 impl<P: PrimaryMmu> SoftMmu<P> {
     /// Makes one page accessible, beginning again for as long as invalidations get in the way.
+    #[inline(never)]
     pub(super) fn fault(
         &self,
         cell: &WorkerCell,

@@ -67,9 +67,14 @@ impl<P: PrimaryMmu> Worker<P> {
     }
 
     fn slot(&mut self, gpa: Gpa) -> Result<Memslot, AccessError> {
-        if let Some(slot) = self.last_slot.filter(|slot| slot.gpa_range().contains(gpa)) {
-            return Ok(slot);
+        match self.last_slot {
+            Some(slot) if slot.contains(gpa) => Ok(slot),
+            _ => self.find_slot(gpa),
         }
+    }
+
+    #[cold]
+    fn find_slot(&mut self, gpa: Gpa) -> Result<Memslot, AccessError> {
         let slot = *self.mmu.slots.find_gpa(gpa).ok_or(AccessError::NoSlot(gpa))?;
         self.last_slot = Some(slot);
         Ok(slot)
