@@ -89,3 +89,19 @@ impl By {
         !self.is_ours() && !matches!(self, Self::Step | Self::Unattributed | Self::Holder)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_maker_of_a_range_has_one_side_and_a_name_of_its_own() {
+        for &by in By::ALL {
+            assert_eq!(by.name().parse(), Ok(by));
+            let neither = matches!(by, By::Step | By::Unattributed | By::Holder);
+            assert_eq!(u8::from(neither) + u8::from(by.is_ours()) + u8::from(by.is_stranger()), 1, "{by}");
+        }
+        assert!(By::Zap.is_ours() && By::OwnThread.is_ours());
+        assert!(By::Kswapd.is_stranger() && By::AnotherProcess.is_stranger());
+    }
+}

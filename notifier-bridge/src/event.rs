@@ -152,7 +152,32 @@ impl Invalidation {
 
 #[cfg(test)]
 mod tests {
+    use strum::VariantArray as _;
+
     use super::*;
+
+    #[test]
+    fn an_operations_cause_takes_pages_where_the_operation_evicts() {
+        for &operation in Operation::ALL {
+            assert_eq!(Cause::of(operation).takes_pages(), operation.evicts(), "{}", operation.name());
+        }
+        assert!(Cause::Unmap.takes_pages() && Cause::CgroupReclaim.takes_pages());
+        assert!(!Cause::PmdSplit.takes_pages());
+    }
+
+    /// `zap_page_range_single` and `unmap_mapping_range` have one bracket for all of a VMA, the rmap one for each folio.
+    #[test]
+    fn zaps_by_range_are_announced_once_in_a_vma() {
+        let once = Cause::VARIANTS.iter().copied().filter(|cause| cause.is_one_range_a_vma());
+        assert_eq!(once.collect::<Vec<_>>(), [Cause::DontNeed, Cause::Free, Cause::PunchHole]);
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for &cause in Cause::VARIANTS {
+            assert_eq!(cause.name().parse(), Ok(cause));
+        }
+    }
 
     #[test]
     fn watching_needs_nothing_and_a_split_all_of_its_block() {

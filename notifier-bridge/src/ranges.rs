@@ -26,3 +26,15 @@ pub struct GivenBack {
     /// By reporting pages as free.
     pub reported: Ranges,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_stop_at_the_largest_number() {
+        let mut sum = Ranges { ranges: 1, bytes: 4096 };
+        sum += Ranges { ranges: 2, bytes: u64::MAX };
+        assert_eq!(sum, Ranges { ranges: 3, bytes: u64::MAX });
+    }
+}

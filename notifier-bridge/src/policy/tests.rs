@@ -27,6 +27,23 @@ fn announced_bytes(policy: Policy, victim: &Victim, vma: HvaRange, slots: &SlotT
     policy.ranges(victim, vma, slots).map(HvaRange::len).sum()
 }
 
+/// What a policy says of its ranges is true of them.
+#[test]
+fn a_policys_ranges_are_the_folio_or_slots_where_it_says_so() {
+    let (victim, vma, slots) = example();
+    for &policy in Policy::ALL {
+        let ranges: Vec<HvaRange> = policy.ranges(&victim, vma, &slots).collect();
+        let ends_with_slots = |range: &HvaRange| {
+            let covering = slots.covering(*range);
+            covering.first().map(|slot| slot.hva_range().start()) == Some(range.start())
+                && covering.last().map(|slot| slot.hva_range().end()) == Some(range.end())
+        };
+        assert_eq!(policy.is_the_folio(), ranges == [victim.pages], "{policy}");
+        assert_eq!(policy.is_of_slots(), ranges.iter().all(ends_with_slots), "{policy}");
+        assert_eq!(policy.name().parse(), Ok(policy));
+    }
+}
+
 #[test]
 fn page_tells_each_page_after_the_operation() {
     let (victim, vma, slots) = example();
