@@ -41,7 +41,7 @@ pub use linux::LinuxGuest;
 pub use plan::{HotSet, Plan, Victims};
 pub use step::{Action, HotLoop, HotWalk, Idle, ReclaimStep, Step, VictimChoice};
 pub use uffd::Uffd;
-pub use vocabulary::{Guest, GuestPages, HotPages, UffdStore, Unit};
+pub use vocabulary::{DeviceTlb, Guest, GuestPages, HotPages, UffdStore, Unit};
 
 /// A checked scenario: it can be carried out, if the host gives what it needs.
 #[derive(Clone, Debug)]
@@ -66,8 +66,8 @@ pub struct Scenario {
     pub uffd: Uffd,
     /// Whether KVM keeps its default of dropping every SPTE when one memslot is deleted.
     pub slot_zap_all_quirk: bool,
-    /// Whether a device that shares the host's page tables reads each victim before it is taken.
-    pub shared_tlb: bool,
+    /// The device that shares the host's page tables and reads each victim before it is taken.
+    pub shared_tlb: DeviceTlb,
     /// Whether each vCPU has a processor of its own, as far as there are enough, and its userfaultfd handler the same.
     pub pinned: bool,
     /// The cases, at least one.

@@ -10,7 +10,7 @@ use super::error::At;
 use super::linux::LinuxText;
 use super::step::Action;
 use super::uffd::UffdText;
-use super::vocabulary::{AccessKind, Guest, HotPages, Unit, VictimKind, WalkKind};
+use super::vocabulary::{AccessKind, DeviceTlb, Guest, HotPages, Unit, VictimKind, WalkKind};
 use crate::choice::{ByteRange, Granule, PolicyChoice, Reclaim, Size, TimeSpan, Word, ZapChoice};
 
 /// The values of one axis.
@@ -44,7 +44,7 @@ pub(super) struct ScenarioText {
     pub slot_zap_all_quirk: Option<At<bool>>,
     /// Whether a device on the host's own page tables reads each victim before it is taken; default false.
     #[serde(default)]
-    pub shared_tlb: bool,
+    pub shared_tlb: DeviceTlb,
     /// Whether vCPU n runs on the n-th processor, and its userfaultfd handler too; default true.
     pub pinned: Option<bool>,
     /// What is tried.

@@ -1,5 +1,9 @@
 //! The words of a scenario that are no axis: how a step is done, and in which guest.
 
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
 use crate::choice::vocabulary;
 
 vocabulary! {
@@ -76,6 +80,42 @@ vocabulary! {
         Write,
         /// A `lock add`.
         LockedAdd,
+    }
+}
+
+vocabulary! {
+    /// The device on the host's own page tables, which reads each victim before it is taken: `shared_tlb`.
+    #[derive(Default)]
+    DeviceTlb ("device") {
+        /// No device.
+        #[default]
+        #[strum(serialize = "false")]
+        Absent,
+        /// Its TLB drops the range that it is told of.
+        #[strum(serialize = "true")]
+        Exact,
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceTlb {
+    /// `true` and `false` are booleans of TOML, the other words strings.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl Visitor<'_> for Reader {
+            type Value = DeviceTlb;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or a string in quotes")
+            }
+            fn visit_bool<E: de::Error>(self, present: bool) -> Result<DeviceTlb, E> {
+                Ok(if present { DeviceTlb::Exact } else { DeviceTlb::Absent })
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<DeviceTlb, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_any(Reader)
     }
 }
 
