@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_mem::{Backing, HvaRange};
+use notifier_bridge::Policy;
 use swap::FaultAround;
 
 use experiment::choice::{ByteRange, PolicyChoice, Size, TimeSpan};
@@ -84,12 +85,12 @@ pub struct RunArguments {
 pub struct ReplayArguments {
     /// The directory of a run, or the run.json in it.
     pub run: PathBuf,
-    /// The policies: kernel, page, pmd, folio, modern, slot, vm.
+    /// The policies, by their names in a scenario.
     #[arg(
         long,
         value_name = "POLICY",
         value_delimiter = ',',
-        default_value = "page,pmd,folio,modern,slot,vm"
+        default_values_t = Policy::ALL.iter().map(|&policy| PolicyChoice::Announced(policy))
     )]
     pub policy: Vec<PolicyChoice>,
     /// Bytes of a memslot, in place of what the run had.

@@ -93,11 +93,19 @@ fn draw(columns: &[Column], rows: &[&Row], charset: Charset) -> Table {
 }
 
 fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
-    // Where the kernel's account was not kept, two columns of dashes would tell nothing; where it is as expected, what was
-    // expected would tell nothing.
-    let kernel = ran.iter().any(|row| !row.kernel_ranges.is_null());
-    let differing = ran.iter().any(|row| row.differs());
-    let column = |heading, key, cell| Column { heading, key, cell };
+    [labels(differences), announcements(ran), prices(differences)].into_iter().flatten().collect()
+}
+
+const fn column(
+    heading: &'static str,
+    key: &'static str,
+    cell: fn(&Row, Charset) -> Option<String>,
+) -> Column {
+    Column { heading, key, cell }
+}
+
+/// The columns that tell one row from another.
+fn labels(differences: Differences) -> Vec<Column> {
     let mut columns = vec![
         column("backing", "backing achieved", |row, _| Some(backing(row))),
         column("policy", "policy", |row, _| Some(policy(row))),
@@ -111,25 +119,36 @@ fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
     if differences.zap {
         columns.push(column("zap", "zap", |row, _| Some(row.label.tried.zap.to_string())));
     }
-    columns.extend([
+    columns
+}
+
+/// The columns of what left, and of the ranges announced for it. Where the kernel's account was not kept, two columns of
+/// dashes would tell nothing; where it is as expected, what was expected would tell nothing.
+fn announcements(ran: &[&Row]) -> Vec<Column> {
+    let mut columns = vec![
         column("evicted", "evicted_bytes", |row, _| row.evicted_bytes.get().map(units::bytes)),
         column("ranges", "invalidations", |row, _| announced(row, row.invalidations.get().map(units::count))),
         column("invali-\ndated", "invalidated_bytes", |row, _| {
             announced(row, row.invalidated_bytes.get().map(units::bytes))
         }),
-    ]);
-    if kernel {
+    ];
+    if ran.iter().any(|row| !row.kernel_ranges.is_null()) {
         columns.extend([
             column("by the\nkernel", "kernel_ranges", |row, _| row.kernel_ranges.get().map(units::count)),
             column("its\nbytes", "kernel_bytes", |row, _| row.kernel_bytes.get().map(units::bytes)),
         ]);
     }
-    if differing {
+    if ran.iter().any(|row| row.differs()) {
         columns.push(column("expec-\nted", "expected_bytes", |row, _| {
             row.expected_bytes.get().map(units::bytes)
         }));
     }
-    columns.extend([
+    columns
+}
+
+/// The columns of what it cost the guest and the host.
+fn prices(differences: Differences) -> Vec<Column> {
+    let mut columns = vec![
         column("amplifi-\ncation", "amplification", |row, _| {
             announced(row, row.amplification.get().map(units::times))
         }),
@@ -138,7 +157,7 @@ fn columns(differences: Differences, ran: &[&Row]) -> Vec<Column> {
         column("colla-\nteral", "collateral_faults", |row, _| row.collateral_faults.get().map(units::count)),
         column("zap\np50", "zap_ns", |row, charset| p50(&row.zap_ns, charset)),
         column("reclaim\np50", "reclaim_ns", |row, charset| p50(&row.reclaim_ns, charset)),
-    ]);
+    ];
     if differences.reclaim {
         columns.push(column("out, a\nsecond", "evicted_bytes_per_second", |row, _| {
             row.evicted_bytes_per_second.get().map(|rate| units::bytes(rate as u64))
