@@ -249,6 +249,18 @@ mod tests {
         assert_eq!(kind, CrashKind::Silent);
     }
 
+    /// The guest of a snapshot waits behind its doorbell: entered without an order, it would carry out one of its past.
+    #[test]
+    #[ignore = "needs: Kvm"]
+    fn a_guest_that_goes_on_from_a_snapshot_is_entered_with_its_first_order() {
+        let (core, _cpu) = about_to_run(&[0xf4]);
+        let area = || core.control_area(0).unwrap();
+        let mailbox = Arc::new(Mailbox::resumed(0, area()));
+        mailbox.quit();
+        assert!(!BareExits { mailbox, up: true }.begin());
+        assert!(BareExits { mailbox: Arc::new(Mailbox::new(0, area())), up: false }.begin());
+    }
+
     /// A thread that ran on would keep the guest's memory.
     #[test]
     #[ignore = "needs: Kvm"]
