@@ -173,13 +173,6 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_back() {
-        for &cause in Cause::VARIANTS {
-            assert_eq!(cause.name().parse(), Ok(cause));
-        }
-    }
-
-    #[test]
     fn watching_needs_nothing_and_a_split_all_of_its_block() {
         let block = HvaRange::with_len(guest_mem::Hva::new(PMD_SIZE), PMD_SIZE).unwrap();
         let page = HvaRange::with_len(block.start(), 4096).unwrap();

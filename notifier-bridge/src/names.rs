@@ -29,9 +29,10 @@ mod tests {
 
     #[test]
     fn every_name_finds_its_member_again() {
-        assert!(Policy::ALL.iter().all(|p| p.to_string().parse() == Ok(*p)));
+        assert!(Policy::ALL.iter().all(|p| p.to_string() == p.name() && p.name().parse() == Ok(*p)));
         let causes = <Cause as strum::VariantArray>::VARIANTS;
-        assert!(causes.iter().all(|c| c.to_string().parse() == Ok(*c)));
+        assert!(causes.iter().all(|c| c.to_string() == c.name() && c.name().parse() == Ok(*c)));
+        assert!(By::ALL.iter().all(|by| by.to_string() == by.name() && by.name().parse() == Ok(*by)));
         assert!(causes.iter().enumerate().all(|(index, c)| *c as usize == index));
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use guest_mem::{HvaRange, MapLevel, PAGE_SIZE};
-use notifier_bridge::{Bridge, HostMmu, Policy, ResolveError, SharedTlb, SharedTlbStats, SharingMmu};
+use notifier_bridge::{Bridge, HostMmu, Policy, ResolveError, SharedTlb, SharedTlbStats};
 
 use crate::testbed::Testbed;
 use experiment::choice::Combination;
@@ -16,36 +16,26 @@ type Tlb = SharedTlb<HostMmu<fn(guest_mem::Hva) -> MapLevel>>;
 
 /// A device that walks the host's own page tables and caches what it found, as an IOMMU doing SVA does: the
 /// sharing listener, told by flushes alone.
-pub struct Device {
-    tlb: Arc<Tlb>,
-    /// What the bridge tells of flushes.
-    listener: Arc<dyn SharingMmu>,
-}
+pub struct Device(Arc<Tlb>);
 
 impl Device {
-    /// The device of `choice`; `None` for none.
-    fn over(testbed: &dyn Testbed, choice: DeviceTlb) -> Option<Self> {
+    fn over(testbed: &dyn Testbed) -> Self {
         // The level makes no difference to a TLB of 4 KiB pages.
         let probe: fn(guest_mem::Hva) -> MapLevel = |_| MapLevel::Pte;
         let primary = HostMmu::new([testbed.memory()], probe);
-        let tlb = Arc::new(SharedTlb::new(primary, TLB_ENTRIES));
-        let listener: Arc<dyn SharingMmu> = match choice {
-            DeviceTlb::Absent => return None,
-            DeviceTlb::Exact => tlb.clone(),
-        };
-        Some(Self { tlb, listener })
+        Self(Arc::new(SharedTlb::new(primary, TLB_ENTRIES)))
     }
 
     /// Reads a byte of each page of `range`, at most as many pages as it can cache: a transfer that has just
     /// ended when the pages are taken.
     pub fn read(&self, range: HvaRange) -> Result<(), ResolveError> {
         let mut pages = range.chunks(PAGE_SIZE).take(TLB_ENTRIES);
-        pages.try_for_each(|page| self.tlb.access(page.start(), false, |_, _| ()))
+        pages.try_for_each(|page| self.0.access(page.start(), false, |_, _| ()))
     }
 
     /// Counts of its TLB.
     pub fn stats(&self) -> SharedTlbStats {
-        self.tlb.stats()
+        self.0.stats()
     }
 }
 
@@ -66,9 +56,12 @@ impl Wiring {
         if let Some(shadowing) = testbed.shadowing(combination.zap) {
             bridge = bridge.shadowing(shadowing);
         }
-        let device = Device::over(testbed, shared_tlb);
+        let device = match shared_tlb {
+            DeviceTlb::Absent => None,
+            DeviceTlb::Exact => Some(Device::over(testbed)),
+        };
         if let Some(device) = &device {
-            bridge = bridge.sharing(device.listener.clone());
+            bridge = bridge.sharing(device.0.clone());
         }
         let exact = policy.is_the_folio();
         Self { bridge: Arc::new(bridge), device, exact }
