@@ -223,6 +223,22 @@ mod tests {
     }
 
     #[test]
+    fn chunks_that_are_no_neighbours_are_two_holes() {
+        let spare = SPARE as u64;
+        let (mut ledger, chunks) = (Ledger::new(100 * CHUNK), spare + 4);
+        put(&mut ledger, chunks * CHUNK);
+        ledger.free(extent(0, chunks * CHUNK).each().filter(|page| page.number() % CHUNK != 7));
+        // Idle for longest: chunks 0 and 2.
+        for chunk in [0, 2].into_iter().chain(4..spare + 2) {
+            assert_eq!(free_last(&mut ledger, chunk), Disk::Keep);
+        }
+        let both = [spare + 2, spare + 3].map(|chunk| FilePage::new(chunk * CHUNK + 7));
+        let holes = vec![extent(0, CHUNK), extent(2 * CHUNK, 3 * CHUNK)];
+        assert_eq!(ledger.free(both.into_iter()), Disk::Punch(holes), "what lies between them is stored");
+        assert!(ledger.is_stored(FilePage::new(CHUNK + 7)));
+    }
+
+    #[test]
     fn an_idle_chunk_that_is_used_again_is_not_punched() {
         let spare = SPARE as u64;
         let mut ledger = spare_chunks_idle(spare + 2);

@@ -83,6 +83,22 @@ mod tests {
     }
 
     #[test]
+    fn the_start_info_is_where_a_pvh_kernel_looks_for_it_and_has_the_memory_map() {
+        use vm_memory::{Bytes, GuestAddress};
+        let memory = memory();
+        let ram = [(0, 0xa_0000), (0x10_0000, LOW)]
+            .map(|(start, end)| GpaRange::new(Gpa::new(start), Gpa::new(end)).unwrap());
+        write_start_info(&memory, &ram).unwrap();
+        let word = |at: u64| memory.read_obj::<u32>(GuestAddress(at)).unwrap();
+        // struct hvm_start_info: magic, version, flags, modules, and at 40 the map and the number of its entries.
+        let start = START_INFO.get();
+        assert_eq!((word(start), word(start + 48)), (0x336e_c578, 2));
+        let map: u64 = memory.read_obj(GuestAddress(start + 40)).unwrap();
+        let entry = |at: u64| memory.read_obj::<u64>(GuestAddress(map + at)).unwrap();
+        assert_eq!([entry(0), entry(8), entry(24), entry(32)], [0, 0xa_0000, 0x10_0000, LOW - 0x10_0000]);
+    }
+
+    #[test]
     fn what_is_no_guest_is_refused_by_name() {
         let guest = resources::GUEST;
         let patched = |at: usize, bytes: &[u8]| {

@@ -113,6 +113,15 @@ mod tests {
     }
 
     #[test]
+    fn only_a_host_that_emulates_guest_kernels_has_a_limit() {
+        for kvm in KvmFacts::limited() {
+            assert_eq!(LinuxLimit::of(&kvm).is_some(), kvm.emulates_guest_kernels(), "{kvm:?}");
+        }
+        assert!(KvmFacts::limited().iter().any(|kvm| LinuxLimit::of(kvm).is_some()));
+        assert!(LinuxLimit::of(&KvmFacts::default()).is_none());
+    }
+
+    #[test]
     fn the_line_is_found_however_it_arrives() {
         let text = b"[    1.0] Freeing unused memory\r\n[    1.2] Run /init as init process\r\n";
         for at_a_time in 1..text.len() {
