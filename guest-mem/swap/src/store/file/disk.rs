@@ -225,10 +225,9 @@ mod tests {
     fn a_file_is_reached_past_the_page_cache_where_its_file_system_can_do_that_by_the_page() {
         let directory = std::env::temp_dir();
         let disk = Disk::create(&directory, 4 << 20).unwrap();
-        let page = [Page::ZERO];
         let by_the_page = open(&directory, OFlags::DIRECT)
-            .and_then(|file| rustix::io::pwrite(&file, Page::bytes(&page), 4096))
-            .is_ok_and(|written| written == 4096);
+            .and_then(|file| rustix::io::pwrite(&file, Page::bytes(&[Page::ZERO]), PAGE_SIZE))
+            .is_ok_and(|written| written as u64 == PAGE_SIZE);
         assert_eq!(disk.io() == FileIo::Direct, by_the_page && !disk.is_memory());
     }
 

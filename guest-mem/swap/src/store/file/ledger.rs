@@ -187,18 +187,23 @@ mod tests {
         extents
     }
 
-    /// So many chunks, each with only its page 7 stored, and the first SPARE of them then idle.
-    fn spare_chunks_idle(chunks: u64) -> Ledger {
+    /// So many chunks, each with only its page 7 stored, and then these idle, of which the disk is kept.
+    fn chunks_idle(chunks: u64, idle: impl Iterator<Item = u64>) -> Ledger {
         let mut ledger = Ledger::new(100 * CHUNK);
         assert_eq!(put(&mut ledger, chunks * CHUNK), one(&extent(0, chunks * CHUNK)));
         assert_eq!(
             ledger.free(extent(0, chunks * CHUNK).each().filter(|page| page.number() % CHUNK != 7)),
             Disk::Keep
         );
-        for chunk in 0..SPARE as u64 {
+        for chunk in idle {
             assert_eq!(free_last(&mut ledger, chunk), Disk::Keep);
         }
         ledger
+    }
+
+    /// The same, of which the first SPARE are idle.
+    fn spare_chunks_idle(chunks: u64) -> Ledger {
+        chunks_idle(chunks, 0..SPARE as u64)
     }
 
     fn free_last(ledger: &mut Ledger, chunk: u64) -> Disk {
@@ -225,13 +230,8 @@ mod tests {
     #[test]
     fn chunks_that_are_no_neighbours_are_two_holes() {
         let spare = SPARE as u64;
-        let (mut ledger, chunks) = (Ledger::new(100 * CHUNK), spare + 4);
-        put(&mut ledger, chunks * CHUNK);
-        ledger.free(extent(0, chunks * CHUNK).each().filter(|page| page.number() % CHUNK != 7));
         // Idle for longest: chunks 0 and 2.
-        for chunk in [0, 2].into_iter().chain(4..spare + 2) {
-            assert_eq!(free_last(&mut ledger, chunk), Disk::Keep);
-        }
+        let mut ledger = chunks_idle(spare + 4, [0, 2].into_iter().chain(4..spare + 2));
         let both = [spare + 2, spare + 3].map(|chunk| FilePage::new(chunk * CHUNK + 7));
         let holes = vec![extent(0, CHUNK), extent(2 * CHUNK, 3 * CHUNK)];
         assert_eq!(ledger.free(both.into_iter()), Disk::Punch(holes), "what lies between them is stored");

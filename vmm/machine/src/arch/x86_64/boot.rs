@@ -68,6 +68,9 @@ pub(crate) fn set_first_state(kvm: &Kvm, fd: &VcpuFd, vcpu: u32, entry: Gpa) -> 
 
 #[cfg(test)]
 mod tests {
+    use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
+    use vm_memory::Bytes;
+
     use super::*;
 
     const LOW: u64 = 4 << 20;
@@ -84,18 +87,17 @@ mod tests {
 
     #[test]
     fn the_start_info_is_where_a_pvh_kernel_looks_for_it_and_has_the_memory_map() {
-        use vm_memory::{Bytes, GuestAddress};
         let memory = memory();
         let ram = [(0, 0xa_0000), (0x10_0000, LOW)]
             .map(|(start, end)| GpaRange::new(Gpa::new(start), Gpa::new(end)).unwrap());
         write_start_info(&memory, &ram).unwrap();
-        let word = |at: u64| memory.read_obj::<u32>(GuestAddress(at)).unwrap();
-        // struct hvm_start_info: magic, version, flags, modules, and at 40 the map and the number of its entries.
-        let start = START_INFO.get();
-        assert_eq!((word(start), word(start + 48)), (0x336e_c578, 2));
-        let map: u64 = memory.read_obj(GuestAddress(start + 40)).unwrap();
-        let entry = |at: u64| memory.read_obj::<u64>(GuestAddress(map + at)).unwrap();
-        assert_eq!([entry(0), entry(8), entry(24), entry(32)], [0, 0xa_0000, 0x10_0000, LOW - 0x10_0000]);
+        let info: hvm_start_info = memory.read_obj(GuestAddress(START_INFO.get())).unwrap();
+        assert_eq!((info.magic, info.memmap_entries), (0x336e_c578, 2));
+        let map = [0, 1].map(|index| {
+            let at = info.memmap_paddr + index * size_of::<hvm_memmap_table_entry>() as u64;
+            memory.read_obj::<hvm_memmap_table_entry>(GuestAddress(at)).unwrap()
+        });
+        assert_eq!(map.map(|entry| (entry.addr, entry.size)), [(0, 0xa_0000), (0x10_0000, LOW - 0x10_0000)]);
     }
 
     #[test]
